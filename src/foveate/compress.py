@@ -1,0 +1,98 @@
+"""Attach a method to a model: `compress` gives a `Handle`, and the handle takes it off again."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from foveate.cost import Report, report
+from foveate.errors import ConfigError, UnsupportedModelError
+from foveate.method import Method
+from foveate.methods import make
+from foveate.models import family_of
+from foveate.runtime.attach import Runtime
+
+_attached: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class Handle:
+    """A method on a model. Use it as a context manager, or call `remove`.
+
+    Attributes:
+        model: the model given to `compress`, unchanged but for hooks.
+        method: what is attached.
+    """
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        self.model, self.method = model, method
+        self._target = _vlm(model)
+        self._family = family_of(self._target.config)
+        with _lock:
+            other = _attached.get(self._target)
+            if other is not None:
+                raise UnsupportedModelError(
+                    f"the model already carries {other.method!r}: remove that handle first, or attach both at once as "
+                    "`foveate.compress(model, a + b)`"
+                )
+            self._runtime: Runtime | None = Runtime(self._target, self._family, method)
+            _attached[self._target] = self
+
+    def report(self) -> Report:
+        """Tokens, FLOPs, KV bytes and times of the last call of this thread (see `foveate.cost.Report`)."""
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call report() before remove()")
+        return report(self._target, self._family, self._runtime.context.trace)
+
+    def remove(self) -> None:
+        """The stock model again. Calling it twice does nothing."""
+        with _lock:
+            if self._runtime is not None:
+                self._runtime.remove()
+                self._runtime = None
+                _attached.pop(self._target, None)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "" if self._runtime else " (removed)"
+        return f"<foveate {self.method!r} on {type(self._target).__name__}{state}>"
+
+
+def compress(model: nn.Module, method: Method | str, **options: Any) -> Handle:
+    """Make a vision-language model use fewer vision tokens.
+
+    Args:
+        model: a Hugging Face model of a supported family (`foveate.families`), or a PEFT model around one. It stays the
+            same object: ``forward`` and ``generate`` take and give what they did.
+        method: a method, a sum of methods, or a name.
+        options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``.
+
+    Raises:
+        FoveateError: the family is unknown, the model is compiled or already attached, or the method asks for a layer or
+            signal that the model does not have. The model is left as it was.
+    """
+    if isinstance(method, str):
+        method = make(method, **options)
+    elif options:
+        raise ConfigError(f"{', '.join(options)}: set options on the method itself, e.g. {type(method).__name__}(...)")
+    if not isinstance(method, Method):
+        raise ConfigError(f"{method!r} is neither a method nor the name of one")
+    return Handle(model, method)
+
+
+def _vlm(model: Any) -> nn.Module:
+    """The vision-language model inside wrappers (PEFT)."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise UnsupportedModelError(f"{type(model).__name__} is not a Hugging Face model")
+    return model

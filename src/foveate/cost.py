@@ -1,0 +1,196 @@
+"""FLOPs, bytes and times of a call: what was computed, next to what the stock model would have computed.
+
+A multiply-add counts as 2. Linear layers cost ``2 * rows * weights``; attention costs ``4 * queries * keys * width`` (scores
+and weighted values, the causal half included, as `torch.utils.flop_counter` counts it). Norms, activations and softmax
+are left out, as they are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.models.family import Family
+from foveate.ops.segments import offsets
+from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One visit of a site.
+
+    Attributes:
+        site, method: which.
+        before, after: visual tokens per span.
+        shapes: token grid ``(height, width)`` of each span.
+        kept: raster indices of the survivors of each span, ``y * width + x``.
+    """
+
+    site: str
+    method: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]
+    kept: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last call did, and what the stock model would have done.
+
+    Attributes:
+        visits: every site that was visited in the tower and the prefill, in order.
+        visual_tokens: visual tokens of the prompt (all rows of the batch).
+        layer_tokens: tokens per row that each decoder layer held in the prefill, text included.
+        full_layer_tokens: the same in the stock model.
+        mean_tokens: visual tokens per row and layer, averaged over the decoder layers.
+        flops, full_flops: by stage: ``tower``, ``projector``, ``prefill``, ``decode``, ``head``, ``sites`` (the method's
+            own work).
+        kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length.
+        kv_lengths: tokens in each cache entry.
+        seconds: wall time of ``tower``, ``prefill`` and ``decode``.
+        decode_steps: tokens generated after the prefill.
+    """
+
+    visits: tuple[Visit, ...]
+    visual_tokens: int
+    layer_tokens: tuple[int, ...]
+    full_layer_tokens: tuple[int, ...]
+    mean_tokens: float
+    flops: dict[str, int]
+    full_flops: dict[str, int]
+    kv_bytes: int
+    full_kv_bytes: int
+    kv_lengths: tuple[int, ...]
+    seconds: dict[str, float]
+    decode_steps: int
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs of this call over those of the stock model."""
+        return sum(self.flops.values()) / max(sum(self.full_flops.values()), 1)
+
+    @property
+    def kv_ratio(self) -> float:
+        """KV bytes of this call over those of the stock model."""
+        return self.kv_bytes / max(self.full_kv_bytes, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ratios included; without the indices of the survivors."""
+        data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
+        for visit in data["visits"]:
+            del visit["kept"]
+        return data
+
+    def __str__(self) -> str:
+        lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
+        for visit in self.visits:
+            lines.append(f"  {visit.site:<16}{visit.method}: {sum(visit.before)} -> {sum(visit.after)}")
+        total, full = sum(self.flops.values()), sum(self.full_flops.values())
+        lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
+        for stage, flops in self.flops.items():
+            if flops or self.full_flops[stage]:
+                lines.append(f"  {stage:<14}{flops:.3e} of {self.full_flops[stage]:.3e}")
+        lines.append(f"KV cache        {self.kv_bytes:,} of {self.full_kv_bytes:,} bytes ({self.kv_ratio:.1%})")
+        times = ", ".join(f"{stage} {seconds * 1e3:.1f} ms" for stage, seconds in self.seconds.items())
+        lines.append(f"time            {times} ({self.decode_steps} decode steps)")
+        return "\n".join(lines)
+
+
+def report(model: Any, family: Family, trace: Trace) -> Report:
+    """The report of a call from its trace."""
+    base = model.get_submodule(family.base)
+    tower = base.get_submodule(family.tower.module)
+    decoder = base.get_submodule(family.decoder.module)
+    blocks: Any = tower.get_submodule(family.tower.blocks)
+    layers: Any = decoder.get_submodule(family.decoder.layers)
+    n = len(layers)
+
+    now = {"tower": trace.patch_rows * _conv_weights(tower)}
+    full = {"tower": trace.full_patch_rows * _conv_weights(tower)}
+    for i, block_trace in enumerate(trace.blocks):
+        a, b = _block_flops(blocks[i % len(blocks)], family.tower.attention, block_trace)
+        now["tower"] += a
+        full["tower"] += b
+    projector = base.get_submodule(family.tower.output)
+    now["projector"] = trace.output_rows * _weights(projector)
+    full["projector"] = trace.full_output_rows * _weights(projector)
+    for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
+        now[stage] = full[stage] = 0
+        for i, layer_trace in enumerate(log):
+            a, b = _layer_flops(layers[i % n], family.decoder.attention, layer_trace)
+            now[stage] += a
+            full[stage] += b
+    now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
+    now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
+    full["sites"] = 0
+
+    first = trace.prefill[:n]
+    visual = sum(t * h * w for t, h, w in trace.grid)
+    gone = sum(entry.full_queries - entry.queries for entry in first) / max(len(first), 1)
+    batch = first[0].batch if first else 1
+    return Report(
+        visits=tuple(_visit(site) for site in trace.sites if not site.name.startswith("decode ")),
+        visual_tokens=visual,
+        layer_tokens=tuple(entry.queries for entry in first),
+        full_layer_tokens=tuple(entry.full_queries for entry in first),
+        mean_tokens=max(visual / batch - gone, 0.0),
+        flops=now,
+        full_flops=full,
+        kv_bytes=trace.kv_bytes,
+        full_kv_bytes=trace.full_kv_bytes,
+        kv_lengths=tuple(trace.kv_lengths),
+        seconds={stage: trace.seconds(stage) for stage in ("tower", "prefill", "decode")},
+        decode_steps=trace.decode_steps,
+    )
+
+
+def _visit(site: SiteTrace) -> Visit:
+    index = [] if site.index is None else site.index.tolist()
+    ends = offsets(site.after)
+    kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
+    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept)
+
+
+def _weights(module: nn.Module | None) -> int:
+    """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``)."""
+    if module is None:
+        return 0
+    linear = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in linear)  # type: ignore[call-overload]
+
+
+def _conv_weights(module: nn.Module) -> int:
+    convolutions = [m for m in module.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    return sum(2 * m.weight.numel() for m in convolutions)
+
+
+def _width(attention: Any) -> int:
+    """Heads x head size of an attention module."""
+    heads = getattr(attention, "num_heads", None) or attention.config.num_attention_heads
+    return int(heads) * int(attention.head_dim)
+
+
+def _block_flops(block: nn.Module, name: str, trace: BlockTrace) -> tuple[int, int]:
+    attention = block.get_submodule(name)
+    in_attention = _weights(attention)
+    in_ffn = _weights(block) - in_attention
+    squares, full_squares = _squares(trace.segments), _squares(trace.full_segments)
+    width = 4 * _width(attention)
+    now = trace.rows * in_attention + trace.ffn_rows * in_ffn + squares * width
+    return now, trace.full_rows * (in_attention + in_ffn) + full_squares * width
+
+
+def _squares(segments: Any) -> int:
+    """Sum of squared segment lengths, from lengths or from cumulative lengths on a device."""
+    if isinstance(segments, Tensor):
+        segments = segments.diff().tolist()
+    return sum(int(length) ** 2 for length in segments)
+
+
+def _layer_flops(layer: nn.Module, name: str, trace: LayerTrace) -> tuple[int, int]:
+    weights, width = _weights(layer), 4 * _width(layer.get_submodule(name))
+    now = trace.batch * trace.queries * (weights + trace.keys * width)
+    return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)

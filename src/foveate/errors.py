@@ -1,0 +1,34 @@
+"""What foveate raises. Every message says what was wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class FoveateError(Exception):
+    """Base of every error that foveate raises on purpose."""
+
+
+class UnknownNameError(FoveateError, KeyError):
+    """A method, family or signal name that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class ConfigError(FoveateError, ValueError):
+    """An option of a method is missing, unknown, of the wrong type or out of range."""
+
+
+class UnsupportedModelError(FoveateError):
+    """The model's family, state (compiled, already attached) or attention kernel cannot be compressed."""
+
+
+class UnsupportedSiteError(FoveateError):
+    """The model has no such layer or block, or a reduction there would never be seen by the language model."""
+
+
+class UnsupportedCacheError(FoveateError):
+    """The KV cache given cannot hold layers of different length."""
+
+
+class InputError(FoveateError, ValueError):
+    """The inputs of a forward contradict what the vision tower produced."""

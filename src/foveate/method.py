@@ -1,0 +1,167 @@
+"""A method: where it acts, what it asks for, what it decides. Methods add up with ``+``.
+
+A method is a frozen dataclass in a file of its own. It says its `sites` and implements one of two levels:
+`score` when it ranks tokens and keeps the best, `reduce` for anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from foveate.errors import ConfigError
+from foveate.schedule import check_ratio
+from foveate.serialise import build, plain
+from foveate.tokens import SIGNALS, Parked, Reduction, Signal, Tokens
+
+Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode"]
+Positions = Literal["keep", "renumber", "native"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the forward pass where the token set may change.
+
+    Attributes:
+        at: ``pixels`` (before patch embedding), ``tower`` (a vision block), ``tower_output`` (the selected features,
+            before the projector), ``lm_entry`` (features, positions and text meet), ``decoder`` (before a decoder
+            layer), ``decode`` (the KV cache of a decoder layer and of all after it, at every generated token).
+        layer: block or decoder layer; negative counts from the end.
+        keep: share of the tokens present that survive, for `Tokens.budget`.
+        where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
+        action: ``reduce``; ``park`` (those not kept come back later); ``restore`` (they come back here).
+        unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
+            (only for parking: a dropped patch would leave a hole inside a block).
+        signals: what `Tokens` must carry; a signal nobody asks for is never computed.
+    """
+
+    at: Place
+    layer: int = 0
+    keep: float = 1.0
+    where: Literal["before", "mid"] = "before"
+    action: Literal["reduce", "park", "restore"] = "reduce"
+    unit: Literal["merge", "patch"] = "merge"
+    signals: tuple[Signal, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_ratio("keep", self.keep)
+        for name in self.signals:
+            if name not in SIGNALS:
+                raise ConfigError(f"unknown signal {name!r}; there are {', '.join(SIGNALS)}")
+
+    def __str__(self) -> str:
+        if self.at in ("pixels", "tower_output", "lm_entry"):
+            return self.at
+        return f"{self.at} {self.layer}" + (" (mid)" if self.where == "mid" else "")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a method may know about the model when it says its sites.
+
+    Attributes:
+        family: ``config.model_type``.
+        blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
+        layers: decoder layers.
+        has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
+    """
+
+    family: str
+    blocks: int
+    layers: int
+    has_cls: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base class. Subclasses are frozen dataclasses whose docstring cites the paper.
+
+    Attributes:
+        positions: what survivors do with position ids: ``keep`` the original ones (default); ``renumber``, as if the
+            prompt had been shorter from that site on; ``native``, the same, for methods that act before the LLM only.
+    """
+
+    positions: Positions = "keep"
+
+    #: "Short title (venue year, arXiv id)"
+    paper: ClassVar[str] = ""
+    training_free: ClassVar[bool] = True
+    #: the count of survivors follows from the grid alone, so serving engines can plan for it
+    fixed_budget: ClassVar[bool] = True
+    #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
+    proportional_attention: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.positions not in ("keep", "renumber", "native"):
+            raise ConfigError(f"positions={self.positions!r}: choose 'keep', 'renumber' or 'native'")
+        for f in fields(self):
+            if f.name == "keep" and f.type in ("float", float):
+                check_ratio("keep", getattr(self, f.name))
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        """Where this method acts in a model like ``host``."""
+        raise NotImplementedError(f"{type(self).__name__} must say its sites")
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        """``(N,)`` scores; the best ``site.keep`` of every span survive."""
+        raise NotImplementedError(f"{type(self).__name__} must implement score() or reduce()")
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        """Decide what survives at ``site``."""
+        return tokens.keep_best(self.score(tokens, site), site.keep)
+
+    def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
+        """Hidden states ``(N, C)`` of all tokens of ``parked``, now that ``tokens`` (the kept ones) come back with them.
+
+        By default a parked token returns as it was.
+        """
+        return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""
+        return 0
+
+    @classmethod
+    def name(cls) -> str:
+        """The name in command lines and configs: the class name in lower case."""
+        return cls.__name__.lower()
+
+    def parts(self) -> tuple[Method, ...]:
+        """The methods this one is composed of, in order; itself if it is not composed."""
+        return (self,)
+
+    def __add__(self, other: Method) -> Method:
+        if not isinstance(other, Method):
+            return NotImplemented
+        return Composed((*self.parts(), *other.parts()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `foveate.method_from_json` turns back into an equal method."""
+        return {"method": self.name(), **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Method:
+        """Build from plain data; unknown names and wrong types raise `ConfigError`."""
+        return build(cls, options)
+
+
+@dataclass(frozen=True)
+class Composed(Method):
+    """Several methods at once. At a shared site they act one after the other, in the order of the sum."""
+
+    methods: tuple[Method, ...] = ()
+
+    def parts(self) -> tuple[Method, ...]:
+        return self.methods
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [site for method in self.methods for site in method.sites(host)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"method": "composed", "methods": [method.to_json() for method in self.methods]}
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.methods))

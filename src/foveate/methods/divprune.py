@@ -1,0 +1,37 @@
+"""DivPrune: the most diverse subset of the projected tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.method import Host, Method, Site
+from foveate.ops import select
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class DivPrune(Method):
+    """Max-min diversity: greedily keep the token farthest (cosine) from all kept so far, where they enter the LLM.
+
+    "DivPrune: Diversity-based Visual Token Pruning" (arXiv 2503.02175, CVPR 2025), section 3.2.
+    From the paper: cosine distance of projected tokens, greedy max-min, seed = the token farthest from its nearest
+    neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
+    gives theirs). Ours: all images of the batch at once, budget per image.
+    """
+
+    keep: float = 0.098
+
+    paper: ClassVar[str] = "DivPrune (CVPR 2025, 2503.02175)"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("lm_entry", keep=self.keep)]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        return Reduction(select.farthest_point(tokens.hidden, tokens.counts, counts), counts)
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        widest = max(tokens.counts, default=0)
+        return 2 * len(tokens.counts) * widest**2 * tokens.hidden.shape[-1]

@@ -1,0 +1,58 @@
+"""DyCoke's decode stage: each generated token attends to the visual tokens that matter now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.method import Host, Method, Site
+from foveate.ops import select
+from foveate.schedule import check_ratio
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class DyCoke(Method):
+    """While decoding, from layer ``layer`` on, attend only to the visual tokens that the current token looks at.
+
+    "DyCoke: Dynamic Compression of Tokens for Fast Video LLMs" (arXiv 2411.15024, CVPR 2025), section 3.3 (the dynamic
+    KV cache; the temporal merging of section 3.2 acts before the LLM and is not here yet).
+    From the paper: attention of layer 3's predecessor, 30 % of the visual tokens kept, a new choice only when the
+    attention has turned (cosine below 0.9). Hidden keys and values are not freed, so they can come back. The authors'
+    code falls back to the whole cache when the attention has not turned; as in the paper, ours keeps the last choice.
+    """
+
+    keep: float = 0.3
+    layer: int = 3
+    threshold: float = 0.9
+
+    paper: ClassVar[str] = "DyCoke (CVPR 2025, 2411.15024)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio("threshold", self.threshold)
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("decode", self.layer, self.keep, signals=("last_row",))]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        attention = tokens.last_row.float().mean(-1)
+        keep = select.top_k(attention, tokens.counts, counts)
+        before = tokens.state.get("attention")
+        if before is not None and before.shape == attention.shape:
+            segment, n_spans = tokens.segment, len(tokens.counts)
+            turned = _cosine(before, attention, segment, n_spans) < self.threshold  # (S,)
+            kept_segment = segment[keep]
+            keep = torch.where(turned[kept_segment], keep, tokens.state["keep"])
+        tokens.state["attention"], tokens.state["keep"] = attention, keep
+        return Reduction(keep, counts)
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor, segment: torch.Tensor, n_spans: int) -> torch.Tensor:
+    """Cosine of two packed ``(N,)`` vectors by segment: ``(S,)``."""
+    dot, aa, bb = (a.new_zeros(n_spans).index_add_(0, segment, x) for x in (a * b, a * a, b * b))
+    return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)

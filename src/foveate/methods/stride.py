@@ -1,0 +1,31 @@
+"""Stride: evenly spaced tokens, the cheapest reduction there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.method import Host, Method, Site
+from foveate.ops import select
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class Stride(Method):
+    """Keep every ``1/keep``-th token of every span, in raster order, before each of ``layers``.
+
+    A control, not a paper: what uniform subsampling at the same budget would do. ``keep`` applies again at every layer.
+    """
+
+    keep: float = 0.5
+    layers: tuple[int, ...] = (0,)
+
+    paper: ClassVar[str] = "control; uniform subsampling"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("decoder", layer, self.keep) for layer in self.layers]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        return Reduction(select.stride(tokens.counts, counts, tokens.index.device), counts)

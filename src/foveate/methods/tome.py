@@ -1,0 +1,61 @@
+"""ToMe: merge similar tokens inside every vision block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.method import Host, Method, Site
+from foveate.ops import merge
+from foveate.ops.segments import segment_sum
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Merge a share of the tokens in every vision block, between attention and FFN, by bipartite soft matching.
+
+    "Token Merging: Your ViT But Faster" (arXiv 2210.09461, ICLR 2023), section 3.
+    From the paper: head-mean keys as the metric, alternate tokens as the two sets, size-weighted mean, proportional
+    attention, a constant number of merges per block. Ours: the number is chosen so that ``keep`` of the tokens leave the
+    tower; a merged token keeps the place and position of its odd member; in towers with a 2x2 patch merger a token is
+    the 2x2 block, merged patch by patch.
+    """
+
+    keep: float = 0.5
+
+    paper: ClassVar[str] = "ToMe (ICLR 2023, 2210.09461)"
+    proportional_attention: ClassVar[bool] = True
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        # The same number r of merges in each block: of N, block b leaves 1 - (b + 1) r / N, and the last one `keep`.
+        share = [1 - (1 - self.keep) * done / host.blocks for done in range(host.blocks + 1)]
+        return [
+            Site("tower", block, max(0.5, share[block + 1] / share[block]), where="mid", signals=("keys",))
+            for block in range(host.blocks)
+        ]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        merges = [n - kept for n, kept in zip(tokens.counts, counts)]
+        metric = tokens.keys.mean(1)  # (N, d)
+        source, target = merge.bipartite_match(metric, tokens.counts, merges)
+
+        stays = torch.ones(len(tokens), dtype=torch.bool, device=metric.device).index_fill(0, source, False)
+        place = stays.cumsum(0) - 1  # packed index -> rank among survivors
+        group = place.index_copy(0, source, place[target])
+        keep = torch.argsort((~stays).int(), stable=True)[: sum(counts)]
+        return Reduction(
+            keep,
+            counts,
+            hidden=merge.weighted_mean(tokens.hidden, tokens.sizes, group, sum(counts)),
+            sizes=segment_sum(tokens.sizes, group, sum(counts)),
+        )
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        widest = max(tokens.counts, default=0)
+        width = tokens.keys.shape[-1]
+        return 2 * len(tokens.counts) * ((widest + 1) // 2) * (widest // 2) * width

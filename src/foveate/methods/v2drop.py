@@ -1,0 +1,43 @@
+"""V2Drop: tokens that the last layer hardly changed are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.errors import ConfigError
+from foveate.method import Host, Method, Site
+from foveate.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class V2Drop(Method):
+    """Keep the tokens whose hidden state the previous decoder layer moved most (L2 norm), at a few layers.
+
+    "Variation-aware Vision Token Dropping" (arXiv 2509.01552, CVPR 2026).
+    From the authors' code: score ``|h_l - h_(l-1)|`` of the layers' inputs, original position ids, layers 3, 17, 22 of 32
+    keeping 50 %, 50 % and (almost) none of what is there. Ours: ``layers`` unset scales those depths to the model; the
+    last stage keeps none, where the code keeps one token.
+    """
+
+    layers: tuple[int, ...] = ()
+    keeps: tuple[float, ...] = (0.5, 0.5, 0.0)
+
+    paper: ClassVar[str] = "V2Drop (CVPR 2026, 2509.01552)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers and len(self.layers) != len(self.keeps):
+            raise ConfigError(f"V2Drop needs one keep per layer: {len(self.layers)} layers, {len(self.keeps)} keeps")
+        if not self.layers and len(self.keeps) != 3:
+            raise ConfigError("V2Drop's default has three stages: give `layers` to use another number of `keeps`")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        layers = self.layers or [max(1, round(host.layers * depth / 32)) for depth in (3, 17, 22)]
+        return [Site("decoder", layer, keep, signals=("residual",)) for layer, keep in zip(layers, self.keeps)]
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return tokens.residual.float().norm(dim=-1)

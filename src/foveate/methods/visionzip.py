@@ -1,0 +1,67 @@
+"""VisionZip: dominant tokens by attention, the rest merged into a few contextual ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.method import Host, Method, Site
+from foveate.ops import merge, select
+from foveate.ops.segments import segment_mean
+from foveate.schedule import budget, check_ratio
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class VisionZip(Method):
+    """At the tower's output keep the tokens that receive most attention, and merge the others into evenly spaced ones.
+
+    "VisionZip: Longer is Better but Not Necessary" (arXiv 2412.04467, CVPR 2025), section 3.
+    From the paper: attention of the CLS token (without one: attention received), 54 dominant + 10 contextual of 576.
+    From the authors' code: scores summed over heads; the others join the target with the most similar head-mean key, and
+    a target becomes itself plus the mean of its members. Ours: the targets are spaced evenly from the middle, not from
+    the first token; the CLS token itself is not kept; in towers with a 2x2 merger a token is the 2x2 block; survivors
+    keep their positions.
+    """
+
+    keep: float = 64 / 576
+    contextual: float = 10 / 64  # share of the survivors
+
+    paper: ClassVar[str] = "VisionZip (CVPR 2025, 2412.04467)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio("contextual", self.contextual)
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        attention = "cls_row" if host.has_cls else "received"
+        return [Site("tower_output", keep=self.keep, signals=(attention, "keys"))]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        n_contextual = budget(counts, self.contextual)
+        n_dominant = tuple(kept - few for kept, few in zip(counts, n_contextual))
+        attention = tokens.cls_row.sum(-1) if "cls_row" in tokens.signals else tokens.received
+        dominant = select.top_k(attention, tokens.counts, n_dominant)
+
+        n_rest = tuple(n - kept for n, kept in zip(tokens.counts, n_dominant))
+        is_rest = torch.ones(len(tokens), dtype=torch.bool, device=attention.device).index_fill(0, dominant, False)
+        rest = torch.argsort((~is_rest).int(), stable=True)[: sum(n_rest)]
+        target = select.stride(n_rest, n_contextual, attention.device)
+        group = merge.nearest_target(tokens.keys[rest].mean(1), n_rest, target, n_contextual)
+        member = torch.ones(len(rest), dtype=torch.bool, device=rest.device).index_fill(0, target, False)
+        # A target is added whole to the mean of the others; members of no group (n_contextual = 0) are dropped.
+        bucket = torch.where(member, group, len(target))
+        contextual = tokens.hidden[rest][target] + segment_mean(tokens.hidden[rest], bucket, len(target) + 1)[:-1]
+
+        keep, order = torch.cat([dominant, rest[target]]).sort()
+        return Reduction(keep, counts, hidden=torch.cat([tokens.hidden[dominant], contextual])[order])
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        counts = tokens.budget(site.keep)
+        n_contextual = budget(counts, self.contextual)
+        rest = max((n - k + c for n, k, c in zip(tokens.counts, counts, n_contextual)), default=0)
+        return 2 * len(tokens.counts) * rest * max(n_contextual, default=0) * tokens.keys.shape[-1]

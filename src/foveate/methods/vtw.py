@@ -1,0 +1,35 @@
+"""VTW: withdraw every visual token at one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.method import Host, Method, Site
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class VTW(Method):
+    """Remove all visual tokens before decoder layer ``layer``.
+
+    "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal" (arXiv 2405.05803, AAAI 2025).
+    From the authors' code: original position ids are kept, and decoding counts on from the full length. The authors
+    search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: ``layer=None``
+    means that share of the depth, for models nobody has searched.
+    """
+
+    layer: int | None = None
+
+    paper: ClassVar[str] = "VTW (AAAI 2025, 2405.05803)"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        layer = round(host.layers * 15 / 32) if self.layer is None else self.layer
+        return [Site("decoder", layer, keep=0.0)]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        nothing = torch.empty(0, dtype=torch.long, device=tokens.index.device)
+        return Reduction(nothing, (0,) * len(tokens.counts))

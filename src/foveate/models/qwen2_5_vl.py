@@ -1,0 +1,31 @@
+"""Qwen2.5-VL: like Qwen2-VL, with window attention; the blocks see the 2x2 units window after window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
+
+from foveate.models import qwen2_vl
+from foveate.models.family import Args, Kwargs, argument
+
+
+def _order(config: Any, args: Args, kwargs: Kwargs) -> Tensor:
+    vision = config.vision_config
+    order: Tensor
+    order, _ = get_vision_window_index(
+        argument(args, kwargs, 1, "grid_thw"),
+        spatial_merge_size=vision.spatial_merge_size,
+        window_size=vision.window_size,
+        patch_size=vision.patch_size,
+    )
+    return order
+
+
+FAMILY = replace(
+    qwen2_vl.FAMILY,
+    model_type="qwen2_5_vl",
+    tower=replace(qwen2_vl.FAMILY.tower, order=_order),
+)

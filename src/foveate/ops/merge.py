@@ -1,0 +1,88 @@
+"""Merging: which token is folded into which, and the weighted means that result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.ops.segments import offsets, padded_index, ranges, to_padded
+
+
+def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Bipartite soft matching (ToMe): the ``r[s]`` most similar even tokens of a segment each pick an odd token.
+
+    Args:
+        features: ``(N, D)``; similarity is the cosine.
+        counts: tokens per segment.
+        r: merges per segment, ``r[s] <= counts[s] // 2``.
+
+    Returns:
+        ``(source, target)``, packed indices ``(sum(r),)`` each; sources are distinct and are never targets.
+    """
+    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
+    if x.shape[1] < 2 or sum(r) == 0:
+        empty = torch.empty(0, dtype=torch.long, device=features.device)
+        return empty, empty
+    lengths = torch.tensor(counts, device=x.device)
+    even, odd = x[:, 0::2], x[:, 1::2]
+    similarity = even @ odd.transpose(1, 2)  # (S, ceil(n/2), floor(n/2))
+    missing = torch.arange(odd.shape[1], device=x.device) * 2 + 1 >= lengths[:, None]
+    best, partner = similarity.masked_fill(missing[:, None, :], -torch.inf).max(-1)
+    absent = torch.arange(even.shape[1], device=x.device) * 2 >= lengths[:, None]
+    order = best.masked_fill(absent, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    start = torch.tensor(offsets(counts)[:-1], device=x.device)[:, None]
+    width = even.shape[1]
+    rows = ranges([i * width for i in range(len(r))], r, x.device)
+    source = (2 * order + start).flatten()[rows]
+    target = (2 * partner.gather(1, order) + 1 + start).flatten()[rows]
+    return source, target
+
+
+def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: Sequence[int]) -> Tensor:
+    """The most similar target of the same segment, for every token.
+
+    Args:
+        features: ``(N, D)``; similarity is the cosine.
+        counts: tokens per segment.
+        targets: ``(sum(k),)`` ascending packed indices.
+        k: targets per segment.
+
+    Returns:
+        ``(N,)`` int64: index into ``targets``; ``len(targets)`` where the segment has no target. A target is its own
+        nearest target.
+    """
+    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
+    unit = x.flatten(0, 1)[padded_index(counts, x.device)]
+    if len(targets) == 0:
+        return torch.zeros(len(features), dtype=torch.long, device=features.device)
+    centre = to_padded(unit[targets], k)  # (S, max k, D)
+    similarity = x @ centre.transpose(1, 2)
+    available = torch.tensor(k, device=x.device)[:, None]
+    missing = torch.arange(centre.shape[1], device=x.device) >= available
+    choice = similarity.masked_fill(missing[:, None, :], -torch.inf).argmax(-1)  # (S, n)
+    start = torch.tensor(offsets(k)[:-1], device=x.device)[:, None]
+    assigned = torch.where(available > 0, choice + start, len(targets))
+    assigned = assigned.flatten()[padded_index(counts, x.device)]
+    assigned[targets] = torch.arange(len(targets), device=x.device)
+    return assigned
+
+
+def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """``sum(w x) / sum(w)`` by group.
+
+    Args:
+        x: ``(N, ...)``.
+        weight: ``(N,)`` positive.
+        group: ``(N,)`` int64 in ``[0, n_groups)``.
+
+    Returns:
+        ``(n_groups, ...)`` in the dtype of ``x``; the sums are taken in fp32.
+    """
+    w = weight.float().view(-1, *(1,) * (x.dim() - 1))
+    total = torch.zeros(n_groups, *x.shape[1:], device=x.device).index_add(0, group, x.float() * w)
+    mass = torch.zeros(n_groups, device=x.device).index_add(0, group, weight.float())
+    return (total / mass.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
+
+

@@ -1,0 +1,62 @@
+"""Bookkeeping of packed segments: offsets, segment ids, ranges, means. Host-side lengths, device-side tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def offsets(counts: Sequence[int]) -> list[int]:
+    """Start of each segment, and the total: ``(S + 1,)`` ints, e.g. ``[3, 2] -> [0, 3, 5]``."""
+    out = [0]
+    for count in counts:
+        out.append(out[-1] + count)
+    return out
+
+
+def segment_ids(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Segment of each packed row, ``(N,)`` int64, e.g. ``[3, 2] -> [0, 0, 0, 1, 1]``."""
+    lengths = torch.tensor(counts, dtype=torch.long)
+    return torch.repeat_interleave(lengths, output_size=sum(counts)).to(device, non_blocking=True)
+
+
+def ranges(starts: Sequence[int], lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """``concat(arange(start, start + length))``: ``(sum(lengths),)`` int64."""
+    length = torch.tensor(lengths, dtype=torch.long)
+    shift = torch.tensor(starts, dtype=torch.long) - (length.cumsum(0) - length)
+    total = sum(lengths)
+    flat = torch.arange(total) + torch.repeat_interleave(shift, length, output_size=total)
+    return flat.to(device, non_blocking=True)
+
+
+def within(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Rank of each packed row inside its segment, ``(N,)`` int64, e.g. ``[3, 2] -> [0, 1, 2, 0, 1]``."""
+    return ranges([0] * len(counts), counts, device)
+
+
+def segment_sum(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Sum of the rows of ``x (N, ...)`` by segment: ``(S, ...)``."""
+    return x.new_zeros(n_segments, *x.shape[1:]).index_add_(0, segment, x)
+
+
+def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Mean of the rows of ``x (N, ...)`` by segment: ``(S, ...)``; an empty segment gives zeros."""
+    ones = x.new_ones(x.shape[0])
+    size = segment_sum(ones, segment, n_segments).clamp(min=1)
+    return segment_sum(x, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))
+
+
+def to_padded(x: Tensor, counts: Sequence[int], fill: float = 0.0) -> Tensor:
+    """Packed ``(N, ...)`` to padded ``(S, max(counts), ...)``, padding on the right."""
+    width = max(counts, default=0)
+    out = x.new_full((len(counts) * width, *x.shape[1:]), fill)
+    out[padded_index(counts, x.device)] = x
+    return out.view(len(counts), width, *x.shape[1:])
+
+
+def padded_index(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Row of each packed token in the flattened padded tensor ``(S * max(counts),)``: ``(N,)`` int64."""
+    width = max(counts, default=0)
+    return ranges([i * width for i in range(len(counts))], counts, device)

@@ -1,0 +1,131 @@
+"""Put a method on a model: check the plan against the model, then hook it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
+from foveate.method import Host, Method, Site
+from foveate.models.family import Family
+from foveate.runtime.context import Action, Context, Hooks
+from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.tower import TowerHooks
+
+
+class Runtime:
+    """A method attached to a model, and the way to take it off."""
+
+    def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
+        config: Any = model.config
+        base = model.get_submodule(family.base)
+        _refuse_compiled(model)
+        self.context = Context()
+        self.host = _host(base, config, family)
+        actions = _plan(method, self.host, family, config)
+        inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
+        self.actions = actions
+        self.tower = TowerHooks(base, config, family, inside, self.context)
+        holes = any(a.site.action == "reduce" for a in inside)
+        outside = [a for a in actions if a not in inside]
+        renumbering = [a for a in actions if a.method.positions != "keep"]
+        self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
+        self.decoder.renumber = bool(renumbering)
+        self.hooks = Hooks()
+        try:
+            self.tower.attach(self.hooks)
+            self.decoder.attach(self.hooks)
+            self._count_head(model)
+        except BaseException:
+            self.hooks.remove()
+            raise
+
+    def _count_head(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+
+        def count(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self.context.trace.head_rows += args[0].shape[:-1].numel()
+
+        if head is not None:
+            self.hooks.pre(head, count)
+
+    def remove(self) -> None:
+        """Take every hook off again."""
+        self.hooks.remove()
+
+
+def _host(base: nn.Module, config: Any, family: Family) -> Host:
+    layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
+    return Host(
+        family=family.model_type,
+        blocks=family.tower.last_block(config) + 1,
+        layers=len(layers),
+        has_cls=family.tower.leading > 0,
+    )
+
+
+def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Action]:
+    """Every site of every part of the method, with its layer resolved and checked."""
+    policies = {part.positions for part in method.parts()}
+    if len(policies) > 1:
+        raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
+    actions = []
+    for part in method.parts():
+        parked = 0
+        for site in part.sites(host):
+            site = replace(site, layer=_layer(site, host))
+            _check(part, site, host, family, config)
+            parked += {"park": 1, "restore": -1, "reduce": 0}[site.action]
+            if parked < 0:
+                raise UnsupportedSiteError(f"{part.name()}: {site} restores, but nothing is parked there")
+            actions.append(Action(site, part, len(actions)))
+        if parked:
+            raise UnsupportedSiteError(f"{part.name()} parks tokens in the tower and never restores them")
+    return actions
+
+
+def _layer(site: Site, host: Host) -> int:
+    if site.at not in ("tower", "decoder", "decode"):
+        return 0
+    n = host.blocks if site.at == "tower" else host.layers
+    layer = site.layer + n if site.layer < 0 else site.layer
+    if not 0 <= layer < n:
+        what = "vision blocks that reach the language model" if site.at == "tower" else "decoder layers"
+        note = ""
+        if site.at == "tower" and host.has_cls:
+            note = " (features are taken before the tower's last block, so a reduction there would change nothing)"
+        raise UnsupportedSiteError(f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}")
+    return layer
+
+
+def _check(method: Method, site: Site, host: Host, family: Family, config: Any) -> None:
+    unit = family.tower.unit(config)
+    if "cls_row" in site.signals and not host.has_cls:
+        raise UnsupportedSiteError(f"{method.name()} wants cls_row, but the tower of {host.family!r} has no CLS token")
+    if site.at == "tower" and site.unit == "patch" and site.action == "reduce" and unit > 1:
+        raise UnsupportedSiteError(
+            f"{method.name()} removes single patches, but {host.family!r} joins {unit} patches to one token: "
+            'use unit="merge", or park the patches and restore them'
+        )
+    if site.at in ("tower", "tower_output") and {"last_row", "text_rows", "text"} & set(site.signals):
+        raise UnsupportedSiteError(f"{method.name()}: no text reaches {site}, so it cannot give {site.signals}")
+    if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and set(site.signals) - {"text"}:
+        raise UnsupportedSiteError(f"{method.name()}: {site} has no layer before it, so it cannot give {site.signals}")
+    if site.at == "decode" and (site.layer == 0 or set(site.signals) - {"last_row", "keys", "values"}):
+        raise UnsupportedSiteError(f"{method.name()}: decode sites start at layer 1 and give last_row, keys, values")
+    if site.action != "reduce" and site.at not in ("tower", "tower_output"):
+        raise UnsupportedSiteError(f"{method.name()}: only the tower can park and restore tokens, not {site}")
+    if method.positions == "native" and site.at in ("decoder", "decode"):
+        raise ConfigError(
+            f'{method.name()} reduces inside the language model, where positions exist already: use positions="renumber"'
+        )
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedModelError(
+                "the model is compiled, and compiled code ignores hooks that come later: attach to the plain model"
+            )

@@ -1,0 +1,254 @@
+"""KV cache entries that hold fewer tokens than they stand for.
+
+An entry that a reduction reaches is replaced by one of a class that mixes `CompactMixin` with what it was (dynamic,
+sliding, quantised, offloaded ...) and takes over its state, so everything that its own class does stays in force. `get_seq_length()` answers for
+the full sequence, which is what the stock model asks about; `KVIndex` knows what is physically there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+from foveate.errors import UnsupportedCacheError
+from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.masks import View
+from foveate.tokens import Spans, Tokens
+
+
+@dataclass(frozen=True, eq=False)
+class KVIndex:
+    """What a cache entry holds: a prefix with an index, then ``tail`` tokens that follow one another.
+
+    Attributes:
+        total: tokens of the full sequence, ``T``.
+        tail: tokens at the end that are all there, in every row.
+        index: ``(B, P - tail)`` positions of the others in the full sequence, or None: all of them are there.
+        valid: ``(B, P - tail)`` bool, or None: no padding of ours.
+        shift: ``(B,)`` how much smaller position ids are than in the stock model (renumbering), or None.
+        visual: the visual tokens and their slots, kept only where decode steps ask for them.
+    """
+
+    total: int
+    tail: int
+    index: Tensor | None = None
+    valid: Tensor | None = None
+    shift: Tensor | None = None
+    visual: Rows | None = None
+    _selected: dict[int, tuple[Tensor, KVIndex]] = field(default_factory=dict, repr=False)
+
+    @property
+    def length(self) -> int:
+        """Tokens physically held, ``P``."""
+        return self.tail + (0 if self.index is None else self.index.shape[1])
+
+    def view(self, batch: int, device: torch.device) -> View:
+        """All positions ``(B, P)`` with their validity."""
+        tail = torch.arange(self.total - self.tail, self.total, device=device).expand(batch, -1)
+        if self.index is None:
+            return View(tail, None)
+        valid = self.valid
+        if valid is not None:
+            valid = torch.cat([valid, valid.new_ones(batch, self.tail)], dim=1)
+        return View(torch.cat([self.index, tail], dim=1), valid)
+
+    def append(self, n: int) -> KVIndex:
+        """After a forward whose ``n`` tokens all arrived."""
+        return replace(self, total=self.total + n, tail=self.tail + n, _selected={})
+
+    def append_rows(self, rows: Rows, shift: Tensor | None, keep_visual: bool) -> KVIndex:
+        """After a forward that arrived as ``rows``."""
+        batch, device = len(rows.lengths), rows.row.device
+        visual = None
+        if keep_visual:
+            new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length)
+            visual = new if self.visual is None else _joined(self.visual, new)
+        if rows.index is None:
+            return replace(self.append(rows.full), shift=shift, visual=visual)
+        old = self.view(batch, device)
+        index = torch.cat([old.index, rows.index + self.total], dim=1)
+        valid = None
+        if old.valid is not None or rows.valid is not None:
+            here = torch.ones_like(rows.index, dtype=torch.bool) if rows.valid is None else rows.valid
+            before = torch.ones_like(old.index, dtype=torch.bool) if old.valid is None else old.valid
+            valid = torch.cat([before, here], dim=1)
+        return KVIndex(self.total + rows.full, 0, index, valid, shift, visual)
+
+    def last(self, n: int) -> KVIndex:
+        """Only the last ``n`` entries (sliding windows)."""
+        if self.length <= n or n < self.tail:
+            return replace(self, index=None, valid=None, tail=min(self.tail, n)) if self.length > n else self
+        assert self.index is not None
+        cut = self.length - n
+        return replace(self, index=self.index[:, cut:], valid=None if self.valid is None else self.valid[:, cut:])
+
+    def crop(self, remove: int) -> tuple[KVIndex, int]:
+        """Without the last ``remove`` tokens of the full sequence, and how many entries that frees in every row."""
+        if remove <= self.tail:
+            return replace(self, total=self.total - remove, tail=self.tail - remove, visual=self.visual), remove
+        assert self.index is not None, "an entry without an index is all tail"
+        total = self.total - remove
+        gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid
+        # Rows may lose different numbers: only what all of them lose is freed, the rest becomes padding.
+        freed = int(gone.flip(1).long().cumprod(1).sum(1).min())
+        width = self.index.shape[1] - freed
+        valid = None if not bool(gone[:, :width].any()) else ~gone[:, :width]
+        return KVIndex(total, 0, self.index[:, :width], valid, self.shift), freed + self.tail
+
+    def select(self, rows: Tensor) -> KVIndex:
+        """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
+        known = self._selected.get(0)
+        if known is not None and known[0] is rows:  # every layer asks with the same tensor
+            return known[1]
+        pick = lambda x: None if x is None else x.index_select(0, rows.to(x.device))  # noqa: E731
+        new = KVIndex(
+            self.total,
+            self.tail,
+            pick(self.index),
+            pick(self.valid),
+            pick(self.shift),
+            None if self.visual is None else _select_rows(self.visual, [int(row) for row in rows.tolist()]),
+        )
+        self._selected[0] = (rows, new)
+        return new
+
+
+def _select_rows(layout: Rows, rows: list[int]) -> Rows:
+    """The visual tokens of a layout for a new choice of batch rows."""
+    tokens, spans = layout.tokens, layout.tokens.spans
+    chosen = [(new, s) for new, old in enumerate(rows) for s in range(len(spans)) if spans.row[s] == old]
+    segment = tokens.segment
+    keep = torch.cat([(segment == s).nonzero().flatten() for _, s in chosen]) if chosen else segment[:0]
+    order = [s for _, s in chosen]
+    new_spans = Spans(
+        shape=tuple(spans.shape[s] for s in order),
+        clip=tuple(spans.clip[s] for s in order),
+        frame=tuple(spans.frame[s] for s in order),
+        row=tuple(new for new, _ in chosen),
+    )
+    picked = replace(tokens.select(keep, tuple(tokens.counts[s] for s in order)), spans=new_spans)
+    row = torch.tensor(new_spans.row, dtype=torch.long, device=segment.device)[picked.segment]
+    return replace(
+        layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=tuple(layout.lengths[r] for r in rows)
+    )
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    """Visual tokens of two turns, row after row."""
+    a, b = first.tokens, second.tokens
+    rows = a.spans.row + b.spans.row
+    order = sorted(range(len(rows)), key=lambda s: rows[s])
+    counts = a.counts + b.counts
+    segment = torch.cat([a.segment, b.segment + len(a.counts)])
+    rank = torch.empty(len(order), dtype=torch.long, device=segment.device)
+    rank[torch.tensor(order, device=segment.device)] = torch.arange(len(order), device=segment.device)
+    perm = torch.argsort(rank[segment], stable=True)
+    spans = Spans(
+        shape=tuple((a.spans.shape + b.spans.shape)[s] for s in order),
+        clip=tuple((a.spans.clip + tuple(c + len(a.spans) for c in b.spans.clip))[s] for s in order),
+        frame=tuple((a.spans.frame + b.spans.frame)[s] for s in order),
+        row=tuple(rows[s] for s in order),
+    )
+    tokens = Tokens(
+        spans=spans,
+        counts=tuple(counts[s] for s in order),
+        index=torch.cat([a.index, b.index])[perm],
+        sizes=torch.cat([a.sizes, b.sizes])[perm],
+        coords=torch.cat([a.coords, b.coords])[perm],
+    )
+    return replace(
+        second,
+        tokens=tokens,
+        row=torch.cat([first.row, second.row])[perm],
+        slot=torch.cat([first.slot, second.slot])[perm],
+    )
+
+
+class CompactMixin:
+    """A cache entry that answers for the full sequence. Mixed over the entry's own class by `compact`."""
+    kv: KVIndex
+    visible: Tensor | None  # (B, P') slots that this decode step may see, or None: all
+    state: dict[str, Any]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        if self.visible is not None:
+            keys, values = take_rows(keys, self.visible, 2), take_rows(values, self.visible, 2)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.kv.total
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.kv.total + query_length, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        # Versions before 5.18 also say how long the cache should become.
+        remove = self.kv.total - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        if remove <= 0:
+            return
+        self.kv, entries = self.kv.crop(min(remove, self.kv.total))
+        self.state.clear()
+        if entries:
+            self.keys = self.keys[..., :-entries, :]
+            self.values = self.values[..., :-entries, :]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.kv, self.visible = KVIndex(0, 0), None
+        self.state.clear()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        batch = self.keys.shape[0]
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._select(torch.arange(batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        batch = self.keys.shape[0]
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(torch.arange(batch)[indices.cpu()])
+
+    def _select(self, rows: Tensor) -> None:
+        self.kv = self.kv.select(rows)
+        self.state.clear()  # what a method remembered belongs to other rows now
+
+
+@cache
+def _compact_type(base: type) -> type:
+    return type(f"Compact{base.__name__}", (CompactMixin, base), {})
+
+
+def entry_of(past_key_values: Any, layer: int) -> Any | None:
+    """The cache entry of a layer, created if the cache makes its entries lazily; None without a cache."""
+    if not isinstance(past_key_values, Cache):
+        return None
+    if past_key_values.layer_class_to_replicate is not None:
+        while len(past_key_values.layers) <= layer:
+            past_key_values.layers.append(past_key_values.layer_class_to_replicate())
+    return past_key_values.layers[layer]
+
+
+def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
+    """The compact entry of a layer; makes it so if it is not yet. ``past``: tokens it already holds."""
+    entry: Any = cache.layers[layer]
+    if isinstance(entry, CompactMixin):
+        return entry
+    if isinstance(entry, StaticLayer) or not isinstance(entry, DynamicLayer):
+        raise UnsupportedCacheError(
+            f"a cache of {type(entry).__name__} cannot hold layers of different length; use the default DynamicCache "
+            "(generate without cache_implementation='static')"
+        )
+    new: Any = object.__new__(_compact_type(type(entry)))
+    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, state={})
+    cache.layers[layer] = new
+    result: CompactMixin = new
+    return result

@@ -1,0 +1,205 @@
+"""Where features, positions and text meet: which tokens of the prompt are visual, and which span each belongs to.
+
+Stock code hands over features only, perhaps repeated for beams or cut into chunks. A placeholder's rank among its row's
+placeholders is its feature row, and the `Record` of the tower call knows the span of that row. All of it is host-side
+arithmetic on one boolean mask: the one device synchronisation of a prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.errors import InputError
+from foveate.ops.segments import offsets
+from foveate.runtime.context import Record
+from foveate.runtime.layout import Rows, frames, tokens_of
+from foveate.tokens import Spans, Tokens
+
+
+def visual_rows(
+    masks: Sequence[Tensor], records: Sequence[Record], embeds: Tensor
+) -> tuple[Rows, list[tuple[int, int, int]] | None]:
+    """The complete layout of a prompt and its visual tokens.
+
+    Args:
+        masks: ``(B, L)`` bool on the host, the placeholders of each modality, in the order of ``records``.
+        records: what the tower encoded for each modality; may be empty, when features were computed elsewhere.
+        embeds: ``(B, L, C)`` with the features in place (chunked prefill finds its place by them).
+
+    Returns:
+        The layout, and for each span ``(record, row, span)`` if the prompt comes in chunks, else None.
+    """
+    batch, length = masks[0].shape
+    device = embeds.device
+    parts: list[tuple[Tensor, ...]] = []  # flat position, span, index in span, patch row of the record; per modality
+    spans = Spans((), (), (), ())
+    names: list[tuple[int, int, int]] = []
+    chunked = False
+    for m, mask in enumerate(masks):
+        record = records[m] if len(records) == len(masks) else None
+        position = mask.flatten().nonzero().flatten()
+        if len(position) == 0:
+            continue
+        if record is None:
+            feature, table = None, _unknown(mask)
+        else:
+            table = _table(record)
+            feature, part = _feature_rows(mask, record, len(table[0]), embeds)
+            chunked |= part
+        part_spans, span, index, keep, origin = _spans(mask, position, feature, table)
+        names += [(m, part_spans.row[s], s) for s in range(len(part_spans))]
+        origin = origin + sum(sum(t * h * w for t, h, w in r.grid) for r in records[:m])
+        parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
+        shift = max(spans.clip, default=-1) + 1
+        spans = Spans(
+            spans.shape + part_spans.shape,
+            spans.clip + tuple(c + shift for c in part_spans.clip),
+            spans.frame + part_spans.frame,
+            spans.row + part_spans.row,
+        )
+    if not parts:
+        parts = [(torch.empty(0, dtype=torch.long),) * 4]
+    position, span, index, origin = (torch.cat(column) for column in zip(*parts))
+    position, order = position.sort()
+    span, index, origin = span[order], index[order], origin[order]
+    # Spans in the order of the prompt, their tokens one after another.
+    appearance, span = _renumber(span, len(spans))
+    spans = Spans(
+        tuple(spans.shape[s] for s in appearance),
+        tuple(spans.clip[s] for s in appearance),
+        tuple(spans.frame[s] for s in appearance),
+        tuple(spans.row[s] for s in appearance),
+    )
+    counts = torch.bincount(span, minlength=len(spans)).tolist()
+    order = torch.argsort(span, stable=True)
+    position, span, index, origin = position[order], span[order], index[order], origin[order]
+    complete = tokens_of(spans)
+    at = torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long)[span] + index
+    sizes, coords = torch.ones(len(index), device=device), complete.coords[at].to(device)
+    if len(records) == len(masks) and any(record.sizes is not None for record in records):
+        sizes, coords = _merged(records, origin.to(device), coords)
+    tokens = Tokens(spans, tuple(int(n) for n in counts), index.to(device), sizes, coords)
+    rows = Rows(
+        length, length, (length,) * batch, tokens, (position // length).to(device), (position % length).to(device)
+    )
+    return rows, [names[s] for s in appearance] if chunked else None
+
+
+def _table(record: Record) -> tuple[Tensor, Tensor, Spans]:
+    """For every feature row: its span (-1: no patch) and its index in the span; and the spans."""
+    spans = frames(record.grid)
+    span, index = [], []
+    number = 0
+    for t, h, w in record.grid:
+        if record.kept_rows:
+            span.append(torch.full((record.kept_rows,), -1))
+            index.append(torch.zeros(record.kept_rows, dtype=torch.long))
+        span.append(torch.arange(number, number + t).repeat_interleave(h * w))
+        index.append(torch.arange(h * w).repeat(t))
+        number += t
+    return torch.cat(span), torch.cat(index), spans
+
+
+def _unknown(mask: Tensor) -> tuple[Tensor, Tensor, Spans]:
+    """Features of unknown origin: every run of placeholders is a span of one line."""
+    before = torch.nn.functional.pad(mask[:, :-1], (1, 0))
+    start = (mask & ~before).flatten()
+    run = (start.cumsum(0) - 1)[mask.flatten()]
+    sizes = torch.bincount(run)
+    index = torch.arange(len(run)) - (sizes.cumsum(0) - sizes)[run]
+    rows = start.nonzero().flatten() // mask.shape[1]
+    grid = [(1, 1, int(n)) for n in sizes]
+    return run, index, frames(grid, [int(r) for r in rows])
+
+
+def _feature_rows(mask: Tensor, record: Record, n_features: int, embeds: Tensor) -> tuple[Tensor, bool]:
+    """Feature row of every placeholder ``(n,)``, and whether this forward brings a part of the features only."""
+    per_row = mask.sum(1)
+    total = int(per_row.sum())
+    rank = mask.cumsum(1)[mask] - 1  # inside its row
+    row = mask.nonzero()[:, 0]
+    images = offsets([t * h * w + record.kept_rows for t, h, w in record.grid])
+    if total % n_features == 0 and not record.progress:
+        copies = total // n_features  # beams and samples repeat every row of the batch this many times
+        if copies and mask.shape[0] % copies == 0:
+            samples = per_row.view(-1, copies)
+            ends = samples[:, 0].cumsum(0)
+            if bool((samples == samples[:, :1]).all()) and set(ends.tolist()) <= set(images):
+                return (ends - samples[:, 0]).repeat_interleave(copies)[row] + rank, False
+    # Chunked prefill: a row goes on where it was; a new row is found by its first features.
+    starts = torch.zeros(mask.shape[0], dtype=torch.long)
+    for b in [int(b) for b in per_row.nonzero().flatten()]:
+        if b not in record.progress:
+            here = embeds[b][mask[b].to(embeds.device)]
+            record.progress[b] = _find(here, record, images[:-1])
+        starts[b] = record.progress[b]
+        record.progress[b] += int(per_row[b])
+    return starts[row] + rank, True
+
+
+def _find(here: Tensor, record: Record, images: Sequence[int]) -> int:
+    """First image whose features begin like ``here (n, C)``. Equal images have equal spans, so any of them will do."""
+    n = len(here)
+    features = record.features.to(here.device, here.dtype)
+    for start in images:
+        there = features[start : start + n]
+        if len(there) == n and bool(((here == there) | (here.isnan() & there.isnan())).all()):
+            return start
+    raise InputError("this chunk of the prompt does not continue with features of the last call of the vision tower")
+
+
+def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Sizes and coordinates of tokens that the tower has merged; ``origin`` is their row among all patches."""
+    sizes, places = [], []
+    for record in records:
+        n = sum(t * h * w for t, h, w in record.grid)
+        size, place = coords.new_ones(n), tokens_of(frames(record.grid), coords.device).coords
+        if record.sizes is not None and record.coords is not None and record.kept is not None:
+            size, place = size.index_copy(0, record.kept, record.sizes), place.index_copy(0, record.kept, record.coords)
+        sizes.append(size)
+        places.append(place)
+    return torch.cat(sizes)[origin], torch.cat(places)[origin]
+
+
+def _spans(
+    mask: Tensor, position: Tensor, feature: Tensor | None, table: tuple[Tensor, Tensor, Spans]
+) -> tuple[Spans, Tensor, Tensor, Tensor, Tensor]:
+    """The spans of one modality, and for each of its placeholders: span, index in it, is it a patch, which of all."""
+    span_of, index_of, facts = table
+    start = torch.tensor(offsets(facts.sizes)[:-1], dtype=torch.long)
+    if feature is None:
+        return facts, span_of, index_of, torch.ones(len(position), dtype=torch.bool), start[span_of] + index_of
+    row = position // mask.shape[1]
+    span, index = span_of[feature], index_of[feature]
+    keep = span >= 0
+    # The same span in two rows (beams, one image asked about twice) is two spans.
+    key = torch.where(keep, row * (len(facts) + 1) + span, -1)
+    unique = torch.unique(key[keep])
+    number = torch.searchsorted(unique, key.clamp(min=0)).clamp(max=max(len(unique) - 1, 0))
+    rows, old = unique // (len(facts) + 1), unique % (len(facts) + 1)
+    old_list, row_list = [int(s) for s in old], [int(r) for r in rows]
+    return (
+        Spans(
+            tuple(facts.shape[s] for s in old_list),
+            tuple(r * len(facts) + facts.clip[s] for s, r in zip(old_list, row_list)),
+            tuple(facts.frame[s] for s in old_list),
+            tuple(row_list),
+        ),
+        number,
+        index,
+        keep,
+        start[span.clamp(min=0)] + index,
+    )
+
+
+def _renumber(span: Tensor, n: int) -> tuple[list[int], Tensor]:
+    """Spans by first appearance: old numbers in new order, and the new number of each token."""
+    first = torch.full((n,), len(span)).scatter_reduce(0, span, torch.arange(len(span)), "amin")
+    order = torch.argsort(first, stable=True)
+    order = order[first[order] < len(span)]
+    rank = torch.zeros(n, dtype=torch.long)
+    rank[order] = torch.arange(len(order))
+    return [int(s) for s in order], rank[span]

@@ -1,0 +1,238 @@
+"""Layouts: the map from the tokens present now to the full sequence. Immutable; reducing one gives a new one.
+
+`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers).
+`Packed` is one sequence ``(rows, ...)`` of nothing but visual tokens (Qwen-like towers).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from foveate.ops.segments import offsets, segment_ids, within
+from foveate.tokens import Reduction, Spans, Tokens
+
+
+def tokens_of(spans: Spans, device: torch.device | str = "cpu") -> Tokens:
+    """The complete tokens of ``spans`` in raster order, without hidden states."""
+    counts = spans.sizes
+    index = within(counts)
+    segment = segment_ids(counts)
+    width = torch.tensor([width for _, width in spans.shape], dtype=torch.long)[segment]
+    frame = torch.tensor(spans.frame, dtype=torch.long)[segment]
+    coords = torch.stack([frame, index // width, index % width], dim=-1).float()
+    return Tokens(
+        spans=spans,
+        counts=counts,
+        index=index.to(device),
+        sizes=torch.ones(len(index), device=device),
+        coords=coords.to(device),
+    )
+
+
+def frames(grid: Sequence[tuple[int, int, int]], rows: Sequence[int] | None = None) -> Spans:
+    """One span per frame of ``grid`` [(frames, height, width)]; ``rows`` is the sample of each grid entry."""
+    clip = [i for i, (t, _, _) in enumerate(grid) for _ in range(t)]
+    return Spans(
+        shape=tuple((grid[i][1], grid[i][2]) for i in clip),
+        clip=tuple(clip),
+        frame=tuple(f for t, _, _ in grid for f in range(t)),
+        row=tuple(clip if rows is None else [rows[i] for i in clip]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Tokens present in a padded batch.
+
+    Attributes:
+        width: tokens per row now, ``P``.
+        full: tokens per row of the full sequence, ``L``.
+        lengths: ``(B,)`` ints, tokens of each row that are not padding of ours.
+        tokens: the visual ones, row after row.
+        row, slot: ``(N,)`` where each visual token is now.
+        index: ``(B, P)`` position in the full sequence, or None: nothing was removed.
+        valid: ``(B, P)`` bool, False for padding of ours, or None: there is none.
+        align: the side where tokens stay when rows get different lengths.
+    """
+
+    width: int
+    full: int
+    lengths: tuple[int, ...]
+    tokens: Tokens
+    row: Tensor
+    slot: Tensor
+    index: Tensor | None = None
+    valid: Tensor | None = None
+    align: str = "right"
+
+    def pick(self, x: Tensor) -> Tensor:
+        """The visual rows of ``x (B, P, ...)``, packed: ``(N, ...)``."""
+        return x.flatten(0, 1)[self._flat(x.device)]
+
+    def put(self, x: Tensor, values: Tensor) -> Tensor:
+        """``x`` with its visual rows replaced by ``values (N, ...)``."""
+        return x.flatten(0, 1).index_copy(0, self._flat(x.device), values.to(x.dtype)).view_as(x)
+
+    def _flat(self, device: torch.device) -> Tensor:
+        return (self.row * self.width + self.slot).to(device)
+
+    def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:
+        """The layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
+        tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
+        if len(tokens) == len(self.tokens):
+            return replace(self, tokens=tokens), None
+        lengths = list(self.lengths)
+        for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
+            lengths[sample] += after - before
+        width = max(lengths)
+        stays = self.valid
+        if stays is None:
+            stays = torch.ones(len(lengths), self.width, dtype=torch.bool, device=self.row.device)
+        row, slot = self.row[reduction.keep], self.slot[reduction.keep]
+        stays = stays.index_put((self.row, self.slot), torch.zeros((), dtype=torch.bool, device=stays.device))
+        stays = stays.index_put((row, slot), torch.ones((), dtype=torch.bool, device=stays.device))
+        rank = stays.cumsum(1)
+        # A stable sort moves what is gone to one side and keeps the order of the rest, without asking for its size.
+        if self.align == "right":
+            take = torch.argsort(stays.to(torch.uint8), dim=1, stable=True)[:, self.width - width :]
+            shift = width - rank[:, -1]
+        else:
+            take = torch.argsort((~stays).to(torch.uint8), dim=1, stable=True)[:, :width]
+            shift = torch.zeros_like(rank[:, -1])
+        layout = replace(
+            self,
+            width=width,
+            lengths=tuple(lengths),
+            tokens=tokens,
+            row=row,
+            slot=rank[row, slot] - 1 + shift[row],
+            index=take if self.index is None else self.index.gather(1, take),
+            valid=None if min(lengths) == width else stays.gather(1, take),
+        )
+        return layout, take
+
+    def scatter(self, x: Tensor, length: int, shift: int = 0, fill: float = 0.0) -> Tensor:
+        """``x (B, P, C)`` back at its places among ``length`` rows (position + ``shift``), ``fill`` elsewhere."""
+        if self.index is None:
+            return x
+        batch = torch.arange(x.shape[0], device=x.device)[:, None] * length
+        place = self.index.to(x.device) + shift + batch
+        if self.valid is not None:  # padding of ours goes to one extra row that is cut off again
+            place = torch.where(self.valid.to(x.device), place, x.shape[0] * length)
+        out = x.new_full((x.shape[0] * length + 1, x.shape[-1]), fill)
+        out = out.index_copy(0, place.flatten(), x.flatten(0, 1))
+        return out[:-1].view(x.shape[0], length, -1)
+
+    def without_leading(self, n: int) -> Rows:
+        """The same after the first ``n`` positions of every row were cut off (left-aligned layouts only)."""
+        return replace(
+            self,
+            width=self.width - n,
+            full=self.full - n,
+            lengths=tuple(length - n for length in self.lengths),
+            slot=self.slot - n,
+            index=None if self.index is None else self.index[:, n:] - n,
+            valid=None if self.valid is None else self.valid[:, n:],
+        )
+
+
+def take_rows(x: Tensor, take: Tensor, axis: int = 1) -> Tensor:
+    """``x[b, take[b]]`` along ``axis`` of a batched tensor; a batch axis of 1 is shared by all rows.
+
+    Args:
+        x: ``(B or 1, ..., P, ...)`` with the tokens at ``axis`` (1 or more).
+        take: ``(B, P')``.
+    """
+    take = take.to(x.device)
+    if take.shape[0] == 1:
+        return x.index_select(axis, take[0])
+    if x.shape[0] == 1:
+        x = x.expand(take.shape[0], *x.shape[1:])
+    if axis == 1:
+        flat = take + torch.arange(take.shape[0], device=x.device)[:, None] * x.shape[1]
+        return x.reshape(-1, *x.shape[2:]).index_select(0, flat.flatten()).view(*take.shape, *x.shape[2:])
+    shape = [take.shape[0], *(1,) * (x.dim() - 1)]
+    shape[axis] = take.shape[1]
+    target = list(x.shape)
+    target[axis] = take.shape[1]
+    return x.gather(axis, take.view(shape).expand(target))
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Tokens present in one packed sequence of units.
+
+    Attributes:
+        unit: rows per token (patches that the merger joins; 1 at patch level).
+        full: tokens of the full sequence.
+        tokens: those present now, in sequence order.
+        index: ``(N,)`` place of each in the full sequence, ascending, or None: nothing was removed.
+    """
+
+    unit: int
+    full: int
+    tokens: Tokens
+    index: Tensor | None = None
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Rows ``(N * unit, C)`` as tokens ``(N, unit * C)``."""
+        return x.reshape(len(self.tokens), -1)
+
+    def put(self, x: Tensor, values: Tensor) -> Tensor:
+        """Tokens ``(N', unit * C)`` as rows ``(N' * unit, C)``, in the dtype of ``x``."""
+        return values.to(x.dtype).reshape(-1, x.shape[-1])
+
+    def reduce(self, reduction: Reduction) -> Packed:
+        """The layout of the survivors."""
+        tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
+        index = reduction.keep if self.index is None else self.index[reduction.keep]
+        return replace(self, tokens=tokens, index=index)
+
+    def rows(self) -> Tensor:
+        """``(N * unit,)`` places of the rows present in the full sequence of rows."""
+        assert self.index is not None
+        return (self.index[:, None] * self.unit + torch.arange(self.unit, device=self.index.device)).flatten()
+
+    def seqlens(self, cu_seqlens: Tensor) -> Tensor:
+        """Cumulative lengths of the attention segments that still have tokens."""
+        assert self.index is not None
+        before = torch.searchsorted(self.index, cu_seqlens.long() // self.unit) * self.unit
+        return torch.unique_consecutive(before).to(cu_seqlens.dtype)
+
+    def scatter(self, x: Tensor, fill: float) -> Tensor:
+        """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""
+        if self.index is None:
+            return x
+        return x.new_full((self.full, x.shape[-1]), fill).index_copy(0, self.index.to(x.device), x)
+
+    def patches(self) -> Packed:
+        """The same tokens one by one, every patch a token (for parking below the level of the merger)."""
+        if self.unit == 1:
+            return self
+        m = math.isqrt(self.unit)
+        t, spans = self.tokens, self.tokens.spans
+        inner = torch.arange(self.unit, device=t.index.device)
+        dy, dx = inner // m, inner % m
+        width = torch.tensor([w for _, w in spans.shape], device=t.index.device)[t.segment][:, None]
+        y, x = t.index[:, None] // width * m + dy, t.index[:, None] % width * m + dx
+        offset = torch.stack([torch.zeros_like(dy), dy, dx], -1).float() / m - (m - 1) / (2 * m)
+        offset[:, 0] = 0.0
+        tokens = replace(
+            t,
+            spans=replace(spans, shape=tuple((h * m, w * m) for h, w in spans.shape)),
+            counts=tuple(n * self.unit for n in t.counts),
+            index=(y * (width * m) + x).flatten(),
+            sizes=t.sizes.repeat_interleave(self.unit),
+            coords=(t.coords[:, None] + offset).flatten(0, 1),
+        )
+        return Packed(1, self.full * self.unit, tokens, None if self.index is None else self.rows())
+
+
+def starts(spans: Spans, device: torch.device) -> Tensor:
+    """``(S,)`` first row of each span among the rows of all spans in raster order."""
+    return torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long, device=device)

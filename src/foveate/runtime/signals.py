@@ -1,0 +1,250 @@
+"""Reading attention without eager attention, and without renaming the model's implementation.
+
+Several models compare ``config._attn_implementation`` with a string, so the config must stay as it is. Instead, each
+attention module of which something is asked gets a view of its config that answers ``"foveate|" + base`` to that one
+question, and one neutral registry entry per base calls the original kernel and hands queries, keys and values to a
+`Probe`. A row costs ``O(H K d)``; attention received is a chunked column sum.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from foveate.errors import UnsupportedModelError
+
+PREFIX = "foveate|"
+_CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
+
+
+class ConfigView:
+    """A config that differs from the real one in the name of its attention implementation only."""
+
+    def __init__(self, config: Any, probe: Probe) -> None:
+        self.__dict__["_foveate"] = (config, probe)
+
+    @property
+    def _attn_implementation(self) -> str:
+        return PREFIX + real_implementation(self._foveate[0])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_foveate":
+            raise AttributeError(name)
+        return getattr(self.__dict__["_foveate"][0], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._foveate[0], name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._foveate[0], memo)
+
+
+class _ModuleView:
+    """An attention module whose config is the real one (flash kernels look their implementation up by its name)."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def real_implementation(config: Any) -> str:
+    """The attention implementation behind a config or a view of it."""
+    if isinstance(config, ConfigView):
+        config = config._foveate[0]
+    return str(config._attn_implementation or "eager")
+
+
+@dataclass
+class Seen:
+    """What one attention module computed in one forward; a packed tower calls the kernel once per segment.
+
+    Attributes:
+        keys, values: ``(B, H, K, d)`` each call.
+        rows: name -> ``(B, H or 1, R, K)`` attention of chosen queries, each call.
+        received: ``(B, K)`` each call, mean over heads and queries.
+        flops: spent on rows and column sums.
+    """
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    received: list[Tensor] = field(default_factory=list)
+    flops: int = 0
+
+
+@dataclass
+class Reading:
+    """What to read from the next attention call.
+
+    Attributes:
+        signals: names from `foveate.tokens.SIGNALS`.
+        queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
+        valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
+        key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
+        drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
+    """
+
+    signals: frozenset[str] = frozenset()
+    queries: dict[str, Tensor] = field(default_factory=dict)
+    valid: Tensor | None = None
+    key_bias: Tensor | None = None
+    drop_positions: bool = False
+    seen: Seen = field(default_factory=Seen)
+    offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
+
+
+class Probe:
+    """Stands between an attention module and its kernel; `reading` says, per thread, what is wanted now, if anything."""
+
+    def __init__(self, reading: Callable[[], Reading | None]) -> None:
+        self.reading = reading
+
+    def attend(
+        self, kernel: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Any
+    ) -> Any:
+        reading = self.reading()
+        if reading is None:
+            return kernel(module, query, key, value, mask, **kwargs)
+        if reading.drop_positions:
+            kwargs["position_ids"] = None
+        if reading.key_bias is not None:
+            mask = _biased(mask, reading, key, query)
+        if reading.signals & {"keys", "values"}:
+            reading.seen.keys.append(key)
+            reading.seen.values.append(value)
+        for q, k, m in _segments(query, key, mask, kwargs):
+            self._read(reading, module, q, k, m, kwargs)
+        return kernel(module, query, key, value, mask, **kwargs)
+
+    @staticmethod
+    def _read(reading: Reading, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        causal = kwargs.get("is_causal")
+        causal = (getattr(module, "is_causal", True) if causal is None else causal) and mask is None
+        with torch.no_grad():
+            for name, slots in reading.queries.items():
+                rows = attention(query, key, mask, scaling, causal, slots)
+                rows = rows if name != "text_rows" else rows.mean(1, keepdim=True)
+                reading.seen.rows.setdefault(name, []).append(rows)
+                reading.seen.flops += 2 * query.shape[1] * slots.numel() * key.shape[2] * key.shape[3]
+            if "received" in reading.signals:
+                reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid))
+                reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
+
+
+def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    """One pair per attention segment: flash kernels take a packed tower in one call."""
+    cu_seqlens = kwargs.get("cu_seq_lens_q")
+    if cu_seqlens is None:
+        yield query, key, mask
+        return
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+    for q, k in zip(query.split(lengths, dim=2), key.split(lengths, dim=2)):
+        yield q, k, None
+
+
+def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, slots: Tensor) -> Tensor:
+    """Attention of a few queries: ``softmax(q k^T * scaling + mask)``.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, G, K, d)``, ``H`` a multiple of ``G`` (grouped queries).
+        mask: None, ``(B or 1, 1, Q, K)`` bool or additive, or ``(B, K)`` keys present.
+        scaling: of the logits.
+        causal: whether None means that query ``i`` sees keys up to ``i + K - Q``.
+        slots: ``(B, R)`` queries.
+
+    Returns:
+        ``(B, H, R, K)`` fp32.
+    """
+    batch, heads, n_queries, width = query.shape
+    groups, n_keys = key.shape[1], key.shape[2]
+    slots = slots.to(query.device)
+    q = query.gather(2, slots[:, None, :, None].expand(batch, heads, -1, width))
+    q = q.view(batch, groups, heads // groups * slots.shape[1], width)
+    logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * scaling
+    if mask is None:
+        if causal and n_queries > 1:
+            limit = slots + (n_keys - n_queries)
+            seen = torch.arange(n_keys, device=query.device) <= limit[..., None]
+            logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    elif not isinstance(mask, Tensor):
+        raise UnsupportedModelError("attention rows cannot be read under flex attention; use sdpa or eager")
+    elif mask.dim() == 2:
+        logits = logits.masked_fill(~mask.bool()[:, None, None, -n_keys:], -torch.inf)
+    else:
+        rows = mask[..., :n_keys].expand(batch, -1, -1, -1)
+        if rows.shape[2] > 1:
+            rows = rows.gather(2, slots[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
+        logits = logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
+    # A query that sees nothing (padding of ours) pays no attention, rather than NaN.
+    return logits.softmax(-1).nan_to_num()
+
+
+def received(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, valid: Tensor | None) -> Tensor:
+    """Mean over heads and (valid) queries of the attention that each key receives: ``(B, K)`` fp32."""
+    batch, _, n_queries, _ = query.shape
+    total = torch.zeros(batch, key.shape[2], device=query.device)
+    weight = torch.ones(batch, n_queries, device=query.device) if valid is None else valid.float()
+    for start in range(0, n_queries, _CHUNK):
+        slots = torch.arange(start, min(start + _CHUNK, n_queries), device=query.device).expand(batch, -1)
+        rows = attention(query, key, mask, scaling, causal, slots).mean(1)  # (B, R, K)
+        total += (rows * weight[:, start : start + _CHUNK, None]).sum(1)
+    return total / weight.sum(1, keepdim=True).clamp(min=1)
+
+
+def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor) -> Tensor:
+    """The mask with a bias per key (log sizes of merged tokens)."""
+    bias = reading.key_bias
+    assert bias is not None
+    if bias.dim() == 1:
+        bias = bias[reading.offset : reading.offset + key.shape[2]][None]
+        reading.offset += key.shape[2]
+    bias = bias[:, None, None, :].to(query.dtype)
+    if mask is None:
+        return bias.expand(-1, 1, query.shape[2], -1)
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        raise UnsupportedModelError(
+            "proportional attention needs an additive mask: use sdpa or eager attention in the vision tower"
+        )
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, -math.inf)
+    return mask + bias
+
+
+def _entry(base: str) -> Callable[..., Any]:
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+        config, probe = module.config._foveate
+        if base == "eager":  # not in the registry: every modelling file has its own
+            kernel = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            kernel = ALL_ATTENTION_FUNCTIONS[base]
+        if "flash" in base:
+            module = _ModuleView(module, config)
+        return probe.attend(kernel, module, query, key, value, attention_mask, kwargs)
+
+    return attend
+
+
+def watch(module: nn.Module, probe: Probe) -> Callable[[], None]:
+    """Put ``probe`` between an attention module and its kernel; call the result to take it away again."""
+    config: Any = module.config
+    for base in ("eager", *ALL_ATTENTION_FUNCTIONS.keys()):  # the user may switch implementations later
+        if not base.startswith(PREFIX) and PREFIX + base not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(PREFIX + base, _entry(base))
+    module.config = ConfigView(config, probe)  # type: ignore[assignment]
+
+    def undo() -> None:
+        module.config = config
+
+    return undo

@@ -1,0 +1,446 @@
+"""Vision-tower sites: pixels, before a block, between attention and FFN, and the output.
+
+The tower runs on fewer rows; its output module (projector, merger) puts them back at their places among full-length
+rows, and a missing row is NaN: a hole that travels in band to the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedSiteError
+from foveate.models.family import Family, Grid
+from foveate.runtime.context import Action, Context, Hooks, Record, first_argument, replace_first
+from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
+from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.signals import Probe, Reading, real_implementation, watch
+from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
+from foveate.tokens import Parked, Reduction, Tokens
+
+HOLE = float("nan")
+Layout = Rows | Packed
+
+
+@dataclass
+class TowerPass:
+    """One call of the tower."""
+
+    grid: Grid  # of the images as the caller gave them
+    grid_now: Grid  # after resizing
+    order: Tensor | None
+    trace: Trace
+    start: Any
+    resized: Tensor | None = None  # original row of every token of the resized grids
+    layout: Layout | None = None
+    parked: list[tuple[Parked, Layout, bool]] = field(default_factory=list)
+    reading: Reading | None = None  # of the block that runs now
+    readings: dict[int, Reading] = field(default_factory=dict)
+    previous: Tensor | None = None  # packed hidden states where the last layer (or attention) began
+    mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    merged: bool = False
+
+
+class TowerHooks:
+    """Puts the tower's sites on a model."""
+
+    def __init__(self, base: nn.Module, config: Any, family: Family, actions: list[Action], context: Context) -> None:
+        self.base, self.config, self.spec, self.context = base, config, family.tower, context
+        self.tower = base.get_submodule(self.spec.module)
+        self.blocks: Any = self.tower.get_submodule(self.spec.blocks)
+        self.output = base.get_submodule(self.spec.output)
+        self.unit = self.spec.unit(config)
+        self.pixels = [a for a in actions if a.site.at == "pixels"]
+        self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
+        self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
+        self.outputs = [a for a in actions if a.site.at == "tower_output"]
+        self.last = self.spec.last_block(config)
+        self.proportional = any(a.method.proportional_attention for a in actions)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether any site acts in the tower."""
+        return bool(self.pixels or self.outputs or any(self.before.values()) or any(self.mids.values()))
+
+    def attach(self, hooks: Hooks) -> None:
+        hooks.pre(self.tower, self._begin)
+        hooks.post(self.tower, self._end, first=True, always=True)
+        hooks.post(self.output, self._scatter, first=True)
+        for i, block in enumerate(self.blocks):
+            hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
+        if not self.reduces:
+            return
+        hooks.pre(self.output, self._at_output)
+        for i, block in enumerate(self.blocks):
+            if self.mids[i]:
+                norm, ffn = block.get_submodule(self.spec.mid_norm), block.get_submodule(self.spec.ffn_end)
+                hooks.pre(norm, lambda module, args, kwargs, i=i: self._mid_reduce(i, args, kwargs))
+                hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
+                hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
+            if self._signals_of(i) or self.proportional:
+                attention = block.get_submodule(self.spec.attention)
+                hooks.change(watch(attention, Probe(lambda: self._reading())))
+
+    def _reading(self) -> Reading | None:
+        return self.context.tower.reading if self.context.tower else None
+
+    def _signals_of(self, block: int) -> frozenset[str]:
+        """Signals to read from the attention of a block: for the site inside it, and for the one after it."""
+        after = list(self.before.get(block + 1, [])) + (self.outputs if block == self.last else [])
+        asked = [name for a in self.mids[block] + after for name in a.site.signals]
+        return frozenset(asked) & {"keys", "values", "received", "cls_row"}
+
+    # -- the call ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Records of a prompt that the language model has read are over; image and video of one prompt stay together.
+        if any(record.consumed for record in self.context.records):
+            self.context.records = []
+        if not self.context.records:
+            self.context.trace = Trace()
+        device = next(module.parameters()).device
+        grid = self.spec.grid(self.config, args, kwargs)
+        call = TowerPass(grid, grid, None, self.context.trace, tick(device))
+        self.context.tower = call
+        if self.pixels:
+            args, kwargs = self._resize(call, device, args, kwargs)
+        if self.reduces:
+            order = self.spec.order(self.config, args, kwargs)
+            call.order = None if order is None else order.to(device)
+        return args, kwargs
+
+    def _resize(self, call: TowerPass, device: torch.device, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        tokens = tokens_of(frames(call.grid), device)
+        rows = torch.arange(len(tokens), device=device)
+        for action in self.pixels:
+            reduction = action.method.reduce(tokens, action.site)
+            if reduction.shape is None:
+                raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
+            call.trace.sites.append(_visit(action, tokens, reduction))
+            rows = rows[reduction.keep]
+            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), device)
+        first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
+        call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
+        call.resized = rows
+        if call.grid_now == call.grid:
+            return args, kwargs
+        return self.spec.resize(self.config, args, kwargs, call.grid_now)
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        if output is None:  # an error is on its way
+            self.context.tower = None
+            return None
+        if self.spec.layout == "padded":
+            # The projector comes after the tower; the call goes on until then.
+            return None
+        if call.resized is not None and call.grid_now != call.grid:
+            output.pooler_output = self._full_grid(call, output.pooler_output)
+        self._close(call, output.pooler_output)
+        return output
+
+    def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
+        assert call.resized is not None
+        full = sum(t * h * w for t, h, w in call.grid)
+        return rows.new_full((full, rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
+
+    def _close(self, call: TowerPass, features: Tensor) -> None:
+        trace, tokens = call.trace, call.layout.tokens if call.layout is not None else None
+        n = sum(t * h * w for t, h, w in call.grid)
+        now = sum(t * h * w for t, h, w in call.grid_now)
+        trace.grid += call.grid
+        trace.patch_rows += now * self.unit
+        trace.full_patch_rows += n * self.unit
+        trace.output_rows += now if tokens is None else len(tokens)
+        trace.full_output_rows += n
+        kept = None
+        if tokens is not None or call.grid_now != call.grid:
+            kept = torch.arange(now, device=features.device)
+            if tokens is not None:
+                # In raster order, as stock code will see the rows (the blocks may have seen windows).
+                kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+            if call.resized is not None:
+                kept = call.resized[kept]
+        sizes, coords = (tokens.sizes, tokens.coords) if tokens is not None and call.merged else (None, None)
+        self.context.records.append(
+            Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords, trace)
+        )
+        trace.clocks.setdefault("tower", []).append((call.start, tick(features.device)))
+        self.context.tower = None
+
+    # -- sites ------------------------------------------------------------------------------------------------------
+
+    def _layout(self, call: TowerPass, hidden: Tensor) -> Layout:
+        """The complete layout, made when the first site needs one."""
+        if call.layout is not None:
+            return call.layout
+        device = hidden.device
+        tokens = tokens_of(frames(call.grid_now), device)
+        if self.spec.layout == "packed":
+            if call.order is not None:
+                tokens = tokens.select(call.order, tokens.counts)
+            return Packed(self.unit, len(tokens), tokens)
+        images, width = hidden.shape[:2]
+        row = tokens.segment
+        slot = torch.arange(len(tokens), device=device) % (len(tokens) // images) + self.spec.leading
+        return Rows(width, width, (width,) * images, tokens, row, slot, align="left")
+
+    def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        hidden = first_argument(args, kwargs, "hidden_states")
+        full_rows, full_segments = _rows_of(call.grid_now, self.unit, self.spec.leading), kwargs.get("cu_seqlens")
+        for action in self.before[i]:
+            hidden = self._act(call, action, hidden, block=i - 1)
+        layout = call.layout
+        reading = call.reading = None
+        if layout is not None and layout.index is not None:
+            kwargs = self._derive(call, layout, block, hidden, kwargs)
+        signals = self._signals_of(i)
+        bias = self._key_bias(call, layout, hidden)
+        if signals or bias is not None:
+            reading = Reading(signals, key_bias=bias)
+            if "cls_row" in signals:
+                reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
+            if isinstance(layout, Rows):
+                reading.valid = layout.valid
+            call.reading = call.readings[i] = reading
+        if self._wants_residual(i):
+            call.previous = hidden
+        segments = kwargs.get("cu_seqlens")
+        if self.spec.layout == "padded":
+            full_segments, segments = [full_rows // hidden.shape[0]] * hidden.shape[0], [hidden.shape[1]] * hidden.shape[0]
+        rows = hidden.shape[:-1].numel()
+        call.trace.blocks.append(BlockTrace(rows, rows, segments, full_rows, full_segments))
+        return replace_first(args, kwargs, "hidden_states", hidden)
+
+    def _wants_residual(self, i: int) -> bool:
+        after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
+        return any("residual" in a.site.signals for a in self.mids[i] + after)
+
+    def _key_bias(self, call: TowerPass, layout: Layout | None, hidden: Tensor) -> Tensor | None:
+        if not (self.proportional and call.merged and layout is not None):
+            return None
+        log_size = layout.tokens.sizes.log()
+        if isinstance(layout, Packed):
+            return log_size.repeat_interleave(layout.unit)
+        return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None])[..., 0]
+
+    def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
+        """Arguments of a block for the rows present."""
+        new = dict(kwargs)
+        for name, axis in self.spec.block_args.items():
+            value = kwargs.get(name)
+            if axis == "mask":
+                if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
+                    config: Any = block.get_submodule(self.spec.attention).config
+                    assert layout.index is not None
+                    view = View(layout.index, layout.valid)
+                    kind = kind_of(real_implementation(config))
+                    new[name] = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
+                continue
+            if value is None:
+                continue
+            key = (name, id(layout), id(value))
+            if key not in call.memo:
+                # Value and layout are kept too, so that their ids stay their own.
+                call.memo[key] = (_for_layout(value, axis, layout), value, layout)
+            new[name] = call.memo[key][0]
+        return new
+
+    def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
+        """One site: read, decide, and give the hidden states that go on."""
+        layout, site = self._layout(call, hidden), action.site
+        if site.action == "restore":
+            return self._restore(call, action, layout, hidden)
+        outer = layout
+        if site.unit == "patch" and isinstance(layout, Packed):
+            layout = layout.patches()
+        tokens = self._tokens(call, layout, hidden, action, block)
+        reduction = action.method.reduce(tokens, site)
+        call.trace.sites.append(_visit(action, tokens, reduction))
+        if site.action == "park":
+            call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
+        call.merged |= reduction.sizes is not None
+        if isinstance(layout, Packed):
+            survivors = reduction.survivors(tokens)
+            call.layout = layout.reduce(reduction)
+            if call.previous is not None:
+                call.previous = layout.put(call.previous, layout.pick(call.previous)[reduction.keep])
+            return layout.put(hidden, survivors.hidden)
+        new, take = layout.reduce(reduction)
+        call.layout = new
+        if take is not None:
+            hidden = take_rows(hidden, take)
+            call.previous = None if call.previous is None else take_rows(call.previous, take)
+        return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
+
+    def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
+        parked, outer, call.merged = call.parked.pop()
+        tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+        restored = action.method.restore(tokens, parked, action.site)
+        call.layout = outer
+        call.trace.sites.append(
+            SiteTrace(str(action.site), action.method.name(), tokens.counts, parked.tokens.counts,
+                      action.method.flops(tokens, action.site))
+        )  # fmt: skip
+        if isinstance(outer, Packed):
+            return restored.to(hidden.dtype).reshape(-1, hidden.shape[-1])
+        special = hidden[:, : self.spec.leading]
+        body = hidden.new_zeros(hidden.shape[0], outer.width - self.spec.leading, hidden.shape[-1])
+        return outer.put(torch.cat([special, body], dim=1), restored)
+
+    def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
+        signals: dict[str, Tensor] = {}
+        picked = layout.pick(hidden)
+        seen = call.readings[block].seen if block in call.readings else None
+        for name in action.site.signals:
+            if name == "residual":
+                if call.previous is None:
+                    raise UnsupportedSiteError(f"{action.site}: no layer before it, so there is no residual update")
+                signals[name] = picked - layout.pick(call.previous)
+            elif name in ("keys", "values") and seen is not None:
+                signals[name] = self._per_token(layout, getattr(seen, name))
+            elif name == "received" and seen is not None:
+                column = torch.cat([part.flatten() for part in seen.received])
+                signals[name] = self._mean_of_unit(layout, column)
+            elif name == "cls_row" and seen is not None and "cls_row" in seen.rows:
+                row = torch.cat(seen.rows["cls_row"])[:, :, 0]  # (images, H, T)
+                assert isinstance(layout, Rows)
+                signals[name] = layout.pick(row.transpose(1, 2))
+            else:
+                raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
+        if seen is not None:
+            call.trace.signal_flops += seen.flops
+            seen.flops = 0
+        return replace(layout.tokens, hidden=picked, signals=signals)
+
+    def _per_token(self, layout: Layout, parts: list[Tensor]) -> Tensor:
+        """Keys or values of the tokens present: ``(N, H, unit * d)``."""
+        if isinstance(layout, Rows):
+            return layout.pick(torch.cat(parts).transpose(1, 2))
+        rows = torch.cat([part[0].transpose(0, 1) for part in parts])  # (rows, H, d)
+        n, heads = len(layout.tokens), rows.shape[1]
+        return rows.view(n, -1, heads, rows.shape[-1]).transpose(1, 2).reshape(n, heads, -1)
+
+    def _mean_of_unit(self, layout: Layout, column: Tensor) -> Tensor:
+        if isinstance(layout, Rows):
+            return layout.pick(column.view(len(layout.lengths), layout.width))
+        return column.view(len(layout.tokens), -1).mean(1)
+
+    # -- between attention and FFN: the norm's input is reduced, the residual add sees a dummy, the block returns the sum
+
+    def _mid_reduce(self, i: int, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        hidden = x = first_argument(args, kwargs, "hidden_states")
+        block = self.blocks[i]
+        if getattr(block, "gradient_checkpointing", False) and block.training and x.requires_grad:
+            raise UnsupportedSiteError(
+                f"{self.mids[i][0].site} cannot be replayed by gradient checkpointing: freeze the vision tower, or call "
+                "gradient_checkpointing_disable() on it"
+            )
+        for action in self.mids[i]:
+            hidden = self._act(call, action, hidden, block=i)
+        if call.layout is None:
+            return None
+        call.mid[i] = (hidden, x.shape)
+        call.trace.blocks[-1].ffn_rows = hidden.shape[:-1].numel()
+        return replace_first(args, kwargs, "hidden_states", hidden)
+
+    def _mid_stash(self, i: int, output: Any) -> Any:
+        call = self.context.tower
+        if call is None or i not in call.mid:
+            return None
+        hidden, shape = call.mid[i]
+        call.mid[i] = (hidden + output, shape)
+        return output.new_zeros(()).expand(shape)
+
+    def _mid_join(self, i: int, output: Any) -> Any:
+        call = self.context.tower
+        if call is None or i not in call.mid:
+            return None
+        joined, _ = call.mid.pop(i)
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+    # -- output -----------------------------------------------------------------------------------------------------
+
+    def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        x = args[0]
+        layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
+        if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
+            layout = layout.without_leading(self.spec.leading)
+        if call.layout is not None or self.outputs:
+            call.layout = layout
+        if call.previous is not None and isinstance(layout, Rows) and call.previous.shape[1] != layout.width:
+            call.previous = call.previous[:, self.spec.leading :]
+        for action in self.outputs:
+            x = self._act(call, action, x, block=self.last)
+        return (x, *args[1:]), kwargs
+
+    def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
+        patches = _rows_of(call.grid_now, 1, 0) // x.shape[0]
+        return x.new_empty(x.shape[0], patches + self.spec.leading, 1) if call.layout is None else x
+
+    def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        layout = call.layout
+        if isinstance(layout, Packed):
+            return layout.scatter(output, HOLE)
+        if self.spec.layout == "packed":
+            return None
+        if layout is not None:
+            output = layout.scatter(output, layout.full, fill=HOLE)
+        if call.grid_now != call.grid:
+            extra = self.spec.kept_rows(self.config)
+            body = self._full_grid(call, output[:, extra:].flatten(0, 1))
+            output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
+        self._close(call, output.flatten(0, 1))
+        return output
+
+
+def _is(action: Action, block: int, where: str) -> bool:
+    return action.site.at == "tower" and action.site.layer == block and action.site.where == where
+
+
+def _rows_of(grid: Grid, unit: int, leading: int) -> int:
+    return sum(t * h * w * unit + leading for t, h, w in grid)
+
+
+def _for_layout(value: Any, axis: int | str, layout: Layout) -> Any:
+    if axis == "seqlens":
+        assert isinstance(layout, Packed)
+        return layout.seqlens(value)
+    if isinstance(value, tuple):
+        return tuple(_for_layout(item, axis, layout) for item in value)
+    if isinstance(layout, Packed):
+        return value.index_select(int(axis), layout.rows().to(value.device))
+    assert layout.index is not None
+    return take_rows(value, layout.index, int(axis))
+
+
+def _visit(action: Action, tokens: Tokens, reduction: Reduction) -> SiteTrace:
+    return SiteTrace(
+        str(action.site),
+        action.method.name(),
+        tokens.counts,
+        reduction.counts,
+        action.method.flops(tokens, action.site),
+        tokens.index[reduction.keep],
+        tokens.spans.shape,
+    )
+
+

@@ -1,0 +1,89 @@
+"""What happened in the last call: tokens, attention shapes, cache bytes, times. Read by the report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class BlockTrace:
+    """One tower block: rows that entered attention and FFN, and the attention segments (now and in the stock model)."""
+
+    rows: int
+    ffn_rows: int
+    segments: Any  # list of lengths, or the cumulative lengths on the device
+    full_rows: int
+    full_segments: Any
+
+
+@dataclass
+class LayerTrace:
+    """One decoder layer in one forward: batch, queries, keys, and the same in the stock model."""
+
+    batch: int
+    queries: int
+    keys: int
+    full_queries: int
+    full_keys: int
+
+
+@dataclass
+class SiteTrace:
+    """One visit of a site: visual tokens before and after per span, and what it cost."""
+
+    name: str
+    method: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    flops: int
+    index: Tensor | None = None  # raster index of the survivors, packed
+    shapes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class Trace:
+    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed."""
+
+    grid: list[tuple[int, int, int]] = field(default_factory=list)
+    blocks: list[BlockTrace] = field(default_factory=list)
+    patch_rows: int = 0
+    full_patch_rows: int = 0
+    output_rows: int = 0
+    full_output_rows: int = 0
+    sites: list[SiteTrace] = field(default_factory=list)
+    prefill: list[LayerTrace] = field(default_factory=list)
+    decode: list[LayerTrace] = field(default_factory=list)
+    decode_steps: int = 0
+    head_rows: int = 0
+    kv_bytes: int = 0
+    full_kv_bytes: int = 0
+    kv_lengths: list[int] = field(default_factory=list)
+    kv_total: int = 0
+    clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
+    signal_flops: int = 0
+
+    def seconds(self, stage: str) -> float:
+        """Wall time spent in a stage (device time on CUDA)."""
+        return sum(_elapsed(start, stop) for start, stop in self.clocks.get(stage, []))
+
+
+def tick(device: torch.device) -> Any:
+    """A point in time: an event on CUDA (no synchronisation), a clock reading elsewhere."""
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+    return time.perf_counter()
+
+
+def _elapsed(start: Any, stop: Any) -> float:
+    if isinstance(start, float):
+        return float(stop - start)
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+

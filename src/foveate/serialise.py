@@ -1,0 +1,75 @@
+"""Dataclasses from plain data (JSON, command lines), strictly: unknown names and wrong types are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union
+
+from foveate.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def options_of(cls: type) -> dict[str, tuple[Any, Any]]:
+    """``name -> (type, default)`` of a dataclass's fields; ``dataclasses.MISSING`` if there is no default."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls) if f.init}
+
+
+def build(cls: type[T], data: dict[str, Any]) -> T:
+    """``cls(**data)`` after checking every name and type."""
+    known = options_of(cls)
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    return cls(**{name: _check(value, known[name][0], f"{cls.__name__}.{name}") for name, value in data.items()})
+
+
+def plain(value: Any) -> Any:
+    """Tuples to lists, dataclasses to dicts; the rest is already plain."""
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def _check(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _check(value, option, where)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{where}={value!r}: expected {_describe(hint)}")
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}={value!r}: choose one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}={value!r}: expected a list")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_check(item, args[0], where) for item in value)
+        if len(value) != len(args):
+            raise ConfigError(f"{where}={value!r}: expected {len(args)} items")
+        return tuple(_check(item, arg, where) for item, arg in zip(value, args))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is type(None) or hint is None:
+        if value is not None:
+            raise ConfigError(f"{where}={value!r}: expected null")
+        return None
+    if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}={value!r}: expected {_describe(hint)}")
+    return value
+
+
+def _describe(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,189 @@
+"""What a method sees and what it says: `Tokens` in, `Reduction` out.
+
+Tokens are packed: the visual tokens of all spans (images, video frames) of the call, one after another, without
+padding, text or batch. ``N`` tokens, ``S`` spans, ``C`` channels, ``H`` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from foveate.errors import UnknownNameError
+from foveate.ops import segments, select
+from foveate.schedule import budget
+
+Signal = Literal["residual", "keys", "values", "last_row", "text_rows", "received", "cls_row", "text"]
+SIGNALS: tuple[str, ...] = get_args(Signal)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The spans of a call, in packed order. Host-side facts that no reduction changes; one entry per span."""
+
+    shape: tuple[tuple[int, int], ...]  # token grid (height, width)
+    clip: tuple[int, ...]  # frames of one video share a clip number; an image is a clip of its own
+    frame: tuple[int, ...]  # index of the frame in its clip, 0 for an image
+    row: tuple[int, ...]  # sample of the batch (inside the tower, where samples are not known: the clip)
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens per span before any reduction."""
+        return tuple(height * width for height, width in self.shape)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens that are present at a site.
+
+    Attributes:
+        spans: facts about the spans.
+        counts: ``(S,)`` ints, tokens now present per span; sums to ``N``.
+        index: ``(N,)`` int64, raster index ``y * width + x`` of each token in its span's original grid.
+        sizes: ``(N,)`` fp32, how many original tokens each one stands for (1 until something is merged).
+        coords: ``(N, 3)`` fp32, frame, y and x in the span's grid; a merged token may carry a centroid.
+        hidden: ``(N, C)`` hidden states. In a tower whose projector joins ``u`` patches to one token (2x2 mergers),
+            a token is that whole unit and ``C`` is ``u`` times the tower's width, patch after patch.
+        signals: what the site asked for, by name; read them through the properties below.
+        seen: ``(S,)`` ints, tokens of the span that earlier forwards already brought here (chunked prefill), else 0.
+        text_counts: text tokens per row of the batch, for the signal ``text``.
+        state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
+    """
+
+    spans: Spans
+    counts: tuple[int, ...]
+    index: Tensor
+    sizes: Tensor
+    coords: Tensor
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    seen: tuple[int, ...] = ()
+    text_counts: tuple[int, ...] = ()
+    state: MutableMapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def segment(self) -> Tensor:
+        """``(N,)`` int64: the span of each token."""
+        return segments.segment_ids(self.counts, self.index.device)
+
+    def _signal(self, name: Signal) -> Tensor:
+        if name not in self.signals:
+            raise UnknownNameError(f"signal {name!r} was not asked for: add it to the `signals` of this site")
+        return self.signals[name]
+
+    @property
+    def residual(self) -> Tensor:
+        """``(N, C)``: what the previous layer (between attention and FFN: the attention) added to the hidden state."""
+        return self._signal("residual")
+
+    @property
+    def keys(self) -> Tensor:
+        """``(N, H, d)``: keys of the last attention before the site, as the kernel saw them (after RoPE)."""
+        return self._signal("keys")
+
+    @property
+    def values(self) -> Tensor:
+        """``(N, H, d)``: values of the last attention before the site."""
+        return self._signal("values")
+
+    @property
+    def last_row(self) -> Tensor:
+        """``(N, H)``: attention that the last text token of the token's sample pays to it."""
+        return self._signal("last_row")
+
+    @property
+    def text_rows(self) -> Tensor:
+        """``(N, R)``: attention paid by each of the sample's last ``R`` text tokens (head mean; 0 if it has fewer)."""
+        return self._signal("text_rows")
+
+    @property
+    def received(self) -> Tensor:
+        """``(N,)``: attention received, the mean over heads and over all queries of its attention segment."""
+        return self._signal("received")
+
+    @property
+    def cls_row(self) -> Tensor:
+        """``(N, H)``: attention that the CLS token of the token's image pays to it."""
+        return self._signal("cls_row")
+
+    @property
+    def text(self) -> Tensor:
+        """``(M, C)``: hidden states of the text tokens, row after row of the batch (``text_counts`` each)."""
+        return self._signal("text")
+
+    def budget(self, keep: float) -> tuple[int, ...]:
+        """Survivors per span for a ratio: ``round(keep * n)``, halves up (`foveate.schedule.budget`)."""
+        return budget(self.counts, keep, self.seen)
+
+    def select(self, keep: Tensor, counts: tuple[int, ...]) -> Tokens:
+        """The same tokens, only those at the packed indices ``keep``; signals are dropped."""
+        return replace(
+            self,
+            counts=counts,
+            index=self.index[keep],
+            sizes=self.sizes[keep],
+            coords=self.coords[keep],
+            hidden=self.hidden[keep] if self.hidden.numel() else self.hidden,
+            signals={},
+        )
+
+    def keep_best(self, score: Tensor, keep: float) -> Reduction:
+        """Keep the ``budget(keep)`` highest scores ``(N,)`` of each span."""
+        counts = self.budget(keep)
+        return Reduction(select.top_k(score, self.counts, counts), counts)
+
+    def keep_mask(self, mask: Tensor) -> Reduction:
+        """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device once."""
+        kept = mask.nonzero().flatten()
+        per_span = torch.bincount(self.segment[kept], minlength=len(self.counts)).tolist()
+        return Reduction(kept, tuple(int(count) for count in per_span))
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a method decided.
+
+    Attributes:
+        keep: ``(K,)`` int64, packed indices of the survivors, ascending. A merged token survives as one member.
+        counts: ``(S,)`` ints, survivors per span; sums to ``K``.
+        hidden: ``(K, C)`` new values of the survivors (merging), or None: unchanged.
+        sizes: ``(K,)`` new sizes, or None: unchanged.
+        coords: ``(K, 3)`` new coordinates, or None: unchanged.
+        shape: at a ``pixels`` site, the ``(height, width)`` token grid that each span is resized to; ``keep`` is then the
+            original token that stands for each cell of the new grid, in raster order.
+    """
+
+    keep: Tensor
+    counts: tuple[int, ...]
+    hidden: Tensor | None = None
+    sizes: Tensor | None = None
+    coords: Tensor | None = None
+    shape: tuple[tuple[int, int], ...] | None = None
+
+    def survivors(self, tokens: Tokens) -> Tokens:
+        """The survivors as tokens, new values in place."""
+        kept = tokens.select(self.keep, self.counts)
+        return replace(
+            kept,
+            hidden=kept.hidden if self.hidden is None else self.hidden,
+            sizes=kept.sizes if self.sizes is None else self.sizes,
+            coords=kept.coords if self.coords is None else self.coords,
+        )
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Tokens set aside at a parking site: ``tokens`` as they were there, and which of them went on."""
+
+    tokens: Tokens
+    keep: Tensor
