@@ -172,13 +172,13 @@ def _joined(first: Rows, second: Rows) -> Rows:
 class CompactMixin:
     """A cache entry that answers for the full sequence. Mixed over the entry's own class by `compact`."""
     kv: KVIndex
-    visible: Tensor | None  # (B, P') slots that this decode step may see, or None: all
+    visible: View | None  # the slots that this decode step may see, or None: all
     state: dict[str, Any]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         if self.visible is not None:
-            keys, values = take_rows(keys, self.visible, 2), take_rows(values, self.visible, 2)
+            keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
         return keys, values
 
     def get_seq_length(self) -> int:

@@ -41,6 +41,7 @@ class DecoderPass:
     records: list[Record] = field(default_factory=list)
     present: Tensor | None = None  # (B, L) the prompt without its padding
     last_slot: Tensor | None = None  # (B,) distance of the last text token from the right end
+    question: Tensor | None = None  # (B, R) distances of the text after the last visual token, -1 where a row has less
     position_ids: Tensor | None = None  # (A, B, L)
     previous: Tensor | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
@@ -150,10 +151,11 @@ class DecoderHooks:
         """Find the visual tokens and the holes among them; the only device synchronisation of a prefill."""
         masks = [self._placeholders(inputs, pixels, embeds) for pixels in brings]
         flags = list(masks)
+        flags.append(torch.ones_like(masks[0]) if call.present is None else call.present)
         if self.holes:
             flags.append(embeds[..., 0].isnan())
         host = torch.stack([flag.to(embeds.device) for flag in flags]).cpu()
-        visual = list(host[: len(masks)])
+        visual, present = list(host[: len(masks)]), host[len(masks)]
         records = self.context.records[-len(brings) :] if len(self.context.records) >= len(brings) else []
         if call.past == 0:
             for record in records:
@@ -170,10 +172,8 @@ class DecoderHooks:
             counts = torch.bincount(segment, minlength=len(call.layout.tokens.counts)).tolist()
             call.arrived = Reduction(keep.to(embeds.device), tuple(int(n) for n in counts))
             embeds = torch.where(flags[-1][..., None], embeds.new_zeros(()), embeds)
-        distance = torch.zeros(call.batch, dtype=torch.long, device=embeds.device)
-        if call.present is not None:
-            distance = call.present.flip(1).to(torch.uint8).argmax(1)
-        call.last_slot = distance
+        call.last_slot = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
+        call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
         return embeds
 
     def _placeholders(self, inputs: Inputs, pixels: str, embeds: Tensor) -> Tensor:
@@ -292,11 +292,20 @@ class DecoderHooks:
         """Hidden states of the text tokens, packed, and how many each row has."""
         is_text = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         is_text[layout.row, layout.slot] = False
-        if layout.valid is not None:
-            is_text &= layout.valid
-        if call.present is not None:
-            is_text &= call.present if layout.index is None else call.present.gather(1, layout.index)
+        real = self._real(call)
+        is_text = is_text if real is None else is_text & real
         return hidden[is_text], tuple(int(n) for n in is_text.sum(1).tolist())
+
+    @staticmethod
+    def _real(call: DecoderPass) -> Tensor | None:
+        """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""
+        layout, present = call.layout, call.present
+        if layout is None or layout.index is None:
+            return present
+        if present is None:
+            return layout.valid
+        real = present.gather(1, layout.index)
+        return real if layout.valid is None else real & layout.valid
 
     def _advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, if that is not everything."""
@@ -355,12 +364,12 @@ class DecoderHooks:
         return new
 
     def _mask(self, call: DecoderPass, value: Any, keys: KVIndex, visible: Any, config: Any, hidden: Tensor) -> Any:
-        if value is None and keys.valid is None and visible is None and (call.length == 1 or call.past == 0):
+        padded = keys.valid is not None or (visible is not None and visible.valid is not None)
+        if value is None and not padded and (call.length == 1 or call.past == 0):
             return None
         layout, device = call.layout, hidden.device
         k = keys.view(call.batch, device)
-        if visible is not None:
-            k = View(k.index.gather(1, visible), None if k.valid is None else k.valid.gather(1, visible))
+        k = k if visible is None else k.through(visible)
         if layout is not None and layout.index is not None:
             q = View(layout.index, layout.valid)
         else:
@@ -406,7 +415,8 @@ class DecoderHooks:
         if not signals and not flash:
             return
         reading = Reading(signals, drop_positions=flash)
-        reading.valid = call.layout.valid if call.layout is not None else None
+        if "received" in signals:
+            reading.valid = self._real(call)
         width = hidden.shape[1]
         last = torch.full((call.batch,), width - 1, device=hidden.device)
         if call.last_slot is not None:
@@ -414,19 +424,9 @@ class DecoderHooks:
         if "last_row" in signals:
             reading.queries["last_row"] = last[:, None]
         if "text_rows" in signals:
-            reading.queries["text_rows"] = self._text_slots(call, width)
+            assert call.question is not None
+            reading.queries["text_rows"] = torch.where(call.question < 0, -1, width - 1 - call.question)
         call.readings[i] = reading
-
-    def _text_slots(self, call: DecoderPass, width: int) -> Tensor:
-        """``(B, R)`` the text tokens that follow the last visual token, right-aligned; -1 clamps to the first of them."""
-        layout = call.layout
-        assert layout is not None and call.last_slot is not None
-        end = width - call.last_slot
-        begin = torch.zeros(call.batch, dtype=torch.long, device=end.device)
-        begin = begin.scatter_reduce(0, layout.row, layout.slot + 1, "amax")
-        longest = int((end - begin).max())
-        slots = end[:, None] - longest + torch.arange(longest, device=end.device)
-        return torch.maximum(slots, begin[:, None]).clamp(max=width - 1)
 
     # -- decode steps -----------------------------------------------------------------------------------------------
 
@@ -454,8 +454,11 @@ class DecoderHooks:
             reduction = chosen if len(layout.tokens) == logical else None
             if reduction is None:
                 raise UnsupportedSiteError(f"{action.site}: the cache is reduced again after this layer")
-            layout, take = call.once(("take", id(reduction), id(visual)), (reduction, visual), lambda: layout.reduce(reduction))
-            entry.visible = take
+            if action is not actions[-1] and len(actions) > 1:
+                raise UnsupportedSiteError("only one decode site can act on a layer: choose one of the methods")
+            entry.visible = call.once(
+                ("visible", id(reduction), id(visual)), (reduction, visual), lambda: _shown(layout, reduction)
+            )
 
     def _decode_reduction(self, call: DecoderPass, action: Action, layout: Rows, cache: Any) -> tuple[Reduction, int]:
         site = action.site
@@ -485,7 +488,7 @@ class DecoderHooks:
     def _log(self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
         visible = entry.visible if isinstance(entry, CompactMixin) else None
         n_keys = call.past + call.length if keys is None else keys.length
-        n_keys = n_keys if visible is None else visible.shape[1]
+        n_keys = n_keys if visible is None else visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length))
 
@@ -495,6 +498,21 @@ def _take(value: Any, axis: int | str, layout: Rows) -> Any:
         return tuple(_take(item, axis, layout) for item in value)
     assert layout.index is not None
     return take_rows(value, layout.index, int(axis))
+
+
+def _shown(layout: Rows, reduction: Reduction) -> View | None:
+    """The slots of a cache entry that a decode step may see."""
+    shown, take = layout.reduce(reduction)
+    return None if take is None else View(take, shown.valid)
+
+
+def _question(visual: Tensor, present: Tensor) -> Tensor:
+    """Distances from the right end of the text after each row's last visual token: ``(B, R)``, -1 where there is less."""
+    length = visual.shape[1]
+    place = torch.arange(length)
+    after = torch.where(visual, place, -1).amax(1, keepdim=True) < place
+    distance = torch.where(after & present, length - 1 - place, -1).flip(1).sort(1, descending=True).values
+    return distance[:, : int((after & present).sum(1).max())].contiguous()
 
 
 def _of_tokens(name: str, reading: Reading, layout: Rows, width: int) -> Tensor:

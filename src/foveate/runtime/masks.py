@@ -32,6 +32,14 @@ class View:
     index: Tensor
     valid: Tensor | None
 
+    def through(self, slots: View) -> View:
+        """What is left when only ``slots`` of this axis are shown."""
+        valid = slots.valid
+        if self.valid is not None:
+            here = self.valid.gather(1, slots.index)
+            valid = here if valid is None else here & valid
+        return View(self.index.gather(1, slots.index), valid)
+
 def derive(
     mask: Any, queries: View, keys: View, total: int, past: int, kind: Kind, dtype: torch.dtype, causal: bool = True
 ) -> Any:

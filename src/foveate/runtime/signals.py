@@ -162,14 +162,15 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
         mask: None, ``(B or 1, 1, Q, K)`` bool or additive, or ``(B, K)`` keys present.
         scaling: of the logits.
         causal: whether None means that query ``i`` sees keys up to ``i + K - Q``.
-        slots: ``(B, R)`` queries.
+        slots: ``(B, R)`` queries; a negative one gives a row of zeros.
 
     Returns:
         ``(B, H, R, K)`` fp32.
     """
     batch, heads, n_queries, width = query.shape
     groups, n_keys = key.shape[1], key.shape[2]
-    slots = slots.to(query.device)
+    missing = (slots < 0).to(query.device)
+    slots = slots.to(query.device).clamp(min=0)
     q = query.gather(2, slots[:, None, :, None].expand(batch, heads, -1, width))
     q = q.view(batch, groups, heads // groups * slots.shape[1], width)
     logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * scaling
@@ -188,7 +189,7 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
             rows = rows.gather(2, slots[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
         logits = logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
     # A query that sees nothing (padding of ours) pays no attention, rather than NaN.
-    return logits.softmax(-1).nan_to_num()
+    return logits.softmax(-1).nan_to_num().masked_fill(missing[:, None, :, None], 0.0)
 
 
 def received(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, valid: Tensor | None) -> Tensor:

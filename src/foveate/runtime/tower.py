@@ -312,9 +312,9 @@ class TowerHooks:
                 column = torch.cat([part.flatten() for part in seen.received])
                 signals[name] = self._mean_of_unit(layout, column)
             elif name == "cls_row" and seen is not None and "cls_row" in seen.rows:
-                row = torch.cat(seen.rows["cls_row"])[:, :, 0]  # (images, H, T)
                 assert isinstance(layout, Rows)
-                signals[name] = layout.pick(row.transpose(1, 2))
+                row = torch.cat(seen.rows["cls_row"])[:, :, 0]  # (images, H, T)
+                signals[name] = layout.pick(_patches(row.transpose(1, 2), layout))
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if seen is not None:
@@ -325,14 +325,14 @@ class TowerHooks:
     def _per_token(self, layout: Layout, parts: list[Tensor]) -> Tensor:
         """Keys or values of the tokens present: ``(N, H, unit * d)``."""
         if isinstance(layout, Rows):
-            return layout.pick(torch.cat(parts).transpose(1, 2))
+            return layout.pick(_patches(torch.cat(parts).transpose(1, 2), layout))
         rows = torch.cat([part[0].transpose(0, 1) for part in parts])  # (rows, H, d)
         n, heads = len(layout.tokens), rows.shape[1]
         return rows.view(n, -1, heads, rows.shape[-1]).transpose(1, 2).reshape(n, heads, -1)
 
     def _mean_of_unit(self, layout: Layout, column: Tensor) -> Tensor:
         if isinstance(layout, Rows):
-            return layout.pick(column.view(len(layout.lengths), layout.width))
+            return layout.pick(_patches(column.view(len(layout.lengths), -1), layout))
         return column.view(len(layout.tokens), -1).mean(1)
 
     # -- between attention and FFN: the norm's input is reduced, the residual add sees a dummy, the block returns the sum
@@ -410,6 +410,11 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         self._close(call, output.flatten(0, 1))
         return output
+
+
+def _patches(x: Tensor, layout: Rows) -> Tensor:
+    """``(images, T, ...)`` of an attention without the leading tokens that the layout at the output no longer has."""
+    return x[:, x.shape[1] - layout.width :].contiguous()
 
 
 def _is(action: Action, block: int, where: str) -> bool:

@@ -1,0 +1,89 @@
+"""A method from command-line words: ``--method fastv --keep 0.3 --option layer=3``."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import ConfigError
+from foveate.method import Composed, Method
+from foveate.methods import method_class, method_from_json
+from foveate.serialise import options_of
+from foveate.terminal import CommandError
+
+
+def method_from_words(
+    name: str | None, keep: float | None, assignments: Sequence[str], described: str | None
+) -> Method:
+    """Exactly one of ``name`` and ``described`` (JSON, or a file of it) says what the method is.
+
+    Args:
+        name: a method, or several joined by ``+``.
+        keep: shorthand for ``keep=...`` of a single method.
+        assignments: ``option=value``; in a sum, ``method.option=value``.
+        described: what `Method.to_json` wrote.
+    """
+    if (name is None) == (described is None):
+        raise CommandError("say which method: either --method NAME or --method-json FILE|JSON (see `foveate methods`)")
+    if described is not None:
+        if keep is not None or assignments:
+            raise CommandError("--keep and --option belong to --method: write them into the JSON of --method-json")
+        return method_from_json(_text(described))
+    names = [part.strip() for part in str(name).split("+")]
+    classes = [method_class(part) for part in names]
+    options: list[dict[str, Any]] = [{} for _ in classes]
+    for assignment in [*assignments, *([] if keep is None else [f"keep={keep}"])]:
+        part, option, value = _split(assignment, names)
+        options[part][option] = _value(value, options_of(classes[part]).get(option, (None, None))[0])
+    parts = tuple(cls.from_options(given) for cls, given in zip(classes, options, strict=True))
+    return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:
+    """``["seed=3"]`` -> ``{"seed": 3}``, read as the types of a dataclass's fields suggest."""
+    found = {}
+    for assignment in assignments:
+        _, name, value = _split(assignment, [""])
+        found[name] = _value(value, options_of(cls).get(name, (None, None))[0])
+    return found
+
+
+def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
+    """Which part, which option, what value."""
+    option, equals, value = assignment.partition("=")
+    option = option.strip()
+    if not equals or not option:
+        raise CommandError(f"--option {assignment!r} is not name=value")
+    if len(names) == 1:
+        return 0, option, value.strip()
+    part, dot, option = option.partition(".")
+    if not dot or names.count(part) != 1:
+        raise ConfigError(
+            f"{assignment!r} could belong to any method of the sum: name one, e.g. --option {names[0]}.{option or part}=..."
+        )
+    return names.index(part), option, value.strip()
+
+
+def _value(text: str, hint: Any) -> Any:
+    """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
+    is_list = typing.get_origin(hint) is tuple
+    try:
+        return json.loads(f"[{text}]" if is_list and not text.startswith("[") else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _text(described: str) -> str:
+    """JSON as given, or the content of the file of that name."""
+    if described.lstrip().startswith("{"):
+        return described
+    path = Path(described)
+    if not path.is_file():
+        raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read {described}: {error}") from None

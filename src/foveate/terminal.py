@@ -1,0 +1,76 @@
+"""What the commands share: two consoles, JSON on stdout, quiet libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from foveate.errors import FoveateError
+
+#: Results go to stdout; progress, notes and errors to stderr, so that stdout can be piped.
+out = Console(highlight=False)
+log = Console(stderr=True, highlight=False)
+
+
+class CommandError(FoveateError):
+    """A command was given something that it cannot use: a missing file, an empty prompt, an unknown model."""
+
+
+def note(text: str) -> None:
+    """One line of progress."""
+    log.print(escape(text), style="dim", soft_wrap=True)
+
+
+def fail(error: FoveateError) -> None:
+    """One red sentence."""
+    log.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
+
+
+def emit(data: Any) -> None:
+    """Plain data as JSON, and nothing else, on stdout."""
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def quiet_libraries(bars: bool = False) -> None:
+    """Keep warnings of transformers (that it works without torchvision, for one) out of a command's output.
+
+    Args:
+        bars: leave its download bars on, where a person watches.
+    """
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers import logging
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()
+    if not (bars and sys.stderr.isatty()):
+        logging.disable_progress_bar()
+
+
+def group_sites(names: Iterable[str]) -> str:
+    """``["tower 0 (mid)", "tower 1 (mid)", "lm_entry"]`` -> ``"tower 0-1 (mid), lm_entry"``."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        found = re.search(r"\d+", name)
+        numbers = groups.setdefault(re.sub(r"\d+", "{}", name), [])
+        if found and int(found[0]) not in numbers:
+            numbers.append(int(found[0]))
+    return ", ".join(pattern.format(_ranges(numbers)) for pattern, numbers in groups.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5, 7]`` -> ``"0-2, 5, 7"``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

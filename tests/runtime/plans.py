@@ -1,0 +1,122 @@
+"""The methods that the invariants are tested with: every kind of site, signal and reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import foveate
+from foveate import DivPrune, Downsample, DyCoke, FastV, Host, Method, Random, Site, Stride, ToMe, Tokens, V2Drop, VisionZip, VTW
+from foveate.ops import select
+from foveate.tokens import Parked, Reduction
+
+
+@dataclass(frozen=True)
+class ParkHalf(Method):
+    """Test only: every second patch skips the blocks between ``first`` and ``last``, then comes back."""
+
+    first: int = 1
+    last: int = 3
+    mid: bool = False
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        where = "mid" if self.mid else "before"
+        return [
+            Site("tower", self.first, 0.5, where=where, action="park", unit="patch"),
+            Site("tower", self.last, action="restore"),
+        ]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        return Reduction(select.stride(tokens.counts, counts), counts)
+
+
+@dataclass(frozen=True)
+class DropBlocks(Method):
+    """Test only: evenly spaced tokens survive before a vision block."""
+
+    keep: float = 0.5
+    block: int = 1
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("tower", self.block, self.keep)]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        ranked = tokens.keep_best(-((tokens.index * 7) % 5).float(), site.keep)  # neither order nor size of spans matters
+        assert ranked.counts == counts
+        return ranked
+
+
+@dataclass(frozen=True)
+class Received(Method):
+    """Test only: every attention signal at once, at one decoder layer."""
+
+    keep: float = 0.5
+    layer: int = 3
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        signals = ("received", "text_rows", "last_row", "keys", "values", "residual", "text")
+        return [Site("decoder", self.layer, self.keep, signals=signals)]
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        flat = (tokens.keys * tokens.values).flatten(1).sum(1) + tokens.residual.norm(dim=-1)
+        assert tokens.text.shape[0] == sum(tokens.text_counts)
+        return tokens.received + tokens.text_rows.sum(1) + tokens.last_row.sum(1) + 0 * flat
+
+
+FULL = {  # every method with nothing removed
+    "random": Random(keep=1.0),
+    "stride": Stride(keep=1.0, layers=(0, 2)),
+    "fastv": FastV(keep=1.0),
+    "v2drop": V2Drop(keeps=(1.0, 1.0, 1.0)),
+    "divprune": DivPrune(keep=1.0),
+    "downsample": Downsample(keep=1.0),
+    "dycoke": DyCoke(keep=1.0),
+    "parkhalf": DropBlocks(keep=1.0),
+    "renumber": Stride(keep=1.0, positions="renumber"),
+}
+
+PLANS = {
+    "stride": Stride(keep=0.5),
+    "random": Random(layer=2, keep=0.3),
+    "cascade": Stride(keep=0.5, layers=(0, 2, 4)),
+    "fastv": FastV(),
+    "vtw": VTW(),
+    "v2drop": V2Drop(),
+    "divprune": DivPrune(keep=0.3),
+    "tome": ToMe(),
+    "visionzip": VisionZip(keep=0.4, contextual=0.3),
+    "downsample": Downsample(keep=0.5),
+    "native": Downsample(keep=0.5, positions="native"),
+    "renumber": Stride(keep=0.5, layers=(0, 2), positions="renumber"),
+    "tome+fastv": ToMe(keep=0.7) + FastV(),
+    "park": ParkHalf(),
+    "park-mid": ParkHalf(mid=True),
+    "blocks": DropBlocks(),
+    "signals": Received(),
+}
+
+#: plans whose choice depends on the prompt's last token or all its text: a longer prompt chooses differently
+TEXT_GUIDED = ("fastv", "tome+fastv", "signals")
+
+plan = pytest.mark.parametrize("plan", PLANS)
+
+ROWS = {
+    "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
+    "qwen2_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
+    "qwen2_5_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
+}
+VIDEO_ROWS = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
+    """Equal up to the rounding of another batch shape. The tiny models' logits are of order 1 to 10."""
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+__all__ = ["FULL", "PLANS", "ROWS", "TEXT_GUIDED", "VIDEO_ROWS", "Parked", "close", "foveate", "plan"]

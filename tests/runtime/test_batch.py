@@ -1,0 +1,123 @@
+"""Invariants 2, 3, 4, 8, 10, 11, 12: a batch is its rows, a cached step is a full forward, lengths are the schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import PLANS, ROWS, TEXT_GUIDED, VIDEO_ROWS, close, plan
+from test_identity import generate
+
+import foveate
+
+
+@plan
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batch_is_its_rows(family: str, impl: str, plan: str, side: str) -> None:
+    model, rows = tiny.model(family, impl), ROWS[family]
+    batch = tiny.inputs(family, rows, padding_side=side)
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        together = model(**batch).logits
+        for i in range(len(rows)):
+            alone = tiny.inputs(family, rows, only=i)
+            text = ~tiny.visual_mask(family, alone)[0]
+            row = together[i][batch["attention_mask"][i].bool()]
+            close(row[text], model(**alone).logits[0][text])
+
+
+@plan
+def test_generation_of_a_batch_is_that_of_its_rows(family: str, plan: str) -> None:
+    model, rows = tiny.model(family), ROWS[family]
+    options = dict(output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        together: Any = generate(model, tiny.inputs(family, rows), **options)
+        for i in range(len(rows)):
+            alone: Any = generate(model, tiny.inputs(family, rows, only=i), **options)
+            assert torch.equal(together.sequences[i, -4:], alone.sequences[0, -4:])
+            for step in range(4):
+                close(together.logits[step][i], alone.logits[step][0])
+
+
+@plan
+def test_a_cached_step_is_a_full_forward(family: str, impl: str, plan: str) -> None:
+    if plan in TEXT_GUIDED:
+        pytest.skip("a longer prompt has another last token, which chooses other tokens")
+    model, rows = tiny.model(family, impl), ROWS[family]
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        batch = tiny.inputs(family, rows)
+        steps: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
+        length = batch["input_ids"].shape[1]
+        longer = dict(batch, input_ids=steps.sequences)
+        for name in ("attention_mask", "mm_token_type_ids"):
+            if name in batch:
+                longer[name] = torch.nn.functional.pad(batch[name], (0, 4), value=int(name == "attention_mask"))
+        full = model(**longer).logits
+        for step in range(4):
+            close(full[:, length - 1 + step], steps.logits[step])
+
+
+@plan
+def test_attention_implementations_agree(family: str, plan: str) -> None:
+    batch = tiny.inputs(family, ROWS[family])
+    logits = []
+    for impl in ("sdpa", "eager"):
+        with foveate.compress(tiny.model(family, impl), PLANS[plan]):
+            logits.append(tiny.text_logits(tiny.model(family, impl), batch))
+    text = ~tiny.visual_mask(family, batch)[batch["attention_mask"].bool()]
+    close(logits[0][text], logits[1][text])
+
+
+def test_cache_lengths_are_the_schedule(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
+    visual = int(tiny.visual_mask(family, batch).sum())
+    text = batch["input_ids"].shape[1] - visual
+    half, quarter = (visual + 1) // 2, ((visual + 1) // 2 + 1) // 2
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(2, 4))) as handle:
+        cache = model(**batch).past_key_values
+        report = handle.report()
+    expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]
+    assert [entry.keys.shape[-2] for entry in cache.layers] == expected
+    assert [entry.get_seq_length() for entry in cache.layers] == [text + visual] * 6
+    assert list(report.kv_lengths) == list(report.layer_tokens) == expected
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+    assert report.visits[0].after == (half,) and report.visits[1].after == (quarter,)
+
+
+@plan
+def test_video_and_image_in_one_batch(plan: str) -> None:
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+        with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
+            together = model(**batch).logits
+            spans = handle.report().visits[-1].before if handle.report().visits else ()
+            for i in range(2):
+                alone = tiny.inputs(family, VIDEO_ROWS, only=i)
+                text = ~tiny.visual_mask(family, alone)[0]
+                row = together[i][batch["attention_mask"][i].bool()]
+                close(row[text], model(**alone).logits[0][text])
+        assert len(spans) in (5, 6, 1, 3), spans  # 2 + 1 + 3 frames and images, or those of the last tower call
+
+
+def test_spans_are_frames(family: str) -> None:
+    if family == "llava":
+        pytest.skip("LLaVA-1.5 takes no video")
+    model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5)) as handle:
+        model(**batch)
+        visit = handle.report().visits[0]
+    assert visit.before == (8, 8, 8, 4, 4, 4)  # 2 frames of 2x4; an image of 4x8 patches; 3 frames of 2x2
+    assert visit.shapes == ((2, 4), (2, 4), (2, 4), (2, 2), (2, 2), (2, 2))
+
+
+def test_constant_image_merges_to_itself(family: str) -> None:
+    """Invariant 9: in the tower a constant image without positions is one token many times over; merging changes nothing."""
+    from foveate.ops import merge
+
+    constant = torch.ones(12, 8) * torch.arange(8.0)
+    source, target = merge.bipartite_match(constant, (12,), (5,))
+    group = torch.arange(12)
+    group[source] = target
+    merged = merge.weighted_mean(constant, torch.ones(12), group, 12)[target]
+    close(merged, constant[target])

@@ -1,0 +1,69 @@
+"""Decode sites: a step sees a subset of the cache; nothing is freed, and everything can come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny
+import torch
+from plans import ROWS, close
+from test_identity import generate
+
+import foveate
+from foveate import DyCoke
+
+
+def test_prefill_is_untouched_and_decode_sees_less(family: str, impl: str) -> None:
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family][:2])
+    options: Any = dict(output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad():
+        stock: Any = generate(model, batch, **options)
+        with foveate.compress(model, DyCoke(keep=0.3, layer=3)) as handle:
+            ours: Any = generate(model, batch, **options)
+            report = handle.report()
+    assert torch.equal(ours.logits[0], stock.logits[0])
+    assert not torch.equal(ours.logits[2], stock.logits[2])
+    assert report.flops["decode"] < report.full_flops["decode"]
+    assert report.kv_ratio == 1.0  # nothing is freed
+
+
+def test_a_step_is_a_masked_step(family: str) -> None:
+    """One decode step equals stock with the keys of the hidden tokens masked in the deeper layers."""
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family][:1])
+    seen: dict[str, Any] = {}
+
+    class Spy(DyCoke):
+        def reduce(self, tokens: Any, site: Any) -> Any:
+            seen["reduction"] = super().reduce(tokens, site)
+            return seen["reduction"]
+
+    length = batch["input_ids"].shape[1]
+    step: Any = dict(input_ids=torch.tensor([[20]]), attention_mask=torch.ones(1, length + 1, dtype=torch.long))
+    if family != "llava":  # stock Qwen numbers a bare step by the whole mask
+        step["position_ids"] = torch.full((3, 1, 1), length)
+    with torch.no_grad():
+        with foveate.compress(model, Spy(keep=0.3, layer=3)):
+            cache = model(**batch).past_key_values
+            ours = model(**step, past_key_values=cache).logits
+        visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()
+        hidden = torch.ones(len(visual), dtype=torch.bool)
+        hidden[seen["reduction"].keep] = False
+        allowed = torch.ones(1, 1, 1, length + 1, dtype=torch.bool)
+        allowed[..., visual[hidden]] = False
+
+        def hide(module: Any, args: Any, kwargs: Any) -> Any:
+            return args, {**kwargs, "attention_mask": allowed}
+
+        cache = model(**batch).past_key_values
+        for layer in model.model.language_model.layers[3:]:
+            layer.register_forward_pre_hook(hide, with_kwargs=True)
+        close(ours, model(**step, past_key_values=cache).logits)
+
+
+def test_batch_beams_and_composition(family: str) -> None:
+    model, rows = tiny.model(family), ROWS[family][:2]
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(1,)) + DyCoke(keep=0.4, layer=3)):
+        together = generate(model, tiny.inputs(family, rows))
+        for i in range(2):
+            assert torch.equal(generate(model, tiny.inputs(family, rows, only=i))[0, -4:], together[i, -4:])
+        assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape

@@ -1,0 +1,235 @@
+"""Against independent references: a dropped token is a masked key; a resized image is a smaller image; and so on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import ROWS, DropBlocks, ParkHalf, close
+from torch import Tensor
+
+import foveate
+from foveate.ops import select
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3, 5])
+def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> None:
+    """Masking the keys of the dropped tokens from that layer on gives the text the same logits."""
+    model, batch = tiny.model(family, impl, fresh=True), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, keep=0.4)) as handle:
+        reduced = model(**batch).logits
+        visit = handle.report().visits[0]
+    visual = tiny.visual_mask(family, batch)
+    kept: list[bool] = []
+    for indices, (height, width) in zip(visit.kept, visit.shapes, strict=True):
+        kept += [i in indices for i in range(height * width)]
+    dropped = visual.clone()
+    dropped[visual] = ~torch.tensor(kept)
+
+    def hide(module: Any, args: Any, kwargs: Any) -> Any:
+        n = batch["input_ids"].shape[1]
+        mask = kwargs["attention_mask"]
+        if mask is None:
+            mask = torch.ones(n, n).tril().bool()[None, None]
+        lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return args, {**kwargs, "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(dropped[:, None, None], lowest)}
+
+    for block in model.model.language_model.layers[layer:]:
+        block.register_forward_pre_hook(hide, with_kwargs=True)
+    with torch.no_grad():
+        masked = model(**batch).logits
+    text = ~visual & batch["attention_mask"].bool()
+    close(reduced[text], masked[text])
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5])
+def test_native_downsample_is_a_smaller_image(keep: float) -> None:
+    """A resized image under native positions gives what stock gives for the smaller image and its shorter prompt."""
+    from foveate.models import families
+
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        model = tiny.model(family)
+        rows = [[3, (8, 16), 5, (12, 4), 2]]
+        batch = tiny.inputs(family, rows)
+        with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep, positions="native")) as handle:
+            ours = model(**batch).logits[0, -1]
+            step = model.generate(**batch, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
+        args = (batch["pixel_values"], batch["image_grid_thw"])
+        (pixels, grid), _ = families()[family].tower.resize(model.config, args, {}, small_grid)
+        sizes = [h * w // 4 for _, h, w in batch["image_grid_thw"].tolist()]
+        small = _shortened(batch, sizes, [h * w for _, h, w in small_grid], tiny.IMAGE_TOKEN[family])
+        small |= {"pixel_values": pixels, "image_grid_thw": grid}
+        with torch.no_grad():
+            stock = model(**small).logits[0, -1]
+            steps = model.generate(**small, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        close(ours, stock)
+        for a, b in zip(step.logits, steps.logits, strict=True):
+            close(a, b)
+
+
+def _grids(visit: Any) -> list[tuple[int, int]]:
+    grids = []
+    for kept, (_, width) in zip(visit.kept, visit.shapes, strict=True):
+        rows = len({i // width for i in kept})
+        grids.append((rows, len(kept) // rows))
+    return grids
+
+
+def _shortened(batch: Any, sizes: list[int], new: list[int], token: int) -> dict[str, Tensor]:
+    """A prompt whose runs of ``sizes`` placeholders have become runs of ``new``."""
+    keep: list[int] = []
+    ids, i = batch["input_ids"][0].tolist(), 0
+    for old, now in zip(sizes, new, strict=True):
+        while ids[i] != token:
+            keep.append(i)
+            i += 1
+        keep += range(i, i + now)
+        i += old
+    keep += range(i, len(ids))
+    return {name: batch[name][:, keep] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_renumbering_is_a_shorter_prompt(layer: int) -> None:
+    """LLaVA, 1-D positions: dropping before layer 0 and renumbering is stock's language model on the survivors alone."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][1:2])
+    method = foveate.Stride(keep=0.5, layers=(0,), positions="renumber")
+    visual = tiny.visual_mask("llava", batch)[0]
+    stays = ~visual
+    places = visual.nonzero().flatten()
+    n = len(places) // 2
+    stays[places[select.stride((n, n), (n // 2, n // 2))]] = True
+    with torch.no_grad(), foveate.compress(model, method):
+        ours = model(**batch).logits[0][stays & ~visual]
+    with torch.no_grad():
+        features = torch.cat(list(model.get_image_features(batch["pixel_values"]).pooler_output))
+        embeds = model.get_input_embeddings()(batch["input_ids"])[0].clone()
+        embeds[visual] = features
+        hidden = model.model.language_model(inputs_embeds=embeds[stays][None]).last_hidden_state
+        stock = model.lm_head(hidden)[0][~visual[stays]]
+    close(ours, stock)
+
+
+def _llava_tower(model: Any, pixels: Tensor, keep: Tensor, first: int, last: int | None, mid: bool) -> Tensor:
+    """CLIP by hand: from block ``first`` (after its attention if ``mid``) the patches ``keep`` only; all from ``last`` on."""
+    tower = model.model.vision_tower
+    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    rows = torch.cat([torch.zeros(1, dtype=torch.long), keep + 1])
+    parked = hidden
+    for i, block in enumerate(tower.encoder.layers[:-1]):
+        if i == last:
+            full = parked.clone()
+            full[:, rows] = hidden
+            hidden = full
+        if i == first and not mid:
+            parked, hidden = hidden, hidden[:, rows]
+        attended = hidden + block.self_attn(block.layer_norm1(hidden))[0]
+        if i == first and mid:
+            parked, attended = attended, attended[:, rows]
+        hidden = attended + block.mlp(block.layer_norm2(attended))
+    return hidden[:, 1:]
+
+
+@pytest.mark.parametrize("mid", [False, True])
+def test_parking_in_a_padded_tower(impl: str, mid: bool) -> None:
+    model, batch = tiny.model("llava", impl), tiny.inputs("llava", [[3, "image", 4, "image"]])
+    n = tiny.LLAVA_SIDE**2
+    with torch.no_grad(), foveate.compress(model, ParkHalf(mid=mid)):
+        ours = torch.cat(list(model.get_image_features(batch["pixel_values"]).pooler_output))
+    with torch.no_grad():
+        keep = select.stride((n,), (n // 2,))
+        features = _llava_tower(model, batch["pixel_values"], keep, 1, 3, mid)
+        close(ours, model.model.multi_modal_projector(features).flatten(0, 1))
+
+
+def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | None, mid: bool) -> Tensor:
+    """Qwen's tower by hand, one image after the other, attention segment by attention segment."""
+    from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
+    tower, grid = model.model.visual, batch["image_grid_thw"]
+    hidden = tower.patch_embed(batch["pixel_values"])
+    ids = get_vision_position_ids(grid, 2)
+    segment = torch.bucketize(torch.arange(len(hidden)), get_vision_cu_seqlens(grid)[1:], right=True)
+    segments = [segment] * len(tower.blocks)
+    order = torch.arange(len(hidden) // 4)
+    if hasattr(tower, "fullatt_block_indexes"):
+        order, cu = get_vision_window_index(grid, spatial_merge_size=2, window_size=tower.window_size, patch_size=tower.patch_size)
+        window = torch.bucketize(torch.arange(len(hidden)), cu[1:], right=True)
+        segments = [segment if i in tower.fullatt_block_indexes else window for i in range(len(tower.blocks))]
+    rows = (order[:, None] * 4 + torch.arange(4)).flatten()
+    hidden, ids = hidden[rows], ids[rows]
+    present = torch.arange(len(hidden))
+    parked = hidden
+    for i, block in enumerate(tower.blocks):
+        if i == last:
+            full = parked.clone()
+            full[keep] = hidden
+            hidden, present = full, torch.arange(len(full))
+        if i == first and not mid:
+            parked, hidden, present = hidden, hidden[keep], keep
+        attended = hidden + _attend(block.attn, block.norm1(hidden), _rotary(tower, hidden, ids[present]), segments[i][present])
+        if i == first and mid:
+            parked, attended, present = attended, attended[keep], keep
+        hidden = attended + block.mlp(block.norm2(attended))
+    merged = tower.merger(hidden)
+    if len(merged) < len(order):
+        full = merged.new_full((len(order), merged.shape[-1]), torch.nan)
+        full[keep[::4] // 4] = merged
+        merged = full
+    return merged[torch.argsort(order)]
+
+
+def _rotary(tower: Any, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        cos, sin = tower.rotary_pos_emb(hidden, ids)
+    except TypeError:  # before 5.18 the module gives angles
+        angles = tower.rotary_pos_emb(ids)
+        both = torch.cat([angles, angles], dim=-1)
+        cos, sin = both.cos(), both.sin()
+    return cos, sin
+
+
+def _attend(attention: Any, x: Tensor, rotary: tuple[Tensor, Tensor], segment: Tensor) -> Tensor:
+    def turn(t: Tensor) -> Tensor:
+        a, b = t.chunk(2, -1)
+        return t * rotary[0][:, None] + torch.cat([-b, a], -1) * rotary[1][:, None]
+
+    q, k, v = attention.qkv(x).view(len(x), 3, attention.num_heads, -1).unbind(1)
+    logits = torch.einsum("qhd,khd->hqk", turn(q), turn(k)) * attention.scaling
+    weights = logits.masked_fill(segment[:, None] != segment, -torch.inf).softmax(-1)
+    return attention.proj(torch.einsum("hqk,khd->qhd", weights, v).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("mid", [False, True])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_parking_in_a_packed_tower(name: str, impl: str, mid: bool) -> None:
+    model, batch = tiny.model(name, impl), tiny.inputs(name, [[3, (8, 8), 4, (4, 12)]])
+    with torch.no_grad(), foveate.compress(model, ParkHalf(mid=mid)):
+        ours = torch.cat(list(model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output))
+    with torch.no_grad():
+        close(ours, _qwen_tower(model, batch, select.stride((64, 48), (32, 24)), 1, 3, mid))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
+    """Features are those of the survivors alone; holes are NaN and stand where the dropped tokens stood."""
+    model, batch = tiny.model(name, impl), tiny.inputs(name, [[3, (8, 8), 4, (4, 12)]])
+    with torch.no_grad(), foveate.compress(model, DropBlocks(block=2)) as handle:
+        ours = torch.cat(list(model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output))
+        model(**batch)
+        kept = handle.report().visits[0].kept
+    units = torch.cat([torch.tensor(kept[0]), torch.tensor(kept[1]) + 16])
+    with torch.no_grad():
+        order = torch.arange(28)
+        if name == "qwen2_5_vl":
+            from transformers.vision_utils import get_vision_window_index
+
+            order, _ = get_vision_window_index(batch["image_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)
+        place = torch.argsort(order)[units].sort().values  # where the blocks see them
+        rows = (place[:, None] * 4 + torch.arange(4)).flatten()
+        reference = _qwen_tower(model, batch, rows, 2, None, False)
+    assert torch.equal(ours.isnan(), reference.isnan())
+    close(ours.nan_to_num(), reference.nan_to_num())

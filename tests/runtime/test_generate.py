@@ -1,0 +1,178 @@
+"""``generate()`` in full: beams, several sequences, chunks, later turns, precomputed embeddings, cropping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import PLANS, ROWS, TEXT_GUIDED, close
+from test_identity import generate
+
+import foveate
+
+FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "renumber", "native", "vtw"])
+
+
+@FEW
+def test_beams_with_and_without_cache_agree(family: str, plan: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        cached = generate(model, batch, num_beams=3)
+        assert torch.equal(cached[:, :-4], batch["input_ids"])
+        for i in range(len(ROWS[family])):
+            alone = generate(model, tiny.inputs(family, ROWS[family], only=i), num_beams=3)
+            assert torch.equal(alone[0, -4:], cached[i, -4:])
+
+
+def test_beams_follow_the_scores(family: str) -> None:
+    """The score that beam search reports is that of the sequence in one full forward."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
+        out: Any = generate(
+            model, batch, num_beams=4, output_scores=True, return_dict_in_generate=True, length_penalty=0.0
+        )
+        longer = dict(batch, input_ids=out.sequences)
+        for name in ("attention_mask", "mm_token_type_ids"):
+            if name in batch:
+                longer[name] = torch.nn.functional.pad(batch[name], (0, 4), value=int(name == "attention_mask"))
+        logits = model(**longer).logits[0, -5:-1].log_softmax(-1)
+    close(logits.gather(1, out.sequences[0, -4:, None]).sum(), out.sequences_scores[0])
+
+
+@FEW
+def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
+        one = generate(model, batch)
+        tokens = handle.report().layer_tokens
+        many = model.generate(
+            **batch, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=3, bad_words_ids=[[i] for i in range(9)]
+        )
+        assert handle.report().layer_tokens == tokens
+    assert torch.equal(many.view(len(one), 3, -1), one[:, None].expand(-1, 3, -1))
+
+
+@pytest.mark.parametrize("chunk", [5, 11, 64])
+@pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "visionzip", "vtw", "downsample", "random"])
+def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
+    """Whatever is decided from a token alone, or before the language model, is the same in chunks."""
+    if plan == "cascade":
+        method: foveate.Method = foveate.VTW(layer=3) + foveate.Stride(keep=1.0)
+    else:
+        method = PLANS[plan]
+    model, rows = tiny.model(family), ROWS[family]
+    batch = tiny.inputs(family, rows)
+    options = dict(output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad(), foveate.compress(model, method):
+        whole: Any = generate(model, batch, **options)
+        cut: Any = generate(model, batch, prefill_chunk_size=chunk, **options)
+    if plan in ("stride", "random"):  # chosen among the tokens of a chunk: the counts agree, the choice need not
+        lengths = [[entry.keys.shape[-2] for entry in out.past_key_values.layers] for out in (whole, cut)]
+        assert len(lengths[0]) == len(lengths[1])
+        return
+    for a, b in zip(whole.logits, cut.logits, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("chunk", [5, 11])
+def test_chunked_budgets_are_exact(family: str, chunk: int) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
+    with torch.no_grad(), foveate.compress(model, foveate.Random(keep=0.3, layer=1)):
+        whole: Any = generate(model, batch, return_dict_in_generate=True)
+        cut: Any = generate(model, batch, prefill_chunk_size=chunk, return_dict_in_generate=True)
+    lengths = [[entry.keys.shape[-2] for entry in out.past_key_values.layers] for out in (whole, cut)]
+    assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "vtw", "visionzip"])
+def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
+    """Two turns on one cache equal both in one prompt, and the second image is reduced too."""
+    model = tiny.model(family)
+    image = "image" if family == "llava" else (8, 8)
+    rows = [[3, image, 5, image, 4]]
+    both = tiny.inputs(family, rows)
+    cut = int(tiny.visual_mask(family, both)[0].nonzero()[0]) + (36 if family == "llava" else 17) + 2
+    first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
+    half = len(both["pixel_values"]) // 2
+    first |= {"pixel_values": both["pixel_values"][:half]}
+    second |= {"pixel_values": both["pixel_values"][half:], "attention_mask": both["attention_mask"]}
+    if family != "llava":
+        first["image_grid_thw"], second["image_grid_thw"] = both["image_grid_thw"][:1], both["image_grid_thw"][1:]
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
+        whole = model(**both)
+        expected = [entry.keys.shape[-2] for entry in whole.past_key_values.layers]
+        cache = model(**first).past_key_values
+        positions: dict[str, Any] = {}
+        if family != "llava":
+            ids, _ = model.model.get_rope_index(
+                both["input_ids"], image_grid_thw=both["image_grid_thw"], mm_token_type_ids=both["mm_token_type_ids"]
+            )
+            positions["position_ids"] = ids[..., cut:]
+        out = model(**second, **positions, past_key_values=cache)
+        assert handle.report().visits, "the second image is reduced too"
+    close(out.logits[0, -1], whole.logits[0, -1])
+    assert [entry.keys.shape[-2] for entry in cache.layers] == expected
+
+
+@FEW
+def test_prompt_lookup_decoding(family: str, plan: str) -> None:
+    """Assisted decoding brings several tokens at once and crops the cache when it guessed wrong."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
+    options: Any = dict(max_new_tokens=8, do_sample=False, bad_words_ids=[[i] for i in range(9)])
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        plain = model.generate(**batch, **options)
+        assisted = model.generate(**batch, **options, prompt_lookup_num_tokens=3)
+    assert torch.equal(plain, assisted)
+
+
+def test_cropping_into_the_reduced_part(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:2])
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
+        cache = model(**batch).past_key_values
+        length = batch["input_ids"].shape[1]
+        cache.crop(-2)
+        assert cache.get_seq_length() == length - 2
+        tail = dict(input_ids=batch["input_ids"][:, -2:], attention_mask=batch["attention_mask"])
+        if family != "llava":
+            ids, _ = model.model.get_rope_index(
+                **{k: v for k, v in batch.items() if k not in ("pixel_values",)}
+            )
+            tail["position_ids"] = ids[..., -2:]
+        again = model(**tail, past_key_values=cache).logits
+        close(again[:, -1], model(**batch).logits[:, -1])
+        cache.crop(-(length - 4))  # into the image of every row
+        assert cache.get_seq_length() == 4
+        cache.reset()
+        assert cache.get_seq_length() == 0
+
+
+def test_inputs_embeds(family: str) -> None:
+    if family != "llava":
+        pytest.skip("stock Qwen needs input_ids to number an image")
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5)) as handle:
+        expected = model(**batch).logits[:, -1]
+        tokens = handle.report().layer_tokens
+        given = {**{k: v for k, v in batch.items() if k != "input_ids"}, "inputs_embeds": embeds}
+        close(model(**given).logits[:, -1], expected)
+        assert handle.report().layer_tokens == tokens
+        generated: Any = model.generate(**given, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        close(generated.logits[0], expected)
+
+
+@pytest.mark.parametrize("plan", ["stride", "tome", "fastv"])
+def test_features_computed_beforehand(family: str, plan: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    names = {"pixel_values", "image_grid_thw"}
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        expected = model(**batch).logits[:, -1]
+        features = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)
+        rest = {k: v for k, v in batch.items() if k != "pixel_values"}
+        close(model(**rest, mm_encoder_outputs={"image": features}).logits[:, -1], expected)
+
+
+assert set(TEXT_GUIDED) <= set(PLANS)

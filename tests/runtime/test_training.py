@@ -1,0 +1,90 @@
+"""Losses and gradients: labels stay full length, checkpointing changes nothing, threads do not meet."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers
+from packaging.version import Version
+from plans import PLANS, ROWS, close, foveate
+
+from foveate.errors import UnsupportedSiteError
+
+
+def loss_and_gradients(model: Any, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    loss = model(**batch, labels=labels).loss
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("plan", ["stride", "cascade", "fastv", "divprune", "renumber", "visionzip", "blocks", "tome"])
+def test_gradient_checkpointing_changes_nothing(family: str, plan: str) -> None:
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("older versions run layer hooks again inside the checkpoint")
+    model, batch = tiny.model(family, fresh=True).train(), tiny.inputs(family, ROWS[family], padding_side="right")
+    with foveate.compress(model, PLANS[plan]):
+        loss, gradients = loss_and_gradients(model, batch)
+        assert len(gradients) > 20 and all(g.isfinite().all() for g in gradients)
+        model.gradient_checkpointing_enable()
+        if plan == "tome":
+            with pytest.raises(UnsupportedSiteError, match="gradient checkpointing"):
+                loss_and_gradients(model, batch)
+            return
+        again, same = loss_and_gradients(model, batch)
+    close(again, loss)
+    for a, b in zip(gradients, same, strict=True):
+        close(a, b)
+
+
+def test_text_loss_ignores_what_was_dropped(family: str) -> None:
+    """Withdrawing at the last layer leaves the text's loss nearly alone, and its positions exactly."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    labels = batch["input_ids"].masked_fill(tiny.visual_mask(family, batch) | (batch["attention_mask"] == 0), -100)
+    with torch.no_grad(), foveate.compress(model, foveate.VTW(layer=5)):
+        out = model(**batch, labels=labels)
+    logits = out.logits[:, :-1].flatten(0, 1)
+    close(out.loss, torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten()))
+
+
+def test_an_exception_leaves_nothing_behind(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    expected = tiny.text_logits(model, batch)
+    with foveate.compress(model, foveate.Stride(keep=0.5)):
+        reduced = tiny.text_logits(model, batch)
+        layer = model.model.language_model.layers[3]
+        bomb = layer.mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
+        with pytest.raises(RuntimeError, match="boom"):
+            tiny.text_logits(model, batch)
+        bomb.remove()
+        assert torch.equal(tiny.text_logits(model, batch), reduced)
+    assert torch.equal(tiny.text_logits(model, batch), expected)
+
+
+def test_two_models_two_methods_two_threads(family: str) -> None:
+    batch = tiny.inputs(family, ROWS[family])
+    methods = [foveate.Stride(keep=0.5, layers=(0, 2)), foveate.ToMe(keep=0.6)]
+    models = [tiny.model(family, fresh=True) for _ in methods]
+    handles = [foveate.compress(model, method) for model, method in zip(models, methods, strict=True)]
+    expected = [tiny.text_logits(model, batch) for model in models]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(8):
+            if not torch.equal(tiny.text_logits(models[i], batch), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for handle in handles:
+        handle.remove()
+    assert not wrong
+    assert not torch.equal(expected[0], expected[1])
