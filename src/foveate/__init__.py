@@ -17,17 +17,17 @@ from foveate.methods import method_from_json, methods
 from foveate.models import families
 from foveate.tokens import Parked, Reduction, Tokens
 
-if TYPE_CHECKING:
-    from foveate.methods.divprune import DivPrune
-    from foveate.methods.downsample import Downsample
-    from foveate.methods.dycoke import DyCoke
-    from foveate.methods.fastv import FastV
-    from foveate.methods.random import Random
-    from foveate.methods.stride import Stride
-    from foveate.methods.tome import ToMe
-    from foveate.methods.v2drop import V2Drop
-    from foveate.methods.visionzip import VisionZip
-    from foveate.methods.vtw import VTW
+if TYPE_CHECKING:  # for editors; at run time `methods` finds them
+    from foveate.methods.divprune import DivPrune as DivPrune
+    from foveate.methods.downsample import Downsample as Downsample
+    from foveate.methods.dycoke import DyCoke as DyCoke
+    from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.random import Random as Random
+    from foveate.methods.stride import Stride as Stride
+    from foveate.methods.tome import ToMe as ToMe
+    from foveate.methods.v2drop import V2Drop as V2Drop
+    from foveate.methods.visionzip import VisionZip as VisionZip
+    from foveate.methods.vtw import VTW as VTW
 
 __version__ = "0.1.0"
 

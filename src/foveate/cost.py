@@ -127,16 +127,15 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
     full["sites"] = 0
 
-    first = trace.prefill[:n]
-    visual = sum(t * h * w for t, h, w in trace.grid)
-    gone = sum(entry.full_queries - entry.queries for entry in first) / max(len(first), 1)
-    batch = first[0].batch if first else 1
+    chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
+    batch = trace.prefill[0].batch if trace.prefill else 1
+    visual = sum(entry.visual for entry in trace.prefill) or sum(t * h * w for t, h, w in trace.grid) * n
     return Report(
         visits=tuple(_visit(site) for site in trace.sites if not site.name.startswith("decode ")),
-        visual_tokens=visual,
-        layer_tokens=tuple(entry.queries for entry in first),
-        full_layer_tokens=tuple(entry.full_queries for entry in first),
-        mean_tokens=max(visual / batch - gone, 0.0),
+        visual_tokens=sum(t * h * w for t, h, w in trace.grid),
+        layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
+        full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
+        mean_tokens=visual / n / batch,
         flops=now,
         full_flops=full,
         kv_bytes=trace.kv_bytes,
@@ -158,8 +157,8 @@ def _weights(module: nn.Module | None) -> int:
     """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``)."""
     if module is None:
         return 0
-    linear = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in linear)  # type: ignore[call-overload]
+    linear: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in linear)
 
 
 def _conv_weights(module: nn.Module) -> int:

@@ -62,7 +62,8 @@ def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
     part, dot, option = option.partition(".")
     if not dot or names.count(part) != 1:
         raise ConfigError(
-            f"{assignment!r} could belong to any method of the sum: name one, e.g. --option {names[0]}.{option or part}=..."
+            f"{assignment!r} could belong to any method of the sum: name one, e.g. "
+            f"--option {names[0]}.{option or part}=..."
         )
     return names.index(part), option, value.strip()
 

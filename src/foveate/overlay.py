@@ -32,7 +32,9 @@ def strip(image: Image.Image, visits: Sequence[Visit], span: int, title: str = "
     panels = [(big, title)]
     for visit in _some([visit for visit in visits if visit.shapes]):
         caption = f"{visit.method}, {visit.site}: {visit.after[span]} of {visit.before[span]}"
-        panels.append((_panel(big, visit, span), caption))
+        panels.append(
+            (_pixels(image, size, visit, span) if visit.site == "pixels" else _patches(big, visit, span), caption)
+        )
     return _row(panels)
 
 
@@ -52,18 +54,22 @@ def _some(visits: Sequence[Visit]) -> list[Visit]:
     return [visits[(i + 1) * len(visits) // PANELS - 1] for i in range(PANELS)]
 
 
-def _panel(image: Image.Image, visit: Visit, span: int) -> Image.Image:
+def _patches(image: Image.Image, visit: Visit, span: int) -> Image.Image:
     height, width = visit.shapes[span]
-    kept = np.asarray(visit.kept[span], dtype=np.int64)
-    if visit.site == "pixels":  # nothing is dropped: the model sees a smaller image
-        small = (len(np.unique(kept % width)) / width, len(np.unique(kept // width)) / height)
-        size = (max(1, round(image.width * small[0])), max(1, round(image.height * small[1])))
-        return image.resize(size, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.NEAREST)
     alive = np.zeros(height * width, dtype=np.uint8)
-    alive[kept] = 255
+    alive[list(visit.kept[span])] = 255
     mask = Image.fromarray(alive.reshape(height, width)).resize(image.size, Image.Resampling.NEAREST)
-    dark = image.convert("L").point([value // 4 for value in range(256)]).convert("RGB")
+    dark = image.convert("L").point([value // 3 for value in range(256)]).convert("RGB")
     return Image.composite(image, dark, mask)
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], visit: Visit, span: int) -> Image.Image:
+    """Nothing is dropped at the pixels: the model sees a smaller image, and the survivors tell its grid."""
+    height, width = visit.shapes[span]
+    kept = np.asarray(visit.kept[span])
+    rows, columns = len(np.unique(kept // width)), len(np.unique(kept % width))
+    small = (max(1, round(image.width * columns / width)), max(1, round(image.height * rows / height)))
+    return image.convert("RGB").resize(small, Image.Resampling.BICUBIC).resize(size, Image.Resampling.NEAREST)
 
 
 def _row(panels: Sequence[tuple[Image.Image, str]]) -> Image.Image:

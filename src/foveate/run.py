@@ -74,6 +74,8 @@ def run(request: Request, tell: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long."""
     if not request.prompt.strip():
         raise CommandError("the prompt is empty: ask something, e.g. --prompt 'What is in the image?'")
+    if request.dtype not in ("auto", *DTYPES):
+        raise CommandError(f"--dtype {request.dtype!r}: choose auto, {', '.join(DTYPES)}")
     images = [_open(path) for path in request.images]
     device = _device(request.device)
     tell(f"loading {request.model}")
@@ -129,7 +131,7 @@ def show(result: Result, console: Console) -> None:
     console.print(escape(str(result.report)), soft_wrap=True)
     if result.dense_seconds is not None:
         console.print(
-            f"generate        {result.seconds:.2f} s, stock model {result.dense_seconds:.2f} s (one call each, no warm-up)"
+            f"generate        {result.seconds:.2f} s, stock model {result.dense_seconds:.2f} s (one call each)"
         )
     for path in result.overlays:
         console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
@@ -162,7 +164,8 @@ def _device(name: str) -> torch.device:
 
 def _load(request: Request) -> tuple[Any, Any]:
     """Model in evaluation mode, and processor."""
-    name, attn = request.model, {} if request.attn is None else {"attn_implementation": request.attn}
+    name = request.model
+    model: Any
     if name == REFERENCE:
         model, processor = reference.load(DTYPES.get(request.dtype, torch.float32))
         if request.attn is not None:
@@ -181,23 +184,23 @@ def _load(request: Request) -> tuple[Any, Any]:
         family_of(config)  # says what is supported before gigabytes are loaded
         # Weights are safetensors: nothing is unpickled.
         model = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, dtype=request.dtype, use_safetensors=True, **attn
+            name, dtype=request.dtype, attn_implementation=request.attn, use_safetensors=True
         )
-        processor = _processor(name)
+        processor = _processor(name, config)
     except _BROKEN as error:
         where = "" if folder.is_dir() else " (no such folder, so it was looked for on the Hugging Face hub)"
         raise CommandError(f"cannot load the model {name!r}{where}: {_first_line(error)}") from None
     return model.eval(), processor
 
 
-def _processor(name: str) -> Any:
-    """The model's processor; without torchvision, one for images only where its video half cannot be made."""
+def _processor(name: str, config: Any) -> Any:
+    """The model's processor; without torchvision, one for images only if the video half cannot be made."""
     try:
         return transformers.AutoProcessor.from_pretrained(name)
-    except ImportError:
+    except (ImportError, OSError):  # OSError: the folder has no video half
         images = transformers.AutoImageProcessor.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        kind: Any = _PROCESSORS[transformers.AutoConfig.from_pretrained(name).model_type]
+        kind: Any = transformers.PROCESSOR_MAPPING[type(config)]
         return type(kind.__name__, (_ImagesOnly, kind), {})(images, tokenizer, chat_template=tokenizer.chat_template)
 
 

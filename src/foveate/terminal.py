@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from foveate.errors import FoveateError
 
@@ -52,6 +53,31 @@ def quiet_libraries(bars: bool = False) -> None:
         hub_logging.set_verbosity_error()
     if not (bars and sys.stderr.isatty()):
         logging.disable_progress_bar()
+
+
+class Bar:
+    """A progress bar on stderr."""
+
+    def __init__(self) -> None:
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._progress = Progress(*columns, console=log, transient=True)
+        self._task = self._progress.add_task("", total=1.0)
+
+    def tell(self, what: str, done: float) -> None:
+        """What happens now, and the share of the work that is done."""
+        self._progress.update(self._task, description=escape(what), completed=done)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
 
 
 def group_sites(names: Iterable[str]) -> str:

@@ -10,7 +10,22 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate import DivPrune, Downsample, DyCoke, FastV, Host, Method, Random, Site, Stride, ToMe, Tokens, V2Drop, VisionZip, VTW
+from foveate import (
+    VTW,
+    DivPrune,
+    Downsample,
+    DyCoke,
+    FastV,
+    Host,
+    Method,
+    Random,
+    Site,
+    Stride,
+    Tokens,
+    ToMe,
+    V2Drop,
+    VisionZip,
+)
 from foveate.ops import select
 from foveate.tokens import Parked, Reduction
 
@@ -47,7 +62,9 @@ class DropBlocks(Method):
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tokens.budget(site.keep)
-        ranked = tokens.keep_best(-((tokens.index * 7) % 5).float(), site.keep)  # neither order nor size of spans matters
+        ranked = tokens.keep_best(
+            -((tokens.index * 7) % 5).float(), site.keep
+        )  # neither order nor size of spans matters
         assert ranked.counts == counts
         return ranked
 

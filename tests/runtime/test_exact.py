@@ -34,7 +34,10 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
         if mask is None:
             mask = torch.ones(n, n).tril().bool()[None, None]
         lowest = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        return args, {**kwargs, "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(dropped[:, None, None], lowest)}
+        return args, {
+            **kwargs,
+            "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(dropped[:, None, None], lowest),
+        }
 
     for block in model.model.language_model.layers[layer:]:
         block.register_forward_pre_hook(hide, with_kwargs=True)
@@ -55,7 +58,9 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
         batch = tiny.inputs(family, rows)
         with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep, positions="native")) as handle:
             ours = model(**batch).logits[0, -1]
-            step = model.generate(**batch, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            step = model.generate(
+                **batch, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
             small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
         args = (batch["pixel_values"], batch["image_grid_thw"])
         (pixels, grid), _ = families()[family].tower.resize(model.config, args, {}, small_grid)
@@ -64,7 +69,9 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
         small |= {"pixel_values": pixels, "image_grid_thw": grid}
         with torch.no_grad():
             stock = model(**small).logits[0, -1]
-            steps = model.generate(**small, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
+            steps = model.generate(
+                **small, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
         close(ours, stock)
         for a, b in zip(step.logits, steps.logits, strict=True):
             close(a, b)
@@ -156,7 +163,9 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
     segments = [segment] * len(tower.blocks)
     order = torch.arange(len(hidden) // 4)
     if hasattr(tower, "fullatt_block_indexes"):
-        order, cu = get_vision_window_index(grid, spatial_merge_size=2, window_size=tower.window_size, patch_size=tower.patch_size)
+        order, cu = get_vision_window_index(
+            grid, spatial_merge_size=2, window_size=tower.window_size, patch_size=tower.patch_size
+        )
         window = torch.bucketize(torch.arange(len(hidden)), cu[1:], right=True)
         segments = [segment if i in tower.fullatt_block_indexes else window for i in range(len(tower.blocks))]
     rows = (order[:, None] * 4 + torch.arange(4)).flatten()
@@ -170,7 +179,9 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
             hidden, present = full, torch.arange(len(full))
         if i == first and not mid:
             parked, hidden, present = hidden, hidden[keep], keep
-        attended = hidden + _attend(block.attn, block.norm1(hidden), _rotary(tower, hidden, ids[present]), segments[i][present])
+        attended = hidden + _attend(
+            block.attn, block.norm1(hidden), _rotary(tower, hidden, ids[present]), segments[i][present]
+        )
         if i == first and mid:
             parked, attended, present = attended, attended[keep], keep
         hidden = attended + block.mlp(block.norm2(attended))
@@ -227,7 +238,9 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
         if name == "qwen2_5_vl":
             from transformers.vision_utils import get_vision_window_index
 
-            order, _ = get_vision_window_index(batch["image_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4)
+            order, _ = get_vision_window_index(
+                batch["image_grid_thw"], spatial_merge_size=2, window_size=16, patch_size=4
+            )
         place = torch.argsort(order)[units].sort().values  # where the blocks see them
         rows = (place[:, None] * 4 + torch.arange(4)).flatten()
         reference = _qwen_tower(model, batch, rows, 2, None, False)

@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
+import transformers.generation.utils
 from plans import PLANS, ROWS, TEXT_GUIDED, close
 from test_identity import generate
 
 import foveate
+
+HANDS_OVER_FEATURES = hasattr(transformers.GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
+modern = pytest.mark.skipif(not HANDS_OVER_FEATURES, reason="this transformers has no pre-encoded images in generate()")
+chunks = pytest.mark.skipif(
+    not hasattr(transformers.generation.utils, "_slice_mm_encoder_output"),
+    reason="this transformers cannot cut a prompt with images into chunks",
+)
 
 FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "renumber", "native", "vtw"])
 
@@ -41,6 +50,7 @@ def test_beams_follow_the_scores(family: str) -> None:
     close(logits.gather(1, out.sequences[0, -4:, None]).sum(), out.sequences_scores[0])
 
 
+@modern  # older ones repeat images, not groups of images
 @FEW
 def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
@@ -48,12 +58,18 @@ def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
         one = generate(model, batch)
         tokens = handle.report().layer_tokens
         many = model.generate(
-            **batch, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=3, bad_words_ids=[[i] for i in range(9)]
+            **batch,
+            max_new_tokens=4,
+            do_sample=True,
+            top_k=1,
+            num_return_sequences=3,
+            bad_words_ids=[[i] for i in range(9)],
         )
         assert handle.report().layer_tokens == tokens
     assert torch.equal(many.view(len(one), 3, -1), one[:, None].expand(-1, 3, -1))
 
 
+@chunks
 @pytest.mark.parametrize("chunk", [5, 11, 64])
 @pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "visionzip", "vtw", "downsample", "random"])
 def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
@@ -76,6 +92,7 @@ def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
         close(a, b)
 
 
+@chunks
 @pytest.mark.parametrize("chunk", [5, 11])
 def test_chunked_budgets_are_exact(family: str, chunk: int) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
@@ -137,9 +154,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
         assert cache.get_seq_length() == length - 2
         tail = dict(input_ids=batch["input_ids"][:, -2:], attention_mask=batch["attention_mask"])
         if family != "llava":
-            ids, _ = model.model.get_rope_index(
-                **{k: v for k, v in batch.items() if k not in ("pixel_values",)}
-            )
+            ids, _ = model.model.get_rope_index(**{k: v for k, v in batch.items() if k not in ("pixel_values",)})
             tail["position_ids"] = ids[..., -2:]
         again = model(**tail, past_key_values=cache).logits
         close(again[:, -1], model(**batch).logits[:, -1])
@@ -160,10 +175,13 @@ def test_inputs_embeds(family: str) -> None:
         given = {**{k: v for k, v in batch.items() if k != "input_ids"}, "inputs_embeds": embeds}
         close(model(**given).logits[:, -1], expected)
         assert handle.report().layer_tokens == tokens
-        generated: Any = model.generate(**given, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        generated: Any = model.generate(
+            **given, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
         close(generated.logits[0], expected)
 
 
+@modern
 @pytest.mark.parametrize("plan", ["stride", "tome", "fastv"])
 def test_features_computed_beforehand(family: str, plan: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])

@@ -56,7 +56,9 @@ def test_remove_restores_the_model(family: str, plan: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
     with torch.no_grad():
         logits = model(**batch).logits
-    before = {name: (dict(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
+    before = {
+        name: (dict(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()
+    }
     handle = foveate.compress(model, PLANS[plan])
     with torch.no_grad():
         model(**batch)

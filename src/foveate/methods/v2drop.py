@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
@@ -40,4 +41,4 @@ class V2Drop(Method):
         return [Site("decoder", layer, keep, signals=("residual",)) for layer, keep in zip(layers, self.keeps)]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        return tokens.residual.float().norm(dim=-1)
+        return torch.linalg.vector_norm(tokens.residual.float(), dim=-1)

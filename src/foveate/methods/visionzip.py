@@ -12,7 +12,7 @@ from foveate.method import Host, Method, Site
 from foveate.ops import merge, select
 from foveate.ops.segments import segment_mean
 from foveate.schedule import budget, check_ratio
-from foveate.tokens import Reduction, Tokens
+from foveate.tokens import Reduction, Signal, Tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class VisionZip(Method):
         check_ratio("contextual", self.contextual)
 
     def sites(self, host: Host) -> Sequence[Site]:
-        attention = "cls_row" if host.has_cls else "received"
+        attention: Signal = "cls_row" if host.has_cls else "received"
         return [Site("tower_output", keep=self.keep, signals=(attention, "keys"))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:

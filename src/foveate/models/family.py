@@ -60,7 +60,8 @@ class Decoder:
     Attributes:
         module: its path under the base model.
         layers, norm, rotary, attention: names under it (attention: under a layer).
-        layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask.
+        layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
+            axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
     """
 
     module: str = "language_model"
@@ -69,7 +70,7 @@ class Decoder:
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
     layer_args: Mapping[str, int | str] = field(
-        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": 1, "position_ids": 1}
+        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
     )
 
 

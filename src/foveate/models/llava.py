@@ -26,7 +26,7 @@ def _last_block(config: Any) -> int:
     chosen = config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else chosen
     n_states = config.vision_config.num_hidden_layers + 1
-    return min(layer % n_states for layer in chosen) - 1
+    return int(min(layer % n_states for layer in chosen)) - 1
 
 
 FAMILY = Family(

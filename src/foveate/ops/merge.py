@@ -84,5 +84,3 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
     total = torch.zeros(n_groups, *x.shape[1:], device=x.device).index_add(0, group, x.float() * w)
     mass = torch.zeros(n_groups, device=x.device).index_add(0, group, weight.float())
     return (total / mass.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
-
-

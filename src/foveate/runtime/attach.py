@@ -30,9 +30,8 @@ class Runtime:
         self.tower = TowerHooks(base, config, family, inside, self.context)
         holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
-        renumbering = [a for a in actions if a.method.positions != "keep"]
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
-        self.decoder.renumber = bool(renumbering)
+        self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
         self.hooks = Hooks()
         try:
             self.tower.attach(self.hooks)
@@ -71,7 +70,7 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
     policies = {part.positions for part in method.parts()}
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
-    actions = []
+    actions: list[Action] = []
     for part in method.parts():
         parked = 0
         for site in part.sites(host):
@@ -83,6 +82,8 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
             actions.append(Action(site, part, len(actions)))
         if parked:
             raise UnsupportedSiteError(f"{part.name()} parks tokens in the tower and never restores them")
+    if sum(action.site.at == "decode" for action in actions) > 1:
+        raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
 
 
@@ -96,7 +97,9 @@ def _layer(site: Site, host: Host) -> int:
         note = ""
         if site.at == "tower" and host.has_cls:
             note = " (features are taken before the tower's last block, so a reduction there would change nothing)"
-        raise UnsupportedSiteError(f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}")
+        raise UnsupportedSiteError(
+            f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}"
+        )
     return layer
 
 

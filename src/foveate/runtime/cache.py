@@ -1,8 +1,9 @@
 """KV cache entries that hold fewer tokens than they stand for.
 
 An entry that a reduction reaches is replaced by one of a class that mixes `CompactMixin` with what it was (dynamic,
-sliding, quantised, offloaded ...) and takes over its state, so everything that its own class does stays in force. `get_seq_length()` answers for
-the full sequence, which is what the stock model asks about; `KVIndex` knows what is physically there.
+sliding, quantised, offloaded ...) and takes over its state, so everything that its own class does stays in force.
+`get_seq_length()` answers for the full sequence, which is what the stock model asks about; `KVIndex` knows what is
+physically there.
 """
 
 from __future__ import annotations
@@ -105,17 +106,20 @@ class KVIndex:
         known = self._selected.get(0)
         if known is not None and known[0] is rows:  # every layer asks with the same tensor
             return known[1]
-        pick = lambda x: None if x is None else x.index_select(0, rows.to(x.device))  # noqa: E731
         new = KVIndex(
             self.total,
             self.tail,
-            pick(self.index),
-            pick(self.valid),
-            pick(self.shift),
+            _of_rows(self.index, rows),
+            _of_rows(self.valid, rows),
+            _of_rows(self.shift, rows),
             None if self.visual is None else _select_rows(self.visual, [int(row) for row in rows.tolist()]),
         )
         self._selected[0] = (rows, new)
         return new
+
+
+def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if x is None else x.index_select(0, rows.to(x.device))
 
 
 def _select_rows(layout: Rows, rows: list[int]) -> Rows:
@@ -171,6 +175,9 @@ def _joined(first: Rows, second: Rows) -> Rows:
 
 class CompactMixin:
     """A cache entry that answers for the full sequence. Mixed over the entry's own class by `compact`."""
+
+    keys: Tensor
+    values: Tensor
     kv: KVIndex
     visible: View | None  # the slots that this decode step may see, or None: all
     state: dict[str, Any]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.method import Method, Site
-from foveate.runtime.trace import Trace
+from foveate.models.family import Grid
+from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.signals import Reading
+from foveate.runtime.trace import SiteTrace, Trace
+from foveate.tokens import Parked, Reduction, Tokens
 
-if TYPE_CHECKING:
-    from foveate.runtime.decoder import DecoderPass
-    from foveate.runtime.tower import TowerPass
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,35 @@ class Action:
     site: Site
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
+
+    def log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
+        """Note a visit of the site."""
+        trace.sites.append(
+            SiteTrace(
+                str(self.site),
+                self.method.name(),
+                tokens.counts,
+                reduction.counts,
+                self.method.flops(tokens, self.site),
+                tokens.index[reduction.keep],
+                tokens.spans.shape,
+            )
+        )
+
+
+class Memo:
+    """Results computed once per forward and shared by its layers. Keeps what the key names alive, so ids stay unique."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def once(self, name: str, alive: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """``make()`` for this name and these very objects, computed the first time only."""
+        key = (name, *map(id, alive))
+        if key not in self._known:
+            self._known[key] = (make(), alive)
+        result: T = self._known[key][0]
+        return result
 
 
 @dataclass(eq=False)
@@ -36,21 +67,19 @@ class Record:
         grid: images and videos, in language-model tokens.
         kept_rows: rows in front of each image that stand for no patch.
         features: ``(R, C)`` as handed to stock code, holes and all.
-        kept: ``(K,)`` rows that are not holes, or None: all.
+        kept: ``(K,)`` patch rows that are not holes, or None: all.
         sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged.
-        trace: of the tower call.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
-        started: first feature row of each batch row, once chunked prefill has met it.
+        progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
-    grid: list[tuple[int, int, int]]
+    grid: Grid
     kept_rows: int
     features: Tensor
     kept: Tensor | None
     sizes: Tensor | None
     coords: Tensor | None
-    trace: Trace
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
@@ -63,6 +92,90 @@ class Inputs:
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
+
+
+@dataclass
+class TowerPass:
+    """One call of the tower.
+
+    Attributes:
+        grid, grid_now: images as the caller gave them, and after resizing.
+        resized: original patch row of every token of the resized grids, or None.
+        order: place in the blocks' sequence -> raster index, or None.
+        layout: tokens present, once a site has acted.
+        parked: tokens set aside, with the layout they return to and whether it was merged.
+        reading, readings: what is read from the attention that runs now, and from each block so far.
+        previous: hidden states where the last layer (or attention) began, for the residual update.
+        mid: block -> hidden states between its attention and its FFN, and the shape the stock code expects.
+        merged: some token stands for several.
+    """
+
+    grid: Grid
+    grid_now: Grid
+    trace: Trace
+    start: Any
+    resized: Tensor | None = None
+    order: Tensor | None = None
+    layout: Rows | Packed | None = None
+    parked: list[tuple[Parked, Rows | Packed, bool]] = field(default_factory=list)
+    reading: Reading | None = None
+    readings: dict[int, Reading] = field(default_factory=dict)
+    previous: Tensor | None = None
+    mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
+    merged: bool = False
+
+
+@dataclass
+class DecoderPass:
+    """One forward of the language model.
+
+    Attributes:
+        batch, length, past: rows, tokens of the full sequence that this forward brings, tokens cached before.
+        layout: what is present, with the visual tokens; None when this forward brings none.
+        arrived: the visual tokens that are no holes, to be taken at the first layer.
+        records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
+        present: ``(B, L)`` the prompt without its padding, or None.
+        last: ``(B,)`` distance of the last text token from the right end.
+        question: ``(B, R)`` distances of the text after the last visual token, -1 where a row has less.
+        position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
+        previous: input of the layer before, for the residual update.
+        readings: layer -> what is read from its attention.
+        choices: decode site -> which visual tokens this step sees.
+    """
+
+    batch: int
+    length: int
+    past: int
+    trace: Trace
+    start: Any
+    layout: Rows | None = None
+    arrived: Reduction | None = None
+    records: list[Record] = field(default_factory=list)
+    names: list[tuple[int, int, int]] | None = None
+    present: Tensor | None = None
+    last: Tensor | None = None
+    question: Tensor | None = None
+    position_ids: Tensor | None = None
+    previous: Tensor | None = None
+    readings: dict[int, Reading] = field(default_factory=dict)
+    choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
+
+    @property
+    def reduced(self) -> Rows | None:
+        """The layout, if something is missing from it."""
+        return self.layout if self.layout is not None and self.layout.index is not None else None
+
+    def real(self) -> Tensor | None:
+        """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""
+        layout = self.reduced
+        if layout is None or layout.index is None:
+            return self.present
+        if self.present is None:
+            return layout.valid
+        real = self.present.gather(1, layout.index)
+        return real if layout.valid is None else real & layout.valid
 
 
 class Context(threading.local):

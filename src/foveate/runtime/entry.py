@@ -8,15 +8,82 @@ arithmetic on one boolean mask: the one device synchronisation of a prefill.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.errors import InputError
+from foveate.models.family import Family
 from foveate.ops.segments import offsets
-from foveate.runtime.context import Record
+from foveate.runtime.context import DecoderPass, Inputs, Record
 from foveate.runtime.layout import Rows, frames, tokens_of
-from foveate.tokens import Spans, Tokens
+from foveate.tokens import Reduction, Spans, Tokens
+
+_OUTPUTS = {"pixel_values": "image", "pixel_values_videos": "video"}  # names of pre-encoded features in generate()
+
+
+class Entry:
+    """Finds the visual tokens of a prompt, and the holes among them."""
+
+    def __init__(self, base: nn.Module, config: Any, family: Family, holes: bool) -> None:
+        self.base, self.config, self.family, self.holes = base, config, family, holes
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """What the base model was called with."""
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        brings = tuple(
+            pixels
+            for pixels in self.family.modalities
+            if kwargs.get(pixels) is not None or encoded.get(_OUTPUTS[pixels]) is not None
+        )
+        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings)
+
+    def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor) -> Tensor:
+        """Note what arrives in ``embeds (B, L, C)``; the same without holes."""
+        masks = [self._placeholders(inputs, pixels) for pixels in inputs.modalities]
+        flags = [*masks, torch.ones_like(masks[0]) if call.present is None else call.present]
+        if self.holes:
+            flags.append(embeds[..., 0].isnan())
+        host = torch.stack([flag.to(embeds.device) for flag in flags]).cpu()
+        visual, present = list(host[: len(masks)]), host[len(masks)]
+        call.records = call.records[-len(masks) :] if len(call.records) >= len(masks) else []
+        for record in call.records:
+            record.consumed = True
+            if call.past == 0:
+                record.seen.clear()
+                record.progress.clear()
+        call.layout, call.names = visual_rows(visual, call.records, embeds)
+        call.last = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
+        call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
+        if not self.holes or not bool(host[-1].any()):
+            return embeds
+        tokens = call.layout.tokens
+        hole = host[-1][call.layout.row.cpu(), call.layout.slot.cpu()]
+        keep = (~hole).nonzero().flatten()
+        counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()
+        call.arrived = Reduction(keep.to(embeds.device), tuple(int(n) for n in counts))
+        return torch.where(flags[-1][..., None], embeds.new_zeros(()), embeds)
+
+    def _placeholders(self, inputs: Inputs, pixels: str) -> Tensor:
+        """``(B, L)`` bool: the placeholders of one modality, found as stock code finds them."""
+        token = getattr(self.config, self.family.modalities[pixels])
+        if inputs.input_ids is not None:
+            return inputs.input_ids == int(token)
+        if inputs.inputs_embeds is None:
+            raise InputError("images came without input_ids or inputs_embeds")
+        table: Any = self.base.get_input_embeddings()  # type: ignore[operator]
+        vector: Tensor = table(torch.tensor(token, device=inputs.inputs_embeds.device))
+        return (inputs.inputs_embeds == vector).all(-1)
+
+
+def _question(visual: Tensor, present: Tensor) -> Tensor:
+    """Distances from the right end of the text after each row's last visual token: ``(B, R)``, -1 where there is less."""
+    length = visual.shape[1]
+    place = torch.arange(length)
+    after = (torch.where(visual, place, -1).amax(1, keepdim=True) < place) & present
+    distance = torch.where(after, length - 1 - place, -1).sort(1, descending=True).values
+    return distance[:, : int(after.sum(1).max())].contiguous()
 
 
 def visual_rows(

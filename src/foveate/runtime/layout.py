@@ -145,15 +145,19 @@ def take_rows(x: Tensor, take: Tensor, axis: int = 1) -> Tensor:
     """``x[b, take[b]]`` along ``axis`` of a batched tensor; a batch axis of 1 is shared by all rows.
 
     Args:
-        x: ``(B or 1, ..., P, ...)`` with the tokens at ``axis`` (1 or more).
+        x: ``(B or 1, ..., P, ...)`` with the tokens at ``axis``. A negative axis may have more axes before the batch.
         take: ``(B, P')``.
     """
     take = take.to(x.device)
+    if axis < 0:
+        if x.dim() + axis > 1:
+            return torch.stack([take_rows(part, take, axis) for part in x])
+        axis += x.dim()
     if take.shape[0] == 1:
         return x.index_select(axis, take[0])
     if x.shape[0] == 1:
         x = x.expand(take.shape[0], *x.shape[1:])
-    if axis == 1:
+    if axis == 1:  # one index_select is much faster than a gather with an expanded index
         flat = take + torch.arange(take.shape[0], device=x.device)[:, None] * x.shape[1]
         return x.reshape(-1, *x.shape[2:]).index_select(0, flat.flatten()).view(*take.shape, *x.shape[2:])
     shape = [take.shape[0], *(1,) * (x.dim() - 1)]

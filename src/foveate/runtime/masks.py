@@ -14,11 +14,13 @@ from torch import Tensor
 
 Kind = Literal["bool", "float", "keys"]  # sdpa: True = attend; eager: added to the logits; flash: (B, K) keys present
 
+
 def kind_of(implementation: str) -> Kind:
     """What an attention implementation takes as a mask."""
     if implementation == "eager":
         return "float"
     return "keys" if "flash" in implementation else "bool"
+
 
 @dataclass(frozen=True, eq=False)
 class View:
@@ -39,6 +41,7 @@ class View:
             here = self.valid.gather(1, slots.index)
             valid = here if valid is None else here & valid
         return View(self.index.gather(1, slots.index), valid)
+
 
 def derive(
     mask: Any, queries: View, keys: View, total: int, past: int, kind: Kind, dtype: torch.dtype, causal: bool = True
@@ -72,6 +75,7 @@ def derive(
     hidden = hidden[:, None, None, :]
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
+
 def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool) -> Tensor | None:
     several = queries.index.shape[1] > 1
     # Kernels read None as "causal, aligned top left": right for one token, or when nothing is cached and none is padding.
@@ -83,11 +87,11 @@ def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype,
         return present
     allowed = present[:, None, None, :]
     if several and causal:
-
         allowed = allowed & (keys.index[:, None, None, :] <= (queries.index + past)[:, None, :, None])
     if kind == "bool":
         return allowed
     return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+
 
 def _flex(mask: Any, queries: View, keys: View) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from foveate.errors import UnsupportedModelError
+from foveate.runtime.layout import Rows
 
 PREFIX = "foveate|"
 _CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
@@ -102,6 +103,11 @@ class Reading:
     seen: Seen = field(default_factory=Seen)
     offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
 
+    def take_flops(self) -> int:
+        """What reading has cost since the last question."""
+        flops, self.seen.flops = self.seen.flops, 0
+        return flops
+
 
 class Probe:
     """Stands between an attention module and its kernel; `reading` says, per thread, what is wanted now, if anything."""
@@ -140,6 +146,22 @@ class Probe:
             if "received" in reading.signals:
                 reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid))
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
+
+
+def of_tokens(name: str, reading: Reading, layout: Rows, width: int) -> Tensor:
+    """A signal of the visual tokens of ``layout``, whose rows are the last ``width`` keys of the attention that was read.
+
+    Returns ``(N, H, d)`` keys or values, ``(N,)`` attention received, ``(N, H)`` the last or the CLS row, ``(N, R)`` text rows.
+    """
+    seen = reading.seen
+    if name in ("keys", "values"):
+        found = torch.cat(getattr(seen, name))[:, :, -width:].transpose(1, 2)
+    elif name == "received":
+        found = torch.cat(seen.received)[:, -width:]
+    else:
+        rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H, R, K)
+        found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
+    return layout.pick(found.contiguous())
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:
@@ -224,7 +246,9 @@ def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor) -> Tensor:
 
 
 def _entry(base: str) -> Callable[..., Any]:
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
         config, probe = module.config._foveate
         if base == "eager":  # not in the registry: every modelling file has its own
             kernel = sys.modules[type(module).__module__].eager_attention_forward

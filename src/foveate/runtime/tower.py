@@ -6,7 +6,8 @@ rows, and a missing row is NaN: a hole that travels in band to the language mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,35 +15,15 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Family, Grid
-from foveate.runtime.context import Action, Context, Hooks, Record, first_argument, replace_first
+from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.signals import Probe, Reading, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
-from foveate.tokens import Parked, Reduction, Tokens
+from foveate.tokens import Parked, Tokens
 
 HOLE = float("nan")
 Layout = Rows | Packed
-
-
-@dataclass
-class TowerPass:
-    """One call of the tower."""
-
-    grid: Grid  # of the images as the caller gave them
-    grid_now: Grid  # after resizing
-    order: Tensor | None
-    trace: Trace
-    start: Any
-    resized: Tensor | None = None  # original row of every token of the resized grids
-    layout: Layout | None = None
-    parked: list[tuple[Parked, Layout, bool]] = field(default_factory=list)
-    reading: Reading | None = None  # of the block that runs now
-    readings: dict[int, Reading] = field(default_factory=dict)
-    previous: Tensor | None = None  # packed hidden states where the last layer (or attention) began
-    mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
-    memo: dict[Any, Any] = field(default_factory=dict)
-    merged: bool = False
 
 
 class TowerHooks:
@@ -51,7 +32,8 @@ class TowerHooks:
     def __init__(self, base: nn.Module, config: Any, family: Family, actions: list[Action], context: Context) -> None:
         self.base, self.config, self.spec, self.context = base, config, family.tower, context
         self.tower = base.get_submodule(self.spec.module)
-        self.blocks: Any = self.tower.get_submodule(self.spec.blocks)
+        blocks: Any = self.tower.get_submodule(self.spec.blocks)
+        self.blocks: list[nn.Module] = list(blocks)
         self.output = base.get_submodule(self.spec.output)
         self.unit = self.spec.unit(config)
         self.pixels = [a for a in actions if a.site.at == "pixels"]
@@ -104,7 +86,7 @@ class TowerHooks:
             self.context.trace = Trace()
         device = next(module.parameters()).device
         grid = self.spec.grid(self.config, args, kwargs)
-        call = TowerPass(grid, grid, None, self.context.trace, tick(device))
+        call = TowerPass(grid, grid, self.context.trace, tick(device))
         self.context.tower = call
         if self.pixels:
             args, kwargs = self._resize(call, device, args, kwargs)
@@ -120,7 +102,7 @@ class TowerHooks:
             reduction = action.method.reduce(tokens, action.site)
             if reduction.shape is None:
                 raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
-            call.trace.sites.append(_visit(action, tokens, reduction))
+            action.log(call.trace, tokens, reduction)
             rows = rows[reduction.keep]
             tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), device)
         first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
@@ -169,7 +151,7 @@ class TowerHooks:
                 kept = call.resized[kept]
         sizes, coords = (tokens.sizes, tokens.coords) if tokens is not None and call.merged else (None, None)
         self.context.records.append(
-            Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords, trace)
+            Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
         )
         trace.clocks.setdefault("tower", []).append((call.start, tick(features.device)))
         self.context.tower = None
@@ -216,7 +198,10 @@ class TowerHooks:
             call.previous = hidden
         segments = kwargs.get("cu_seqlens")
         if self.spec.layout == "padded":
-            full_segments, segments = [full_rows // hidden.shape[0]] * hidden.shape[0], [hidden.shape[1]] * hidden.shape[0]
+            full_segments, segments = (
+                [full_rows // hidden.shape[0]] * hidden.shape[0],
+                [hidden.shape[1]] * hidden.shape[0],
+            )
         rows = hidden.shape[:-1].numel()
         call.trace.blocks.append(BlockTrace(rows, rows, segments, full_rows, full_segments))
         return replace_first(args, kwargs, "hidden_states", hidden)
@@ -248,11 +233,7 @@ class TowerHooks:
                 continue
             if value is None:
                 continue
-            key = (name, id(layout), id(value))
-            if key not in call.memo:
-                # Value and layout are kept too, so that their ids stay their own.
-                call.memo[key] = (_for_layout(value, axis, layout), value, layout)
-            new[name] = call.memo[key][0]
+            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout))
         return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
@@ -265,7 +246,7 @@ class TowerHooks:
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
         reduction = action.method.reduce(tokens, site)
-        call.trace.sites.append(_visit(action, tokens, reduction))
+        action.log(call.trace, tokens, reduction)
         if site.action == "park":
             call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
         call.merged |= reduction.sizes is not None
@@ -317,9 +298,8 @@ class TowerHooks:
                 signals[name] = layout.pick(_patches(row.transpose(1, 2), layout))
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
-        if seen is not None:
-            call.trace.signal_flops += seen.flops
-            seen.flops = 0
+        if block in call.readings:
+            call.trace.signal_flops += call.readings[block].take_flops()
         return replace(layout.tokens, hidden=picked, signals=signals)
 
     def _per_token(self, layout: Layout, parts: list[Tensor]) -> Tensor:
@@ -435,17 +415,3 @@ def _for_layout(value: Any, axis: int | str, layout: Layout) -> Any:
         return value.index_select(int(axis), layout.rows().to(value.device))
     assert layout.index is not None
     return take_rows(value, layout.index, int(axis))
-
-
-def _visit(action: Action, tokens: Tokens, reduction: Reduction) -> SiteTrace:
-    return SiteTrace(
-        str(action.site),
-        action.method.name(),
-        tokens.counts,
-        reduction.counts,
-        action.method.flops(tokens, action.site),
-        tokens.index[reduction.keep],
-        tokens.spans.shape,
-    )
-
-

@@ -23,13 +23,14 @@ class BlockTrace:
 
 @dataclass
 class LayerTrace:
-    """One decoder layer in one forward: batch, queries, keys, and the same in the stock model."""
+    """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present."""
 
     batch: int
     queries: int
     keys: int
     full_queries: int
     full_keys: int
+    visual: int
 
 
 @dataclass
@@ -63,7 +64,6 @@ class Trace:
     kv_bytes: int = 0
     full_kv_bytes: int = 0
     kv_lengths: list[int] = field(default_factory=list)
-    kv_total: int = 0
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
 
@@ -86,4 +86,3 @@ def _elapsed(start: Any, stop: Any) -> float:
         return float(stop - start)
     stop.synchronize()
     return float(start.elapsed_time(stop)) / 1e3
-

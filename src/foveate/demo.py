@@ -1,0 +1,308 @@
+"""``foveate demo``: the shipped reference model answers questions about new scenes, whole and compressed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from foveate import overlay, reference
+from foveate.compress import compress
+from foveate.cost import Report
+from foveate.errors import ConfigError
+from foveate.method import Method
+from foveate.methods import make
+from foveate.terminal import CommandError, group_sites
+
+QUESTIONS = 6  # per image
+BATCH = 4  # images
+SHOWN = 3  # images with a table of their own
+SCENES_PER_SEED = 1_000
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question about an image, and the word that each contender answered (``dense`` among them)."""
+
+    image: int
+    question: reference.Question
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a method did over all questions.
+
+    Attributes:
+        method: what was attached.
+        right: right answers.
+        sites: every site it visited.
+        tokens: visual tokens per image, before the first site and after each.
+        mean_tokens: visual tokens per image and decoder layer.
+        flops_ratio, kv_ratio, time_ratio: over those of the stock model; times are of whole ``generate`` calls.
+    """
+
+    method: Method
+    right: int
+    sites: tuple[str, ...]
+    tokens: tuple[float, ...]
+    mean_tokens: float
+    flops_ratio: float
+    kv_ratio: float
+    time_ratio: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything that the demo found out."""
+
+    rows: tuple[Row, ...]
+    dense_right: int
+    scores: dict[str, Score]
+    visual_tokens: int
+    keep: float
+    overlays: tuple[Path, ...]
+
+
+def contenders(keep: float, layers: int) -> dict[str, Method]:
+    """Methods of every kind, each holding about ``keep`` of the visual tokens per decoder layer, on average.
+
+    A method that cuts late must cut deeper to spend the same. DyCoke is not here: it acts while an answer of several
+    tokens is written, and these answers have one.
+    """
+    try:
+        found = [
+            make("stride", keep=keep),
+            make("random", keep=keep),
+            make("downsample", keep=keep),
+            make("tome", keep=keep),
+            make("visionzip", keep=keep),
+            make("divprune", keep=keep),
+            make("fastv", keep=(keep * layers - 2) / (layers - 2), layer=2),
+            make("v2drop", layers=(1, layers // 2, layers - 3), keeps=_v2drop_keeps(keep, layers)),
+            make("vtw", layer=round(keep * layers)),
+        ]
+    except ConfigError:
+        raise CommandError(f"--keep {keep}: the demo can spread 0.25 to 0.9 of the tokens over every method") from None
+    return {method.name(): method for method in found}
+
+
+def _v2drop_keeps(keep: float, layers: int) -> tuple[float, float, float]:
+    """The same ratio at the first two of three stages, none at the last, so that layers hold ``keep`` on average."""
+    first, second, last = 1, layers // 2, layers - 3
+    # first + (second - first) r + (last - second) r^2 = keep * layers
+    a, b, c = last - second, second - first, first - keep * layers
+    ratio = (-b + math.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * a)
+    return ratio, ratio, 0.0
+
+
+def play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None]) -> Demo:
+    """Draw, ask, measure, write pictures. ``tell`` gets what happens now and the share of the work that is done."""
+    tell("loading the reference model", 0.0)
+    model, processor = reference.load()
+    methods = contenders(keep, len(model.model.language_model.layers))
+    seeds = _scene_seeds(images, seed)
+    scenes = [reference.make_scene(one) for one in seeds]
+    rows = [row for number, scene in enumerate(scenes) for row in _ask_about(number, scene, seeds[number])]
+    watch = {name: _Watch() for name in (DENSE, *methods)}
+    reports: dict[str, Report] = {}
+    overlays: list[Path] = []
+    for first in range(0, images, BATCH):
+        batch = [row for row in rows if first <= row.image < first + BATCH]
+        inputs = _inputs(processor, [scenes[row.image].image for row in batch], batch)
+        if first == 0:
+            _answer(model, processor, inputs, _Watch())  # the first call of all warms up
+        # The contenders take turns on every batch, so that a machine that slows down slows all of them.
+        _record(batch, DENSE, _answer(model, processor, inputs, watch[DENSE]))
+        strips: dict[int, list[Image.Image]] = {}
+        for turn, (name, method) in enumerate(methods.items()):
+            tell(
+                f"images {first + 1}-{min(first + BATCH, images)}: {name}",
+                (first + BATCH * turn / len(methods)) / images,
+            )
+            with compress(model, method) as handle:
+                _record(batch, name, _answer(model, processor, inputs, watch[name]))
+                reports[name] = handle.report()
+            for number in sorted({row.image for row in batch}):
+                span = next(i for i, row in enumerate(batch) if row.image == number)
+                picture = Image.fromarray(scenes[number].image)
+                strip = overlay.strip(picture, reports[name].visits, span, batch[span].question.text)
+                overlays.append(_save(strip, folder / f"image-{number + 1:02d}-{name}.png"))
+                strips.setdefault(number, []).append(strip)
+        for number, rows_of_strips in strips.items():
+            overlays.append(_save(overlay.stack(rows_of_strips), folder / f"image-{number + 1:02d}-all.png"))
+    tell("done", 1.0)
+    dense = watch[DENSE].seconds
+    scores = {name: _score(rows, name, methods[name], reports[name], watch[name].seconds / dense) for name in methods}
+    right = sum(row.answers[DENSE] == row.question.answer for row in rows)
+    return Demo(tuple(rows), right, scores, reference.scenes.GRID**2, keep, tuple(overlays))
+
+
+def to_json(demo: Demo) -> dict[str, Any]:
+    """Plain data."""
+    return {
+        "questions": [
+            {
+                "image": row.image + 1,
+                "task": row.question.task,
+                "question": row.question.text,
+                "truth": row.question.answer,
+                "answers": row.answers,
+            }
+            for row in demo.rows
+        ],
+        "visual_tokens": demo.visual_tokens,
+        "dense": {"right": demo.dense_right, "accuracy": demo.dense_right / len(demo.rows)},
+        "methods": [
+            {
+                "name": name,
+                "options": score.method.to_json(),
+                "right": score.right,
+                "accuracy": score.right / len(demo.rows),
+                "sites": list(score.sites),
+                "tokens": list(score.tokens),
+                "mean_tokens": score.mean_tokens,
+                "flops_ratio": score.flops_ratio,
+                "kv_ratio": score.kv_ratio,
+                "time_ratio": score.time_ratio,
+            }
+            for name, score in demo.scores.items()
+        ],
+        "overlays": [str(path) for path in demo.overlays],
+    }
+
+
+def show(demo: Demo, console: Console) -> None:
+    """Tables for a person."""
+    numbers = sorted({row.image for row in demo.rows})
+    for number in numbers[:SHOWN]:
+        console.print(_answer_table(number, [row for row in demo.rows if row.image == number], list(demo.scores)))
+    total = len(demo.rows)
+    console.print(_summary(demo, total))
+    console.print(
+        f"{total} questions about {len(numbers)} images that were never seen in training; one standard error is about "
+        f"{100 * _standard_error(demo.dense_right / total, total):.0f} points. Every method holds about "
+        f"{demo.keep:.0%} of the visual tokens per decoder layer. Times are those of a tiny model, once.",
+        style="dim",
+    )
+    console.print(f"\n{len(demo.overlays)} pictures of the surviving patches are in", end=" ")
+    console.print(f"[bold]{escape(str(demo.overlays[0].parent))}[/bold]", soft_wrap=True)
+
+
+def _scene_seeds(images: int, seed: int) -> list[int]:
+    if not 1 <= images <= SCENES_PER_SEED:
+        raise CommandError(f"--images {images}: choose 1 to {SCENES_PER_SEED}")
+    try:
+        return [reference.split_seed("test", seed * SCENES_PER_SEED + number) for number in range(images)]
+    except ValueError as error:
+        raise CommandError(f"--seed {seed}: {error}") from None
+
+
+def _ask_about(number: int, scene: reference.Scene, seed: int) -> list[Row]:
+    """One question per task, starting with another task for each image, so that every task has its turn."""
+    first = {question.task: question for question in reversed(reference.ask(scene, seed))}
+    start = number * QUESTIONS
+    order = [reference.TASKS[(start + i) % len(reference.TASKS)] for i in range(len(reference.TASKS))]
+    return [Row(number, first[task]) for task in order if task in first][:QUESTIONS]
+
+
+class _Watch:
+    seconds = 0.0
+
+
+def _inputs(processor: Any, images: Sequence[Any], rows: Sequence[Row]) -> Any:
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question.text}]}] for row in rows
+    ]
+    text = processor.apply_chat_template(chats, add_generation_prompt=True)
+    return processor(text=text, images=list(images), return_tensors="pt", padding=True)
+
+
+def _answer(model: Any, processor: Any, inputs: Any, watch: _Watch) -> list[str]:
+    start = time.perf_counter()
+    output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    watch.seconds += time.perf_counter() - start
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [word.strip() for word in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def _record(rows: Sequence[Row], name: str, words: Sequence[str]) -> None:
+    for row, word in zip(rows, words, strict=True):
+        row.answers[name] = word
+
+
+def _score(rows: Sequence[Row], name: str, method: Method, report: Report, time_ratio: float) -> Score:
+    """All images have one size, so the tokens of the last batch are those of every batch."""
+    images = len(report.visits[0].before)
+    counts = [report.visits[0].before, *(visit.after for visit in report.visits)]
+    return Score(
+        method,
+        sum(row.answers[name] == row.question.answer for row in rows),
+        tuple(visit.site for visit in report.visits),
+        tuple(sum(count) / images for count in counts),
+        report.mean_tokens,
+        report.flops_ratio,
+        report.kv_ratio,
+        time_ratio,
+    )
+
+
+def _save(picture: Image.Image, path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+    except OSError as error:
+        raise CommandError(f"cannot write to {str(path.parent)!r}: {error}") from None
+    return path
+
+
+def _standard_error(share: float, n: int) -> float:
+    return math.sqrt(max(share * (1 - share), 0.01) / n)
+
+
+def _answer_table(number: int, rows: Sequence[Row], names: Sequence[str]) -> Table:
+    table = Table(title=f"image {number + 1}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        table.add_column(escape(row.question.text))
+    table.add_row("truth", *(escape(row.question.answer) for row in rows), end_section=True)
+    for name in (DENSE, *names):
+        table.add_row(name, *(_word(row.answers[name], row.question.answer) for row in rows))
+    return table
+
+
+def _word(answer: str, truth: str) -> str:
+    """The cross is for terminals without colour."""
+    return f"[green]{escape(answer)}[/green]" if answer == truth else f"[red]×{escape(answer or '(none)')}[/red]"
+
+
+def _summary(demo: Demo, total: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("right", justify="right")
+    table.add_column("visual tokens per site")
+    for name in ("tokens\nper layer", "FLOPs", "KV", "time"):
+        table.add_column(name, justify="right")
+    full = str(demo.visual_tokens)
+    table.add_row(DENSE, f"{demo.dense_right / total:.1%}", full, full, "100%", "100%", "100%", end_section=True)
+    for name, score in demo.scores.items():
+        table.add_row(
+            name,
+            f"{score.right / total:.1%}",
+            f"{' → '.join(f'{count:.0f}' for count in score.tokens)}, {escape(group_sites(score.sites))}",
+            f"{score.mean_tokens:.0f}",
+            f"{score.flops_ratio:.0%}",
+            f"{score.kv_ratio:.0%}",
+            f"{score.time_ratio:.0%}",
+        )
+    return table

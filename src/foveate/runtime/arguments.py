@@ -1,0 +1,130 @@
+"""What a decoder layer is called with: mask, rotary embeddings and cache entry follow the layout in force."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import InputError, UnsupportedSiteError
+from foveate.models.family import Family
+from foveate.runtime.cache import CompactMixin, KVIndex
+from foveate.runtime.context import DecoderPass
+from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.positions import renumbered
+from foveate.runtime.signals import real_implementation
+
+
+class LayerArguments:
+    """Derives the arguments of reduced layers from those that stock code passes."""
+
+    def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
+        self.family, self.spec, self.renumber = family, family.decoder, renumber
+        self.rotary = model.get_submodule(family.decoder.rotary)
+
+    def advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
+        """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
+        layout = call.layout
+        if not isinstance(entry, CompactMixin):
+            reduced = call.reduced
+            return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
+        old = entry.kv
+        if layout is None:
+            entry.kv = call.memo.once("append", (old,), lambda: old.append(call.length))
+            return entry.kv
+        shift = old.shift
+        if self.renumber and call.reduced is not None:
+            _, here = self._renumbered(call)
+            shift = here if shift is None else call.memo.once("shift", (here, shift), partial(torch.add, here, shift))
+        name = "watched rows" if watching else "rows"
+        entry.kv = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
+        return entry.kv
+
+    def derive(
+        self,
+        call: DecoderPass,
+        layer: nn.Module,
+        entry: Any,
+        keys: KVIndex | None,
+        hidden: Tensor,
+        args: Any,
+        kwargs: Any,
+    ) -> dict[str, Any]:
+        """The keyword arguments of a layer whose attention sees ``keys``."""
+        if keys is None:
+            return dict(kwargs)
+        new, layout = dict(kwargs), call.reduced
+        for name, axis in self.spec.layer_args.items():
+            value = kwargs.get(name)
+            if axis == "mask":
+                visible = entry.visible if isinstance(entry, CompactMixin) else None
+                new[name] = call.memo.once(
+                    name,
+                    (value, layout, keys, visible),
+                    partial(self._mask, call, value, keys, visible, layer, hidden),
+                )
+            elif value is not None and layout is not None:
+                new[name] = call.memo.once(name, (value, layout), partial(_take, value, int(axis), layout))
+        if layout is not None:
+            self._refuse_unknown(call, layer, args, kwargs)
+        if self.renumber and (layout is not None or keys.shift is not None):
+            new["position_embeddings"] = call.memo.once(
+                "rotary", (layout, keys.shift), lambda: self._rotary(call, keys, hidden)
+            )
+        return new
+
+    def _refuse_unknown(self, call: DecoderPass, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """A tensor as long as the sequence that the family does not describe would not fit the tokens present."""
+        known = {*self.spec.layer_args, "hidden_states"}
+        others = {f"argument {i}": value for i, value in enumerate(args) if i}
+        others |= {name: value for name, value in kwargs.items() if name not in known}
+        for name, value in others.items():
+            if isinstance(value, Tensor) and call.length in value.shape and call.length > 1:
+                raise UnsupportedSiteError(
+                    f"{type(layer).__name__} takes {name!r} {tuple(value.shape)}, which the family "
+                    f"{self.family.model_type!r} does not describe: add its token axis to Decoder.layer_args"
+                )
+
+    def _mask(
+        self, call: DecoderPass, value: Any, keys: KVIndex, visible: View | None, layer: Any, hidden: Tensor
+    ) -> Any:
+        padded = keys.valid is not None or (visible is not None and visible.valid is not None)
+        if value is None and not padded and (call.length == 1 or call.past == 0):
+            return None
+        layout, device = call.reduced, hidden.device
+        k = keys.view(call.batch, device)
+        k = k if visible is None else k.through(visible)
+        if layout is not None and layout.index is not None:
+            q = View(layout.index, layout.valid)
+        else:
+            q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
+        kind = kind_of(real_implementation(layer.get_submodule(self.spec.attention).config))
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype)
+
+    def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
+        ids, layout = call.position_ids, call.layout
+        if ids is None or layout is None:
+            raise InputError("position ids of this forward are unknown: the rotary embedding was not called")
+        return call.memo.once("renumbered", (layout,), lambda: renumbered(ids, layout, call.present))
+
+    def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor) -> Any:
+        """Rotary embeddings of renumbered tokens; tokens cached before may have moved the start already."""
+        if call.reduced is not None:
+            ids, shift = self._renumbered(call)
+            earlier = None if keys.shift is None else keys.shift - shift
+        else:
+            assert call.position_ids is not None
+            ids, earlier = call.position_ids, keys.shift
+        if earlier is not None:
+            ids = ids - earlier[None, :, None]
+        return self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0])
+
+
+def _take(value: Any, axis: int, layout: Rows) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_take(item, axis, layout) for item in value)
+    assert layout.index is not None
+    return take_rows(value, layout.index, axis)

@@ -1,0 +1,72 @@
+"""Decode sites: which part of the cached visual tokens a generated token sees. Nothing is freed, so all can come back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers.cache_utils import Cache
+
+from foveate.errors import UnsupportedSiteError
+from foveate.runtime.cache import CompactMixin
+from foveate.runtime.context import Action, DecoderPass
+from foveate.runtime.layout import Rows
+from foveate.runtime.masks import View
+from foveate.runtime.signals import of_tokens
+from foveate.tokens import Reduction
+
+
+class DecodeSite:
+    """One method that chooses, at every decode step, what its layer and all after it may see."""
+
+    def __init__(self, action: Action) -> None:
+        self.action, self.layer = action, action.site.layer
+
+    def watches(self, layer: int) -> bool:
+        """Whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
+        return layer >= self.layer - 1
+
+    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, cache: Cache) -> View | None:
+        """The slots of a cache entry that this step may see, or None: all."""
+        visual = entry.kv.visual
+        if layer < self.layer or visual is None:
+            return None
+        whole = replace(
+            visual,
+            width=entry.kv.length,
+            full=entry.kv.total,
+            lengths=(entry.kv.length,) * call.batch,
+            index=None,
+            valid=None,
+        )
+        if layer == self.layer:
+            call.choices[self.action.order] = (self._choose(call, entry, whole, cache), len(whole.tokens))
+        reduction, tokens = call.choices[self.action.order]
+        if len(whole.tokens) != tokens:
+            raise UnsupportedSiteError(
+                f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice is made"
+            )
+        return call.memo.once("shown", (reduction, visual), lambda: _shown(whole, reduction))
+
+    def _choose(self, call: DecoderPass, entry: CompactMixin, whole: Rows, cache: Cache) -> Reduction:
+        site, method = self.action.site, self.action.method
+        before = cache.layers[self.layer - 1]
+        reading = call.readings.get(self.layer - 1)
+        if reading is None or not isinstance(before, CompactMixin) or before.kv.visual is None:
+            raise UnsupportedSiteError(f"{method.name()}: no attention to read before {site}")
+        if len(before.kv.visual.tokens) != len(whole.tokens):
+            raise UnsupportedSiteError(
+                f"{method.name()}: the prompt was reduced at {site}, so the layer before differs"
+            )
+        slots = replace(before.kv.visual, width=before.kv.length)
+        signals = {str(name): of_tokens(name, reading, slots, before.kv.length) for name in site.signals}
+        call.trace.signal_flops += reading.take_flops()
+        state = entry.state.setdefault(str(self.action.order), {})
+        tokens = replace(whole.tokens, signals=signals, state=state)
+        reduction = method.reduce(tokens, site)
+        self.action.log(call.trace, tokens, reduction)
+        return reduction
+
+
+def _shown(whole: Rows, reduction: Reduction) -> View | None:
+    shown, take = whole.reduce(reduction)
+    return None if take is None else View(take, shown.valid)

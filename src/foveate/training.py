@@ -1,0 +1,28 @@
+"""``foveate train reference``: checks what a person may get wrong, then trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from foveate.options import assigned
+from foveate.reference.train import CHECKPOINT, TrainConfig
+from foveate.reference.train import train as train_reference
+from foveate.serialise import build
+from foveate.terminal import CommandError
+
+
+def train(out: Path, seed: int, resume: bool, assignments: Sequence[str], tell: Callable[[str], None]) -> Path:
+    """Train into ``out``; the folder of the model."""
+    config = build(TrainConfig, assigned(TrainConfig, assignments))
+    checkpoint = out / CHECKPOINT
+    if resume and not checkpoint.is_file():
+        raise CommandError(f"there is no {checkpoint} to resume from: leave --resume out to begin")
+    if not resume and checkpoint.exists():
+        raise CommandError(f"{checkpoint} is there already: add --resume to go on, or choose another folder")
+    try:
+        return train_reference(out, seed=seed, config=config, resume=resume, log=tell)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CommandError(f"cannot train into {str(out)!r}: {error}") from None
