@@ -69,7 +69,7 @@ class Handle:
         return f"<foveate {self.method!r} on {type(self._target).__name__}{state}>"
 
 
-def compress(model: nn.Module, method: Method | str, **options: Any) -> Handle:
+def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handle:
     """Make a vision-language model use fewer vision tokens.
 
     Args:

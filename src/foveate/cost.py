@@ -108,12 +108,18 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     layers: Any = decoder.get_submodule(family.decoder.layers)
     n = len(layers)
 
-    now = {"tower": trace.patch_rows * _conv_weights(tower)}
-    full = {"tower": trace.full_patch_rows * _conv_weights(tower)}
-    for i, block_trace in enumerate(trace.blocks):
-        a, b = _block_flops(blocks[i % len(blocks)], family.tower.attention, block_trace)
-        now["tower"] += a
-        full["tower"] += b
+    spec, config = family.tower, model.config
+    convolutions = _conv_weights(tower)
+    now = {"tower": trace.patch_rows * convolutions}
+    full = {"tower": trace.full_patch_rows * convolutions}
+    stock = (
+        [BlockTrace(i, 0, 0, spec.segments(config, trace.grid, i)) for i in range(len(blocks))] if trace.grid else []
+    )
+    for block_trace in stock:
+        block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
+        full["tower"] += _block_flops(blocks[block_trace.block], spec.attention, block_trace)
+    for block_trace in trace.blocks or stock:  # a tower without sites is stock
+        now["tower"] += _block_flops(blocks[block_trace.block], spec.attention, block_trace)
     projector = base.get_submodule(family.tower.output)
     now["projector"] = trace.output_rows * _weights(projector)
     full["projector"] = trace.full_output_rows * _weights(projector)
@@ -172,14 +178,11 @@ def _width(attention: Any) -> int:
     return int(heads) * int(attention.head_dim)
 
 
-def _block_flops(block: nn.Module, name: str, trace: BlockTrace) -> tuple[int, int]:
+def _block_flops(block: nn.Module, name: str, trace: BlockTrace) -> int:
     attention = block.get_submodule(name)
     in_attention = _weights(attention)
     in_ffn = _weights(block) - in_attention
-    squares, full_squares = _squares(trace.segments), _squares(trace.full_segments)
-    width = 4 * _width(attention)
-    now = trace.rows * in_attention + trace.ffn_rows * in_ffn + squares * width
-    return now, trace.full_rows * (in_attention + in_ffn) + full_squares * width
+    return trace.rows * in_attention + trace.ffn_rows * in_ffn + _squares(trace.segments) * 4 * _width(attention)
 
 
 def _squares(segments: Any) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.schedule import check_ratio
-from foveate.serialise import build, plain
-from foveate.tokens import SIGNALS, Parked, Reduction, Signal, Tokens
+from foveate.serialise import build, check, plain
+from foveate.tokens import Parked, Reduction, Signal, Tokens
 
 Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode"]
 Positions = Literal["keep", "renumber", "native"]
@@ -47,10 +47,8 @@ class Site:
     signals: tuple[Signal, ...] = ()
 
     def __post_init__(self) -> None:
+        check(self)
         check_ratio("keep", self.keep)
-        for name in self.signals:
-            if name not in SIGNALS:
-                raise ConfigError(f"unknown signal {name!r}; there are {', '.join(SIGNALS)}")
 
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
@@ -95,8 +93,7 @@ class Method:
     proportional_attention: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.positions not in ("keep", "renumber", "native"):
-            raise ConfigError(f"positions={self.positions!r}: choose 'keep', 'renumber' or 'native'")
+        check(self)
         for f in fields(self):
             if f.name == "keep" and f.type in ("float", float):
                 check_ratio("keep", getattr(self, f.name))
@@ -153,6 +150,13 @@ class Composed(Method):
     """Several methods at once. At a shared site they act one after the other, in the order of the sum."""
 
     methods: tuple[Method, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ConfigError("a sum of methods needs at least one")
+        flat = tuple(part for method in self.methods for part in method.parts())
+        object.__setattr__(self, "methods", flat)
+        super().__post_init__()
 
     def parts(self) -> tuple[Method, ...]:
         return self.methods

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from foveate.errors import ConfigError
@@ -12,6 +13,7 @@ from foveate.errors import ConfigError
 T = TypeVar("T")
 
 
+@cache
 def options_of(cls: type) -> dict[str, tuple[Any, Any]]:
     """``name -> (type, default)`` of a dataclass's fields; ``dataclasses.MISSING`` if there is no default."""
     hints = typing.get_type_hints(cls)
@@ -27,6 +29,13 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
     return cls(**{name: _check(value, known[name][0], f"{cls.__name__}.{name}") for name, value in data.items()})
 
 
+def check(instance: Any) -> None:
+    """Raise `ConfigError` if a plain field of a dataclass instance is not what its annotation says."""
+    for name, (hint, _) in options_of(type(instance)).items():
+        if _is_plain(hint):
+            _check(getattr(instance, name), hint, f"{type(instance).__name__}.{name}")
+
+
 def plain(value: Any) -> Any:
     """Tuples to lists, dataclasses to dicts; the rest is already plain."""
     if isinstance(value, (tuple, list)):
@@ -34,6 +43,14 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether JSON can say a value of this type."""
+    if typing.get_origin(hint) is Literal:
+        return True
+    arguments = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
+    return all(map(_is_plain, arguments)) if arguments else hint in (int, float, bool, str, type(None))
 
 
 def _check(value: Any, hint: Any, where: str) -> Any:

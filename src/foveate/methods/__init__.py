@@ -37,7 +37,7 @@ def method_class(name: str) -> type[Method]:
     return known[name.lower()]
 
 
-def make(name: str, **options: Any) -> Method:
+def make(name: str, /, **options: Any) -> Method:
     """A method by name: ``make("fastv", keep=0.5)``; several joined by ``+`` take no options."""
     if "+" in name:
         if options:
@@ -51,11 +51,11 @@ def method_from_json(data: str | dict[str, Any]) -> Method:
     if isinstance(data, str):
         try:
             data = json.loads(data)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("method"), str):
         raise ConfigError('a method is an object with a "method" name, e.g. {"method": "fastv", "keep": 0.5}')
-    options = {key: value for key, value in data.items() if key != "method"}
+    options = {str(key): value for key, value in data.items() if key != "method"}
     if data["method"] == "composed":
         parts = options.pop("methods", None)
         if options or not isinstance(parts, list):

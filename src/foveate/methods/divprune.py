@@ -18,7 +18,10 @@ class DivPrune(Method):
     "DivPrune: Diversity-based Visual Token Pruning" (arXiv 2503.02175, CVPR 2025), section 3.2.
     From the paper: cosine distance of projected tokens, greedy max-min, seed = the token farthest from its nearest
     neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
-    gives theirs). Ours: all images of the batch at once, budget per image.
+    gives theirs). Ours: all images of the batch at once, budget per span.
+
+    Attributes:
+        keep: share of each span that survives.
     """
 
     keep: float = 0.098

@@ -21,6 +21,9 @@ class Downsample(Method):
     same aspect ratio (sides rounded down, at least 1) that has no more than ``keep`` of the tokens. Each token of the
     small grid takes the place of the original token at its centre; ``positions="native"`` numbers them as the stock model
     would number a smaller image.
+
+    Attributes:
+        keep: share of each image's tokens that the smaller image has at most.
     """
 
     keep: float = 0.5

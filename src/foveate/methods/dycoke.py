@@ -23,6 +23,11 @@ class DyCoke(Method):
     From the paper: attention of layer 3's predecessor, 30 % of the visual tokens kept, a new choice only when the
     attention has turned (cosine below 0.9). Hidden keys and values are not freed, so they can come back. The authors'
     code falls back to the whole cache when the attention has not turned; as in the paper, ours keeps the last choice.
+
+    Attributes:
+        keep: share of the visual tokens that a step sees.
+        layer: first decoder layer that sees less; the attention of the one before it chooses.
+        threshold: cosine between two steps' attention below which the choice is made anew.
     """
 
     keep: float = 0.3

@@ -19,7 +19,11 @@ class FastV(Method):
     "An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024), section 4.1.
     From the paper: the layer and the ratio (K=2, R=50 %). From the authors' code: attention of layer ``layer - 1``,
     mean over heads, query = the last token; original position ids are kept. Ours: one attention row is computed, not a
-    map, so fast attention kernels stay on; the budget is per image.
+    map, so fast attention kernels stay on; the budget is per span.
+
+    Attributes:
+        keep: share of each span that survives.
+        layer: decoder layer before which the others leave (K).
     """
 
     keep: float = 0.5

@@ -19,6 +19,11 @@ class Random(Method):
 
     A control, not a paper; UniPruneBench (arXiv 2511.02650) finds it stronger than many methods. The draw depends on
     ``seed``, the layer and the token's place in its span, so an image loses the same tokens in any batch.
+
+    Attributes:
+        keep: share of each span that survives.
+        layer: decoder layer before which the others leave.
+        seed: of the draw.
     """
 
     keep: float = 0.5

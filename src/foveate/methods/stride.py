@@ -16,6 +16,10 @@ class Stride(Method):
     """Keep every ``1/keep``-th token of every span, in raster order, before each of ``layers``.
 
     A control, not a paper: what uniform subsampling at the same budget would do. ``keep`` applies again at every layer.
+
+    Attributes:
+        keep: share of the tokens present that survives each time.
+        layers: decoder layers before which tokens leave.
     """
 
     keep: float = 0.5

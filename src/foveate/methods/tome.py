@@ -23,6 +23,9 @@ class ToMe(Method):
     attention, a constant number of merges per block. Ours: the number is chosen so that ``keep`` of the tokens leave the
     tower; a merged token keeps the place and position of its odd member; in towers with a 2x2 patch merger a token is
     the 2x2 block, merged patch by patch.
+
+    Attributes:
+        keep: share of the tokens that leave the tower; a block can at most halve them.
     """
 
     keep: float = 0.5

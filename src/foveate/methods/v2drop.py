@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
+from foveate.schedule import check_ratio
 from foveate.tokens import Tokens
 
 
@@ -22,6 +23,10 @@ class V2Drop(Method):
     From the authors' code: score ``|h_l - h_(l-1)|`` of the layers' inputs, original position ids, layers 3, 17, 22 of 32
     keeping 50 %, 50 % and (almost) none of what is there. Ours: ``layers`` unset scales those depths to the model; the
     last stage keeps none, where the code keeps one token.
+
+    Attributes:
+        layers: decoder layers before which tokens leave; empty: 3/32, 17/32 and 22/32 of the depth.
+        keeps: share of the tokens present that survives at each of them.
     """
 
     layers: tuple[int, ...] = ()
@@ -31,6 +36,8 @@ class V2Drop(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for keep in self.keeps:
+            check_ratio("keeps", keep)
         if self.layers and len(self.layers) != len(self.keeps):
             raise ConfigError(f"V2Drop needs one keep per layer: {len(self.layers)} layers, {len(self.keeps)} keeps")
         if not self.layers and len(self.keeps) != 3:

@@ -25,6 +25,10 @@ class VisionZip(Method):
     a target becomes itself plus the mean of its members. Ours: the targets are spaced evenly from the middle, not from
     the first token; the CLS token itself is not kept; in towers with a 2x2 merger a token is the 2x2 block; survivors
     keep their positions.
+
+    Attributes:
+        keep: share of each span that survives, dominant and contextual together.
+        contextual: share of the survivors that are merged ones.
     """
 
     keep: float = 64 / 576

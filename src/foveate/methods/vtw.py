@@ -20,6 +20,9 @@ class VTW(Method):
     From the authors' code: original position ids are kept, and decoding counts on from the full length. The authors
     search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: ``layer=None``
     means that share of the depth, for models nobody has searched.
+
+    Attributes:
+        layer: decoder layer before which all visual tokens leave (K); None: 15/32 of the depth.
     """
 
     layer: int | None = None

@@ -32,6 +32,7 @@ class Tower:
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
+        segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
@@ -47,6 +48,7 @@ class Tower:
     last_block: Callable[[Any], int]
     grid: Callable[[Any, Args, Kwargs], Grid]
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
+    segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
     leading: int = 0
     kept_rows: Callable[[Any], int] = lambda config: 0

@@ -21,6 +21,10 @@ def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, 
     return (), {**kwargs, "pixel_values": small, "interpolate_pos_encoding": True}
 
 
+def _segments(config: Any, grid: Grid, block: int) -> list[int]:
+    return [height * width + 1 for _, height, width in grid]
+
+
 def _last_block(config: Any) -> int:
     # hidden_states[i] is the input of block i, so feature layer i needs blocks up to i - 1.
     chosen = config.vision_feature_layer
@@ -45,6 +49,7 @@ FAMILY = Family(
         kept_rows=lambda config: int(config.vision_feature_select_strategy == "full"),
         grid=_grid,
         resize=_resize,
+        segments=_segments,
         block_args={"attention_mask": "mask"},
     ),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from foveate.models import qwen2_vl
-from foveate.models.family import Args, Kwargs, argument
+from foveate.models.family import Args, Grid, Kwargs, argument
 
 
 def _order(config: Any, args: Args, kwargs: Kwargs) -> Tensor:
@@ -24,8 +24,23 @@ def _order(config: Any, args: Args, kwargs: Kwargs) -> Tensor:
     return order
 
 
+def _segments(config: Any, grid: Grid, block: int) -> list[int]:
+    vision = config.vision_config
+    if block in vision.fullatt_block_indexes:
+        return qwen2_vl.frame_segments(config, grid, block)
+    side = vision.window_size // vision.spatial_merge_size // vision.patch_size
+    unit = vision.spatial_merge_size**2
+    return [
+        min(side, height - y) * min(side, width - x) * unit
+        for frames, height, width in grid
+        for _ in range(frames)
+        for y in range(0, height, side)
+        for x in range(0, width, side)
+    ]
+
+
 FAMILY = replace(
     qwen2_vl.FAMILY,
     model_type="qwen2_5_vl",
-    tower=replace(qwen2_vl.FAMILY.tower, order=_order),
+    tower=replace(qwen2_vl.FAMILY.tower, order=_order, segments=_segments),
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, to_padded
+from foveate.ops.segments import offsets, padded_index, ranges, segment_sum, to_padded
 
 
 def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -78,9 +78,10 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
         group: ``(N,)`` int64 in ``[0, n_groups)``.
 
     Returns:
-        ``(n_groups, ...)`` in the dtype of ``x``; the sums are taken in fp32.
+        ``(n_groups, ...)`` in the dtype of ``x``; the sums are taken in fp32 at least.
     """
-    w = weight.float().view(-1, *(1,) * (x.dim() - 1))
-    total = torch.zeros(n_groups, *x.shape[1:], device=x.device).index_add(0, group, x.float() * w)
-    mass = torch.zeros(n_groups, device=x.device).index_add(0, group, weight.float())
-    return (total / mass.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    column = (-1, *(1,) * (x.dim() - 1))
+    total = segment_sum(wide * weight.to(wide.dtype).view(column), group, n_groups)
+    mass = segment_sum(weight.to(wide.dtype), group, n_groups)
+    return (total / mass.view(column)).to(x.dtype)

@@ -42,10 +42,10 @@ def segment_sum(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
 
 
 def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
-    """Mean of the rows of ``x (N, ...)`` by segment: ``(S, ...)``; an empty segment gives zeros."""
-    ones = x.new_ones(x.shape[0])
-    size = segment_sum(ones, segment, n_segments).clamp(min=1)
-    return segment_sum(x, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))
+    """Mean of the rows of ``x (N, ...)`` by segment, summed in fp32 at least: ``(S, ...)``; an empty segment gives zeros."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    size = segment_sum(wide.new_ones(len(x)), segment, n_segments).clamp(min=1)
+    return (segment_sum(wide, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
 
 
 def to_padded(x: Tensor, counts: Sequence[int], fill: float = 0.0) -> Tensor:

@@ -34,7 +34,7 @@ def stride(counts: Sequence[int], k: Sequence[int], device: torch.device | str =
         ``(sum(k),)`` int64, ascending.
     """
     segment = segment_ids(k)
-    n, kept = torch.tensor(counts)[segment], torch.tensor(k)[segment]
+    n, kept = (torch.tensor(lengths, dtype=torch.long)[segment] for lengths in (counts, k))
     start = torch.tensor(offsets(counts)[:-1], dtype=torch.long)[segment]
     rank = ranges([0] * len(k), k)
     return (start + ((2 * rank + 1) * n) // (2 * kept)).to(device, non_blocking=True)

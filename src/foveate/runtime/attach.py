@@ -11,7 +11,7 @@ from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteEr
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
-from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.decoder import DecoderHooks, refuse_compiled
 from foveate.runtime.tower import TowerHooks
 
 
@@ -20,8 +20,8 @@ class Runtime:
 
     def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
         config: Any = model.config
-        base = model.get_submodule(family.base)
-        _refuse_compiled(model)
+        base = _base(model, family)
+        refuse_compiled(*model.modules())
         self.context = Context()
         self.host = _host(base, config, family)
         actions = _plan(method, self.host, family, config)
@@ -53,6 +53,16 @@ class Runtime:
     def remove(self) -> None:
         """Take every hook off again."""
         self.hooks.remove()
+
+
+def _base(model: nn.Module, family: Family) -> nn.Module:
+    try:
+        return model.get_submodule(family.base)
+    except AttributeError:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is a part of a {family.model_type!r} model: give the whole one, with its language-model "
+            "head (AutoModelForImageTextToText)"
+        ) from None
 
 
 def _host(base: nn.Module, config: Any, family: Family) -> Host:
@@ -103,32 +113,42 @@ def _layer(site: Site, host: Host) -> int:
     return layer
 
 
+#: what each place can tell a method
+_SIGNALS: dict[str, set[str]] = {
+    "pixels": set(),
+    "tower": {"residual", "keys", "values", "received", "cls_row"},
+    "tower_output": {"residual", "keys", "values", "received", "cls_row"},
+    "lm_entry": {"text"},
+    "decoder": {"residual", "keys", "values", "received", "last_row", "text_rows", "text"},
+    "decode": {"keys", "values", "last_row"},
+}
+
+
 def _check(method: Method, site: Site, host: Host, family: Family, config: Any) -> None:
+    name, asked = method.name(), set(site.signals)
     unit = family.tower.unit(config)
-    if "cls_row" in site.signals and not host.has_cls:
-        raise UnsupportedSiteError(f"{method.name()} wants cls_row, but the tower of {host.family!r} has no CLS token")
+    if "cls_row" in asked and not host.has_cls:
+        raise UnsupportedSiteError(f"{name} wants cls_row, but the tower of {host.family!r} has no CLS token")
+    if asked - _SIGNALS[site.at]:
+        can = ", ".join(sorted(_SIGNALS[site.at])) or "no signal"
+        note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
+        raise UnsupportedSiteError(
+            f"{name}: {site} cannot give {', '.join(asked - _SIGNALS[site.at])}, only {can}{note}"
+        )
+    if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
+        raise UnsupportedSiteError(f"{name}: {site} has no layer before it, so it cannot give {', '.join(asked)}")
+    if site.at == "decode" and site.layer == 0:
+        raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
+    if site.where == "mid" and site.at != "tower":
+        raise UnsupportedSiteError(f'{name}: where="mid" is inside a vision block; {site.at} has no such place')
+    if site.action != "reduce" and site.at not in ("tower", "tower_output"):
+        raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
     if site.at == "tower" and site.unit == "patch" and site.action == "reduce" and unit > 1:
         raise UnsupportedSiteError(
-            f"{method.name()} removes single patches, but {host.family!r} joins {unit} patches to one token: "
+            f"{name} removes single patches, but {host.family!r} joins {unit} patches to one token: "
             'use unit="merge", or park the patches and restore them'
         )
-    if site.at in ("tower", "tower_output") and {"last_row", "text_rows", "text"} & set(site.signals):
-        raise UnsupportedSiteError(f"{method.name()}: no text reaches {site}, so it cannot give {site.signals}")
-    if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and set(site.signals) - {"text"}:
-        raise UnsupportedSiteError(f"{method.name()}: {site} has no layer before it, so it cannot give {site.signals}")
-    if site.at == "decode" and (site.layer == 0 or set(site.signals) - {"last_row", "keys", "values"}):
-        raise UnsupportedSiteError(f"{method.name()}: decode sites start at layer 1 and give last_row, keys, values")
-    if site.action != "reduce" and site.at not in ("tower", "tower_output"):
-        raise UnsupportedSiteError(f"{method.name()}: only the tower can park and restore tokens, not {site}")
     if method.positions == "native" and site.at in ("decoder", "decode"):
         raise ConfigError(
-            f'{method.name()} reduces inside the language model, where positions exist already: use positions="renumber"'
+            f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
         )
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for module in model.modules():
-        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedModelError(
-                "the model is compiled, and compiled code ignores hooks that come later: attach to the plain model"
-            )

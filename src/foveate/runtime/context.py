@@ -136,8 +136,9 @@ class DecoderPass:
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
-        last: ``(B,)`` distance of the last text token from the right end.
-        question: ``(B, R)`` distances of the text after the last visual token, -1 where a row has less.
+        trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
+        question: ``(B, R)`` distances of the text after the last visual token from the row's last token, -1 where there
+            is less.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
         previous: input of the layer before, for the residual update.
         readings: layer -> what is read from its attention.
@@ -154,7 +155,7 @@ class DecoderPass:
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
     present: Tensor | None = None
-    last: Tensor | None = None
+    trailing: Tensor | None = None
     question: Tensor | None = None
     position_ids: Tensor | None = None
     previous: Tensor | None = None
@@ -169,13 +170,7 @@ class DecoderPass:
 
     def real(self) -> Tensor | None:
         """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""
-        layout = self.reduced
-        if layout is None or layout.index is None:
-            return self.present
-        if self.present is None:
-            return layout.valid
-        real = self.present.gather(1, layout.index)
-        return real if layout.valid is None else real & layout.valid
+        return self.present if self.reduced is None else self.reduced.valid
 
 
 class Context(threading.local):

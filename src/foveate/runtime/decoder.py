@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
@@ -73,6 +73,7 @@ class DecoderHooks:
     # -- the call ---------------------------------------------------------------------------------------------------
 
     def _inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        refuse_compiled(module, self.model)
         self.context.inputs = self.entry.inputs(args, kwargs)
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -95,6 +96,9 @@ class DecoderHooks:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             call.present = mask[:, -call.length :].bool()
         self.context.decoder = call
+        if not self.reduces:
+            for _ in self.layers:  # no layer is hooked: all of them are stock
+                self._log(call, embeds, None, None)
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records
@@ -216,12 +220,13 @@ class DecoderHooks:
         if not signals and not gaps:
             return
         reading = call.readings[i] = Reading(signals, drop_positions=gaps)
-        end = hidden.shape[1] - 1
+        end = torch.full((call.batch, 1), hidden.shape[1] - 1, device=hidden.device)
+        if call.trailing is not None and call.reduced is None:
+            end = end - call.trailing[:, None]
         if "received" in signals:
             reading.valid = call.real()
         if "last_row" in signals:
-            last = hidden.new_zeros(call.batch, dtype=torch.long) if call.last is None else call.last
-            reading.queries["last_row"] = end - last[:, None]
+            reading.queries["last_row"] = end
         if "text_rows" in signals and call.question is not None:
             reading.queries["text_rows"] = torch.where(call.question < 0, -1, end - call.question)
 
@@ -239,6 +244,15 @@ class DecoderHooks:
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = len(call.layout.tokens) if call.layout is not None else 0
         log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length, visual))
+
+
+def refuse_compiled(*modules: nn.Module) -> None:
+    """Compiled code ignores hooks that come later, so a reduction would silently do nothing."""
+    for module in modules:
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is compiled, and compiled code ignores hooks: compress the plain model"
+            )
 
 
 def _is_flash(attention: Any) -> bool:

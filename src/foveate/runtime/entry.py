@@ -8,6 +8,7 @@ arithmetic on one boolean mask: the one device synchronisation of a prefill.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,10 @@ class Entry:
                 record.seen.clear()
                 record.progress.clear()
         call.layout, call.names = visual_rows(visual, call.records, embeds)
-        call.last = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
+        if call.present is not None and not bool(present.all()):
+            lengths = tuple(int(n) for n in present.sum(1))
+            call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
+        call.trailing = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
         call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
         if not self.holes or not bool(host[-1].any()):
             return embeds
@@ -78,11 +82,11 @@ class Entry:
 
 
 def _question(visual: Tensor, present: Tensor) -> Tensor:
-    """Distances from the right end of the text after each row's last visual token: ``(B, R)``, -1 where there is less."""
-    length = visual.shape[1]
-    place = torch.arange(length)
+    """How far the text after each row's last visual token is from the row's end: ``(B, R)``, -1 where there is less."""
+    place = torch.arange(visual.shape[1])
     after = (torch.where(visual, place, -1).amax(1, keepdim=True) < place) & present
-    distance = torch.where(after, length - 1 - place, -1).sort(1, descending=True).values
+    end = torch.where(present, place, -1).amax(1, keepdim=True)
+    distance = torch.where(after, end - place, -1).sort(1, descending=True).values
     return distance[:, : int(after.sum(1).max())].contiguous()
 
 

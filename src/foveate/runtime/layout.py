@@ -52,11 +52,12 @@ class Rows:
     Attributes:
         width: tokens per row now, ``P``.
         full: tokens per row of the full sequence, ``L``.
-        lengths: ``(B,)`` ints, tokens of each row that are not padding of ours.
+        lengths: ``(B,)`` ints, tokens of each row that are not padding.
         tokens: the visual ones, row after row.
         row, slot: ``(N,)`` where each visual token is now.
         index: ``(B, P)`` position in the full sequence, or None: nothing was removed.
-        valid: ``(B, P)`` bool, False for padding of ours, or None: there is none.
+        valid: ``(B, P)`` bool, False for padding, or None: there is none. The prompt's own padding leaves with the
+            first token that does; what is padding then is ours.
         align: the side where tokens stay when rows get different lengths.
     """
 
@@ -89,7 +90,7 @@ class Rows:
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
             lengths[sample] += after - before
-        width = max(lengths)
+        width = max(1, *lengths)  # a chunk of nothing but dropped tokens still needs a (padding) row
         stays = self.valid
         if stays is None:
             stays = torch.ones(len(lengths), self.width, dtype=torch.bool, device=self.row.device)

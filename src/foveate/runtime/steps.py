@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
@@ -51,15 +52,15 @@ class DecodeSite:
         site, method = self.action.site, self.action.method
         before = cache.layers[self.layer - 1]
         reading = call.readings.get(self.layer - 1)
-        if reading is None or not isinstance(before, CompactMixin) or before.kv.visual is None:
-            raise UnsupportedSiteError(f"{method.name()}: no attention to read before {site}")
-        if len(before.kv.visual.tokens) != len(whole.tokens):
-            raise UnsupportedSiteError(
-                f"{method.name()}: the prompt was reduced at {site}, so the layer before differs"
-            )
-        slots = replace(before.kv.visual, width=before.kv.length)
-        signals = {str(name): of_tokens(name, reading, slots, before.kv.length) for name in site.signals}
-        call.trace.signal_flops += reading.take_flops()
+        signals: dict[str, Tensor] = {}
+        if reading is not None and isinstance(before, CompactMixin) and before.kv.visual is not None:
+            slots = replace(before.kv.visual, width=before.kv.length)
+            if len(slots.tokens) != len(whole.tokens):
+                raise UnsupportedSiteError(
+                    f"{method.name()}: the prompt is reduced at layer {self.layer}, where it reads"
+                )
+            signals = {str(name): of_tokens(name, reading, slots, slots.width) for name in site.signals}
+            call.trace.signal_flops += reading.take_flops()
         state = entry.state.setdefault(str(self.action.order), {})
         tokens = replace(whole.tokens, signals=signals, state=state)
         reduction = method.reduce(tokens, site)

@@ -52,12 +52,11 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
-        for i, block in enumerate(self.blocks):
-            hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
         if not self.reduces:
             return
         hooks.pre(self.output, self._at_output)
         for i, block in enumerate(self.blocks):
+            hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
             if self.mids[i]:
                 norm, ffn = block.get_submodule(self.spec.mid_norm), block.get_submodule(self.spec.ffn_end)
                 hooks.pre(norm, lambda module, args, kwargs, i=i: self._mid_reduce(i, args, kwargs))
@@ -178,7 +177,6 @@ class TowerHooks:
         if call is None:
             return None
         hidden = first_argument(args, kwargs, "hidden_states")
-        full_rows, full_segments = _rows_of(call.grid_now, self.unit, self.spec.leading), kwargs.get("cu_seqlens")
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
         layout = call.layout
@@ -196,14 +194,9 @@ class TowerHooks:
             call.reading = call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
-        segments = kwargs.get("cu_seqlens")
-        if self.spec.layout == "padded":
-            full_segments, segments = (
-                [full_rows // hidden.shape[0]] * hidden.shape[0],
-                [hidden.shape[1]] * hidden.shape[0],
-            )
         rows = hidden.shape[:-1].numel()
-        call.trace.blocks.append(BlockTrace(rows, rows, segments, full_rows, full_segments))
+        segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
+        call.trace.blocks.append(BlockTrace(i, rows, rows, segments))
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def _wants_residual(self, i: int) -> bool:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 @dataclass
 class BlockTrace:
-    """One tower block: rows that entered attention and FFN, and the attention segments (now and in the stock model)."""
+    """One tower block: rows that entered attention and FFN, and its attention segments."""
 
+    block: int
     rows: int
     ffn_rows: int
     segments: Any  # list of lengths, or the cumulative lengths on the device
-    full_rows: int
-    full_segments: Any
 
 
 @dataclass
