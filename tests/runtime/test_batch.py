@@ -89,15 +89,13 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
 def test_video_and_image_in_one_batch(plan: str) -> None:
     for family in ("qwen2_vl", "qwen2_5_vl"):
         model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
-        with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
+        with torch.no_grad(), foveate.compress(model, PLANS[plan]):
             together = model(**batch).logits
-            spans = handle.report().visits[-1].before if handle.report().visits else ()
             for i in range(2):
                 alone = tiny.inputs(family, VIDEO_ROWS, only=i)
                 text = ~tiny.visual_mask(family, alone)[0]
                 row = together[i][batch["attention_mask"][i].bool()]
                 close(row[text], model(**alone).logits[0][text])
-        assert len(spans) in (5, 6, 1, 3), spans  # 2 + 1 + 3 frames and images, or those of the last tower call
 
 
 def test_spans_are_frames(family: str) -> None:
@@ -109,15 +107,3 @@ def test_spans_are_frames(family: str) -> None:
         visit = handle.report().visits[0]
     assert visit.before == (8, 8, 8, 4, 4, 4)  # 2 frames of 2x4; an image of 4x8 patches; 3 frames of 2x2
     assert visit.shapes == ((2, 4), (2, 4), (2, 4), (2, 2), (2, 2), (2, 2))
-
-
-def test_constant_image_merges_to_itself(family: str) -> None:
-    """Invariant 9: in the tower a constant image without positions is one token many times over; merging changes nothing."""
-    from foveate.ops import merge
-
-    constant = torch.ones(12, 8) * torch.arange(8.0)
-    source, target = merge.bipartite_match(constant, (12,), (5,))
-    group = torch.arange(12)
-    group[source] = target
-    merged = merge.weighted_mean(constant, torch.ones(12), group, 12)[target]
-    close(merged, constant[target])

@@ -50,7 +50,8 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     first = torch.stack([_block_min(torch.where(valid, axis, _FAR), block) for axis in dense])
     last = torch.stack([-_block_min(torch.where(valid, -axis, _FAR), block) for axis in dense])
     extent = torch.where(first == _FAR, 0, last - first + 1).amax(0)  # (B, P) of each block
-    begin = extent.cumsum(1) - extent + torch.where(valid, old.amin(0), _FAR).amin(1, keepdim=True)
+    lowest = position_ids if present is None else position_ids.masked_fill(~present, _FAR)
+    begin = extent.cumsum(1) - extent + lowest.amin((0, 2))[:, None]
     new = dense - first.gather(-1, block.expand(axes, -1, -1)) + begin.gather(1, block)
 
     real = position_ids if present is None else position_ids.masked_fill(~present, -1)
