@@ -62,9 +62,7 @@ def test_words_survive_the_tokenizer():
     assert set(ANSWERS) <= set(WORDS)
 
 
-@pytest.mark.parametrize(
-    ("size", "tokens"), [((160, 160), 100), ((80, 80), 25), ((320, 160), 200), ((640, 640), 400)]
-)
+@pytest.mark.parametrize(("size", "tokens"), [((160, 160), 100), ((80, 80), 25), ((320, 160), 200), ((640, 640), 400)])
 def test_processor_makes_a_visual_token_of_16_by_16_pixels(size, tokens):
     image = Image.new("RGB", size, "red")
     inputs = make_processor().apply_chat_template(
