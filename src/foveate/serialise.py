@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
 from foveate.errors import ConfigError
@@ -13,7 +12,6 @@ from foveate.errors import ConfigError
 T = TypeVar("T")
 
 
-@cache
 def options_of(cls: type) -> dict[str, tuple[Any, Any]]:
     """``name -> (type, default)`` of a dataclass's fields; ``dataclasses.MISSING`` if there is no default."""
     hints = typing.get_type_hints(cls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from plans import FULL, PLANS, ROWS, plan
 
 import foveate
+from foveate.errors import UnsupportedModelError
 
 
 def generate(model: Any, batch: Any, **options: Any) -> torch.Tensor:
@@ -49,6 +51,13 @@ def test_outer_shapes_are_stock(family: str, plan: str) -> None:
     assert out.hidden_states[-1].shape == stock.hidden_states[-1].shape
     assert len(out.hidden_states) == len(stock.hidden_states)
     assert not out.logits.isnan().any()
+
+
+def test_a_copy_is_refused_while_attached(family: str) -> None:
+    model = tiny.model(family, fresh=True)
+    with foveate.compress(model, PLANS["stride"]), pytest.raises(UnsupportedModelError, match="remove the handle"):
+        copy.deepcopy(model)
+    copy.deepcopy(model)
 
 
 @plan

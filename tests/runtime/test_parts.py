@@ -162,6 +162,7 @@ def test_merging_a_constant_image_gives_the_constant(keep: float) -> None:
     keys = torch.randn(len(tokens), 2, 6)
     tokens = replace(tokens, hidden=constant, sizes=1 + torch.rand(len(tokens)), signals={"keys": keys})
     reduction = method.reduce(tokens, method.sites(Host("llava", 1, 4, True))[0])
-    assert reduction.hidden is not None and reduction.sizes is not None
+    assert reduction.hidden is not None
+    assert reduction.sizes is not None
     close(reduction.hidden, constant[: len(reduction.hidden)], 1e-6)
     close(reduction.sizes.sum(), tokens.sizes.sum(), 1e-6)

@@ -36,6 +36,6 @@ class Random(Method):
         return [Site("decoder", self.layer, self.keep)]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 65_537 + site.layer)
+        generator = torch.Generator().manual_seed((self.seed * 65_537 + site.layer) % 2**63)
         draw = torch.rand(max(tokens.spans.sizes, default=0), generator=generator)
         return draw.to(tokens.index.device, non_blocking=True)[tokens.index]

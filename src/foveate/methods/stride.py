@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import select
 from foveate.tokens import Reduction, Tokens
@@ -26,6 +27,11 @@ class Stride(Method):
     layers: tuple[int, ...] = (0,)
 
     paper: ClassVar[str] = "control; uniform subsampling"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers:
+            raise ConfigError("Stride needs at least one layer")
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("decoder", layer, self.keep) for layer in self.layers]

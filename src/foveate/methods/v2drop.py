@@ -48,4 +48,5 @@ class V2Drop(Method):
         return [Site("decoder", layer, keep, signals=("residual",)) for layer, keep in zip(layers, self.keeps)]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        return torch.linalg.vector_norm(tokens.residual.float(), dim=-1)
+        variation: Tensor = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)
+        return variation

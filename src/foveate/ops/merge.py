@@ -75,7 +75,7 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
     Args:
         x: ``(N, ...)``.
         weight: ``(N,)`` positive.
-        group: ``(N,)`` int64 in ``[0, n_groups)``.
+        group: ``(N,)`` int64 in ``[0, n_groups)``; every group has a member.
 
     Returns:
         ``(n_groups, ...)`` in the dtype of ``x``; the sums are taken in fp32 at least.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
 from foveate.runtime.layout import Packed, Rows
@@ -182,6 +183,9 @@ class Context(threading.local):
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
         self.trace = Trace()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Context:
+        raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
 
 
 class Hooks:

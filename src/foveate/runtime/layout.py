@@ -207,7 +207,8 @@ class Packed:
         """Cumulative lengths of the attention segments that still have tokens."""
         assert self.index is not None
         before = torch.searchsorted(self.index, cu_seqlens.long() // self.unit) * self.unit
-        return torch.unique_consecutive(before).to(cu_seqlens.dtype)
+        distinct: Tensor = torch.unique_consecutive(before)
+        return distinct.to(cu_seqlens.dtype)
 
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""

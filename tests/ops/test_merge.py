@@ -1,0 +1,116 @@
+"""Merging against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from segment_cases import budgets, cloud, cosine, lattice, lengths, quick, rows, seeds
+from torch import Tensor
+
+from foveate.ops import merge
+
+Budgets = tuple[list[int], list[int]]
+
+
+def match_by_loop(features: Tensor, counts: list[int], r: list[int]) -> list[tuple[int, int]]:
+    pairs = []
+    for span, merges in zip(rows(counts), r):
+        even, odd = span[0::2], span[1::2]
+        best = {i: max(odd, key=lambda j: cosine(features[i], features[j])) for i in even if odd}
+        order = sorted(best, key=lambda i: -cosine(features[i], features[best[i]]))
+        pairs += [(i, best[i]) for i in order[:merges]]
+    return pairs
+
+
+@quick
+@given(budgets(), seeds)
+def test_bipartite_match(budget: Budgets, seed: int) -> None:
+    counts, r = budget[0], [n // 2 for n in budget[1]]
+    for features in (cloud(sum(counts), seed, 5), lattice(sum(counts), seed)):  # the second has ties
+        source, target = merge.bipartite_match(features, counts, r)
+        assert source.dtype == target.dtype == torch.long
+        assert list(zip(source.tolist(), target.tolist())) == match_by_loop(features, counts, r)
+        assert len(set(source.tolist())) == sum(r)
+        assert not set(source.tolist()) & set(target.tolist())
+
+
+@quick
+@given(budgets(), seeds)
+def test_nearest_target(budget: Budgets, seed: int) -> None:
+    counts, k = budget
+    generator = torch.Generator().manual_seed(seed)
+    targets = [
+        i
+        for span, n in zip(rows(counts), k)
+        for i in sorted(span.start + int(j) for j in torch.randperm(len(span), generator=generator)[:n])
+    ]
+    for features in (cloud(sum(counts), seed, 5), lattice(sum(counts), seed)):
+        expected = []
+        for span in rows(counts):
+            own = [t for t in targets if t in span]
+            for i in span:
+                nearest = i if i in own else max(own, key=lambda t: cosine(features[i], features[t]), default=None)
+                expected.append(len(targets) if nearest is None else targets.index(nearest))
+        found = merge.nearest_target(features, counts, torch.tensor(targets, dtype=torch.long), k)
+        assert found.dtype == torch.long
+        assert found.tolist() == expected
+
+
+@st.composite
+def groupings(draw: st.DrawFn) -> list[int]:
+    """A group for every token; every group has a member."""
+    n_groups = draw(st.integers(1, 5))
+    extra = draw(st.lists(st.integers(0, n_groups - 1), max_size=10))
+    return draw(st.permutations([*range(n_groups), *extra]))
+
+
+@quick
+@given(groupings(), seeds, st.sampled_from([(), (3,), (2, 2)]))
+def test_weighted_mean(group: list[int], seed: int, shape: tuple[int, ...]) -> None:
+    x, weight = cloud(len(group), seed, *shape), cloud(len(group), seed + 1).abs() + 0.1
+    n_groups = max(group) + 1
+    mean = merge.weighted_mean(x, weight, torch.tensor(group), n_groups)
+    mass = torch.zeros(n_groups)
+    for g in range(n_groups):
+        members = [i for i in range(len(group)) if group[i] == g]
+        mass[g] = weight[members].sum()
+        torch.testing.assert_close(mean[g], sum(weight[i] * x[i] for i in members) / mass[g], rtol=1e-4, atol=1e-5)
+    moment, moment_before = torch.tensordot(mass, mean, 1), torch.tensordot(weight, x, 1)
+    torch.testing.assert_close(moment, moment_before, rtol=1e-4, atol=1e-4)  # nothing is lost
+
+
+@quick
+@given(lengths, seeds)
+def test_merging_equal_tokens_changes_nothing(counts: list[int], seed: int) -> None:
+    assume(sum(counts) > 0)
+    x = cloud(1, seed, 4).expand(sum(counts), -1)
+    generator = torch.Generator().manual_seed(seed)
+    _, group = torch.randint(3, (sum(counts),), generator=generator).unique(return_inverse=True)
+    weight = cloud(sum(counts), seed + 1).abs() + 0.1
+    mean = merge.weighted_mean(x, weight, group, int(group.max()) + 1)
+    torch.testing.assert_close(mean, x[: len(mean)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Similarities and sums are taken in single precision; values come back in their own dtype."""
+    x = cloud(600, 0, 8).to(dtype)
+    found, expected = (merge.bipartite_match(features, [400, 200], [90, 100]) for features in (x, x.float()))
+    assert all(map(torch.equal, found, expected))
+    group = torch.arange(600) % 2
+    mean = merge.weighted_mean(x + 1, torch.ones(600), group, 2)
+    assert mean.dtype == dtype
+    assert torch.equal(mean, merge.weighted_mean((x + 1).float(), torch.ones(600), group, 2).to(dtype))
+
+
+def test_gradients() -> None:
+    x, weight = cloud(6, 0, 3).requires_grad_(), (cloud(6, 1).abs() + 0.5).requires_grad_()
+    group = torch.tensor([0, 1, 1, 2, 0, 1])
+    merge.weighted_mean(x, weight, group, 3).square().sum().backward()
+    y, v = x.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    loss = sum((v[group == g] @ y[group == g] / v[group == g].sum()).square().sum() for g in range(3))
+    loss.backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(weight.grad, v.grad)

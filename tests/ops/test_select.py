@@ -1,0 +1,100 @@
+"""Selectors against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from segment_cases import budgets, cloud, cosine, lattice, quick, rows, seeds
+from torch import Tensor
+
+from foveate.ops import select
+
+Budgets = tuple[list[int], list[int]]
+
+
+def top_k_by_loop(score: Tensor, counts: list[int], k: list[int]) -> list[int]:
+    return [i for span, n in zip(rows(counts), k) for i in sorted(sorted(span, key=lambda i: -float(score[i]))[:n])]
+
+
+@quick
+@given(budgets(), seeds)
+def test_top_k(budget: Budgets, seed: int) -> None:
+    counts, k = budget
+    for score in (cloud(sum(counts), seed), cloud(sum(counts), seed).round()):  # the second has ties
+        keep = select.top_k(score, counts, k)
+        assert keep.dtype == torch.long
+        assert keep.tolist() == top_k_by_loop(score, counts, k)
+
+
+def test_ties_go_to_the_earlier_token() -> None:
+    assert select.top_k(torch.tensor([1.0, 1, 1, 2, 2]), [3, 2], [2, 1]).tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_top_k_of_half_precision_scores(dtype: torch.dtype) -> None:
+    score = cloud(300, 0).to(dtype)
+    assert select.top_k(score, [100, 200], [10, 50]).tolist() == top_k_by_loop(score, [100, 200], [10, 50])
+
+
+@quick
+@given(budgets())
+def test_stride(budget: Budgets) -> None:
+    counts, k = budget
+    expected = [
+        span.start + math.floor((i + 0.5) * len(span) / n) for span, n in zip(rows(counts), k) for i in range(n)
+    ]
+    keep = select.stride(counts, k)
+    assert keep.dtype == torch.long
+    assert keep.tolist() == expected
+    assert len(set(expected)) == len(expected)
+
+
+def farthest_by_loop(features: Tensor, counts: list[int], k: list[int]) -> list[int]:
+    chosen = []
+    for span, n in zip(rows(counts), k):
+        distance = {(i, j): 1 - cosine(features[i], features[j]) for i in span for j in span}
+        nearest = {i: min((distance[i, j] for j in span if j != i), default=0.0) for i in span}
+        picked: list[int] = []
+        while len(picked) < n:
+            reach = {i: min(distance[i, j] for j in picked) if picked else nearest[i] for i in span if i not in picked}
+            picked.append(max(reach, key=lambda i: reach[i]))  # the earliest of the farthest
+        chosen += sorted(picked)
+    return chosen
+
+
+@quick
+@given(budgets(), seeds)
+def test_farthest_point(budget: Budgets, seed: int) -> None:
+    counts, k = budget
+    for features in (cloud(sum(counts), seed, 5), lattice(sum(counts), seed)):  # the second has ties
+        keep = select.farthest_point(features, counts, k)
+        assert keep.dtype == torch.long
+        assert keep.tolist() == farthest_by_loop(features, counts, k)
+
+
+def test_farthest_point_of_equal_tokens_keeps_the_budget() -> None:
+    keep = select.farthest_point(torch.full((9, 7), 0.3), [6, 1, 2], [4, 1, 2])
+    assert len(set(keep.tolist())) == 7
+    assert [sum(a <= i < b for i in keep.tolist()) for a, b in ((0, 6), (6, 7), (7, 9))] == [4, 1, 2]
+
+
+def test_a_segment_is_selected_alike_in_any_company() -> None:
+    counts, k = [12, 1, 30, 0, 7], [5, 1, 9, 0, 7]
+    features = cloud(sum(counts), 3, 8)
+    together = select.farthest_point(features, counts, k).tolist()
+    alone = [
+        span.start + i
+        for span, n in zip(rows(counts), k)
+        for i in select.farthest_point(features[list(span)], [len(span)], [n]).tolist()
+    ]
+    assert together == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_farthest_point_computes_in_single_precision(dtype: torch.dtype) -> None:
+    features = cloud(40, 1, 16).to(dtype)
+    expected = select.farthest_point(features.float(), [25, 15], [6, 5])
+    assert torch.equal(select.farthest_point(features, [25, 15], [6, 5]), expected)

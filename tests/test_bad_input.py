@@ -1,0 +1,427 @@
+"""Bad input: each is one clear sentence, and the model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from snapshot import state_of
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import foveate
+from foveate import (
+    DivPrune,
+    Downsample,
+    DyCoke,
+    FastV,
+    FoveateError,
+    Host,
+    Method,
+    Random,
+    Reduction,
+    Site,
+    Stride,
+    Tokens,
+    ToMe,
+    V2Drop,
+    VisionZip,
+)
+from foveate.errors import (
+    ConfigError,
+    UnknownNameError,
+    UnsupportedCacheError,
+    UnsupportedModelError,
+    UnsupportedSiteError,
+)
+from foveate.ops import select
+
+ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
+METHODS = [Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke()]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
+ERRORS = {error.__name__: error for error in (RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt)}
+
+
+@dataclass(frozen=True)
+class At(Method):
+    """Every second token, at any sites; on demand, an error instead."""
+
+    places: tuple[Site, ...] = ()
+    error: str = ""
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return self.places
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        if self.error:
+            raise ERRORS[self.error]("raised by the method")
+        counts = tokens.budget(0.5)
+        return Reduction(select.stride(tokens.counts, counts, tokens.index.device), counts)
+
+
+@dataclass(frozen=True)
+class Listening(At):
+    """Looks at every signal that it asked for."""
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        for name in site.signals:
+            signal = getattr(tokens, name)
+            assert len(signal) == (sum(tokens.text_counts) if name == "text" else len(tokens))
+            assert signal.isfinite().all()
+        if site.at == "pixels":
+            return Downsample().reduce(tokens, site)
+        return super().reduce(tokens, site)
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+    """The same hooks, attributes and configs after the block as before it, and bit-equal logits. (A model from `tiny`
+    has had its first forward, at which stock code adds hooks of its own.)"""
+    before = tiny.text_logits(model, batch)
+    state = state_of(model)
+    yield before
+    assert state_of(model) == state
+    assert torch.equal(tiny.text_logits(model, batch), before)
+
+
+def refused(model: Any, method: Any, error: type[FoveateError], sentence: str = ".", **options: Any) -> None:
+    """`foveate.compress` raises ``error`` with ``sentence``."""
+    with pytest.raises(error, match=sentence):
+        foveate.compress(model, method, **options).remove()
+
+
+# -- models -------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_family() -> None:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
+    batch = {"input_ids": torch.arange(8)[None], "attention_mask": torch.ones(1, 8)}
+    model = LlamaForCausalLM(config).eval()
+    with left_as_it_was(model, batch):
+        refused(model, Stride(), UnsupportedModelError, "'llama'.*llava, qwen2_5_vl, qwen2_vl")
+
+
+@pytest.mark.parametrize(
+    "thing", [None, "model", 3, object(), nn.Linear(2, 2), tiny.FAMILIES], ids=lambda thing: type(thing).__name__
+)
+def test_no_model_at_all(thing: Any) -> None:
+    refused(thing, Stride(), UnsupportedModelError, "not a Hugging Face model")
+
+
+def test_a_part_of_a_model(family: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        for part in (model.model, model.model.language_model):
+            refused(part, Stride(), UnsupportedModelError)
+
+
+@pytest.mark.parametrize("part", ["", "model", "model.language_model", "model.language_model.layers.1"])
+def test_compiled(part: str) -> None:
+    model = tiny.model("qwen2_5_vl", fresh=True)
+    model.get_submodule(part).compile(backend="eager")
+    state = state_of(model)
+    refused(model, Stride(), UnsupportedModelError, "compiled")
+    assert state_of(model) == state
+
+
+def test_compiled_wrapper(family: str) -> None:
+    model = tiny.model(family, fresh=True)
+    compiled = torch.compile(model, backend="eager")  # compiles nothing before its first call
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        refused(compiled, Stride(), UnsupportedModelError, "compiled")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_after_attaching() -> None:
+    """Compressed or refused: never compressed before and silently stock afterwards. And stock once it is removed."""
+    model = tiny.build(tiny.config("llava", num_hidden_layers=2))
+    batch = tiny.inputs("llava", ROWS[:1])
+    stock = tiny.text_logits(model, batch)
+    try:
+        with foveate.compress(model, Stride()):
+            reduced = tiny.text_logits(model, batch)
+            model.model.language_model.compile(backend="eager")
+            with suppress(UnsupportedModelError):  # a sentence is fine, too
+                torch.testing.assert_close(tiny.text_logits(model, batch), reduced)
+        torch.testing.assert_close(tiny.text_logits(model, batch), stock)
+    finally:
+        torch._dynamo.reset()
+
+
+# -- methods ------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_method(family: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        for name in ("fastw", "", "FastV2", "fastv+", "stride, vtw"):
+            refused(model, name, UnknownNameError, "there are divprune, downsample, dycoke, fastv")
+
+
+@pytest.mark.parametrize("name", ["fastv", "stride", "random", "divprune", "visionzip", "tome", "downsample", "dycoke"])
+def test_ratio_out_of_range(name: str) -> None:
+    model = tiny.model("llava")
+    with left_as_it_was(model, tiny.inputs("llava", ROWS)):
+        for keep in (-0.5, -1e-9, 1.0001, 50, float("nan"), float("inf"), "0.5", None):
+            refused(model, name, ConfigError, "keep", keep=keep)
+
+
+@pytest.mark.parametrize("keeps", [(0.5, 0.5, 1.5), (-1.0, 0.5, 0.5)])
+def test_one_of_several_ratios_out_of_range(keeps: tuple[float, ...]) -> None:
+    model = tiny.model("llava")
+    with left_as_it_was(model, tiny.inputs("llava", ROWS)):
+        refused(model, "v2drop", ConfigError, "keep", keeps=keeps)
+
+
+def test_layer_out_of_range(family: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        for layer in (tiny.LAYERS, 99, -tiny.LAYERS - 1, -99):
+            sentence = f"no .* layer {layer}: .* {tiny.LAYERS} .* 0 to {tiny.LAYERS - 1}"
+            single = [FastV(layer=layer), foveate.VTW(layer=layer), DyCoke(layer=layer), Stride(layers=(0, layer))]
+            for method in (*single, Stride() + FastV(layer=layer)):
+                refused(model, method, UnsupportedSiteError, sentence)
+
+
+def test_negative_layers_count_from_the_end(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    logits = []
+    for layer in (-2, tiny.LAYERS - 2):
+        with foveate.compress(model, FastV(keep=0.25, layer=layer)):
+            logits.append(tiny.text_logits(model, batch))
+    assert torch.equal(*logits)
+
+
+def test_block_out_of_range(family: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        for block in (tiny.BLOCKS, 99, -tiny.BLOCKS - 1):
+            sentence = f"no tower layer {block}: .* 0 to {tiny.BLOCKS - 1}"
+            refused(model, At(places=(Site("tower", block),)), UnsupportedSiteError, sentence)
+
+
+def test_a_block_that_the_language_model_never_sees() -> None:
+    """LLaVA reads the features before the last block: a reduction there would change nothing."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
+    assert len(model.model.vision_tower.encoder.layers) == tiny.BLOCKS + 1
+    for where in ("before", "mid"):
+        unseen, seen = (At(places=(Site("tower", tiny.BLOCKS - i, where=where),)) for i in (0, 1))  # type: ignore[arg-type]
+        with left_as_it_was(model, batch) as before:
+            refused(model, unseen, UnsupportedSiteError, "before the tower's last block")
+            with foveate.compress(model, seen):
+                assert not torch.equal(tiny.text_logits(model, batch), before)
+
+
+SITES: list[tuple[str, tuple[Site, ...], str]] = [
+    ("qwen2_vl", (Site("tower_output", signals=("cls_row",)),), "no CLS"),
+    ("qwen2_5_vl", (Site("tower", 1, unit="patch"),), "single patches"),
+    ("llava", (Site("tower", 1, action="restore"),), "nothing is parked"),
+    ("llava", (Site("tower", 1, action="park"),), "never restores"),
+    ("llava", (Site("decoder", 1, action="park"), Site("decoder", 3, action="restore")), "only the tower"),
+    ("llava", (Site("tower", 1, signals=("last_row",)),), "no text"),
+    ("llava", (Site("tower_output", signals=("text",)),), "no text"),
+    ("llava", (Site("decoder", 0, signals=("last_row",)),), "no layer before it"),
+    ("llava", (Site("tower", 0, signals=("keys",)),), "no layer before it"),
+    ("llava", (Site("decode", 0, signals=("last_row",)),), "layer 1"),
+    ("llava", (Site("decode", 2, signals=("residual",)),), "keys, last_row, values"),
+    ("llava", (Site("lm_entry", signals=("keys",)),), "cannot give"),
+    ("llava", (Site("lm_entry", signals=("residual",)),), "cannot give"),
+    ("llava", (Site("lm_entry", signals=("last_row",)),), "cannot give"),
+    ("llava", (Site("pixels", signals=("keys",)),), "cannot give"),
+    ("llava", (Site("decoder", 2, signals=("cls_row",)),), "cannot give"),
+    ("llava", (Site("decoder", 2, where="mid"),), "mid"),
+    ("llava", (Site("tower_output", where="mid"),), "mid"),
+]
+
+
+@pytest.mark.parametrize(("family", "sites", "sentence"), SITES)
+def test_sites_that_make_no_sense(family: str, sites: tuple[Site, ...], sentence: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        refused(model, At(places=sites), UnsupportedSiteError, sentence)
+
+
+SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
+    (Site("tower", 2), ("residual", "keys", "values", "received")),
+    (Site("tower", 1, where="mid"), ("residual", "keys", "values", "received")),
+    (Site("tower_output"), ("residual", "keys", "values", "received")),
+    (Site("lm_entry"), ("text",)),
+    (Site("decoder", 2), ("residual", "keys", "values", "received", "last_row", "text_rows", "text")),
+    (Site("decode", 2), ("keys", "values", "last_row")),
+]
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        *(Site("pixels"), Site("decoder", 0), Site("tower", 0), *(site for site, _ in SIGNALS)),
+        *(replace(site, signals=(name,)) for site, names in SIGNALS for name in names),
+        *(replace(site, signals=names) for site, names in SIGNALS),
+    ],
+    ids=lambda site: "-".join([str(site), *site.signals]),
+)
+def test_sites_that_make_sense(family: str, site: Site) -> None:
+    """Every place takes a method, with no signal and with each that it can give."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with left_as_it_was(model, batch), foveate.compress(model, Listening(places=(site,))) as handle:
+        model.generate(**batch, max_new_tokens=3)
+        assert handle.report().flops_ratio < 1 or site.at == "pixels"
+
+
+@pytest.mark.parametrize(
+    "words", [{"at": "decodr"}, {"where": "after"}, {"action": "drop"}, {"unit": "pixel"}, {"signals": ("atention",)}]
+)
+def test_words_that_no_site_knows(words: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=str(*words.values()).strip("(),")):
+        Site(**{"at": "decoder", **words})
+
+
+def test_positions_that_contradict_each_other(family: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        refused(model, DivPrune(positions="native") + FastV(), ConfigError, "agree on positions")
+        refused(model, FastV(positions="native"), ConfigError, "renumber")
+
+
+# -- handles ------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_removed_is_as_it_was(family: str, impl: str, method: Method) -> None:
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
+    with left_as_it_was(model, batch):
+        handle = foveate.compress(model, method)
+        tiny.text_logits(model, batch)
+        handle.remove()
+        handle.remove()  # does nothing
+        assert "removed" in repr(handle)
+
+
+def test_attaching_twice(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with left_as_it_was(model, batch):
+        with foveate.compress(model, FastV()):
+            state, logits = state_of(model), tiny.text_logits(model, batch)
+            for second in (FastV(), Stride(), "tome"):
+                refused(model, second, UnsupportedModelError, r"already carries FastV.*compress\(model, a \+ b\)")
+            assert state_of(model) == state
+            assert torch.equal(tiny.text_logits(model, batch), logits)
+        with foveate.compress(model, Stride()):  # free again
+            pass
+
+
+PLACES = [
+    *(Site("pixels"), Site("tower", 2), Site("tower", 1, where="mid"), Site("tower_output"), Site("lm_entry")),
+    *(Site("decoder", 2), Site("decode", 2, signals=("last_row",))),
+]
+
+
+@pytest.mark.parametrize("site", PLACES, ids=str)
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
+    """The context manager takes everything off, and the error passes unchanged."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    method = At(places=(site,), error=error)
+    with (
+        left_as_it_was(model, batch),
+        pytest.raises(ERRORS[error], match="the method"),
+        foveate.compress(model, method),
+    ):
+        model.generate(**batch, max_new_tokens=3)
+
+
+@every_method
+def test_an_error_of_the_user_inside_a_forward(family: str, method: Method) -> None:
+    """Whatever stops a forward, the next one is as if nothing had happened."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    inner = [model.model.language_model.layers[3], model.get_submodule("lm_head")]
+    tower = model.model.vision_tower if family == "llava" else model.model.visual
+    inner += [module for module in tower.modules() if type(module).__name__.endswith(("Layer", "Block"))][1:2]
+    with left_as_it_was(model, batch), foveate.compress(model, method):
+        logits = tiny.text_logits(model, batch)
+        text = tiny.text_logits(model, tiny.inputs(family, [[5]]))
+        for module in inner:
+            for kind in (RuntimeError, KeyboardInterrupt):
+                broken = module.register_forward_pre_hook(lambda *_, kind=kind: (_ for _ in ()).throw(kind("stop")))
+                with pytest.raises(kind, match="stop"):
+                    tiny.text_logits(model, batch)
+                broken.remove()
+                assert torch.equal(tiny.text_logits(model, tiny.inputs(family, [[5]])), text)
+                assert torch.equal(tiny.text_logits(model, batch), logits)
+
+
+# -- calls --------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_no_visual_tokens(family: str, impl: str, method: Method) -> None:
+    """A prompt of text alone is answered as by the stock model, also after one with images."""
+    model, text, images = tiny.model(family, impl), tiny.inputs(family, [[7], [3]]), tiny.inputs(family, ROWS)
+    with left_as_it_was(model, text) as expected:
+        ids = model.generate(**text, max_new_tokens=4, do_sample=False)
+        with foveate.compress(model, method):
+            for _ in range(2):
+                assert torch.equal(tiny.text_logits(model, text), expected)
+                assert torch.equal(model.generate(**text, max_new_tokens=4, do_sample=False), ids)
+                tiny.text_logits(model, images)
+
+
+@pytest.mark.parametrize("method", [Stride(), FastV(), VisionZip(keep=0.5), DyCoke(), ToMe()], ids=lambda m: m.name())
+def test_static_cache(family: str, method: Method) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
+    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
+    model.generate(**batch, **greedy, cache_implementation="static")  # leaves its cache on the model
+    with left_as_it_was(model, batch), foveate.compress(model, method):
+        ids = model.generate(**batch, **greedy)
+        with pytest.raises(UnsupportedCacheError, match=r"StaticLayer.*DynamicCache"):
+            model.generate(**batch, **greedy, cache_implementation="static")
+        assert torch.equal(model.generate(**batch, **greedy), ids)
+
+
+def test_static_cache_that_nothing_reduces(family: str) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
+    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, cache_implementation="static")
+    ids = model.generate(**batch, **greedy)
+    with left_as_it_was(model, batch), foveate.compress(model, Random(keep=1.0)):
+        assert torch.equal(model.generate(**batch, **greedy), ids)
+
+
+def spoiled(family: str, how: str) -> dict[str, Tensor]:
+    """A batch whose placeholders and images do not agree."""
+    batch = tiny.inputs(family, ROWS)
+    where = tiny.visual_mask(family, batch).nonzero()
+    if how == "one placeholder less":
+        batch["input_ids"][tuple(where[-1])] = tiny.TOKEN_ID["word1"]
+    elif how == "one placeholder more":
+        batch["input_ids"][-1, -1] = tiny.IMAGE_TOKEN[family]
+    elif how == "one image less" and family == "llava":
+        batch["pixel_values"] = batch["pixel_values"][:-1]
+    elif how == "one image less":
+        gone = int(batch["image_grid_thw"][-1].prod())
+        batch |= {"pixel_values": batch["pixel_values"][:-gone], "image_grid_thw": batch["image_grid_thw"][:-1]}
+    return batch
+
+
+@pytest.mark.parametrize(
+    "method", [FastV(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke()], ids=lambda m: m.name()
+)
+@pytest.mark.parametrize("how", ["one placeholder less", "one placeholder more", "one image less"])
+def test_placeholders_that_do_not_match(family: str, method: Method, how: str) -> None:
+    """Refused in whatever words, and the next call is as the one before."""
+    model, batch, bad = tiny.model(family), tiny.inputs(family, ROWS), spoiled(family, how)
+    with left_as_it_was(model, batch):
+        for call in (tiny.text_logits, lambda model, batch: model.generate(**batch, max_new_tokens=2)):
+            with pytest.raises(Exception) as stock:  # noqa: PT011 - whatever stock code raises
+                call(model, bad)
+            with foveate.compress(model, method):
+                logits = tiny.text_logits(model, batch)
+                with pytest.raises((type(stock.value), FoveateError)):
+                    call(model, bad)
+                assert torch.equal(tiny.text_logits(model, batch), logits)

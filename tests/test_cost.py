@@ -1,0 +1,307 @@
+"""The report: FLOPs by formula against FLOPs counted on the run, bytes against the cache's tensors, and what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Cache
+
+import foveate
+from foveate import (
+    DivPrune,
+    Downsample,
+    DyCoke,
+    FastV,
+    Host,
+    Method,
+    Random,
+    Reduction,
+    Report,
+    Site,
+    Stride,
+    Tokens,
+    ToMe,
+    V2Drop,
+    VisionZip,
+)
+from foveate.errors import UnsupportedModelError
+from foveate.ops import select
+
+ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
+METHODS = [
+    Random(keep=1.0),
+    Stride(keep=0.5, layers=(0, 3)),
+    FastV(keep=0.25),
+    V2Drop(),
+    foveate.VTW(),
+    DivPrune(keep=0.3),
+    ToMe(),
+    VisionZip(keep=0.4),
+    Downsample(),
+    ToMe(keep=0.7) + FastV(layer=1) + foveate.VTW(layer=-2),
+]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "+".join(p.name() for p in method.parts()))
+
+
+def counted(impl: str, call: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products and convolutions of a call. The counter knows the attention kernels of accelerators,
+    and on CPU the one that is written in matrix products."""
+    kernel = sdpa_kernel(SDPBackend.MATH) if impl == "sdpa" else nullcontext()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, kernel:
+        call()
+    return int(counter.get_total_flops())
+
+
+def bytes_of(cache: Cache) -> int:
+    return sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+
+
+def forward(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> Any:
+    with torch.no_grad():
+        return model(**batch, **options)
+
+
+def generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
+    return model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, **options)
+
+
+def total(flops: dict[str, int]) -> int:
+    return sum(flops.values())
+
+
+# -- FLOPs --------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_flops_of_a_forward(family: str, impl: str, method: Method) -> None:
+    """Of the stock model, of the compressed one, and of the method's own work. The rotary embedding is made by a matrix
+    product too, tiny and not in the formula: it is the same with and without compression."""
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
+    stock = counted(impl, lambda: forward(model, batch))
+    with foveate.compress(model, method) as handle:
+        compressed = counted(impl, lambda: forward(model, batch))
+        report = handle.report()
+    assert stock == pytest.approx(total(report.full_flops), rel=0.01)
+    assert compressed == pytest.approx(total(report.flops), rel=0.01)
+    rotary = stock - total(report.full_flops)
+    assert compressed - rotary == total(report.flops)
+    assert report.full_flops["sites"] == 0
+    assert report.flops_ratio == total(report.flops) / total(report.full_flops)
+
+
+@dataclass(frozen=True)
+class Park(Method):
+    """Every second token skips two blocks."""
+
+    unit: str = "merge"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        unit: Any = self.unit
+        return [Site("tower", 1, unit=unit, action="park"), Site("tower", 3, unit=unit, action="restore")]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(0.5)
+        return Reduction(select.stride(tokens.counts, counts), counts)
+
+
+@pytest.mark.parametrize("unit", ["merge", "patch"])
+def test_flops_of_parking(family: str, impl: str, unit: str) -> None:
+    """Fewer tokens in two blocks of the tower, and all of them everywhere else."""
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
+    stock = counted(impl, lambda: forward(model, batch))
+    with foveate.compress(model, Park(unit=unit)) as handle:
+        compressed = counted(impl, lambda: forward(model, batch))
+        report = handle.report()
+    assert stock == pytest.approx(total(report.full_flops), rel=0.01)
+    assert compressed == pytest.approx(total(report.flops), rel=0.01)
+    assert report.flops["tower"] < report.full_flops["tower"]
+    assert report.flops["prefill"] == report.full_flops["prefill"] > 0
+    assert report.layer_tokens == report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
+    assert report.mean_tokens == report.visual_tokens / len(ROWS)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize("method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(keep=0.5)], ids=lambda m: m.name())
+def test_flops_of_generate(family: str, impl: str, method: Method, options: dict[str, Any]) -> None:
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
+    stock = counted(impl, lambda: generate(model, batch, **options))
+    with foveate.compress(model, method) as handle:
+        compressed = counted(impl, lambda: generate(model, batch, **options))
+        report = handle.report()
+    assert report.decode_steps == 3
+    assert stock == pytest.approx(total(report.full_flops), rel=0.01)
+    assert compressed == pytest.approx(total(report.flops), rel=0.01)
+    assert report.flops["decode"] < report.full_flops["decode"]
+
+
+def test_flops_of_videos(impl: str) -> None:
+    rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, (4, 4), 2], [2, (3, 4, 4), 4]]
+    for family in ("qwen2_vl", "qwen2_5_vl"):
+        model, batch = tiny.model(family, impl), tiny.inputs(family, rows)
+        stock = counted(impl, lambda: forward(model, batch))  # noqa: B023
+        for method in (Stride(), VisionZip(keep=0.5), ToMe(), Downsample()):
+            with foveate.compress(model, method) as handle:
+                compressed = counted(impl, lambda: forward(model, batch))  # noqa: B023
+                report = handle.report()
+            assert stock == pytest.approx(total(report.full_flops), rel=0.01)
+            assert compressed == pytest.approx(total(report.flops), rel=0.01)
+
+
+def test_flops_of_a_later_turn() -> None:
+    """The report is of the last call: here, a second turn with an image of its own."""
+    model, first = tiny.model("llava", "eager"), tiny.inputs("llava", [[3, "image", 5]])
+    second = tiny.inputs("llava", [[4, "image", 2]], seed=1)
+    second["attention_mask"] = torch.ones(1, first["input_ids"].shape[1] + second["input_ids"].shape[1])
+    cache = forward(model, first).past_key_values
+    stock = counted("eager", lambda: forward(model, second, past_key_values=cache))
+    with foveate.compress(model, FastV()) as handle:
+        cache = forward(model, first).past_key_values
+        compressed = counted("eager", lambda: forward(model, second, past_key_values=cache))
+        report = handle.report()
+    assert stock == pytest.approx(total(report.full_flops), rel=0.01)
+    assert compressed == pytest.approx(total(report.flops), rel=0.01)
+    assert report.kv_bytes == bytes_of(cache)
+    assert report.visual_tokens == 36
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize("call", [forward, generate])
+def test_bytes_of_the_cache(family: str, method: Method, call: Callable[..., Any]) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    stock = call(model, batch).past_key_values
+    with foveate.compress(model, method) as handle:
+        cache = call(model, batch).past_key_values
+        report = handle.report()
+    assert report.kv_bytes == bytes_of(cache)
+    assert report.full_kv_bytes == bytes_of(stock)
+    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in cache.layers)
+    assert report.kv_ratio == bytes_of(cache) / bytes_of(stock)
+    steps = 0 if call is forward else 3
+    assert report.kv_lengths == tuple(width + steps for width in report.layer_tokens)
+    assert report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
+
+
+# -- tokens -------------------------------------------------------------------------------------------------------------
+
+
+def check_counts(report: Report, method: Method, spans: tuple[int, ...]) -> None:
+    """Every visit starts with what the one before it left; survivors are tokens of their own span's grid."""
+    present = spans
+    for visit in report.visits:
+        assert visit.before == present
+        assert visit.after == tuple(map(len, visit.kept))
+        assert all(len(set(kept)) == len(kept) for kept in visit.kept)
+        assert all(0 <= i < h * w for kept, (h, w) in zip(visit.kept, visit.shapes) for i in kept)
+        present = visit.after
+    assert {visit.method for visit in report.visits} <= {part.name() for part in method.parts()}
+
+
+@every_method
+def test_tokens_of_several_rows_and_spans(family: str, method: Method) -> None:
+    """One image in the first row and two in the second, counted image by image."""
+    model = tiny.model(family)
+    sizes = (36, 36, 36) if family == "llava" else (16, 12, 8)
+    images: list[tiny.Item] = ["image"] * 3 if family == "llava" else [(8, 8), (4, 12), (8, 4)]
+    rows: list[list[tiny.Item]] = [[3, images[0], 5], [2, images[1], 4, images[2], 7]]
+    batch = tiny.inputs(family, rows)
+    with foveate.compress(model, method) as handle:
+        forward(model, batch)
+        report = handle.report()
+    assert report.visual_tokens == sum(sizes) == int(tiny.visual_mask(family, batch).sum())
+    check_counts(report, method, sizes)
+
+
+@every_method
+def test_mean_tokens(family: str, method: Method) -> None:
+    """Visual tokens per row and decoder layer, without padding and text."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with foveate.compress(model, method) as handle:
+        forward(model, batch)
+        report = handle.report()
+    present = report.visual_tokens
+    before_lm = [visit for visit in report.visits if not visit.site.startswith("decoder")]
+    present = sum(before_lm[-1].after) if before_lm else present
+    per_layer = []
+    for layer in range(tiny.LAYERS):
+        here = [visit for visit in report.visits if visit.site == f"decoder {layer}"]
+        present = sum(here[-1].after) if here else present
+        per_layer.append(present)
+    assert report.mean_tokens == pytest.approx(sum(per_layer) / tiny.LAYERS / len(ROWS))
+
+
+def test_padding_does_not_eat_the_savings(family: str) -> None:
+    """A layer is as wide as its longest row; a short row's padding is no reason to keep it wider."""
+    model, batch = tiny.model(family), tiny.inputs(family, [*ROWS, [4]])
+    text = [int(n) for n in (batch["attention_mask"] - tiny.visual_mask(family, batch).int()).sum(1)]
+    with foveate.compress(model, foveate.VTW(layer=2)) as handle:
+        forward(model, batch)
+        assert handle.report().layer_tokens[2:] == (max(text),) * (tiny.LAYERS - 2)
+
+
+# -- the report itself --------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_json_and_text(family: str, method: Method) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with foveate.compress(model, method) as handle:
+        generate(model, batch)
+        report = handle.report()
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert data["flops"] == report.flops
+    assert data["kv_bytes"] == report.kv_bytes
+    assert data["flops_ratio"] == report.flops_ratio
+    assert data["decode_steps"] == 3
+    assert [visit["after"] for visit in data["visits"]] == [list(visit.after) for visit in report.visits]
+    assert set(report.seconds) == {"tower", "prefill", "decode"}
+    assert all(seconds > 0 for seconds in report.seconds.values())
+    for line in ("visual tokens", "FLOPs", "KV cache", "time"):
+        assert line in str(report)
+
+
+def test_a_report_is_of_the_last_call(family: str) -> None:
+    model, batch, text = tiny.model(family), tiny.inputs(family, ROWS), tiny.inputs(family, [[4], [9]])
+    with foveate.compress(model, ToMe() + FastV()) as handle:
+        reports = []
+        for _ in range(2):
+            forward(model, batch)
+            reports.append(handle.report().to_json() | {"seconds": None})
+        assert reports[0] == reports[1]
+        forward(model, text)
+        report = handle.report()
+    assert report.visual_tokens == report.mean_tokens == 0
+    assert report.visits == ()
+    assert report.flops == report.full_flops
+    assert report.flops["tower"] == report.flops["projector"] == 0
+    assert report.flops["prefill"] > 0
+    assert report.layer_tokens == report.full_layer_tokens == (9,) * tiny.LAYERS
+    assert report.kv_ratio == 1
+
+
+def test_a_report_before_any_call(family: str) -> None:
+    with foveate.compress(tiny.model(family), FastV()) as handle:
+        report = handle.report()
+    assert total(report.flops) == report.kv_bytes == report.visual_tokens == 0
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_report_after_remove(family: str) -> None:
+    model = tiny.model(family)
+    handle = foveate.compress(model, FastV())
+    forward(model, tiny.inputs(family, ROWS))
+    handle.remove()
+    with pytest.raises(UnsupportedModelError, match=r"call report\(\) before remove\(\)"):
+        handle.report()

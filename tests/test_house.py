@@ -1,0 +1,111 @@
+"""The house rules: who may import whom, what no file may do, and how long a file may get."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveate
+from foveate.methods import methods
+
+SRC = Path(foveate.__file__).parent
+METHOD_FILES = sorted(path for path in (SRC / "methods").glob("*.py") if path.name != "__init__.py")
+
+
+def files(*parts: str) -> list[Path]:
+    """Every Python file under a folder of the package."""
+    return sorted(SRC.joinpath(*parts).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(SRC))
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names of everything a file imports, type-checking blocks and function bodies included."""
+    package = ["foveate", *path.relative_to(SRC).parent.parts]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def of_ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.split(".")[0] == "foveate"}
+
+
+def under(names: set[str], *packages: str) -> set[str]:
+    """Those names that lie in one of the packages."""
+    return {name for name in names for package in packages if f"{name}.".startswith(f"foveate.{package}.")}
+
+
+@pytest.mark.parametrize("path", files("ops"), ids=name_of)
+def test_ops_import_torch_only(path: Path) -> None:
+    ours = of_ours(path)
+    assert not ours - under(ours, "ops")
+    roots = {name.split(".")[0] for name in imports(path) - ours}
+    assert roots <= {*sys.stdlib_module_names, "torch"}
+
+
+@pytest.mark.parametrize("path", files("methods"), ids=name_of)
+def test_methods_know_neither_runtime_nor_models(path: Path) -> None:
+    assert not under(of_ours(path), "runtime", "models", "compress", "cost", "reference")
+
+
+@pytest.mark.parametrize("path", files("models"), ids=name_of)
+def test_models_know_neither_runtime_nor_methods(path: Path) -> None:
+    assert not under(of_ours(path), "runtime", "methods", "method", "compress", "cost", "reference")
+
+
+@pytest.mark.parametrize("path", files("reference"), ids=name_of)
+def test_reference_knows_nothing_of_compression(path: Path) -> None:
+    ours = of_ours(path)
+    assert not ours - under(ours, "reference")
+
+
+@pytest.mark.parametrize("path", files("runtime"), ids=name_of)
+def test_runtime_names_no_method_and_no_family(path: Path) -> None:
+    """Not even in a comment."""
+    assert not under(of_ours(path), "methods", "compress", "cost", "reference")
+    words = set(re.findall(r"\w+", path.read_text()))
+    assert not words & {cls.__name__ for cls in methods().values()}
+    names = set(methods()) - {"stride", "random"}  # those are words of their own
+    assert not {word.lower() for word in words} & (names | set(foveate.families()))
+
+
+def calls(path: Path) -> set[str]:
+    """Dotted names of everything a file calls."""
+    return {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_nothing_executes_data(path: Path) -> None:
+    assert not calls(path) & {"eval", "exec", "compile", "__import__", "torch.load"}
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
+def test_a_method_file_is_short_and_cites_its_paper(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 120
+    here = [cls for cls in methods().values() if Path(inspect.getfile(cls)) == path]
+    assert here, f"{path.name} defines no method that foveate.methods() finds"
+    for cls in here:
+        assert cls.paper, f"{cls.__name__} has no `paper`"
+        cited = re.search(r"arXiv \d{4}\.\d{4,5}", cls.__doc__ or "")
+        assert cited or "A control, not a paper" in (cls.__doc__ or ""), f"{cls.__name__} cites no paper"
+
+
+@pytest.mark.parametrize("path", files("runtime"), ids=name_of)
+def test_a_runtime_file_fits_in_the_head(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 450

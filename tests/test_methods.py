@@ -1,0 +1,202 @@
+"""Every method as data: JSON there and back, options checked, sums, names. Nothing here needs a forward pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import tiny
+
+import foveate
+from foveate import DivPrune, FastV, Method, Random, Stride, ToMe, V2Drop
+from foveate.errors import ConfigError, UnknownNameError
+from foveate.serialise import options_of
+
+METHODS = foveate.methods()
+every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+every_option = pytest.mark.parametrize(
+    ("cls", "option"), [(cls, option) for cls in METHODS.values() for option in options_of(cls)]
+)
+every_ratio = pytest.mark.parametrize(
+    ("cls", "option"),
+    [(cls, option) for cls in METHODS.values() for option, (hint, _) in options_of(cls).items() if hint is float],
+)
+CHANGED = [
+    FastV(keep=0.25, layer=-1),
+    Random(seed=7, positions="renumber"),
+    DivPrune(keep=1.0, positions="native"),
+    Stride(keep=0.1, layers=(0, 2, 4)),
+    V2Drop(layers=(1, 3), keeps=(0.5, 0.0)),
+    foveate.VTW(layer=3),
+    ToMe(keep=0.7) + FastV() + V2Drop(),
+]
+
+
+def from_json(cls: type[Method], /, **options: Any) -> Method:
+    return foveate.method_from_json({"method": cls.name(), **options})
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [*(cls() for cls in METHODS.values()), *CHANGED], ids=repr)
+def test_json_there_and_back(method: Method) -> None:
+    data = method.to_json()
+    text = json.dumps(data)
+    for source in (data, text):
+        again = foveate.method_from_json(source)
+        assert again == method
+        assert hash(again) == hash(method)
+        assert repr(again) == repr(method)
+    assert json.loads(text) == data
+    assert eval(repr(method), {**METHODS, **{cls.__name__: cls for cls in METHODS.values()}}) == method
+
+
+@every_method
+@pytest.mark.parametrize("unknown", ["kep", "name", "method_", "", "__class__", "cls", "options"])
+def test_unknown_option(cls: type[Method], unknown: str) -> None:
+    with pytest.raises(ConfigError, match=repr(unknown)):
+        from_json(cls, **{unknown: 0.5})
+
+
+@every_option
+@pytest.mark.parametrize("value", [{"a": 1}, {}, [[]], "junk", [0.5, "junk"]], ids=repr)
+def test_wrong_type(cls: type[Method], option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        from_json(cls, **{option: value})
+
+
+@every_ratio
+@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], -0.01, 1.01, math.nan, math.inf, -math.inf], ids=repr)
+def test_wrong_ratio(cls: type[Method], option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        from_json(cls, **{option: value})
+
+
+@pytest.mark.parametrize("keeps", [[1.5, 0.5, 0.0], [0.5, -0.1, 0.0], [0.5, 0.5, math.nan]], ids=repr)
+def test_wrong_ratio_in_a_list(keeps: list[float]) -> None:
+    with pytest.raises(ConfigError, match="keeps"):
+        from_json(V2Drop, keeps=keeps)
+
+
+def test_one_keep_per_layer() -> None:
+    with pytest.raises(ConfigError, match="one keep per layer"):
+        V2Drop(layers=(1, 2))
+    with pytest.raises(ConfigError, match="keeps"):
+        V2Drop(keeps=(0.5, 0.5))
+
+
+@every_method
+def test_whole_numbers_are_ratios(cls: type[Method]) -> None:
+    if "keep" not in options_of(cls):
+        pytest.skip("has no ratio")
+    for whole in (0, 1):
+        assert from_json(cls, keep=whole) == cls(keep=float(whole))
+
+
+@every_method
+def test_positions(cls: type[Method]) -> None:
+    for positions in ("keep", "renumber", "native"):
+        assert from_json(cls, positions=positions) == cls(positions=positions)
+    for wrong in ("Keep", "", 1, None, True, ["keep"]):
+        with pytest.raises(ConfigError, match="positions"):
+            from_json(cls, positions=wrong)
+    with pytest.raises(ConfigError, match="positions"):
+        cls(positions="original")  # type: ignore[arg-type]
+
+
+JUNK: list[Any] = [
+    *(None, 1, 1.5, True, [], [{"method": "fastv"}], {}, b"{}", ("fastv",), {"fastv": {}}, {"methods": ["fastv"]}),
+    *("", "null", "fastv", "[]", "{", '"fastv"', "{'method': 'fastv'}", "[" * 100_000, '{"method": ' * 100_000),
+    *({"method": value} for value in (None, 1, ["fastv"], {}, "", "+", "fastv+", "Method", "os.system", "__import__")),
+    *({"method": name} for name in ("composed", "method", "foveate.methods.fastv", "../fastv", "fast\x00v", "FastV()")),
+    {"method": "fastv", 1: 2},
+    {"method": "fastv+vtw", "keep": 0.5},
+    *(
+        {"method": "composed", "methods": junk}
+        for junk in (None, {}, "fastv", ["fastv"], [None], [[]], [{"method": 3}])
+    ),
+    {"method": "composed", "methods": [{"method": "fastv"}], "keep": 0.5},
+    {"method": "composed", "methods": [{"method": "fastv", "keep": 2}]},
+    {"method": "composed", "methods": [{"method": "composed", "methods": [{"method": "nobody"}]}]},
+]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:60])
+def test_junk(junk: Any) -> None:
+    with pytest.raises((ConfigError, UnknownNameError)) as caught:
+        foveate.method_from_json(junk)
+    assert str(caught.value).strip()
+
+
+def test_json_is_never_executed() -> None:
+    bomb = "__import__('os').system('exit 1')"
+    for data in ({"method": bomb}, {"method": "fastv", "keep": bomb}, {"method": "fastv", bomb: 1}, bomb):
+        with pytest.raises((ConfigError, UnknownNameError)):
+            foveate.method_from_json(data)
+
+
+# -- sums ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_flat() -> None:
+    a, b, c = ToMe(), FastV(), foveate.DyCoke()
+    for sum_ in (a + b + c, (a + b) + c, a + (b + c)):
+        assert sum_.parts() == (a, b, c)
+        assert sum_ == a + b + c
+        assert hash(sum_) == hash(a + b + c)
+        assert foveate.method_from_json(sum_.to_json()).parts() == (a, b, c)
+    assert a + b != b + a
+    assert a.parts() == (a,)
+
+
+def test_nested_sums_of_json_are_flat() -> None:
+    a, b, c = ToMe(), FastV(), foveate.DyCoke()
+    nested = {"method": "composed", "methods": [(a + b).to_json(), c.to_json()]}
+    assert foveate.method_from_json(nested).parts() == (a, b, c)
+
+
+def test_a_sum_by_names() -> None:
+    assert foveate.method_from_json({"method": "tome + fastv"}) == ToMe() + FastV()
+
+
+@pytest.mark.parametrize("other", ["fastv", 1, None, FastV])
+def test_only_methods_add_up(other: Any) -> None:
+    with pytest.raises(TypeError):
+        FastV() + other
+
+
+def test_an_empty_sum_says_nothing() -> None:
+    with pytest.raises(ConfigError):
+        foveate.method_from_json({"method": "composed", "methods": []})
+
+
+# -- names --------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_every_method_is_an_attribute_and_a_name(cls: type[Method]) -> None:
+    assert getattr(foveate, cls.__name__) is cls
+    assert cls.__name__ in dir(foveate)
+    assert METHODS[cls.name()] is cls
+    with foveate.compress(tiny.model("llava"), cls.name()) as handle:
+        assert handle.method == cls()
+
+
+def test_compress_by_name_takes_options() -> None:
+    model = tiny.model("qwen2_5_vl")
+    with foveate.compress(model, "fastv", keep=0.3, layer=1) as handle:
+        assert handle.method == FastV(keep=0.3, layer=1)
+    with foveate.compress(model, "tome+fastv") as handle:
+        assert handle.method == ToMe() + FastV()
+    with pytest.raises(ConfigError, match="kep"):
+        foveate.compress(model, "fastv", kep=0.3)
+    with pytest.raises(ConfigError, match="keep"):
+        foveate.compress(model, FastV(), keep=0.3)
+    with pytest.raises(ConfigError, match="ambiguous"):
+        foveate.compress(model, "tome+fastv", keep=0.3)
+    for junk in (None, 3, FastV, {"method": "fastv"}):
+        with pytest.raises(ConfigError):
+            foveate.compress(model, junk)  # type: ignore[arg-type]

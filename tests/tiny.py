@@ -1,0 +1,243 @@
+"""Tiny real models of every family, and real inputs for them: saved tokenizers and processors, drawn images.
+
+A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
+``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
+width)`` a video (Qwen). What a row contains depends on the seed and its place in the batch, not on the other rows, so
+``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.import_utils import is_torchvision_available
+
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl")
+LAYERS = 6
+BLOCKS = 4
+PATCH = 4  # pixels
+LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
+QWEN_GRID = (6, 8)  # patches: 12 tokens
+
+SPECIAL = (
+    *("<pad>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|video_here|>", "<|im_end|>"),
+)
+WORDS = tuple(f"word{i}" for i in range(111))
+TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+IMAGE_TOKEN = {family: TOKEN_ID["<image>" if family == "llava" else "<|image_pad|>"] for family in FAMILIES}
+VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
+
+Item = int | str | tuple[int, ...]
+
+
+# -- models -------------------------------------------------------------------------------------------------------------
+
+
+def config(family: str, **text: Any) -> Any:
+    """The config of a tiny model; ``text`` overrides fields of its language model."""
+    usual: dict[str, Any] = dict(
+        vocab_size=len(TOKEN_ID),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=TOKEN_ID["<pad>"],
+    )
+    text = usual | text
+    if family == "llava":
+        clip = dict(
+            model_type="clip_vision_model",
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=BLOCKS + 1,  # the last block's output is not used
+            num_attention_heads=4,
+            image_size=LLAVA_SIDE * PATCH,
+            patch_size=PATCH,
+        )
+        text["model_type"] = "llama"
+        return LlavaConfig(vision_config=clip, text_config=text, image_token_id=IMAGE_TOKEN[family])
+    sixteenth = text["hidden_size"] // text["num_attention_heads"] // 16
+    section = [2 * sixteenth, 3 * sixteenth, 3 * sixteenth]
+    text["rope_parameters"] = dict(rope_type="default", rope_theta=10_000.0, mrope_section=section)
+    vision = dict(depth=BLOCKS, num_heads=2, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2)
+    ids = dict(
+        image_token_id=IMAGE_TOKEN[family],
+        video_token_id=VIDEO_TOKEN,
+        vision_start_token_id=TOKEN_ID["<|vision_start|>"],
+        vision_end_token_id=TOKEN_ID["<|vision_end|>"],
+    )
+    if family == "qwen2_vl":
+        vision |= dict(embed_dim=32, hidden_size=text["hidden_size"], mlp_ratio=2)
+        return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
+    vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])  # windows of 2x2 tokens
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+
+
+def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
+    """A model with random weights, large enough that every token and position matters to the logits."""
+    classes = (LlavaForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = dict(zip(FAMILIES, classes, strict=True))[config.model_type](config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.08 * torch.randn_like(parameter)
+    model.set_attn_implementation(impl)
+    return model
+
+
+def _warm(family: str, impl: str) -> PreTrainedModel:
+    warm = build(config(family), impl)
+    with torch.no_grad():
+        warm(**inputs(family, [[1, "image"]]))  # stock code hooks modules of its own at their first forward
+    return warm
+
+
+_shared = cache(_warm)
+
+
+def model(family: str, impl: str = "sdpa", *, fresh: bool = False) -> PreTrainedModel:
+    """The tiny model of a family: one for the whole session, or a new one for tests that change it."""
+    return _warm(family, impl) if fresh else _shared(family, impl)
+
+
+# -- processors ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def processor(family: str) -> ProcessorMixin:
+    """The family's processor with a word-level tokenizer, after a round trip through a folder."""
+    words = Tokenizer(models.WordLevel(TOKEN_ID, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(SPECIAL[2:]),
+        padding_side="left",
+    )
+    folder = Path(tempfile.mkdtemp(prefix=f"foveate-{family}-"))
+    if family == "llava":
+        side = LLAVA_SIDE * PATCH
+        images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        LlavaProcessor(
+            images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        ).save_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, backend="pil")
+    kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
+    size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
+    images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
+    if is_torchvision_available():
+        from transformers import Qwen2VLVideoProcessor
+
+        kind(images, tokenizer, Qwen2VLVideoProcessor(patch_size=PATCH)).save_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder)
+    # Without torchvision there is no video processor, so the processor cannot be loaded whole, but its parts can.
+    images.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    loaded = Qwen2VLImageProcessorPil.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    return type(kind.__name__, (_NoVideo, kind), {})(*loaded)
+
+
+class _NoVideo:
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
+        super().__init__(image_processor, tokenizer)  # type: ignore[call-arg]
+
+
+# -- inputs -------------------------------------------------------------------------------------------------------------
+
+
+def inputs(
+    family: str,
+    rows: list[list[Item]],
+    seed: int = 0,
+    padding_side: str = "left",
+    *,
+    only: int | None = None,
+) -> dict[str, Tensor]:
+    """Inputs of a padded batch of ``rows``, or of one of them; see the top of this file."""
+    texts: list[str] = []
+    images: list[Image.Image] = []
+    videos: list[Tensor] = []
+    grids: list[tuple[int, ...]] = []
+    for number, row in enumerate(rows):
+        if only is not None and number != only:
+            continue
+        generator = torch.Generator().manual_seed(1_000 * seed + number)
+        text: list[str] = []
+        for item in row:
+            if isinstance(item, int):
+                text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
+            elif isinstance(item, tuple) and len(item) == 3:
+                frames, height, width = item
+                text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
+                videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))
+                grids.append(item)
+            else:
+                text += ["<image>"] if family == "llava" else ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
+                images.append(_draw(family, item, generator))
+        texts.append(" ".join(text))
+    processed = processor(family)(
+        images=images or None, text=texts, padding=True, padding_side=padding_side, return_tensors="pt"
+    )
+    if videos:  # processors want torchvision for videos: these are made by hand, and their placeholders filled in here
+        here = processed["input_ids"] == TOKEN_ID["<|video_here|>"]
+        processed["input_ids"][here] = VIDEO_TOKEN
+        if "mm_token_type_ids" in processed:
+            processed["mm_token_type_ids"][here] = 2
+        processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
+    if family != "llava" and "mm_token_type_ids" not in processed:
+        ids = processed["input_ids"]
+        processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
+    return dict(processed)
+
+
+def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
+    """Noise over a gradient, in the size that the processor leaves alone."""
+    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else QWEN_GRID
+    height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
+    ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
+    noise = torch.randint(64, (height, width, 3), generator=generator)
+    return Image.fromarray((ramp + noise).to(torch.uint8).numpy())
+
+
+def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
+    """``(B, L)`` bool: the placeholders of visual tokens."""
+    ids = batch["input_ids"]
+    return (ids == IMAGE_TOKEN[family]) | (ids == VIDEO_TOKEN)
+
+
+def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """``(M, V)`` logits of every position that is not padding, without gradients."""
+    with torch.no_grad():
+        return model(**batch).logits[batch["attention_mask"].bool()]
