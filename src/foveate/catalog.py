@@ -37,21 +37,23 @@ def describe_families() -> list[dict[str, Any]]:
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
     """All methods as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("method", "paper", "sites", "trained", "budget", "options"):
+    for column in ("method", "paper", "sites", "training", "budget", "options"):
         table.add_column(column, overflow="fold")
     for method in found:
-        options = ", ".join(f"{name}={option['default']}" for name, option in method["options"].items())
+        own = {name: option for name, option in method["options"].items() if name != "positions"}
+        options = ", ".join(_assignment(name, option["default"]) for name, option in own.items())
         table.add_row(
             f"[bold]{escape(method['name'])}[/bold]",
             escape(method["paper"]),
             escape(group_sites(method["sites"])),
-            "no" if method["training_free"] else "yes",
+            "free" if method["training_free"] else "needed",
             "fixed" if method["fixed_budget"] else "by content",
             escape(options),
         )
     console.print(table)
     console.print(
-        "\nSites as in a model with 23 vision blocks and 32 decoder layers. `foveate methods NAME` tells more.",
+        "\nSites as in a model with 23 vision blocks and 32 decoder layers. All take `positions`, too. "
+        "`foveate methods NAME` tells more.",
         style="dim",
         markup=False,
     )
@@ -60,7 +62,8 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
 def show_method(method: dict[str, Any], console: Console) -> None:
     """One method: its docstring and its options."""
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(method['paper'])}\n")
-    console.print(escape(method["doc"]))
+    paragraphs = method["doc"].split("\n\n")
+    console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
     console.print(f"\nsites    {escape(group_sites(method['sites']))}")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("option", "type", "default"):
@@ -105,6 +108,14 @@ def _sites(cls: type[Method]) -> list[str]:
         return []
 
 
+def _assignment(name: str, default: Any) -> str:
+    """``keep=0.5``, as ``--option`` takes it; only the name, where nothing is set."""
+    if default is None or default == []:
+        return name
+    values = default if isinstance(default, list) else [default]
+    return f"{name}={','.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in values)}"
+
+
 def _type(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
@@ -114,5 +125,5 @@ def _family(family: Family) -> dict[str, Any]:
         "model_type": family.model_type,
         "tower": family.tower.layout,
         "has_cls": family.tower.leading > 0,
-        "inputs": list(family.modalities),
+        "inputs": ["video" if "video" in name else "image" for name in family.modalities],
     }

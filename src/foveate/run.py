@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+# `transformers.AutoImageProcessor` is a placeholder in 5.16 where torchvision is missing; the class itself does without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
 from foveate import overlay, reference
 from foveate.compress import compress
 from foveate.cost import Report
@@ -198,7 +201,7 @@ def _processor(name: str, config: Any) -> Any:
     try:
         return transformers.AutoProcessor.from_pretrained(name)
     except (ImportError, OSError):  # OSError: the folder has no video half
-        images = transformers.AutoImageProcessor.from_pretrained(name)
+        images = AutoImageProcessor.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         kind: Any = transformers.PROCESSOR_MAPPING[type(config)]
         return type(kind.__name__, (_ImagesOnly, kind), {})(images, tokenizer, chat_template=tokenizer.chat_template)

@@ -1,0 +1,77 @@
+# Every target makes the environment it needs from nothing; a stamp file tells the next call that it is up to date.
+#
+#   make demo         the package and its core dependencies in a fresh environment, then `foveate demo`
+#   make test         the test suite            TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
+#   make lint         ruff and mypy
+#   make test-oldest  the test suite on the oldest transformers that is supported
+#   make wheel-test   build the wheel, install it in a clean environment, run the demo from another folder
+#   make bench        the benchmarks
+#   make venv         the development environment, .venv
+#   make clean        remove all of it
+
+PYTHON ?= python3
+TESTS ?= tests
+PYTEST_ARGS ?= -n 2
+
+PIP := bin/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+SOURCES := $(shell find src -type f -not -name '*.pyc')
+
+.PHONY: demo test lint test-oldest wheel-test bench venv clean
+
+demo: .venv-demo/.stamp
+	.venv-demo/bin/foveate demo
+
+test: export OMP_NUM_THREADS = 1
+test: .venv/.stamp
+	.venv/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+lint: .venv/.stamp
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict src/foveate
+
+test-oldest: export OMP_NUM_THREADS = 1
+test-oldest: .venv-oldest/.stamp
+	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+wheel-test: .venv-wheel/.stamp
+	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
+	elsewhere=$$(mktemp -d) && cd $$elsewhere && $(CURDIR)/.venv-wheel/bin/foveate demo --quick --out pictures \
+		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
+
+bench: .venv/.stamp
+	set -e; for script in benchmarks/*.py; do .venv/bin/python $$script; done
+
+venv: .venv/.stamp
+
+# torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it.
+.venv/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/$(PIP) $(TORCH)
+	.venv/$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/$(PIP) $(TORCH)
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis
+	touch $@
+
+.venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/$(PIP) $(TORCH)
+	.venv-demo/$(PIP) -c constraints.txt .
+	touch $@
+
+.venv-wheel/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
+	rm -rf .venv-wheel dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.venv-wheel/$(PIP) $(TORCH)
+	.venv-wheel/$(PIP) -c constraints.txt dist/foveate-*.whl
+	touch $@
+
+clean:
+	rm -rf .venv* build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

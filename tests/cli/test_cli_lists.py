@@ -1,0 +1,64 @@
+"""Help, version, ``foveate methods`` and ``foveate families``; training a few steps."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from command import Here, as_json, foveate
+
+import foveate as package
+
+
+def test_help_is_fast() -> None:
+    """It must not import torch. The best of three, as other processes may be busy."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = foveate("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    for command in ("demo", "run", "methods", "families", "train"):
+        assert command in done.stdout
+    assert min(seconds) < 1.0
+
+
+def test_version() -> None:
+    assert foveate("--version").stdout.strip() == package.__version__
+
+
+def test_methods(here: Here) -> None:
+    found = {method["name"]: method for method in as_json(foveate("methods", "--json"))}
+    assert set(found) == set(package.methods())
+    assert found["fastv"]["sites"] == ["decoder 2"]
+    assert found["fastv"]["options"]["keep"] == {"type": "float", "default": 0.5}
+    assert len(found["tome"]["sites"]) == 23
+    assert all(method["paper"] and method["training_free"] in (True, False) for method in found.values())
+    table = here("methods").stdout
+    assert "tower 0-22 (mid)" in table
+    assert "FastV (ECCV 2024, 2403.06764)" in table
+
+
+def test_one_method(here: Here) -> None:
+    text = here("methods", "visionzip").stdout
+    assert "54 dominant + 10 contextual" in text
+    assert "contextual" in text
+
+
+def test_families(here: Here) -> None:
+    found = as_json(here("families", "--json"))
+    assert {family["model_type"] for family in found} == set(package.families())
+    assert {"model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]} in found
+
+
+def test_train_reference(here: Here, tmp_path: Path) -> None:
+    sizes = {"tower_steps": 1, "pointer_steps": 1, "joint_steps": 1, "batch_size": 2, "layers": 2, "hidden": 64}
+    sizes |= {"tower_depth": 2, "tower_hidden": 24, "validation_images": 2, "warmup": 1}
+    words = ["train", "reference", "--out", "run", "--json"]
+    for name, value in sizes.items():
+        words += ["--option", f"{name}={value}"]
+    found = as_json(here(*words))
+    assert (tmp_path / found["model"] / "model.safetensors").is_file()
+    again = here(*words)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr

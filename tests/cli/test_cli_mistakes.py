@@ -1,0 +1,104 @@
+"""Mistakes: one sentence on stderr, exit code 2, nothing on stdout, no traceback.
+
+Most are tried by calling the entry point in this process; a few go the whole way.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from command import Here, draw, foveate, needs_weights
+
+ASK = ("run", "--image", "one.png", "--prompt", "color of circle ?")
+FASTV = (*ASK, "--method", "fastv")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the commands run: an image, and things that are not."""
+    draw(tmp_path / "one.png")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "one.png").read_bytes()[:3000])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "file").write_text("here first")
+    return tmp_path
+
+
+MISTAKES = {
+    "no method": (ASK, "--method NAME"),
+    "two methods": ((*FASTV, "--method-json", '{"method": "vtw"}'), "either --method NAME or"),
+    "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),
+    "keep over one": ((*FASTV, "--keep", "1.5"), "keep=1.5 is not a ratio"),
+    "unknown option": ((*FASTV, "--option", "ratio=0.5"), "it has positions, keep, layer"),
+    "option without value": ((*FASTV, "--option", "layer"), "is not name=value"),
+    "option of the wrong type": ((*FASTV, "--option", "layer=two"), "FastV.layer='two': expected int"),
+    "keep of a method without it": ((*ASK, "--method", "vtw", "--keep", "0.5"), "VTW has no option 'keep'"),
+    "keep of a sum": ((*ASK, "--method", "tome+fastv", "--keep", "0.5"), "--option tome.keep=..."),
+    "JSON that is none": ((*ASK, "--method-json", "{fastv}"), "not JSON"),
+    "JSON file that is missing": ((*ASK, "--method-json", "fastv.json"), "neither a file nor a JSON object"),
+    "JSON with an unknown key": ((*ASK, "--method-json", '{"method": "vtw", "x": 1}'), "VTW has no option 'x'"),
+    "empty prompt": (("run", "--image", "one.png", "--prompt", " ", "--method", "vtw"), "the prompt is empty"),
+    "missing image": ((*FASTV, "--image", "[none].png"), "there is no image '[none].png'"),
+    "not an image": ((*FASTV, "--image", "text.png"), "'text.png' is not an image"),
+    "half an image": ((*FASTV, "--image", "cut.png"), "cannot read the image 'cut.png'"),
+    "a folder as image": ((*FASTV, "--image", "empty"), "'empty' is a folder"),
+    "unknown dtype": ((*FASTV, "--dtype", "int8"), "choose auto, float32"),
+    "unknown device": ((*FASTV, "--device", "abacus"), "--device 'abacus' cannot be used here"),
+    "missing model folder": ((*FASTV, "--model", "./nowhere"), "there is no model folder './nowhere'"),
+    "a folder without a model": ((*FASTV, "--model", "empty"), "has no config.json"),
+    "unknown model": ((*FASTV, "--model", "nobody/nothing"), "cannot load the model 'nobody/nothing'"),
+    "unknown family": ((*FASTV, "--model", "gpt2"), "does not know the model family 'gpt2'; it knows llava"),
+    "unknown method to list": (("methods", "nope"), "there is no method 'nope'"),
+    "resume nothing": (("train", "reference", "--out", "empty", "--resume"), "leave --resume out"),
+    "unknown training option": (("train", "reference", "--out", "x", "--option", "steps=1"), "has no option 'steps'"),
+}
+WITH_WEIGHTS = {
+    "layer out of range": ((*FASTV, "--option", "layer=99"), "the model has 10 decoder layers, 0 to 9"),
+    "unknown attention": ((*FASTV, "--attn", "flashy"), "--attn 'flashy' cannot be used here"),
+    "overlay folder is a file": ((*FASTV, "--overlay", "file"), "cannot write overlays to 'file'"),
+    "demo folder is a file": (("demo", "--quick", "--out", "file"), "cannot write to 'file'"),
+    "demo without images": (("demo", "--images", "0"), "choose 1 to"),
+    "demo with a seed that has no scenes": (("demo", "--seed", "-1"), "--seed -1"),
+    "demo with a budget that not all can meet": (("demo", "--keep", "0.1"), "0.25 to 0.9"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.usefixtures("folder")
+def test_one_sentence(name: str, here: Here) -> None:
+    words, sentence = MISTAKES[name]
+    check(here(*words), sentence)
+
+
+@needs_weights
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.usefixtures("folder")
+def test_one_sentence_with_a_model(name: str, here: Here) -> None:
+    words, sentence = WITH_WEIGHTS[name]
+    check(here(*words), sentence)
+
+
+@pytest.mark.parametrize("name", ["unknown method", "missing image"])
+def test_the_whole_way(name: str, folder: Path) -> None:
+    words, sentence = MISTAKES[name]
+    check(foveate(*words, "--json", cwd=folder), sentence)
+
+
+def test_missing_words_are_a_usage_error() -> None:
+    done = foveate("run", "--prompt", "what ?")
+    assert done.returncode == 2
+    assert "--image" in done.stderr
+
+
+def check(done: subprocess.CompletedProcess[str], sentence: str) -> None:
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert sentence in last
