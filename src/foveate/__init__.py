@@ -3,21 +3,23 @@
 >>> import foveate
 >>> handle = foveate.compress(model, foveate.FastV(keep=0.5))   # doctest: +SKIP
 >>> model.generate(**inputs)                                    # doctest: +SKIP
+
+Names are imported when they are first used, so that ``foveate --help`` does not wait for torch.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from foveate.compress import Handle, compress
-from foveate.cost import Report
-from foveate.errors import FoveateError
-from foveate.method import Host, Method, Site
-from foveate.methods import method_from_json, methods
-from foveate.models import families
-from foveate.tokens import Parked, Reduction, Tokens
-
-if TYPE_CHECKING:  # for editors; at run time `methods` finds them
+if TYPE_CHECKING:
+    from foveate.compress import Handle, compress
+    from foveate.cost import Report
+    from foveate.errors import FoveateError
+    from foveate.method import Host, Method, Site
+    from foveate.methods import method_from_json, methods
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
@@ -28,21 +30,10 @@ if TYPE_CHECKING:  # for editors; at run time `methods` finds them
     from foveate.methods.v2drop import V2Drop as V2Drop
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vtw import VTW as VTW
+    from foveate.models import families
+    from foveate.tokens import Parked, Reduction, Tokens
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> Any:
-    """Every method is an attribute: ``foveate.FastV``."""
-    for cls in methods().values():
-        if cls.__name__ == name:
-            return cls
-    raise AttributeError(f"module 'foveate' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *(cls.__name__ for cls in methods().values())})
-
 
 __all__ = [
     "FoveateError",
@@ -59,3 +50,47 @@ __all__ = [
     "method_from_json",
     "methods",
 ]
+
+_HOME = {
+    "compress": "compress",
+    "Handle": "compress",
+    "Report": "cost",
+    "FoveateError": "errors",
+    "Host": "method",
+    "Method": "method",
+    "Site": "method",
+    "method_from_json": "methods",
+    "methods": "methods",
+    "families": "models",
+    "Parked": "tokens",
+    "Reduction": "tokens",
+    "Tokens": "tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, and every method: ``foveate.FastV``."""
+    if name in _HOME:
+        return getattr(import_module(f"foveate.{_HOME[name]}"), name)
+    if name[:1].isupper():  # anything else may be a module: `from foveate import reference` asks here first
+        for cls in import_module("foveate.methods").methods().values():
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    classes = import_module("foveate.methods").methods().values()
+    return sorted({*globals(), *__all__, *(cls.__name__ for cls in classes)})
+
+
+class _Package(ModuleType):
+    """`compress` and `methods` are functions here though modules have these names: importing one must not hide them."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

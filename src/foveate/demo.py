@@ -80,8 +80,10 @@ def contenders(keep: float, layers: int) -> dict[str, Method]:
     """Methods of every kind, each holding about ``keep`` of the visual tokens per decoder layer, on average.
 
     A method that cuts late must cut deeper to spend the same. DyCoke is not here: it acts while an answer of several
-    tokens is written, and these answers have one.
+    tokens is written, and these answers have one. FastV's paper cuts at layer 2, but this model's text begins to look at
+    the image at layer 3 only (its card shows it), so there FastV would rank by nothing: it gets layer 4 if the budget allows.
     """
+    late = 4 if keep * layers > 4.5 else 2
     try:
         found = [
             make("stride", keep=keep),
@@ -90,7 +92,7 @@ def contenders(keep: float, layers: int) -> dict[str, Method]:
             make("tome", keep=keep),
             make("visionzip", keep=keep),
             make("divprune", keep=keep),
-            make("fastv", keep=(keep * layers - 2) / (layers - 2), layer=2),
+            make("fastv", keep=(keep * layers - late) / (layers - late), layer=late),
             make("v2drop", layers=(1, layers // 2, layers - 3), keeps=_v2drop_keeps(keep, layers)),
             make("vtw", layer=round(keep * layers)),
         ]
