@@ -194,3 +194,36 @@ def test_features_computed_beforehand(family: str, plan: str) -> None:
 
 
 assert set(TEXT_GUIDED) <= set(PLANS)
+
+
+@modern
+@pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "visionzip", "vtw", "renumber"])
+def test_two_turns_of_generate(family: str, plan: str) -> None:
+    """A continued chat holds as much as the whole chat at once; in LLaVA, whose positions allow it, it says the same."""
+    model, image = tiny.model(family), "image" if family == "llava" else (8, 8)
+    both = tiny.inputs(family, [[3, image, 5, image, 4]])
+    visual = tiny.visual_mask(family, both)[0]
+    cut = int(visual.nonzero()[0]) + int(visual.sum()) // 2 + 2
+    half = len(both["pixel_values"]) // 2
+    options: Any = dict(output_logits=True, return_dict_in_generate=True)
+
+    def batch(ids: torch.Tensor, images: slice, length: int) -> dict[str, torch.Tensor]:
+        pixels = both["pixel_values"][images.start * half : images.stop * half]
+        made = dict(input_ids=ids, attention_mask=torch.ones(1, length, dtype=torch.long), pixel_values=pixels)
+        if family != "llava":
+            made["image_grid_thw"] = both["image_grid_thw"][images]
+            made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
+        return made
+
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        first: Any = generate(model, batch(both["input_ids"][:, :cut], slice(0, 1), cut), **options)
+        cache = first.past_key_values
+        chat = torch.cat([first.sequences, both["input_ids"][:, cut:]], dim=1)
+        new = chat if family == "llava" else chat[:, cache.get_seq_length() :]  # what stock takes here
+        second: Any = generate(model, batch(new, slice(1, 2), chat.shape[1]), past_key_values=cache, **options)
+        whole: Any = generate(model, batch(chat, slice(0, 2), chat.shape[1]), **options)
+    lengths = [[entry.keys.shape[-2] for entry in out.past_key_values.layers] for out in (second, whole)]
+    assert lengths[0] == lengths[1]
+    if family == "llava":
+        for a, b in zip(second.logits, whole.logits, strict=True):
+            close(a, b)
