@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from foveate.ops import segments, select
 from foveate.schedule import budget
 
 Signal = Literal["residual", "keys", "values", "last_row", "text_rows", "received", "cls_row", "text"]
-SIGNALS: tuple[str, ...] = get_args(Signal)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,14 @@ def test_cache_index_follows_every_change(
     check(chosen, [expected[r] for r in rows.tolist()])
 
 
+def test_keeping_by_mask_counts_each_span() -> None:
+    tokens = tokens_of(frames([(1, 2, 3), (2, 1, 4)]))
+    mask = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1], dtype=torch.bool)
+    reduction = tokens.keep_mask(mask)
+    assert reduction.counts == (3, 0, 4)
+    assert reduction.keep.tolist() == mask.nonzero().flatten().tolist()
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.7])
 def test_merging_a_constant_image_gives_the_constant(keep: float) -> None:
     """Invariant 9, for the method that merges by weighted mean: also with sizes that differ already."""

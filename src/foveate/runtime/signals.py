@@ -88,7 +88,7 @@ class Reading:
     """What to read from the next attention call.
 
     Attributes:
-        signals: names from `foveate.tokens.SIGNALS`.
+        signals: names as in `foveate.tokens.Signal`.
         queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.

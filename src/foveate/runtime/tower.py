@@ -35,7 +35,7 @@ class TowerHooks:
         blocks: Any = self.tower.get_submodule(self.spec.blocks)
         self.blocks: list[nn.Module] = list(blocks)
         self.output = base.get_submodule(self.spec.output)
-        self.unit = self.spec.unit(config)
+        self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
         self.pixels = [a for a in actions if a.site.at == "pixels"]
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
@@ -64,7 +64,7 @@ class TowerHooks:
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
             if self._signals_of(i) or self.proportional:
                 attention = block.get_submodule(self.spec.attention)
-                hooks.change(watch(attention, Probe(lambda: self._reading())))
+                hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
         return self.context.tower.reading if self.context.tower else None
@@ -149,9 +149,9 @@ class TowerHooks:
             if call.resized is not None:
                 kept = call.resized[kept]
         sizes, coords = (tokens.sizes, tokens.coords) if tokens is not None and call.merged else (None, None)
-        self.context.records.append(
-            Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
-        )
+        record = Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
+        # One call per modality makes a prompt; features encoded for later use must not pile up here.
+        self.context.records = [*self.context.records, record][-self.modalities :]
         trace.clocks.setdefault("tower", []).append((call.start, tick(features.device)))
         self.context.tower = None
 
