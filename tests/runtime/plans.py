@@ -27,7 +27,7 @@ from foveate import (
     VisionZip,
 )
 from foveate.ops import select
-from foveate.tokens import Parked, Reduction
+from foveate.tokens import Reduction
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ FULL = {  # every method with nothing removed
     "divprune": DivPrune(keep=1.0),
     "downsample": Downsample(keep=1.0),
     "dycoke": DyCoke(keep=1.0),
-    "parkhalf": DropBlocks(keep=1.0),
+    "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
 
@@ -136,4 +136,4 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-__all__ = ["FULL", "PLANS", "ROWS", "TEXT_GUIDED", "VIDEO_ROWS", "Parked", "close", "foveate", "plan"]
+__all__ = ["FULL", "PLANS", "ROWS", "TEXT_GUIDED", "VIDEO_ROWS", "close", "foveate", "plan"]

@@ -1,0 +1,64 @@
+"""Nothing that a layer adds asks the device for a value: the questions of a prefill do not grow with the sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import ROWS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import foveate
+from foveate import FastV, Method, Random, Stride, V2Drop
+
+WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
+
+
+class Questions(TorchDispatchMode):
+    """Counts the operations whose result the host has to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if name.startswith(WAITS):
+            self.asked.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def questions(model: Any, batch: Any, method: Method) -> list[str]:
+    with torch.no_grad(), foveate.compress(model, method):
+        model(**batch)
+        with Questions() as mode:
+            cache = model(**batch).past_key_values
+            prefill = list(mode.asked)
+            mode.asked.clear()
+            step = dict(batch, input_ids=batch["input_ids"][:, -1:])
+            step = {k: v for k, v in step.items() if k == "input_ids"}
+            step["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+            if "image_grid_thw" in batch:
+                step["position_ids"] = torch.full((3, len(batch["input_ids"]), 1), 50)
+            model(**step, past_key_values=cache)
+            return [*prefill, "decode", *mode.asked]
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        (Stride(layers=(0,)), Stride(layers=(0, 1, 2, 3, 4, 5))),
+        (Random(layer=1), Random(layer=1) + Random(layer=2) + Random(layer=4)),
+        (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=5)),
+        (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
+        (Stride(layers=(0,), positions="renumber"), Stride(layers=(0, 2, 4), positions="renumber")),
+    ],
+    ids=lambda method: type(method.parts()[0]).__name__,
+)
+def test_sites_ask_nothing(family: str, few: Method, many: Method) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    asked = questions(model, batch, few)
+    assert questions(model, batch, many) == asked
+    assert "_local_scalar_dense" in asked  # the mode sees what it looks for: entry asks, once per prefill
