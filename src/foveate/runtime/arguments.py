@@ -31,17 +31,20 @@ class LayerArguments:
         if not isinstance(entry, CompactMixin):
             reduced = call.reduced
             return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
-        old = entry.kv
+        old, window = entry.kv, entry.window
+        if window is not None:
+            held = entry.held()
+            old = call.memo.once(f"last {held.length}", (old,), lambda: held)
         if layout is None:
             entry.kv = call.memo.once("append", (old,), lambda: old.append(call.length))
-            return entry.kv
+            return entry.kv if window is None else entry.kv.last(window + call.length)
         shift = old.shift
         if self.renumber and call.reduced is not None:
             _, here = self._renumbered(call)
             shift = here if shift is None else call.memo.once("shift", (here, shift), partial(torch.add, here, shift))
         name = "watched rows" if watching else "rows"
         entry.kv = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
-        return entry.kv
+        return entry.kv if window is None else entry.kv.last(window + layout.width)
 
     def derive(
         self,

@@ -82,11 +82,13 @@ class KVIndex:
 
     def last(self, n: int) -> KVIndex:
         """Only the last ``n`` entries (sliding windows)."""
-        if self.length <= n or n < self.tail:
-            return replace(self, index=None, valid=None, tail=min(self.tail, n)) if self.length > n else self
-        assert self.index is not None
         cut = self.length - n
-        return replace(self, index=self.index[:, cut:], valid=None if self.valid is None else self.valid[:, cut:])
+        if cut <= 0:
+            return self
+        if self.index is None or n <= self.tail:
+            return KVIndex(self.total, n, shift=self.shift)
+        valid = None if self.valid is None else self.valid[:, cut:]
+        return KVIndex(self.total, self.tail, self.index[:, cut:], valid, self.shift)
 
     def crop(self, remove: int) -> tuple[KVIndex, int]:
         """Without the last ``remove`` tokens of the full sequence, and how many entries that frees in every row."""
@@ -181,12 +183,27 @@ class CompactMixin:
     kv: KVIndex
     visible: View | None  # the slots that this decode step may see, or None: all
     state: dict[str, Any]
+    is_sliding: bool
+    is_initialized: bool
+    sliding_window: int
+    record_past: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         if self.visible is not None:
             keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
         return keys, values
+
+    def held(self) -> KVIndex:
+        """What is physically there now: a sliding entry has forgotten what left its window."""
+        if self.window is None or not self.is_initialized or self.keys.dim() != 4:
+            return self.kv
+        return self.kv.last(self.keys.shape[-2])
+
+    @property
+    def window(self) -> int | None:
+        """Entries of the past that a step sees besides its own, if this entry slides."""
+        return self.sliding_window - 1 if self.is_sliding else None
 
     def get_seq_length(self) -> int:
         return self.kv.total
@@ -197,9 +214,11 @@ class CompactMixin:
     def crop(self, tokens_to_remove: int) -> None:
         # Versions before 5.18 also say how long the cache should become.
         remove = self.kv.total - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
+        if self.window is not None and self.kv.total > self.window and not self.record_past:
+            super().crop(tokens_to_remove)  # type: ignore[misc] # says that what slid out cannot come back
         if remove <= 0:
             return
-        self.kv, entries = self.kv.crop(min(remove, self.kv.total))
+        self.kv, entries = self.held().crop(min(remove, self.kv.total))
         self.state.clear()
         if entries:
             self.keys = self.keys[..., :-entries, :]

@@ -29,6 +29,10 @@ class DecodeSite:
     def show(self, call: DecoderPass, layer: int, entry: CompactMixin, cache: Cache) -> View | None:
         """The slots of a cache entry that this step may see, or None: all."""
         visual = entry.kv.visual
+        if entry.window is not None and layer >= self.layer - 1:
+            raise UnsupportedSiteError(
+                f"{self.action.method.name()}: decode sites need full-attention layers, not sliding ones"
+            )
         if layer < self.layer or visual is None:
             return None
         whole = replace(

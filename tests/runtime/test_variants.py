@@ -1,0 +1,73 @@
+"""The same invariants where the language model slides its attention window, and in half precision."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import PLANS, ROWS, close, depends_on_text, plan
+from test_identity import generate
+from transformers import LlavaConfig
+
+import foveate
+from foveate.errors import UnsupportedSiteError
+
+WINDOW = 20  # shorter than every prompt with an image
+
+
+@cache
+def sliding(impl: str) -> Any:
+    """A tiny LLaVA on Mistral, all of whose layers slide."""
+    config = tiny.config("llava")
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    text = {name: getattr(config.text_config, name) for name in (*names, "num_key_value_heads", "pad_token_id")}
+    text |= dict(model_type="mistral", sliding_window=WINDOW, head_dim=16, bos_token_id=None, eos_token_id=None)
+    return tiny.build(
+        LlavaConfig(vision_config=config.vision_config, text_config=text, image_token_id=config.image_token_id), impl
+    )
+
+
+@plan
+def test_sliding_windows(impl: str, plan: str) -> None:
+    model, rows = sliding(impl), ROWS["llava"]
+    batch = tiny.inputs("llava", rows)
+    if any(site.at == "decode" for site in PLANS[plan].sites(foveate.Host("llava", 4, 6, True))):
+        with foveate.compress(model, PLANS[plan]), pytest.raises(UnsupportedSiteError, match="full-attention"):
+            generate(model, batch)
+        return
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        together = model(**batch).logits
+        for i in range(len(rows)):
+            alone = tiny.inputs("llava", rows, only=i)
+            text = ~tiny.visual_mask("llava", alone)[0]
+            close(together[i][batch["attention_mask"][i].bool()][text], model(**alone).logits[0][text])
+        if depends_on_text(plan):
+            return
+        steps: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
+        length = batch["input_ids"].shape[1]
+        mask = torch.nn.functional.pad(batch["attention_mask"], (0, 4), value=1)
+        full = model(**dict(batch, input_ids=steps.sequences, attention_mask=mask)).logits
+        for step in range(4):
+            close(full[:, length - 1 + step], steps.logits[step])
+        assert all(entry.keys.shape[-2] <= WINDOW - 1 for entry in steps.past_key_values.layers)
+        assert steps.past_key_values.get_seq_length() == length + 3
+
+
+@plan
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(family: str, plan: str, dtype: torch.dtype) -> None:
+    model = half(family, dtype)
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs(family, ROWS[family]).items()}
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        logits = model(**batch).logits
+        assert logits.dtype == dtype
+        assert not logits.isnan().any()
+        generate(model, batch)
+
+
+@cache
+def half(family: str, dtype: torch.dtype) -> Any:
+    return tiny.model(family, fresh=True).to(dtype)
