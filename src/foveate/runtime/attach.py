@@ -11,7 +11,7 @@ from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteEr
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
-from foveate.runtime.decoder import DecoderHooks, refuse_compiled
+from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.tower import TowerHooks
 
 
@@ -21,7 +21,7 @@ class Runtime:
     def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
         config: Any = model.config
         base = _base(model, family)
-        refuse_compiled(*model.modules())
+        _refuse_compiled(model)
         self.context = Context()
         self.host = _host(base, config, family)
         actions = _plan(method, self.host, family, config)
@@ -152,3 +152,12 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise ConfigError(
             f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
         )
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is compiled, and compiled code ignores hooks that come later: compress the plain "
+                "model first, then compile it"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -184,7 +185,20 @@ class Context(threading.local):
         self.decoder: DecoderPass | None = None
         self.trace = Trace()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Context:
+
+class _Hook:
+    """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
+
+    def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
+        def run(*args: Any) -> Any:
+            return None if hooks.removed else hook(*args)
+
+        self._run: Callable[..., Any] = torch.compiler.disable(run)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._run(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
 
 
@@ -193,14 +207,15 @@ class Hooks:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self.removed = False
 
     def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
-        self._keep(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._keep(module.register_forward_pre_hook(_Hook(self, hook), with_kwargs=True))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
-        self._keep(module.register_forward_hook(hook, prepend=first, always_call=always))
+        self._keep(module.register_forward_hook(_Hook(self, hook), prepend=first, always_call=always))
 
     def _keep(self, handle: RemovableHandle) -> None:
         self._undo.append(handle.remove)
@@ -211,6 +226,7 @@ class Hooks:
 
     def remove(self) -> None:
         """Undo everything; calling it again does nothing."""
+        self.removed = True
         while self._undo:
             self._undo.pop()()
 

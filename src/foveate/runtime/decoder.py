@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedModelError, UnsupportedSiteError
+from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
@@ -73,7 +73,6 @@ class DecoderHooks:
     # -- the call ---------------------------------------------------------------------------------------------------
 
     def _inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_compiled(module, self.model)
         self.context.inputs = self.entry.inputs(args, kwargs)
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -244,15 +243,6 @@ class DecoderHooks:
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = len(call.layout.tokens) if call.layout is not None else 0
         log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length, visual))
-
-
-def refuse_compiled(*modules: nn.Module) -> None:
-    """Compiled code ignores hooks that come later, so a reduction would silently do nothing."""
-    for module in modules:
-        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedModelError(
-                f"{type(module).__name__} is compiled, and compiled code ignores hooks: compress the plain model"
-            )
 
 
 def _is_flash(attention: Any) -> bool:
