@@ -87,7 +87,9 @@ def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handl
     elif options:
         raise ConfigError(f"{', '.join(options)}: set options on the method itself, e.g. {type(method).__name__}(...)")
     if not isinstance(method, Method):
-        raise ConfigError(f"{method!r} is neither a method nor the name of one")
+        raise ConfigError(
+            f'{method!r} is neither a method nor the name of one: give FastV(keep=0.5), "fastv" or a sum, a + b'
+        )
     return Handle(model, method)
 
 

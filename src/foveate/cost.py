@@ -41,7 +41,7 @@ class Report:
     """What the last call did, and what the stock model would have done.
 
     Attributes:
-        visits: every site that was visited in the tower and the prefill, in order.
+        visits: every site that was visited in the tower and the prefill, in order; then each decode site at its last step.
         visual_tokens: visual tokens of the prompt (all rows of the batch).
         layer_tokens: tokens per row that each decoder layer held in the prefill, text included.
         full_layer_tokens: the same in the stock model.
@@ -137,7 +137,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     batch = trace.prefill[0].batch if trace.prefill else 1
     visual = sum(entry.visual for entry in trace.prefill) or sum(t * h * w for t, h, w in trace.grid) * n
     return Report(
-        visits=tuple(_visit(site) for site in trace.sites if not site.name.startswith("decode ")),
+        visits=tuple(map(_visit, _distinct(trace.sites))),
         visual_tokens=sum(t * h * w for t, h, w in trace.grid),
         layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
         full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
@@ -150,6 +150,12 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         seconds={stage: trace.seconds(stage) for stage in ("tower", "prefill", "decode")},
         decode_steps=trace.decode_steps,
     )
+
+
+def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:
+    """Every visit of the prefill, and for each decode site its last one, which stands for all steps."""
+    last = {site.name: site for site in sites if site.name.startswith("decode ")}
+    return [site for site in sites if not site.name.startswith("decode ")] + list(last.values())
 
 
 def _visit(site: SiteTrace) -> Visit:

@@ -108,7 +108,11 @@ class Method:
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         """Decide what survives at ``site``."""
-        return tokens.keep_best(self.score(tokens, site), site.keep)
+        score = self.score(tokens, site)
+        if not isinstance(score, Tensor) or score.shape != (len(tokens),):
+            shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise ConfigError(f"{type(self).__name__}.score at {site} returned {shape}, expected ({len(tokens)},)")
+        return tokens.keep_best(score, site.keep)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         """Hidden states ``(N, C)`` of all tokens of ``parked``, now that ``tokens`` (the kept ones) come back with them.

@@ -133,9 +133,8 @@ def show(result: Result, console: Console) -> None:
     console.print()
     console.print(escape(str(result.report)), soft_wrap=True)
     if result.dense_seconds is not None:
-        console.print(
-            f"generate        {result.seconds:.2f} s, stock model {result.dense_seconds:.2f} s (one call each)"
-        )
+        console.print(f"generate        {result.seconds:.2f} s, stock model {result.dense_seconds:.2f} s")
+        console.print("                (one call each, the first one cold: not a measurement)")
     for path in result.overlays:
         console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
 

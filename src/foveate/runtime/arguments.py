@@ -31,6 +31,7 @@ class LayerArguments:
         if not isinstance(entry, CompactMixin):
             reduced = call.reduced
             return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
+        entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
             held = entry.held()

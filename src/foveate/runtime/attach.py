@@ -83,7 +83,10 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
     actions: list[Action] = []
     for part in method.parts():
         parked = 0
-        for site in part.sites(host):
+        sites = part.sites(host)
+        if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
+            raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
+        for site in sites:
             site = replace(site, layer=_layer(site, host))
             _check(part, site, host, family, config)
             parked += {"park": 1, "restore": -1, "reduce": 0}[site.action]
@@ -136,7 +139,9 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name}: {site} cannot give {', '.join(asked - _SIGNALS[site.at])}, only {can}{note}"
         )
     if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
-        raise UnsupportedSiteError(f"{name}: {site} has no layer before it, so it cannot give {', '.join(asked)}")
+        raise UnsupportedSiteError(
+            f"{name}: {site} has no layer before it to give {', '.join(asked)}: use layer 1 or later"
+        )
     if site.at == "decode" and site.layer == 0:
         raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
     if site.where == "mid" and site.at != "tower":

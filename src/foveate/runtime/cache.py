@@ -183,12 +183,19 @@ class CompactMixin:
     kv: KVIndex
     visible: View | None  # the slots that this decode step may see, or None: all
     state: dict[str, Any]
+    expected: bool  # the runtime has announced the next update
     is_sliding: bool
     is_initialized: bool
     sliding_window: int
     record_past: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.expected:
+            raise UnsupportedCacheError(
+                "this cache was filled under a foveate handle and holds fewer tokens than the model believes: go on with "
+                "it while the method is attached, or start with a new cache"
+            )
+        self.expected = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         if self.visible is not None:
             keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
@@ -274,7 +281,7 @@ def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
             "(generate without cache_implementation='static')"
         )
     new: Any = object.__new__(_compact_type(type(entry)))
-    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, state={})
+    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, state={}, expected=False)
     cache.layers[layer] = new
     result: CompactMixin = new
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.errors import UnsupportedModelError
+from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
 from foveate.runtime.layout import Packed, Rows
@@ -30,7 +30,26 @@ class Action:
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
 
-    def log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
+    def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
+        """What the method says at its site, checked by shape and noted."""
+        reduction = self.method.reduce(tokens, self.site)
+        name = f"{type(self.method).__name__}.reduce at {self.site}"
+        if not isinstance(reduction, Reduction):
+            raise ConfigError(f"{name} returned {type(reduction).__name__}, expected a Reduction")
+        n, kept = len(tokens), sum(reduction.counts)
+        if len(reduction.counts) != len(tokens.counts) or reduction.keep.shape != (kept,):
+            raise ConfigError(
+                f"{name}: counts {reduction.counts} for {len(tokens.counts)} spans do not match the "
+                f"{tuple(reduction.keep.shape)} indices of keep"
+            )
+        if reduction.keep.dtype != torch.long:
+            raise ConfigError(f"{name}: keep is {reduction.keep.dtype}, expected int64 indices of the {n} tokens")
+        if reduction.hidden is not None and reduction.hidden.shape[0] != kept:
+            raise ConfigError(f"{name}: {reduction.hidden.shape[0]} new hidden states for {kept} survivors")
+        self._log(trace, tokens, reduction)
+        return reduction
+
+    def _log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
         """Note a visit of the site."""
         trace.sites.append(
             SiteTrace(

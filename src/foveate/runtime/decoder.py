@@ -166,8 +166,7 @@ class DecoderHooks:
         layout = call.layout
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden)
-        reduction = action.method.reduce(tokens, action.site)
-        action.log(call.trace, tokens, reduction)
+        reduction = action.decide(call.trace, tokens)
         for (m, row, span), n in zip(call.names or [], tokens.counts):
             key = (action.order, row, span)
             call.records[m].seen[key] = call.records[m].seen.get(key, 0) + n

@@ -48,7 +48,8 @@ class DecodeSite:
         reduction, tokens = call.choices[self.action.order]
         if len(whole.tokens) != tokens:
             raise UnsupportedSiteError(
-                f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice is made"
+                f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice "
+                "is made: choose at a layer after the last reduction"
             )
         return call.memo.once("shown", (reduction, visual), lambda: _shown(whole, reduction))
 
@@ -67,9 +68,7 @@ class DecodeSite:
             call.trace.signal_flops += reading.take_flops()
         state = entry.state.setdefault(str(self.action.order), {})
         tokens = replace(whole.tokens, signals=signals, state=state)
-        reduction = method.reduce(tokens, site)
-        self.action.log(call.trace, tokens, reduction)
-        return reduction
+        return self.action.decide(call.trace, tokens)
 
 
 def _shown(whole: Rows, reduction: Reduction) -> View | None:

@@ -98,10 +98,9 @@ class TowerHooks:
         tokens = tokens_of(frames(call.grid), device)
         rows = torch.arange(len(tokens), device=device)
         for action in self.pixels:
-            reduction = action.method.reduce(tokens, action.site)
+            reduction = action.decide(call.trace, tokens)
             if reduction.shape is None:
                 raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
-            action.log(call.trace, tokens, reduction)
             rows = rows[reduction.keep]
             tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), device)
         first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
@@ -238,8 +237,7 @@ class TowerHooks:
         if site.unit == "patch" and isinstance(layout, Packed):
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
-        reduction = action.method.reduce(tokens, site)
-        action.log(call.trace, tokens, reduction)
+        reduction = action.decide(call.trace, tokens)
         if site.action == "park":
             call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
         call.merged |= reduction.sizes is not None
