@@ -174,6 +174,8 @@ class DecoderHooks:
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
+            for reading in call.readings.values():
+                reading.narrow(take)
         return hidden if reduction.hidden is None else call.layout.put(hidden, reduction.hidden)
 
     def _tokens(self, call: DecoderPass, layout: Rows, action: Action, hidden: Tensor) -> Tokens:
@@ -187,7 +189,7 @@ class DecoderHooks:
             elif name == "text":
                 signals[name], text_counts = _text(call, layout, hidden)
             elif name not in _NOT_ATTENTION and reading is not None:
-                signals[name] = of_tokens(name, reading, layout, layout.width)
+                signals[name] = of_tokens(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the signal {name!r} is not available at {site}")
         if reading is not None:
@@ -217,7 +219,7 @@ class DecoderHooks:
         gaps = keys is not None and _is_flash(layer.get_submodule(self.spec.attention))
         if not signals and not gaps:
             return
-        reading = call.readings[i] = Reading(signals, drop_positions=gaps)
+        reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])
         end = torch.full((call.batch, 1), hidden.shape[1] - 1, device=hidden.device)
         if call.trailing is not None and call.reduced is None:
             end = end - call.trailing[:, None]

@@ -201,7 +201,11 @@ class Packed:
     def rows(self) -> Tensor:
         """``(N * unit,)`` places of the rows present in the full sequence of rows."""
         assert self.index is not None
-        return (self.index[:, None] * self.unit + torch.arange(self.unit, device=self.index.device)).flatten()
+        return self.rows_of(self.index)
+
+    def rows_of(self, index: Tensor) -> Tensor:
+        """``(K * unit,)`` rows of the tokens ``index (K,)``."""
+        return (index[:, None] * self.unit + torch.arange(self.unit, device=index.device)).flatten()
 
     def seqlens(self, cu_seqlens: Tensor) -> Tensor:
         """Cumulative lengths of the attention segments that still have tokens."""

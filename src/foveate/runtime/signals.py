@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from foveate.errors import UnsupportedModelError
-from foveate.runtime.layout import Rows
+from foveate.runtime.layout import Rows, take_rows
 
 PREFIX = "foveate|"
 _CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
@@ -93,6 +93,9 @@ class Reading:
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
+        width: tokens per row that the layer brought; they are the last keys.
+        take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
+            tower ``(rows,)``. None: all.
     """
 
     signals: frozenset[str] = frozenset()
@@ -101,7 +104,16 @@ class Reading:
     key_bias: Tensor | None = None
     drop_positions: bool = False
     seen: Seen = field(default_factory=Seen)
+    width: int = 0
+    take: Tensor | None = None
     offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
+
+    def narrow(self, take: Tensor) -> None:
+        """Follow a reduction after the attention was read."""
+        if self.take is None:
+            self.take = take
+        else:
+            self.take = self.take.gather(1, take) if take.dim() == 2 else self.take[take]
 
     def take_flops(self) -> int:
         """What reading has cost since the last question."""
@@ -148,12 +160,19 @@ class Probe:
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
 
 
-def of_tokens(name: str, reading: Reading, layout: Rows, width: int) -> Tensor:
-    """A signal of the visual tokens of ``layout``, whose rows are the last ``width`` keys of the attention that was read.
+def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Tensor:
+    """A signal of the visual tokens of ``layout``, from the attention that was read.
 
-    Returns ``(N, H, d)`` keys or values, ``(N,)`` attention received, ``(N, H)`` the last or the CLS row, ``(N, R)`` text rows.
+    Args:
+        name: of the signal.
+        reading: the attention of a padded batch.
+        layout: the tokens present.
+        leading: positions that the layout has lost at the front since (CLS).
+
+    Returns:
+        ``(N, H, d)`` keys or values, ``(N,)`` attention received, ``(N, H)`` the last or the CLS row, ``(N, R)`` text rows.
     """
-    seen = reading.seen
+    seen, width = reading.seen, reading.width
     if name in ("keys", "values"):
         found = torch.cat(getattr(seen, name))[:, :, -width:].transpose(1, 2)
     elif name == "received":
@@ -161,7 +180,9 @@ def of_tokens(name: str, reading: Reading, layout: Rows, width: int) -> Tensor:
     else:
         rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H, R, K)
         found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
-    return layout.pick(found.contiguous())
+    if reading.take is not None:
+        found = take_rows(found, reading.take)
+    return layout.pick(found[:, leading:].contiguous())
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:

@@ -64,7 +64,8 @@ class DecodeSite:
                 raise UnsupportedSiteError(
                     f"{method.name()}: the prompt is reduced at layer {self.layer}, where it reads"
                 )
-            signals = {str(name): of_tokens(name, reading, slots, slots.width) for name in site.signals}
+            reading.width = slots.width
+            signals = {str(name): of_tokens(name, reading, slots) for name in site.signals}
             call.trace.signal_flops += reading.take_flops()
         state = entry.state.setdefault(str(self.action.order), {})
         tokens = replace(whole.tokens, signals=signals, state=state)

@@ -18,7 +18,7 @@ from foveate.models.family import Family, Grid
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
-from foveate.runtime.signals import Probe, Reading, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
@@ -185,7 +185,7 @@ class TowerHooks:
         signals = self._signals_of(i)
         bias = self._key_bias(call, layout, hidden)
         if signals or bias is not None:
-            reading = Reading(signals, key_bias=bias)
+            reading = Reading(signals, key_bias=bias, width=hidden.shape[-2])
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if isinstance(layout, Rows):
@@ -246,12 +246,16 @@ class TowerHooks:
             call.layout = layout.reduce(reduction)
             if call.previous is not None:
                 call.previous = layout.put(call.previous, layout.pick(call.previous)[reduction.keep])
+            for reading in call.readings.values():
+                reading.narrow(layout.rows_of(reduction.keep))
             return layout.put(hidden, survivors.hidden)
         new, take = layout.reduce(reduction)
         call.layout = new
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
+            for reading in call.readings.values():
+                reading.narrow(take + (_present(reading) - layout.width))
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
@@ -259,6 +263,7 @@ class TowerHooks:
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         restored = action.method.restore(tokens, parked, action.site)
         call.layout = outer
+        call.readings.clear()  # what was read of the kept tokens says nothing of all of them
         call.trace.sites.append(
             SiteTrace(str(action.site), action.method.name(), tokens.counts, parked.tokens.counts,
                       action.method.flops(tokens, action.site))
@@ -272,39 +277,22 @@ class TowerHooks:
     def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
         signals: dict[str, Tensor] = {}
         picked = layout.pick(hidden)
-        seen = call.readings[block].seen if block in call.readings else None
+        reading = call.readings.get(block)
         for name in action.site.signals:
             if name == "residual":
                 if call.previous is None:
                     raise UnsupportedSiteError(f"{action.site}: no layer before it, so there is no residual update")
                 signals[name] = picked - layout.pick(call.previous)
-            elif name in ("keys", "values") and seen is not None:
-                signals[name] = self._per_token(layout, getattr(seen, name))
-            elif name == "received" and seen is not None:
-                column = torch.cat([part.flatten() for part in seen.received])
-                signals[name] = self._mean_of_unit(layout, column)
-            elif name == "cls_row" and seen is not None and "cls_row" in seen.rows:
-                assert isinstance(layout, Rows)
-                row = torch.cat(seen.rows["cls_row"])[:, :, 0]  # (images, H, T)
-                signals[name] = layout.pick(_patches(row.transpose(1, 2), layout))
+            elif reading is not None and isinstance(layout, Rows):
+                # At the output the leading tokens are gone, unless the projector lets them through.
+                signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
+            elif reading is not None and isinstance(layout, Packed):
+                signals[name] = _of_rows(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
-        if block in call.readings:
-            call.trace.signal_flops += call.readings[block].take_flops()
+        if reading is not None:
+            call.trace.signal_flops += reading.take_flops()
         return replace(layout.tokens, hidden=picked, signals=signals)
-
-    def _per_token(self, layout: Layout, parts: list[Tensor]) -> Tensor:
-        """Keys or values of the tokens present: ``(N, H, unit * d)``."""
-        if isinstance(layout, Rows):
-            return layout.pick(_patches(torch.cat(parts).transpose(1, 2), layout))
-        rows = torch.cat([part[0].transpose(0, 1) for part in parts])  # (rows, H, d)
-        n, heads = len(layout.tokens), rows.shape[1]
-        return rows.view(n, -1, heads, rows.shape[-1]).transpose(1, 2).reshape(n, heads, -1)
-
-    def _mean_of_unit(self, layout: Layout, column: Tensor) -> Tensor:
-        if isinstance(layout, Rows):
-            return layout.pick(_patches(column.view(len(layout.lengths), -1), layout))
-        return column.view(len(layout.tokens), -1).mean(1)
 
     # -- between attention and FFN: the norm's input is reduced, the residual add sees a dummy, the block returns the sum
 
@@ -383,9 +371,23 @@ class TowerHooks:
         return output
 
 
-def _patches(x: Tensor, layout: Rows) -> Tensor:
-    """``(images, T, ...)`` of an attention without the leading tokens that the layout at the output no longer has."""
-    return x[:, x.shape[1] - layout.width :].contiguous()
+def _present(reading: Reading) -> int:
+    """Tokens per image that a reading still covers."""
+    return reading.width if reading.take is None else reading.take.shape[1]
+
+
+def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
+    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
+    n, seen = len(layout.tokens), reading.seen
+    if name == "received":
+        rows = torch.cat([part.flatten() for part in seen.received])
+    else:
+        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
+    if reading.take is not None:
+        rows = rows[reading.take]
+    if name == "received":
+        return rows.view(n, -1).mean(1)
+    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
 
 
 def _is(action: Action, block: int, where: str) -> bool:
