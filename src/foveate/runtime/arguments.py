@@ -112,6 +112,11 @@ class LayerArguments:
         ids, layout = call.position_ids, call.layout
         if ids is None or layout is None:
             raise InputError("position ids of this forward are unknown: the rotary embedding was not called")
+        if call.names is not None and ids.shape[0] > 1:
+            raise InputError(
+                'positions="renumber" cannot follow an image that chunked prefill cuts, where positions have several axes: '
+                'use positions="keep" or prefill_chunk_size=None'
+            )
         return call.memo.once("renumbered", (layout,), lambda: renumbered(ids, layout, call.present))
 
     def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor) -> Any:

@@ -93,7 +93,7 @@ class KVIndex:
     def crop(self, remove: int) -> tuple[KVIndex, int]:
         """Without the last ``remove`` tokens of the full sequence, and how many entries that frees in every row."""
         if remove <= self.tail:
-            return replace(self, total=self.total - remove, tail=self.tail - remove, visual=self.visual), remove
+            return replace(self, total=self.total - remove, tail=self.tail - remove, _selected={}), remove
         assert self.index is not None, "an entry without an index is all tail"
         total = self.total - remove
         gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid

@@ -51,11 +51,15 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     last = torch.stack([-_block_min(torch.where(valid, -axis, _FAR), block) for axis in dense])
     extent = torch.where(first == _FAR, 0, last - first + 1).amax(0)  # (B, P) of each block
     lowest = position_ids if present is None else position_ids.masked_fill(~present, _FAR)
-    begin = extent.cumsum(1) - extent + lowest.amin((0, 2))[:, None]
+    start = lowest.amin((0, 2))
+    start = torch.where(start == _FAR, 0, start)  # a row of nothing but padding, as a chunk of a prompt may bring
+    begin = extent.cumsum(1) - extent + start[:, None]
     new = dense - first.gather(-1, block.expand(axes, -1, -1)) + begin.gather(1, block)
 
     real = position_ids if present is None else position_ids.masked_fill(~present, -1)
-    shift = real.amax((0, 2)) - new.masked_fill(~valid, -1).amax((0, 2))
+    real_any = torch.ones_like(start, dtype=torch.bool) if present is None else present.any(1)
+    end = torch.where(valid, new.amax(0), start[:, None] - 1).amax(1)  # where nothing is left, nothing advances
+    shift = torch.where(real_any, real.amax((0, 2)) - end, 0)
     return new.masked_fill(~valid, 0), shift
 
 
