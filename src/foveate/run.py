@@ -25,7 +25,7 @@ from foveate.method import Method
 from foveate.models import family_of
 from foveate.terminal import CommandError
 
-REFERENCE = "reference"
+REFERENCES = {"reference": "qwen2_5_vl", **{f"reference-{name}": name for name in reference.ARCHITECTURES}}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
@@ -36,7 +36,7 @@ class Request:
     """What to run.
 
     Attributes:
-        model: a folder, an id on the Hugging Face hub, or ``reference``.
+        model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
         images, prompt: the question, images first.
         method: what to attach.
         dtype: ``auto`` (as saved; the reference model: float32) or a name of `DTYPES`.
@@ -168,8 +168,8 @@ def _load(request: Request) -> tuple[Any, Any]:
     """Model in evaluation mode, and processor."""
     name = request.model
     model: Any
-    if name == REFERENCE:
-        model, processor = reference.load(DTYPES.get(request.dtype, torch.float32))
+    if name in REFERENCES:
+        model, processor = reference.load(REFERENCES[name], DTYPES.get(request.dtype, torch.float32))
         if request.attn is not None:
             try:
                 model.set_attn_implementation(request.attn)

@@ -19,14 +19,14 @@ Here = Callable[..., "subprocess.CompletedProcess[str]"]
 """The fixture ``here``: the command without a process of its own."""
 
 needs_weights = pytest.mark.skipif(
-    not (reference.PATH / "model.safetensors").is_file(),
-    reason=f"the reference model's weights are missing: {reference.PATH}",
+    not all((path / "model.safetensors").is_file() for path in reference.PATHS.values()),
+    reason="the reference models' weights are missing",
 )
 
 
 def foveate(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The finished command; COLUMNS keeps rich from breaking lines that a test looks for."""
-    source = str(reference.PATH.parents[2])  # this package also where it was found by a relative path
+    source = str(reference.PATHS["llava"].parents[2])  # this package also where it was found by a relative path
     env = os.environ | {
         "PYTHONPATH": source,
         "HF_HUB_OFFLINE": "1",
@@ -44,7 +44,7 @@ def as_json(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def draw(path: Path, index: int = 0, size: tuple[int, int] | None = None) -> reference.Scene:
+def draw(path: Path, index: int = 0, size: tuple[int, int] | None = None) -> reference.Picture:
     """Save a scene of the test split as an image file."""
     scene = reference.make_scene(reference.split_seed("test", index))
     image = Image.fromarray(scene.image)

@@ -38,7 +38,7 @@ def test_json_and_a_method_from_a_file(here: Here, tmp_path: Path) -> None:
     scene = draw(tmp_path / "one.png")
     question = next(q for q in reference.ask(scene, reference.split_seed("test", 0)) if q.task == "texture")
     (tmp_path / "method.json").write_text('{"method": "stride", "keep": 0.5, "layers": [1, 3]}')
-    words = ["run", "--model", str(reference.PATH), "--image", "one.png", "--prompt", question.text]
+    words = ["run", "--model", str(reference.PATHS["qwen2_5_vl"]), "--image", "one.png", "--prompt", question.text]
     words += ["--method-json", "method.json", "--dtype", "float32", "--attn", "eager"]
     found = as_json(here(*words, "--json"))
     assert found["family"] == "qwen2_5_vl"

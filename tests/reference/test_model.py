@@ -1,4 +1,4 @@
-"""The reference model: sizes, tokenizer, processor, the fast forward pass, and the weights in the package."""
+"""The reference models: sizes, tokenizer, processors, and folders that the stock classes load."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
 
-from foveate import reference
-from foveate.reference.batches import make_batch
-from foveate.reference.evaluate import accuracy, evaluate, examples, spread
-from foveate.reference.fast import VISUAL, FastForward
 from foveate.reference.model import (
+    ARCHITECTURES,
     IMAGE_PAD,
-    PATH,
     TOKEN_ID,
     export,
     load_processor,
@@ -25,30 +21,30 @@ from foveate.reference.model import (
     make_model,
     make_processor,
     make_tokenizer,
+    tiles,
 )
-from foveate.reference.scenes import ANSWERS, TASKS, WORDS
+from foveate.reference.vocabulary import ANSWERS, WORDS
 
-QUESTIONS = 24
-
-
-@pytest.fixture(scope="module")
-def model():
-    """An untrained model whose outputs are far from zero."""
-    model = make_model(make_config(layers=3, tower_depth=2)).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
+QUESTION = "color of circle ?"
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return reference.load()
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request):
+    return make_model(make_config(request.param, layers=3, tower_depth=2), seed=0).eval()
 
 
-def chat(question, image=None):
-    picture = {"type": "image"} if image is None else {"type": "image", "image": image}
-    return [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+def chat(*images):
+    content = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def process(processor, messages):
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 
 
 def test_words_survive_the_tokenizer():
@@ -57,124 +53,108 @@ def test_words_survive_the_tokenizer():
         (token,) = tokenizer.encode(word)
         assert token == TOKEN_ID[word]
         assert tokenizer.decode([token]) == word
-    assert tokenizer.decode(tokenizer.encode("color of circle?")) == "color of circle ?"
+    assert tokenizer.decode(tokenizer.encode("color of circle?")) == QUESTION
     assert tokenizer.encode("colour") == [tokenizer.unk_token_id]
     assert set(ANSWERS) <= set(WORDS)
 
 
-@pytest.mark.parametrize(("size", "tokens"), [((160, 160), 100), ((80, 80), 25), ((320, 160), 200), ((640, 640), 400)])
-def test_processor_makes_a_visual_token_of_16_by_16_pixels(size, tokens):
-    image = Image.new("RGB", size, "red")
-    inputs = make_processor().apply_chat_template(
-        chat("color of circle ?", image), tokenize=True, return_dict=True, return_tensors="pt"
-    )
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_models_are_small_and_follow_the_seed(architecture):
+    one, same, other = (make_model(make_config(architecture), seed=seed) for seed in (1, 1, 2))
+    assert sum(p.numel() for p in one.parameters()) < 3_500_000
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert one.config.model_type == architecture
+    assert one.lm_head.weight is one.model.language_model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"), [((160, 160), 100), ((80, 80), 25), ((320, 160), 200), ((320, 320), 400), ((640, 640), 900)]
+)
+def test_qwen_processor_makes_a_visual_token_of_16_by_16_pixels(size, tokens):
+    inputs = process(make_processor("qwen2_5_vl"), chat(noise(*size)))
     assert (inputs["input_ids"] == TOKEN_ID[IMAGE_PAD]).sum() == tokens
     assert inputs["pixel_values"].shape == (4 * tokens, 3 * 2 * 8 * 8)
     assert inputs["input_ids"].shape == (1, tokens + 2 + 4)
 
 
+@pytest.mark.parametrize("size", [(160, 160), (80, 80), (320, 160), (320, 320)])
+def test_llava_processor_makes_100_visual_tokens_of_any_image(size):
+    inputs = process(make_processor("llava"), chat(noise(*size)))
+    assert (inputs["input_ids"] == TOKEN_ID[IMAGE_PAD]).sum() == 100
+    assert inputs["pixel_values"].shape == (1, 3, 160, 160)
+    assert inputs["input_ids"].shape == (1, 100 + 2 + 4)
+
+
+def test_a_model_answers_about_several_images_and_in_batches(model):
+    processor = make_processor(model.config.model_type)
+    one, pair = chat(noise(160, 160)), chat(noise(160, 160), noise(160, 160, seed=1))
+    alone = [process(processor, messages) for messages in (one, pair)]
+    assert (alone[1]["input_ids"] == TOKEN_ID[IMAGE_PAD]).sum() == 200
+    text = processor.apply_chat_template([one, pair], add_generation_prompt=True)
+    images = [part["image"] for messages in (one, pair) for part in messages[0]["content"] if part["type"] == "image"]
+    together = processor(text=text, images=images, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = torch.cat([model(**inputs).logits[:, -1] for inputs in alone])
+        assert torch.allclose(model(**together).logits[:, -1], expected, atol=1e-4)
+        assert model.generate(**together).shape[1] <= together["input_ids"].shape[1] + 2
+
+
+def test_llava_processor_keeps_the_pixels_of_a_square_of_160_pixels():
+    image = noise(160, 160)
+    pixels = process(make_processor("llava"), chat(image))["pixel_values"][0]
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(pixels, expected, atol=1e-6)
+
+
+def test_tiles_go_row_by_row():
+    image = np.zeros((320, 480, 3), np.uint8)
+    for row in range(2):
+        for column in range(3):
+            image[160 * row : 160 * row + 160, 160 * column : 160 * column + 160] = 3 * row + column
+    small = np.full((160, 160, 3), 6, np.uint8)
+    found = tiles([image, small])
+    assert [tile.shape for tile in found] == [(160, 160, 3)] * 7
+    assert [np.unique(tile).tolist() for tile in found] == [[number] for number in range(7)]
+
+
 def test_an_exported_folder_loads_with_the_auto_classes(model, tmp_path):
     folder = export(model, tmp_path / "model")
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
     assert AutoTokenizer.from_pretrained(folder).encode("red") == [TOKEN_ID["red"]]
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
+    assert type(loaded) is type(model)
     assert loaded.dtype == torch.bfloat16
     for one, other in zip(loaded.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other.to(torch.bfloat16))
-    processor = load_processor(folder)
-    text = processor.apply_chat_template(chat("color of circle ?"), add_generation_prompt=True)
-    assert text == "<|vision_start|><|image_pad|><|vision_end|>color of circle ?"
-    if is_torchvision_available():
-        assert type(AutoProcessor.from_pretrained(folder)) is type(processor)
+    assert loaded.generation_config.eos_token_id == TOKEN_ID["<|im_end|>"]
 
 
-def test_fast_forward_equals_the_stock_forward(model):
-    fast = FastForward(model, QUESTIONS)
-    batch = make_batch([0, 1])
-    column = 3
-    with torch.no_grad():
-        visual = fast.see(batch.images)
-        logits, ends, _ = fast.read(visual, batch.questions, batch.answers[:, 0])
-        inputs = stock_inputs(batch, column)
-        stock = model(**inputs).logits
-        assert torch.allclose(stock[:, -1], logits[:, column], atol=1e-5)
-        inputs = stock_inputs(batch, 0)
-        inputs["input_ids"] = torch.cat((inputs["input_ids"], batch.answers[:, :1]), 1)
-        inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, 1))
-        inputs["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-        stock = model(**inputs).logits
-        assert torch.allclose(stock[:, -1], ends, atol=1e-5)
+def test_an_exported_processor_does_what_the_original_does(model, tmp_path):
+    folder = export(model, tmp_path / "model")
+    processor, original = load_processor(folder), make_processor(model.config.model_type)
+    text = processor.apply_chat_template(chat(noise(160, 160)), add_generation_prompt=True)
+    assert text == f"<|vision_start|><|image_pad|><|vision_end|>{QUESTION}"
+    messages = chat(noise(160, 160), noise(160, 160, seed=1))
+    inputs, expected = process(processor, messages), process(original, messages)
+    assert inputs.keys() == expected.keys()
+    assert all(torch.allclose(inputs[key], expected[key]) for key in inputs)
 
 
-def stock_inputs(batch, column):
-    tokenizer, processor = make_tokenizer(), make_processor()
-    text = processor.apply_chat_template([chat(tokenizer.decode(q[column])) for q in batch.questions])
-    return dict(processor(text=text, images=list(batch.images.numpy()), return_tensors="pt", padding=True))
+def test_auto_processor_loads_an_exported_folder(model, tmp_path):
+    folder = export(model, tmp_path / "model")
+    if model.config.model_type == "qwen2_5_vl" and not is_torchvision_available():
+        pytest.skip("AutoProcessor needs torchvision for every Qwen2.5-VL")
+    processor = AutoProcessor.from_pretrained(folder)
+    assert type(processor) is type(load_processor(folder))
+    assert (process(processor, chat(noise(160, 160)))["input_ids"] == TOKEN_ID[IMAGE_PAD]).sum() == 100
 
 
-def test_masks_of_the_fast_forward_equal_removal(model):
-    fast = FastForward(model, QUESTIONS)
-    batch = make_batch([0, 1])
-    visual = fast.see(batch.images)
-
-    def logits(visual, masks=None):
-        return fast.read(visual, batch.questions, batch.answers[:, 0], masks=masks)[0]
-
-    other = visual.clone()
-    dropped = torch.ones(VISUAL, dtype=torch.bool)
-    dropped[spread(25)] = False
-    other[:, dropped] = 7.0
-    with torch.no_grad():
-        assert torch.equal(logits(visual, fast.leave_at(3)), logits(visual))
-        assert torch.equal(logits(visual, fast.keep(torch.arange(VISUAL))), logits(visual))
-        for masks in (fast.keep(spread(25)), fast.leave_at(0)):
-            assert torch.allclose(logits(visual, masks), logits(other, masks), atol=1e-6)
-        late = fast.leave_at(2)
-        assert not torch.allclose(logits(visual, late), logits(other, late), atol=1e-3)
-
-
-@pytest.mark.parametrize("number", [50, 25, 10])
-def test_spread_takes_distinct_tokens(number):
-    assert len(spread(number).unique()) == len(spread(number)) == number
-
-
-def test_examples_are_balanced_over_tasks():
-    found = examples(per_task=5)
-    assert [sum(e.question.task == task for e in found) for task in TASKS] == [5] * len(TASKS)
-    assert [e.question for e in examples(per_task=5)] == [e.question for e in found]
-    assert [e.question for e in examples(per_task=5, seed=1)] != [e.question for e in found]
-
-
-def test_shipped_weights_answer(shipped):
-    model, processor = shipped
-    assert model.dtype == torch.float32
-    assert sum(p.numel() for p in model.parameters()) < 3_000_000
-    found = evaluate(model, processor, per_task=12)
-    assert set(found) == set(TASKS)
-    assert np.mean(list(found.values())) >= 0.85, found
-
-
-def test_shipped_model_is_blind_without_the_image(shipped):
-    model, _ = shipped
-    fast = FastForward(model, QUESTIONS)
-    batch = make_batch([reference.split_seed("test", index) for index in range(16)])
-    with torch.no_grad():
-        visual = fast.see(batch.images)
-    full = np.mean(list(accuracy(fast, batch, visual).values()))
-    none = np.mean(list(accuracy(fast, batch, visual, fast.leave_at(0)).values()))
-    assert none < 0.45 < full
-
-
-def test_shipped_model_ends_its_turn(shipped):
-    model, processor = shipped
-    scene = reference.make_scene(reference.split_seed("test", 0))
-    question = chat("texture of background ?", Image.fromarray(scene.image))
-    inputs = processor.apply_chat_template(question, tokenize=True, return_dict=True, return_tensors="pt")
-    answer = model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
-    assert processor.decode(answer) == f"{scene.texture} <|im_end|>"
-
-
-def test_the_folder_is_small_and_holds_no_pickle():
-    files = [path for path in PATH.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 6_000_000
-    assert {path.suffix for path in files} <= {".py", ".md", ".json", ".jinja", ".safetensors"}
-    assert json.loads((PATH / "metrics.json").read_text())["accuracy"].keys() == set(TASKS)
+def test_export_replaces_a_folder(model, tmp_path):
+    folder = tmp_path / "model"
+    export(model, folder)
+    (folder / "old.json").write_text("{}")
+    assert export(model, folder) == folder
+    assert not (folder / "old.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert json.loads((folder / "config.json").read_text())["model_type"] == model.config.model_type

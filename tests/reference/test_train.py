@@ -7,10 +7,14 @@ import dataclasses
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
-from foveate.reference.batches import LABEL_SIZES, batches_ahead, make_batch
-from foveate.reference.scenes import GRID, MAX_QUESTIONS, TASKS
-from foveate.reference.train import CHECKPOINT, Learner, TrainConfig, train
+from foveate.reference.batches import GRID, IGNORED, LABEL_SIZES, Recipe, batches_ahead, make_batch
+from foveate.reference.exhibits import EXHIBITS
+from foveate.reference.model import ARCHITECTURES, export, make_config, make_model
+from foveate.reference.scenes import MAX_QUESTIONS
+from foveate.reference.train import CHECKPOINT, RECIPES, Learner, TrainConfig, train
+from foveate.reference.vocabulary import TASKS
 
 TINY = TrainConfig(
     tower_steps=2,
@@ -20,37 +24,50 @@ TINY = TrainConfig(
     layers=2,
     hidden=64,
     tower_depth=2,
-    tower_hidden=24,
+    tower_hidden=96,
     warmup=2,
     checkpoint_every=3,
     validation_images=2,
 )
 
 
+def scenes(*seeds):
+    return [Recipe("scene", seed) for seed in seeds]
+
+
 def test_labels_and_pointers_fit_the_questions():
-    batch = make_batch([0, 1, 2])
-    assert batch.labels.shape == (3, len(LABEL_SIZES), GRID * GRID)
-    assert (batch.labels >= 0).all()
-    assert (batch.labels < torch.tensor(LABEL_SIZES)[:, None]).all()
-    assert batch.questions.shape == (3, MAX_QUESTIONS, 4)
+    batch = make_batch([*scenes(0, 1), Recipe("chart", 2), Recipe("table", 3)])
+    assert batch.labels.shape == (4, len(LABEL_SIZES), 1, GRID, GRID)
+    assert ((batch.labels >= 0) | (batch.labels == IGNORED)).all()
+    assert (batch.labels < torch.tensor(LABEL_SIZES)[:, None, None, None]).all()
+    assert batch.questions.shape == (4, MAX_QUESTIONS, 4)
     assert ((batch.tasks >= 0) == (batch.answers >= 0)).all()
-    lookups = [TASKS.index(task) for task in ("color", "read", "where", "side")]
-    located = batch.pointers[torch.isin(batch.tasks, torch.tensor(lookups))].any(-1)
+    lookups = [TASKS.index(task) for task in ("color", "read", "where", "side", "chart", "table")]
+    located = batch.pointers.flatten(3)[torch.isin(batch.tasks, torch.tensor(lookups))].any(-1)
     assert located.float().mean() > 0.95  # a cell belongs to one object, so a small one may own none
     assert not batch.pointers[batch.tasks == TASKS.index("texture")].any()
 
 
+@pytest.mark.parametrize("kind", EXHIBITS)
+def test_pointers_lie_on_the_asked_objects(kind):
+    batch = make_batch([Recipe(kind, 5)])
+    assert batch.pointers.shape == (*batch.questions.shape[:2], 2, *batch.labels.shape[2:])
+    there = batch.labels[0, 0] > 0
+    assert not (batch.pointers[0] & ~there).any()
+
+
 def test_batches_made_ahead_come_in_order():
-    plan = [([0, 1], False), ([2, 3], True), ([4], False)]
-    for (seeds, simple), batch in zip(plan, batches_ahead(plan, ahead=1), strict=True):
-        for here, there in zip(make_batch(seeds, simple=simple), batch, strict=True):
+    plan = [scenes(0, 1), [Recipe("scene", 2, True), Recipe("scene", 3, True)], scenes(4)]
+    for recipes, batch in zip(plan, batches_ahead(plan, ahead=1), strict=True):
+        for here, there in zip(make_batch(recipes), batch, strict=True):
             assert torch.equal(here, there)
 
 
-def test_loss_falls():
-    config = dataclasses.replace(TINY, tower_steps=12, warmup=1)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_falls(architecture):
+    config = dataclasses.replace(TINY, architecture=architecture, tower_steps=12, warmup=1)
     learner = Learner(config, seed=0)
-    batch = make_batch([0, 1])
+    batch = make_batch(scenes(0, 1))
     losses = [learner.step(0, batch)["labels"] for _ in range(12)]
     assert losses[-1] < 0.9 * losses[0]
 
@@ -84,7 +101,27 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 def test_phases_follow_each_other():
     assert [TINY.phase(step) for step in range(TINY.steps)] == ["tower"] * 2 + ["pointer"] * 2 + ["joint"] * 2
-    config = TrainConfig()
-    rates = [config.rates(step) for step in range(config.steps)]
-    assert all(0 <= rate <= 1 for pair in rates for rate in pair)
-    assert rates[-1][1] < 0.05
+    for config in RECIPES.values():
+        rates = [config.rates(step) for step in range(config.steps)]
+        assert all(0 <= rate <= 1 for pair in rates for rate in pair)
+        assert rates[-1][1] < 0.05
+
+
+def test_the_large_recipe_trains_at_a_fraction_of_its_size(tmp_path):
+    whole = RECIPES["large"]
+    parameters = Learner(whole, seed=0).model.num_parameters()
+    assert 20e6 < parameters < 60e6
+    small = dict(layers=2, hidden=128, tower_depth=2, tower_hidden=48)
+    steps = dict(tower_steps=1, pointer_steps=1, joint_steps=1, batch_size=2, validation_images=1)
+    lines = []
+    folder = train(tmp_path, config=dataclasses.replace(whole, **small, **steps), log=lines.append)
+    assert (folder / "model.safetensors").is_file()
+    assert "tasks color" in lines[-1]
+
+
+def test_large_weights_are_saved_in_small_files(tmp_path):
+    folder = export(make_model(make_config(layers=6, hidden=512), seed=0), tmp_path / "model")
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 1
+    assert max(path.stat().st_size for path in files) <= 16.1e6
+    assert AutoModelForImageTextToText.from_pretrained(folder).num_parameters() > 14e6

@@ -1,27 +1,37 @@
-"""The reference model and its data: accuracy can be measured without downloading anything.
+"""The reference models and their data: accuracy can be measured without downloading anything.
 
 >>> from foveate import reference
->>> model, processor = reference.load()
->>> scene = reference.make_scene(reference.split_seed("test", 0))
+>>> model, processor = reference.load("llava")
+>>> sample = reference.samples("test", tasks=["color"], per_task=1)[0]
 
-This package knows nothing of compression. The parts: `scenes` draws images and asks questions, `model`
-builds, saves and loads the model, `evaluate` measures it through the stock Hugging Face path, `train` makes
-it; `batches` and `fast` serve training.
+This package knows nothing of compression. From bottom to top: `vocabulary` has the words, `assets` the photographs,
+digits and fonts, `drawing` the strokes; `scenes`, `boards` and `sequences` make pictures and ask about them,
+`exhibits` gives them one face, `data` makes benchmarks of them. `model` builds, saves and loads the models;
+`batches`, `fast` and `train` train them, `evaluate` measures them.
 """
 
-from .model import PATH, load, load_processor
-from .scenes import ANSWERS, TASKS, Object, Question, Scene, ask, make_scene, split_seed
+from .data import Sample, samples, to_dataset
+from .drawing import Object, Picture
+from .model import ARCHITECTURES, PATHS, load, load_processor
+from .scenes import Question, ask, make_scene, split_seed
+from .vocabulary import ANSWERS, CORE, STANDS_FOR, TASKS
 
 __all__ = [
     "ANSWERS",
-    "PATH",
+    "ARCHITECTURES",
+    "CORE",
+    "PATHS",
+    "STANDS_FOR",
     "TASKS",
     "Object",
+    "Picture",
     "Question",
-    "Scene",
+    "Sample",
     "ask",
     "load",
     "load_processor",
     "make_scene",
+    "samples",
     "split_seed",
+    "to_dataset",
 ]

@@ -1,10 +1,12 @@
-"""Training of the reference model from nothing, in three phases, on a CPU.
+"""Training of a reference model from nothing, in four phases; on a CPU, if need be.
 
 1. *tower*: the vision tower alone learns to say, for each visual token, what is there (a dense loss).
-2. *pointer*: the tower rests; the decoder learns to answer, helped by a pointer loss that shows it where to
-   look. Each task is shown at a layer of its own, spread over the middle of the decoder, so that the image
-   is needed there, as in large models. Half of the scenes are simple.
-3. *joint*: everything learns from the answers, without pointers; the dense loss stays on with a small weight.
+2. *scenes*: the tower rests; the decoder learns to answer about scenes, helped by a pointer loss that shows it where
+   to look. Each task is shown at a layer of its own, spread over the middle of the decoder, so that the image is needed
+   there, as in large models. Half of the scenes are simple. With all kinds of exhibits from the start nothing was
+   learnt in 1 300 steps; with scenes alone, 200 are enough to begin.
+3. *pointer*: the same with all kinds of exhibits.
+4. *joint*: everything learns from the answers, without pointers; the dense loss stays on with a small weight.
 
 The schedule counts steps, every random choice follows from the seed, and a checkpoint holds all there is to
 go on from: an interrupted run that resumes ends with the same bits (on the same machine and thread count).
@@ -26,38 +28,50 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from .batches import LABEL_SIZES, Batch, batches_ahead, make_batch
-from .evaluate import accuracy
+from .batches import IGNORED, LABEL_SIZES, Batch, Recipe, batches_ahead
+from .evaluate import accuracy, exhibits, layer_profile
 from .fast import FastForward
-from .model import END, TOKEN_ID, export, make_config, make_model
-from .scenes import MAX_QUESTIONS, SPLITS, TASKS, split_seed
+from .model import END, TOKEN_ID, Model, export, make_config, make_model
+from .scenes import SPLITS, split_seed
+from .vocabulary import TASKS
 
-TASK_WEIGHT = {
+TASK_WEIGHT = dict.fromkeys(TASKS, 1.0) | {
     "color": 0.6,
+    "where": 0.5,
+    "cell": 0.7,
+    "texture": 0.3,
     "shape": 1.5,
     "count": 2.5,
-    "exist": 1.0,
-    "where": 0.5,
-    "side": 1.0,
-    "height": 1.0,
     "read": 1.5,
-    "texture": 0.3,
+    "word": 1.5,
+    "odd": 1.5,
+    "chart": 2.0,
 }
 """Weight of a question in the loss: the tasks that are learnt late count more."""
 POINTER_DEPTH = {
-    "color": 0.3,
-    "where": 0.3,
-    "side": 0.4,
-    "height": 0.4,
-    "shape": 0.5,
-    "exist": 0.5,
-    "read": 0.6,
-    "count": 0.6,
+    **dict.fromkeys(("color", "where", "cell"), 0.3),
+    **dict.fromkeys(("side", "height", "absent", "pair", "move"), 0.4),
+    **dict.fromkeys(("shape", "exist", "odd", "chart", "appear"), 0.5),
+    **dict.fromkeys(("read", "count", "digit", "word", "table", "document"), 0.6),
 }
 """Decoder layer, as a share of all layers, at which the pointer loss shows a task where to look."""
-LABEL_WEIGHT = (1.0, 1.0, 1.0, 0.5, 0.5, 1.0, 0.3)
+MENUS = {
+    "tower": ("mixed", "mixed", "document", "mixed", "document", "mixed", "mixed", "document"),
+    "scenes": ("scene",),
+    "pointer": ("mixed", "document", "mixed", "pair", "mixed", "video", "mixed", "mixed"),
+    "joint": ("mixed", "document", "mixed", "pair", "mixed", "video", "mixed", "mixed"),
+}
+"""What the steps of a phase show, in turn."""
+SHARES = {
+    "scene": {"scene": 1.0},
+    "mixed": {"scene": 12 / 16, "chart": 2 / 16, "table": 2 / 16},
+    "document": {"document": 4 / 16},
+    "pair": {"pair": 8 / 16},
+    "video": {"video": 4 / 16},
+}
+"""Exhibits of a step, as shares of the batch size: about the same number of tokens in each."""
+LABEL_WEIGHT = (1.0, 1.0, 2.0, 0.5, 0.5, 0.5, 1.0, 0.3)
 CHECKPOINT = "checkpoint.safetensors"
 MAX_STEPS = 100_000
 """Runs with different seeds see different scenes, as long as no run is longer than this."""
@@ -65,16 +79,18 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run does; the defaults made the weights in the package.
+    """What a training run does; `RECIPES` has those that made the weights in the package.
 
     Attributes
     ----------
-    tower_steps, pointer_steps, joint_steps : int
-        Optimiser steps of the three phases.
+    architecture : str
+        A word of `ARCHITECTURES`.
+    tower_steps, scenes_steps, pointer_steps, joint_steps : int
+        Optimiser steps of the four phases.
     batch_size : int
-        Images per step; each comes with up to 24 questions.
+        Images of 160 x 160 px per step, or about as many tokens in other exhibits.
     layers, hidden, tower_depth, tower_hidden : int
-        Sizes, see `make_config`.
+        Sizes, see `make_config`; a width of the tower of 0 stands for the architecture's own.
     matrix_rate, other_rate : float
         Peak learning rates of Muon (matrices) and AdamW (all else).
     warmup : int
@@ -87,66 +103,100 @@ class TrainConfig:
         Scenes of the validation split to measure it on.
     """
 
-    tower_steps: int = 1600
-    pointer_steps: int = 800
-    joint_steps: int = 1000
+    architecture: str = "qwen2_5_vl"
+    tower_steps: int = 2600
+    scenes_steps: int = 700
+    pointer_steps: int = 500
+    joint_steps: int = 2400
     batch_size: int = 16
     layers: int = 10
     hidden: int = 128
     tower_depth: int = 4
-    tower_hidden: int = 96
+    tower_hidden: int = 0
     matrix_rate: float = 0.02
     other_rate: float = 3e-3
     warmup: int = 60
     pointer_weight: float = 0.3
     label_weight: float = 0.25
-    checkpoint_every: int = 200
-    validation_images: int = 128
+    checkpoint_every: int = 300
+    validation_images: int = 48
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        return self.tower_steps + self.pointer_steps + self.joint_steps
+        return sum(self._lengths.values())
+
+    @property
+    def _lengths(self) -> dict[str, int]:
+        """Steps of each phase, in order."""
+        return {phase: getattr(self, f"{phase}_steps") for phase in MENUS}
 
     def phase(self, step: int) -> str:
         """Phase of a step."""
-        if step < self.tower_steps:
-            return "tower"
-        return "pointer" if step < self.tower_steps + self.pointer_steps else "joint"
+        return self._where(step)[0]
+
+    def _where(self, step: int) -> tuple[str, int]:
+        """Phase of a step, and steps since the phase began."""
+        for phase, length in self._lengths.items():
+            if step < length:
+                return phase, step
+            step -= length
+        raise ValueError("the run is over")
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rates of tower and decoder at a step, as shares of the peak."""
-        phase = self.phase(step)
-        start, length = {
-            "tower": (0, self.tower_steps),
-            "pointer": (self.tower_steps, self.pointer_steps),
-            "joint": (self.tower_steps + self.pointer_steps, self.joint_steps),
-        }[phase]
-        done = (step - start) / length
-        warm = min(1.0, (step - start + 1) / self.warmup)
+        phase, since = self._where(step)
+        done = since / self._lengths[phase]
+        warm = min(1.0, (since + 1) / self.warmup)
         if phase == "tower":
             return warm * (1 - 0.9 * done), 0.0
-        if phase == "pointer":
-            return 0.0, warm
+        if phase != "joint":
+            return 0.0, 0.5 * warm
         decay = 0.02 + 0.98 * (1 - done)
-        return 0.25 * warm * decay, 0.6 * decay
+        return 0.4 * warm * decay, 0.5 * decay
+
+
+RECIPES = {
+    "qwen2_5_vl": TrainConfig(),
+    "llava": TrainConfig(architecture="llava", tower_steps=4000, joint_steps=4200),
+    "large": TrainConfig(
+        tower_steps=6000,
+        scenes_steps=2000,
+        pointer_steps=2000,
+        joint_steps=12000,
+        batch_size=64,
+        layers=16,
+        hidden=512,
+        tower_depth=8,
+        tower_hidden=384,
+        matrix_rate=0.01,
+        other_rate=1e-3,
+    ),
+}
+"""The runs that made the weights in the package, by architecture; and one for a GPU: *large*, 47 million parameters, which
+nobody has run yet."""
 
 
 class Learner:
     """The model in training: parameters, optimisers and losses."""
 
-    def __init__(self, config: TrainConfig, seed: int) -> None:
+    def __init__(self, config: TrainConfig, seed: int, device: str = "cpu") -> None:
         self.config = config
-        sizes = {name: getattr(config, name) for name in ("layers", "hidden", "tower_depth", "tower_hidden")}
-        self.model: Qwen2_5_VLForConditionalGeneration = make_model(make_config(**sizes), seed=seed)
-        self.fast = FastForward(self.model, MAX_QUESTIONS)
+        self.device = device
+        sizes = {name: getattr(config, name) for name in ("layers", "hidden", "tower_depth")}
+        made = make_config(config.architecture, **sizes, tower_hidden=config.tower_hidden or None)
+        self.model: Model = make_model(made, seed=seed)
+        self.model.to(device)  # type: ignore[arg-type] # the stubs of transformers want a class here
+        self.fast = FastForward(self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # Reads the dense labels; not part of the model.
-            self.probe = nn.Linear(config.hidden, sum(LABEL_SIZES))
-        self.tower = dict(self.model.model.visual.named_parameters(prefix="tower"))
+            self.probe = nn.Linear(config.hidden, sum(LABEL_SIZES)).to(device)
+        decoder = {id(p) for p in self.model.model.language_model.parameters()}
+        named = list(self.model.model.named_parameters())
+        self.tower = {f"tower.{name}": p for name, p in named if id(p) not in decoder}
         self.tower |= dict(self.probe.named_parameters(prefix="probe"))
-        self.decoder = dict(self.model.model.language_model.named_parameters(prefix="decoder"))
+        self.decoder = {f"decoder.{name}": p for name, p in named if id(p) in decoder}
         matrices, others = [], []
         for part, parameters in (("tower", self.tower), ("decoder", self.decoder)):
             inner = {name for name, p in parameters.items() if p.ndim == 2 and not _is_outer(name)}
@@ -166,20 +216,24 @@ class Learner:
         """One optimiser step; returns the losses."""
         phase = self.config.phase(step)
         losses: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(phase != "pointer"):
+        batch = Batch(*(tensor.to(self.device) for tensor in batch))
+        layout = self.fast.layout(tuple(batch.images.shape))
+        guided = phase in ("scenes", "pointer")
+        with torch.set_grad_enabled(not guided):
             visual = self.fast.see(batch.images)
-        loss = torch.zeros(())
-        if phase != "pointer":
-            losses["labels"] = self._label_loss(visual, batch.labels)
+        loss = visual.new_zeros(())
+        if not guided:
+            losses["labels"] = self._label_loss(visual, self.fast.arrange(batch.labels))
             loss = loss + losses["labels"] * (1.0 if phase == "tower" else self.config.label_weight)
         if phase != "tower":
-            pointers = self._pointers(batch) if phase == "pointer" else None
+            pointers = self._pointers(batch) if guided else None
+            first = batch.answers[:, 0]
             logits, end_logits, pointer_loss = self.fast.read(
-                visual, batch.questions, batch.answers[:, 0], pointers=pointers
+                visual, batch.questions, first.clamp(min=0), layout, pointers=pointers
             )
             losses["answers"] = _answer_loss(logits, batch)
-            ends = torch.full((len(end_logits),), TOKEN_ID[END])
-            loss = loss + losses["answers"] + 0.05 * F.cross_entropy(end_logits, ends)
+            ends = torch.where(first == IGNORED, IGNORED, TOKEN_ID[END])
+            loss = loss + losses["answers"] + 0.05 * F.cross_entropy(end_logits, ends, reduction="sum") / len(ends)
             if pointers is not None:
                 losses["pointers"] = pointer_loss
                 loss = loss + self.config.pointer_weight * pointer_loss
@@ -198,14 +252,14 @@ class Learner:
     def _label_loss(self, visual: Tensor, labels: Tensor) -> Tensor:
         """Cross entropy of the dense labels; empty cells count little, but for centre and texture."""
         there = (labels[:, 0] > 0).float()
-        boxed = (labels[:, 2] > 0).float()
+        written, linked = ((labels[:, number] > 0).float() for number in (2, 3))
         everywhere = torch.ones_like(there)
-        weights = (there + 0.1, there + 0.1, boxed + 0.02, there + 0.1, there + 0.1, everywhere, everywhere)
-        total = torch.zeros(())
+        weights = (*(there + 0.1,) * 2, written + 0.02, linked + 0.02, *(there + 0.1,) * 2, everywhere, everywhere)
+        total = visual.new_zeros(())
         answers = self.probe(visual).split(LABEL_SIZES, -1)
         parts = zip(answers, labels.unbind(1), weights, LABEL_WEIGHT, strict=True)
         for answer, label, weight, share in parts:
-            each = F.cross_entropy(answer.transpose(1, 2), label, reduction="none")
+            each = F.cross_entropy(answer.transpose(1, 2), label, reduction="none", ignore_index=IGNORED)
             total = total + share * (each * weight).sum() / weight.sum()
         return total
 
@@ -214,9 +268,9 @@ class Learner:
         layer_of = {task: round(depth * self.config.layers) for task, depth in POINTER_DEPTH.items()}
         found: dict[int, Tensor] = {}
         for layer in sorted(set(layer_of.values())):
-            here = torch.tensor([layer_of.get(task) == layer for task in TASKS])
+            here = torch.tensor([layer_of.get(task) == layer for task in TASKS], device=self.device)
             asked = here[batch.tasks] & (batch.tasks >= 0)
-            found[layer] = batch.pointers & asked[..., None, None]
+            found[layer] = self.fast.arrange(batch.pointers) & asked[..., None, None]
         return found
 
     def save(self, path: Path, step: int, seed: int) -> None:
@@ -245,7 +299,8 @@ class Learner:
                 if kind == "parameter":
                     p.data.copy_(value)
                 else:
-                    self.optimisers[kind != "momentum_buffer"].state[p][kind] = value
+                    optimiser = self.optimisers[kind != "momentum_buffer"]
+                    optimiser.state[p][kind] = value if kind == "step" else value.to(self.device)
         return int(state["step"])
 
 
@@ -256,10 +311,10 @@ def _is_outer(name: str) -> bool:
 
 def _answer_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Weighted cross entropy of the answers."""
-    weights = torch.tensor([*(TASK_WEIGHT[task] for task in TASKS), 0.0])
+    weights = torch.tensor([*(TASK_WEIGHT[task] for task in TASKS), 0.0], device=logits.device)
     weight = weights[batch.tasks]  # -1, no question, takes the last
-    each = F.cross_entropy(logits.transpose(1, 2), batch.answers, ignore_index=-100, reduction="none")
-    return (each * weight).sum() / weight.sum()
+    each = F.cross_entropy(logits.transpose(1, 2), batch.answers, ignore_index=IGNORED, reduction="none")
+    return (each * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 def train(
@@ -268,9 +323,10 @@ def train(
     seed: int = 0,
     config: TrainConfig | None = None,
     resume: bool = False,
+    device: str = "cpu",
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Train the reference model.
+    """Train a reference model.
 
     Parameters
     ----------
@@ -281,6 +337,8 @@ def train(
     config : TrainConfig, optional
     resume : bool
         Go on from the checkpoint in `out`.
+    device : str
+        Where to train, ``"cuda"`` for one.
     log : callable
         Gets a line now and then.
 
@@ -291,9 +349,9 @@ def train(
     """
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
-    learner = Learner(config, seed)
+    learner = Learner(config, seed, device)
     done = learner.load(out / CHECKPOINT, seed) if resume else 0
-    validation = make_batch([split_seed("validation", index) for index in range(config.validation_images)])
+    validation = exhibits("validation", config.validation_images)
     plan = _plan(config, seed)[done:]
     began = time.monotonic()
     sums: dict[str, list[float]] = {}
@@ -308,44 +366,48 @@ def train(
             sums.clear()
         if now % config.checkpoint_every == 0 or now == config.steps:
             learner.save(out / CHECKPOINT, now, seed)
-            log(_validation_line(learner, validation))
+            log(_validation_line(learner, validation, config.phase(step)))
     return export(learner.model, out / "model")
 
 
-def _plan(config: TrainConfig, seed: int) -> list[tuple[list[int], bool]]:
-    """Scene seeds of each step, and whether its scenes are simple."""
+def _plan(config: TrainConfig, seed: int) -> list[list[Recipe]]:
+    """The exhibits of each step."""
     size = config.batch_size
     if config.steps > MAX_STEPS or (seed + 1) * MAX_STEPS * size > SPLITS["train"][1]:
         raise ValueError(f"{config.steps} steps of {size} images with seed {seed} leave the training split")
-    first = seed * MAX_STEPS * size
-    return [
-        (
-            [split_seed("train", first + step * size + i) for i in range(size)],
-            config.phase(step) == "pointer" and step % 2 == 0,
-        )
-        for step in range(config.steps)
-    ]
+    plan = []
+    for step in range(config.steps):
+        phase = config.phase(step)
+        shares = SHARES[MENUS[phase][step % len(MENUS[phase])]]
+        kinds = [kind for kind, share in shares.items() for _ in range(max(1, round(size * share)))]
+        first = (seed * MAX_STEPS + step) * size
+        simple = phase in ("scenes", "pointer") and step % 16 < 8
+        plan.append([Recipe(kind, split_seed("train", first + i), simple) for i, kind in enumerate(kinds)])
+    return plan
 
 
-def _validation_line(learner: Learner, batch: Batch) -> str:
-    """Accuracy on validation scenes, and the mean over tasks when the visual tokens leave at each layer."""
+def _validation_line(learner: Learner, batches: list[Batch], phase: str) -> str:
+    """Accuracy on validation exhibits, and the mean over tasks when the visual tokens leave at each layer."""
+    right: list[list[Tensor]] = [[] for _ in LABEL_SIZES]
     with torch.no_grad():
-        visual = torch.cat([learner.fast.see(images) for images in batch.images.split(32)])
-        seen = learner.probe(visual).split(LABEL_SIZES, -1)
-    there = batch.labels[:, 0] > 0
-    labels = [
-        (answer.argmax(-1) == label)[there if number < 5 else there | ~there].float().mean().item()
-        for number, (answer, label) in enumerate(zip(seen, batch.labels.unbind(1), strict=True))
-    ]
-    tasks = accuracy(learner.fast, batch, visual)
-    layers = range(learner.config.layers + 1)
-    few, some = Batch(*(tensor[:32] for tensor in batch)), visual[:32]
-    profile = [accuracy(learner.fast, few, some, learner.fast.leave_at(layer)) for layer in layers]
-    means = [math.fsum(found.values()) / len(found) for found in profile]
+        for found in batches:
+            batch = Batch(*(tensor.to(learner.device) for tensor in found))
+            seen = learner.probe(learner.fast.see(batch.images)).split(LABEL_SIZES, -1)
+            labels = learner.fast.arrange(batch.labels).unbind(1)
+            there = labels[0] > 0
+            for number, (answer, label) in enumerate(zip(seen, labels, strict=True)):
+                counted = label >= 0 if number > 5 else there & (label >= (1 if number in (2, 3) else 0))
+                right[number].append((answer.argmax(-1) == label)[counted].float())
+    dense = "  labels " + " ".join(f"{torch.cat(hits).mean().item():.3f}" for hits in right)
+    if phase == "tower":
+        return dense
+    tasks = accuracy(learner.fast, batches)
+    profile = layer_profile(learner.fast, batches[:: max(1, len(batches) // 8)])
+    means = [sum(values) / len(values) for found in profile if (values := [v for v in found.values() if v == v])]
     return "\n".join(
         (
-            "  labels " + " ".join(f"{value:.3f}" for value in labels),
-            "  tasks " + " ".join(f"{task} {value:.3f}" for task, value in tasks.items()),
+            dense,
+            "  tasks " + " ".join(f"{task} {value:.2f}" for task, value in tasks.items()),
             "  leaving at layer " + " ".join(f"{layer}: {value:.2f}" for layer, value in enumerate(means)),
         )
     )

@@ -1,0 +1,59 @@
+"""The weights in the package: they answer, they end their turn, they are small and plain."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from foveate import reference
+from foveate.reference.batches import Recipe, make_batch
+from foveate.reference.evaluate import accuracy
+from foveate.reference.fast import FastForward
+
+
+@pytest.fixture(scope="module", params=reference.ARCHITECTURES)
+def shipped(request):
+    return reference.load(request.param)
+
+
+def test_a_shipped_model_looks_at_the_image(shipped):
+    """Core tasks on the fast path, seeing and blind."""
+    fast = FastForward(shipped[0])
+    batch = make_batch([Recipe("scene", reference.split_seed("test", index)) for index in range(48)])
+    full = np.mean([accuracy(fast, [batch])[task] for task in reference.CORE])
+    blind = np.mean([accuracy(fast, [batch], blind=True)[task] for task in reference.CORE])
+    assert full > 0.85
+    assert blind < 0.4
+
+
+def test_visual_tokens_matter_into_the_middle_layers(shipped):
+    fast = FastForward(shipped[0])
+    batch = make_batch([Recipe("scene", reference.split_seed("test", index)) for index in range(32)])
+    means = [np.mean([accuracy(fast, [batch], leave_at=layer)[t] for t in reference.CORE]) for layer in (3, 5, 10)]
+    assert means[0] < means[1] + 0.01 < means[2] - 0.05, means
+
+
+def test_a_shipped_model_ends_its_turn(shipped):
+    model, processor = shipped
+    (sample,) = reference.samples(tasks=["texture"], per_task=1)
+    inputs = processor.apply_chat_template(sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=5)[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(answer) == f"{sample.answer} <|im_end|>"
+
+
+@pytest.mark.parametrize("name", reference.ARCHITECTURES)
+def test_a_folder_is_small_and_loads_like_any_other(name):
+    folder = reference.PATHS[name]
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert model.num_parameters() < 4_000_000
+    assert model.config.get_text_config().num_hidden_layers >= 8
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8_000_000
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["accuracy"].keys() == set(reference.TASKS)
