@@ -55,7 +55,7 @@ venv: .venv/.stamp
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e . pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval]' pytest pytest-xdist hypothesis
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -83,6 +83,16 @@ def test_runtime_names_no_method_and_no_family(path: Path) -> None:
     assert not {word.lower() for word in words} & (names | set(foveate.families()))
 
 
+FACES = ("demo", "run", "catalog", "training", "evaluation")
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_no_face_imports_another(face: str) -> None:
+    paths = files(face) or [SRC / f"{face}.py"]
+    ours = set().union(*map(of_ours, paths))
+    assert not under(ours, "cli", *(set(FACES) - {face}))
+
+
 def calls(path: Path) -> set[str]:
     """Dotted names of everything a file calls."""
     return {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}

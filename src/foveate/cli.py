@@ -71,7 +71,7 @@ def demo(
 def run(
     image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several.")],
     prompt: Annotated[str, typer.Option(help="What to ask about them.")],
-    model: Annotated[str, typer.Option(help="A folder, an id on the Hugging Face hub, or 'reference'.")] = "reference",
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
     method: Annotated[str | None, typer.Option(help="Its name; 'tome+fastv' for both at once.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")] = None,
     option: Annotated[
@@ -128,19 +128,81 @@ def families(json: Json = False) -> None:
         face.show_families(found, terminal.out)
 
 
+@app.command("eval")
+def evaluate(
+    reference: Annotated[str, typer.Option(help="Which shipped model: qwen2_5_vl or llava.")] = "qwen2_5_vl",
+    model: Annotated[Path | None, typer.Option(help="Folder of another model trained on the benchmark.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+    ] = None,
+    method_json: Annotated[
+        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1]"),
+    ] = None,
+    by: Annotated[str, typer.Option(help="What a budget counts: tokens or flops.")] = "tokens",
+    positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
+    per_task: Annotated[int, typer.Option(help="Questions of each task, for each seed.")] = 100,
+    seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.  [default: 0]")] = None,
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
+        "eval-output"
+    ),
+    json: Json = False,
+) -> None:
+    """Measure what methods lose at given budgets, on questions that the reference models can answer."""
+    from foveate.evaluation import curve, protocol, report
+
+    terminal.quiet_libraries()
+    curve.require()
+    request = protocol.Request(
+        out,
+        reference,
+        model,
+        methods=tuple(method or ()),
+        options=tuple(option or ()),
+        described=tuple(method_json or ()),
+        budgets=tuple(budget or ()),
+        by=by,
+        positions=positions,
+        tasks=tuple(task or ()),
+        per_task=per_task,
+        seeds=tuple(seed or (0,)),
+        split=split,
+    )
+    with terminal.Bar() as bar:
+        found = protocol.evaluate(request, bar.tell)
+    written = report.write(found)
+    if json:
+        terminal.emit(report.to_json(found))
+    else:
+        report.show(found, written, terminal.out)
+
+
 @train_app.command("reference")
 def train_reference(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and model.")],
+    recipe: Annotated[
+        str, typer.Option(help="qwen2_5_vl, llava, or large (47 M parameters, for a GPU).")
+    ] = "qwen2_5_vl",
     seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     option: Annotated[list[str] | None, typer.Option(help="name=value of TrainConfig, repeatable.")] = None,
     json: Json = False,
 ) -> None:
-    """Train the reference model that ships with the package again."""
+    """Train a reference model that ships with the package again."""
     from foveate import training as face
 
     terminal.quiet_libraries()
-    folder = face.train(out, seed, resume, option or [], terminal.note)
+    folder = face.train(out, recipe, seed, resume, device, option or [], terminal.note)
     if json:
         terminal.emit({"model": str(folder)})
     else:

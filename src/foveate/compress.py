@@ -11,9 +11,10 @@ from torch import nn
 
 from foveate.cost import Report, report
 from foveate.errors import ConfigError, UnsupportedModelError
-from foveate.method import Method
+from foveate.method import Host, Method
 from foveate.methods import make
 from foveate.models import family_of
+from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
 
 _attached: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
@@ -91,6 +92,12 @@ def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handl
             f'{method!r} is neither a method nor the name of one: give FastV(keep=0.5), "fastv" or a sum, a + b'
         )
     return Handle(model, method)
+
+
+def host_of(model: nn.Module) -> Host:
+    """What a method may know about ``model``: family, depths, whether its tower has a CLS token."""
+    target = _vlm(model)
+    return attach.host_of(target, family_of(target.config))
 
 
 def _vlm(model: Any) -> nn.Module:

@@ -135,7 +135,8 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
 
     chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
     batch = trace.prefill[0].batch if trace.prefill else 1
-    visual = sum(entry.visual for entry in trace.prefill) or sum(t * h * w for t, h, w in trace.grid) * n
+    seen = [entry.visual for entry in trace.prefill if entry.visual is not None]
+    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.grid) * n
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
         visual_tokens=sum(t * h * w for t, h, w in trace.grid),

@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from foveate import overlay, reference
-from foveate.compress import compress
+from foveate.compress import compress, host_of
 from foveate.cost import Report
-from foveate.errors import ConfigError
-from foveate.method import Method
+from foveate.dial import Dial
+from foveate.method import Host, Method
 from foveate.methods import make
 from foveate.terminal import CommandError, group_sites
 
@@ -29,6 +29,7 @@ BATCH = 2  # images
 SHOWN = 3  # images with a table of their own
 SCENES_PER_SEED = 1_000
 DENSE = "dense"
+VISUAL_TOKENS = 100  # of an image of the reference model
 
 
 @dataclass(frozen=True)
@@ -76,38 +77,29 @@ class Demo:
     overlays: tuple[Path, ...]
 
 
-def contenders(keep: float, layers: int) -> dict[str, Method]:
+def contenders(keep: float, host: Host, cost: Callable[[Method], float]) -> dict[str, Method]:
     """Methods of every kind, each holding about ``keep`` of the visual tokens per decoder layer, on average.
 
-    A method that cuts late must cut deeper to spend the same. DyCoke is not here: it acts while an answer of several
-    tokens is written, and these answers have one. FastV's paper cuts at layer 2, but this model's text begins to look at
-    the image at layer 3 only (its card shows it), so there FastV would rank by nothing: it gets layer 4 if the budget allows.
+    DyCoke is not here: it acts while an answer of several tokens is written, and these answers have one. FastV's paper
+    cuts at layer 2, but this model's text begins to look at the image at layer 3 only (its card shows it), so there
+    FastV would rank by nothing: it gets layer 4 if the budget allows.
+
+    Args:
+        keep: the budget.
+        host: facts about the model.
+        cost: measures what a method really holds, as a share.
     """
-    late = 4 if keep * layers > 4.5 else 2
-    try:
-        found = [
-            make("stride", keep=keep),
-            make("random", keep=keep),
-            make("downsample", keep=keep),
-            make("tome", keep=keep),
-            make("visionzip", keep=keep),
-            make("divprune", keep=keep),
-            make("fastv", keep=(keep * layers - late) / (layers - late), layer=late),
-            make("v2drop", layers=(1, layers // 2, layers - 3), keeps=_v2drop_keeps(keep, layers)),
-            make("vtw", layer=round(keep * layers)),
-        ]
-    except ConfigError:
-        raise CommandError(f"--keep {keep}: the demo can spread 0.25 to 0.9 of the tokens over every method") from None
-    return {method.name(): method for method in found}
-
-
-def _v2drop_keeps(keep: float, layers: int) -> tuple[float, float, float]:
-    """The same ratio at the first two of three stages, none at the last, so that layers hold ``keep`` on average."""
-    first, second, last = 1, layers // 2, layers - 3
-    # first + (second - first) r + (last - second) r^2 = keep * layers
-    a, b, c = last - second, second - first, first - keep * layers
-    ratio = (-b + math.sqrt(max(b * b - 4 * a * c, 0.0))) / (2 * a)
-    return ratio, ratio, 0.0
+    late = 4 if keep * host.layers > 4.5 else 2
+    names = ("stride", "random", "downsample", "tome", "visionzip", "divprune", "v2drop", "vtw")
+    found = {}
+    for method in (*map(make, names), make("fastv", layer=late)):
+        setting = Dial(method, host, cost).set(keep)
+        if not setting.reachable:
+            raise CommandError(
+                f"--keep {keep}: {method.name()} cannot hold that share of the visual tokens, the nearest is {setting.cost:.2g}"
+            )
+        found[method.name()] = setting.method
+    return found
 
 
 def play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None]) -> Demo:
@@ -123,10 +115,18 @@ def play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str,
 def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None]) -> Demo:
     tell("loading the reference model", 0.0)
     model, processor = reference.load()
-    methods = contenders(keep, len(model.model.language_model.layers))
     seeds = _scene_seeds(images, seed)
     scenes = [reference.make_scene(one) for one in seeds]
     rows = [row for number, scene in enumerate(scenes) for row in _ask_about(number, scene, seeds[number])]
+    tell("giving every method the same budget", 0.0)
+    probe = _inputs(processor, [scenes[0].image], rows[:1])
+
+    def cost(method: Method) -> float:
+        with compress(model, method) as handle:
+            _answer(model, processor, probe, _Watch())
+            return handle.report().mean_tokens / VISUAL_TOKENS
+
+    methods = contenders(keep, host_of(model), cost)
     watch = {name: _Watch() for name in (DENSE, *methods)}
     reports: dict[str, Report] = {}
     overlays: list[Path] = []
@@ -158,7 +158,7 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
     dense = watch[DENSE].best
     scores = {name: _score(rows, name, methods[name], reports[name], watch[name].best / dense) for name in methods}
     right = sum(row.answers[DENSE] == row.question.answer for row in rows)
-    return Demo(tuple(rows), right, scores, reference.scenes.GRID**2, keep, tuple(overlays))
+    return Demo(tuple(rows), right, scores, VISUAL_TOKENS, keep, tuple(overlays))
 
 
 def to_json(demo: Demo) -> dict[str, Any]:
@@ -221,11 +221,11 @@ def _scene_seeds(images: int, seed: int) -> list[int]:
         raise CommandError(f"--seed {seed}: {error}") from None
 
 
-def _ask_about(number: int, scene: reference.Scene, seed: int) -> list[Row]:
+def _ask_about(number: int, scene: reference.Picture, seed: int) -> list[Row]:
     """One question per task, starting with another task for each image, so that every task has its turn."""
     first = {question.task: question for question in reversed(reference.ask(scene, seed))}
     start = number * QUESTIONS
-    order = [reference.TASKS[(start + i) % len(reference.TASKS)] for i in range(len(reference.TASKS))]
+    order = [reference.CORE[(start + i) % len(reference.CORE)] for i in range(len(reference.CORE))]
     return [Row(number, first[task]) for task in order if task in first][:QUESTIONS]
 
 

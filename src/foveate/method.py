@@ -7,7 +7,7 @@ A method is a frozen dataclass in a file of its own. It says its `sites` and imp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -125,6 +125,19 @@ class Method:
         """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""
         return 0
 
+    def with_share(self, share: float, host: Host) -> Method:
+        """The same method with its one dial at ``share``: 0 keeps as little as it can, 1 as much, more never less.
+
+        That dial is the option `keep`; a method that is turned by something else overrides this. A share is not a
+        promise: `foveate.dial` finds the one whose measured cost is the budget.
+        """
+        if all(f.name != "keep" for f in fields(self)):
+            raise ConfigError(
+                f"{self.name()} cannot be set to a budget: it has no option `keep`, and does not override `with_share`"
+            )
+        keep: dict[str, Any] = {"keep": share}
+        return replace(self, **keep)
+
     @classmethod
     def name(cls) -> str:
         """The name in command lines and configs: the class name in lower case."""
@@ -167,6 +180,10 @@ class Composed(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [site for method in self.methods for site in method.sites(host)]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """Every part at the same share."""
+        return replace(self, methods=tuple(method.with_share(share, host) for method in self.methods))
 
     def to_json(self) -> dict[str, Any]:
         return {"method": "composed", "methods": [method.to_json() for method in self.methods]}

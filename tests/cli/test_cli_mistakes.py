@@ -64,7 +64,7 @@ WITH_WEIGHTS = {
     "demo folder is a file": (("demo", "--quick", "--out", "file"), "cannot write to 'file'"),
     "demo without images": (("demo", "--images", "0"), "choose 1 to"),
     "demo with a seed that has no scenes": (("demo", "--seed", "-1"), "--seed -1"),
-    "demo with a budget that not all can meet": (("demo", "--keep", "0.1"), "0.25 to 0.9"),
+    "demo with a budget that not all can meet": (("demo", "--keep", "0.1"), "cannot hold that share"),
 }
 
 

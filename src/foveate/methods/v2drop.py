@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -46,6 +46,10 @@ class V2Drop(Method):
     def sites(self, host: Host) -> Sequence[Site]:
         layers = self.layers or [max(1, round(host.layers * depth / 32)) for depth in (3, 17, 22)]
         return [Site("decoder", layer, keep, signals=("residual",)) for layer, keep in zip(layers, self.keeps)]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """Every stage that keeps something keeps ``share`` of what is there."""
+        return replace(self, keeps=tuple(share if keep else 0.0 for keep in self.keeps))
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         variation: Tensor = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,9 @@ class VTW(Method):
     def sites(self, host: Host) -> Sequence[Site]:
         layer = round(host.layers * 15 / 32) if self.layer is None else self.layer
         return [Site("decoder", layer, keep=0.0)]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        return replace(self, layer=min(round(share * host.layers), host.layers - 1))
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         nothing = torch.empty(0, dtype=torch.long, device=tokens.index.device)

@@ -23,7 +23,7 @@ class Runtime:
         base = _base(model, family)
         _refuse_compiled(model)
         self.context = Context()
-        self.host = _host(base, config, family)
+        self.host = host_of(model, family)
         actions = _plan(method, self.host, family, config)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
@@ -65,7 +65,9 @@ def _base(model: nn.Module, family: Family) -> nn.Module:
         ) from None
 
 
-def _host(base: nn.Module, config: Any, family: Family) -> Host:
+def host_of(model: Any, family: Family) -> Host:
+    """What a method may know about a model."""
+    base, config = _base(model, family), model.config
     layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
     return Host(
         family=family.model_type,

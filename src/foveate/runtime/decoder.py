@@ -242,7 +242,7 @@ class DecoderHooks:
         if isinstance(entry, CompactMixin) and entry.visible is not None:
             n_keys = entry.visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
-        visual = len(call.layout.tokens) if call.layout is not None else 0
+        visual = None if call.layout is None else len(call.layout.tokens)
         log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length, visual))
 
 

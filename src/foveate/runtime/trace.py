@@ -22,14 +22,17 @@ class BlockTrace:
 
 @dataclass
 class LayerTrace:
-    """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present."""
+    """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
+
+    `visual` is None where nobody looked, as no site of the decoder needs to know.
+    """
 
     batch: int
     queries: int
     keys: int
     full_queries: int
     full_keys: int
-    visual: int
+    visual: int | None
 
 
 @dataclass

@@ -1,0 +1,86 @@
+"""Spend a given budget: the share at which a method's measured cost is what was asked for.
+
+Methods spend differently (tokens leave at once, late, or in stages; some also save the tower's work), so a comparison
+at one budget needs every method's own dial, `Method.with_share`, at another place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from foveate.method import Host, Method
+
+#: A cost this near the budget is the budget.
+TOLERANCE = 0.01
+#: Dials are not turned finer than this.
+FINEST = 1 / 512
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method set to a budget.
+
+    Attributes:
+        method: with its dial in place.
+        budget: the cost that was asked for.
+        cost: the measured one.
+        reachable: whether the budget lies within what the dial can do. (A dial that moves in steps may still be up to half
+            a step off.)
+    """
+
+    method: Method
+    budget: float
+    cost: float
+    reachable: bool
+
+
+@dataclass(frozen=True)
+class _Point:
+    share: float
+    method: Method
+    cost: float
+
+
+class Dial:
+    """The dial of a method on a model, and the costs of all its places that were tried."""
+
+    def __init__(self, method: Method, host: Host, cost: Callable[[Method], float]) -> None:
+        """Try both ends.
+
+        Args:
+            method: what to turn; where its dial is does not matter.
+            host: facts about the model (`foveate.compress.host_of`).
+            cost: measures a method, relative to the stock model. It must not fall as the share grows.
+
+        Raises:
+            ConfigError: the method has no dial.
+        """
+        self._method, self._host, self._cost = method, host, cost
+        self._points: list[_Point] = []  # in order of share
+        self._try(0.0)
+        self._try(1.0)
+
+    def set(self, budget: float) -> Setting:
+        """The place whose cost is nearest to ``budget``; of two as near, the cheaper one."""
+        least, most = self._points[0].cost, self._points[-1].cost
+        bisect = False  # interpolation is exact for smooth dials, bisection safe for those with steps: they take turns
+        while least < budget < most and abs(self._nearest(budget).cost - budget) > TOLERANCE:
+            low, high = next(pair for pair in pairwise(self._points) if pair[1].cost > budget)
+            if high.share - low.share <= FINEST:
+                break
+            part = 0.5 if bisect else (budget - low.cost) / (high.cost - low.cost)
+            self._try(low.share + part * (high.share - low.share))
+            bisect = not bisect
+        best = self._nearest(budget)
+        return Setting(best.method, budget, best.cost, least - TOLERANCE <= budget <= most + TOLERANCE)
+
+    def _try(self, share: float) -> None:
+        method = self._method.with_share(share, self._host)
+        same = next((point.cost for point in self._points if point.method == method), None)
+        self._points.append(_Point(share, method, self._cost(method) if same is None else same))
+        self._points.sort(key=lambda point: point.share)
+
+    def _nearest(self, budget: float) -> _Point:
+        return min(self._points, key=lambda point: (round(abs(point.cost - budget), 9), point.cost))

@@ -1,0 +1,58 @@
+"""One batch of questions through the stock path, with a method attached or without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveate.compress import compress
+from foveate.evaluation.batches import Batch
+from foveate.evaluation.bounds import asked
+from foveate.evaluation.subject import Subject
+from foveate.method import Method
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a question cost, the mean over its batch; over what it costs the stock model.
+
+    Attributes:
+        tokens: visual tokens per decoder layer.
+        flops: of the whole call, the tower and the method's own work included.
+        kv: bytes of the KV cache.
+        full_tokens, full_flops, full_kv: of the stock model.
+    """
+
+    tokens: float
+    flops: float
+    kv: float
+    full_tokens: float
+    full_flops: float
+    full_kv: float
+
+
+def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[str], Cost | None]:
+    """One generated word for each question, and what it cost; nobody measures the stock model, which costs all of it."""
+    if method is None:
+        return _generate(subject, batch), None
+    with asked(batch.evidence), compress(subject.model, method) as handle:
+        words = _generate(subject, batch)
+        report = handle.report()
+    n = len(batch.samples)
+    return words, Cost(
+        report.mean_tokens,
+        sum(report.flops.values()) / n,
+        report.kv_bytes / n,
+        report.visual_tokens / n,
+        sum(report.full_flops.values()) / n,
+        report.full_kv_bytes / n,
+    )
+
+
+@torch.inference_mode()
+def _generate(subject: Subject, batch: Batch) -> list[str]:
+    output = subject.model.generate(**batch.inputs, max_new_tokens=1, do_sample=False)
+    new = output[:, batch.inputs["input_ids"].shape[1] :]
+    words = subject.preparation.processor.batch_decode(new, skip_special_tokens=True)
+    return [str(word).strip() for word in words]

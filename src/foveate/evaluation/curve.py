@@ -1,0 +1,67 @@
+"""Accuracy over cost as a picture. matplotlib is an extra, so it is imported when a picture is drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.evaluation.protocol import Evaluation
+from foveate.evaluation.results import Row
+from foveate.terminal import CommandError
+
+#: Controls and bounds are grey or black, so that methods stand out.
+CONTROLS: dict[str, tuple[str, str]] = {
+    "oracle": ("black", "-"),
+    "random": ("0.45", ":"),
+    "stride": ("0.45", "--"),
+    "downsample": ("0.45", "-."),
+}
+
+
+def require() -> None:
+    """Raise `CommandError` if no picture can be drawn: better before a long run than after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError("the curve needs matplotlib: pip install 'foveate[eval]'")
+
+
+def draw(found: Evaluation, path: Path) -> None:
+    """Two panels: over visual tokens per decoder layer, and over FLOPs of the whole call."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    over_tokens, over_flops = figure.subplots(1, 2, sharey=True)
+    panels: tuple[tuple[Any, str, Callable[[Row], float]], ...] = (
+        (over_tokens, "visual tokens per decoder layer", lambda row: row.spent.tokens),
+        (over_flops, "FLOPs of the whole call", lambda row: row.spent.flops),
+    )
+    for axes, name, cost in panels:
+        _panel(axes, found.rows, cost)
+        axes.set_xlabel(f"{name}, share of the stock model's")
+        axes.grid(alpha=0.25)
+    over_tokens.set_ylabel("accuracy, mean over tasks")
+    handles, labels = over_tokens.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
+    figure.suptitle(f"{found.model}: {found.rows[0].accuracy.n} questions", fontsize="medium")
+    figure.savefig(path, dpi=120)
+
+
+def _panel(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float]) -> None:
+    for row in rows:
+        if row.label in ("dense", "blind"):
+            style = "-" if row.label == "dense" else "--"
+            axes.axhline(row.accuracy.value, color="tab:red", linestyle=style, linewidth=1, label=row.label)
+            axes.axhspan(row.accuracy.low, row.accuracy.high, color="tab:red", alpha=0.08, linewidth=0)
+        elif row.budget is None:
+            axes.plot(cost(row), row.accuracy.value, "kx", label=row.label)
+    axes.axhline(rows[0].chance[1], color="tab:red", linestyle=":", linewidth=1, label="most frequent answer")
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.budget is not None:
+            curves.setdefault(row.label, []).append(row)
+    for label, points in curves.items():
+        points.sort(key=cost)
+        color, style = CONTROLS.get(label, (None, "-"))
+        x, y = [cost(row) for row in points], [row.accuracy.value for row in points]
+        axes.plot(x, y, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.2, label=label)

@@ -1,0 +1,217 @@
+"""The benchmark: every entry of the plan answers the same questions, batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+import foveate
+from foveate.evaluation.asking import answer
+from foveate.evaluation.batches import grouped
+from foveate.evaluation.plan import By, Entry, Missed, contenders, entries
+from foveate.evaluation.results import Key, Question, Row, rows
+from foveate.evaluation.store import Record, Store, check_folder, file_name
+from foveate.evaluation.subject import Subject, load
+from foveate.method import Positions
+from foveate.reference.data import Sample, samples
+from foveate.reference.vocabulary import TASKS
+from foveate.terminal import CommandError
+
+Tell = Callable[[str, float], None]
+
+#: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
+BUDGETS: dict[By, tuple[float, ...]] = {"tokens": (0.5, 0.35, 0.25, 0.15, 0.1), "flops": (0.9, 0.8, 0.7, 0.6, 0.5)}
+THREADS = 2  # the reference models' layers are too small for more
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        out: folder for answers and report.
+        reference: name of the reference model; ``model``: folder of another one instead.
+        methods, options, described: see `foveate.evaluation.plan.contenders`.
+        budgets: shares of what the stock model spends, in (0, 1]; none: `BUDGETS`.
+        by: what a budget counts: ``tokens`` (visual tokens per decoder layer) or ``flops`` (of the whole call).
+        positions: ``keep`` or ``renumber`` for all methods; None: what each says.
+        tasks: none: all.
+        per_task: questions of each task, per seed.
+        seeds: of the benchmark; each draws other questions.
+        split: ``test``, ``validation`` or ``train``.
+    """
+
+    out: Path
+    reference: str = "qwen2_5_vl"
+    model: Path | None = None
+    methods: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+    budgets: tuple[float, ...] = ()
+    by: str = "tokens"
+    positions: str | None = None
+    tasks: tuple[str, ...] = ()
+    per_task: int = 100
+    seeds: tuple[int, ...] = (0,)
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        request: what was measured.
+        model: its name or folder.
+        identity: weights, data and versions, as in the header of every file of answers.
+        rows: one per entry, the stock model first.
+        missed: budgets out of a method's reach.
+        notes: what was left out, and why.
+    """
+
+    request: Request
+    model: str
+    identity: dict[str, Any]
+    rows: tuple[Row, ...]
+    missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
+
+
+def evaluate(request: Request, tell: Tell) -> Evaluation:
+    """Measure, or go on measuring. ``tell`` gets what happens now and the share of the work that is done.
+
+    Raises:
+        FoveateError: something in the request is wrong; nothing has been measured then.
+    """
+    _check(request)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(THREADS, threads))
+    try:
+        return _evaluate(request, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _evaluate(request: Request, tell: Tell) -> Evaluation:
+    tell("loading the model", 0.0)
+    subject = load(request.reference, request.model)
+    by, positions = cast(By, request.by), cast("Positions | None", request.positions)
+    methods, notes = contenders(request.methods, request.options, request.described, positions, subject)
+    tell("drawing the questions", 0.0)
+    asked = _samples(request, request.seeds[0])
+    identity = _identity(request, subject)
+    folder = request.out / "answers"
+    check_folder(folder, identity)
+    plan, missed = entries(methods, request.budgets or BUDGETS[by], by, subject, asked, tell)
+    questions: dict[Key, Question] = {}
+    answers: dict[Entry, dict[Key, Record]] = {entry: {} for entry in plan}
+    for number, seed in enumerate(request.seeds):
+        if number:
+            tell(f"seed {seed}: drawing the questions", number / len(request.seeds))
+            asked = _samples(request, seed)
+        stores = _stores(folder, request, identity, seed, plan, asked)
+
+        def share(what: str, done: float, number: int = number) -> None:
+            tell(what, (number + done) / len(request.seeds))
+
+        ask(subject, asked, stores, share)
+        questions |= {(seed, sample.id): Question.of(sample) for sample in asked}
+        for entry, store in stores.items():
+            answers[entry] |= {(seed, sample.id): store.records[sample.id] for sample in asked}
+    tell("adding up", 1.0)
+    return Evaluation(
+        request, subject.name, identity, tuple(rows(plan, questions, answers)), tuple(missed), tuple(notes)
+    )
+
+
+def ask(subject: Subject, samples: Sequence[Sample], stores: dict[Entry, Store], tell: Tell) -> None:
+    """Ask every entry what it has not answered yet. A batch is prepared once for all of them."""
+    done, total = 0, len(samples) * len(stores)
+    for group in grouped(samples):
+        waiting = {
+            entry: store for entry, store in stores.items() if any(sample.id not in store.records for sample in group)
+        }
+        done += (len(stores) - len(waiting)) * len(group)
+        prepared = {
+            blind: subject.preparation.batch(group, blind=blind) for blind in {entry.blind for entry in waiting}
+        }
+        for entry, store in waiting.items():
+            tell(f"{group[0].task}: {entry}", done / total)
+            words, cost = answer(subject, prepared[entry.blind], entry.method)
+            store.add(
+                Record(sample.id, sample.task, word, word == sample.answer, cost) for sample, word in zip(group, words)
+            )
+            done += len(group)
+
+
+def _samples(request: Request, seed: int) -> list[Sample]:
+    try:
+        return samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def _check(request: Request) -> None:
+    if request.by not in get_args(By):
+        raise CommandError(f"--by {request.by!r}: choose {' or '.join(get_args(By))}")
+    if request.positions not in (None, "keep", "renumber"):
+        raise CommandError(f"--positions {request.positions!r}: choose keep or renumber")
+    for budget in request.budgets:
+        if not 0 < budget <= 1:
+            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
+    for name, values in (("budget", request.budgets), ("seed", request.seeds), ("task", request.tasks)):
+        for value in values:
+            if values.count(value) > 1:
+                raise CommandError(f"--{name} {value} is given twice")
+    for seed in request.seeds:  # a wrong one is found now, not when the others are done
+        try:
+            samples(request.split, tasks=(request.tasks or TASKS)[:1], per_task=1, seed=seed)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+
+
+def _identity(request: Request, subject: Subject) -> dict[str, Any]:
+    """What all answers of a folder have in common."""
+    return {
+        "weights": subject.digest,
+        "split": request.split,
+        "tasks": list(request.tasks or TASKS),
+        "per_task": request.per_task,
+        "versions": {name: version(name) for name in ("torch", "transformers")} | {"foveate": foveate.__version__},
+    }
+
+
+def _stores(
+    folder: Path, request: Request, identity: dict[str, Any], seed: int, plan: Sequence[Entry], asked: Sequence[Sample]
+) -> dict[Entry, Store]:
+    digest = _digest(asked)
+    found = {}
+    for entry in plan:
+        by = None if entry.budget is None else request.by
+        header = {
+            **identity,
+            "entry": entry.label,
+            "budget": entry.budget,
+            "by": by,
+            "method": None if entry.method is None else entry.method.to_json(),
+            "seed": seed,
+            "questions": digest,
+        }
+        found[entry] = Store(folder / file_name(str(entry), by, seed), header)
+    return found
+
+
+def _digest(asked: Sequence[Sample]) -> str:
+    """SHA-256 of the questions and every pixel."""
+    digest = hashlib.sha256()
+    for sample in asked:
+        digest.update(f"{sample.id} {sample.question} {sample.answer}".encode())
+        for image in sample.images:
+            digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""How sure a comparison is. Plain arrays in, numbers out; nothing here knows of models or methods.
+
+``tasks (N,)`` are task names of N questions, ``right (N,)`` whether each was answered rightly, always in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+
+_Z = 1.959963984540054  # two-sided 95 %
+_DRAWS = 10_000
+_SEED = 20_260_101
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of ``n`` questions, or a ratio of two, with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The questions on which two disagree: ``gained`` only the first answers rightly, ``lost`` only the second.
+
+    `p` is that of the exact two-sided McNemar test (the binomial test of ``gained`` against 1/2).
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+def wilson(right: int, n: int) -> Share:
+    """A proportion of ``n > 0`` with the score interval of Wilson (1927), which is right near 0 and 1, too."""
+    p, z2 = right / n, _Z**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    # At the ends the interval is closed by the proportion itself, but for rounding.
+    return Share(p, 0.0 if right == 0 else middle - half, 1.0 if right == n else middle + half, n)
+
+
+def by_task(tasks: Sequence[str], right: Bools) -> dict[str, Share]:
+    """Accuracy of each task, in order of appearance."""
+    return {task: wilson(int(right[rows].sum()), len(rows)) for task, rows in _strata(tasks).items()}
+
+
+def macro(tasks: Sequence[str], right: Bools) -> Share:
+    """Mean over tasks of their accuracies; percentile bootstrap (Efron 1979), stratified by task."""
+    draws = _resampled(tasks, right)[0].mean(0)
+    return Share(mean(tasks, right), *_interval(draws), len(right))
+
+
+def mean(tasks: Sequence[str], right: Bools) -> float:
+    """Mean over tasks of their accuracies."""
+    return float(np.mean([right[rows].mean() for rows in _strata(tasks).values()]))
+
+
+def retention(tasks: Sequence[str], right: Bools, dense: Bools) -> Share | None:
+    """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing."""
+    one, other = (draws.mean(0) for draws in _resampled(tasks, right, dense))
+    if not dense.any():
+        return None
+    some = other > 0  # of very few questions, a draw may hold none that dense can answer
+    return Share(mean(tasks, right) / mean(tasks, dense), *_interval(one[some] / other[some]), len(right))
+
+
+def mcnemar(right: Bools, dense: Bools) -> Paired:
+    """Exact McNemar test on pooled questions: do the two differ by more than chance?"""
+    gained, lost = int((right & ~dense).sum()), int((dense & ~right).sum())
+    n = gained + lost
+    term = tail = 1  # binomial coefficients n over 0, 1, ..., as whole numbers
+    for i in range(min(gained, lost)):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return Paired(gained, lost, min(1.0, 2 * tail / 2**n) if n else 1.0)
+
+
+def chance(tasks: Sequence[str], truths: Sequence[str], choices: Sequence[int]) -> tuple[float, float]:
+    """Macro-averages of guessing: one of the choices at random, and always the task's most frequent answer."""
+    uniform, majority = [], []
+    for rows in _strata(tasks).values():
+        _, counts = np.unique([truths[row] for row in rows], return_counts=True)
+        uniform.append(float(np.mean([1 / choices[row] for row in rows])))
+        majority.append(float(counts.max()) / len(rows))
+    return float(np.mean(uniform)), float(np.mean(majority))
+
+
+def _strata(tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    names = np.array(tasks)
+    return {task: np.flatnonzero(names == task) for task in dict.fromkeys(tasks)}
+
+
+def _resampled(tasks: Sequence[str], *outcomes: Bools) -> NDArray[np.float64]:
+    """Accuracies of resampled questions: ``(outcomes, tasks, draws)``.
+
+    A question is one of 2^k patterns of right and wrong, so drawing n questions is drawing their counts.
+    """
+    generator = np.random.default_rng(_SEED)
+    pattern = sum(right.astype(np.int64) << i for i, right in enumerate(outcomes))
+    found = []
+    for rows in _strata(tasks).values():
+        counts = np.bincount(np.asarray(pattern)[rows], minlength=1 << len(outcomes))
+        drawn = generator.multinomial(len(rows), counts / len(rows), size=_DRAWS)  # (draws, patterns)
+        is_right = np.arange(len(counts))[None] >> np.arange(len(outcomes))[:, None] & 1
+        found.append(is_right @ drawn.T / len(rows))
+    return np.stack(found, axis=1)
+
+
+def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(low), float(high)

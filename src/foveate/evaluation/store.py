@@ -1,0 +1,128 @@
+"""Answers on disk: one JSONL file per method, budget and seed, so that an interrupted run goes on where it stopped.
+
+The first line says what the answers are to; every other line is one question.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.evaluation.asking import Cost
+from foveate.terminal import CommandError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question.
+
+    Attributes:
+        id, task: of the sample.
+        answer: the word that came out.
+        right: whether it is the right one.
+        cost: None for the stock model.
+    """
+
+    id: str
+    task: str
+    answer: str
+    right: bool
+    cost: Cost | None
+
+
+class Store:
+    """The answers of one method at one budget to one benchmark.
+
+    Attributes:
+        records: by id, in the order of the file.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._read(header)
+            if not path.exists():
+                path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Write those that are not there yet."""
+        new = [record for record in records if record.id not in self.records]
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+        except OSError as error:
+            raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
+        self.records |= {record.id: record for record in new}
+
+    def _read(self, header: dict[str, Any]) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # the last line was cut off in the middle
+            self.path.write_bytes(whole)
+        if not whole:
+            self.path.unlink()
+            return
+        first, *lines = whole.decode("utf-8").splitlines()
+        check_header(self.path, _object(self.path, 1, first), header)
+        for number, line in enumerate(lines, start=2):
+            data = _object(self.path, number, line)
+            try:
+                cost = data.pop("cost")
+                record = Record(**data, cost=None if cost is None else Cost(**cost))
+            except (KeyError, TypeError):
+                raise CommandError(f"line {number} of {str(self.path)!r} is not an answer: delete the file") from None
+            self.records[record.id] = record
+
+
+def file_name(entry: str, by: str | None, seed: int) -> str:
+    """``fastv(layer=4) at 0.25`` by tokens -> ``fastv-layer=4-at-0.25-tokens-seed0.jsonl``."""
+    words = re.sub(r"[^\w.+=]+", "-", entry if by is None else f"{entry} {by}").strip("-")
+    return f"{words}-seed{seed}.jsonl"
+
+
+def check_folder(folder: Path, common: dict[str, Any]) -> None:
+    """Raise `CommandError` if the answers in a folder are to other questions, or another model's."""
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            with path.open(encoding="utf-8") as file:
+                line = file.readline()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"cannot read {str(path)!r}: {error}") from None
+        if line.endswith("\n"):  # else nothing but a part of the header was ever written
+            found = _object(path, 1, line)
+            check_header(path, {key: found.get(key) for key in common}, common)
+
+
+def check_header(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise `CommandError` unless the file's header is the one wanted."""
+    for key in {**wanted, **found}:
+        if found.get(key) != wanted.get(key):
+            raise CommandError(
+                f"{str(path)!r} belongs to another run: its {key} is {_short(found.get(key))}, now it is "
+                f"{_short(wanted.get(key))}; choose another --out, or delete that folder"
+            )
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        raise CommandError(f"line {number} of {str(path)!r} is not a JSON object: delete the file")
+    return data
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

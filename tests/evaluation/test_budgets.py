@@ -1,0 +1,129 @@
+"""Every method spends what it was given, measured on the reference models."""
+
+from __future__ import annotations
+
+import pytest
+
+import foveate
+from foveate import VTW, FastV, Method, ToMe
+from foveate.dial import TOLERANCE
+from foveate.errors import ConfigError, FoveateError
+from foveate.evaluation.asking import answer
+from foveate.evaluation.bounds import AntiOracle, Oracle
+from foveate.evaluation.plan import BOUNDS, By, contenders, entries, label
+from foveate.evaluation.subject import Subject
+from foveate.reference.data import Sample, samples
+
+DIALS = [*(name for name in foveate.methods() if name != "dycoke"), "oracle"]
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Sample]:
+    return samples("test", tasks=("color",), per_task=1)
+
+
+def silent(what: str, done: float) -> None:
+    pass
+
+
+def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> float:
+    """Over that of the stock model, one question after another: what a run would report."""
+    now = full = 0.0
+    for sample in asked:
+        _, cost = answer(subject, subject.preparation.batch([sample]), method)
+        assert cost is not None
+        now += cost.tokens if by == "tokens" else cost.flops
+        full += cost.full_tokens if by == "tokens" else cost.full_flops
+    return now / full
+
+
+@pytest.mark.parametrize("name", DIALS)
+@pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
+def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
+    methods, _ = contenders((name,), (), (), None, subject)
+    plan, missed = entries(methods, (budget,), by, subject, asked, silent)
+    assert not missed
+    assert [entry.label for entry in plan] == ["dense", name]
+    method = plan[1].method
+    assert method is not None
+    # VTW moves by whole layers, Downsample by whole rows and columns.
+    steps = {
+        ("vtw", "tokens"): 0.05,
+        ("vtw", "flops"): 0.03,
+        ("downsample", "tokens"): 0.06,
+        ("downsample", "flops"): 0.12,
+    }
+    assert abs(spent(subject, asked, method, by) - budget) <= steps.get((name, by), TOLERANCE) + 1e-6
+
+
+def test_a_budget_is_that_of_all_layouts_together(qwen: Subject) -> None:
+    """Two images for each single one: neither kind alone costs 70 % then, but both together do."""
+    mixed = [*samples(tasks=("pair",), per_task=2), *samples(tasks=("color",), per_task=1)]
+    plan, _ = entries({"dense": None, "tome": ToMe()}, (0.7,), "flops", qwen, mixed, silent)
+    method = plan[1].method
+    assert method is not None
+    assert abs(spent(qwen, mixed, method, "flops") - 0.7) <= TOLERANCE
+
+
+def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
+    late = FastV(layer=4)
+    plan, missed = entries(
+        {"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked, silent
+    )
+    assert [str(entry) for entry in plan] == ["dense", "fastv at 0.95", "fastv at 0.5", "vtw at 0.5", "vtw at 0.1"]
+    assert [(m.label, m.budget, round(m.closest, 6)) for m in missed] == [("fastv", 0.1, 0.4), ("vtw", 0.95, 0.9)]
+
+
+def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -> None:
+    methods, _ = contenders(("blind", "antioracle"), (), (), None, qwen)
+    plan, missed = entries(methods, (0.5, 0.1), "tokens", qwen, asked, silent)
+    assert [(entry.label, entry.method, entry.budget) for entry in plan] == [
+        ("dense", None, None),
+        ("blind", None, None),
+        ("antioracle", AntiOracle(), None),
+    ]
+    assert not missed
+
+
+def test_by_default_all_that_fits(subject: Subject) -> None:
+    methods, notes = contenders((), (), (), None, subject)
+    assert list(methods)[:4] == list(BOUNDS)
+    assert set(methods) == {"dense", "blind", "antioracle", *DIALS}
+    (note,) = notes
+    assert note.startswith("left out: dycoke acts on the tokens that follow")
+
+
+def test_names_options_and_labels(qwen: Subject) -> None:
+    def labels(*names: str, options: tuple[str, ...] = (), described: tuple[str, ...] = (), **other: str) -> list[str]:
+        return list(contenders(names, options, described, other.get("positions"), qwen)[0])  # type: ignore[arg-type]
+
+    assert labels("fastv") == ["dense", "fastv"]
+    assert labels("fastv", "fastv", "dense") == ["dense", "fastv"]
+    assert labels("fastv", options=("layer=4",)) == ["dense", "fastv(layer=4)"]
+    assert labels("fastv", "oracle", options=("layer=4",)) == ["dense", "fastv(layer=4)", "oracle"]
+    assert labels("fastv", "stride", options=("fastv.layer=4",)) == ["dense", "fastv(layer=4)", "stride"]
+    assert labels("tome+fastv", options=("fastv.layer=4",)) == ["dense", "tome+fastv(layer=4)"]
+    assert labels("tome", described=('{"method": "fastv", "layer": 3, "keep": 0.1}',)) == [
+        "dense",
+        "tome",
+        "fastv(layer=3)",
+    ]
+    assert labels("oracle", "tome+fastv", positions="renumber") == [
+        "dense",
+        "oracle(positions=renumber)",
+        "tome(positions=renumber)+fastv(positions=renumber)",
+    ]
+    with pytest.raises(FoveateError, match="'layer=4' belongs to no method"):
+        labels("fastv", "stride", options=("layer=4",))
+    with pytest.raises(FoveateError, match="'layer=4' belongs to a method"):
+        labels(options=("layer=4",))
+    with pytest.raises(FoveateError, match="dycoke acts on the tokens that follow"):
+        labels("dycoke")
+    with pytest.raises(ConfigError, match="FastV has no option 'layr'"):
+        labels("fastv", options=("layr=4",))
+
+
+def test_labels_leave_the_dial_out(qwen: Subject) -> None:
+    assert label(FastV(keep=0.123), qwen.host) == "fastv"
+    assert label(VTW(layer=2), qwen.host) == "vtw"
+    assert label(Oracle(keep=0.9), qwen.host) == "oracle"

@@ -1,0 +1,89 @@
+"""The solver alone: made-up methods with made-up costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate import VTW, DivPrune, FastV, Host, Method, Stride, ToMe, V2Drop
+from foveate.dial import TOLERANCE, Dial
+from foveate.errors import ConfigError
+
+HOST = Host(family="llava", blocks=4, layers=10, has_cls=True)
+BUDGETS = (0.9, 0.5, 0.35, 0.25, 0.15, 0.1)
+
+
+class Meter:
+    """Cost of a method by formula, and how often it was asked."""
+
+    def __init__(self, low: float = 0.0, high: float = 1.0, power: float = 1.0, steps: int | None = None) -> None:
+        self.low, self.high, self.power, self.steps, self.asked = low, high, power, steps, 0
+
+    def __call__(self, method: Method) -> float:
+        assert isinstance(method, Stride)
+        self.asked += 1
+        share = method.keep if self.steps is None else int(method.keep * self.steps) / self.steps
+        return self.low + (self.high - self.low) * share**self.power
+
+
+@given(st.floats(0, 0.4), st.floats(0.6, 1), st.floats(0.7, 3), st.floats(0.01, 1))
+def test_a_smooth_dial(low: float, high: float, power: float, budget: float) -> None:
+    meter = Meter(low, high, power)
+    setting = Dial(Stride(), HOST, meter).set(budget)
+    assert setting.reachable == (low - TOLERANCE <= budget <= high + TOLERANCE)
+    assert setting.cost == meter(setting.method)
+    nearest = min(max(budget, low), high)
+    assert abs(setting.cost - nearest) <= TOLERANCE + 1e-9
+    assert meter.asked < 30
+
+
+@given(st.integers(1, 40), st.floats(0.01, 1))
+def test_a_dial_in_steps_gives_the_nearest_one(steps: int, budget: float) -> None:
+    meter = Meter(steps=steps)
+    setting = Dial(Stride(), HOST, meter).set(budget)
+    best = min(abs(step / steps - budget) for step in range(steps + 1))
+    assert abs(setting.cost - budget) <= max(best, TOLERANCE) + 1e-9
+    assert setting.reachable
+
+
+def test_a_tie_goes_to_the_cheaper_one() -> None:
+    assert Dial(Stride(), HOST, Meter(steps=10)).set(0.35).cost == pytest.approx(0.3)
+
+
+def test_a_straight_line_takes_one_guess_for_each_budget() -> None:
+    meter = Meter(0.2)
+    dial = Dial(Stride(), HOST, meter)
+    for budget in BUDGETS:
+        setting = dial.set(budget)
+        assert setting.reachable == (budget > 0.19)
+        assert setting.cost == pytest.approx(max(budget, 0.2))
+    assert meter.asked == 2 + 4
+
+
+def test_where_the_dial_was_does_not_matter() -> None:
+    found = [Dial(Stride(keep=keep), HOST, Meter(power=2)).set(0.3) for keep in (0.0, 0.2, 1.0)]
+    assert found[0] == found[1] == found[2]
+
+
+@dataclass(frozen=True)
+class NoDial(Method):
+    """Test only."""
+
+
+def test_dials_of_methods() -> None:
+    assert FastV(layer=3).with_share(0.2, HOST) == FastV(keep=0.2, layer=3)
+    assert [VTW().with_share(share, HOST) for share in (0, 0.34, 1)] == [VTW(layer=layer) for layer in (0, 3, 9)]
+    assert V2Drop(layers=(1, 2), keeps=(0.3, 0.0)).with_share(0.6, HOST) == V2Drop(layers=(1, 2), keeps=(0.6, 0.0))
+    assert (ToMe() + DivPrune()).with_share(0.6, HOST) == ToMe(keep=0.6) + DivPrune(keep=0.6)
+    for method in (NoDial(), ToMe() + NoDial()):
+        with pytest.raises(ConfigError, match="nodial cannot be set to a budget"):
+            method.with_share(0.5, HOST)
+    with pytest.raises(ConfigError):
+        Dial(NoDial(), HOST, lambda method: 1.0)
+
+
+def test_positions_stay() -> None:
+    assert replace(FastV(), positions="renumber").with_share(0.2, HOST).positions == "renumber"
