@@ -85,15 +85,19 @@ def _mean(found: Sequence[Hits]) -> dict[str, float]:
     return {task: sum(hits) / len(hits) if hits else float("nan") for task, hits in joined.items()}
 
 
-def measure(model: Model, images: int = 256) -> dict[str, object]:
-    """The numbers of a model card, on the test split."""
+def measure(model: Model, images: int = 128) -> dict[str, object]:
+    """The numbers of a model card, on the test split: the content of ``metrics.json``."""
     fast, batches = FastForward(model), exhibits("test", images)
-    profile = layer_profile(fast, batches)
+    profile = [_rounded(accuracies) for accuracies in layer_profile(fast, batches)]
     return {
         "accuracy": profile[-1],
-        "accuracy_blind": accuracy(fast, batches, blind=True),
+        "accuracy_blind": _rounded(accuracy(fast, batches, blind=True)),
         "accuracy_when_visual_tokens_leave_at_layer": profile,
     }
+
+
+def _rounded(accuracies: dict[str, float]) -> dict[str, float]:
+    return {task: round(value, 3) for task, value in accuracies.items()}
 
 
 if __name__ == "__main__":

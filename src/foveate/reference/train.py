@@ -79,7 +79,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a training run does; `RECIPES` has those that made the weights in the package.
+    """What a training run does; `RECIPES` has those of the weights in the package.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ class TrainConfig:
 
 RECIPES = {
     "qwen2_5_vl": TrainConfig(),
-    "llava": TrainConfig(architecture="llava", tower_steps=4000, joint_steps=4200),
+    "llava": TrainConfig(architecture="llava", tower_steps=7000, joint_steps=4200),
     "large": TrainConfig(
         tower_steps=6000,
         scenes_steps=2000,
@@ -173,8 +173,8 @@ RECIPES = {
         other_rate=1e-3,
     ),
 }
-"""The runs that made the weights in the package, by architecture; and one for a GPU: *large*, 47 million parameters, which
-nobody has run yet."""
+"""Recipes of the weights in the package, by architecture (the card says where the real runs differed); and one for a GPU:
+*large*, 47 million parameters, which nobody has run yet."""
 
 
 class Learner:
