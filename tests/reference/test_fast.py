@@ -77,6 +77,21 @@ def test_fast_forward_equals_the_stock_forward(model, fast, shape):
         assert torch.allclose(ends, stock(model, images, answered), atol=1e-4)
 
 
+def test_the_summary_is_the_cls_token_of_the_layer_that_is_used(model, fast):
+    images = batch(SHAPES["pair"])[0]
+    with torch.no_grad():
+        visual, summary = fast.look(images)
+        assert torch.equal(visual, fast.see(images))
+        if model.config.model_type != "llava":
+            assert summary is None
+            return
+        shown = [tile for pictures in images.numpy() for tile in tiles(pictures)]
+        pixels = make_processor("llava").image_processor(shown, return_tensors="pt")["pixel_values"]
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+        expected = states[model.config.vision_feature_layer][:, 0]
+        assert torch.allclose(summary.flatten(0, 1), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_masks_equal_removal(fast, shape):
     images, questions, answers = batch(shape)

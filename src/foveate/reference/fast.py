@@ -88,7 +88,13 @@ class FastForward:
 
     def see(self, images: Tensor) -> Tensor:
         """Visual tokens (B, visual, hidden), as they enter the decoder, of uint8 images (B, n, H, W, 3)."""
-        return self.tower.see(images).view(len(images), -1, self.decoder.config.hidden_size)
+        return self.look(images)[0]
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and the CLS token of each tile, (B, tiles, tower width), if the tower has one."""
+        visual, summary = self.tower.see(images)
+        visual = visual.view(len(images), -1, self.decoder.config.hidden_size)
+        return visual, summary if summary is None else summary.unflatten(0, (len(images), -1))
 
     def mask(self, layout: Layout, questions: int) -> Tensor:
         """May row attend to column? (tokens, tokens), causal, and only to images and the own question."""
@@ -239,6 +245,8 @@ class FastForward:
 class _QwenTower:
     """The vision tower of Qwen2.5-VL, on images whose sides are multiples of 80 px."""
 
+    summary_width: int | None = None
+
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.tower = model.model.visual
         self._ropes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -266,7 +274,7 @@ class _QwenTower:
             self._ropes[rows, columns] = angles.cos(), angles.sin()
         return self._ropes[rows, columns]
 
-    def see(self, images: Tensor) -> Tensor:
+    def see(self, images: Tensor) -> tuple[Tensor, None]:
         tower, layout = self.tower, self.layout(images.shape)
         rows, columns = layout.rows // _WINDOW, layout.columns // _WINDOW
         pixels = images.flatten(0, 1).float() / 127.5 - 1
@@ -288,7 +296,7 @@ class _QwenTower:
             x = x + block.attn.proj(attended)
             x = x + block.mlp(_norm(block.norm2, x))
         merged: Tensor = tower.merger(x).view(batch, rows, columns, _WINDOW, _WINDOW, -1)
-        return merged.transpose(2, 3).flatten(1, 4)
+        return merged.transpose(2, 3).flatten(1, 4), None
 
 
 class _ClipTower:
@@ -296,6 +304,7 @@ class _ClipTower:
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         self.tower: Any = model.model.vision_tower
+        self.summary_width: int | None = self.tower.config.hidden_size
         self.projector: nn.Module = model.model.multi_modal_projector
         # State -1 is what leaves the last block, -2 what enters it.
         layer: Any = model.config.vision_feature_layer
@@ -315,7 +324,7 @@ class _ClipTower:
         end = start + layout.rows * layout.columns
         return [(position,) * 3 for position in range(start, end)], end
 
-    def see(self, images: Tensor) -> Tensor:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tower, side = self.tower, SIZE // CELL
         _, _, height, width, _ = images.shape
         pixels = images.flatten(0, 1).float() / 127.5 - 1
@@ -332,8 +341,7 @@ class _ClipTower:
             attended = _attend(q, k, v)
             x = x + attention.out_proj(attended.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.layer_norm2(x))
-        projected: Tensor = self.projector(x[:, 1:])
-        return projected
+        return self.projector(x[:, 1:]), x[:, 0]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Training of a reference model from nothing, in four phases; on a CPU, if need be.
 
-1. *tower*: the vision tower alone learns to say, for each visual token, what is there (a dense loss).
+1. *tower*: the vision tower alone learns to say, for each visual token, what is there (a dense loss). A CLS token learns
+   to say what is anywhere in its tile, so that it attends to objects, as that of a contrastively trained tower does.
 2. *scenes*: the tower rests; the decoder learns to answer about scenes, helped by a pointer loss that shows it where
    to look. Each task is shown at a layer of its own, spread over the middle of the decoder, so that the image is needed
    there, as in large models. Half of the scenes are simple. With all kinds of exhibits from the start nothing was
@@ -72,6 +73,8 @@ SHARES = {
 }
 """Exhibits of a step, as shares of the batch size: about the same number of tokens in each."""
 LABEL_WEIGHT = (1.0, 1.0, 2.0, 0.5, 0.5, 0.5, 1.0, 0.3)
+SUMMARY_SIZES = LABEL_SIZES[:3]
+"""What a CLS token is asked for: the kinds, colours and texts in its tile."""
 CHECKPOINT = "checkpoint.safetensors"
 MAX_STEPS = 100_000
 """Runs with different seeds see different scenes, as long as no run is longer than this."""
@@ -192,10 +195,15 @@ class Learner:
             torch.manual_seed(seed)
             # Reads the dense labels; not part of the model.
             self.probe = nn.Linear(config.hidden, sum(LABEL_SIZES)).to(device)
+            # Reads the CLS token, where there is one; not part of the model either.
+            width = self.fast.tower.summary_width
+            self.summary_probe = None if width is None else nn.Linear(width, sum(SUMMARY_SIZES)).to(device)
         decoder = {id(p) for p in self.model.model.language_model.parameters()}
         named = list(self.model.model.named_parameters())
         self.tower = {f"tower.{name}": p for name, p in named if id(p) not in decoder}
         self.tower |= dict(self.probe.named_parameters(prefix="probe"))
+        if self.summary_probe is not None:
+            self.tower |= dict(self.summary_probe.named_parameters(prefix="summary_probe"))
         self.decoder = {f"decoder.{name}": p for name, p in named if id(p) in decoder}
         matrices, others = [], []
         for part, parameters in (("tower", self.tower), ("decoder", self.decoder)):
@@ -220,11 +228,14 @@ class Learner:
         layout = self.fast.layout(tuple(batch.images.shape))
         guided = phase in ("scenes", "pointer")
         with torch.set_grad_enabled(not guided):
-            visual = self.fast.see(batch.images)
+            visual, summary = self.fast.look(batch.images)
         loss = visual.new_zeros(())
         if not guided:
-            losses["labels"] = self._label_loss(visual, self.fast.arrange(batch.labels))
-            loss = loss + losses["labels"] * (1.0 if phase == "tower" else self.config.label_weight)
+            labels = self.fast.arrange(batch.labels)
+            losses["labels"] = self._label_loss(visual, labels)
+            if summary is not None:
+                losses["summary"] = self._summary_loss(summary, labels)
+            loss = sum(losses.values(), loss) * (1.0 if phase == "tower" else self.config.label_weight)
         if phase != "tower":
             pointers = self._pointers(batch) if guided else None
             first = batch.answers[:, 0]
@@ -261,6 +272,20 @@ class Learner:
         for answer, label, weight, share in parts:
             each = F.cross_entropy(answer.transpose(1, 2), label, reduction="none", ignore_index=IGNORED)
             total = total + share * (each * weight).sum() / weight.sum()
+        return total
+
+    def _summary_loss(self, summary: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of what is in each tile, every kind, colour and text that is there being equally right."""
+        assert self.summary_probe is not None
+        total = summary.new_zeros(())
+        answers = self.summary_probe(summary).split(SUMMARY_SIZES, -1)
+        tiled = labels.unflatten(-1, (summary.shape[1], -1))  # (B, 8, tiles, cells)
+        for answer, label in zip(answers, tiled.unbind(1)):
+            present = torch.zeros_like(answer).scatter_(-1, label.clamp(min=0), 1.0)
+            present[..., 0] = 0.0  # the class of cells with nothing, and of those without a label
+            there = present.sum(-1, keepdim=True)
+            each = -(present / there.clamp(min=1) * answer.log_softmax(-1)).sum(-1)
+            total = total + each.sum() / (there > 0).sum().clamp(min=1)
         return total
 
     def _pointers(self, batch: Batch) -> dict[int, Tensor]:
