@@ -161,7 +161,7 @@ class TrainConfig:
 
 RECIPES = {
     "qwen2_5_vl": TrainConfig(),
-    "llava": TrainConfig(architecture="llava", tower_steps=7000, joint_steps=4200),
+    "llava": TrainConfig(architecture="llava", tower_steps=7000, joint_steps=7200),
     "large": TrainConfig(
         tower_steps=6000,
         scenes_steps=2000,
