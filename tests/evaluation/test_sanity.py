@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from foveate import reference
@@ -29,7 +31,13 @@ def test_dense_is_far_above_chance_and_blind_is_not(found: Evaluation) -> None:
 
 
 def test_the_asked_objects_are_enough(found: Evaluation) -> None:
-    assert row(found, "oracle", 0.1).accuracy.value >= row(found, "dense").accuracy.value - 0.02
+    # Nothing in particular is asked about in `texture`. `llava` counts by the share of the attention that objects get, so
+    # the tokens under them are not enough for it to count; the card says so.
+    tasks = set(reference.CORE) - {"texture"} - ({"count"} if found.model == "llava" else set())
+    oracle, dense = (
+        fmean(row(found, *entry).tasks[task].value for task in tasks) for entry in (("oracle", 0.1), ("dense",))
+    )
+    assert oracle >= dense - 0.02
 
 
 def test_without_the_asked_objects_it_is_chance(found: Evaluation) -> None:
