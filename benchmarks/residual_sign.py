@@ -1,0 +1,50 @@
+"""Which end of V2Drop's score is redundant? Keep the tokens that a layer changed most, then those it changed least.
+
+    python benchmarks/residual_sign.py
+
+Validation split, ten questions of each core task; the answer is in docs/reference-benchmark.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from foveate import Site, Tokens, V2Drop, reference
+from foveate.evaluation.asking import answer
+from foveate.evaluation.batches import grouped
+from foveate.evaluation.subject import load
+
+
+@dataclass(frozen=True)
+class Reversed(V2Drop):
+    """V2Drop that keeps what it would drop."""
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return -super().score(tokens, site)
+
+
+def main() -> None:
+    samples = reference.samples("validation", tasks=reference.CORE, per_task=10)
+    rows = []
+    for name in reference.ARCHITECTURES:
+        subject = load(name, None)
+        for layer, keep in ((1, 0.7), (5, 0.5)):
+            for method in (V2Drop(layers=(layer,), keeps=(keep,)), Reversed(layers=(layer,), keeps=(keep,))):
+                right = 0
+                for group in grouped(samples):
+                    words, _ = answer(subject, subject.preparation.batch(group), method)
+                    right += sum(word == sample.answer for word, sample in zip(words, group))
+                row = {"model": name, "layer": layer, "keep": keep, "kept": "least changed"}
+                if not isinstance(method, Reversed):
+                    row["kept"] = "most changed"
+                rows.append(row | {"accuracy": round(right / len(samples), 3)})
+                print(rows[-1])
+    Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
