@@ -1,0 +1,198 @@
+"""The choices that LUVC's paper leaves open, measured: every variant on the reference models, at one share of the LLM's FLOPs.
+
+    python benchmarks/luvc_choices.py --reference qwen2_5_vl --per-task 15 --out benchmarks/luvc_choices.json
+    python benchmarks/luvc_choices.py --table --out benchmarks/luvc_choices.json
+
+The dial of each variant is set so that the prefill of the language model costs ``--budget`` of what it costs the stock
+model; then it answers questions of the validation split. Variants that are in the file already are not measured again
+(``--again`` forgets them). ``--table`` prints the Markdown of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import foveate
+from foveate import LUVC, OIM, SPU, Method
+from foveate.dial import Dial
+from foveate.evaluation.asking import _generate
+from foveate.evaluation.batches import grouped, probes
+from foveate.evaluation.subject import Subject, load
+from foveate.reference.data import Sample, samples
+from foveate.reference.vocabulary import TASKS
+
+_LATE = ((5, 0.5), (7, 0.0))
+
+#: What each table compares: name -> method. All are set to the same budget.
+VARIANTS: dict[str, dict[str, Method]] = {
+    "controls": {
+        "Random, one cut at layer 0": foveate.Random(),
+        "Stride, one cut at layer 0": foveate.Stride(),
+        "Stride at the layers of halving, none in the last": SPU(cutoff=1.0, mode="residual"),
+        "Downsample": foveate.Downsample(),
+        "VTW (all leave at one layer)": foveate.VTW(),
+        "FastV": foveate.FastV(),
+        "V2Drop": foveate.V2Drop(),
+    },
+    "score (SPU alone, halving)": {
+        "L1 norm (notch of 1)": SPU(cutoff=1.0),
+        **{f"energy, notch {c}": SPU(cutoff=c) for c in (0.5, 0.7, 0.85)},
+        **{f"energy, gaussian {c}": SPU(filter="gaussian", cutoff=c) for c in (0.1, 0.2, 0.4, 0.8)},
+        **{f"residual, gaussian {c}": SPU(mode="residual", filter="gaussian", cutoff=c) for c in (0.1, 0.2, 0.4, 0.8)},
+        "residual, notch 0.85": SPU(mode="residual"),
+        "residual, gaussian 0.2, RMS-normed": SPU(mode="residual", filter="gaussian", cutoff=0.2, normalise=True),
+        "energy, gaussian 0.2, RMS-normed": SPU(filter="gaussian", cutoff=0.2, normalise=True),
+        "residual, gaussian 0.2, wrap-around": SPU(mode="residual", filter="gaussian", cutoff=0.2, mirror=False),
+        "residual, gaussian 0.2, along channels": SPU(mode="residual", filter="gaussian", cutoff=0.2, along="channels"),
+        "energy, notch 0.85, along channels": SPU(along="channels"),
+    },
+    "schedule (SPU alone)": {
+        f"{score}, {name}": method
+        for score, options in {
+            "L1 norm": {"cutoff": 1.0},
+            "residual, gaussian 0.2": {"mode": "residual", "filter": "gaussian", "cutoff": 0.2},
+        }.items()
+        for name, method in {
+            "linear": SPU(schedule="linear", **options),  # type: ignore[arg-type]
+            "linear, every layer": SPU(schedule="linear", every=1, **options),  # type: ignore[arg-type]
+            "half at 5, none from 7": SPU(schedule=None, stages=_LATE, **options),  # type: ignore[arg-type]
+        }.items()
+    },
+    "merger (OIM alone)": {
+        "keys, weighted, middle block": OIM(),
+        "hidden states": OIM(similarity="hidden"),
+        "plain mean": OIM(weighted=False),
+        "one choice for all lines": OIM(shared=True),
+        "as a smaller image (renumber)": OIM(positions="renumber"),
+        "before block 1": OIM(merge=None, passes=((1, "width", 0.7), (1, "height", 0.7))),
+        "before block 3": OIM(merge=None, passes=((3, "width", 0.7), (3, "height", 0.7))),
+        "width before block 1, height before 2": OIM(merge=None, passes=((1, "width", 0.7), (2, "height", 0.7))),
+        "four passes in blocks 1 and 2": OIM(
+            merge=None, passes=((1, "width", 0.8), (1, "height", 0.8), (2, "width", 0.8), (2, "height", 0.8))
+        ),
+    },
+    "together (LUVC)": {
+        "L1 norm, halving": LUVC(cutoff=1.0),
+        "energy, notch 0.85, halving": LUVC(cutoff=0.85),
+        "residual, gaussian 0.2, halving": LUVC(mode="residual", filter="gaussian", cutoff=0.2),
+        "residual, gaussian 0.2, linear": LUVC(mode="residual", filter="gaussian", cutoff=0.2, schedule="linear"),
+        "residual, gaussian 0.2, half at 5, none from 7": LUVC(
+            mode="residual", filter="gaussian", cutoff=0.2, schedule=None, stages=_LATE
+        ),
+    },
+}
+
+
+def share_of_prefill(subject: Subject, groups: Sequence[tuple[tuple[Sample, ...], float]], method: Method) -> float:
+    """FLOPs of the language model's prefill over the stock model's, over the questions' layouts."""
+    now = full = 0.0
+    for group, weight in groups:
+        with foveate.compress(subject.model, method) as handle:
+            _generate(subject, subject.preparation.batch(group))
+            report = handle.report()
+        now += weight * report.flops["prefill"]
+        full += weight * report.full_flops["prefill"]
+    return now / full
+
+
+def measure(subject: Subject, asked: Sequence[Sample], method: Method | None) -> dict[str, Any]:
+    """Answers of a method, and what they cost over what they cost the stock model."""
+    right: list[bool] = []
+    cost = {"tokens": [0.0, 0.0], "tower": [0.0, 0.0], "prefill": [0.0, 0.0], "flops": [0.0, 0.0]}
+    for group in grouped(asked):
+        batch = subject.preparation.batch(group)
+        if method is None:
+            words = _generate(subject, batch)
+        else:
+            with foveate.compress(subject.model, method) as handle:
+                words = _generate(subject, batch)
+                report = handle.report()
+            pairs = {
+                "tokens": (report.mean_tokens * len(group), report.visual_tokens),
+                "flops": (sum(report.flops.values()), sum(report.full_flops.values())),
+                **{stage: (report.flops[stage], report.full_flops[stage]) for stage in ("tower", "prefill")},
+            }
+            for name, (now, full) in pairs.items():
+                cost[name][0] += now
+                cost[name][1] += full
+        right += [word == sample.answer for word, sample in zip(words, group, strict=True)]
+    return {
+        "n": len(right),
+        "accuracy": sum(right) / len(right),
+        **{name: now / full if full else 1.0 for name, (now, full) in cost.items()},
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what the file lacks."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() and not args.again else {}
+    subject = load(args.reference, None)
+    asked = samples(args.split, tasks=TASKS, per_task=args.per_task, seed=args.seed)
+    groups = probes(asked, 2)
+    key = f"{args.reference} {args.split} per_task={args.per_task} seed={args.seed} budget={args.budget}"
+    table = found.setdefault(key, {"digest": subject.digest, "torch": torch.__version__, "rows": {}})
+    if table["digest"] != subject.digest:
+        raise SystemExit(f"{args.out} has results of other weights: say --again to forget them")
+    rows = table["rows"]
+    if "stock" not in rows:
+        rows["stock"] = {"group": "stock", **measure(subject, asked, None)}
+    for group, variants in VARIANTS.items():
+        for name, method in variants.items():
+            if f"{group}: {name}" in rows or (args.group and args.group not in group):
+                continue
+            dial = Dial(method, subject.host, lambda m: share_of_prefill(subject, groups, m))
+            setting = dial.set(args.budget)
+            row = {"group": group, "name": name, "reachable": setting.reachable, "method": setting.method.to_json()}
+            rows[f"{group}: {name}"] = row | measure(subject, asked, setting.method)
+            print(name, json.dumps({k: v for k, v in rows[f"{group}: {name}"].items() if k != "method"}), flush=True)
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables of a file."""
+    lines = []
+    for key, table in found.items():
+        stock = table["rows"]["stock"]
+        n, dense = stock["n"], stock["accuracy"]
+        error = math.sqrt(dense * (1 - dense) / n)
+        lines += [f"**{key}**: stock model {dense:.1%} of {n} questions (standard error {error:.1%})", ""]
+        for group in dict.fromkeys(row["group"] for row in table["rows"].values() if row["group"] != "stock"):
+            lines += [f"| {group} | accuracy | of stock | LLM FLOPs | tower FLOPs | mean tokens |", "|---|---:|---:|---:|---:|---:|"]
+            for row in (row for row in table["rows"].values() if row["group"] == group):
+                note = "" if row["reachable"] else " (budget out of reach)"
+                lines.append(
+                    f"| {row['name']}{note} | {row['accuracy']:.1%} | {row['accuracy'] / dense:.1%} | {row['prefill']:.2f} | "
+                    f"{row['tower']:.2f} | {row['tokens']:.2f} |"
+                )
+            lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", default="qwen2_5_vl", choices=("qwen2_5_vl", "llava"))
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--per-task", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--group", help="only tables whose name contains this")
+    parser.add_argument("--out", type=Path, default=Path("luvc_choices.json"))
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.table:
+        print(markdown(json.loads(args.out.read_text())))
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
