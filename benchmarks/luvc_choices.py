@@ -14,19 +14,40 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import foveate
-from foveate import LUVC, OIM, SPU, Method
+from foveate import LUVC, OIM, SPU, Method, Reduction, Site, Tokens
 from foveate.dial import Dial
 from foveate.evaluation.asking import _generate
 from foveate.evaluation.batches import grouped, probes
 from foveate.evaluation.subject import Subject, load
+from foveate.ops import select
 from foveate.reference.data import Sample, samples
 from foveate.reference.vocabulary import TASKS
+
+
+@dataclass(frozen=True)
+class Even(SPU):
+    """Control: evenly spaced tokens, on SPU's schedule."""
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(site.keep)
+        return Reduction(select.stride(tokens.counts, counts), counts)
+
+
+@dataclass(frozen=True)
+class Lots(SPU):
+    """Control: tokens drawn by lot, on SPU's schedule."""
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return foveate.Random(layer=site.layer).score(tokens, site)
+
 
 _LATE = ((5, 0.5), (7, 0.0))
 
@@ -35,7 +56,8 @@ VARIANTS: dict[str, dict[str, Method]] = {
     "controls": {
         "Random, one cut at layer 0": foveate.Random(),
         "Stride, one cut at layer 0": foveate.Stride(),
-        "Stride at the layers of halving, none in the last": SPU(cutoff=1.0, mode="residual"),
+        "evenly spaced, halving": Even(),
+        "random, halving": Lots(),
         "Downsample": foveate.Downsample(),
         "VTW (all leave at one layer)": foveate.VTW(),
         "FastV": foveate.FastV(),
@@ -62,7 +84,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         for name, method in {
             "linear": SPU(schedule="linear", **options),  # type: ignore[arg-type]
             "linear, every layer": SPU(schedule="linear", every=1, **options),  # type: ignore[arg-type]
-            "half at 5, none from 7": SPU(schedule=None, stages=_LATE, **options),  # type: ignore[arg-type]
+            "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),  # type: ignore[arg-type]
         }.items()
     },
     "merger (OIM alone)": {
@@ -83,7 +105,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "energy, notch 0.85, halving": LUVC(cutoff=0.85),
         "residual, gaussian 0.2, halving": LUVC(mode="residual", filter="gaussian", cutoff=0.2),
         "residual, gaussian 0.2, linear": LUVC(mode="residual", filter="gaussian", cutoff=0.2, schedule="linear"),
-        "residual, gaussian 0.2, half at 5, none from 7": LUVC(
+        "residual, gaussian 0.2, half from 5, none from 7": LUVC(
             mode="residual", filter="gaussian", cutoff=0.2, schedule=None, stages=_LATE
         ),
     },
@@ -165,7 +187,10 @@ def markdown(found: dict[str, Any]) -> str:
         error = math.sqrt(dense * (1 - dense) / n)
         lines += [f"**{key}**: stock model {dense:.1%} of {n} questions (standard error {error:.1%})", ""]
         for group in dict.fromkeys(row["group"] for row in table["rows"].values() if row["group"] != "stock"):
-            lines += [f"| {group} | accuracy | of stock | LLM FLOPs | tower FLOPs | mean tokens |", "|---|---:|---:|---:|---:|---:|"]
+            lines += [
+                f"| {group} | accuracy | of stock | LLM FLOPs | tower FLOPs | mean tokens |",
+                "|---|---:|---:|---:|---:|---:|",
+            ]
             for row in (row for row in table["rows"].values() if row["group"] == group):
                 note = "" if row["reachable"] else " (budget out of reach)"
                 lines.append(

@@ -14,9 +14,10 @@ from foveate.method import Host, Method, Site
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
 from foveate.schedule import check_ratio, survivors
-from foveate.tokens import Reduction, Tokens
+from foveate.tokens import Reduction, Signal, Tokens
 
 Pass = tuple[int, Literal["width", "height"], float]
+SIGNALS: dict[str, tuple[Signal, ...]] = {"keys": ("keys",), "hidden": ()}
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ class OIM(Method):
         if self.merge is not None:
             check_ratio("merge", self.merge)
             if self.merge < 0.25:
-                raise ConfigError(f"merge={self.merge}: two passes leave a quarter at least; for less, give more `passes`")
-        before = 0
-        for block, _, share in self.passes:
-            if not 0.5 <= share <= 1:
-                raise ConfigError(f"passes: a pass keeps 0.5 to 1 of each line, not {share}; for less, add another pass")
-            if block < before:
-                raise ConfigError(f"passes: blocks count from 0 and must not fall, but {block} comes after {before}")
-            before = block
+                raise ConfigError(f"merge={self.merge}: two passes leave 0.25 or more; for less, list more `passes`")
+        if not all(0.5 <= share <= 1 for _, _, share in self.passes):
+            raise ConfigError("passes: each keeps 0.5 to 1 of every line; for less, add another pass")
+        blocks = [0, *(block for block, _, _ in self.passes)]
+        if blocks != sorted(blocks):
+            raise ConfigError(f"passes: list them from the first block (0) to the last, not as {blocks[1:]}")
 
     def _passes(self, middle: int) -> list[Pass]:
         if self.merge is None:
@@ -74,8 +73,7 @@ class OIM(Method):
     def sites(self, host: Host) -> Sequence[Site]:
         passes = self._passes(host.blocks // 2)
         shares = {block: prod(share for at, _, share in passes if at == block) for block, _, _ in passes}
-        signals = ("keys",) if self.similarity == "keys" else ()
-        return [Site("tower", block, share, signals=signals) for block, share in shares.items()]
+        return [Site("tower", b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
 
     def with_share(self, share: float, host: Host) -> Method:
         """All passes alike, so that ``share`` is left, or what that many passes can leave at least."""

@@ -98,7 +98,7 @@ def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
 def _to_next(features: Tensor) -> Tensor:
     """Cosine of each row of ``(N, D)`` with the next one: ``(N,)``; the last has none."""
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    return torch.nn.functional.pad((unit[:-1] * unit[1:]).sum(-1), (0, 1))
+    return torch.nn.functional.pad((unit[:-1] * unit[1:]).sum(-1), (0, 1))[: len(unit)]
 
 
 def _mean_of_lines(similarity: Tensor, shapes: Shapes, lengths: Sequence[int], axis: str) -> Tensor:

@@ -83,8 +83,8 @@ def rotary_at(table: tuple[Tensor, Tensor], rows: Tensor, displacement: Tensor, 
     angle = torch.atan2(sin[: side + 1], cos[: side + 1])
     step = torch.stack([angle[side] - angle[0], angle[1] - angle[0]])  # (2, d) a patch down, a patch to the right
     step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
-    moved = (displacement.to(step) * side) @ step
-    moved = moved.repeat_interleave(side * side, dim=0, output_size=len(rows))
+    down, right = (displacement.to(step) * side)[..., None].unbind(1)
+    moved = (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=len(rows))
     c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
     return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
 
