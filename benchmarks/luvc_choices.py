@@ -49,9 +49,21 @@ class Lots(SPU):
         return foveate.Random(layer=site.layer).score(tokens, site)
 
 
-_LATE = ((5, 0.5), (7, 0.0))
+def _score(**options: Any) -> dict[str, Any]:
+    return {"mode": "low_frequency_energy", "filter": "notch", "normalise": False} | options
 
-#: What each table compares: name -> method. All are set to the same budget.
+
+def _gaussian(cutoff: float) -> dict[str, Any]:
+    return {"filter": "gaussian", "cutoff": cutoff}
+
+
+_LATE = ((5, 0.5), (7, 0.0))
+_RESIDUAL = _score(mode="residual", filter="gaussian", cutoff=0.2, normalise=True)
+_AT_3: dict[str, Any] = {"merge": None, "passes": ((3, "width", 0.7), (3, "height", 0.7))}
+_HIDDEN: dict[str, Any] = {"similarity": "hidden"}
+_AS_IT_IS = "settings as they are"
+
+#: What each table compares: name -> method. All but the last table's are set to the same budget.
 VARIANTS: dict[str, dict[str, Method]] = {
     "controls": {
         "Random, one cut at layer 0": foveate.Random(),
@@ -64,50 +76,70 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "V2Drop": foveate.V2Drop(),
     },
     "score (SPU alone, halving)": {
-        "L1 norm (notch of 1)": SPU(cutoff=1.0),
-        **{f"energy, notch {c}": SPU(cutoff=c) for c in (0.5, 0.7, 0.85)},
-        **{f"energy, gaussian {c}": SPU(filter="gaussian", cutoff=c) for c in (0.1, 0.2, 0.4, 0.8)},
-        **{f"residual, gaussian {c}": SPU(mode="residual", filter="gaussian", cutoff=c) for c in (0.1, 0.2, 0.4, 0.8)},
-        "residual, notch 0.85": SPU(mode="residual"),
-        "residual, gaussian 0.2, RMS-normed": SPU(mode="residual", filter="gaussian", cutoff=0.2, normalise=True),
-        "energy, gaussian 0.2, RMS-normed": SPU(filter="gaussian", cutoff=0.2, normalise=True),
-        "residual, gaussian 0.2, wrap-around": SPU(mode="residual", filter="gaussian", cutoff=0.2, mirror=False),
-        "residual, gaussian 0.2, along channels": SPU(mode="residual", filter="gaussian", cutoff=0.2, along="channels"),
-        "energy, notch 0.85, along channels": SPU(along="channels"),
+        name: SPU(**_score(**options))
+        for name, options in {
+            "L1 norm (notch of 1)": {"cutoff": 1.0},
+            **{f"energy, notch {c}": {"cutoff": c} for c in (0.5, 0.7, 0.85)},
+            **{f"energy, gaussian {c}": _gaussian(c) for c in (0.1, 0.2, 0.4, 0.8)},
+            **{f"residual, gaussian {c}": {**_gaussian(c), "mode": "residual"} for c in (0.1, 0.2, 0.4, 0.8)},
+            "residual, notch 0.85": {"mode": "residual", "cutoff": 0.85},
+            "residual, gaussian 0.2, RMS-normed": _RESIDUAL,
+            "residual, gaussian 0.1, RMS-normed": {**_RESIDUAL, "cutoff": 0.1},
+            "residual, gaussian 0.4, RMS-normed": {**_RESIDUAL, "cutoff": 0.4},
+            "energy, gaussian 0.2, RMS-normed": {**_RESIDUAL, "mode": "low_frequency_energy"},
+            "residual, gaussian 0.2, RMS-normed, wrap-around": {**_RESIDUAL, "mirror": False},
+            "residual, gaussian 0.2, RMS-normed, along channels": {**_RESIDUAL, "along": "channels"},
+            "energy, notch 0.85, along channels": {"cutoff": 0.85, "along": "channels"},
+        }.items()
     },
     "schedule (SPU alone)": {
         f"{score}, {name}": method
-        for score, options in {
-            "L1 norm": {"cutoff": 1.0},
-            "residual, gaussian 0.2": {"mode": "residual", "filter": "gaussian", "cutoff": 0.2},
-        }.items()
+        for score, options in {"L1 norm": _score(cutoff=1.0), "residual": _RESIDUAL}.items()
         for name, method in {
-            "linear": SPU(schedule="linear", **options),  # type: ignore[arg-type]
-            "linear, every layer": SPU(schedule="linear", every=1, **options),  # type: ignore[arg-type]
-            "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),  # type: ignore[arg-type]
+            "linear": SPU(schedule="linear", **options),
+            "linear, every layer": SPU(schedule="linear", every=1, **options),
+            "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),
+            "half from 1, none in the last": SPU(schedule=None, stages=((1, 0.5), (9, 0.0)), **options),
+            "half from 0, none from 8": SPU(schedule=None, stages=((0, 0.5), (8, 0.0)), **options),
+            "half from 2, 1/4 from 6, none from 8": SPU(
+                schedule=None, stages=((2, 0.5), (6, 0.25), (8, 0.0)), **options
+            ),
         }.items()
     },
     "merger (OIM alone)": {
-        "keys, weighted, middle block": OIM(),
-        "hidden states": OIM(similarity="hidden"),
-        "plain mean": OIM(weighted=False),
-        "one choice for all lines": OIM(shared=True),
-        "as a smaller image (renumber)": OIM(positions="renumber"),
-        "before block 1": OIM(merge=None, passes=((1, "width", 0.7), (1, "height", 0.7))),
-        "before block 3": OIM(merge=None, passes=((3, "width", 0.7), (3, "height", 0.7))),
-        "width before block 1, height before 2": OIM(merge=None, passes=((1, "width", 0.7), (2, "height", 0.7))),
-        "four passes in blocks 1 and 2": OIM(
-            merge=None, passes=((1, "width", 0.8), (1, "height", 0.8), (2, "width", 0.8), (2, "height", 0.8))
+        "keys, before the middle block": OIM(similarity="keys"),
+        "hidden states, before the middle block": OIM(**_HIDDEN),
+        "plain mean": OIM(**_HIDDEN, weighted=False),
+        "one choice for all lines": OIM(**_HIDDEN, shared=True),
+        "as a smaller image (renumber)": OIM(**_HIDDEN, positions="renumber"),
+        "before block 1": OIM(**_HIDDEN, merge=None, passes=((1, "width", 0.7), (1, "height", 0.7))),
+        "before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.7), (3, "height", 0.7))),
+        "before block 3, keys": OIM(merge=None, passes=((3, "width", 0.7), (3, "height", 0.7)), similarity="keys"),
+        "width before block 2, height before 3": OIM(
+            **_HIDDEN, merge=None, passes=((2, "width", 0.7), (3, "height", 0.7))
+        ),
+        "four passes before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.8), (3, "height", 0.8)) * 2),
+    },
+    "together (LUVC), both dials at one share": {
+        "L1 norm, halving": LUVC(**_score(cutoff=1.0), **_HIDDEN),
+        "energy, notch 0.85, halving": LUVC(**_score(cutoff=0.85), **_HIDDEN),
+        "residual, halving": LUVC(**_RESIDUAL, **_HIDDEN),
+        "residual, linear": LUVC(**_RESIDUAL, **_HIDDEN, schedule="linear"),
+        "residual, half from 5, none from 7": LUVC(**_RESIDUAL, **_HIDDEN, schedule=None, stages=_LATE),
+        "residual, halving, renumbered": LUVC(**_RESIDUAL, **_HIDDEN, positions="renumber"),
+        "residual, halving, merger before block 3": LUVC(**_RESIDUAL, **_HIDDEN, **_AT_3),
+        "residual, half from 5, none from 7, merger before block 3": LUVC(
+            **_RESIDUAL, **_HIDDEN, **_AT_3, schedule=None, stages=_LATE
         ),
     },
-    "together (LUVC)": {
-        "L1 norm, halving": LUVC(cutoff=1.0),
-        "energy, notch 0.85, halving": LUVC(cutoff=0.85),
-        "residual, gaussian 0.2, halving": LUVC(mode="residual", filter="gaussian", cutoff=0.2),
-        "residual, gaussian 0.2, linear": LUVC(mode="residual", filter="gaussian", cutoff=0.2, schedule="linear"),
-        "residual, gaussian 0.2, half from 5, none from 7": LUVC(
-            mode="residual", filter="gaussian", cutoff=0.2, schedule=None, stages=_LATE
-        ),
+    _AS_IT_IS: {
+        f"merge {merge}, {name}": LUVC(merge=merge, **_RESIDUAL, **_HIDDEN, schedule=None, stages=stages)
+        for merge, name, stages in (
+            (0.72, "none from 7", ((7, 0.0),)),
+            (0.64, "none from 8", ((8, 0.0),)),
+            (0.81, "half from 5, none from 8", ((5, 0.5), (8, 0.0))),
+            (0.9, "0.6 from 3, 0.4 from 5, none from 8", ((3, 0.6), (5, 0.4), (8, 0.0))),
+        )
     },
 }
 
@@ -170,10 +202,12 @@ def run(args: argparse.Namespace) -> None:
         for name, method in variants.items():
             if f"{group}: {name}" in rows or (args.group and args.group not in group):
                 continue
-            dial = Dial(method, subject.host, lambda m: share_of_prefill(subject, groups, m))
-            setting = dial.set(args.budget)
-            row = {"group": group, "name": name, "reachable": setting.reachable, "method": setting.method.to_json()}
-            rows[f"{group}: {name}"] = row | measure(subject, asked, setting.method)
+            reachable = True
+            if group != _AS_IT_IS:
+                setting = Dial(method, subject.host, lambda m: share_of_prefill(subject, groups, m)).set(args.budget)
+                method, reachable = setting.method, setting.reachable
+            row = {"group": group, "name": name, "reachable": reachable, "method": method.to_json()}
+            rows[f"{group}: {name}"] = row | measure(subject, asked, method)
             print(name, json.dumps({k: v for k, v in rows[f"{group}: {name}"].items() if k != "method"}), flush=True)
             args.out.write_text(json.dumps(found, indent=1) + "\n")
 

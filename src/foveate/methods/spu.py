@@ -23,9 +23,10 @@ class SPU(Method):
     The second half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
     From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
     pruning is gradual and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio is
-    published. ``low_frequency_energy`` with the ``notch`` filter is the score of VTC-LFC (NeurIPS 2022), the one earlier
-    pruner of this kind, without its attention factor; the rest is ours. A span is filtered by itself, survivors in raster
-    order, and keeps its budget; survivors keep their positions.
+    published. ``low_frequency_energy`` through a ``notch`` of 0.85 is the score of VTC-LFC (NeurIPS 2022), the one earlier
+    pruner of this kind, without its attention factor; it lost to a random choice, so the default is ours: tokens that the
+    low-pass image explains are redundant (docs/methods/luvc.md). A span is filtered by itself, survivors in raster order,
+    and keeps its budget; survivors keep their positions.
 
     Attributes:
         keep: what is left where the schedule says a half (its shares to a power); 1: everything, in the last layer too.
@@ -33,9 +34,9 @@ class SPU(Method):
             what `stages` says.
         every: layers from one stage to the next; null: as the schedule has it.
         stages: another schedule: (layer, share of all tokens from there on).
-        mode: keep tokens with the most ``low_frequency_energy`` (L1 norm of what passes the filter), or those of which the
-            filter takes most away: ``residual`` (L2 norm).
-        filter: ``notch`` at Nyquist's frequency, or ``gaussian`` around zero.
+        mode: keep tokens of which the filter takes most away, ``residual`` (L2 norm), or those with the most
+            ``low_frequency_energy`` (L1 norm of what passes).
+        filter: ``gaussian`` around zero, or a ``notch`` at Nyquist's frequency.
         cutoff: of the filter, in Nyquist frequencies; a notch of 1 lets everything pass.
         along: what is filtered: the ``tokens`` of a span, or the ``channels`` of a token.
         mirror: continue both ends by their mirror image; else they wrap around.
@@ -46,12 +47,12 @@ class SPU(Method):
     schedule: Literal["halving", "linear"] | None = "halving"
     every: int | None = None
     stages: tuple[tuple[int, float], ...] = ()
-    mode: Literal["low_frequency_energy", "residual"] = "low_frequency_energy"
-    filter: Literal["notch", "gaussian"] = "notch"
-    cutoff: float = 0.85
+    mode: Literal["residual", "low_frequency_energy"] = "residual"
+    filter: Literal["gaussian", "notch"] = "gaussian"
+    cutoff: float = 0.2
     along: Literal["tokens", "channels"] = "tokens"
     mirror: bool = True
-    normalise: bool = False
+    normalise: bool = True
 
     paper: ClassVar[str] = "LUVC, its pruner alone (2512.09010)"
 
