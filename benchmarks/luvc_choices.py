@@ -59,7 +59,6 @@ def _gaussian(cutoff: float) -> dict[str, Any]:
 
 _LATE = ((5, 0.5), (7, 0.0))
 _RESIDUAL = _score(mode="residual", filter="gaussian", cutoff=0.2, normalise=True)
-_AT_3: dict[str, Any] = {"merge": None, "passes": ((3, "width", 0.7), (3, "height", 0.7))}
 _HIDDEN: dict[str, Any] = {"similarity": "hidden"}
 _AS_IT_IS = "settings as they are"
 
@@ -68,15 +67,15 @@ VARIANTS: dict[str, dict[str, Method]] = {
     "controls": {
         "Random, one cut at layer 0": foveate.Random(),
         "Stride, one cut at layer 0": foveate.Stride(),
-        "evenly spaced, halving": Even(),
-        "random, halving": Lots(),
+        "evenly spaced, halving": Even(schedule="halving"),
+        "random, halving": Lots(schedule="halving"),
         "Downsample": foveate.Downsample(),
         "VTW (all leave at one layer)": foveate.VTW(),
         "FastV": foveate.FastV(),
         "V2Drop": foveate.V2Drop(),
     },
     "score (SPU alone, halving)": {
-        name: SPU(**_score(**options))
+        name: SPU(schedule="halving", **_score(**options))
         for name, options in {
             "L1 norm (notch of 1)": {"cutoff": 1.0},
             **{f"energy, notch {c}": {"cutoff": c} for c in (0.5, 0.7, 0.85)},
@@ -99,12 +98,20 @@ VARIANTS: dict[str, dict[str, Method]] = {
             "linear": SPU(schedule="linear", **options),
             "linear, every layer": SPU(schedule="linear", every=1, **options),
             "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),
-            "half from 1, none in the last": SPU(schedule=None, stages=((1, 0.5), (9, 0.0)), **options),
-            "half from 0, none from 8": SPU(schedule=None, stages=((0, 0.5), (8, 0.0)), **options),
-            "half from 2, 1/4 from 6, none from 8": SPU(
-                schedule=None, stages=((2, 0.5), (6, 0.25), (8, 0.0)), **options
+            "early: half from 0, none from 8": SPU(schedule="early", **options),
+            "half from 0, none in the last": SPU(schedule="early", every=9, **options),
+            "half from 0, 1/4 from 5, none from 8": SPU(
+                schedule=None, stages=((0, 0.5), (5, 0.25), (8, 0.0)), **options
             ),
         }.items()
+    },
+    "early schedule, other scores": {
+        "evenly spaced": Even(schedule="early"),
+        "random": Lots(schedule="early"),
+        "energy, notch 0.85": SPU(schedule="early", **_score(cutoff=0.85)),
+        "energy, gaussian 0.2": SPU(schedule="early", **_score(**_gaussian(0.2))),
+        "residual, gaussian 0.2, not normed": SPU(schedule="early", **{**_RESIDUAL, "normalise": False}),
+        "L1 norm, RMS-normed": SPU(schedule="early", **_score(cutoff=1.0, normalise=True)),
     },
     "merger (OIM alone)": {
         "keys, before the middle block": OIM(similarity="keys"),
@@ -121,25 +128,18 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "four passes before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.8), (3, "height", 0.8)) * 2),
     },
     "together (LUVC), both dials at one share": {
-        "L1 norm, halving": LUVC(**_score(cutoff=1.0), **_HIDDEN),
-        "energy, notch 0.85, halving": LUVC(**_score(cutoff=0.85), **_HIDDEN),
-        "residual, halving": LUVC(**_RESIDUAL, **_HIDDEN),
-        "residual, linear": LUVC(**_RESIDUAL, **_HIDDEN, schedule="linear"),
-        "residual, half from 5, none from 7": LUVC(**_RESIDUAL, **_HIDDEN, schedule=None, stages=_LATE),
-        "residual, halving, renumbered": LUVC(**_RESIDUAL, **_HIDDEN, positions="renumber"),
-        "residual, halving, merger before block 3": LUVC(**_RESIDUAL, **_HIDDEN, **_AT_3),
-        "residual, half from 5, none from 7, merger before block 3": LUVC(
-            **_RESIDUAL, **_HIDDEN, **_AT_3, schedule=None, stages=_LATE
-        ),
+        "residual, early": LUVC(schedule="early", **_RESIDUAL, **_HIDDEN),
+        "L1 norm, early": LUVC(schedule="early", **_score(cutoff=1.0), **_HIDDEN),
+        "residual, halving": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN),
+        "energy, notch 0.85, halving": LUVC(schedule="halving", **_score(cutoff=0.85), **_HIDDEN),
+        "residual, linear": LUVC(schedule="linear", **_RESIDUAL, **_HIDDEN),
+        "residual, halving, renumbered": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN, positions="renumber"),
     },
     _AS_IT_IS: {
-        f"merge {merge}, {name}": LUVC(merge=merge, **_RESIDUAL, **_HIDDEN, schedule=None, stages=stages)
-        for merge, name, stages in (
-            (0.72, "none from 7", ((7, 0.0),)),
-            (0.64, "none from 8", ((8, 0.0),)),
-            (0.81, "half from 5, none from 8", ((5, 0.5), (8, 0.0))),
-            (0.9, "0.6 from 3, 0.4 from 5, none from 8", ((3, 0.6), (5, 0.4), (8, 0.0))),
+        f"merge {merge}, then residual, early, keep {keep}": LUVC(
+            merge=merge, keep=keep, schedule="early", **_RESIDUAL, **_HIDDEN
         )
+        for merge, keep in ((0.9, 0.6), (0.8, 0.75))
     },
 }
 
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
         rows["stock"] = {"group": "stock", **measure(subject, asked, None)}
     for group, variants in VARIANTS.items():
         for name, method in variants.items():
-            if f"{group}: {name}" in rows or (args.group and args.group not in group):
+            if f"{group}: {name}" in rows or (args.group and args.group not in f"{group}: {name}"):
                 continue
             reachable = True
             if group != _AS_IT_IS:
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--group", help="only tables whose name contains this")
+    parser.add_argument("--group", help="only variants of which `table: name` contains this")
     parser.add_argument("--out", type=Path, default=Path("luvc_choices.json"))
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")

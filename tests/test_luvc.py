@@ -82,7 +82,7 @@ def test_the_merger_by_loops(
     grid: list[tuple[int, int, int]], passes: tuple[Pass, ...], seed: int, weighted: bool
 ) -> None:
     tokens = tokens_at(grid, seed)
-    method = OIM(merge=None, passes=passes, weighted=weighted)
+    method = OIM(merge=None, passes=passes, similarity="keys", weighted=weighted)
     (site,) = method.sites(HOST)
     reduction = method.reduce(tokens, site)
     after = reduction.survivors(tokens)
@@ -224,7 +224,7 @@ def test_spans_without_tokens(along: Any) -> None:
         assert reduction.counts == tuple(here.counts)
 
 
-@pytest.mark.parametrize("schedule", ["halving", "linear"])
+@pytest.mark.parametrize("schedule", ["early", "halving", "linear"])
 def test_the_last_layer_has_no_image(family: str, schedule: Any) -> None:
     model = tiny.model(family)
     rows: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
@@ -336,7 +336,14 @@ def test_a_cell_of_another_chunk_is_not_looked_for() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [LUVC(), OIM(), SPU(), SPU(schedule="linear"), OIM(merge=None, passes=((1, "width", 0.5), (2, "height", 0.9)))],
+    [
+        LUVC(),
+        OIM(),
+        SPU(),
+        SPU(schedule="halving"),
+        SPU(schedule="linear"),
+        OIM(merge=None, passes=((1, "width", 0.5), (2, "height", 0.9))),
+    ],
     ids=repr,
 )
 def test_the_dial_turns_one_way(family: str, method: Method) -> None:
@@ -386,7 +393,7 @@ def test_bad_options(cls: type[Method], options: dict[str, Any], sentence: str) 
     ("method", "sentence"),
     [
         (OIM(merge=None, passes=((9, "width", 0.5),)), "no tower layer 9"),
-        (OIM(merge=None, passes=((0, "width", 0.5),)), "no layer before it"),
+        (OIM(merge=None, passes=((0, "width", 0.5),), similarity="keys"), "no layer before it"),
         (SPU(schedule=None, stages=((9, 0.5),)), "no decoder layer 9"),
     ],
     ids=repr,

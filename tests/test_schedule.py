@@ -34,12 +34,18 @@ def test_linear() -> None:
     assert curve(of_present(named("linear", 7, 3)), 7) == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0])
 
 
+def test_early() -> None:
+    assert named("early", 10) == [(0, 0.5), (8, 0.0)]
+    assert named("early", 28) == [(0, 0.5), (23, 0.0)]
+    assert named("early", 10, 99) == [(0, 0.5), (9, 0.0)]
+
+
 @given(names, st.integers(2, 80), st.none() | st.integers(1, 100), st.floats(0, 1))
 def test_every_schedule_falls_to_zero(name: str, layers: int, every: int | None, keep: float) -> None:
     stages = named(name, layers, every)
     check_stages(name, stages)
-    assert all(0 < layer < layers for layer, _ in stages)
-    assert stages[-1] == (layers - 1, 0.0)
+    assert all(0 <= layer < layers for layer, _ in stages)
+    assert stages[-1][1] == 0
     here, steeper = (curve(of_present(turned(stages, k)), layers) for k in (keep, keep / 2))
     assert all(0 <= low <= high + 1e-9 for low, high in zip(steeper, here))
     assert here[-1] == (0 if keep < 1 else 1)
@@ -72,7 +78,7 @@ def test_bad_stages(stages: list[tuple[int, float]], sentence: str) -> None:
 
 
 def test_bad_names_and_depths() -> None:
-    with pytest.raises(ConfigError, match="halving, linear"):
+    with pytest.raises(ConfigError, match="early, halving, linear"):
         named("cosine", 12)
     with pytest.raises(ConfigError, match="at least two decoder layers"):
         named("halving", 1)

@@ -48,8 +48,13 @@ def linear(layers: int, every: int | None = None) -> list[Stage]:
     return [*((layer, 1 - layer / last) for layer in range(every, last, every)), (last, 0.0)]
 
 
+def early(layers: int, every: int | None = None) -> list[Stage]:
+    """Half of all leave before the first layer, the rest for the last fifth of the depth (or after so many layers)."""
+    return [(0, 0.5), (min(every or -(-layers * 4 // 5), layers - 1), 0.0)]
+
+
 #: Shares of the whole by layer, for any depth. All end at zero tokens in the last layer.
-SCHEDULES: dict[str, Callable[[int, int | None], list[Stage]]] = {"halving": halving, "linear": linear}
+SCHEDULES: dict[str, Callable[[int, int | None], list[Stage]]] = {"early": early, "halving": halving, "linear": linear}
 
 
 def named(name: str, layers: int, every: int | None = None) -> list[Stage]:

@@ -38,14 +38,14 @@ class OIM(Method):
             middle block; null: what `passes` says.
         passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
             ``round(share * n)`` stay, so a line of one token is never shortened.
-        similarity: of the head-mean ``keys`` of the block before, or of ``hidden`` states.
+        similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
         weighted: mean by size, else the plain mean of the two or three that merge.
         shared: all lines of an image make the same choice, by their mean similarity.
     """
 
     merge: float | None = 0.7
     passes: tuple[Pass, ...] = ()
-    similarity: Literal["keys", "hidden"] = "keys"
+    similarity: Literal["hidden", "keys"] = "hidden"
     weighted: bool = True
     shared: bool = False
 

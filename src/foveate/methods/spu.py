@@ -30,8 +30,8 @@ class SPU(Method):
 
     Attributes:
         keep: what is left where the schedule says a half (its shares to a power); 1: everything, in the last layer too.
-        schedule: ``halving`` at 1/4, 1/2 and 3/4 of the depth, or ``linear``; both leave nothing in the last layer; null:
-            what `stages` says.
+        schedule: ``early``, half before the first layer and none in the last fifth; ``halving`` at 1/4, 1/2 and 3/4 of the
+            depth; ``linear``. All leave nothing in the last layer. Null: what `stages` says.
         every: layers from one stage to the next; null: as the schedule has it.
         stages: another schedule: (layer, share of all tokens from there on).
         mode: keep tokens of which the filter takes most away, ``residual`` (L2 norm), or those with the most
@@ -44,7 +44,7 @@ class SPU(Method):
     """
 
     keep: float = 0.5
-    schedule: Literal["halving", "linear"] | None = "halving"
+    schedule: Literal["early", "halving", "linear"] | None = "early"
     every: int | None = None
     stages: tuple[tuple[int, float], ...] = ()
     mode: Literal["residual", "low_frequency_energy"] = "residual"

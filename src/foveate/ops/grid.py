@@ -66,16 +66,16 @@ def pair(similarity: Tensor, lengths: Sequence[int], merges: Sequence[int]) -> T
     Returns:
         ``(N,)`` int64, the number of each token's group, counted along all lines.
     """
-    rank = within(lengths)
-    length = torch.tensor(lengths, dtype=torch.long)[segment_ids(lengths)]
-    odd = (rank % 2 == 1).nonzero().flatten()
-    has_next = (rank + 1 < length)[odd].to(similarity.device, non_blocking=True)
-    odd = odd.to(similarity.device, non_blocking=True)
+    pairs = [n // 2 for n in lengths]
+    line, rank = segment_ids(pairs), 2 * within(pairs) + 1
+    has_next = rank + 1 < torch.tensor(lengths, dtype=torch.long)[line]
+    odd = torch.tensor(offsets(lengths)[:-1], dtype=torch.long)[line] + rank
+    has_next, odd = (x.to(similarity.device, non_blocking=True) for x in (has_next, odd))
     before, after = similarity[odd - 1], similarity[odd].masked_fill(~has_next, -torch.inf)
-    chosen = select.top_k(torch.maximum(before, after), [n // 2 for n in lengths], merges)
+    chosen = select.top_k(torch.maximum(before, after), pairs, merges)
     # A group is a run of tokens: an odd one joins the one before it, or the one after it joins.
     joins = odd[chosen] + (after > before)[chosen].long()
-    fresh = torch.ones(len(rank), dtype=torch.long, device=similarity.device).index_fill(0, joins, 0)
+    fresh = torch.ones(len(similarity), dtype=torch.long, device=similarity.device).index_fill(0, joins, 0)
     return fresh.cumsum(0) - 1
 
 

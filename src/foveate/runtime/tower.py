@@ -404,8 +404,8 @@ def _rows_of(grid: Grid, unit: int, leading: int) -> int:
 
 def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
     """``(N, 3)`` coordinates in the grid before resizing."""
-    now, full = (torch.tensor(spans.shape, device=tokens.coords.device) for spans in (tokens.spans, frames(grid)))
-    scale = (full / now)[tokens.segment]  # (N, 2)
+    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
+    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
     return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
 
 
