@@ -127,7 +127,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         ),
         "four passes before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.8), (3, "height", 0.8)) * 2),
     },
-    "together (LUVC), both dials at one share": {
+    "together (LUVC)": {
         "residual, early": LUVC(schedule="early", **_RESIDUAL, **_HIDDEN),
         "L1 norm, early": LUVC(schedule="early", **_score(cutoff=1.0), **_HIDDEN),
         "residual, halving": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN),
@@ -139,7 +139,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         f"merge {merge}, then residual, early, keep {keep}": LUVC(
             merge=merge, keep=keep, schedule="early", **_RESIDUAL, **_HIDDEN
         )
-        for merge, keep in ((0.9, 0.6), (0.8, 0.75))
+        for merge, keep in ((0.9, 0.75), (0.9, 0.6), (1.0, 0.6))
     },
 }
 
