@@ -24,7 +24,7 @@ class SPU(Method):
     From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
     pruning is gradual and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio is
     published. ``low_frequency_energy`` through a ``notch`` of 0.85 is the score of VTC-LFC (NeurIPS 2022), the one earlier
-    pruner of this kind, without its attention factor; it lost to a random choice, so the default is ours: tokens that the
+    pruner of this kind, without its attention factor; it lost to a random cut, so the default is ours: tokens that the
     low-pass image explains are redundant (docs/methods/luvc.md). A span is filtered by itself, survivors in raster order,
     and keeps its budget; survivors keep their positions.
 
