@@ -48,6 +48,8 @@ METHODS = [
     ToMe(),
     VisionZip(keep=0.4),
     Downsample(),
+    foveate.LUVC(),
+    foveate.OIM(merge=0.5, positions="renumber"),
     ToMe(keep=0.7) + FastV(layer=1) + foveate.VTW(layer=-2),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "+".join(p.name() for p in method.parts()))

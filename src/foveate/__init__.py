@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.luvc import LUVC as LUVC
+    from foveate.methods.oim import OIM as OIM
     from foveate.methods.random import Random as Random
+    from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop

@@ -12,6 +12,9 @@ from torch import Tensor
 
 import foveate
 from foveate import (
+    LUVC,
+    OIM,
+    SPU,
     VTW,
     DivPrune,
     Downsample,
@@ -95,6 +98,9 @@ FULL = {  # every method with nothing removed
     "divprune": DivPrune(keep=1.0),
     "downsample": Downsample(keep=1.0),
     "dycoke": DyCoke(keep=1.0),
+    "luvc": LUVC(keep=1.0, merge=1.0),
+    "oim": OIM(merge=1.0),
+    "spu": SPU(keep=1.0, mode="residual"),
     "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
@@ -112,6 +118,13 @@ PLANS = {
     "downsample": Downsample(keep=0.5),
     "native": Downsample(keep=0.5, positions="native"),
     "renumber": Stride(keep=0.5, layers=(0, 2), positions="renumber"),
+    "luvc": LUVC(keep=0.6, schedule="halving", mode="low_frequency_energy", filter="notch"),
+    "luvc-small": LUVC(positions="renumber", schedule="linear", similarity="keys", normalise=False),
+    "oim": OIM(merge=None, passes=((1, "height", 0.7), (1, "width", 0.5), (3, "height", 0.6)), weighted=False),
+    "oim-shared": OIM(merge=0.5, shared=True, positions="native"),
+    "spu": SPU(keep=0.7, along="channels", every=1),
+    "luvc-usual": LUVC(),
+    "downsample+luvc": Downsample(keep=0.6) + LUVC(),
     "tome+fastv": ToMe(keep=0.7) + FastV(),
     "park": ParkHalf(),
     "park-mid": ParkHalf(mid=True),

@@ -33,7 +33,9 @@ class Tower:
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
-        block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths.
+        block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
+            ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
+            angles below pi a patch (towers with a patch merger only).
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
 

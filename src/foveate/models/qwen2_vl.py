@@ -71,6 +71,6 @@ FAMILY = Family(
         grid=_grid,
         resize=_resize,
         segments=frame_segments,
-        block_args={"cu_seqlens": "seqlens", "position_embeddings": 0},
+        block_args={"cu_seqlens": "seqlens", "position_embeddings": "rotary"},
     ),
 )

@@ -89,7 +89,7 @@ class Record:
         kept_rows: rows in front of each image that stand for no patch.
         features: ``(R, C)`` as handed to stock code, holes and all.
         kept: ``(K,)`` patch rows that are not holes, or None: all.
-        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged.
+        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged, or nothing moved.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
@@ -128,7 +128,7 @@ class TowerPass:
         reading, readings: what is read from the attention that runs now, and from each block so far.
         previous: hidden states where the last layer (or attention) began, for the residual update.
         mid: block -> hidden states between its attention and its FFN, and the shape the stock code expects.
-        merged: some token stands for several.
+        merged, moved: some token stands for several; is not at its own place.
     """
 
     grid: Grid
@@ -145,6 +145,7 @@ class TowerPass:
     mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
+    moved: bool = False
 
 
 @dataclass

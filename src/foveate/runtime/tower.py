@@ -6,6 +6,7 @@ rows, and a missing row is NaN: a hole that travels in band to the language mode
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from foveate.models.family import Family, Grid
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.positions import rotary_at
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
@@ -147,7 +149,8 @@ class TowerHooks:
                 kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
             if call.resized is not None:
                 kept = call.resized[kept]
-        sizes, coords = (tokens.sizes, tokens.coords) if tokens is not None and call.merged else (None, None)
+        sizes = tokens.sizes if tokens is not None and call.merged else None
+        coords = _in_full_grid(tokens, call.grid) if tokens is not None and call.moved else None
         record = Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
@@ -225,7 +228,7 @@ class TowerHooks:
                 continue
             if value is None:
                 continue
-            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout))
+            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
         return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
@@ -241,6 +244,7 @@ class TowerHooks:
         if site.action == "park":
             call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
         call.merged |= reduction.sizes is not None
+        call.moved |= reduction.coords is not None
         if isinstance(layout, Packed):
             survivors = reduction.survivors(tokens)
             call.layout = layout.reduce(reduction)
@@ -398,12 +402,25 @@ def _rows_of(grid: Grid, unit: int, leading: int) -> int:
     return sum(t * h * w * unit + leading for t, h, w in grid)
 
 
-def _for_layout(value: Any, axis: int | str, layout: Layout) -> Any:
+def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
+    """``(N, 3)`` coordinates in the grid before resizing."""
+    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
+    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
+    return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
+
+
+def _for_layout(value: Any, axis: int | str, layout: Layout, moved: bool) -> Any:
     if axis == "seqlens":
         assert isinstance(layout, Packed)
         return layout.seqlens(value)
+    if axis == "rotary":
+        assert isinstance(layout, Packed)
+        rows = layout.rows().to(value[0].device)
+        if not moved:
+            return tuple(part.index_select(0, rows) for part in value)
+        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
     if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout) for item in value)
+        return tuple(_for_layout(item, axis, layout, moved) for item in value)
     if isinstance(layout, Packed):
         return value.index_select(int(axis), layout.rows().to(value.device))
     assert layout.index is not None

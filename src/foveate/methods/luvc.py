@@ -1,0 +1,41 @@
+"""LUVC: merge in the vision tower, then filter tokens out through the language model until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.method import Host, Method, Site
+from foveate.methods.oim import OIM
+from foveate.methods.spu import SPU
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class LUVC(OIM, SPU):
+    """The merger `OIM` in the vision tower and the pruner `SPU` in the language model.
+
+    "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
+    parts, training-free, and that no visual token is left in the last layer; what each part takes from where is said
+    there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both. Merging in the tower costs more
+    accuracy than pruning after it, so the merger is the mild one. ``OIM()`` and ``SPU()`` are LUVC without the other half.
+    What was tried: docs/methods/luvc.md.
+    """
+
+    keep: float = 0.75
+    merge: float | None = 0.9
+
+    paper: ClassVar[str] = "LUVC (2512.09010)"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [*OIM.sites(self, host), *SPU.sites(self, host)]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """The pruner at that share, the merger at its cube root (0.75 and 0.91, or 0.5 and 0.79)."""
+        merger = OIM.with_share(self, share ** (1 / 3), host)
+        assert isinstance(merger, LUVC)
+        return SPU.with_share(merger, share, host)
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        return OIM.reduce(self, tokens, site) if site.at == "tower" else Method.reduce(self, tokens, site)
