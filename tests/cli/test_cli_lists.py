@@ -52,7 +52,15 @@ def test_families(here: Here) -> None:
 
 
 def test_train_reference(here: Here, tmp_path: Path) -> None:
-    sizes = {"tower_steps": 1, "scenes_steps": 1, "pointer_steps": 1, "joint_steps": 1, "batch_size": 2, "layers": 2, "hidden": 64}
+    sizes = {
+        "tower_steps": 1,
+        "scenes_steps": 1,
+        "pointer_steps": 1,
+        "joint_steps": 1,
+        "batch_size": 2,
+        "layers": 2,
+        "hidden": 64,
+    }
     sizes |= {"tower_depth": 2, "tower_hidden": 24, "validation_images": 2, "warmup": 1}
     words = ["train", "reference", "--out", "run", "--json"]
     for name, value in sizes.items():

@@ -102,7 +102,9 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 def test_phases_follow_each_other():
-    assert [TINY.phase(step) for step in range(TINY.steps)] == ["tower"] * 2 + ["scenes"] + ["pointer"] * 2 + ["joint"] * 2
+    assert [TINY.phase(step) for step in range(TINY.steps)] == ["tower"] * 2 + ["scenes"] + ["pointer"] * 2 + [
+        "joint"
+    ] * 2
     for config in RECIPES.values():
         rates = [config.rates(step) for step in range(config.steps)]
         assert all(0 <= rate <= 1 for pair in rates for rate in pair)

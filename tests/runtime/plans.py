@@ -12,6 +12,7 @@ from torch import Tensor
 
 import foveate
 from foveate import (
+    ADSC,
     VTW,
     DivPrune,
     Downsample,
@@ -95,6 +96,7 @@ FULL = {  # every method with nothing removed
     "divprune": DivPrune(keep=1.0),
     "downsample": Downsample(keep=1.0),
     "dycoke": DyCoke(keep=1.0),
+    "adsc": ADSC(keep=1.0),
     "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
@@ -112,6 +114,10 @@ PLANS = {
     "downsample": Downsample(keep=0.5),
     "native": Downsample(keep=0.5, positions="native"),
     "renumber": Stride(keep=0.5, layers=(0, 2), positions="renumber"),
+    "adsc": ADSC(),
+    "adsc-2d": ADSC(keep=0.5, layers=(1, 4), pattern="2d", offset="first"),
+    "adsc-checker": ADSC(keep=0.4, pattern="checker", positions="renumber"),
+    "tome+adsc": ToMe(keep=0.7) + ADSC(keep=0.4),
     "tome+fastv": ToMe(keep=0.7) + FastV(),
     "park": ParkHalf(),
     "park-mid": ParkHalf(mid=True),

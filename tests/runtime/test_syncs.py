@@ -11,7 +11,7 @@ from plans import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
-from foveate import FastV, Method, Random, Stride, V2Drop
+from foveate import ADSC, FastV, Method, Random, Stride, V2Drop
 
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
 
@@ -53,6 +53,8 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
         (Random(layer=1), Random(layer=1) + Random(layer=2) + Random(layer=4)),
         (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=5)),
         (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
+        (ADSC(layers=(1,)), ADSC(layers=(1, 2, 4))),
+        (ADSC(layers=(1,), pattern="2d"), ADSC(layers=(1, 2, 4), pattern="2d")),
         (Stride(layers=(0,), positions="renumber"), Stride(layers=(0, 2, 4), positions="renumber")),
     ],
     ids=lambda method: type(method.parts()[0]).__name__,
