@@ -50,7 +50,7 @@ def measure(name: str, folder: Path | None, out: Path, options: argparse.Namespa
         name,
         adapter=None if folder is None else str(folder),
         described=(json.dumps(ADSC().to_json()),),
-        budgets=BUDGETS,
+        budgets=tuple(options.budget or BUDGETS),
         per_task=options.per_task,
     )
     found = protocol.evaluate(request, lambda what, done: None)
@@ -62,6 +62,8 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
     rows = {UNTRAINED: measure(name, None, work / "eval-untrained", options)}
     losses: dict[str, Any] = {}
     for label, curriculum in RUNS.items():
+        if options.curriculum and curriculum not in options.curriculum:
+            continue
         folder = work / f"adapter-{curriculum}"
         request = adsc.Request(
             folder,
@@ -122,6 +124,10 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", action="append", choices=reference.ARCHITECTURES, help="default: both")
+    parser.add_argument("--curriculum", action="append", choices=list(RUNS.values()), help="default: all")
+    parser.add_argument(
+        "--budget", action="append", type=float, help="share of tokens left; default: the paper's three"
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -148,6 +154,8 @@ def main() -> None:
     names = options.reference or list(reference.ARCHITECTURES)
     command = " ".join(
         ["python benchmarks/adsc_training.py", *(f"--reference {name}" for name in options.reference or [])]
+        + [f"--curriculum {name}" for name in options.curriculum or []]
+        + [f"--budget {budget}" for budget in options.budget or []]
         + [f"--{key} {getattr(options, key)}" for key in ("steps", "rank", "lr", "batch", "samples")]
         + [f"--per-task {options.per_task}"]
     )

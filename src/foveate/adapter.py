@@ -50,12 +50,12 @@ def attach(model: nn.Module, source: str, host: Host) -> tuple[Method, Callable[
         AdapterError: there is no such folder, it is not whole, or it is an adapter for another model. The model is left as
             it was.
     """
+    folder = _folder(source)
+    method = _method(folder, source, host)
     try:
         import peft
     except ImportError:
         raise AdapterError("adapters need peft: pip install 'foveate[train]'") from None
-    folder = _folder(source)
-    method = _method(folder, source, host)
     if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in model.modules()):
         raise AdapterError(
             "the model has an adapter already: merge it (merge_and_unload()), or give the model without it"

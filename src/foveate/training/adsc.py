@@ -130,12 +130,12 @@ class Trained:
 def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Trained:
     """Train, or go on training from the last checkpoint. ``tell`` gets a line before each step that may take long."""
     recipe = request.recipe
-    peft = _require(recipe.gradient_checkpointing)
     method = request.method
     if not isinstance(method, ADSC):
         raise CommandError(f"{method!r} is not ADSC, and nothing else can be trained here")
     curriculum = Curriculum.parse(request.curriculum, method.keep)
     record = _open(request, resume)
+    peft = _require(recipe.gradient_checkpointing)
     device = device_of(request.device)
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype)

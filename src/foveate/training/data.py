@@ -149,7 +149,7 @@ def _dataset(source: str, split: str) -> Any:
         if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
             return datasets.load_dataset(source, split=split)
         found = datasets.load_from_disk(source)
-    except (OSError, ValueError, ImportError, RuntimeError, ConnectionError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise CommandError(f"cannot read the data set {source!r}: {first_line(error)}") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
