@@ -106,7 +106,8 @@ def markdown(found: dict[str, Any]) -> str:
         f"train split, LoRA rank {settings['recipe']['rank']}; accuracy on the test split, in brackets its 95 % interval.",
         "",
         "Retention: over the accuracy of the shipped model without adapter and without compression. LoRA without "
-        "compression is the control: what more training alone does.",
+        "compression is the control: what more training alone does. FLOPs left: over those of the same model without "
+        "compression; an adapter is not merged here, so its own FLOPs, which are many in a model this small, count too.",
     ]
     for name, study in found["models"].items():
         lines += ["", f"## {name}: {study['questions']} questions, shipped model {study['dense']['value']:.1%}", ""]

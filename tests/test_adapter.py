@@ -11,6 +11,8 @@ import pytest
 import tiny
 import torch
 from snapshot import state_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate import ADSC, FastV, adapter
@@ -53,6 +55,20 @@ def test_on_and_off(family: str, tmp_path: Path) -> None:
     assert torch.equal(tiny.text_logits(model, batch), stock)
     assert state_of(model) == before
     assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == parameters
+
+
+def test_flops_count_the_adapter(family: str, tmp_path: Path) -> None:
+    """By formula and on the run alike, as its matrices stay beside the model's own."""
+    source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
+    model = tiny.model(family, fresh=True)
+    with foveate.compress(model, source) as handle:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(**batch)
+        adapted = sum(handle.report().flops.values())
+        assert counter.get_total_flops() == pytest.approx(adapted, rel=0.01)
+    with foveate.compress(model, ADSC(keep=0.4)) as handle:
+        tiny.text_logits(model, batch)
+        assert sum(handle.report().flops.values()) < adapted
 
 
 def test_sums_of_methods_have_adapters_too(tmp_path: Path) -> None:
