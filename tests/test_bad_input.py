@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveate
 from foveate import (
+    ADSC,
     DivPrune,
     Downsample,
     DyCoke,
@@ -42,7 +43,7 @@ from foveate.errors import (
 from foveate.ops import select
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
-METHODS = [Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke()]
+METHODS = [Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke(), ADSC()]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
 ERRORS = {error.__name__: error for error in (RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt)}
 

@@ -18,6 +18,7 @@ from transformers import Cache
 
 import foveate
 from foveate import (
+    ADSC,
     DivPrune,
     Downsample,
     DyCoke,
@@ -43,6 +44,8 @@ METHODS = [
     Stride(keep=0.5, layers=(0, 3)),
     FastV(keep=0.25),
     V2Drop(),
+    ADSC(),
+    ADSC(keep=0.4, layers=(2, 3), pattern="checker"),
     foveate.VTW(),
     DivPrune(keep=0.3),
     ToMe(),

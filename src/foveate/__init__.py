@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from foveate.errors import FoveateError
     from foveate.method import Host, Method, Site
     from foveate.methods import method_from_json, methods
+    from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke

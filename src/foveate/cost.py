@@ -167,11 +167,15 @@ def _visit(site: SiteTrace) -> Visit:
 
 
 def _weights(module: nn.Module | None) -> int:
-    """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``)."""
+    """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``).
+
+    Of a layer that wraps others (an adapter beside the layer that it adds to), only those inside do work.
+    """
     if module is None:
         return 0
-    linear: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in linear)
+    layers: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
+    leaves = [m for m in layers if not any(hasattr(inner, "in_features") for inner in m.modules() if inner is not m)]
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves)
 
 
 def _conv_weights(module: nn.Module) -> int:

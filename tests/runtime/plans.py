@@ -12,6 +12,7 @@ from torch import Tensor
 
 import foveate
 from foveate import (
+    ADSC,
     LUVC,
     OIM,
     SPU,
@@ -101,6 +102,7 @@ FULL = {  # every method with nothing removed
     "luvc": LUVC(keep=1.0, merge=1.0),
     "oim": OIM(merge=1.0),
     "spu": SPU(keep=1.0, mode="residual"),
+    "adsc": ADSC(keep=1.0),
     "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
@@ -125,6 +127,10 @@ PLANS = {
     "spu": SPU(keep=0.7, along="channels", every=1),
     "luvc-usual": LUVC(),
     "downsample+luvc": Downsample(keep=0.6) + LUVC(),
+    "adsc": ADSC(),
+    "adsc-2d": ADSC(keep=0.5, layers=(1, 4), pattern="2d", offset="first"),
+    "adsc-checker": ADSC(keep=0.4, pattern="checker", positions="renumber"),
+    "tome+adsc": ToMe(keep=0.7) + ADSC(keep=0.4),
     "tome+fastv": ToMe(keep=0.7) + FastV(),
     "park": ParkHalf(),
     "park-mid": ParkHalf(mid=True),
