@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.random import Random as Random
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import foveate
 from foveate import (
+    IPCV,
     VTW,
     DivPrune,
     Downsample,
@@ -95,6 +96,7 @@ FULL = {  # every method with nothing removed
     "divprune": DivPrune(keep=1.0),
     "downsample": Downsample(keep=1.0),
     "dycoke": DyCoke(keep=1.0),
+    "ipcv": IPCV(keep=1.0),
     "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
@@ -113,6 +115,9 @@ PLANS = {
     "native": Downsample(keep=0.5, positions="native"),
     "renumber": Stride(keep=0.5, layers=(0, 2), positions="renumber"),
     "tome+fastv": ToMe(keep=0.7) + FastV(),
+    "ipcv": IPCV(stabilise=2, neighbours=3),
+    "ipcv-plain": IPCV(keep=0.1, block=2, stabilise=0, min_tokens=0),
+    "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
     "park": ParkHalf(),
     "park-mid": ParkHalf(mid=True),
     "blocks": DropBlocks(),

@@ -11,7 +11,7 @@ from plans import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
-from foveate import FastV, Method, Random, Stride, V2Drop
+from foveate import IPCV, FastV, Method, Random, Stride, V2Drop
 
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
 
@@ -62,3 +62,18 @@ def test_sites_ask_nothing(family: str, few: Method, many: Method) -> None:
     asked = questions(model, batch, few)
     assert questions(model, batch, many) == asked
     assert "_local_scalar_dense" in asked  # the mode sees what it looks for: entry asks, once per prefill
+
+
+def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock code asks for the lengths of the segments in every block; attending to parked tokens, once a forward."""
+    asked = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: asked.append(x.device) or tolist(x))
+    model, batch, counts = tiny.model(family), tiny.inputs(family, ROWS[family]), []
+    for method in (IPCV(keep=1.0), IPCV(stabilise=0), IPCV(stabilise=1), IPCV(stabilise=2), IPCV(stabilise=3)):
+        asked.clear()
+        counts.append(len(questions(model, batch, method)) + len(asked))
+    whole, *reduced = counts
+    ways = {"llava": 0, "qwen2_vl": 1, "qwen2_5_vl": 2}[family]
+    assert max(reduced) <= whole + 4 * ways, counts
+    assert max(reduced) - min(reduced) <= 4 * ways
