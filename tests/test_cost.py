@@ -126,6 +126,10 @@ def test_flops_of_parking(family: str, impl: str, unit: str) -> None:
     with foveate.compress(model, Park(unit=unit)) as handle:
         compressed = counted(impl, lambda: forward(model, batch))
         report = handle.report()
+        forward(model, batch)  # a second prompt is counted on its own
+        assert (handle.report().flops, handle.report().full_flops) == (report.flops, report.full_flops)
+        generate(model, batch)
+        assert handle.report().flops["tower"] == report.flops["tower"]
     assert stock == pytest.approx(total(report.full_flops), rel=0.01)
     assert compressed == pytest.approx(total(report.flops), rel=0.01)
     assert report.flops["tower"] < report.full_flops["tower"]

@@ -60,7 +60,7 @@ class IPCV(Method):
                 raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}{why.get(name, '')}")
 
     def sites(self, host: Host) -> Sequence[Site]:
-        block, stabilise = self._depths(host)
+        block, stabilise = self.depths(host)
         if block >= host.blocks:
             raise ConfigError(
                 f"IPCV: block={block} leaves no block to save work in: the tower has {host.blocks} that reach the language "
@@ -77,7 +77,7 @@ class IPCV(Method):
             Site("tower_output", action="restore"),
         ]
 
-    def _depths(self, host: Host) -> tuple[int, int]:
+    def depths(self, host: Host) -> tuple[int, int]:
         """Block before which tokens are parked, and number of stabilised blocks."""
         shallowest, early, late = (24, 7, 3) if host.has_cls else (27, 3, 7)
         share = min(1.0, host.blocks / shallowest)
