@@ -21,16 +21,13 @@ class IPCV(Method):
     """Only the patches that an early vision block changed most run through the others; all are back at the tower's end.
 
     "IPCV: Information-Preserving Compression for MLLM Visual Encoders" (arXiv 2512.18747).
-    From the paper: patches are ranked by the L2 norm of what block ``block - 1`` added to them; Neighbour-Guided
-    Reconstruction (a parked patch is its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation
-    (in the first blocks after that the kept patches attend to all, parked ones reconstructed); all patches are restored
-    before the merger. From the authors' code: neighbours are the 10 nearest where the patches were parked, in fp32, with
-    equal weights; single patches, not 2x2 units; kept patches keep their rotary rows. Its numbers, block 3 and 7 stabilised
-    blocks (Qwen2-VL), 7 and 3 (InternVL), up to the smallest depths it has them for, 27 and 24; ours, in proportion in
-    shallower towers, without and with CLS. Ours: budget and neighbours per span, at least one patch of each (``global``, as
-    in the code, lets the images of a call share both; one patch of each stays there, too); rounding to the nearest count;
-    the stabilised attention makes queries and outputs of kept patches only, with the same result; a CLS token always goes
-    on and is nobody's neighbour; short spans are left whole.
+    From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
+    its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
+    to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
+    were parked, in fp32, equal weights; single patches, not 2x2 units; original rotary rows; block 3 and 7 stabilised blocks
+    (Qwen2-VL), 7 and 3 (InternVL). Ours: in towers shallower than any that the authors ran (27 blocks, with CLS 24) these in
+    proportion; budget and neighbours per span (``global``, as in the code: per call); one patch of a span at least; nearest
+    count; in stabilised blocks queries of kept patches only, with the same result; CLS goes on and is nobody's neighbour.
 
     Attributes:
         keep: share of the patches that go on through the tower.
@@ -61,16 +58,11 @@ class IPCV(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         block, stabilise = self.depths(host)
-        if block >= host.blocks:
-            raise ConfigError(
-                f"IPCV: block={block} leaves no block to save work in: the tower has {host.blocks} that reach the language "
-                f"model, so give 1 to {host.blocks - 1}"
-            )
-        if block + stabilise > host.blocks:
-            raise ConfigError(
-                f"IPCV: stabilise={stabilise} is more than the {host.blocks - block} blocks that are left from block {block} "
-                "on: give at most those"
-            )
+        left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
+        if left < 1:
+            raise ConfigError(f"IPCV: block={block} leaves none to save work in: {reach}, give 1 to {host.blocks - 1}")
+        if stabilise > left:
+            raise ConfigError(f"IPCV: stabilise={stabilise} is too many: {reach}, from block {block} on {left}")
         return [
             Site("tower", block, self.keep, action="park", unit="patch", signals=("residual",)),
             *(Site("tower", b, action="attend") for b in range(block, block + stabilise)),
@@ -86,48 +78,40 @@ class IPCV(Method):
             return block, self.stabilise
         return block, max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
 
+    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Patches of each pool (a span, or all of them), and how many of them are kept."""
+        pools, least = tuple(counts), 1
+        if self.scope == "global":
+            pools, least = (sum(counts),), sum(map(bool, counts))
+        return pools, tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
+
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)
+        pools, counts = self._budget(tokens.counts)
         if self.scope == "span":
-            counts = self._counts(tokens.counts, site.keep)
-            return Reduction(select.top_k(score, tokens.counts, counts), counts)
-        best = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])
-        score = score.index_fill(0, best, torch.inf)
-        kept = select.top_k(score, (len(tokens),), self._pool(tokens, site.keep))
+            return Reduction(select.top_k(score, pools, counts), counts)
+        first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
+        kept = select.top_k(score.index_fill(0, first, torch.inf), pools, counts)
         per_span = torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()
         return Reduction(kept, tuple(int(n) for n in per_span))
-
-    def _counts(self, counts: Sequence[int], keep: float) -> tuple[int, ...]:
-        """Patches kept of each span."""
-        return tuple(n if n < self.min_tokens else max(survivors(n, keep), min(1, n)) for n in counts)
-
-    def _pool(self, tokens: Tokens, keep: float) -> tuple[int]:
-        """Patches kept of all spans together."""
-        n, spans = len(tokens), sum(map(bool, tokens.counts))
-        return (n if n < self.min_tokens else max(survivors(n, keep), spans),)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         before, state = parked.tokens.hidden, parked.state
         if not state:
-            n, kept = parked.tokens.counts, tokens.counts
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
-            rest = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            away = tuple(a - b for a, b in zip(n, kept))
-            if self.scope == "global":
-                away, kept = (sum(away),), (sum(kept),)
-            state["rest"], state["bags"] = rest, neighbours.bags(away, kept, self.neighbours)
+            rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
+            pools, kept = self._budget(parked.tokens.counts)
+            away = [n - k for n, k in zip(pools, kept)]
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
-        rest = state["rest"]
+            state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
-        moved = before[rest] + neighbours.bag_means(change, state["index"], state["bags"])
+        moved = before[state["rest"]] + neighbours.bag_means(change, state["index"], state["bags"])
         out = torch.empty_like(before).index_copy(0, parked.keep, tokens.hidden.to(before.dtype))
-        return out.index_copy(0, rest, moved.to(before.dtype))
+        return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        if site.action != "park":
+        pools, kept = self._budget(tokens.counts)
+        away = [n - k for n, k in zip(pools, kept)]
+        if site.action != "park" or not sum(away):  # neighbours are looked for once, and only if something is parked
             return 0
-        n, kept = tokens.counts, self._counts(tokens.counts, site.keep)
-        if self.scope == "global":
-            n, kept = (len(tokens),), self._pool(tokens, site.keep)
-        away = tuple(a - b for a, b in zip(n, kept))
-        return neighbours.products(away, kept, tokens.hidden.shape[-1]) if sum(away) else 0
+        return neighbours.products(away, kept, tokens.hidden.shape[-1])

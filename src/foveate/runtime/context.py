@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -265,3 +266,11 @@ def replace_first(
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, name: value}
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The same arguments, all but the first one by name."""
+    if len(args) < 2:
+        return args, kwargs
+    names = list(inspect.signature(module.forward).parameters)
+    return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}

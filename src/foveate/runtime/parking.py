@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Method, Site
 from foveate.runtime.layout import Packed, Rows, take_rows
-from foveate.runtime.trace import KeyTrace
+from foveate.runtime.trace import BlockTrace, KeyTrace
 from foveate.tokens import Parked
 
 
@@ -85,6 +85,14 @@ class Attending:
         self.trace: KeyTrace | None = None
         self._whole: Tensor | None = None  # input of the query projection
         self._segment = self._start = 0  # of the packed sequence, when the kernel is called segment by segment
+
+    def note(self, trace: BlockTrace, rows: int, segments: Any) -> None:
+        """Say in ``trace`` what this block does, which has ``rows``; ``segments`` are those of its arguments."""
+        self.trace = trace.keys = KeyTrace(self.rows.shape[:-1].numel(), rows, segments)
+        if self.cu_seqlens is not None:
+            trace.segments = self.cu_seqlens
+        else:
+            self.trace.segments = [self.rows.shape[1]] * len(self.rows)
 
     # -- modules ----------------------------------------------------------------------------------------------------
 

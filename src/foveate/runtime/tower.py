@@ -6,7 +6,6 @@ rows, and a missing row is NaN: a hole that travels in band to the language mode
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
 from foveate.models.family import Family, Grid
-from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
+from foveate.runtime.attending import AttendHooks
+from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
-from foveate.runtime.parking import Attending, Lot
+from foveate.runtime.parking import Lot
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
-from foveate.runtime.trace import BlockTrace, KeyTrace, SiteTrace, Trace, tick
+from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
 HOLE = float("nan")
@@ -45,6 +45,7 @@ class TowerHooks:
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
         self.last = self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
+        self.attending = AttendHooks(self.spec, context)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
@@ -68,11 +69,7 @@ class TowerHooks:
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
             attention = block.get_submodule(self.spec.attention)
             if self._may_attend(i):
-                query = attention.get_submodule(self.spec.query)
-                hooks.pre(block.get_submodule(self.spec.attention_norm), partial(self._lend, block))
-                hooks.pre(query, self._before_query)
-                hooks.post(query, self._after_query, first=True)
-                hooks.pre(attention.get_submodule(self.spec.attention_end), self._own_rows)
+                self.attending.attach(hooks, block)
             if self._signals_of(i) or self.proportional or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
 
@@ -192,7 +189,7 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
-        args, kwargs = _by_name(block, args, kwargs)
+        args, kwargs = by_name(block, args, kwargs)
         hidden = first_argument(args, kwargs, "hidden_states")
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
@@ -200,10 +197,15 @@ class TowerHooks:
         call.reading = None
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
-            shown = self._all_rows(call, lot, layout, hidden, i), lot.outer
+            site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
+            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+            call.trace.signal_flops += lot.method.flops(tokens, site)
+            shown = lot.all_rows(layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
             kwargs = self._derive(call, shown[1], block, hidden, kwargs)
-        call.attending = None if lot is None or shown[0] is hidden else self._attending(call, lot, shown[0], kwargs)
+        call.attending = None
+        if lot is not None and shown[0] is not hidden:
+            call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
         bias = self._key_bias(call, shown[1], shown[0])
         if signals or bias is not None or call.attending is not None:
@@ -212,70 +214,18 @@ class TowerHooks:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if isinstance(layout, Rows):
                 reading.valid = layout.valid
-            call.reading = call.readings[i] = reading
+            call.reading = reading
+            if signals:
+                call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
         rows = hidden.shape[:-1].numel()
         segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
         if call.attending is not None:
-            n, own = shown[0].shape[:-1].numel(), call.attending.cu_seqlens
-            whole = [shown[0].shape[1]] * hidden.shape[0] if own is None else segments
-            trace.segments = segments if own is None else own
-            trace.keys = call.attending.trace = KeyTrace(n, rows, whole)
+            call.attending.note(trace, rows, segments)
         call.trace.blocks.append(trace)
         return replace_first(args, kwargs, "hidden_states", hidden)
-
-    # -- attention that sees parked rows: the norm before it sees all rows, what comes after it those of the block only
-
-    def _all_rows(self, call: TowerPass, lot: Lot, layout: Layout, hidden: Tensor, i: int) -> Tensor:
-        site = Site("tower", i, action="attend")
-        for action in self._attends(i):
-            site = action.site
-        tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-        call.trace.signal_flops += lot.method.flops(tokens, site)
-        return lot.all_rows(layout, hidden, site)
-
-    def _attending(self, call: TowerPass, lot: Lot, rows: Tensor, kwargs: Any) -> Attending:
-        if self.spec.layout == "padded":
-            return Attending(rows, lot.kept, None, (), self.spec.fused)
-        cu_seqlens = kwargs["cu_seqlens"]
-
-        def ends() -> tuple[Tensor, list[int]]:
-            own = torch.searchsorted(lot.kept, cu_seqlens.to(lot.kept)).to(cu_seqlens)
-            return own, own.tolist()
-
-        return Attending(rows, lot.kept, *call.memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
-
-    def _lend(self, block: nn.Module, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        attending = self._now()
-        if attending is None:
-            return None
-        own = first_argument(args, kwargs, "hidden_states")
-        if getattr(block, "gradient_checkpointing", False) and block.training and own.requires_grad:
-            raise UnsupportedSiteError(
-                "attention to parked tokens cannot be replayed by gradient checkpointing: freeze the vision tower, or call "
-                "gradient_checkpointing_disable() on it"
-            )
-        return replace_first(args, kwargs, "hidden_states", attending.rows)
-
-    def _before_query(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        attending = self._now()
-        if attending is None:
-            return None
-        x = attending.before_query(module, args[0])
-        return (x, *args[1:]), kwargs
-
-    def _after_query(self, module: nn.Module, args: Any, output: Tensor) -> Any:
-        attending = self._now()
-        return None if attending is None else attending.after_query(module, output)
-
-    def _own_rows(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        attending = self._now()
-        return None if attending is None else ((attending.own(args[0]), *args[1:]), kwargs)
-
-    def _now(self) -> Attending | None:
-        return self.context.tower.attending if self.context.tower else None
 
     def _wants_residual(self, i: int) -> bool:
         after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
@@ -350,11 +300,8 @@ class TowerHooks:
         lot, call.lot = call.lot, None
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         full = (layout if lot is None else lot.outer).tokens
-        flops, shapes = action.method.flops(tokens, action.site), full.spans.shape
-        name = action.method.name()
-        call.trace.sites.append(
-            SiteTrace(str(action.site), name, tokens.counts, full.counts, flops, full.index, shapes)
-        )
+        after = full.counts, action.method.flops(tokens, action.site), full.index, full.spans.shape
+        call.trace.sites.append(SiteTrace(str(action.site), action.method.name(), tokens.counts, *after))
         if lot is None:  # nothing had to be parked
             return hidden
         call.layout, call.merged = lot.outer, lot.merged
@@ -460,14 +407,6 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         self._close(call, output.flatten(0, 1))
         return output
-
-
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The same arguments, all but the first one by name."""
-    if len(args) < 2:
-        return args, kwargs
-    names = list(inspect.signature(module.forward).parameters)
-    return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}
 
 
 def _present(reading: Reading) -> int:
