@@ -42,6 +42,9 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
 def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
     methods, _ = contenders((name,), (), (), None, subject)
     plan, missed = entries(methods, (budget,), by, subject, asked, silent)
+    if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
+        assert [(m.label, m.budget, m.closest) for m in missed] == [("ipcv", budget, 1.0)]
+        return
     assert not missed
     assert [entry.label for entry in plan] == ["dense", name]
     method = plan[1].method

@@ -13,6 +13,7 @@ from torch import Tensor
 import foveate
 from foveate import (
     ADSC,
+    IPCV,
     LUVC,
     OIM,
     SPU,
@@ -103,6 +104,7 @@ FULL = {  # every method with nothing removed
     "oim": OIM(merge=1.0),
     "spu": SPU(keep=1.0, mode="residual"),
     "adsc": ADSC(keep=1.0),
+    "ipcv": IPCV(keep=1.0),
     "blocks": DropBlocks(keep=1.0),
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
@@ -132,6 +134,9 @@ PLANS = {
     "adsc-checker": ADSC(keep=0.4, pattern="checker", positions="renumber"),
     "tome+adsc": ToMe(keep=0.7) + ADSC(keep=0.4),
     "tome+fastv": ToMe(keep=0.7) + FastV(),
+    "ipcv": IPCV(stabilise=2, neighbours=3),
+    "ipcv-plain": IPCV(keep=0.1, block=2, stabilise=0, min_tokens=0),
+    "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
     "park": ParkHalf(),
     "park-mid": ParkHalf(mid=True),
     "blocks": DropBlocks(),

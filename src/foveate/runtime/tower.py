@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
+from foveate.method import Site
 from foveate.models.family import Family, Grid
-from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
+from foveate.runtime.attending import AttendHooks
+from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.parking import Lot
 from foveate.runtime.positions import rotary_at
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
@@ -44,6 +47,8 @@ class TowerHooks:
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
         self.last = self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
+        self.attending = AttendHooks(self.spec, context)
+        self.parks = any(a.site.action == "park" for a in actions)
 
     @property
     def reduces(self) -> bool:
@@ -64,12 +69,21 @@ class TowerHooks:
                 hooks.pre(norm, lambda module, args, kwargs, i=i: self._mid_reduce(i, args, kwargs))
                 hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
-            if self._signals_of(i) or self.proportional:
-                attention = block.get_submodule(self.spec.attention)
+            attention = block.get_submodule(self.spec.attention)
+            if self._may_attend(i):
+                self.attending.attach(hooks, block)
+            if self._signals_of(i) or self.proportional or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
         return self.context.tower.reading if self.context.tower else None
+
+    def _attends(self, block: int) -> list[Action]:
+        return [a for a in self.before[block] if a.site.action == "attend"]
+
+    def _may_attend(self, block: int) -> bool:
+        """Whether the attention of a block shows parked tokens: asked to, or because someone reads what it does to them."""
+        return bool(self._attends(block) or (self.parks and self._signals_of(block)))
 
     def _signals_of(self, block: int) -> frozenset[str]:
         """Signals to read from the attention of a block: for the site inside it, and for the one after it."""
@@ -178,27 +192,42 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        args, kwargs = by_name(block, args, kwargs)
         hidden = first_argument(args, kwargs, "hidden_states")
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
-        layout = call.layout
-        reading = call.reading = None
-        if layout is not None and layout.index is not None:
-            kwargs = self._derive(call, layout, block, hidden, kwargs)
+        layout, lot = call.layout, call.lot
+        call.reading = None
+        shown = hidden, layout  # to the attention
+        if lot is not None and layout is not None and self._may_attend(i):
+            site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
+            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+            call.trace.signal_flops += lot.method.flops(tokens, site)
+            shown = lot.all_rows(layout, hidden, site), lot.outer
+        if shown[1] is not None and shown[1].index is not None:
+            kwargs = self._derive(call, shown[1], block, hidden, kwargs)
+        call.attending = None
+        if lot is not None and shown[0] is not hidden:
+            call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
-        bias = self._key_bias(call, layout, hidden)
-        if signals or bias is not None:
-            reading = Reading(signals, key_bias=bias, width=hidden.shape[-2])
+        bias = self._key_bias(call, shown[1], shown[0])
+        if signals or bias is not None or call.attending is not None:
+            reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if isinstance(layout, Rows):
                 reading.valid = layout.valid
-            call.reading = call.readings[i] = reading
+            call.reading = reading
+            if signals:
+                call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
         rows = hidden.shape[:-1].numel()
         segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
-        call.trace.blocks.append(BlockTrace(i, rows, rows, segments))
+        trace = BlockTrace(i, rows, rows, segments)
+        if call.attending is not None:
+            call.attending.note(trace, rows, segments)
+        call.trace.blocks.append(trace)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def _wants_residual(self, i: int) -> bool:
@@ -236,16 +265,22 @@ class TowerHooks:
         layout, site = self._layout(call, hidden), action.site
         if site.action == "restore":
             return self._restore(call, action, layout, hidden)
+        if site.action == "attend":
+            return hidden
         outer = layout
         if site.unit == "patch" and isinstance(layout, Packed):
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
         reduction = action.decide(call.trace, tokens)
-        if site.action == "park":
-            call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
-        call.merged |= reduction.sizes is not None
+        parking = site.action == "park"
+        if parking and len(reduction.keep) == len(tokens):
+            return hidden
+        merged, call.merged = call.merged, call.merged or reduction.sizes is not None
         call.moved |= reduction.coords is not None
         if isinstance(layout, Packed):
+            if parking:
+                kept = layout.rows_of(reduction.keep)
+                call.lot = Lot(action.method, Parked(tokens, reduction.keep), outer, kept, merged, 0)
             survivors = reduction.survivors(tokens)
             call.layout = layout.reduce(reduction)
             if call.previous is not None:
@@ -255,6 +290,9 @@ class TowerHooks:
             return layout.put(hidden, survivors.hidden)
         new, take = layout.reduce(reduction)
         call.layout = new
+        if parking and take is not None:
+            parked = Parked(tokens, reduction.keep)
+            call.lot = Lot(action.method, parked, layout, take, merged, self.spec.leading)
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
@@ -263,20 +301,19 @@ class TowerHooks:
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
-        parked, outer, call.merged = call.parked.pop()
+        lot, call.lot = call.lot, None
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-        restored = action.method.restore(tokens, parked, action.site)
-        call.layout = outer
-        call.readings.clear()  # what was read of the kept tokens says nothing of all of them
-        call.trace.sites.append(
-            SiteTrace(str(action.site), action.method.name(), tokens.counts, parked.tokens.counts,
-                      action.method.flops(tokens, action.site))
-        )  # fmt: skip
-        if isinstance(outer, Packed):
-            return restored.to(hidden.dtype).reshape(-1, hidden.shape[-1])
-        special = hidden[:, : self.spec.leading]
-        body = hidden.new_zeros(hidden.shape[0], outer.width - self.spec.leading, hidden.shape[-1])
-        return outer.put(torch.cat([special, body], dim=1), restored)
+        full = (layout if lot is None else lot.outer).tokens
+        after = full.counts, action.method.flops(tokens, action.site), full.index, full.spans.shape
+        call.trace.sites.append(SiteTrace(str(action.site), action.method.name(), tokens.counts, *after))
+        if lot is None:  # nothing had to be parked
+            return hidden
+        call.layout, call.merged = lot.outer, lot.merged
+        # What was read of the tokens present says nothing of all of them, unless that attention saw them all.
+        call.readings = {i: reading for i, reading in call.readings.items() if reading.attending is not None}
+        if call.previous is not None:
+            call.previous = lot.all_rows(layout, call.previous, action.site)
+        return lot.all_rows(layout, hidden, action.site)
 
     def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
         signals: dict[str, Tensor] = {}
@@ -344,6 +381,7 @@ class TowerHooks:
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
+            call.lot = None if call.lot is None else call.lot.without_leading()
         if call.layout is not None or self.outputs:
             call.layout = layout
         if call.previous is not None and isinstance(layout, Rows) and call.previous.shape[1] != layout.width:
