@@ -19,8 +19,8 @@ class LUVC(OIM, SPU):
     "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
     parts, training-free, and that no visual token is left in the last layer; what each part takes from where is said
     there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both. Merging in the tower costs more
-    accuracy than pruning after it, so the merger is the mild one. ``OIM()`` and ``SPU()`` are LUVC without the other half.
-    What was tried: docs/methods/luvc.md.
+    accuracy than pruning after it, so the merger is the mild one; ``merge=1`` is LUVC without it, which goes together with
+    other tower methods. What was tried: docs/methods/luvc.md.
     """
 
     keep: float = 0.75
@@ -29,7 +29,8 @@ class LUVC(OIM, SPU):
     paper: ClassVar[str] = "LUVC (2512.09010)"
 
     def sites(self, host: Host) -> Sequence[Site]:
-        return [*OIM.sites(self, host), *SPU.sites(self, host)]
+        merger = [] if self.merge == 1 else OIM.sites(self, host)
+        return [*merger, *SPU.sites(self, host)]
 
     def with_share(self, share: float, host: Host) -> Method:
         """The pruner at that share, the merger at its cube root (0.75 and 0.91, or 0.5 and 0.79)."""
