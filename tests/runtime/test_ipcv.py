@@ -23,7 +23,8 @@ class Plain:
     """The method in loops, one patch after the other. ``spans``: the packed rows of each span."""
 
     def __init__(self, method: IPCV, before: Tensor, now: Tensor, spans: list[list[int]]) -> None:
-        score = (now - before).norm(dim=-1).tolist()
+        sign = 1 if method.changed == "most" else -1
+        score = [sign * norm for norm in (now - before).norm(dim=-1).tolist()]
         kept: list[int] = []
         pools = spans if method.scope == "span" else [[i for span in spans for i in span]]
         for pool in pools:
@@ -122,7 +123,7 @@ METHODS = [
     IPCV(keep=0.2, block=2, stabilise=2, neighbours=3, min_tokens=0),
     IPCV(keep=0.5, stabilise=3, neighbours=1, min_tokens=40),
     IPCV(keep=0.0, stabilise=0, min_tokens=0),
-    IPCV(keep=0.3, block=3, stabilise=1),
+    IPCV(keep=0.3, block=3, stabilise=1, changed="least"),
     IPCV(keep=0.25, stabilise=2, neighbours=4, scope="global"),
     IPCV(keep=0.0, stabilise=1, neighbours=7, scope="global"),
 ]

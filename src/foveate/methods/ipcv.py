@@ -35,6 +35,7 @@ class IPCV(Method):
         stabilise: blocks from there on in which the kept attend to all (the paper's AS); None: see above.
         neighbours: kept patches whose mean change a parked one takes over (the paper's k).
         min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
+        changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
         scope: what shares a budget and neighbours: ``span``, or ``global``, all images of a call.
     """
 
@@ -43,6 +44,7 @@ class IPCV(Method):
     stabilise: int | None = None
     neighbours: int = 10
     min_tokens: int = 29
+    changed: Literal["most", "least"] = "most"
     scope: Literal["span", "global"] = "span"
 
     paper: ClassVar[str] = "IPCV (2512.18747)"
@@ -86,7 +88,7 @@ class IPCV(Method):
         return pools, tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)
+        score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
         pools, counts = self._budget(tokens.counts)
         if self.scope == "span":
             return Reduction(select.top_k(score, pools, counts), counts)
