@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def _dataset(source: str, split: str) -> Any:
     return found
 
 
-class _Exhibits(Sequence[dict[str, Any]]):
+class _Exhibits:
     """The reference benchmark as chats; a turn is a question about the exhibit, as LLaVA's data joins those of an image."""
 
     def __init__(self, split: str, count: int, seed: int, tile: int) -> None:
@@ -173,14 +172,17 @@ class _Exhibits(Sequence[dict[str, Any]]):
         self.most = SPLITS[split][1] // reference.SEEDS
         if count > self.most:
             raise CommandError(f"--samples {count}: the {split} split has {self.most} for each seed")
-        self.split, self.count, self.seed, self.tile = split, count, seed, tile
+        self.split, self.length, self.seed, self.tile = split, count, seed, tile
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, number: Any) -> Any:
-        index = self.seed * self.most + int(number)
-        exhibit = make_exhibit(MIX[index % len(MIX)], reference.split_seed(self.split, index))
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        index = self.seed * self.most + number
+        seed = reference.split_seed(self.split, index)
+        exhibit = make_exhibit(MIX[index % len(MIX)], seed)
+        if not exhibit.questions:  # two images that have nothing to tell apart
+            exhibit = make_exhibit("scene", seed)
         questions = random.Random(index).sample(exhibit.questions, min(TURNS, len(exhibit.questions)))
         images = [picture.image for picture in exhibit.pictures]
         images = list(tiles(images, self.tile)) if self.tile else images
