@@ -35,7 +35,7 @@ class OIM(Method):
 
     Attributes:
         merge: share of an image's tokens that is left by one pass along the width and one along the height before the
-            middle block; null: what `passes` says.
+            middle block, the second making up for the rounding of the first; null: what `passes` says.
         passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
             ``round(share * n)`` stay, so a line of one token is never shortened.
         similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
@@ -99,6 +99,8 @@ class OIM(Method):
         place = order
         for _, axis, share in (p for p in passes if p[0] == site.layer):
             small = shorter(shapes, axis, share)
+            if self.merge is not None and axis == "height":
+                small = filled(shapes, tokens.spans.shape, self.merge)
             if small == shapes:
                 continue
             n = sum(height * width for height, width in small)
@@ -117,3 +119,14 @@ def shorter(shapes: tuple[tuple[int, int], ...], axis: str, share: float) -> tup
     if axis == "width":
         return tuple((height, survivors(width, share)) for height, width in shapes)
     return tuple((survivors(height, share), width) for height, width in shapes)
+
+
+def filled(
+    shapes: tuple[tuple[int, int], ...], whole: tuple[tuple[int, int], ...], share: float
+) -> tuple[tuple[int, int], ...]:
+    """Rectangles of at least half the height that come nearest to ``share`` of the tokens of the ``whole`` ones."""
+    found = []
+    for (height, width), (h, w) in zip(shapes, whole):
+        wanted = survivors(h * w, share / width) if width else height
+        found.append((min(height, max(wanted, (height + 1) // 2)), width))
+    return tuple(found)
