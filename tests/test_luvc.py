@@ -140,7 +140,8 @@ def test_the_share_is_met_as_far_as_whole_lines_allow(grid: list[tuple[int, int,
         narrow = int(width * share**0.5 + 0.5)
         rows = [n for n in range(1, height + 1) if 2 * n >= height]
         nearest = min(abs(n * narrow - share * height * width) for n in rows)
-        assert count % narrow == 0 and abs(count - share * height * width) <= nearest + 1e-6
+        assert count % narrow == 0
+        assert abs(count - share * height * width) <= nearest + 1e-6
 
 
 def test_one_line_less_where_a_tenth_leaves() -> None:
