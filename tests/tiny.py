@@ -134,6 +134,9 @@ def model(family: str, impl: str = "sdpa", *, fresh: bool = False) -> PreTrained
 # -- processors ---------------------------------------------------------------------------------------------------------
 
 
+FOLDERS = tempfile.TemporaryDirectory(prefix="foveate-")  # goes with the process
+
+
 @cache
 def processor(family: str) -> ProcessorMixin:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
@@ -146,7 +149,7 @@ def processor(family: str) -> ProcessorMixin:
         additional_special_tokens=list(SPECIAL[2:]),
         padding_side="left",
     )
-    folder = Path(tempfile.mkdtemp(prefix=f"foveate-{family}-"))
+    folder = Path(FOLDERS.name, family)
     if family == "llava":
         side = LLAVA_SIDE * PATCH
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
