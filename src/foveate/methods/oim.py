@@ -13,7 +13,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
-from foveate.schedule import check_ratio, survivors
+from foveate.schedule import check_ratio
 from foveate.tokens import Reduction, Signal, Tokens
 
 Pass = tuple[int, Literal["width", "height"], float]
@@ -86,7 +86,7 @@ class OIM(Method):
         passes = self._passes(site.layer)
         shapes = tokens.spans.shape
         for _, axis, share in (p for p in passes if p[0] < site.layer):
-            shapes = shorter(shapes, axis, share)
+            shapes = grid.shorter(shapes, axis, share)
         if tokens.counts != tuple(height * width for height, width in shapes):
             raise ConfigError(
                 f"{self.name()} at {site} needs images whose tokens fill a rectangle, but other methods have changed them: "
@@ -98,9 +98,9 @@ class OIM(Method):
         features = tokens.keys[order].mean(1) if self.similarity == "keys" else hidden
         place = order
         for _, axis, share in (p for p in passes if p[0] == site.layer):
-            small = shorter(shapes, axis, share)
+            small = grid.shorter(shapes, axis, share)
             if self.merge is not None and axis == "height":
-                small = filled(shapes, tokens.spans.shape, self.merge)
+                small = grid.filled(shapes, tokens.spans.shape, self.merge)
             if small == shapes:
                 continue
             n = sum(height * width for height, width in small)
@@ -112,21 +112,3 @@ class OIM(Method):
             shapes = small
         keep, rank = place.sort()
         return Reduction(keep, tuple(h * w for h, w in shapes), hidden[rank], sizes[rank], coords[rank])
-
-
-def shorter(shapes: tuple[tuple[int, int], ...], axis: str, share: float) -> tuple[tuple[int, int], ...]:
-    """Rectangles with ``share`` of their tokens left on every line along ``axis``."""
-    if axis == "width":
-        return tuple((height, survivors(width, share)) for height, width in shapes)
-    return tuple((survivors(height, share), width) for height, width in shapes)
-
-
-def filled(
-    shapes: tuple[tuple[int, int], ...], whole: tuple[tuple[int, int], ...], share: float
-) -> tuple[tuple[int, int], ...]:
-    """Rectangles of at least half the height that come nearest to ``share`` of the tokens of the ``whole`` ones."""
-    found = []
-    for (height, width), (h, w) in zip(shapes, whole):
-        wanted = survivors(h * w, share / width) if width else height
-        found.append((min(height, max(wanted, (height + 1) // 2)), width))
-    return tuple(found)

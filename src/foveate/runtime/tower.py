@@ -23,7 +23,7 @@ from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, toke
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.parking import Lot
 from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
@@ -297,7 +297,7 @@ class TowerHooks:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
             for reading in call.readings.values():
-                reading.narrow(take + (_present(reading) - layout.width))
+                reading.narrow(take + (reading.present - layout.width))
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
@@ -326,9 +326,9 @@ class TowerHooks:
                 signals[name] = picked - layout.pick(call.previous)
             elif reading is not None and isinstance(layout, Rows):
                 # At the output the leading tokens are gone, unless the projector lets them through.
-                signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
+                signals[name] = of_tokens(name, reading, layout, reading.present - layout.width)
             elif reading is not None and isinstance(layout, Packed):
-                signals[name] = _of_rows(name, reading, layout)
+                signals[name] = of_packed(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
@@ -411,25 +411,6 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         self._close(call, output.flatten(0, 1))
         return output
-
-
-def _present(reading: Reading) -> int:
-    """Tokens per image that a reading still covers."""
-    return reading.width if reading.take is None else reading.take.shape[1]
-
-
-def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
-    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
-    if name == "received":
-        rows = torch.cat([part.flatten() for part in seen.received])
-    else:
-        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
 
 
 def _is(action: Action, block: int, where: str) -> bool:
