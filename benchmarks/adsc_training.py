@@ -1,6 +1,6 @@
 """What ADSC's training is worth: the same steps with a reverse curriculum, at one ratio, and without compression.
 
-    python benchmarks/adsc_training.py [--reference qwen2_5_vl] [--steps 400] [--per-task 50] [--work FOLDER]
+    python benchmarks/adsc_training.py [--reference qwen2_5_vl] [--steps 2500] [--per-task 50] [--work FOLDER]
 
 LoRA on the train split of the reference benchmark, from each reference model; then every adapter, and the stock model
 without one, answers the test split with ADSC at 66.7, 77.8 and 88.9 % of the visual tokens removed on average over the
@@ -102,7 +102,7 @@ def markdown(found: dict[str, Any]) -> str:
     settings = found["settings"]
     lines = ["# ADSC with and without training", ""]
     lines += [
-        f"`{settings['command']}`: {settings['recipe']['steps']} steps of {settings['recipe']['batch']} questions of the "
+        f"`{settings['command']}`: {settings['recipe']['steps']} steps of {settings['recipe']['batch']} chats of the "
         f"train split, LoRA rank {settings['recipe']['rank']}; accuracy on the test split, in brackets its 95 % interval.",
         "",
         "Retention: over the accuracy of the shipped model without adapter and without compression. LoRA without "
@@ -129,11 +129,11 @@ def main() -> None:
     parser.add_argument(
         "--budget", action="append", type=float, help="share of tokens left; default: the paper's three"
     )
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=6400)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=20000)
     parser.add_argument("--per-task", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="folder for adapters and answers; default: a temporary one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from foveate.terminal import CommandError
 REFERENCE = "reference"
 #: Chats about the reference benchmark where no number is given, how many turns one has at most, and what they are about.
 EXHIBITED = 8000
-TURNS = 12
+TURNS = 8
 MIX = (*["scene"] * 5, "chart", "table", "document", "pair", "video")
 MARK = "<image>"
 
@@ -162,7 +163,10 @@ def _dataset(source: str, split: str) -> Any:
 
 
 class _Exhibits:
-    """The reference benchmark as chats; a turn is a question about the exhibit, as LLaVA's data joins those of an image."""
+    """The reference benchmark as chats; a turn is a question about the exhibit, as LLaVA's data joins those of an image.
+
+    Rare tasks and answers come first, as the benchmark asks for all of them evenly.
+    """
 
     def __init__(self, split: str, count: int, seed: int, tile: int) -> None:
         if split not in SPLITS:
@@ -173,6 +177,9 @@ class _Exhibits:
         if count > self.most:
             raise CommandError(f"--samples {count}: the {split} split has {self.most} for each seed")
         self.split, self.length, self.seed, self.tile = split, count, seed, tile
+        first = [make_exhibit(kind, reference.split_seed(split, i)) for kind in dict.fromkeys(MIX) for i in range(64)]
+        self.often = Counter((question.task, question.answer) for exhibit in first for question in exhibit.questions)
+        self.answers = Counter(task for task, _ in self.often)
 
     def __len__(self) -> int:
         return self.length
@@ -183,7 +190,9 @@ class _Exhibits:
         exhibit = make_exhibit(MIX[index % len(MIX)], seed)
         if not exhibit.questions:  # two images that have nothing to tell apart
             exhibit = make_exhibit("scene", seed)
-        questions = random.Random(index).sample(exhibit.questions, min(TURNS, len(exhibit.questions)))
+        draw = random.Random(index)
+        questions = sorted(exhibit.questions, key=lambda question: draw.random() ** self._rarity(question))[-TURNS:]
+        draw.shuffle(questions)
         images = [picture.image for picture in exhibit.pictures]
         images = list(tiles(images, self.tile)) if self.tile else images
         messages: list[dict[str, Any]] = []
@@ -192,3 +201,7 @@ class _Exhibits:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
         messages[0]["content"][:0] = [{"type": "image"} for _ in images]
         return {"images": [Image.fromarray(image) for image in images], "messages": messages}
+
+    def _rarity(self, question: reference.Question) -> int:
+        """Inverse weight of a question (Efraimidis and Spirakis' draw), so that tasks and a task's answers are even."""
+        return max(1, self.often[question.task, question.answer]) * max(1, self.answers[question.task])
