@@ -98,8 +98,8 @@ VARIANTS: dict[str, dict[str, Method]] = {
             "linear": SPU(schedule="linear", **options),
             "linear, every layer": SPU(schedule="linear", every=1, **options),
             "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),
-            "early: half from 0, none from 8": SPU(schedule="early", **options),
-            "half from 0, none in the last": SPU(schedule="early", every=9, **options),
+            "early: half from 0, none in the last": SPU(schedule="early", **options),
+            "half from 0, none from 8": SPU(schedule="early", every=8, **options),
             "half from 0, 1/4 from 5, none from 8": SPU(
                 schedule=None, stages=((0, 0.5), (5, 0.25), (8, 0.0)), **options
             ),
@@ -114,32 +114,34 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "L1 norm, RMS-normed": SPU(schedule="early", **_score(cutoff=1.0, normalise=True)),
     },
     "merger (OIM alone)": {
-        "keys, before the middle block": OIM(similarity="keys"),
-        "hidden states, before the middle block": OIM(**_HIDDEN),
+        "hidden states": OIM(**_HIDDEN),
+        "keys": OIM(similarity="keys"),
         "plain mean": OIM(**_HIDDEN, weighted=False),
         "one choice for all lines": OIM(**_HIDDEN, shared=True),
         "as a smaller image (renumber)": OIM(**_HIDDEN, positions="renumber"),
-        "before block 1": OIM(**_HIDDEN, merge=None, passes=((1, "width", 0.7), (1, "height", 0.7))),
-        "before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.7), (3, "height", 0.7))),
-        "before block 3, keys": OIM(merge=None, passes=((3, "width", 0.7), (3, "height", 0.7)), similarity="keys"),
+        **{
+            f"before block {block}": OIM(**_HIDDEN, merge=None, passes=((block, "width", 0.7), (block, "height", 0.7)))
+            for block in (0, 1, 2)
+        },
         "width before block 2, height before 3": OIM(
             **_HIDDEN, merge=None, passes=((2, "width", 0.7), (3, "height", 0.7))
         ),
-        "four passes before block 3": OIM(**_HIDDEN, merge=None, passes=((3, "width", 0.8), (3, "height", 0.8)) * 2),
     },
     "together (LUVC)": {
-        "residual, early": LUVC(schedule="early", **_RESIDUAL, **_HIDDEN),
-        "L1 norm, early": LUVC(schedule="early", **_score(cutoff=1.0), **_HIDDEN),
+        "residual, early": LUVC(**_RESIDUAL, **_HIDDEN),
+        "L1 norm, early": LUVC(**_score(cutoff=1.0), **_HIDDEN),
         "residual, halving": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN),
         "energy, notch 0.85, halving": LUVC(schedule="halving", **_score(cutoff=0.85), **_HIDDEN),
         "residual, linear": LUVC(schedule="linear", **_RESIDUAL, **_HIDDEN),
-        "residual, halving, renumbered": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN, positions="renumber"),
+        "residual, early, renumbered": LUVC(**_RESIDUAL, **_HIDDEN, positions="renumber"),
     },
     _AS_IT_IS: {
-        f"merge {merge}, then residual, early, keep {keep}": LUVC(
-            merge=merge, keep=keep, schedule="early", **_RESIDUAL, **_HIDDEN
-        )
-        for merge, keep in ((0.9, 0.75), (0.9, 0.6), (1.0, 0.6))
+        f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
+        for every, pairs in {
+            8: ((1.0, 0.6), (0.9, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.8), (0.6, 1.0), (0.5, 0.9)),
+            9: ((1.0, 0.55), (0.9, 0.6), (0.8, 0.7), (0.7, 0.8), (0.6, 0.9), (0.5, 1.0)),
+        }.items()
+        for merge, keep in pairs
     },
 }
 

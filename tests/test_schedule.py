@@ -35,8 +35,8 @@ def test_linear() -> None:
 
 
 def test_early() -> None:
-    assert named("early", 10) == [(0, 0.5), (8, 0.0)]
-    assert named("early", 28) == [(0, 0.5), (23, 0.0)]
+    assert named("early", 10) == [(0, 0.5), (9, 0.0)]
+    assert named("early", 28, 23) == [(0, 0.5), (23, 0.0)]
     assert named("early", 10, 99) == [(0, 0.5), (9, 0.0)]
 
 

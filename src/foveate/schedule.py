@@ -49,8 +49,8 @@ def linear(layers: int, every: int | None = None) -> list[Stage]:
 
 
 def early(layers: int, every: int | None = None) -> list[Stage]:
-    """Half of all leave before the first layer, the rest for the last fifth of the depth (or after so many layers)."""
-    return [(0, 0.5), (min(every or -(-layers * 4 // 5), layers - 1), 0.0)]
+    """Half of all leave before the first layer, the rest before the last (or after so many layers)."""
+    return [(0, 0.5), (min(every or layers, layers - 1), 0.0)]
 
 
 #: Shares of the whole by layer, for any depth. All end at zero tokens in the last layer.

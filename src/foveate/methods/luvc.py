@@ -18,13 +18,12 @@ class LUVC(OIM, SPU):
 
     "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
     parts, training-free, and that no visual token is left in the last layer; what each part takes from where is said
-    there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both. Merging in the tower costs more
-    accuracy than pruning after it, so the merger is the mild one; ``merge=1`` is LUVC without it, which goes together with
-    other tower methods. What was tried: docs/methods/luvc.md.
+    there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both. ``merge=1`` is LUVC without the
+    merger, which goes together with other tower methods. What was tried: docs/methods/luvc.md.
     """
 
-    keep: float = 0.75
-    merge: float | None = 0.9
+    keep: float = 0.7
+    merge: float | None = 0.8
 
     paper: ClassVar[str] = "LUVC (2512.09010)"
 
@@ -33,8 +32,8 @@ class LUVC(OIM, SPU):
         return [*merger, *SPU.sites(self, host)]
 
     def with_share(self, share: float, host: Host) -> Method:
-        """The pruner at that share, the merger at its cube root (0.75 and 0.91, or 0.5 and 0.79)."""
-        merger = OIM.with_share(self, share ** (1 / 3), host)
+        """The pruner at that share, the merger at its two-thirds power (0.7 and 0.79, or 0.5 and 0.63)."""
+        merger = OIM.with_share(self, share ** (2 / 3), host)
         assert isinstance(merger, LUVC)
         return SPU.with_share(merger, share, host)
 

@@ -34,8 +34,8 @@ class OIM(Method):
     a video are images.
 
     Attributes:
-        merge: share of an image's tokens that is left by one pass along the width and one along the height before the
-            middle block, the second making up for the rounding of the first; null: what `passes` says.
+        merge: share of an image's tokens that is left by one pass along the width and one along the height at three
+            quarters of the blocks, the second making up for the rounding of the first; null: what `passes` says.
         passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
             ``round(share * n)`` stay, so a line of one token is never shortened.
         similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
@@ -65,13 +65,13 @@ class OIM(Method):
         if blocks != sorted(blocks):
             raise ConfigError(f"passes: list them from the first block (0) to the last, not as {blocks[1:]}")
 
-    def _passes(self, middle: int) -> list[Pass]:
+    def _passes(self, late: int) -> list[Pass]:
         if self.merge is None:
             return list(self.passes)
-        return [(middle, "width", self.merge**0.5), (middle, "height", self.merge**0.5)]
+        return [(late, "width", self.merge**0.5), (late, "height", self.merge**0.5)]
 
     def sites(self, host: Host) -> Sequence[Site]:
-        passes = self._passes(host.blocks // 2)
+        passes = self._passes(host.blocks * 3 // 4)
         shares = {block: prod(share for at, _, share in passes if at == block) for block, _, _ in passes}
         return [Site("tower", b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
 

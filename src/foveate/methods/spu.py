@@ -30,7 +30,7 @@ class SPU(Method):
 
     Attributes:
         keep: what is left where the schedule says a half (its shares to a power); 1: everything, in the last layer too.
-        schedule: ``early``, half before the first layer and none in the last fifth; ``halving`` at 1/4, 1/2 and 3/4 of the
+        schedule: ``early``, half before the first layer; ``halving`` at 1/4, 1/2 and 3/4 of the
             depth; ``linear``. All leave nothing in the last layer. Null: what `stages` says.
         every: layers from one stage to the next; null: as the schedule has it.
         stages: another schedule: (layer, share of all tokens from there on).
