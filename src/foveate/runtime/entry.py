@@ -123,7 +123,7 @@ def visual_rows(
             chunked |= part
         part_spans, span, index, keep, origin = _spans(mask, position, feature, table)
         names += [(m, part_spans.row[s], s) for s in range(len(part_spans))]
-        origin = origin + sum(sum(t * h * w for t, h, w in r.grid) for r in records[:m])
+        origin = origin + sum(sum(t * h * w for t, h, w in r.order.grid) for r in records[:m])
         parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
         shift = max(spans.clip, default=-1) + 1
         spans = Spans(
@@ -164,17 +164,10 @@ def visual_rows(
 
 def _table(record: Record) -> tuple[Tensor, Tensor, Spans]:
     """For every feature row: its span (-1: no patch) and its index in the span; and the spans."""
-    spans = frames(record.grid)
-    span, index = [], []
-    number = 0
-    for t, h, w in record.grid:
-        if record.kept_rows:
-            span.append(torch.full((record.kept_rows,), -1))
-            index.append(torch.zeros(record.kept_rows, dtype=torch.long))
-        span.append(torch.arange(number, number + t).repeat_interleave(h * w))
-        index.append(torch.arange(h * w).repeat(t))
-        number += t
-    return torch.cat(span), torch.cat(index), spans
+    spans, patch = frames(record.order.grid), record.order.patch
+    start = torch.tensor(offsets(spans.sizes))
+    span = torch.searchsorted(start, patch, right=True) - 1  # -1 where there is no patch
+    return span, torch.where(span < 0, 0, patch - start[span.clamp(min=0)]), spans
 
 
 def _unknown(mask: Tensor) -> tuple[Tensor, Tensor, Spans]:
@@ -195,7 +188,7 @@ def _feature_rows(mask: Tensor, record: Record, n_features: int, embeds: Tensor)
     total = int(per_row.sum())
     rank = mask.cumsum(1)[mask] - 1  # inside its row
     row = mask.nonzero()[:, 0]
-    images = offsets([t * h * w + record.kept_rows for t, h, w in record.grid])
+    images = record.order.starts
     if total % n_features == 0 and not record.progress:
         copies = total // n_features  # beams and samples repeat every row of the batch this many times
         if copies and mask.shape[0] % copies == 0:
@@ -226,16 +219,12 @@ def _find(here: Tensor, record: Record, images: Sequence[int]) -> int:
 
 
 def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
-    """Sizes and coordinates of tokens that the tower has merged or moved; ``origin`` is their row among all patches."""
+    """Sizes and coordinates of tokens that the tower has merged or moved; ``origin`` is their cell among all of the grid."""
     sizes, places = [], []
     for record in records:
-        n = sum(t * h * w for t, h, w in record.grid)
-        size, place = coords.new_ones(n), tokens_of(frames(record.grid), coords.device).coords
-        if record.kept is not None:
-            size = size if record.sizes is None else size.index_copy(0, record.kept, record.sizes)
-            place = place if record.coords is None else place.index_copy(0, record.kept, record.coords)
-        sizes.append(size)
-        places.append(place)
+        place = tokens_of(frames(record.order.grid), coords.device).coords
+        sizes.append(coords.new_ones(len(place)) if record.sizes is None else record.sizes)
+        places.append(place if record.coords is None else record.coords)
     return torch.cat(sizes)[origin], torch.cat(places)[origin]
 
 

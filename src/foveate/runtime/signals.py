@@ -194,7 +194,20 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
         found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
     if reading.take is not None:
         found = take_rows(found, reading.take)
-    return layout.pick(found[:, leading:].contiguous())
+    return of_units(name, layout.rows(found[:, leading:].contiguous()), layout.unit)
+
+
+def of_units(name: str, rows: Tensor, unit: int) -> Tensor:
+    """A signal of tokens of ``unit`` rows each, from that of their rows ``(N * unit, ...)``.
+
+    Keys and values of a token are those of its rows side by side, ``(N, H, unit * d)``; attention is their mean.
+    """
+    if unit == 1:
+        return rows
+    parts = rows.view(-1, unit, *rows.shape[1:])
+    if name in ("keys", "values"):
+        return parts.transpose(1, 2).flatten(2)
+    return parts.mean(1)
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:

@@ -1,7 +1,8 @@
 """Vision-tower sites: pixels, before a block, between attention and FFN, and the output.
 
 The tower runs on fewer rows; its output module (projector, merger) puts them back at their places among full-length
-rows, and a missing row is NaN: a hole that travels in band to the language model.
+rows, and a missing row is NaN: a hole that travels in band to the language model. Where stock code counts rows before that
+module, they are put back at the end of the tower; where it rearranges them after it, holes are made by `arrange`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
-from foveate.models.family import Family, Grid
+from foveate.models.family import Arrangement, Family, Grid
+from foveate.runtime.arrange import Arranged, Left, arguments_of, in_tower_order
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
+from foveate.runtime.layout import Packed, Rows, frames, patches_of, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.parking import Lot
 from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_tokens, of_units, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
-from foveate.tokens import Parked, Tokens
+from foveate.tokens import Parked, Reduction, Tokens
 
 HOLE = float("nan")
 Layout = Rows | Packed
@@ -59,6 +61,9 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
+        for name, arrangement in self.spec.arrangements.items():
+            if hasattr(self.base, name):
+                hooks.around(self.base, name, partial(self._encode, name, arrangement), self._encoded)
         if not self.reduces:
             return
         hooks.pre(self.output, self._at_output)
@@ -92,6 +97,24 @@ class TowerHooks:
         return frozenset(asked) & {"keys", "values", "received", "cls_row"}
 
     # -- the call ---------------------------------------------------------------------------------------------------
+
+    def _encode(self, name: str, arrangement: Arrangement, *args: Any, **kwargs: Any) -> None:
+        arguments = arguments_of(getattr(type(self.base), name), (self.base, *args), kwargs)
+        self.context.arranged = Arranged(self.base, self.config, arrangement, arguments)
+
+    def _encoded(self, output: Any) -> Any:
+        """Features of a call whose rows are arranged are ready."""
+        arranged, self.context.arranged = self.context.arranged, None
+        call, self.context.tower = self.context.tower, None
+        if output is None or call is None or arranged is None or arranged.order is None:
+            return output
+        plain = isinstance(output, tuple)  # return_dict=False
+        features, whole, sizes, coords = arranged.finish(output[1] if plain else output.pooler_output)
+        self._close(call, Record(arranged.order, whole, sizes, coords))
+        if plain:
+            return (output[0], features, *output[2:])
+        output.pooler_output = features
+        return output
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Records of a prompt that the language model has read are over; image and video of one prompt stay together.
@@ -135,40 +158,67 @@ class TowerHooks:
             return None
         if self.spec.layout == "padded":
             # The projector comes after the tower; the call goes on until then.
-            return None
+            return self._rejoin(call, output) if self.spec.joins else None
         if call.resized is not None and call.grid_now != call.grid:
             output.pooler_output = self._full_grid(call, output.pooler_output)
-        self._close(call, output.pooler_output)
+        self._finish(call, output.pooler_output)
         return output
 
     def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
         assert call.resized is not None
-        full = sum(t * h * w for t, h, w in call.grid)
-        return rows.new_full((full, rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
+        return rows.new_full((_units(call.grid), rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
 
-    def _close(self, call: TowerPass, features: Tensor) -> None:
+    def _kept(self, call: TowerPass, device: torch.device) -> Tensor | None:
+        """``(K,)`` units of the full grid that are there, in raster order, as stock code will see them; None: all.
+
+        (The blocks may have seen them window after window.)
+        """
+        if call.layout is None and call.grid_now == call.grid:
+            return None
+        kept = torch.arange(_units(call.grid_now), device=device)
+        if call.layout is not None:
+            tokens = call.layout.tokens
+            kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+        return kept if call.resized is None else call.resized[kept]
+
+    def _finish(self, call: TowerPass, features: Tensor) -> None:
+        """Rows of the output module are the features."""
+        left, order = self._left(call, features.device), in_tower_order(call.grid, self.spec.kept_rows(self.config))
+        sizes = coords = None
+        if left is not None and left.sizes is not None:
+            sizes = left.sizes
+        if left is not None and left.shift is not None:
+            coords = tokens_of(frames(call.grid), features.device).coords
+            coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
+        self._close(call, Record(order, features.detach(), sizes, coords))
+
+    def _left(self, call: TowerPass, device: torch.device) -> Left | None:
+        kept = self._kept(call, device)
+        if kept is None:
+            return None
+        n, tokens = _units(call.grid), None if call.layout is None else call.layout.tokens
+        present = torch.zeros(n, device=device).index_fill(0, kept, 1.0)
+        sizes = shift = None
+        if tokens is not None and call.merged:
+            sizes = torch.ones(n, device=device).index_copy(0, kept, tokens.sizes)
+        if tokens is not None and call.moved:
+            own = tokens_of(frames(call.grid), device).coords[kept, 1:]
+            moved = _in_full_grid(tokens, call.grid)[:, 1:] - own
+            shift = torch.zeros(n, 2, device=device).index_copy(0, kept, moved)
+        return Left(present, sizes, shift)
+
+    def _close(self, call: TowerPass, record: Record) -> None:
         trace, tokens = call.trace, call.layout.tokens if call.layout is not None else None
-        n = sum(t * h * w for t, h, w in call.grid)
-        now = sum(t * h * w for t, h, w in call.grid_now)
+        n, now = _units(call.grid), _units(call.grid_now)
         trace.grid += call.grid
+        trace.views += record.order.grid
         trace.patch_rows += now * self.unit
         trace.full_patch_rows += n * self.unit
         trace.output_rows += now if tokens is None else len(tokens)
         trace.full_output_rows += n
-        kept = None
-        if tokens is not None or call.grid_now != call.grid:
-            kept = torch.arange(now, device=features.device)
-            if tokens is not None:
-                # In raster order, as stock code will see the rows (the blocks may have seen windows).
-                kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-            if call.resized is not None:
-                kept = call.resized[kept]
-        sizes = tokens.sizes if tokens is not None and call.merged else None
-        coords = _in_full_grid(tokens, call.grid) if tokens is not None and call.moved else None
-        record = Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
-        trace.clocks.setdefault("tower", []).append((call.start, tick(features.device)))
+        trace.clocks.setdefault("tower", []).append((call.start, tick(record.features.device)))
         self.context.tower = None
 
     # -- sites ------------------------------------------------------------------------------------------------------
@@ -183,10 +233,13 @@ class TowerHooks:
             if call.order is not None:
                 tokens = tokens.select(call.order, tokens.counts)
             return Packed(self.unit, len(tokens), tokens)
-        images, width = hidden.shape[:2]
-        row = tokens.segment
-        slot = torch.arange(len(tokens), device=device) % (len(tokens) // images) + self.spec.leading
-        return Rows(width, width, (width,) * images, tokens, row, slot, align="left")
+        return self._rows(tokens, *hidden.shape[:2])
+
+    def _rows(self, tokens: Tokens, images: int, width: int) -> Rows:
+        """All rows of a padded tower."""
+        patches = patches_of(tokens, self.unit) if self.unit > 1 else tokens
+        slot = patches.index + self.spec.leading
+        return Rows(width, width, (width,) * images, tokens, patches.segment, slot, align="left", unit=self.unit)
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -240,7 +293,7 @@ class TowerHooks:
         log_size = layout.tokens.sizes.log()
         if isinstance(layout, Packed):
             return log_size.repeat_interleave(layout.unit)
-        return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None])[..., 0]
+        return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None].expand(-1, layout.unit))[..., 0]
 
     def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
         """Arguments of a block for the rows present."""
@@ -268,7 +321,7 @@ class TowerHooks:
         if site.action == "attend":
             return hidden
         outer = layout
-        if site.unit == "patch" and isinstance(layout, Packed):
+        if site.unit == "patch":
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
         reduction = action.decide(call.trace, tokens)
@@ -292,7 +345,7 @@ class TowerHooks:
         call.layout = new
         if parking and take is not None:
             parked = Parked(tokens, reduction.keep)
-            call.lot = Lot(action.method, parked, layout, take, merged, self.spec.leading)
+            call.lot = Lot(action.method, parked, outer, take, merged, self.spec.leading)
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
@@ -361,7 +414,8 @@ class TowerHooks:
         if call is None or i not in call.mid:
             return None
         hidden, shape = call.mid[i]
-        call.mid[i] = (hidden + output, shape)
+        scale: Any = getattr(self.blocks[i], self.spec.ffn_scale) if self.spec.ffn_scale else None
+        call.mid[i] = (hidden + (output if scale is None else scale * output), shape)
         return output.new_zeros(()).expand(shape)
 
     def _mid_join(self, i: int, output: Any) -> Any:
@@ -373,11 +427,45 @@ class TowerHooks:
 
     # -- output -----------------------------------------------------------------------------------------------------
 
+    def _rejoin(self, call: TowerPass, output: Any) -> Any:
+        """The end of a tower whose patches stock code puts together: its sites, and full-length rows, zeros where none is."""
+        final = self.last == len(self.blocks) - 1
+        x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
+        for action in self.outputs:
+            x = self._act(call, action, x, block=self.last)
+        kept = self._kept(call, x.device)
+        if kept is None:
+            return None
+        layout, n = self._layout(call, x), len(x)
+        lead, patches = self.spec.leading, _units(call.grid) * self.unit // n
+        assert isinstance(layout, Rows)
+        full = self._rows(tokens_of(frames(call.grid), x.device), n, lead + patches).only(kept, layout.tokens)
+        x = full.put(torch.cat([x[:, :lead], x.new_zeros(n, patches, x.shape[-1])], dim=1), layout.pick(x))
+        if final:
+            output.last_hidden_state = x
+        else:
+            states = output.hidden_states
+            output.hidden_states = (*states[: self.last + 1], x, *states[self.last + 2 :])
+        return output
+
+    def _at_joined(self, call: TowerPass, x: Tensor) -> Tensor:
+        """The output module sees units that are there only."""
+        kept = self._kept(call, x.device)
+        if kept is None:
+            return x
+        tokens = tokens_of(frames(call.grid), x.device)
+        counts = self._layout(call, x).tokens.counts
+        whole = Rows(x.shape[1], x.shape[1], (x.shape[1],) * len(x), tokens, tokens.segment, tokens.index, align="left")
+        call.joined, take = whole.reduce(Reduction(kept, counts))
+        return x if take is None else take_rows(x, take)
+
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         if call is None:
             return None
         x = args[0]
+        if self.spec.joins:
+            return (self._at_joined(call, x), *args[1:]), kwargs
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
@@ -391,7 +479,7 @@ class TowerHooks:
         return (x, *args[1:]), kwargs
 
     def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
-        patches = _rows_of(call.grid_now, 1, 0) // x.shape[0]
+        patches = _units(call.grid_now) // x.shape[0]
         return x.new_empty(x.shape[0], patches + self.spec.leading, 1) if call.layout is None else x
 
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Any:
@@ -403,14 +491,24 @@ class TowerHooks:
             return layout.scatter(output, HOLE)
         if self.spec.layout == "packed":
             return None
-        if layout is not None:
+        if self.spec.joins:
+            output = output if call.joined is None else call.joined.scatter(output, call.joined.full, fill=HOLE)
+        elif layout is not None:
             output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid:
+        if call.grid_now != call.grid and not self.spec.joins:
             extra = self.spec.kept_rows(self.config)
             body = self._full_grid(call, output[:, extra:].flatten(0, 1))
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
-        self._close(call, output.flatten(0, 1))
-        return output
+        arranged = self.context.arranged
+        if arranged is None:
+            self._finish(call, output.flatten(0, 1))
+            return output
+        left = self._left(call, output.device)
+        arranged.arrive(call.grid, left)
+        if left is None:
+            return output
+        present = left.present.view(*output.shape[:2], 1) > 0
+        return torch.where(present, output, output.new_zeros(()))
 
 
 def _present(reading: Reading) -> int:
@@ -420,24 +518,20 @@ def _present(reading: Reading) -> int:
 
 def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
     """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
+    seen = reading.seen
     if name == "received":
         rows = torch.cat([part.flatten() for part in seen.received])
     else:
         rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
+    return of_units(name, rows if reading.take is None else rows[reading.take], layout.unit)
 
 
 def _is(action: Action, block: int, where: str) -> bool:
     return action.site.at == "tower" and action.site.layer == block and action.site.where == where
 
 
-def _rows_of(grid: Grid, unit: int, leading: int) -> int:
-    return sum(t * h * w * unit + leading for t, h, w in grid)
+def _units(grid: Grid) -> int:
+    return sum(t * h * w for t, h, w in grid)
 
 
 def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
