@@ -40,6 +40,7 @@ from transformers.utils.import_utils import is_torchvision_available
 QWEN = ("qwen2_vl", "qwen2_5_vl")
 FAMILIES = ("llava", *QWEN, *tiles.FAMILIES)
 LLAVA = ("llava", "llava_next")  # with CLIP, whose last block is not used
+CLS = (*LLAVA, "internvl")
 VIDEO = (*QWEN, *tiles.VIDEO)
 LAYERS = 6
 BLOCKS = 4
@@ -132,6 +133,23 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
                 parameter += 0.08 * torch.randn_like(parameter)
     model.set_attn_implementation(impl)
     return model
+
+
+def tower(model: Any) -> Any:
+    """The vision tower."""
+    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+
+
+def blocks(model: Any) -> list[Any]:
+    """Its blocks that reach the language model."""
+    vision = tower(model)
+    found = vision.blocks if hasattr(vision, "blocks") else next(iter(vision.encoder.children()))
+    return list(found)[:BLOCKS]
+
+
+def end(model: Any) -> Any:
+    """The projector or merger."""
+    return model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
 
 
 def _warm(family: str, impl: str) -> PreTrainedModel:
@@ -283,7 +301,7 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
         unpadded = getattr(processor(family), "_get_unpadded_features", None)
         if bool(image.any()):
             image[image.clone()] = torch.tensor(tiles.is_patch(family, batch, unpadded))
-        video[:, :-1] &= video[:, 1:]  # the last one of a video is a newline
+        video = video & torch.nn.functional.pad(video[:, 1:], (0, 1))  # the last one of a video is a newline
     return image | video
 
 

@@ -98,6 +98,7 @@ class Tower:
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
             angles below pi a patch (towers with a patch merger only).
+        attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
 
@@ -124,6 +125,7 @@ class Tower:
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
+    attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

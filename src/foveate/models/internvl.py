@@ -54,5 +54,6 @@ FAMILY = Family(
         grid=_grid,
         resize=_resize,
         segments=_segments,
+        attention_args={"attention_mask": "mask"},
     ),
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Arrangement, Grid, Kwargs, View
 from foveate.ops.segments import offsets
-from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.layout import frames, numbered, tokens_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class Arranged:
             channels += (left.present[:, None] * left.shift).unbind(1)
         rows = torch.stack(channels, dim=-1).view(*self._shape, -1)
         arranged = self.spec.arrange(self.base, self.arguments, rows, rows.new_zeros(rows.shape[-1]))
-        fixed = [_mean_of_left(part, shares) for part, shares in zip(parts, arranged)]
+        fixed = [
+            numbered(_mean_of_left(part, shares), start) for part, shares, start in zip(parts, arranged, order.starts)
+        ]
         shares = torch.cat(list(arranged))[(order.patch >= 0).nonzero().flatten().to(rows.device)]
         sizes = None if left.sizes is None else shares[:, 2]
         coords = None if left.shift is None else self._coords(shares[:, -2:] / shares[:, :1].clamp(min=1e-12))

@@ -124,6 +124,7 @@ class TowerPass:
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
+        masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
         joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
@@ -140,6 +141,7 @@ class TowerPass:
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
+    masks: dict[str, Tensor | None] = field(default_factory=dict)
     joined: Rows | None = None
     lot: Lot | None = None
     attending: Attending | None = None

@@ -121,8 +121,8 @@ def visual_rows(
             table = _table(record)
             feature, part = _feature_rows(mask, record, len(table[0]), embeds)
             chunked |= part
-        part_spans, span, index, keep, origin = _spans(mask, position, feature, table)
-        names += [(m, part_spans.row[s], s) for s in range(len(part_spans))]
+        part_spans, number, span, index, keep, origin = _spans(mask, position, feature, table)
+        names += [(m, part_spans.row[s], number[s]) for s in range(len(part_spans))]
         origin = origin + sum(sum(t * h * w for t, h, w in r.order.grid) for r in records[:m])
         parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
         shift = max(spans.clip, default=-1) + 1
@@ -230,12 +230,13 @@ def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[
 
 def _spans(
     mask: Tensor, position: Tensor, feature: Tensor | None, table: tuple[Tensor, Tensor, Spans]
-) -> tuple[Spans, Tensor, Tensor, Tensor, Tensor]:
-    """The spans of one modality, and for each of its placeholders: span, index in it, is it a patch, which of all."""
+) -> tuple[Spans, list[int], Tensor, Tensor, Tensor, Tensor]:
+    """The spans of one modality here, which of the table's they are, and for each placeholder: span, index in it, is it
+    a patch, which of all."""
     span_of, index_of, facts = table
     start = torch.tensor(offsets(facts.sizes)[:-1], dtype=torch.long)
     if feature is None:
-        return facts, span_of, index_of, torch.ones(len(position), dtype=torch.bool), start[span_of] + index_of
+        return facts, list(range(len(facts))), span_of, index_of, torch.ones(len(position), dtype=torch.bool), start[span_of] + index_of
     row = position // mask.shape[1]
     span, index = span_of[feature], index_of[feature]
     keep = span >= 0
@@ -252,6 +253,7 @@ def _spans(
             tuple(facts.frame[s] for s in old_list),
             tuple(row_list),
         ),
+        old_list,
         number,
         index,
         keep,

@@ -21,7 +21,7 @@ from foveate.models.family import Arrangement, Family, Grid
 from foveate.runtime.arrange import Arranged, Left, arguments_of, in_tower_order
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.layout import Packed, Rows, frames, patches_of, starts, take_rows, tokens_of
+from foveate.runtime.layout import Packed, Rows, frames, numbered, patches_of, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.parking import Lot
 from foveate.runtime.positions import rotary_at
@@ -75,6 +75,8 @@ class TowerHooks:
                 hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
             attention = block.get_submodule(self.spec.attention)
+            if self.spec.attention_args:
+                hooks.pre(attention, self._mask_attention)
             if self._may_attend(i):
                 self.attending.attach(hooks, block)
             if self._signals_of(i) or self.proportional or self._may_attend(i):
@@ -161,7 +163,7 @@ class TowerHooks:
             return self._rejoin(call, output) if self.spec.joins else None
         if call.resized is not None and call.grid_now != call.grid:
             output.pooler_output = self._full_grid(call, output.pooler_output)
-        self._finish(call, output.pooler_output)
+        output.pooler_output = self._finish(call, output.pooler_output)
         return output
 
     def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
@@ -181,8 +183,8 @@ class TowerHooks:
             kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
         return kept if call.resized is None else call.resized[kept]
 
-    def _finish(self, call: TowerPass, features: Tensor) -> None:
-        """Rows of the output module are the features."""
+    def _finish(self, call: TowerPass, features: Tensor) -> Tensor:
+        """Rows of the output module are the features; the same, with holes that say which they are."""
         left, order = self._left(call, features.device), in_tower_order(call.grid, self.spec.kept_rows(self.config))
         sizes = coords = None
         if left is not None and left.sizes is not None:
@@ -190,7 +192,9 @@ class TowerHooks:
         if left is not None and left.shift is not None:
             coords = tokens_of(frames(call.grid), features.device).coords
             coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
+        features = features if left is None else numbered(features)
         self._close(call, Record(order, features.detach(), sizes, coords))
+        return features
 
     def _left(self, call: TowerPass, device: torch.device) -> Left | None:
         kept = self._kept(call, device)
@@ -283,6 +287,10 @@ class TowerHooks:
         call.trace.blocks.append(trace)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
+    def _mask_attention(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        return None if call is None or not call.masks else (args, {**kwargs, **call.masks})
+
     def _wants_residual(self, i: int) -> bool:
         after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
         return any("residual" in a.site.signals for a in self.mids[i] + after)
@@ -298,7 +306,8 @@ class TowerHooks:
     def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
         """Arguments of a block for the rows present."""
         new = dict(kwargs)
-        for name, axis in self.spec.block_args.items():
+        call.masks = {}
+        for name, axis in (*self.spec.block_args.items(), *self.spec.attention_args.items()):
             value = kwargs.get(name)
             if axis == "mask":
                 if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
@@ -306,7 +315,11 @@ class TowerHooks:
                     assert layout.index is not None
                     view = View(layout.index, layout.valid)
                     kind = kind_of(real_implementation(config))
-                    new[name] = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
+                    mask = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
+                    if name in self.spec.attention_args:
+                        call.masks[name] = mask
+                    else:
+                        new[name] = mask
                 continue
             if value is None:
                 continue
@@ -501,8 +514,7 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         arranged = self.context.arranged
         if arranged is None:
-            self._finish(call, output.flatten(0, 1))
-            return output
+            return self._finish(call, output.flatten(0, 1)).view(output.shape)
         left = self._left(call, output.device)
         arranged.arrive(call.grid, left)
         if left is None:
