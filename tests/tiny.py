@@ -2,8 +2,9 @@
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
 ``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen). Families with tiles have their own file, `tiny_tiles`. What a row contains depends on the seed and its place in the batch, not on the other rows, so
-``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
+width)`` a video (Qwen). Families with tiles have their own file, `tiny_tiles`. What a row contains depends on the seed and
+its place in the batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)``
+alone.
 """
 
 from __future__ import annotations
@@ -55,13 +56,11 @@ SPECIAL = (
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 IMAGE_TEXT = {
-    **{family: "<|vision_start|> <|image_pad|> <|vision_end|>" for family in QWEN},
-    **{family: "<image>" for family in ("llava", "llava_next", "llava_onevision")},
+    **dict.fromkeys(QWEN, "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "<image>"),
     "internvl": "<IMG_CONTEXT>",
 }
-IMAGE_TOKEN = {
-    family: TOKEN_ID["<|image_pad|>" if family in QWEN else text] for family, text in IMAGE_TEXT.items()
-}
+IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in QWEN else text] for family, text in IMAGE_TEXT.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 
 Item = int | str | tuple[int, ...]
@@ -265,7 +264,7 @@ def inputs(
                 images[-1].append(_draw(family, item, generator))
         texts.append(" ".join(text))
     images = [row for row in images if row]
-    flat: Any = images if family == "llava_onevision" else sum(images, [])
+    flat: Any = images if family == "llava_onevision" else [image for row in images for image in row]
     processed = processor(family)(
         images=flat or None, text=texts, padding=True, padding_side=padding_side, return_tensors="pt"
     )

@@ -195,5 +195,8 @@ def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) 
 def test_gradient_checkpointing_is_refused_with_a_sentence(family: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
     model.train().gradient_checkpointing_enable()
-    with foveate.compress(model, IPCV(min_tokens=0)), pytest.raises(foveate.FoveateError, match="gradient checkpointing"):
+    with (
+        foveate.compress(model, IPCV(min_tokens=0)),
+        pytest.raises(foveate.FoveateError, match="gradient checkpointing"),
+    ):
         model(**batch)

@@ -31,7 +31,7 @@ def _views(config: Any, call: Kwargs) -> list[list[View]]:
         views = [View(side, side)]
         if tiled:
             height, width = whole = llava_next.unpadded(config, size)
-            ratio = math.sqrt(height * width / (int(aspect.strip("anyres_max_")) * side**2))
+            ratio = math.sqrt(height * width / (int(aspect.removeprefix("anyres_max_")) * side**2))
             if ratio > 1.1:
                 height, width = int(height // ratio), int(width // ratio)
             views.append(View(height, width, of=whole))

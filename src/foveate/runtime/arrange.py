@@ -51,16 +51,6 @@ class Left:
     shift: Tensor | None
 
 
-def in_tower_order(grid: Grid, kept_rows: int) -> Order:
-    """The features are the rows of the output module; in front of each image, ``kept_rows`` stand for no patch."""
-    counts = [t * h * w for t, h, w in grid]
-    parts, start = [], 0
-    for n in counts:
-        parts += [torch.full((kept_rows,), -1), torch.arange(start, start + n)]
-        start += n
-    return Order(grid, torch.cat(parts), tuple(offsets([kept_rows + n for n in counts])))
-
-
 class Arranged:
     """One call of the function that encodes a modality, whose features are arranged.
 
@@ -139,8 +129,9 @@ class Arranged:
 
 def arguments_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Kwargs) -> Kwargs:
     """The arguments of a call, by name."""
-    bound = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    return bound | bound.pop("kwargs", {})
+    bound: Kwargs = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    more: Kwargs = bound.pop("kwargs", {})
+    return bound | more
 
 
 def _mean_of_left(part: Tensor, shares: Tensor) -> Tensor:

@@ -236,7 +236,14 @@ def _spans(
     span_of, index_of, facts = table
     start = torch.tensor(offsets(facts.sizes)[:-1], dtype=torch.long)
     if feature is None:
-        return facts, list(range(len(facts))), span_of, index_of, torch.ones(len(position), dtype=torch.bool), start[span_of] + index_of
+        return (
+            facts,
+            list(range(len(facts))),
+            span_of,
+            index_of,
+            torch.ones(len(position), dtype=torch.bool),
+            start[span_of] + index_of,
+        )
     row = position // mask.shape[1]
     span, index = span_of[feature], index_of[feature]
     keep = span >= 0

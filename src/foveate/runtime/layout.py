@@ -279,6 +279,13 @@ def patches_of(tokens: Tokens, unit: int) -> Tokens:
     )
 
 
+def whole(tokens: Tokens, images: int, width: int, leading: int, unit: int) -> Rows:
+    """All rows of a padded tower: ``leading`` special ones of each of the ``images``, then its patches in raster order."""
+    patches = tokens if unit == 1 else patches_of(tokens, unit)
+    slot = patches.index + leading
+    return Rows(width, width, (width,) * images, tokens, patches.segment, slot, align="left", unit=unit)
+
+
 def numbered(features: Tensor, start: int = 0) -> Tensor:
     """Features ``(R, C)`` whose holes (NaN in the first channel) say which they are in the next three.
 

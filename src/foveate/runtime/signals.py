@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from foveate.errors import UnsupportedModelError
-from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.parking import Attending
 
 PREFIX = "foveate|"
@@ -195,6 +195,16 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     if reading.take is not None:
         found = take_rows(found, reading.take)
     return of_units(name, layout.rows(found[:, leading:].contiguous()), layout.unit)
+
+
+def of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
+    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
+    seen = reading.seen
+    if name == "received":
+        rows = torch.cat([part.flatten() for part in seen.received])
+    else:
+        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
+    return of_units(name, rows if reading.take is None else rows[reading.take], layout.unit)
 
 
 def of_units(name: str, rows: Tensor, unit: int) -> Tensor:

@@ -7,7 +7,6 @@ module, they are put back at the end of the tower; where it rearranges them afte
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,17 +16,17 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
-from foveate.models.family import Arrangement, Family, Grid
-from foveate.runtime.arrange import Arranged, Left, arguments_of, in_tower_order
+from foveate.models.family import Arrangement, Family
+from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
+from foveate.runtime.blocks import block_arguments
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.layout import Packed, Rows, frames, numbered, patches_of, starts, take_rows, tokens_of
-from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units
+from foveate.runtime.layout import Packed, Rows, frames, take_rows, tokens_of, whole
 from foveate.runtime.parking import Lot
-from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import Probe, Reading, of_tokens, of_units, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_rows, of_tokens, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
-from foveate.tokens import Parked, Reduction, Tokens
+from foveate.tokens import Parked, Tokens
 
 HOLE = float("nan")
 Layout = Rows | Packed
@@ -168,61 +167,18 @@ class TowerHooks:
 
     def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
         assert call.resized is not None
-        return rows.new_full((_units(call.grid), rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
+        return rows.new_full((units(call.grid), rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
 
-    def _kept(self, call: TowerPass, device: torch.device) -> Tensor | None:
-        """``(K,)`` units of the full grid that are there, in raster order, as stock code will see them; None: all.
-
-        (The blocks may have seen them window after window.)
-        """
-        if call.layout is None and call.grid_now == call.grid:
-            return None
-        kept = torch.arange(_units(call.grid_now), device=device)
-        if call.layout is not None:
-            tokens = call.layout.tokens
-            kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-        return kept if call.resized is None else call.resized[kept]
-
-    def _finish(self, call: TowerPass, features: Tensor) -> Tensor:
+    def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
         """Rows of the output module are the features; the same, with holes that say which they are."""
-        left, order = self._left(call, features.device), in_tower_order(call.grid, self.spec.kept_rows(self.config))
-        sizes = coords = None
-        if left is not None and left.sizes is not None:
-            sizes = left.sizes
-        if left is not None and left.shift is not None:
-            coords = tokens_of(frames(call.grid), features.device).coords
-            coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
-        features = features if left is None else numbered(features)
-        self._close(call, Record(order, features.detach(), sizes, coords))
+        features, record = in_tower_order(call, rows, self.spec.kept_rows(self.config))
+        self._close(call, record)
         return features
 
-    def _left(self, call: TowerPass, device: torch.device) -> Left | None:
-        kept = self._kept(call, device)
-        if kept is None:
-            return None
-        n, tokens = _units(call.grid), None if call.layout is None else call.layout.tokens
-        present = torch.zeros(n, device=device).index_fill(0, kept, 1.0)
-        sizes = shift = None
-        if tokens is not None and call.merged:
-            sizes = torch.ones(n, device=device).index_copy(0, kept, tokens.sizes)
-        if tokens is not None and call.moved:
-            own = tokens_of(frames(call.grid), device).coords[kept, 1:]
-            moved = _in_full_grid(tokens, call.grid)[:, 1:] - own
-            shift = torch.zeros(n, 2, device=device).index_copy(0, kept, moved)
-        return Left(present, sizes, shift)
-
     def _close(self, call: TowerPass, record: Record) -> None:
-        trace, tokens = call.trace, call.layout.tokens if call.layout is not None else None
-        n, now = _units(call.grid), _units(call.grid_now)
-        trace.grid += call.grid
-        trace.views += record.order.grid
-        trace.patch_rows += now * self.unit
-        trace.full_patch_rows += n * self.unit
-        trace.output_rows += now if tokens is None else len(tokens)
-        trace.full_output_rows += n
+        note(call, record, self.unit)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
-        trace.clocks.setdefault("tower", []).append((call.start, tick(record.features.device)))
         self.context.tower = None
 
     # -- sites ------------------------------------------------------------------------------------------------------
@@ -237,13 +193,7 @@ class TowerHooks:
             if call.order is not None:
                 tokens = tokens.select(call.order, tokens.counts)
             return Packed(self.unit, len(tokens), tokens)
-        return self._rows(tokens, *hidden.shape[:2])
-
-    def _rows(self, tokens: Tokens, images: int, width: int) -> Rows:
-        """All rows of a padded tower."""
-        patches = patches_of(tokens, self.unit) if self.unit > 1 else tokens
-        slot = patches.index + self.spec.leading
-        return Rows(width, width, (width,) * images, tokens, patches.segment, slot, align="left", unit=self.unit)
+        return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -254,7 +204,7 @@ class TowerHooks:
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
         layout, lot = call.layout, call.lot
-        call.reading = None
+        call.reading, call.masks = None, {}
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
@@ -262,7 +212,7 @@ class TowerHooks:
             call.trace.signal_flops += lot.method.flops(tokens, site)
             shown = lot.all_rows(layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
-            kwargs = self._derive(call, shown[1], block, hidden, kwargs)
+            kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
         call.attending = None
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
@@ -302,29 +252,6 @@ class TowerHooks:
         if isinstance(layout, Packed):
             return log_size.repeat_interleave(layout.unit)
         return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None].expand(-1, layout.unit))[..., 0]
-
-    def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
-        """Arguments of a block for the rows present."""
-        new = dict(kwargs)
-        call.masks = {}
-        for name, axis in (*self.spec.block_args.items(), *self.spec.attention_args.items()):
-            value = kwargs.get(name)
-            if axis == "mask":
-                if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
-                    config: Any = block.get_submodule(self.spec.attention).config
-                    assert layout.index is not None
-                    view = View(layout.index, layout.valid)
-                    kind = kind_of(real_implementation(config))
-                    mask = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
-                    if name in self.spec.attention_args:
-                        call.masks[name] = mask
-                    else:
-                        new[name] = mask
-                continue
-            if value is None:
-                continue
-            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
-        return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -394,7 +321,7 @@ class TowerHooks:
                 # At the output the leading tokens are gone, unless the projector lets them through.
                 signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
             elif reading is not None and isinstance(layout, Packed):
-                signals[name] = _of_rows(name, reading, layout)
+                signals[name] = of_rows(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
@@ -441,19 +368,12 @@ class TowerHooks:
     # -- output -----------------------------------------------------------------------------------------------------
 
     def _rejoin(self, call: TowerPass, output: Any) -> Any:
-        """The end of a tower whose patches stock code puts together: its sites, and full-length rows, zeros where none is."""
+        """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
         final = self.last == len(self.blocks) - 1
         x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
         for action in self.outputs:
             x = self._act(call, action, x, block=self.last)
-        kept = self._kept(call, x.device)
-        if kept is None:
-            return None
-        layout, n = self._layout(call, x), len(x)
-        lead, patches = self.spec.leading, _units(call.grid) * self.unit // n
-        assert isinstance(layout, Rows)
-        full = self._rows(tokens_of(frames(call.grid), x.device), n, lead + patches).only(kept, layout.tokens)
-        x = full.put(torch.cat([x[:, :lead], x.new_zeros(n, patches, x.shape[-1])], dim=1), layout.pick(x))
+        x = full_rows(call, x, self._layout(call, x), self.spec.leading)
         if final:
             output.last_hidden_state = x
         else:
@@ -461,24 +381,13 @@ class TowerHooks:
             output.hidden_states = (*states[: self.last + 1], x, *states[self.last + 2 :])
         return output
 
-    def _at_joined(self, call: TowerPass, x: Tensor) -> Tensor:
-        """The output module sees units that are there only."""
-        kept = self._kept(call, x.device)
-        if kept is None:
-            return x
-        tokens = tokens_of(frames(call.grid), x.device)
-        counts = self._layout(call, x).tokens.counts
-        whole = Rows(x.shape[1], x.shape[1], (x.shape[1],) * len(x), tokens, tokens.segment, tokens.index, align="left")
-        call.joined, take = whole.reduce(Reduction(kept, counts))
-        return x if take is None else take_rows(x, take)
-
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         if call is None:
             return None
         x = args[0]
         if self.spec.joins:
-            return (self._at_joined(call, x), *args[1:]), kwargs
+            return (present_units(call, x), *args[1:]), kwargs
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
@@ -492,7 +401,7 @@ class TowerHooks:
         return (x, *args[1:]), kwargs
 
     def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
-        patches = _units(call.grid_now) // x.shape[0]
+        patches = units(call.grid_now) // x.shape[0]
         return x.new_empty(x.shape[0], patches + self.spec.leading, 1) if call.layout is None else x
 
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Any:
@@ -515,7 +424,7 @@ class TowerHooks:
         arranged = self.context.arranged
         if arranged is None:
             return self._finish(call, output.flatten(0, 1)).view(output.shape)
-        left = self._left(call, output.device)
+        left = left_of(call, output.device)
         arranged.arrive(call.grid, left)
         if left is None:
             return output
@@ -528,44 +437,5 @@ def _present(reading: Reading) -> int:
     return reading.width if reading.take is None else reading.take.shape[1]
 
 
-def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
-    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    seen = reading.seen
-    if name == "received":
-        rows = torch.cat([part.flatten() for part in seen.received])
-    else:
-        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    return of_units(name, rows if reading.take is None else rows[reading.take], layout.unit)
-
-
 def _is(action: Action, block: int, where: str) -> bool:
     return action.site.at == "tower" and action.site.layer == block and action.site.where == where
-
-
-def _units(grid: Grid) -> int:
-    return sum(t * h * w for t, h, w in grid)
-
-
-def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
-    """``(N, 3)`` coordinates in the grid before resizing."""
-    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
-    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
-    return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
-
-
-def _for_layout(value: Any, axis: int | str, layout: Layout, moved: bool) -> Any:
-    if axis == "seqlens":
-        assert isinstance(layout, Packed)
-        return layout.seqlens(value)
-    if axis == "rotary":
-        assert isinstance(layout, Packed)
-        rows = layout.rows().to(value[0].device)
-        if not moved:
-            return tuple(part.index_select(0, rows) for part in value)
-        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
-    if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout, moved) for item in value)
-    if isinstance(layout, Packed):
-        return value.index_select(int(axis), layout.rows().to(value.device))
-    assert layout.index is not None
-    return take_rows(value, layout.index, int(axis))
