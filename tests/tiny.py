@@ -40,7 +40,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 QWEN = ("qwen2_vl", "qwen2_5_vl")
 FAMILIES = ("llava", *QWEN, *tiles.FAMILIES)
-LLAVA = ("llava", "llava_next")  # with CLIP, whose last block is not used
+LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 VIDEO = (*QWEN, *tiles.VIDEO)
 LAYERS = 6
@@ -57,7 +57,7 @@ WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 IMAGE_TEXT = {
     **dict.fromkeys(QWEN, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "<image>"),
+    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
     "internvl": "<IMG_CONTEXT>",
 }
 IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in QWEN else text] for family, text in IMAGE_TEXT.items()}
@@ -221,9 +221,14 @@ def _in_parts(folder: Path, kind: Any, images: Any, tokenizer: Any, **options: A
     loaded = type(images).from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
 
     def start(self: Any, image_processor: Any = None, tokenizer: Any = None) -> None:
-        kind.__init__(self, image_processor, tokenizer, **options)
+        kind.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **options)
 
-    return type(kind.__name__, (kind,), {"__init__": start})(*loaded)
+    return type(kind.__name__, (kind, _NoVideo), {"__init__": start})(*loaded)
+
+
+class _NoVideo(ProcessorMixin):
+    def __init__(self, *parts: Any, **rest: Any) -> None:
+        super().__init__(*(part for part in parts if part is not None), **rest)
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------------
@@ -300,6 +305,7 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
         unpadded = getattr(processor(family), "_get_unpadded_features", None)
         if bool(image.any()):
             image[image.clone()] = torch.tensor(tiles.is_patch(family, batch, unpadded))
+    if family == "llava_onevision":
         video = video & torch.nn.functional.pad(video[:, 1:], (0, 1))  # the last one of a video is a newline
     return image | video
 

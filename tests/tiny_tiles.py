@@ -17,6 +17,9 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
@@ -26,24 +29,27 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 PATCH = 4  # pixels
-SIDE = {"llava_next": 4, "llava_onevision": 4, "internvl": 8}  # patches of a tile
-USUAL = {"llava_next": (6, 8), "llava_onevision": (6, 8), "internvl": (8, 16)}
+SIDE = {"llava_next": 4, "llava_next_video": 4, "llava_onevision": 4, "internvl": 8}  # patches of a tile
+USUAL = {"llava_next": (6, 8), "llava_next_video": (6, 8), "llava_onevision": (6, 8), "internvl": (8, 16)}
 PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
 ASPECT = "anyres_max_2"  # pictures of more than two tiles are pooled
 FAMILIES = tuple(SIDE)
-VIDEO = ("llava_onevision",)
+VIDEO = ("llava_onevision", "llava_next_video")
 CLASSES = {
     "llava_next": LlavaNextForConditionalGeneration,
+    "llava_next_video": LlavaNextVideoForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "internvl": InternVLForConditionalGeneration,
 }
 ROWS: dict[str, list[list[Any]]] = {
     "llava_next": [[3, (6, 8), 5], [2, (4, 8), 4, (8, 4), 7], [6]],
+    "llava_next_video": [[3, (4, 8), 5], [2, (8, 4), 4, (6, 8), 7], [6]],
     "llava_onevision": [[3, (6, 8), 5], [2, (4, 8), 4, (8, 4), 7], [1, (4, 12), 2], [6]],
     "internvl": [[3, (8, 16), 5], [2, (8, 8), 4, (16, 8), 7], [6]],
 }
 VIDEO_ROWS: dict[str, list[list[Any]]] = {
     "llava_onevision": [[3, (2,), 5], [2, (6, 8), 4, (2,), 7]],
+    "llava_next_video": [[3, (2,), 5], [2, (6, 8), 4, (2,), 7]],
 }
 
 
@@ -56,14 +62,17 @@ def config(family: str, text: dict[str, Any], blocks: int, image: int, video: in
         return InternVLConfig(
             vision_config=vision, text_config=text | {"model_type": "qwen2"}, image_token_id=image, image_seq_length=16
         )
-    if family == "llava_next":
+    if family in ("llava_next", "llava_next_video"):
         vision |= dict(model_type="clip_vision_model", num_hidden_layers=blocks + 1)
-        return LlavaNextConfig(
+        around: dict[str, Any] = dict(
             vision_config=vision,
             text_config=text | {"model_type": "llama"},
             image_grid_pinpoints=PINPOINTS,
             image_token_index=image,
         )
+        if family == "llava_next_video":
+            return LlavaNextVideoConfig(**around, video_token_index=video)
+        return LlavaNextConfig(**around)
     vision |= dict(model_type="siglip_vision_model", num_hidden_layers=blocks, vision_use_head=False)
     return LlavaOnevisionConfig(
         vision_config=vision,
@@ -82,11 +91,13 @@ def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
     if family == "internvl":
         images: Any = GotOcr2ImageProcessorPil(size=square, min_patches=1, max_patches=4, crop_to_patches=True)
         return images, InternVLProcessor, dict(image_seq_length=16)
-    if family == "llava_next":
+    if family in ("llava_next", "llava_next_video"):
         images = LlavaNextImageProcessorPil(
             size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=PINPOINTS
         )
         options = dict(patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+        if family == "llava_next_video":
+            return images, LlavaNextVideoProcessor, options | {"video_token": "<|video_pad|>"}
         return images, LlavaNextProcessor, options
     images = LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=PINPOINTS)
     options = dict(
@@ -100,7 +111,7 @@ def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
 
 def video_text(family: str, frames: int) -> str:
     """Placeholders of a video."""
-    return "<|video_here|>" * (frames * math.ceil(SIDE[family] / 2) ** 2 + 1)
+    return "<|video_here|>" * (frames * math.ceil(SIDE[family] / 2) ** 2 + (family == "llava_onevision"))
 
 
 def video_pixels(family: str, frames: int, generator: torch.Generator) -> Tensor:

@@ -4,8 +4,8 @@ Three things may stand between the rows of the tower and the placeholders of the
 
 * the output module (`Tower.output`: projector, merger) makes one row of a unit of ``u`` patches (`Tower.unit`). Units are
   what methods see as tokens, and stay or go whole;
-* stock code may put the patches of a unit together itself, before that module (`Tower.joins`: pixel shuffle). It counts
-  rows when it does, so they are full length again at the end of the tower;
+* stock code may put the patches of a unit together itself, before that module (`Tower.joins`: pixel shuffle), or pool them
+  (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
 * stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
   rows in between), after which the language model sees other spans than the tower.
 """
@@ -60,10 +60,13 @@ class Arrangement:
         views: config, arguments -> the views of each image or video, in the order of its features.
         arrange: base model, arguments, rows ``(tiles, n, C)``, newline ``(C,)`` -> the features ``(R, C)`` of each image or
             video. The stock code itself, wherever it is a function.
+        pool: base model, rows ``(tiles, n, C)`` of the tower without its special ones -> the rows ``(tiles, n', C)`` of which
+            the output module makes features, where stock code pools them before it (linear, too); None: it does not.
     """
 
     views: Callable[[Any, Kwargs], list[list[View]]]
     arrange: Callable[[Any, Kwargs, Tensor, Tensor], Sequence[Tensor]]
+    pool: Callable[[Any, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

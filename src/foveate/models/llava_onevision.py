@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.models import llava, llava_next
 from foveate.models.family import Arrangement, Grid, Kwargs, View
+from foveate.models.llava_next_video import videos
 
 
 def _tiled(call: Kwargs) -> list[bool]:
@@ -49,20 +50,15 @@ def _arrange(base: Any, call: Kwargs, rows: Tensor, newline: Tensor) -> Sequence
     return list(features)
 
 
-def _video(call: Kwargs) -> Tensor:
-    pixels: Tensor = call["pixel_values_videos"] if "pixel_values_videos" in call else call["pixel_values"]
-    return pixels  # (videos, frames, ...)
-
-
 def _video_views(config: Any, call: Kwargs) -> list[list[View]]:
     side = _side(config)
     pooled = math.ceil(side / 2)
-    return [[View(pooled, pooled, frames=_video(call).shape[1], of=(side, side))]] * len(_video(call))
+    return [[View(pooled, pooled, frames=videos(call).shape[1], of=(side, side))]] * len(videos(call))
 
 
 def _arrange_video(base: Any, call: Kwargs, rows: Tensor, newline: Tensor) -> Sequence[Tensor]:
     pooled = base.apply_pooling(rows)
-    return [torch.cat([video.flatten(0, 1), newline[None]]) for video in pooled.chunk(len(_video(call)))]
+    return [torch.cat([video.flatten(0, 1), newline[None]]) for video in pooled.chunk(len(videos(call)))]
 
 
 def _segments(config: Any, grid: Grid, block: int) -> list[int]:

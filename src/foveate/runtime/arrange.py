@@ -8,6 +8,7 @@ dropped or merged rows, on a few channels that say so (which share of each featu
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,41 @@ class Arranged:
         self._left: Left | None = None
         self._shape = (0, 0)
 
-    def arrive(self, tower: Grid, left: Left | None) -> None:
-        """The output module has run on tiles of ``tower``; ``left`` of them is there, the rest is zeros."""
+    def pool(self, tower: Grid, left: Left | None, x: Tensor) -> Tensor:
+        """What the output module shall see where stock code has pooled the rows of ``tower``, zeros where one is missing.
+
+        Args:
+            tower: the tiles.
+            left: what is there of their units.
+            x: ``(tiles, n', C)`` pooled.
+
+        Returns:
+            The same, each the mean of what is left of its rows.
+        """
+        pool = self.spec.pool
+        if left is None or pool is None:
+            return x
         (_, height, width), *_ = tower
+        view = self.views[0]
+        shares = pool(self.base, _channels(left, (len(tower), height * width)))
+        shares = shares.flatten(0, 1)
+        scale = shares.new_tensor([view.height / height, view.width / width])
+        self._left = Left(
+            present=(shares[:, 0] > 0).float(),
+            sizes=None if left.sizes is None else shares[:, 2],
+            shift=None if left.shift is None else _shift(shares) * scale,
+        )
+        return _mean_of_left(x.flatten(0, 1), shares, hole=0.0).view(x.shape)
+
+    def arrive(self, tower: Grid, left: Left | None) -> Left | None:
+        """The output module has run on tiles of ``tower``; ``left`` of them is there, the rest is zeros.
+
+        Returns:
+            What is there of its rows.
+        """
+        (_, height, width), *_ = tower
+        if self.spec.pool is not None:
+            left, height, width = self._left, self.views[0].height, self.views[0].width
         self._left, self._shape = left, (len(tower), height * width)
         ones = torch.ones(*self._shape, 1, dtype=torch.float64)
         parts = self.spec.arrange(self.base, self.arguments, ones, torch.zeros(1, dtype=torch.float64))
@@ -84,6 +117,7 @@ class Arranged:
             )
         patch = torch.where(is_patch, is_patch.cumsum(0) - 1, -1)
         self.order = Order(grid, patch, tuple(offsets([len(part) for part in parts])))
+        return left
 
     def finish(self, features: Any) -> tuple[Any, Tensor, Tensor | None, Tensor | None]:
         """Features as stock code made them, with zeros where rows were dropped.
@@ -97,19 +131,15 @@ class Arranged:
         parts: list[Tensor] = list(features)
         if left is None:
             return features, _whole(parts, order), None, None
-        channels = [left.present, 1 - left.present]
-        if left.sizes is not None:
-            channels.append(left.present * left.sizes)
-        if left.shift is not None:
-            channels += (left.present[:, None] * left.shift).unbind(1)
-        rows = torch.stack(channels, dim=-1).view(*self._shape, -1)
+        rows = _channels(left, self._shape)
         arranged = self.spec.arrange(self.base, self.arguments, rows, rows.new_zeros(rows.shape[-1]))
         fixed = [
-            numbered(_mean_of_left(part, shares), start) for part, shares, start in zip(parts, arranged, order.starts)
+            numbered(_mean_of_left(part.flatten(0, -2), shares), start).view(part.shape)
+            for part, shares, start in zip(parts, arranged, order.starts)
         ]
         shares = torch.cat(list(arranged))[(order.patch >= 0).nonzero().flatten().to(rows.device)]
         sizes = None if left.sizes is None else shares[:, 2]
-        coords = None if left.shift is None else self._coords(shares[:, -2:] / shares[:, :1].clamp(min=1e-12))
+        coords = None if left.shift is None else self._coords(_shift(shares))
         same = torch.stack(fixed) if isinstance(features, Tensor) else type(features)(fixed)
         return same, _whole(fixed, order), sizes, coords
 
@@ -134,17 +164,32 @@ def arguments_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Kwar
     return bound | more
 
 
-def _mean_of_left(part: Tensor, shares: Tensor) -> Tensor:
+def _channels(left: Left, shape: tuple[int, int]) -> Tensor:
+    """``(tiles, n, k)``: of every row what is there, what is gone, and what there is of sizes and shifts."""
+    channels = [left.present, 1 - left.present]
+    if left.sizes is not None:
+        channels.append(left.present * left.sizes)
+    if left.shift is not None:
+        channels += (left.present[:, None] * left.shift).unbind(1)
+    return torch.stack(channels, dim=-1).view(*shape, -1)
+
+
+def _shift(shares: Tensor) -> Tensor:
+    """``(..., 2)`` mean shift of what is left."""
+    return shares[..., -2:] / shares[..., :1].clamp(min=1e-12)
+
+
+def _mean_of_left(part: Tensor, shares: Tensor, hole: float = math.nan) -> Tensor:
     """Features ``(R, C)`` of which ``shares (R, >= 2)`` is left and gone (both 0: a newline; there may be more of these)."""
     left, gone = shares[: len(part), :2].to(part.device).unsqueeze(-1).unbind(1)
     mean = part / left.clamp(min=1e-12).to(part.dtype)
-    mean = torch.where(left > 0, mean, part.new_full((), float("nan")))
+    mean = torch.where(left > 0, mean, part.new_full((), hole))
     return torch.where(gone > 0, mean, part)  # what has lost nothing stays as it is, to the bit
 
 
 def _whole(parts: Sequence[Tensor], order: Order) -> Tensor:
     """All features in one tensor; newlines that stock code adds later (before transformers 5.18) are left open."""
-    parts = [part.detach() for part in parts]
+    parts = [part.detach().flatten(0, -2) for part in parts]
     lengths = [b - a for a, b in zip(order.starts, order.starts[1:])]
     return torch.cat(
         [

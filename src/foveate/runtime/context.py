@@ -125,6 +125,7 @@ class TowerPass:
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
         masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
+        pooled: rows that the output module saw where stock code pools before it, else None.
         joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
@@ -142,6 +143,7 @@ class TowerPass:
     order: Tensor | None = None
     layout: Rows | Packed | None = None
     masks: dict[str, Tensor | None] = field(default_factory=dict)
+    pooled: int | None = None
     joined: Rows | None = None
     lot: Lot | None = None
     attending: Attending | None = None

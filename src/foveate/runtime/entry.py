@@ -61,9 +61,11 @@ class Entry:
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
         call.trailing = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
         call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
-        if not self.holes or not bool(host[-1].any()):
-            return embeds
         tokens = call.layout.tokens
+        if not self.holes or not bool(host[-1].any()):
+            if call.layout.place is not None:  # nothing is missing, but what was merged may have moved
+                call.arrived = Reduction(torch.arange(len(tokens), device=embeds.device), tokens.counts)
+            return embeds
         hole = host[-1][call.layout.row.cpu(), call.layout.slot.cpu()]
         keep = (~hole).nonzero().flatten()
         counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()

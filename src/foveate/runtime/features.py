@@ -114,6 +114,7 @@ def note(call: TowerPass, record: Record, unit: int) -> None:
     trace.views += record.order.grid
     trace.patch_rows += now * unit
     trace.full_patch_rows += n * unit
-    trace.output_rows += now if call.layout is None else len(call.layout.tokens)
-    trace.full_output_rows += n
+    present = now if call.layout is None else len(call.layout.tokens)
+    trace.output_rows += present if call.pooled is None else call.pooled
+    trace.full_output_rows += n if call.pooled is None else call.pooled
     trace.clocks.setdefault("tower", []).append((call.start, tick(record.features.device)))

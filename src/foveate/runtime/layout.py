@@ -100,8 +100,8 @@ class Rows:
     def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:
         """The layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
         tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
-        if len(tokens) == len(self.tokens):
-            return replace(self, tokens=tokens), None
+        if len(tokens) == len(self.tokens) and (self.place is None or self.index is not None):
+            return replace(self, tokens=tokens), None  # nothing goes, and no token has moved to another one's position
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
             lengths[sample] += (after - before) * self.unit

@@ -52,6 +52,11 @@ class TowerHooks:
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
+    def _pools(self) -> bool:
+        """Whether stock code pools the rows of this call before the output module."""
+        return self.context.arranged is not None and self.context.arranged.spec.pool is not None
+
+    @property
     def reduces(self) -> bool:
         """Whether any site acts in the tower."""
         return bool(self.pixels or self.outputs or any(self.before.values()) or any(self.mids.values()))
@@ -159,7 +164,7 @@ class TowerHooks:
             return None
         if self.spec.layout == "padded":
             # The projector comes after the tower; the call goes on until then.
-            return self._rejoin(call, output) if self.spec.joins else None
+            return self._rejoin(call, output) if self.reduces and (self.spec.joins or self._pools) else None
         if call.resized is not None and call.grid_now != call.grid:
             output.pooler_output = self._full_grid(call, output.pooler_output)
         output.pooler_output = self._finish(call, output.pooler_output)
@@ -388,6 +393,9 @@ class TowerHooks:
         x = args[0]
         if self.spec.joins:
             return (present_units(call, x), *args[1:]), kwargs
+        arranged = self.context.arranged
+        if arranged is not None and self._pools:
+            return (arranged.pool(call.grid, left_of(call, x.device), x), *args[1:]), kwargs
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
@@ -415,17 +423,18 @@ class TowerHooks:
             return None
         if self.spec.joins:
             output = output if call.joined is None else call.joined.scatter(output, call.joined.full, fill=HOLE)
-        elif layout is not None:
+        elif layout is not None and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid and not self.spec.joins:
+        if call.grid_now != call.grid and not (self.spec.joins or self._pools):
             extra = self.spec.kept_rows(self.config)
             body = self._full_grid(call, output[:, extra:].flatten(0, 1))
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         arranged = self.context.arranged
         if arranged is None:
             return self._finish(call, output.flatten(0, 1)).view(output.shape)
-        left = left_of(call, output.device)
-        arranged.arrive(call.grid, left)
+        left = arranged.arrive(call.grid, left_of(call, output.device))
+        if self._pools:
+            call.pooled = output.shape[:-1].numel()
         if left is None:
             return output
         present = left.present.view(*output.shape[:2], 1) > 0
