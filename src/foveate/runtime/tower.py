@@ -274,7 +274,7 @@ class TowerHooks:
         if parking and len(reduction.keep) == len(tokens):
             return hidden
         merged, call.merged = call.merged, call.merged or reduction.sizes is not None
-        call.moved |= reduction.coords is not None
+        call.moved |= reduction.coords is not None and len(reduction.keep) < len(tokens)  # a merger moves tokens
         if isinstance(layout, Packed):
             if parking:
                 kept = layout.rows_of(reduction.keep)
