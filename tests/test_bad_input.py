@@ -110,7 +110,7 @@ def test_unknown_family() -> None:
     batch = {"input_ids": torch.arange(8)[None], "attention_mask": torch.ones(1, 8)}
     model = LlamaForCausalLM(config).eval()
     with left_as_it_was(model, batch):
-        refused(model, Stride(), UnsupportedModelError, "'llama'.*llava, qwen2_5_vl, qwen2_vl")
+        refused(model, Stride(), UnsupportedModelError, "'llama'.*llava, .*qwen2_5_vl, qwen2_vl")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_unknown_method(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for name in ("fastw", "", "FastV2", "fastv+", "stride, vtw"):
-            refused(model, name, UnknownNameError, "there are divprune, downsample, dycoke, fastv, ipcv")
+            refused(model, name, UnknownNameError, "there are .*divprune, downsample, dycoke, fastv, ipcv")
 
 
 @pytest.mark.parametrize(

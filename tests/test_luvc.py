@@ -305,8 +305,10 @@ def test_renumbered_is_a_smaller_image(family: str) -> None:
 
 def test_kept_is_the_centroid(family: str) -> None:
     """With positions kept, a merged token takes the position id of the cell where the middle of its members is."""
+    if family in tiny.tiles.ANYRES:
+        pytest.skip("an image is several spans there; test_tiles follows merged tokens through tiles")
     model = tiny.model(family)
-    batch = tiny.inputs(family, [[3, "image", 5]])
+    batch = tiny.inputs(family, [[3, (8, 8) if family == "internvl" else "image", 5]])
     stock = rotary_of_layers(model, batch)[0]
     Watched.seen.clear()
     with foveate.compress(model, Watched(merge=0.5)):

@@ -34,6 +34,7 @@ USUAL = {"llava_next": (6, 8), "llava_next_video": (6, 8), "llava_onevision": (6
 PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
 ASPECT = "anyres_max_2"  # pictures of more than two tiles are pooled
 FAMILIES = tuple(SIDE)
+ANYRES = tuple(family for family in FAMILIES if family != "internvl")
 VIDEO = ("llava_onevision", "llava_next_video")
 CLASSES = {
     "llava_next": LlavaNextForConditionalGeneration,

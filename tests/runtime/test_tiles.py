@@ -22,7 +22,7 @@ from foveate.models import families
 from foveate.models.family import Arrangement, View
 from foveate.tokens import Reduction, Tokens
 
-ANYRES = ("llava_next", "llava_next_video", "llava_onevision")
+ANYRES = tiny.tiles.ANYRES
 Source = list[tuple[int, float]]  # rows of the tower, and the weight of each
 
 
