@@ -21,6 +21,8 @@ from foveate.models.family import Arrangement, Grid, Kwargs, View
 from foveate.ops.segments import offsets
 from foveate.runtime.layout import frames, numbered, tokens_of
 
+LEAST = 1e-3  # a smaller share of a feature is nothing: the rounding of a weight that should be zero
+
 
 @dataclass(frozen=True)
 class Order:
@@ -90,7 +92,7 @@ class Arranged:
         shares = shares.flatten(0, 1)
         scale = shares.new_tensor([view.height / height, view.width / width])
         self._left = Left(
-            present=(shares[:, 0] > 0).float(),
+            present=(shares[:, 0] > LEAST).float(),
             sizes=None if left.sizes is None else shares[:, 2],
             shift=None if left.shift is None else _shift(shares) * scale,
         )
@@ -176,19 +178,19 @@ def _channels(left: Left, shape: tuple[int, int]) -> Tensor:
 
 def _shift(shares: Tensor) -> Tensor:
     """``(..., 2)`` mean shift of what is left."""
-    return shares[..., -2:] / shares[..., :1].clamp(min=1e-12)
+    return shares[..., -2:] / shares[..., :1].clamp(min=LEAST)
 
 
 def _mean_of_left(part: Tensor, shares: Tensor, hole: float = math.nan) -> Tensor:
     """Features ``(R, C)`` of which ``shares (R, >= 2)`` is left and gone (both 0: a newline; there may be more of these)."""
     left, gone = shares[: len(part), :2].to(part.device).unsqueeze(-1).unbind(1)
-    mean = part / left.clamp(min=1e-12).to(part.dtype)
-    mean = torch.where(left > 0, mean, part.new_full((), hole))
+    mean = part / torch.where(left > LEAST, left, 1.0).to(part.dtype)
+    mean = torch.where(left > LEAST, mean, part.new_full((), hole))
     return torch.where(gone > 0, mean, part)  # what has lost nothing stays as it is, to the bit
 
 
 def _whole(parts: Sequence[Tensor], order: Order) -> Tensor:
-    """All features in one tensor; newlines that stock code adds later (before transformers 5.18) are left open."""
+    """All features in one tensor; newlines that older transformers add later are left open."""
     parts = [part.detach().flatten(0, -2) for part in parts]
     lengths = [b - a for a, b in zip(order.starts, order.starts[1:])]
     return torch.cat(
