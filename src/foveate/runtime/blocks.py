@@ -57,3 +57,13 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
         return value.index_select(int(axis), layout.rows().to(value.device))
     assert layout.index is not None
     return take_rows(value, layout.index, int(axis))
+
+
+def key_bias(layout: Rows | Packed | None, hidden: Tensor) -> Tensor | None:
+    """Log sizes of merged tokens for each row ``(B, P)`` or, packed, ``(rows,)``: ToMe's proportional attention."""
+    if layout is None:
+        return None
+    log_size = layout.tokens.sizes.log()
+    if isinstance(layout, Packed):
+        return log_size.repeat_interleave(layout.unit)
+    return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None].expand(-1, layout.unit))[..., 0]

@@ -19,7 +19,7 @@ from foveate.method import Site
 from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
-from foveate.runtime.blocks import block_arguments
+from foveate.runtime.blocks import block_arguments, key_bias
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units
 from foveate.runtime.layout import Packed, Rows, frames, take_rows, tokens_of, whole
@@ -222,7 +222,7 @@ class TowerHooks:
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
-        bias = self._key_bias(call, shown[1], shown[0])
+        bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
         if signals or bias is not None or call.attending is not None:
             reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
             if "cls_row" in signals:
@@ -249,14 +249,6 @@ class TowerHooks:
     def _wants_residual(self, i: int) -> bool:
         after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
         return any("residual" in a.site.signals for a in self.mids[i] + after)
-
-    def _key_bias(self, call: TowerPass, layout: Layout | None, hidden: Tensor) -> Tensor | None:
-        if not (self.proportional and call.merged and layout is not None):
-            return None
-        log_size = layout.tokens.sizes.log()
-        if isinstance(layout, Packed):
-            return log_size.repeat_interleave(layout.unit)
-        return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None].expand(-1, layout.unit))[..., 0]
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
