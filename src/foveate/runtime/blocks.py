@@ -60,7 +60,7 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
 
 
 def key_bias(layout: Rows | Packed | None, hidden: Tensor) -> Tensor | None:
-    """Log sizes of merged tokens for each row ``(B, P)`` or, packed, ``(rows,)``: ToMe's proportional attention."""
+    """Log sizes of merged tokens for each row ``(B, P)`` or, packed, ``(rows,)``: what is added to its logits as a key."""
     if layout is None:
         return None
     log_size = layout.tokens.sizes.log()
