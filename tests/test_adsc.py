@@ -176,6 +176,8 @@ def test_cache_lengths_follow_from_the_grid_alone(family: str, pattern: Any) -> 
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
     method = ADSC(keep=0.4, pattern=pattern)
     n = int(tiny.visual_mask(family, batch).sum())
+    if family in tiny.tiles.FAMILIES:
+        pytest.skip("an image is several spans there")
     shape = (tiny.LLAVA_SIDE, tiny.LLAVA_SIDE) if family == "llava" else tuple(s // 2 for s in tiny.QWEN_GRID)
     host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
     expected = [len(layer[0]) for layer in walk(method, host, tokens_of(shape))]  # type: ignore[arg-type]

@@ -256,6 +256,8 @@ def check_counts(report: Report, method: Method, spans: tuple[int, ...]) -> None
 def test_tokens_of_several_rows_and_spans(family: str, method: Method) -> None:
     """One image in the first row and two in the second, counted image by image."""
     model = tiny.model(family)
+    if family in tiny.tiles.FAMILIES:
+        pytest.skip("other spans in the tower than in the language model: see the next test")
     sizes = (36, 36, 36) if family == "llava" else (16, 12, 8)
     images: list[tiny.Item] = ["image"] * 3 if family == "llava" else [(8, 8), (4, 12), (8, 4)]
     rows: list[list[tiny.Item]] = [[3, images[0], 5], [2, images[1], 4, images[2], 7]]
@@ -268,10 +270,47 @@ def test_tokens_of_several_rows_and_spans(family: str, method: Method) -> None:
 
 
 @every_method
+@pytest.mark.parametrize("family", tiny.tiles.FAMILIES)
+def test_tokens_of_tiles_and_views(family: str, method: Method) -> None:
+    """Tile by tile in the tower, view by view in the language model; what was cut off or pooled is not counted there."""
+    model, batch = tiny.model(family), tiny.inputs(family, tiny.tiles.ROWS[family])
+    unpadded = getattr(tiny.processor(family), "_get_unpadded_features", None)
+    views = [h * w for image in tiny.tiles.views(family, batch, unpadded) for h, w in image]
+    with foveate.compress(model, Arrivals(positions=method.parts()[0].positions) + method) as handle:
+        forward(model, batch)
+        report = handle.report()
+    assert report.visual_tokens == sum(views) == int(tiny.visual_mask(family, batch).sum())
+    present: tuple[int, ...] | None = None
+    for visit in report.visits:
+        if visit.site == "lm_entry" and visit.method == "arrivals":
+            assert [h * w for h, w in visit.shapes] == views
+            assert all(n <= size for n, size in zip(visit.before, views, strict=True))
+            present = visit.before
+        elif present is not None:
+            assert visit.before == present
+            present = visit.after
+        assert visit.after == tuple(map(len, visit.kept))
+        assert all(len(set(kept)) == len(kept) for kept in visit.kept)
+        assert all(0 <= i < h * w for kept, (h, w) in zip(visit.kept, visit.shapes, strict=True) for i in kept)
+    assert present is not None
+
+
+@dataclass(frozen=True)
+class Arrivals(Method):
+    """Has the report say what arrives at the language model."""
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("lm_entry")]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        return Reduction(torch.arange(len(tokens)), tokens.counts)
+
+
+@every_method
 def test_mean_tokens(family: str, method: Method) -> None:
     """Visual tokens per row and decoder layer, without padding and text."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    with foveate.compress(model, method) as handle:
+    with foveate.compress(model, Arrivals(positions=method.parts()[0].positions) + method) as handle:
         forward(model, batch)
         report = handle.report()
     present = report.visual_tokens

@@ -2,8 +2,9 @@
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
 ``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen). What a row contains depends on the seed and its place in the batch, not on the other rows, so
-``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
+width)`` a video (Qwen). Families with tiles have their own file, `tiny_tiles`. What a row contains depends on the seed and
+its place in the batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)``
+alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_tiles as tiles
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -36,7 +38,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("llava", *QWEN, *tiles.FAMILIES)
+LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
+CLS = (*LLAVA, "internvl")
+VIDEO = (*QWEN, *tiles.VIDEO)
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -45,11 +51,16 @@ QWEN_GRID = (6, 8)  # patches: 12 tokens
 
 SPECIAL = (
     *("<pad>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
-    *("<|video_here|>", "<|im_end|>"),
+    *("<|video_here|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
 )
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-IMAGE_TOKEN = {family: TOKEN_ID["<image>" if family == "llava" else "<|image_pad|>"] for family in FAMILIES}
+IMAGE_TEXT = {
+    **dict.fromkeys(QWEN, "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
+    "internvl": "<IMG_CONTEXT>",
+}
+IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in QWEN else text] for family, text in IMAGE_TEXT.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 
 Item = int | str | tuple[int, ...]
@@ -73,6 +84,8 @@ def config(family: str, **text: Any) -> Any:
         pad_token_id=TOKEN_ID["<pad>"],
     )
     text = usual | text
+    if family in tiles.FAMILIES:
+        return tiles.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
     if family == "llava":
         clip = dict(
             model_type="clip_vision_model",
@@ -105,15 +118,37 @@ def config(family: str, **text: Any) -> Any:
 
 def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     """A model with random weights, large enough that every token and position matters to the logits."""
-    classes = (LlavaForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)
+    classes: dict[str, Any] = dict(
+        llava=LlavaForConditionalGeneration,
+        qwen2_vl=Qwen2VLForConditionalGeneration,
+        qwen2_5_vl=Qwen2_5_VLForConditionalGeneration,
+        **tiles.CLASSES,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = dict(zip(FAMILIES, classes, strict=True))[config.model_type](config).eval()
+        model: PreTrainedModel = classes[config.model_type](config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.08 * torch.randn_like(parameter)
     model.set_attn_implementation(impl)
     return model
+
+
+def tower(model: Any) -> Any:
+    """The vision tower."""
+    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+
+
+def blocks(model: Any) -> list[Any]:
+    """Its blocks that reach the language model."""
+    vision = tower(model)
+    found = vision.blocks if hasattr(vision, "blocks") else next(iter(vision.encoder.children()))
+    return list(found)[:BLOCKS]
+
+
+def end(model: Any) -> Any:
+    """The projector or merger."""
+    return model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
 
 
 def _warm(family: str, impl: str) -> PreTrainedModel:
@@ -137,6 +172,14 @@ def model(family: str, impl: str = "sdpa", *, fresh: bool = False) -> PreTrained
 FOLDERS = tempfile.TemporaryDirectory(prefix="foveate-")  # goes with the process
 
 
+def _special(family: str) -> dict[str, Any]:
+    if family != "internvl":
+        return {"additional_special_tokens": list(SPECIAL[2:])}
+    names = {"start_image": "<img>", "end_image": "</img>", "context_image": "<IMG_CONTEXT>", "video": "<video>"}
+    rest = {f"special_{i}": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
+    return {"extra_special_tokens": {f"{name}_token": word for name, word in names.items()} | rest}
+
+
 @cache
 def processor(family: str) -> ProcessorMixin:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
@@ -146,8 +189,8 @@ def processor(family: str) -> ProcessorMixin:
         tokenizer_object=words,
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=list(SPECIAL[2:]),
         padding_side="left",
+        **_special(family),
     )
     folder = Path(FOLDERS.name, family)
     if family == "llava":
@@ -157,6 +200,12 @@ def processor(family: str) -> ProcessorMixin:
             images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
         ).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
+    if family in tiles.FAMILIES:
+        images, kind, options = tiles.parts(family)
+        if family == "llava_next":
+            kind(images, tokenizer, **options).save_pretrained(folder)
+            return AutoProcessor.from_pretrained(folder, backend="pil")
+        return _in_parts(folder, kind, images, tokenizer, **options)
     kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
     size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
     images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
@@ -165,16 +214,24 @@ def processor(family: str) -> ProcessorMixin:
 
         kind(images, tokenizer, Qwen2VLVideoProcessor(patch_size=PATCH)).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
-    # Without torchvision there is no video processor, so the processor cannot be loaded whole, but its parts can.
+    return _in_parts(folder, kind, images, tokenizer)
+
+
+def _in_parts(folder: Path, kind: Any, images: Any, tokenizer: Any, **options: Any) -> Any:
+    """Without torchvision there is no video processor, so a processor cannot be loaded whole, but its parts can."""
     images.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    loaded = Qwen2VLImageProcessorPil.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
-    return type(kind.__name__, (_NoVideo, kind), {})(*loaded)
+    loaded = type(images).from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def start(self: Any, image_processor: Any = None, tokenizer: Any = None) -> None:
+        kind.__init__(self, image_processor=image_processor, tokenizer=tokenizer, **options)
+
+    return type(kind.__name__, (kind, _NoVideo), {"__init__": start})(*loaded)
 
 
-class _NoVideo:
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None) -> None:
-        super().__init__(image_processor, tokenizer)  # type: ignore[call-arg]
+class _NoVideo(ProcessorMixin):
+    def __init__(self, *parts: Any, **rest: Any) -> None:
+        super().__init__(*(part for part in parts if part is not None), **rest)
 
 
 # -- inputs -------------------------------------------------------------------------------------------------------------
@@ -190,7 +247,7 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Inputs of a padded batch of ``rows``, or of one of them; see the top of this file."""
     texts: list[str] = []
-    images: list[Image.Image] = []
+    images: list[list[Image.Image]] = []
     videos: list[Tensor] = []
     grids: list[tuple[int, ...]] = []
     for number, row in enumerate(rows):
@@ -198,28 +255,37 @@ def inputs(
             continue
         generator = torch.Generator().manual_seed(1_000 * seed + number)
         text: list[str] = []
+        images.append([])
         for item in row:
             if isinstance(item, int):
                 text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
+            elif isinstance(item, tuple) and len(item) == 1:
+                text += [tiles.video_text(family, *item)]
+                videos.append(tiles.video_pixels(family, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
                 text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
                 videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))
                 grids.append(item)
             else:
-                text += ["<image>"] if family == "llava" else ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>"]
-                images.append(_draw(family, item, generator))
+                text += [IMAGE_TEXT[family]]
+                images[-1].append(_draw(family, item, generator))
         texts.append(" ".join(text))
+    images = [row for row in images if row]
+    flat: Any = images if family == "llava_onevision" else [image for row in images for image in row]
     processed = processor(family)(
-        images=images or None, text=texts, padding=True, padding_side=padding_side, return_tensors="pt"
+        images=flat or None, text=texts, padding=True, padding_side=padding_side, return_tensors="pt"
     )
     if videos:  # processors want torchvision for videos: these are made by hand, and their placeholders filled in here
         here = processed["input_ids"] == TOKEN_ID["<|video_here|>"]
         processed["input_ids"][here] = VIDEO_TOKEN
         if "mm_token_type_ids" in processed:
             processed["mm_token_type_ids"][here] = 2
-        processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
-    if family != "llava" and "mm_token_type_ids" not in processed:
+        if family in QWEN:
+            processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
+        else:
+            processed |= {"pixel_values_videos": torch.stack(videos)}
+    if family in QWEN and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]
         processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
     return dict(processed)
@@ -227,7 +293,7 @@ def inputs(
 
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
-    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else QWEN_GRID
+    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else tiles.USUAL.get(family, QWEN_GRID)
     height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
@@ -235,9 +301,16 @@ def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
 
 
 def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
-    """``(B, L)`` bool: the placeholders of visual tokens."""
+    """``(B, L)`` bool: the placeholders of visual tokens (newlines are none)."""
     ids = batch["input_ids"]
-    return (ids == IMAGE_TOKEN[family]) | (ids == VIDEO_TOKEN)
+    image, video = ids == IMAGE_TOKEN[family], ids == VIDEO_TOKEN
+    if family in tiles.FAMILIES:
+        unpadded = getattr(processor(family), "_get_unpadded_features", None)
+        if bool(image.any()):
+            image[image.clone()] = torch.tensor(tiles.is_patch(family, batch, unpadded))
+    if family == "llava_onevision":
+        video = video & torch.nn.functional.pad(video[:, 1:], (0, 1))  # the last one of a video is a newline
+    return image | video
 
 
 def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

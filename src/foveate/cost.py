@@ -136,10 +136,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
     batch = trace.prefill[0].batch if trace.prefill else 1
     seen = [entry.visual for entry in trace.prefill if entry.visual is not None]
-    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.grid) * n
+    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.views) * n
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
-        visual_tokens=sum(t * h * w for t, h, w in trace.grid),
+        visual_tokens=sum(t * h * w for t, h, w in trace.views),
         layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
         full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
         mean_tokens=visual / n / batch,

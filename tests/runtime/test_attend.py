@@ -47,14 +47,15 @@ class Seer(Method):
 
 def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
     """Patches before block ``first`` and every later one, and at the tower's output."""
-    vision = model.model.vision_tower if family == "llava" else model.model.visual
-    blocks = list(vision.encoder.layers if family == "llava" else vision.blocks)[first : tiny.BLOCKS]
-    end = model.model.multi_modal_projector if family == "llava" else vision.merger
+    blocks, end = tiny.blocks(model)[first:], tiny.end(model)
     states: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        patches = x[:, 1:] if family == "llava" and module is not end else x
+        patches = x[:, 1:] if family in tiny.CLS and module is not end else x
+        if family == "internvl" and module is not end:  # unit by unit, as methods see them
+            side = int(patches.shape[1] ** 0.5) // 2
+            patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         states.append(patches.flatten(0, -2))
 
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, end]]
@@ -69,7 +70,7 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("video", [False, True])
 def test_true_parked_tokens_make_a_dense_tower(family: str, impl: str, unit: str, first: int, video: bool) -> None:
-    if video and family == "llava":
+    if video and family not in tiny.QWEN:
         return
     model, batch = tiny.model(family, impl), tiny.inputs(family, VIDEO_ROWS if video else ROWS[family])
     stock = tiny.text_logits(model, batch)
@@ -111,7 +112,7 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
             with foveate.compress(model, method):
                 model(**batch)
     dense, seen, *ours = Hear.heard
-    for name in ("keys", "values", "residual", *(["cls_row"] if family == "llava" else [])):
+    for name in ("keys", "values", "residual", *(["cls_row"] if family in tiny.CLS else [])):
         close(seen.signals[name], dense.signals[name])
         for tokens in ours:
             assert tokens.signals[name].shape == dense.signals[name].shape
@@ -134,7 +135,7 @@ def test_projections_that_are_no_plain_linear_layer(family: str, impl: str) -> N
                 module.__class__ = Other
         close(tiny.text_logits(model, batch), plain, 1e-5)
         assert (handle.report().flops["tower"] > flops) == (
-            family != "llava"
+            family in tiny.QWEN
         )  # where keys come from the same projection
 
 
@@ -179,7 +180,7 @@ def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) 
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     stock = tiny.text_logits(model, batch)
     Short.lose.append(1)
-    with foveate.compress(model, Short()) as handle:
+    with foveate.compress(model, Short(min_tokens=0)) as handle:
         with pytest.raises(foveate.FoveateError, match=r"Short.restore at tower 1 .attend. returned shape .*expected"):
             model(**batch)
         Short.lose.clear()  # nothing, from now on
@@ -187,12 +188,15 @@ def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) 
         assert again.isfinite().all()
         handle.remove()
     assert torch.equal(tiny.text_logits(model, batch), stock)
-    with foveate.compress(model, IPCV()):
+    with foveate.compress(model, IPCV(min_tokens=0)):
         close(tiny.text_logits(model, batch), again, 0.0)
 
 
 def test_gradient_checkpointing_is_refused_with_a_sentence(family: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
     model.train().gradient_checkpointing_enable()
-    with foveate.compress(model, IPCV()), pytest.raises(foveate.FoveateError, match="gradient checkpointing"):
+    with (
+        foveate.compress(model, IPCV(min_tokens=0)),
+        pytest.raises(foveate.FoveateError, match="gradient checkpointing"),
+    ):
         model(**batch)

@@ -7,6 +7,7 @@ from typing import Any
 import tiny
 import torch
 from plans import ROWS, close
+from test_generate import HANDS_OVER_FEATURES
 from test_identity import generate
 
 import foveate
@@ -39,7 +40,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
 
     length = batch["input_ids"].shape[1]
     step: Any = dict(input_ids=torch.tensor([[20]]), attention_mask=torch.ones(1, length + 1, dtype=torch.long))
-    if family != "llava":  # stock Qwen numbers a bare step by the whole mask
+    if family in tiny.QWEN:  # stock Qwen numbers a bare step by the whole mask
         step["position_ids"] = torch.full((3, 1, 1), length)
     with torch.no_grad():
         with foveate.compress(model, Spy(keep=0.3, layer=3)):
@@ -66,4 +67,5 @@ def test_batch_beams_and_composition(family: str) -> None:
         together = generate(model, tiny.inputs(family, rows))
         for i in range(2):
             assert torch.equal(generate(model, tiny.inputs(family, rows, only=i))[0, -4:], together[i, -4:])
-        assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape
+        if family not in tiny.tiles.FAMILIES or HANDS_OVER_FEATURES:  # older versions repeat tiles, not images
+            assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape

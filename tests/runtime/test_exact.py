@@ -244,5 +244,6 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
         place = torch.argsort(order)[units].sort().values  # where the blocks see them
         rows = (place[:, None] * 4 + torch.arange(4)).flatten()
         reference = _qwen_tower(model, batch, rows, 2, None, False)
-    assert torch.equal(ours.isnan(), reference.isnan())
-    close(ours.nan_to_num(), reference.nan_to_num())
+    hole = reference[:, 0].isnan()
+    assert torch.equal(ours[:, 0].isnan(), hole)
+    close(ours[~hole], reference[~hole])

@@ -28,6 +28,8 @@ FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", 
 
 @FEW
 def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
+    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
+        pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         cached = generate(model, batch, num_beams=3)
@@ -39,6 +41,8 @@ def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
 
 def test_beams_follow_the_scores(family: str) -> None:
     """The score that beam search reports is that of the sequence in one full forward."""
+    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
+        pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
         out: Any = generate(
@@ -81,7 +85,7 @@ def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
         "renumber": foveate.VTW(layer=2, positions="renumber"),
     }
     method = special.get(plan) or PLANS[plan]
-    refused = plan == "renumber" and family != "llava" and chunk < 64
+    refused = plan == "renumber" and family in tiny.QWEN and chunk < 64
     model, rows = tiny.model(family), ROWS[family]
     batch = tiny.inputs(family, rows)
     options = dict(output_logits=True, return_dict_in_generate=True)
@@ -123,23 +127,30 @@ def held(entry: Any) -> int:
 def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     """Two turns on one cache equal both in one prompt, and the second image is reduced too."""
     model = tiny.model(family)
-    image = "image" if family == "llava" else (8, 8)
+    image = (8, 8) if family in tiny.QWEN else "image"
     rows = [[3, image, 5, image, 4]]
     both = tiny.inputs(family, rows)
-    cut = int(tiny.visual_mask(family, both)[0].nonzero()[0]) + (36 if family == "llava" else 17) + 2
+    placeholder = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
+    cut = int(placeholder.nonzero()[0]) + int(placeholder.sum()) // 2 + (3 if family in tiny.QWEN else 2)
     first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
     second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
     half = len(both["pixel_values"]) // 2
     first |= {"pixel_values": both["pixel_values"][:half]}
     second |= {"pixel_values": both["pixel_values"][half:], "attention_mask": both["attention_mask"]}
-    if family != "llava":
+    if "image_sizes" in both:
+        first["image_sizes"], second["image_sizes"] = both["image_sizes"][:1], both["image_sizes"][1:]
+    if "batch_num_images" in both:
+        first["batch_num_images"] = second["batch_num_images"] = both[
+            "batch_num_images"
+        ]  # they were cut for one prompt
+    if family in tiny.QWEN:
         first["image_grid_thw"], second["image_grid_thw"] = both["image_grid_thw"][:1], both["image_grid_thw"][1:]
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         whole = model(**both)
         expected = [entry.keys.shape[-2] for entry in whole.past_key_values.layers]
         cache = model(**first).past_key_values
         positions: dict[str, Any] = {}
-        if family != "llava":
+        if family in tiny.QWEN:
             ids, _ = model.model.get_rope_index(
                 both["input_ids"], image_grid_thw=both["image_grid_thw"], mm_token_type_ids=both["mm_token_type_ids"]
             )
@@ -169,7 +180,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
         cache.crop(-2)
         assert cache.get_seq_length() == length - 2
         tail = dict(input_ids=batch["input_ids"][:, -2:], attention_mask=batch["attention_mask"])
-        if family != "llava":
+        if family in tiny.QWEN:
             ids, _ = model.model.get_rope_index(**{k: v for k, v in batch.items() if k not in ("pixel_values",)})
             tail["position_ids"] = ids[..., -2:]
         again = model(**tail, past_key_values=cache).logits
@@ -181,7 +192,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
 
 
 def test_inputs_embeds(family: str) -> None:
-    if family != "llava":
+    if family in tiny.QWEN:
         pytest.skip("stock Qwen needs input_ids to number an image")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     embeds = model.get_input_embeddings()(batch["input_ids"])
@@ -201,7 +212,7 @@ def test_inputs_embeds(family: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "tome", "fastv"])
 def test_features_computed_beforehand(family: str, plan: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    names = {"pixel_values", "image_grid_thw"}
+    names = {"pixel_values", "image_grid_thw", "image_sizes", "batch_num_images"}
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         expected = model(**batch).logits[:, -1]
         features = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)
@@ -213,9 +224,9 @@ def test_features_computed_beforehand(family: str, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "visionzip", "vtw", "renumber"])
 def test_two_turns_of_generate(family: str, plan: str) -> None:
     """A continued chat holds as much as the whole chat at once; in LLaVA, whose positions allow it, it says the same."""
-    model, image = tiny.model(family), "image" if family == "llava" else (8, 8)
+    model, image = tiny.model(family), (8, 8) if family in tiny.QWEN else "image"
     both = tiny.inputs(family, [[3, image, 5, image, 4]])
-    visual = tiny.visual_mask(family, both)[0]
+    visual = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
     cut = int(visual.nonzero()[0]) + int(visual.sum()) // 2 + 2
     half = len(both["pixel_values"]) // 2
     options: Any = dict(output_logits=True, return_dict_in_generate=True)
@@ -223,7 +234,11 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
     def batch(ids: torch.Tensor, images: slice, length: int) -> dict[str, torch.Tensor]:
         pixels = both["pixel_values"][images.start * half : images.stop * half]
         made = dict(input_ids=ids, attention_mask=torch.ones(1, length, dtype=torch.long), pixel_values=pixels)
-        if family != "llava":
+        if "image_sizes" in both:
+            made["image_sizes"] = both["image_sizes"][images]
+        if "batch_num_images" in both:
+            made["batch_num_images"] = both["batch_num_images"]  # they were cut for one prompt
+        if family in tiny.QWEN:
             made["image_grid_thw"] = both["image_grid_thw"][images]
             made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
         return made
@@ -232,11 +247,11 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
         first: Any = generate(model, batch(both["input_ids"][:, :cut], slice(0, 1), cut), **options)
         cache = first.past_key_values
         chat = torch.cat([first.sequences, both["input_ids"][:, cut:]], dim=1)
-        new = chat if family == "llava" else chat[:, cache.get_seq_length() :]  # what stock takes here
+        new = chat[:, cache.get_seq_length() :] if family in tiny.QWEN else chat  # what stock takes here
         second: Any = generate(model, batch(new, slice(1, 2), chat.shape[1]), past_key_values=cache, **options)
         whole: Any = generate(model, batch(chat, slice(0, 2), chat.shape[1]), **options)
     lengths = [[entry.keys.shape[-2] for entry in out.past_key_values.layers] for out in (second, whole)]
     assert lengths[0] == lengths[1]
-    if family == "llava":
+    if family not in tiny.QWEN:
         for a, b in zip(second.logits, whole.logits, strict=True):
             close(a, b)

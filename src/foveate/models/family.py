@@ -1,8 +1,18 @@
-"""The vocabulary in which a family of models is described. Facts only; the runtime does the work."""
+"""The vocabulary in which a family of models is described. Facts only; the runtime does the work.
+
+Three things may stand between the rows of the tower and the placeholders of the prompt; a family says which it has:
+
+* the output module (`Tower.output`: projector, merger) makes one row of a unit of ``u`` patches (`Tower.unit`). Units are
+  what methods see as tokens, and stay or go whole;
+* stock code may put the patches of a unit together itself, before that module (`Tower.joins`: pixel shuffle), or pool them
+  (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
+* stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
+  rows in between), after which the language model sees other spans than the tower.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +25,51 @@ Kwargs = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class View:
+    """A rectangle of features: what the language model sees of an image or video, or of a part of it.
+
+    Attributes:
+        height, width, frames: its grid, in features, raster order. Every frame is a span.
+        of: ``(height, width)`` of the rectangle of tower units that stock code pools to one frame; None: these very ones.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    of: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What stock code does with the rows of the output module before they replace the placeholders.
+
+    Whatever it is (tiles, unpadding, pooling, newlines), it is linear in those rows and in the newline row, so two facts
+    tell all of it. The runtime runs `arrange` on rows of its own to learn which feature came from where:
+
+    * a feature that comes from no row of the tower (a newline) stands for no patch. Methods do not see it, no budget
+      counts it, and nothing drops it: it stays where it is, like text, also when its whole line is gone;
+    * a row of the tower that reaches no feature (padding that is cut off) is a token to methods that act in the tower,
+      which encodes it, and none to those that act in the language model;
+    * where rows were dropped in the tower, a feature is the weighted mean of what is left of its rows, and a hole when
+      nothing is left; the size of a merged token follows the same weights.
+
+    Both functions take the arguments of the stock function that encodes a modality, by name, with tensors of integers as
+    lists.
+
+    Attributes:
+        views: config, arguments -> the views of each image or video, in the order of its features.
+        arrange: base model, arguments, rows ``(tiles, n, C)``, newline ``(C,)`` -> the features ``(R, C)`` of each image or
+            video. The stock code itself, wherever it is a function.
+        pool: base model, rows ``(tiles, n, C)`` of the tower without its special ones -> the rows ``(tiles, n', C)`` of which
+            the output module makes features, where stock code pools them before it (linear, too); None: it does not.
+    """
+
+    views: Callable[[Any, Kwargs], list[list[View]]]
+    arrange: Callable[[Any, Kwargs, Tensor, Tensor], Sequence[Tensor]]
+    pool: Callable[[Any, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Tower:
     """The vision tower.
 
@@ -23,16 +78,22 @@ class Tower:
         blocks: path of the block list under the tower.
         attention, mid_norm, ffn_end: names inside a block: the attention module; the norm whose input is the residual
             stream between attention and FFN; the module whose output is the FFN branch.
+        ffn_scale: name inside a block of a parameter that the FFN branch is multiplied by afterwards (layer scale).
         attention_norm: name inside a block of the norm between the residual stream and the attention.
         query, attention_end: names inside the attention module of the first and the last linear layer that a query goes
             through; both work row by row.
         fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
         layout: ``padded`` ``(images, tokens, C)`` or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
         leading: special tokens before the patches of each image (CLS), padded layout only.
-        unit: patches that the output module joins to one token.
+        unit: patches that become one token.
+        joins: stock code puts the patches of a unit together before the output module, out of rows that stand in raster
+            order of the patches (padded layout only); otherwise the output module itself does, and a packed tower has the
+            patches of a unit one after another.
+        arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
+            Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
         last_block: index of the last block that the language model's features depend on.
-        grid: inputs of a tower call -> its images and videos, in tokens of the language model (merged units).
+        grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
@@ -40,6 +101,7 @@ class Tower:
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
             angles below pi a patch (towers with a patch merger only).
+        attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
 
@@ -61,8 +123,12 @@ class Tower:
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
     fused: bool = False
     leading: int = 0
+    ffn_scale: str = ""
+    joins: bool = False
+    arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
+    attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
+from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.signals import Reading
@@ -87,20 +89,16 @@ class Record:
     features alone. Rows are those of the features, in order.
 
     Attributes:
-        grid: images and videos, in language-model tokens.
-        kept_rows: rows in front of each image that stand for no patch.
+        order: what each row stands for, in the grid of the language model.
         features: ``(R, C)`` as handed to stock code, holes and all.
-        kept: ``(K,)`` patch rows that are not holes, or None: all.
-        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged, or nothing moved.
+        sizes, coords: of every cell of that grid, ``(N,)`` and ``(N, 3)``; None where nothing was merged, or nothing moved.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
-    grid: Grid
-    kept_rows: int
+    order: Order
     features: Tensor
-    kept: Tensor | None
     sizes: Tensor | None
     coords: Tensor | None
     consumed: bool = False
@@ -126,6 +124,9 @@ class TowerPass:
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
+        masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
+        pooled: rows that the output module saw where stock code pools before it, else None.
+        joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
         reading, readings: what is read from the attention that runs now, and from each block so far.
@@ -141,6 +142,9 @@ class TowerPass:
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
+    masks: dict[str, Tensor | None] = field(default_factory=dict)
+    pooled: int | None = None
+    joined: Rows | None = None
     lot: Lot | None = None
     attending: Attending | None = None
     reading: Reading | None = None
@@ -207,6 +211,7 @@ class Context(threading.local):
         self.records: list[Record] = []
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
+        self.arranged: Arranged | None = None
         self.trace = Trace()
 
 
@@ -240,6 +245,29 @@ class Hooks:
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
         self._keep(module.register_forward_hook(_Hook(self, hook), prepend=first, always_call=always))
+
+    def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
+        """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
+        stock, own = getattr(module, name), vars(module).get(name)
+        begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
+
+        @functools.wraps(stock)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.removed:
+                return stock(*args, **kwargs)
+            output = None
+            try:
+                begin(*args, **kwargs)
+                output = stock(*args, **kwargs)
+            finally:
+                output = end(output)
+            return output
+
+        def undo() -> None:
+            delattr(module, name) if own is None else setattr(module, name, own)
+
+        setattr(module, name, run)
+        self._undo.append(undo)
 
     def _keep(self, handle: RemovableHandle) -> None:
         self._undo.append(handle.remove)

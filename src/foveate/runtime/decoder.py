@@ -90,7 +90,8 @@ class DecoderHooks:
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
-            self.context.trace = Trace(grid=self.context.trace.grid if inputs.modalities else [])
+            last, brings = self.context.trace, bool(inputs.modalities)
+            self.context.trace = Trace(grid=last.grid, views=last.views) if brings else Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         if isinstance(mask, Tensor) and mask.dim() == 2:
             call.present = mask[:, -call.length :].bool()

@@ -199,21 +199,30 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
         found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
     if reading.take is not None:
         found = take_rows(found, reading.take)
-    return layout.pick(found[:, leading:].contiguous())
+    return of_units(name, layout.rows(found[:, leading:].contiguous()), layout.unit)
 
 
 def of_packed(name: str, reading: Reading, layout: Packed) -> Tensor:
     """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
+    seen = reading.seen
     if name == "received":
         rows = torch.cat([part.flatten() for part in seen.received])
     else:
         rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
+    return of_units(name, rows if reading.take is None else rows[reading.take], layout.unit)
+
+
+def of_units(name: str, rows: Tensor, unit: int) -> Tensor:
+    """A signal of tokens of ``unit`` rows each, from that of their rows ``(N * unit, ...)``.
+
+    Keys and values of a token are those of its rows side by side, ``(N, H, unit * d)``; attention is their mean.
+    """
+    if unit == 1:
+        return rows
+    parts = rows.view(-1, unit, *rows.shape[1:])
+    if name in ("keys", "values"):
+        return parts.transpose(1, 2).flatten(2)
+    return parts.mean(1)
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:

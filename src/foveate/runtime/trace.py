@@ -66,9 +66,13 @@ class SiteTrace:
 
 @dataclass
 class Trace:
-    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed."""
+    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
+
+    `grid` is what the tower saw, `views` what the language model sees of it.
+    """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
+    views: list[tuple[int, int, int]] = field(default_factory=list)
     blocks: list[BlockTrace] = field(default_factory=list)
     patch_rows: int = 0
     full_patch_rows: int = 0
