@@ -2,7 +2,7 @@
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
 ``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen). What a row contains depends on the seed and its place in the batch, not on the other rows, so
+width)`` a video (Qwen; from Qwen3-VL on, a timestamp and a run of placeholders for every frame). What a row contains depends on the seed and its place in the batch, not on the other rows, so
 ``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
 """
 
@@ -31,12 +31,25 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl")
+CLASSES: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+}
+FAMILIES = tuple(CLASSES)
+VIDEO = tuple(family for family in FAMILIES if family != "llava")  # those that take videos, in grids of any size
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -95,6 +108,15 @@ def config(family: str, **text: Any) -> Any:
         vision_start_token_id=TOKEN_ID["<|vision_start|>"],
         vision_end_token_id=TOKEN_ID["<|vision_end|>"],
     )
+    if family.startswith("qwen3_vl"):
+        text["rope_parameters"]["mrope_interleaved"] = True
+        vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
+        vision |= dict(num_position_embeddings=25, deepstack_visual_indexes=[0, 2, 3])
+        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+        if family == "qwen3_vl":
+            return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[1])
+        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids)
     if family == "qwen2_vl":
         vision |= dict(embed_dim=32, hidden_size=text["hidden_size"], mlp_ratio=2)
         return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
@@ -105,10 +127,9 @@ def config(family: str, **text: Any) -> Any:
 
 def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     """A model with random weights, large enough that every token and position matters to the logits."""
-    classes = (LlavaForConditionalGeneration, Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = dict(zip(FAMILIES, classes, strict=True))[config.model_type](config).eval()
+        model: PreTrainedModel = CLASSES[config.model_type](config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.08 * torch.randn_like(parameter)
@@ -154,13 +175,14 @@ def processor(family: str) -> ProcessorMixin:
             images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
         ).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
-    kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
+    kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}.get(family, Qwen3VLProcessor)
     size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
     images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
     if is_torchvision_available():
-        from transformers import Qwen2VLVideoProcessor
+        from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
-        kind(images, tokenizer, Qwen2VLVideoProcessor(patch_size=PATCH)).save_pretrained(folder)
+        videos: Any = Qwen3VLVideoProcessor if kind is Qwen3VLProcessor else Qwen2VLVideoProcessor
+        kind(images, tokenizer, videos(patch_size=PATCH)).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     # Without torchvision there is no video processor, so the processor cannot be loaded whole, but its parts can.
     images.save_pretrained(folder)
@@ -200,7 +222,11 @@ def inputs(
                 text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
+                if family.startswith("qwen3"):
+                    for frame in range(frames):
+                        text += [WORDS[frame], "<|vision_start|>", "<|video_here|>" * (height * width // 4), "<|vision_end|>"]
+                else:
+                    text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
                 videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))
                 grids.append(item)
             else:

@@ -121,8 +121,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     projector = base.get_submodule(family.tower.output)
-    now["projector"] = trace.output_rows * _weights(projector)
-    full["projector"] = trace.full_output_rows * _weights(projector)
+    taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
+    now["projector"] = trace.output_rows * _weights(projector) + sum(rows * taps[i] for i, rows in trace.tap_rows)
+    full["projector"] = trace.full_output_rows * (_weights(projector) + sum(taps))
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = 0
         for i, layer_trace in enumerate(log):

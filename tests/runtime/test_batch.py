@@ -87,7 +87,7 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
 
 @plan
 def test_video_and_image_in_one_batch(plan: str) -> None:
-    for family in ("qwen2_vl", "qwen2_5_vl"):
+    for family in tiny.VIDEO:
         model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
         with torch.no_grad(), foveate.compress(model, PLANS[plan]):
             together = model(**batch).logits

@@ -52,7 +52,7 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
     """A resized image under native positions gives what stock gives for the smaller image and its shorter prompt."""
     from foveate.models import families
 
-    for family in ("qwen2_vl", "qwen2_5_vl"):
+    for family in tiny.VIDEO:
         model = tiny.model(family)
         rows = [[3, (8, 16), 5, (12, 4), 2]]
         batch = tiny.inputs(family, rows)

@@ -16,7 +16,6 @@ import foveate
 from foveate import IPCV, Host
 from foveate.schedule import survivors
 
-QWEN = ("qwen2_vl", "qwen2_5_vl")
 
 
 class Plain:
@@ -164,7 +163,7 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
     assert together.isfinite().all()
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", tiny.VIDEO)
 def test_a_patch_at_the_start_of_a_segment_is_counted_there(family: str) -> None:
     """The first patch of every frame stays: it belongs to its own frame, not to the one before it."""
     model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)

@@ -31,6 +31,9 @@ class Tower:
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that the output module joins to one token.
         output: path under the base model of the module after which rows are full length again (projector, merger).
+        taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
+            ``output`` does after the last; "" where there are none. Packed layout only.
+        features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
         last_block: index of the last block that the language model's features depend on.
         grid: inputs of a tower call -> its images and videos, in tokens of the language model (merged units).
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
@@ -59,6 +62,8 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    taps: str = ""
+    features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
     leading: int = 0
     kept_rows: Callable[[Any], int] = lambda config: 0
@@ -74,6 +79,8 @@ class Decoder:
         layers, norm, rotary, attention: names under it (attention: under a layer).
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
             axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
+        deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
+            the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
     """
 
     module: str = "language_model"
@@ -84,6 +91,7 @@ class Decoder:
     layer_args: Mapping[str, int | str] = field(
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
     )
+    deepstack: tuple[str, str] | tuple[()] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -126,6 +126,7 @@ class TowerPass:
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
+        tapped: the tokens that the tap running now sees.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
         reading, readings: what is read from the attention that runs now, and from each block so far.
@@ -141,6 +142,7 @@ class TowerPass:
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
+    tapped: Rows | Packed | None = None
     lot: Lot | None = None
     attending: Attending | None = None
     reading: Reading | None = None
@@ -160,6 +162,8 @@ class DecoderPass:
         batch, length, past: rows, tokens of the full sequence that this forward brings, tokens cached before.
         layout: what is present, with the visual tokens; None when this forward brings none.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
+        deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
+        rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
         trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
@@ -178,6 +182,8 @@ class DecoderPass:
     start: Any
     layout: Rows | None = None
     arrived: Reduction | None = None
+    deepstack: Sequence[Tensor] = ()
+    rank: Tensor | None = None
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
     present: Tensor | None = None

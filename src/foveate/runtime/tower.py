@@ -40,6 +40,8 @@ class TowerHooks:
         blocks: Any = self.tower.get_submodule(self.spec.blocks)
         self.blocks: list[nn.Module] = list(blocks)
         self.output = base.get_submodule(self.spec.output)
+        taps: Any = base.get_submodule(self.spec.taps) if self.spec.taps else []
+        self.taps: list[nn.Module] = list(taps)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
         self.pixels = [a for a in actions if a.site.at == "pixels"]
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
@@ -59,6 +61,9 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
+        for i, tap in enumerate(self.taps):
+            hooks.pre(tap, lambda module, args, kwargs, i=i: self._before_tap(i, args, kwargs))
+            hooks.post(tap, self._after_tap, first=True)
         if not self.reduces:
             return
         hooks.pre(self.output, self._at_output)
@@ -137,7 +142,10 @@ class TowerHooks:
             # The projector comes after the tower; the call goes on until then.
             return None
         if call.resized is not None and call.grid_now != call.grid:
-            output.pooler_output = self._full_grid(call, output.pooler_output)
+            for name in self.spec.features:
+                rows = getattr(output, name)
+                full = [self._full_grid(call, part) for part in rows] if isinstance(rows, list) else None
+                setattr(output, name, self._full_grid(call, rows) if full is None else full)
         self._close(call, output.pooler_output)
         return output
 
@@ -201,9 +209,7 @@ class TowerHooks:
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-            call.trace.signal_flops += lot.method.flops(tokens, site)
-            shown = lot.all_rows(layout, hidden, site), lot.outer
+            shown = _with_parked(call, lot, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
             kwargs = self._derive(call, shown[1], block, hidden, kwargs)
         call.attending = None
@@ -371,6 +377,25 @@ class TowerHooks:
         joined, _ = call.mid.pop(i)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
+    # -- taps: they see the parked tokens, too, and what has left is a hole
+
+    def _before_tap(self, i: int, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        x, layout, lot = args[0], call.layout, call.lot
+        if lot is not None and layout is not None:
+            x = _with_parked(call, lot, layout, x, Site("tower", call.trace.blocks[-1].block + 1, action="attend"))
+            layout = lot.outer
+        call.tapped = layout
+        now = sum(t * h * w for t, h, w in call.grid_now)
+        call.trace.tap_rows.append((i, now if layout is None else len(layout.tokens)))
+        return (x, *args[1:]), kwargs
+
+    def _after_tap(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        call = self.context.tower
+        return call.tapped.scatter(output, HOLE) if call is not None and isinstance(call.tapped, Packed) else None
+
     # -- output -----------------------------------------------------------------------------------------------------
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -411,6 +436,13 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         self._close(call, output.flatten(0, 1))
         return output
+
+
+def _with_parked(call: TowerPass, lot: Lot, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
+    """The rows present and the parked ones, as their method says they are before the block of ``site``."""
+    tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+    call.trace.signal_flops += lot.method.flops(tokens, site)
+    return lot.all_rows(layout, hidden, site)
 
 
 def _present(reading: Reading) -> int:
