@@ -2,8 +2,9 @@
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
 ``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen; from Qwen3-VL on, a timestamp and a run of placeholders for every frame). What a row contains depends on the seed and its place in the batch, not on the other rows, so
-``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
+width)`` a video (Qwen; from Qwen3-VL on, a timestamp and a run of placeholders for every frame). What a row
+contains depends on the seed and its place in the batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row
+``i`` of ``inputs(family, rows)`` alone.
 """
 
 from __future__ import annotations
@@ -224,7 +225,12 @@ def inputs(
                 frames, height, width = item
                 if family.startswith("qwen3"):
                     for frame in range(frames):
-                        text += [WORDS[frame], "<|vision_start|>", "<|video_here|>" * (height * width // 4), "<|vision_end|>"]
+                        text += [
+                            WORDS[frame],
+                            "<|vision_start|>",
+                            "<|video_here|>" * (height * width // 4),
+                            "<|vision_end|>",
+                        ]
                 else:
                     text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
                 videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))

@@ -176,7 +176,17 @@ def _weights(module: nn.Module | None) -> int:
         return 0
     layers: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
     leaves = [m for m in layers if not any(hasattr(inner, "in_features") for inner in m.modules() if inner is not m)]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves)
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves) + _experts(module)
+
+
+def _experts(module: nn.Module) -> int:
+    """2 x weights of the experts that one token goes through, all of which are stacked in one tensor, and of the router."""
+    routers: list[Any] = [m for m in module.modules() if isinstance(getattr(m, "top_k", None), int)]
+    if not routers:
+        return 0
+    stacked = [p for p in module.parameters() if p.dim() == 3]
+    router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
+    return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
 
 
 def _conv_weights(module: nn.Module) -> int:

@@ -161,7 +161,7 @@ def depends_on_text(plan: str) -> bool:
 plan = pytest.mark.parametrize("plan", PLANS)
 
 ROWS = {
-    **dict.fromkeys(tiny.VIDEO, [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]]),
+    **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.VIDEO},
     "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
 }
 VIDEO_ROWS = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]

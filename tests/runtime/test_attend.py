@@ -46,10 +46,12 @@ class Seer(Method):
 
 
 def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
-    """Patches before block ``first`` and every later one, and at the tower's output."""
+    """Patches before block ``first`` and every later one, where features are taken between two blocks, and at the tower's
+    output."""
     vision = model.model.vision_tower if family == "llava" else model.model.visual
     blocks = list(vision.encoder.layers if family == "llava" else vision.blocks)[first : tiny.BLOCKS]
     end = model.model.multi_modal_projector if family == "llava" else vision.merger
+    taps = [tap for tap, i in taps_of(vision) if i >= first]
     states: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -57,12 +59,17 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
         patches = x[:, 1:] if family == "llava" and module is not end else x
         states.append(patches.flatten(0, -2))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, end]]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, *taps, end]]
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
         hook.remove()
     return states
+
+
+def taps_of(vision: Any) -> list[tuple[nn.Module, int]]:
+    """Modules that make features of what a block puts out, and the number of that block."""
+    return list(zip(getattr(vision, "deepstack_merger_list", []), getattr(vision, "deepstack_visual_indexes", [])))
 
 
 @pytest.mark.parametrize("unit", ["patch", "merge"])
@@ -105,9 +112,10 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
             model(**batch)
         for method in (Seer() + listen, IPCV(stabilise=0) + listen, IPCV() + listen):
             if isinstance(method.parts()[0], Seer):
-                # Asked in the three blocks, at the output for the residual's beginning, and for the end.
-                states = stock_states(family, model, batch, 1)
-                Seer.truth[:] = [*states[:3], states[2], states[3]]
+                # Asked in the three blocks and at every tap, at the output for the residual's beginning, and for the end.
+                *states, end = stock_states(family, model, batch, 1)
+                tapped = family != "llava" and any(i == tiny.BLOCKS - 1 for _, i in taps_of(model.model.visual))
+                Seer.truth[:] = [*states, states[-2 if tapped else -1], end]
             with foveate.compress(model, method):
                 model(**batch)
     dense, seen, *ours = Hear.heard

@@ -17,7 +17,6 @@ from foveate import IPCV, Host
 from foveate.schedule import survivors
 
 
-
 class Plain:
     """The method in loops, one patch after the other. ``spans``: the packed rows of each span."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from foveate.errors import UnsupportedModelError
-from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.parking import Attending
 
 PREFIX = "foveate|"
@@ -195,6 +195,20 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     if reading.take is not None:
         found = take_rows(found, reading.take)
     return layout.pick(found[:, leading:].contiguous())
+
+
+def of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
+    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
+    n, seen = len(layout.tokens), reading.seen
+    if name == "received":
+        rows = torch.cat([part.flatten() for part in seen.received])
+    else:
+        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
+    if reading.take is not None:
+        rows = rows[reading.take]
+    if name == "received":
+        return rows.view(n, -1).mean(1)
+    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:

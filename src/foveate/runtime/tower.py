@@ -6,9 +6,7 @@ rows, and a missing row is NaN: a hole that travels in band to the language mode
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,17 +15,16 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
 from foveate.models.family import Family, Grid
+from foveate.runtime.arguments import block_arguments
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
-from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.parking import Lot
-from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_rows, of_tokens, watch
+from foveate.runtime.taps import HOLE, attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
-HOLE = float("nan")
 Layout = Rows | Packed
 
 
@@ -40,8 +37,6 @@ class TowerHooks:
         blocks: Any = self.tower.get_submodule(self.spec.blocks)
         self.blocks: list[nn.Module] = list(blocks)
         self.output = base.get_submodule(self.spec.output)
-        taps: Any = base.get_submodule(self.spec.taps) if self.spec.taps else []
-        self.taps: list[nn.Module] = list(taps)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
         self.pixels = [a for a in actions if a.site.at == "pixels"]
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
@@ -61,9 +56,7 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
-        for i, tap in enumerate(self.taps):
-            hooks.pre(tap, lambda module, args, kwargs, i=i: self._before_tap(i, args, kwargs))
-            hooks.post(tap, self._after_tap, first=True)
+        attach_taps(hooks, self.base, self.spec, self.context)
         if not self.reduces:
             return
         hooks.pre(self.output, self._at_output)
@@ -143,13 +136,13 @@ class TowerHooks:
             return None
         if call.resized is not None and call.grid_now != call.grid:
             for name in self.spec.features:
-                rows = getattr(output, name)
-                full = [self._full_grid(call, part) for part in rows] if isinstance(rows, list) else None
-                setattr(output, name, self._full_grid(call, rows) if full is None else full)
+                setattr(output, name, self._full_grid(call, getattr(output, name)))
         self._close(call, output.pooler_output)
         return output
 
-    def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
+    def _full_grid(self, call: TowerPass, rows: Any) -> Any:
+        if isinstance(rows, list):
+            return [self._full_grid(call, part) for part in rows]
         assert call.resized is not None
         full = sum(t * h * w for t, h, w in call.grid)
         return rows.new_full((full, rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
@@ -209,9 +202,9 @@ class TowerHooks:
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            shown = _with_parked(call, lot, layout, hidden, site), lot.outer
+            shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
-            kwargs = self._derive(call, shown[1], block, hidden, kwargs)
+            kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
         call.attending = None
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
@@ -247,24 +240,6 @@ class TowerHooks:
         if isinstance(layout, Packed):
             return log_size.repeat_interleave(layout.unit)
         return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None])[..., 0]
-
-    def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
-        """Arguments of a block for the rows present."""
-        new = dict(kwargs)
-        for name, axis in self.spec.block_args.items():
-            value = kwargs.get(name)
-            if axis == "mask":
-                if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
-                    config: Any = block.get_submodule(self.spec.attention).config
-                    assert layout.index is not None
-                    view = View(layout.index, layout.valid)
-                    kind = kind_of(real_implementation(config))
-                    new[name] = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
-                continue
-            if value is None:
-                continue
-            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
-        return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -334,7 +309,7 @@ class TowerHooks:
                 # At the output the leading tokens are gone, unless the projector lets them through.
                 signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
             elif reading is not None and isinstance(layout, Packed):
-                signals[name] = _of_rows(name, reading, layout)
+                signals[name] = of_rows(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
@@ -376,25 +351,6 @@ class TowerHooks:
             return None
         joined, _ = call.mid.pop(i)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined
-
-    # -- taps: they see the parked tokens, too, and what has left is a hole
-
-    def _before_tap(self, i: int, args: Any, kwargs: Any) -> Any:
-        call = self.context.tower
-        if call is None:
-            return None
-        x, layout, lot = args[0], call.layout, call.lot
-        if lot is not None and layout is not None:
-            x = _with_parked(call, lot, layout, x, Site("tower", call.trace.blocks[-1].block + 1, action="attend"))
-            layout = lot.outer
-        call.tapped = layout
-        now = sum(t * h * w for t, h, w in call.grid_now)
-        call.trace.tap_rows.append((i, now if layout is None else len(layout.tokens)))
-        return (x, *args[1:]), kwargs
-
-    def _after_tap(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        call = self.context.tower
-        return call.tapped.scatter(output, HOLE) if call is not None and isinstance(call.tapped, Packed) else None
 
     # -- output -----------------------------------------------------------------------------------------------------
 
@@ -438,30 +394,9 @@ class TowerHooks:
         return output
 
 
-def _with_parked(call: TowerPass, lot: Lot, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
-    """The rows present and the parked ones, as their method says they are before the block of ``site``."""
-    tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-    call.trace.signal_flops += lot.method.flops(tokens, site)
-    return lot.all_rows(layout, hidden, site)
-
-
 def _present(reading: Reading) -> int:
     """Tokens per image that a reading still covers."""
     return reading.width if reading.take is None else reading.take.shape[1]
-
-
-def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
-    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
-    if name == "received":
-        rows = torch.cat([part.flatten() for part in seen.received])
-    else:
-        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
 
 
 def _is(action: Action, block: int, where: str) -> bool:
@@ -477,21 +412,3 @@ def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
     now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
     scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
     return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
-
-
-def _for_layout(value: Any, axis: int | str, layout: Layout, moved: bool) -> Any:
-    if axis == "seqlens":
-        assert isinstance(layout, Packed)
-        return layout.seqlens(value)
-    if axis == "rotary":
-        assert isinstance(layout, Packed)
-        rows = layout.rows().to(value[0].device)
-        if not moved:
-            return tuple(part.index_select(0, rows) for part in value)
-        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
-    if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout, moved) for item in value)
-    if isinstance(layout, Packed):
-        return value.index_select(int(axis), layout.rows().to(value.device))
-    assert layout.index is not None
-    return take_rows(value, layout.index, int(axis))
