@@ -81,6 +81,7 @@ class Decoder:
             axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
+        complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
     """
 
     module: str = "language_model"
@@ -92,6 +93,7 @@ class Decoder:
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
     )
     deepstack: tuple[str, str] | tuple[()] = ()
+    complete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Qwen3-VL-MoE: Qwen3-VL with a mixture of experts in the decoder."""
+"""Qwen3-VL-MoE: Qwen3-VL with a mixture of experts in the decoder. A reduced layer routes the tokens that are left, so there
+are no router logits of all tokens, nor the load-balancing loss that stock code makes of them."""
 
 from __future__ import annotations
 
@@ -6,4 +7,8 @@ from dataclasses import replace
 
 from foveate.models import qwen3_vl
 
-FAMILY = replace(qwen3_vl.FAMILY, model_type="qwen3_vl_moe")
+FAMILY = replace(
+    qwen3_vl.FAMILY,
+    model_type="qwen3_vl_moe",
+    decoder=replace(qwen3_vl.FAMILY.decoder, complete=("router_logits",)),
+)

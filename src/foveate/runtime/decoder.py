@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
@@ -124,6 +124,12 @@ class DecoderHooks:
         call, self.context.decoder = self.context.decoder, None
         if call is None or output is None:
             return
+        for name in self.spec.complete:
+            if call.reduced is not None and getattr(output, name, None) is not None:
+                raise InputError(
+                    f"output_{name} wants a row for every token in every layer, and this method leaves fewer: set "
+                    f"output_{name}=False (losses that are made of it go with it)"
+                )
         decoding = bool(call.past) and call.layout is None
         call.trace.clocks.setdefault("decode" if decoding else "prefill", []).append(
             (call.start, tick(output[0].device))
