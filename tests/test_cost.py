@@ -195,8 +195,9 @@ def test_flops_of_generate(family: str, impl: str, method: Method, options: dict
 
 
 def test_flops_of_videos(impl: str) -> None:
-    rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, (4, 4), 2], [2, (3, 4, 4), 4]]
     for family in tiny.VIDEO:
+        beside: list[tiny.Item] = [] if family in tiny.GLM else [(4, 4)]
+        rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, *beside, 2], [2, (3, 4, 4), 4]]
         model, batch = tiny.model(family, impl), tiny.inputs(family, rows)
         stock = counted(impl, lambda: forward(model, batch))  # noqa: B023
         for method in (Stride(), VisionZip(keep=0.5), ToMe(), Downsample()):

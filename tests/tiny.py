@@ -1,8 +1,8 @@
 """Tiny real models of every family, and real inputs for them: saved tokenizers and processors, drawn images.
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
-``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen; from Qwen3-VL on, a timestamp and a run of placeholders for every frame). What a row
+``(height, width)`` an image of that many *patches* (Qwen, GLM; even numbers, four patches make a token); ``(frames, height,
+width)`` a video (from Qwen3-VL on, and in GLM, a timestamp and a run of placeholders for every frame). What a row
 contains depends on the seed and its place in the batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row
 ``i`` of ``inputs(family, rows)`` alone.
 """
@@ -20,6 +20,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     AutoProcessor,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm4vProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -39,6 +44,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -48,9 +54,14 @@ CLASSES: dict[str, Any] = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "glm4v": Glm4vForConditionalGeneration,
+    "glm4v_moe": Glm4vMoeForConditionalGeneration,
 }
 FAMILIES = tuple(CLASSES)
-VIDEO = tuple(family for family in FAMILIES if family != "llava")  # those that take videos, in grids of any size
+GLM = ("glm4v", "glm4v_moe")  # images and videos look alike in the prompt, and there is only one of the two
+DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
+QWEN = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # packed towers, grids of any size
+VIDEO = QWEN
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -106,10 +117,18 @@ def config(family: str, **text: Any) -> Any:
     ids = dict(
         image_token_id=IMAGE_TOKEN[family],
         video_token_id=VIDEO_TOKEN,
-        vision_start_token_id=TOKEN_ID["<|vision_start|>"],
-        vision_end_token_id=TOKEN_ID["<|vision_end|>"],
     )
-    if family.startswith("qwen3_vl"):
+    if family not in GLM:
+        ids |= dict(vision_start_token_id=TOKEN_ID["<|vision_start|>"], vision_end_token_id=TOKEN_ID["<|vision_end|>"])
+    if family in GLM:
+        section = [sixteenth, sixteenth, 2 * sixteenth]
+        text["rope_parameters"] |= dict(mrope_section=section, partial_rotary_factor=0.5)
+        vision |= dict(hidden_size=32, out_hidden_size=text["hidden_size"], intermediate_size=48, image_size=5 * PATCH)
+        if family == "glm4v":
+            return Glm4vConfig(text_config=text, vision_config=vision, **ids)
+        text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1)
+        return Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
+    if family in DEEPSTACK:
         text["rope_parameters"]["mrope_interleaved"] = True
         vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
         vision |= dict(num_position_embeddings=25, deepstack_visual_indexes=[0, 2, 3])
@@ -138,6 +157,24 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def tower(model: Any) -> Any:
+    """The vision tower."""
+    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+
+
+def blocks(model: Any) -> list[Any]:
+    """Its blocks that reach the language model."""
+    vision = tower(model)
+    return list(vision.blocks if hasattr(vision, "blocks") else vision.encoder.layers)[:BLOCKS]
+
+
+def end(model: Any) -> Any:
+    """What sees the patches that the last of these blocks puts out."""
+    if not hasattr(model.model, "visual"):
+        return model.model.multi_modal_projector
+    return getattr(tower(model), "post_layernorm", tower(model).merger)
+
+
 def _warm(family: str, impl: str) -> PreTrainedModel:
     warm = build(config(family), impl)
     with torch.no_grad():
@@ -156,6 +193,14 @@ def model(family: str, impl: str = "sdpa", *, fresh: bool = False) -> PreTrained
 # -- processors ---------------------------------------------------------------------------------------------------------
 
 
+def _special(family: str) -> dict[str, Any]:
+    if family not in GLM:
+        return {"additional_special_tokens": list(SPECIAL[2:])}
+    names = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
+    return {"extra_special_tokens": names | rest}
+
+
 @cache
 def processor(family: str) -> ProcessorMixin:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
@@ -165,8 +210,8 @@ def processor(family: str) -> ProcessorMixin:
         tokenizer_object=words,
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=list(SPECIAL[2:]),
         padding_side="left",
+        **_special(family),
     )
     folder = Path(tempfile.mkdtemp(prefix=f"foveate-{family}-"))
     if family == "llava":
@@ -176,19 +221,22 @@ def processor(family: str) -> ProcessorMixin:
             images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
         ).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
-    kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}.get(family, Qwen3VLProcessor)
+    kinds: dict[str, Any] = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
+    kind: Any = kinds.get(family, Glm4vProcessor if family in GLM else Qwen3VLProcessor)
     size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
-    images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
+    of_images: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
+    images = of_images(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
     if is_torchvision_available():
-        from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+        from transformers import Glm4vVideoProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
-        videos: Any = Qwen3VLVideoProcessor if kind is Qwen3VLProcessor else Qwen2VLVideoProcessor
-        kind(images, tokenizer, videos(patch_size=PATCH)).save_pretrained(folder)
+        of_videos: dict[Any, Any] = {Glm4vProcessor: Glm4vVideoProcessor, Qwen3VLProcessor: Qwen3VLVideoProcessor}
+        videos = of_videos.get(kind, Qwen2VLVideoProcessor)(patch_size=PATCH)
+        kind(images, tokenizer, videos).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     # Without torchvision there is no video processor, so the processor cannot be loaded whole, but its parts can.
     images.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    loaded = Qwen2VLImageProcessorPil.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    loaded = of_images.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     return type(kind.__name__, (_NoVideo, kind), {})(*loaded)
 
 
@@ -223,7 +271,7 @@ def inputs(
                 text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                if family.startswith("qwen3"):
+                if family in (*DEEPSTACK, *GLM):
                     for frame in range(frames):
                         text += [
                             WORDS[frame],
@@ -244,7 +292,7 @@ def inputs(
     )
     if videos:  # processors want torchvision for videos: these are made by hand, and their placeholders filled in here
         here = processed["input_ids"] == TOKEN_ID["<|video_here|>"]
-        processed["input_ids"][here] = VIDEO_TOKEN
+        processed["input_ids"][here] = IMAGE_TOKEN[family] if family in GLM else VIDEO_TOKEN
         if "mm_token_type_ids" in processed:
             processed["mm_token_type_ids"][here] = 2
         processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}

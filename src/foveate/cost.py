@@ -109,7 +109,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     n = len(layers)
 
     spec, config = family.tower, model.config
-    convolutions = _conv_weights(tower)
+    neck = [base.get_submodule(name) for name in spec.neck]
+    in_neck = sum(map(_conv_weights, neck))
+    convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions}
     full = {"tower": trace.full_patch_rows * convolutions}
     stock = (
@@ -120,10 +122,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
-    projector = base.get_submodule(family.tower.output)
+    projector = _weights(base.get_submodule(spec.output)) + sum(map(_weights, neck)) + in_neck
     taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
-    now["projector"] = trace.output_rows * _weights(projector) + sum(rows * taps[i] for i, rows in trace.tap_rows)
-    full["projector"] = trace.full_output_rows * (_weights(projector) + sum(taps))
+    now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
+    full["projector"] = trace.full_output_rows * (projector + sum(taps))
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = 0
         for i, layer_trace in enumerate(log):

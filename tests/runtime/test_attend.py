@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
@@ -48,10 +48,8 @@ class Seer(Method):
 def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
     """Patches before block ``first`` and every later one, where features are taken between two blocks, and at the tower's
     output."""
-    vision = model.model.vision_tower if family == "llava" else model.model.visual
-    blocks = list(vision.encoder.layers if family == "llava" else vision.blocks)[first : tiny.BLOCKS]
-    end = model.model.multi_modal_projector if family == "llava" else vision.merger
-    taps = [tap for tap, i in taps_of(vision) if i >= first]
+    blocks, end = tiny.blocks(model)[first:], tiny.end(model)
+    taps = [tap for tap, i in taps_of(model) if i >= first]
     states: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -67,8 +65,9 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     return states
 
 
-def taps_of(vision: Any) -> list[tuple[nn.Module, int]]:
+def taps_of(model: Any) -> list[tuple[nn.Module, int]]:
     """Modules that make features of what a block puts out, and the number of that block."""
+    vision = tiny.tower(model)
     return list(zip(getattr(vision, "deepstack_merger_list", []), getattr(vision, "deepstack_visual_indexes", [])))
 
 
@@ -78,7 +77,7 @@ def taps_of(vision: Any) -> list[tuple[nn.Module, int]]:
 def test_true_parked_tokens_make_a_dense_tower(family: str, impl: str, unit: str, first: int, video: bool) -> None:
     if video and family == "llava":
         return
-    model, batch = tiny.model(family, impl), tiny.inputs(family, VIDEO_ROWS if video else ROWS[family])
+    model, batch = tiny.model(family, impl), tiny.inputs(family, video_rows(family) if video else ROWS[family])
     stock = tiny.text_logits(model, batch)
     Seer.truth[:] = stock_states(family, model, batch, first)
     with foveate.compress(model, Seer(first=first, unit=unit)):
@@ -114,7 +113,7 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
             if isinstance(method.parts()[0], Seer):
                 # Asked in the three blocks and at every tap, at the output for the residual's beginning, and for the end.
                 *states, end = stock_states(family, model, batch, 1)
-                tapped = family != "llava" and any(i == tiny.BLOCKS - 1 for _, i in taps_of(model.model.visual))
+                tapped = any(i == tiny.BLOCKS - 1 for _, i in taps_of(model))
                 Seer.truth[:] = [*states, states[-2 if tapped else -1], end]
             with foveate.compress(model, method):
                 model(**batch)

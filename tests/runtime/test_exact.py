@@ -14,9 +14,6 @@ from torch import Tensor, nn
 import foveate
 from foveate.ops import select
 
-PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
-
 
 @pytest.mark.parametrize("layer", [0, 1, 3, 5])
 def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> None:
@@ -56,7 +53,7 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
     """A resized image under native positions gives what stock gives for the smaller image and its shorter prompt."""
     from foveate.models import families
 
-    for family in tiny.VIDEO:
+    for family in tiny.QWEN:
         model = tiny.model(family)
         rows = [[3, (8, 16), 5, (12, 4), 2]]
         batch = tiny.inputs(family, rows)
@@ -164,7 +161,10 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
     tower, grid = model.model.visual, batch["image_grid_thw"]
     hidden = tower.patch_embed(batch["pixel_values"])
     if hasattr(tower, "pos_embed"):
-        hidden = hidden + _learned(tower.pos_embed.weight, grid.tolist())
+        hidden = hidden + _learned(tower.pos_embed.weight, grid.tolist(), mode="bilinear", align_corners=True)
+    if hasattr(tower, "post_conv_layernorm"):
+        table = tower.embeddings.position_embedding.weight
+        hidden = tower.post_conv_layernorm(hidden) + _learned(table, grid.tolist(), mode="bicubic")
     ids = get_vision_position_ids(grid, 2)
     segment = torch.bucketize(torch.arange(len(hidden)), get_vision_cu_seqlens(grid)[1:], right=True)
     segments = [segment] * len(tower.blocks)
@@ -196,6 +196,10 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
         for tap, at in zip(getattr(tower, "deepstack_merger_list", []), getattr(tower, "deepstack_visual_indexes", [])):
             if at == i and last is None:
                 outputs.append(tap(hidden))
+    if hasattr(tower, "downsample"):  # a convolution over the four patches of a token
+        joined = tower.post_layernorm(hidden).view(-1, 2, 2, hidden.shape[-1])
+        weight = tower.downsample.weight
+        hidden = torch.einsum("nyxc,dcyx->nd", joined, weight) + tower.downsample.bias
     outputs = [tower.merger(hidden), *outputs]
     for k, merged in enumerate(outputs):
         if len(merged) < len(order):
@@ -205,13 +209,13 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
     return outputs
 
 
-def _learned(table: Tensor, grid: list[list[int]]) -> Tensor:
-    """A square grid of learned embeddings stretched to each image, corner on corner, its patches 2x2 block after block."""
+def _learned(table: Tensor, grid: list[list[int]], **how: Any) -> Tensor:
+    """A square grid of learned embeddings stretched to each image, its patches 2x2 block after block."""
     side = math.isqrt(len(table))
     square = table.T.reshape(1, -1, side, side)
     rows = []
     for t, h, w in grid:
-        image = nn.functional.interpolate(square, (h, w), mode="bilinear", align_corners=True)[0]
+        image = nn.functional.interpolate(square, (h, w), **how)[0]
         blocks = image.view(-1, h // 2, 2, w // 2, 2).permute(1, 3, 2, 4, 0)
         rows.append(blocks.reshape(h * w, -1).repeat(t, 1))
     return torch.cat(rows)
@@ -239,7 +243,7 @@ def _attend(attention: Any, x: Tensor, rotary: tuple[Tensor, Tensor], segment: T
 
 
 @pytest.mark.parametrize("mid", [False, True])
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", tiny.QWEN)
 def test_parking_in_a_packed_tower(name: str, impl: str, mid: bool) -> None:
     model, batch = tiny.model(name, impl), tiny.inputs(name, [[3, (8, 8), 4, (4, 12)]])
     with torch.no_grad(), foveate.compress(model, ParkHalf(mid=mid)):
@@ -248,7 +252,7 @@ def test_parking_in_a_packed_tower(name: str, impl: str, mid: bool) -> None:
         close(ours, _qwen_tower(model, batch, select.stride((64, 48), (32, 24)), 1, 3, mid)[0])
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", tiny.QWEN)
 def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
     """Features are those of the survivors alone; holes are NaN and stand where the dropped tokens stood."""
     model, batch = tiny.model(name, impl), tiny.inputs(name, [[3, (8, 8), 4, (4, 12)]])
@@ -279,7 +283,7 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
 
 
 @pytest.mark.parametrize("method", [DropBlocks(block=1), DropBlocks(block=2) + foveate.Stride(layers=(1,))], ids=repr)
-@pytest.mark.parametrize("name", DEEPSTACK)
+@pytest.mark.parametrize("name", tiny.DEEPSTACK)
 def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, impl: str, method: foveate.Method) -> None:
     """The stock language model on the tower's features of all modalities, with keys masked where tokens have left."""
     model, batch = tiny.model(name, impl, fresh=True), tiny.inputs(name, VIDEO_ROWS)

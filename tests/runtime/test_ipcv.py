@@ -9,7 +9,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
@@ -135,9 +135,7 @@ def test_the_whole_tower_as_in_plain_loops(family: str, impl: str, method: IPCV,
     model = tiny.model(family, impl)
     batch = tiny.inputs(family, [[3, (2, 4, 8), 5], [2, (3, 4, 8), 4]] if video else ROWS[family])
     host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
-    tower = model.model.vision_tower if family == "llava" else model.model.visual
-    end = model.model.multi_modal_projector if family == "llava" else tower.merger
-    blocks = list(tower.encoder.layers if family == "llava" else tower.blocks)[: tiny.BLOCKS]
+    end, blocks = tiny.end(model), tiny.blocks(model)
     calls = recorded(model, blocks, lambda: model(**batch))
     with torch.no_grad():
         if family == "llava":
@@ -165,7 +163,7 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
 @pytest.mark.parametrize("family", tiny.VIDEO)
 def test_a_patch_at_the_start_of_a_segment_is_counted_there(family: str) -> None:
     """The first patch of every frame stays: it belongs to its own frame, not to the one before it."""
-    model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+    model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
     from foveate.runtime.layout import Packed, frames, tokens_of
     from foveate.tokens import Reduction
 
@@ -198,7 +196,7 @@ def test_it_can_be_trained_through(family: str) -> None:
     with foveate.compress(model, IPCV(stabilise=2)):
         loss = model(**batch, labels=batch["input_ids"]).loss
         loss.backward()
-    tower = model.model.vision_tower if family == "llava" else model.model.visual
+    tower = tiny.tower(model)
     gradients = [p.grad for name, p in tower.named_parameters() if p.grad is not None and "post_" not in name]
     assert len(gradients) > 10
     assert all(bool(g.isfinite().all()) for g in gradients)

@@ -31,6 +31,8 @@ class Tower:
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that the output module joins to one token.
         output: path under the base model of the module after which rows are full length again (projector, merger).
+        neck: paths under the base model of the modules between the last block and ``output``, if any: the first sees what the
+            last block puts out, and linear and convolution layers work on one token each.
         taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
             ``output`` does after the last; "" where there are none. Packed layout only.
         features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
@@ -62,6 +64,7 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    neck: tuple[str, ...] = ()
     taps: str = ""
     features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
@@ -90,7 +93,7 @@ class Decoder:
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
     layer_args: Mapping[str, int | str] = field(
-        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
+        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )
     deepstack: tuple[str, str] | tuple[()] = ()
     complete: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ class TowerHooks:
         attach_taps(hooks, self.base, self.spec, self.context)
         if not self.reduces:
             return
-        hooks.pre(self.output, self._at_output)
+        hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
             if self.mids[i]:
