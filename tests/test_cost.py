@@ -13,7 +13,6 @@ import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLVisionBlock
@@ -67,19 +66,11 @@ METHODS = [
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "+".join(p.name() for p in method.parts()))
 
 
-GROUPED = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
-
-
-def _grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
-    return 2 * rows[0] * experts[1] * experts[2]
-
-
 def counted(impl: str, call: Callable[[], Any]) -> int:
     """FLOPs of the matrix products and convolutions of a call. The counter knows the attention kernels of accelerators,
-    and on CPU the one that is written in matrix products; it does not know those of a mixture of experts."""
-    experts = {getattr(library, name, None): _grouped for library, name in GROUPED}
+    and on CPU the one that is written in matrix products."""
     kernel = sdpa_kernel(SDPBackend.MATH) if impl == "sdpa" else nullcontext()
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=experts) as counter, kernel:
+    with torch.no_grad(), tiny.flop_counter() as counter, kernel:
         call()
     return int(counter.get_total_flops())
 

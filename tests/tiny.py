@@ -10,6 +10,7 @@ contains depends on the seed and its place in the batch, not on the other rows, 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoProcessor,
     Glm4vConfig,
@@ -321,3 +323,14 @@ def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """``(M, V)`` logits of every position that is not padding, without gradients."""
     with torch.no_grad():
         return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which does not know the products of a mixture of experts by itself."""
+
+    def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
+        return 2 * rows[0] * experts[1] * experts[2]
+
+    products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
+    known = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    return FlopCounterMode(display=False, custom_mapping=known)
