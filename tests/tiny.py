@@ -120,8 +120,8 @@ def config(family: str, **text: Any) -> Any:
         image_token_id=IMAGE_TOKEN[family],
         video_token_id=VIDEO_TOKEN,
     )
-    if family not in GLM:
-        ids |= dict(vision_start_token_id=TOKEN_ID["<|vision_start|>"], vision_end_token_id=TOKEN_ID["<|vision_end|>"])
+    kind = "image" if family in GLM else "vision"
+    ids |= {f"{kind}_start_token_id": TOKEN_ID["<|vision_start|>"], f"{kind}_end_token_id": TOKEN_ID["<|vision_end|>"]}
     if family in GLM:
         section = [sixteenth, sixteenth, 2 * sixteenth]
         text["rope_parameters"] |= dict(mrope_section=section, partial_rotary_factor=0.5)
