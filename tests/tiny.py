@@ -27,6 +27,9 @@ from transformers import (
     Glm4vMoeConfig,
     Glm4vMoeForConditionalGeneration,
     Glm4vProcessor,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    Glm46VProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -58,9 +61,10 @@ CLASSES: dict[str, Any] = {
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
     "glm4v": Glm4vForConditionalGeneration,
     "glm4v_moe": Glm4vMoeForConditionalGeneration,
+    "glm46v": Glm46VForConditionalGeneration,
 }
 FAMILIES = tuple(CLASSES)
-GLM = ("glm4v", "glm4v_moe")  # images and videos look alike in the prompt, and there is only one of the two
+GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 QWEN = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # packed towers, grids of any size
 VIDEO = QWEN
@@ -128,6 +132,9 @@ def config(family: str, **text: Any) -> Any:
         vision |= dict(hidden_size=32, out_hidden_size=text["hidden_size"], intermediate_size=48, image_size=5 * PATCH)
         if family == "glm4v":
             return Glm4vConfig(text_config=text, vision_config=vision, **ids)
+        if family == "glm46v":
+            text, vision = text | {"model_type": "glm4v_text"}, vision | {"model_type": "glm4v_vision"}
+            return Glm46VConfig(text_config=text, vision_config=vision, **ids)
         text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1)
         return Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
     if family in DEEPSTACK:
@@ -223,16 +230,22 @@ def processor(family: str) -> ProcessorMixin:
             images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
         ).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
-    kinds: dict[str, Any] = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
-    kind: Any = kinds.get(family, Glm4vProcessor if family in GLM else Qwen3VLProcessor)
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(DEEPSTACK, Qwen3VLProcessor),
+        **dict.fromkeys(GLM, Glm4vProcessor),
+        "qwen2_vl": Qwen2VLProcessor,
+        "qwen2_5_vl": Qwen2_5_VLProcessor,
+        "glm46v": Glm46VProcessor,
+    }
+    kind = kinds[family]
     size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
     of_images: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
     images = of_images(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
     if is_torchvision_available():
-        from transformers import Glm4vVideoProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+        import transformers
 
-        of_videos: dict[Any, Any] = {Glm4vProcessor: Glm4vVideoProcessor, Qwen3VLProcessor: Qwen3VLVideoProcessor}
-        videos = of_videos.get(kind, Qwen2VLVideoProcessor)(patch_size=PATCH)
+        names = {Glm46VProcessor: "Glm46V", Glm4vProcessor: "Glm4v", Qwen3VLProcessor: "Qwen3VL"}
+        videos = getattr(transformers, f"{names.get(kind, 'Qwen2VL')}VideoProcessor")(patch_size=PATCH)
         kind(images, tokenizer, videos).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     # Without torchvision there is no video processor, so the processor cannot be loaded whole, but its parts can.
