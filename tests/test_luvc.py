@@ -131,6 +131,26 @@ def test_a_constant_image_stays_constant(
 
 
 @quick
+@given(grids, st.floats(0.25, 1))
+def test_the_share_is_met_as_far_as_whole_lines_allow(grid: list[tuple[int, int, int]], share: float) -> None:
+    tokens = tokens_at(grid, 0)
+    (site,) = OIM(merge=share).sites(HOST)
+    reduction = OIM(merge=share).reduce(tokens, site)
+    for (height, width), count in zip(tokens.spans.shape, reduction.counts):
+        narrow = int(width * share**0.5 + 0.5)
+        rows = [n for n in range(1, height + 1) if 2 * n >= height]
+        nearest = min(abs(n * narrow - share * height * width) for n in rows)
+        assert count % narrow == 0
+        assert abs(count - share * height * width) <= nearest + 1e-6
+
+
+def test_one_line_less_where_a_tenth_leaves() -> None:
+    tokens = tokens_at([(1, 10, 10)], 0)
+    (site,) = OIM(merge=0.9).sites(HOST)
+    assert OIM(merge=0.9).reduce(tokens, site).counts == (90,)
+
+
+@quick
 @given(grids, st.integers(0, 1000), st.sampled_from(["width", "height"]))
 def test_one_choice_for_all_lines(grid: list[tuple[int, int, int]], seed: int, axis: Any) -> None:
     tokens = tokens_at(grid, seed)

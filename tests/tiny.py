@@ -202,6 +202,9 @@ def model(family: str, impl: str = "sdpa", *, fresh: bool = False) -> PreTrained
 # -- processors ---------------------------------------------------------------------------------------------------------
 
 
+FOLDERS = tempfile.TemporaryDirectory(prefix="foveate-")  # goes with the process
+
+
 def _special(family: str) -> dict[str, Any]:
     if family not in GLM:
         return {"additional_special_tokens": list(SPECIAL[2:])}
@@ -222,7 +225,7 @@ def processor(family: str) -> ProcessorMixin:
         padding_side="left",
         **_special(family),
     )
-    folder = Path(tempfile.mkdtemp(prefix=f"foveate-{family}-"))
+    folder = Path(FOLDERS.name, family)
     if family == "llava":
         side = LLAVA_SIDE * PATCH
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

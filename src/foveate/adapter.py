@@ -26,7 +26,7 @@ _BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeErro
 
 def is_source(text: str) -> bool:
     """Whether ``text`` means a folder or a hub id, and not the name of a method or of a sum of them."""
-    if text.lower() in methods() or "+" in text:
+    if not text.strip() or text.lower() in methods() or "+" in text:
         return False
     return "/" in text or "\\" in text or Path(text).is_dir()
 

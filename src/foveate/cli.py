@@ -222,7 +222,7 @@ def train_adsc(
         typer.Option(help="'reference', a folder, file or hub id of chats with columns `messages` and `images`."),
     ] = "reference",
     split: Annotated[str, typer.Option(help="Of the data.")] = "train",
-    samples: Annotated[int | None, typer.Option(help="Chats to use.  [default: all; 4000 of 'reference']")] = None,
+    samples: Annotated[int | None, typer.Option(help="Chats to use.  [default: all; 8000 of 'reference']")] = None,
     keep: Annotated[float, typer.Option(help="Mean share of visual tokens per decoder layer to train for.")] = 1 / 3,
     method_option: Annotated[list[str] | None, typer.Option(help="name=value of ADSC, repeatable.")] = None,
     curriculum: Annotated[

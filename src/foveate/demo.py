@@ -203,7 +203,7 @@ def show(demo: Demo, console: Console) -> None:
     total = len(demo.rows)
     console.print(_summary(demo, total))
     console.print(
-        f"{total} questions about {len(numbers)} images that were never seen in training; one standard error is at most "
+        f"{total} questions about {len(numbers)} images that were never seen in training; one standard error is about "
         f"{50 / math.sqrt(total):.0f} points. Every method holds about "
         f"{demo.keep:.0%} of the visual tokens per decoder layer. Times are those of a tiny model: see the benchmarks.",
         style="dim",

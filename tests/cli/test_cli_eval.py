@@ -63,6 +63,11 @@ MISTAKES = {
     "budget over one": (("--budget", "1.5"), "--budget 1.5: give a share"),
     "budget that is no number": (("--budget", "nan"), "--budget nan: give a share"),
     "budget twice": (("--budget", "0.5", "--budget", "0.5"), "--budget 0.5 is given twice"),
+    "method twice": (("--method", "tome", "--method", "tome"), "--method tome is given twice"),
+    "option twice": (
+        ("--method", "vtw", "--option", "layer=4", "--option", "layer=5"),
+        "--option layer is given twice",
+    ),
     "unknown cost": (("--by", "seconds"), "choose tokens or flops"),
     "unknown positions": (("--positions", "native"), "choose keep or renumber"),
     "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),

@@ -49,12 +49,14 @@ def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: B
     assert [entry.label for entry in plan] == ["dense", name]
     method = plan[1].method
     assert method is not None
-    # VTW moves by whole layers, Downsample by whole rows and columns.
+    # VTW moves by whole layers; Downsample and the merger by whole rows and columns.
     steps = {
         ("vtw", "tokens"): 0.05,
         ("vtw", "flops"): 0.03,
         ("downsample", "tokens"): 0.06,
         ("downsample", "flops"): 0.12,
+        ("oim", "flops"): 0.04,
+        ("luvc", "flops"): 0.03,
     }
     assert abs(spent(subject, asked, method, by) - budget) <= steps.get((name, by), TOLERANCE) + 1e-6
 

@@ -171,7 +171,9 @@ def _check(request: Request) -> None:
     for budget in request.budgets:
         if not 0 < budget <= 1:
             raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
-    for name, values in (("budget", request.budgets), ("seed", request.seeds), ("task", request.tasks)):
+    given = (("budget", request.budgets), ("seed", request.seeds), ("task", request.tasks), ("method", request.methods))
+    options = tuple(word.partition("=")[0].strip() for word in request.options)
+    for name, values in (*given, ("option", options)):
         for value in values:
             if values.count(value) > 1:
                 raise CommandError(f"--{name} {value} is given twice")

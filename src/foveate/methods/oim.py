@@ -13,7 +13,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
-from foveate.schedule import check_ratio, survivors
+from foveate.schedule import check_ratio
 from foveate.tokens import Reduction, Signal, Tokens
 
 Pass = tuple[int, Literal["width", "height"], float]
@@ -35,7 +35,7 @@ class OIM(Method):
 
     Attributes:
         merge: share of an image's tokens that is left by one pass along the width and one along the height before the
-            middle block; null: what `passes` says.
+            middle block, the second making up for the rounding of the first; null: what `passes` says.
         passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
             ``round(share * n)`` stay, so a line of one token is never shortened.
         similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
@@ -86,7 +86,7 @@ class OIM(Method):
         passes = self._passes(site.layer)
         shapes = tokens.spans.shape
         for _, axis, share in (p for p in passes if p[0] < site.layer):
-            shapes = shorter(shapes, axis, share)
+            shapes = grid.shorter(shapes, axis, share)
         if tokens.counts != tuple(height * width for height, width in shapes):
             raise ConfigError(
                 f"{self.name()} at {site} needs images whose tokens fill a rectangle, but other methods have changed them: "
@@ -98,7 +98,9 @@ class OIM(Method):
         features = tokens.keys[order].mean(1) if self.similarity == "keys" else hidden
         place = order
         for _, axis, share in (p for p in passes if p[0] == site.layer):
-            small = shorter(shapes, axis, share)
+            small = grid.shorter(shapes, axis, share)
+            if self.merge is not None and axis == "height":
+                small = grid.filled(shapes, tokens.spans.shape, self.merge)
             if small == shapes:
                 continue
             n = sum(height * width for height, width in small)
@@ -110,10 +112,3 @@ class OIM(Method):
             shapes = small
         keep, rank = place.sort()
         return Reduction(keep, tuple(h * w for h, w in shapes), hidden[rank], sizes[rank], coords[rank])
-
-
-def shorter(shapes: tuple[tuple[int, int], ...], axis: str, share: float) -> tuple[tuple[int, int], ...]:
-    """Rectangles with ``share`` of their tokens left on every line along ``axis``."""
-    if axis == "width":
-        return tuple((height, survivors(width, share)) for height, width in shapes)
-    return tuple((survivors(height, share), width) for height, width in shapes)

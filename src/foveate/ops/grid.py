@@ -6,6 +6,7 @@ of tokens from every row, along the ``height`` from every column, so that what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,23 @@ from foveate.ops import select
 from foveate.ops.segments import offsets, segment_ids, segment_mean, within
 
 Shapes = Sequence[tuple[int, int]]
+Rectangles = tuple[tuple[int, int], ...]
+
+
+def shorter(shapes: Shapes, axis: str, share: float) -> Rectangles:
+    """Rectangles with ``share`` of their tokens left on every line along ``axis``."""
+    if axis == "width":
+        return tuple((height, _whole(width * share)) for height, width in shapes)
+    return tuple((_whole(height * share), width) for height, width in shapes)
+
+
+def filled(shapes: Shapes, whole: Shapes, share: float) -> Rectangles:
+    """Rectangles of the same widths and at least half the heights that come nearest to ``share`` of the ``whole`` ones."""
+    found = []
+    for (height, width), (h, w) in zip(shapes, whole):
+        wanted = _whole(h * w * share / width) if width else height
+        found.append((min(height, max(wanted, (height + 1) // 2)), width))
+    return tuple(found)
 
 
 def lines(shapes: Shapes, axis: str) -> tuple[Tensor, list[int]]:
@@ -93,6 +111,11 @@ def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
     x = (2 * (rank % new_width) + 1) * width // (2 * new_width)
     start = torch.tensor(offsets((old[:, 0] * old[:, 1]).tolist())[:-1], dtype=torch.long)[segment]
     return start + y * width + x
+
+
+def _whole(share: float) -> int:
+    """The nearest whole number, halves up, as in `foveate.schedule.survivors`."""
+    return math.floor(share + 0.5)
 
 
 def _to_next(features: Tensor) -> Tensor:

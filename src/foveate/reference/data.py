@@ -85,13 +85,15 @@ def samples(split: str = "test", *, tasks: Sequence[str] = TASKS, per_task: int 
     ValueError
         On an unknown task or split, or a seed out of range.
     """
+    if isinstance(tasks, str):
+        raise ValueError(f"tasks={tasks!r} is one word: give a list of tasks")
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise ValueError(f"no task {unknown[0]!r}; there are {', '.join(TASKS)}")
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed {seed} is out of range: choose 0 to {SEEDS - 1}")
-    if not 1 <= per_task <= 5000:
-        raise ValueError(f"{per_task} questions per task: choose 1 to 5000")
+    if not isinstance(per_task, int) or not 1 <= per_task <= 5000:
+        raise ValueError(f"{per_task} questions per task: choose a whole number from 1 to 5000")
     found: dict[str, list[Sample]] = {task: [] for task in tasks}
     for kind in EXHIBITS:
         wanted = [task for task in tasks if KIND_OF.get(task, "scene") == kind]
@@ -128,7 +130,8 @@ def to_dataset(found: Sequence[Sample]) -> Dataset:
     """The samples as a ``datasets.Dataset`` with columns id, task, images, question, answer, choices, messages.
 
     ``images`` holds pictures; ``messages`` is the chat with placeholders ``{"type": "image"}`` for them, which is
-    what ``trl`` and lmms-eval expect. Needs ``pip install datasets``.
+    what ``trl`` and lmms-eval expect; a processor wants each picture in its placeholder's place, as `Sample.messages` has it.
+    Evidence stays out: it is for the oracle only. Needs ``pip install datasets``.
     """
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageColumn

@@ -261,6 +261,8 @@ def load(name: str = "qwen2_5_vl", dtype: torch.dtype = torch.float32) -> tuple[
     >>> model.config.model_type
     'llava'
     """
+    if name not in PATHS:
+        raise ValueError(f"no reference model {name!r}; there are {', '.join(PATHS)}")
     made: Any = LlavaForConditionalGeneration if name == "llava" else Qwen2_5_VLForConditionalGeneration
     model: Model = made.from_pretrained(PATHS[name], dtype=dtype).eval()
     return model, load_processor(PATHS[name])

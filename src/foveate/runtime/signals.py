@@ -111,6 +111,11 @@ class Reading:
     take: Tensor | None = None
     offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
 
+    @property
+    def present(self) -> int:
+        """Tokens per row of a padded batch that are still covered."""
+        return self.width if self.take is None else self.take.shape[1]
+
     def narrow(self, take: Tensor) -> None:
         """Follow a reduction after the attention was read."""
         if self.take is None:
@@ -197,7 +202,7 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     return layout.pick(found[:, leading:].contiguous())
 
 
-def of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
+def of_packed(name: str, reading: Reading, layout: Packed) -> Tensor:
     """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
     n, seen = len(layout.tokens), reading.seen
     if name == "received":

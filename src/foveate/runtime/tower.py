@@ -20,7 +20,7 @@ from foveate.runtime.attending import AttendHooks
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.parking import Lot
-from foveate.runtime.signals import Probe, Reading, of_rows, of_tokens, watch
+from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
 from foveate.runtime.taps import HOLE, attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
@@ -278,7 +278,7 @@ class TowerHooks:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
             for reading in call.readings.values():
-                reading.narrow(take + (_present(reading) - layout.width))
+                reading.narrow(take + (reading.present - layout.width))
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
@@ -307,9 +307,9 @@ class TowerHooks:
                 signals[name] = picked - layout.pick(call.previous)
             elif reading is not None and isinstance(layout, Rows):
                 # At the output the leading tokens are gone, unless the projector lets them through.
-                signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
+                signals[name] = of_tokens(name, reading, layout, reading.present - layout.width)
             elif reading is not None and isinstance(layout, Packed):
-                signals[name] = of_rows(name, reading, layout)
+                signals[name] = of_packed(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
@@ -392,11 +392,6 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         self._close(call, output.flatten(0, 1))
         return output
-
-
-def _present(reading: Reading) -> int:
-    """Tokens per image that a reading still covers."""
-    return reading.width if reading.take is None else reading.take.shape[1]
 
 
 def _is(action: Action, block: int, where: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,16 @@ from PIL import Image
 
 from foveate import reference
 from foveate.loading import first_line
+from foveate.reference.exhibits import make_exhibit
 from foveate.reference.model import tiles
+from foveate.reference.scenes import SPLITS
 from foveate.terminal import CommandError
 
 REFERENCE = "reference"
-#: Questions of the reference benchmark where no number is given.
-QUESTIONS = 4000
+#: Chats about the reference benchmark where no number is given, how many turns one has at most, and what they are about.
+EXHIBITED = 8000
+TURNS = 12
+MIX = (*["scene"] * 5, "chart", "table", "document", "pair", "video")
 MARK = "<image>"
 
 
@@ -58,14 +61,14 @@ def load(source: str, split: str, limit: int | None, seed: int, tile: int) -> Ch
         source: ``reference``; a folder of ``save_to_disk``; a ``.json``, ``.jsonl`` or ``.parquet`` file; or the id of a data
             set on the hub. Columns ``messages`` and ``images``, as trl and LLaMA-Factory have them.
         split: of a data set that has several.
-        limit: use that many, drawn at random.
+        limit: use that many, drawn at random (`reference`: make that many).
         seed: of that draw.
         tile: cut the reference benchmark's images into squares of this side; 0: leave them whole.
     """
     if limit is not None and limit < 1:
         raise CommandError(f"--samples {limit}: give at least 1")
     if source == REFERENCE:
-        return Chats(_reference(split, limit or QUESTIONS, seed, tile), source, Path())
+        return Chats(_Exhibits(split, limit or EXHIBITED, seed, tile), source, Path())
     rows = _dataset(source, split)
     columns = rows.column_names
     for wanted in ("messages", "images"):
@@ -158,20 +161,34 @@ def _dataset(source: str, split: str) -> Any:
     return found
 
 
-def _reference(split: str, questions: int, seed: int, tile: int) -> Sequence[dict[str, Any]]:
-    per_task = -(-questions // len(reference.TASKS))
-    try:
-        found = reference.samples(split, per_task=per_task, seed=seed)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    rows = []
-    for sample in random.Random(seed).sample(found, questions):
-        images = list(tiles(sample.images, tile)) if tile else list(sample.images)
-        question = [*({"type": "image"} for _ in images), {"type": "text", "text": sample.question}]
-        rows.append(
-            {
-                "images": [Image.fromarray(image) for image in images],
-                "messages": [{"role": "user", "content": question}, sample.messages[1]],
-            }
-        )
-    return rows
+class _Exhibits:
+    """The reference benchmark as chats; a turn is a question about the exhibit, as LLaVA's data joins those of an image."""
+
+    def __init__(self, split: str, count: int, seed: int, tile: int) -> None:
+        if split not in SPLITS:
+            raise CommandError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        if not 0 <= seed < reference.SEEDS:
+            raise CommandError(f"seed {seed} is out of range: choose 0 to {reference.SEEDS - 1}")
+        self.most = SPLITS[split][1] // reference.SEEDS
+        if count > self.most:
+            raise CommandError(f"--samples {count}: the {split} split has {self.most} for each seed")
+        self.split, self.length, self.seed, self.tile = split, count, seed, tile
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        index = self.seed * self.most + number
+        seed = reference.split_seed(self.split, index)
+        exhibit = make_exhibit(MIX[index % len(MIX)], seed)
+        if not exhibit.questions:  # two images that have nothing to tell apart
+            exhibit = make_exhibit("scene", seed)
+        questions = random.Random(index).sample(exhibit.questions, min(TURNS, len(exhibit.questions)))
+        images = [picture.image for picture in exhibit.pictures]
+        images = list(tiles(images, self.tile)) if self.tile else images
+        messages: list[dict[str, Any]] = []
+        for question in questions:
+            messages.append({"role": "user", "content": [{"type": "text", "text": question.text}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+        messages[0]["content"][:0] = [{"type": "image"} for _ in images]
+        return {"images": [Image.fromarray(image) for image in images], "messages": messages}
