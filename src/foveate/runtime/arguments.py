@@ -1,8 +1,7 @@
-"""What a decoder layer or a tower block is called with: masks, rotary embeddings and cache entries follow the layout."""
+"""What a decoder layer is called with: mask, rotary embeddings and cache entry follow the layout in force."""
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InputError, UnsupportedSiteError
-from foveate.models.family import Family, Tower
+from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
-from foveate.runtime.context import DecoderPass, TowerPass
-from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.context import DecoderPass
+from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import View, derive, kind_of
-from foveate.runtime.positions import renumbered, rotary_at
+from foveate.runtime.positions import renumbered
 from foveate.runtime.signals import real_implementation
 
 
@@ -137,42 +136,3 @@ def _take(value: Any, axis: int, layout: Rows) -> Any:
     if isinstance(value, tuple):
         return tuple(_take(item, axis, layout) for item in value)
     return take_rows(value, layout.positions(), axis)
-
-
-def block_arguments(
-    spec: Tower, call: TowerPass, layout: Rows | Packed, block: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The keyword arguments of a tower block for the rows present."""
-    new = dict(kwargs)
-    for name, axis in spec.block_args.items():
-        value = kwargs.get(name)
-        if axis == "mask":
-            if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
-                config: Any = block.get_submodule(spec.attention).config
-                assert layout.index is not None
-                view = View(layout.index, layout.valid)
-                kind = kind_of(real_implementation(config))
-                new[name] = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
-            continue
-        if value is None:
-            continue
-        new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
-    return new
-
-
-def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool) -> Any:
-    if axis == "seqlens":
-        assert isinstance(layout, Packed)
-        return layout.seqlens(value)
-    if axis == "rotary":
-        assert isinstance(layout, Packed)
-        rows = layout.rows().to(value[0].device)
-        if not moved:
-            return tuple(part.index_select(0, rows) for part in value)
-        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
-    if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout, moved) for item in value)
-    if isinstance(layout, Packed):
-        return value.index_select(int(axis), layout.rows().to(value.device))
-    assert layout.index is not None
-    return take_rows(value, layout.index, int(axis))

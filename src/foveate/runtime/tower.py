@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
 from foveate.models.family import Family, Grid
-from foveate.runtime.arguments import block_arguments
 from foveate.runtime.attending import AttendHooks
+from foveate.runtime.blocks import block_arguments
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.parking import Lot
