@@ -337,3 +337,15 @@ def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, imp
         states = lm(**(given | arguments)).last_hidden_state
     text = ~visual & batch["attention_mask"].bool()
     close(reduced[text], model.lm_head(states)[text])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("name", tiny.DEEPSTACK)
+def test_features_may_be_added_after_the_last_layer(name: str, layers: int) -> None:
+    """As many as there are layers, or more: stock code leaves the rest out."""
+    model, batch = tiny.build(tiny.config(name, num_hidden_layers=layers)), tiny.inputs(name, VIDEO_ROWS)
+    logits = tiny.text_logits(model, batch)
+    with foveate.compress(model, foveate.Stride(keep=1.0, layers=(0,))):
+        assert torch.equal(tiny.text_logits(model, batch), logits)
+    with foveate.compress(model, foveate.Stride(keep=0.5, layers=(0,))):
+        assert tiny.text_logits(model, batch).isfinite().all()

@@ -1,7 +1,7 @@
-"""GLM-4.1V: like Qwen2-VL, with learned position embeddings in the tower and a convolution over the four patches
-of a token before the merger. A timestamp stands before every frame of a video, and every frame reaches the tower as an image
-of its own, so frames of one video are clips of their own, too. Placeholders of images and videos look alike; stock code
-takes one of the two modalities in a prompt."""
+"""GLM-4.1V: like Qwen2-VL, with learned position embeddings in the tower and a convolution over the four patches of a token
+before the merger. A timestamp stands before every frame of a video, and every frame reaches the tower as an image of its own,
+so frames of one video are clips of their own, too. Placeholders of images and videos look alike; stock code takes one of the
+two modalities in a prompt."""
 
 from __future__ import annotations
 

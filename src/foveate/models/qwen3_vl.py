@@ -1,5 +1,6 @@
 """Qwen3-VL: like Qwen2-VL, with learned position embeddings in the tower, features of several blocks added to the first
-decoder layers (deepstack), interleaved M-RoPE, and a timestamp before every frame of a video."""
+decoder layers (deepstack), interleaved M-RoPE, and a timestamp before every frame of a video. What is added to a token is its
+own: one that stands for several has what it had itself where that was read, before or after they became one."""
 
 from __future__ import annotations
 
