@@ -12,7 +12,6 @@ import tiny
 import torch
 from snapshot import state_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate import ADSC, FastV, adapter
@@ -62,7 +61,7 @@ def test_flops_count_the_adapter(family: str, tmp_path: Path) -> None:
     source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
     model = tiny.model(family, fresh=True)
     with foveate.compress(model, source) as handle:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), tiny.flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
             model(**batch)
         adapted = sum(handle.report().flops.values())
         assert counter.get_total_flops() == pytest.approx(adapted, rel=0.01)

@@ -80,7 +80,7 @@ def test_sites_that_are_none(places: Any) -> None:
 def test_a_cache_that_outlives_its_handle(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 4]])
     step: dict[str, Any] = {"input_ids": batch["input_ids"][:, -1:]}
-    if family in tiny.QWEN:
+    if family in tiny.PACKED:
         step["position_ids"] = torch.full((3, 1, 1), 40)
     with torch.no_grad():
         with foveate.compress(model, foveate.Stride()):

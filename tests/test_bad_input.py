@@ -449,7 +449,7 @@ def spoiled(family: str, how: str) -> dict[str, Tensor]:
         batch["input_ids"][tuple(where[-1])] = tiny.TOKEN_ID["word1"]
     elif how == "one placeholder more":
         batch["input_ids"][-1, -1] = tiny.IMAGE_TOKEN[family]
-    elif how == "one image less" and family not in tiny.QWEN:
+    elif how == "one image less" and family not in tiny.PACKED:
         batch["pixel_values"] = batch["pixel_values"][:-1]
         if "image_sizes" in batch:
             batch["image_sizes"] = batch["image_sizes"][:-1]

@@ -13,7 +13,6 @@ import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLVisionBlock
@@ -71,7 +70,7 @@ def counted(impl: str, call: Callable[[], Any]) -> int:
     """FLOPs of the matrix products and convolutions of a call. The counter knows the attention kernels of accelerators,
     and on CPU the one that is written in matrix products."""
     kernel = sdpa_kernel(SDPBackend.MATH) if impl == "sdpa" else nullcontext()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, kernel:
+    with torch.no_grad(), tiny.flop_counter() as counter, kernel:
         call()
     return int(counter.get_total_flops())
 
@@ -187,8 +186,9 @@ def test_flops_of_generate(family: str, impl: str, method: Method, options: dict
 
 
 def test_flops_of_videos(impl: str) -> None:
-    rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, (4, 4), 2], [2, (3, 4, 4), 4]]
-    for family in ("qwen2_vl", "qwen2_5_vl"):
+    for family in tiny.PACKED:
+        beside: list[tiny.Item] = [] if family in tiny.GLM else [(4, 4)]
+        rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, *beside, 2], [2, (3, 4, 4), 4]]
         model, batch = tiny.model(family, impl), tiny.inputs(family, rows)
         stock = counted(impl, lambda: forward(model, batch))  # noqa: B023
         for method in (Stride(), VisionZip(keep=0.5), ToMe(), Downsample()):

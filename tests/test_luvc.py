@@ -314,7 +314,7 @@ def test_renumbered_is_a_smaller_image(family: str) -> None:
     """`renumber` gives the rectangle the positions that the stock model gives an image of that size."""
     big, small, plan = (8, 12), (6, 8), ((1, "width", 0.7), (1, "height", 0.7))  # patches: 4 x 6 tokens become 3 x 4
     model = tiny.model(family)
-    if family not in tiny.QWEN:
+    if family not in tiny.PACKED:
         pytest.skip("its images have one size; 1-D renumbering is tested with the layouts")
     method = OIM(merge=None, passes=plan, positions="renumber")  # type: ignore[arg-type]
     with foveate.compress(model, method):

@@ -1,15 +1,16 @@
 """Tiny real models of every family, and real inputs for them: saved tokenizers and processors, drawn images.
 
 A batch is written as rows of items: an int is that many words of text; ``"image"`` an image of the family's usual size;
-``(height, width)`` an image of that many *patches* (Qwen; even numbers, four patches make a token); ``(frames, height,
-width)`` a video (Qwen). Families with tiles have their own file, `tiny_tiles`. What a row contains depends on the seed and
-its place in the batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)``
-alone.
+``(height, width)`` an image of that many *patches* (packed towers; even numbers, four patches make a token); ``(frames,
+height, width)`` a video (packed towers; from Qwen3-VL on, and in GLM, a timestamp and a run of placeholders for every
+frame). Families with tiles have their own file, `tiny_tiles`. What a row contains depends on the seed and its place in the
+batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` of ``inputs(family, rows)`` alone.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,17 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoProcessor,
+    Glm4vConfig,
+    Glm4vForConditionalGeneration,
+    Glm4vMoeConfig,
+    Glm4vMoeForConditionalGeneration,
+    Glm4vProcessor,
+    Glm46VConfig,
+    Glm46VForConditionalGeneration,
+    Glm46VProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -33,16 +43,35 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-QWEN = ("qwen2_vl", "qwen2_5_vl")
-FAMILIES = ("llava", *QWEN, *tiles.FAMILIES)
+CLASSES: dict[str, Any] = {
+    "llava": LlavaForConditionalGeneration,
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "glm4v": Glm4vForConditionalGeneration,
+    "glm4v_moe": Glm4vMoeForConditionalGeneration,
+    "glm46v": Glm46VForConditionalGeneration,
+    **tiles.CLASSES,
+}
+FAMILIES = tuple(CLASSES)
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
-VIDEO = (*QWEN, *tiles.VIDEO)
+GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
+DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
+PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
+VIDEO = (*PACKED, *tiles.VIDEO)
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -56,11 +85,11 @@ SPECIAL = (
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 IMAGE_TEXT = {
-    **dict.fromkeys(QWEN, "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
     **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
     "internvl": "<IMG_CONTEXT>",
 }
-IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in QWEN else text] for family, text in IMAGE_TEXT.items()}
+IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in PACKED else text] for family, text in IMAGE_TEXT.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 
 Item = int | str | tuple[int, ...]
@@ -105,9 +134,29 @@ def config(family: str, **text: Any) -> Any:
     ids = dict(
         image_token_id=IMAGE_TOKEN[family],
         video_token_id=VIDEO_TOKEN,
-        vision_start_token_id=TOKEN_ID["<|vision_start|>"],
-        vision_end_token_id=TOKEN_ID["<|vision_end|>"],
     )
+    kind = "image" if family in GLM else "vision"
+    ids |= {f"{kind}_start_token_id": TOKEN_ID["<|vision_start|>"], f"{kind}_end_token_id": TOKEN_ID["<|vision_end|>"]}
+    if family in GLM:
+        section = [sixteenth, sixteenth, 2 * sixteenth]
+        text["rope_parameters"] |= dict(mrope_section=section, partial_rotary_factor=0.5)
+        vision |= dict(hidden_size=32, out_hidden_size=text["hidden_size"], intermediate_size=48, image_size=5 * PATCH)
+        if family == "glm4v":
+            return Glm4vConfig(text_config=text, vision_config=vision, **ids)
+        if family == "glm46v":
+            text, vision = text | {"model_type": "glm4v_text"}, vision | {"model_type": "glm4v_vision"}
+            return Glm46VConfig(text_config=text, vision_config=vision, **ids)
+        text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1)
+        return Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
+    if family in DEEPSTACK:
+        text["rope_parameters"]["mrope_interleaved"] = True
+        vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
+        vision |= dict(num_position_embeddings=25, deepstack_visual_indexes=[0, 2, 3])
+        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+        if family == "qwen3_vl":
+            return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[1])
+        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids)
     if family == "qwen2_vl":
         vision |= dict(embed_dim=32, hidden_size=text["hidden_size"], mlp_ratio=2)
         return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
@@ -118,15 +167,9 @@ def config(family: str, **text: Any) -> Any:
 
 def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     """A model with random weights, large enough that every token and position matters to the logits."""
-    classes: dict[str, Any] = dict(
-        llava=LlavaForConditionalGeneration,
-        qwen2_vl=Qwen2VLForConditionalGeneration,
-        qwen2_5_vl=Qwen2_5_VLForConditionalGeneration,
-        **tiles.CLASSES,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = classes[config.model_type](config).eval()
+        model: PreTrainedModel = CLASSES[config.model_type](config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.08 * torch.randn_like(parameter)
@@ -147,8 +190,10 @@ def blocks(model: Any) -> list[Any]:
 
 
 def end(model: Any) -> Any:
-    """The projector or merger."""
-    return model.model.visual.merger if hasattr(model.model, "visual") else model.model.multi_modal_projector
+    """What sees the patches that the last of these blocks puts out."""
+    if not hasattr(model.model, "visual"):
+        return model.model.multi_modal_projector
+    return getattr(tower(model), "post_layernorm", tower(model).merger)
 
 
 def _warm(family: str, impl: str) -> PreTrainedModel:
@@ -173,11 +218,15 @@ FOLDERS = tempfile.TemporaryDirectory(prefix="foveate-")  # goes with the proces
 
 
 def _special(family: str) -> dict[str, Any]:
-    if family != "internvl":
+    """The special tokens, with the names by which some processors ask their tokenizer for them."""
+    glm = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    internvl = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    names = {**dict.fromkeys(GLM, glm), "internvl": internvl}.get(family)
+    if names is None:
         return {"additional_special_tokens": list(SPECIAL[2:])}
-    names = {"start_image": "<img>", "end_image": "</img>", "context_image": "<IMG_CONTEXT>", "video": "<video>"}
-    rest = {f"special_{i}": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
-    return {"extra_special_tokens": {f"{name}_token": word for name, word in names.items()} | rest}
+    rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
+    return {"extra_special_tokens": names | rest}
 
 
 @cache
@@ -206,13 +255,22 @@ def processor(family: str) -> ProcessorMixin:
             kind(images, tokenizer, **options).save_pretrained(folder)
             return AutoProcessor.from_pretrained(folder, backend="pil")
         return _in_parts(folder, kind, images, tokenizer, **options)
-    kind: Any = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
+    kinds: dict[str, tuple[Any, str]] = {
+        "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
+        "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
+        **dict.fromkeys(DEEPSTACK, (Qwen3VLProcessor, "Qwen3VL")),
+        **dict.fromkeys(GLM, (Glm4vProcessor, "Glm4v")),
+        "glm46v": (Glm46VProcessor, "Glm46V"),
+    }
+    kind, of_videos = kinds[family]
     size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": (64 * PATCH) ** 2}
-    images = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
+    of_images: Any = Glm4vImageProcessorPil if family in GLM else Qwen2VLImageProcessorPil
+    images = of_images(patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size)
     if is_torchvision_available():
-        from transformers import Qwen2VLVideoProcessor
+        import transformers
 
-        kind(images, tokenizer, Qwen2VLVideoProcessor(patch_size=PATCH)).save_pretrained(folder)
+        videos = getattr(transformers, f"{of_videos}VideoProcessor")(patch_size=PATCH)
+        kind(images, tokenizer, videos).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     return _in_parts(folder, kind, images, tokenizer)
 
@@ -264,7 +322,10 @@ def inputs(
                 videos.append(tiles.video_pixels(family, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                text += ["<|vision_start|>", "<|video_here|>" * (frames * height * width // 4), "<|vision_end|>"]
+                stamped = family in (*DEEPSTACK, *GLM)
+                run = "<|video_here|>" * (height * width // 4 * (1 if stamped else frames))
+                for frame in range(frames if stamped else 1):
+                    text += [*([WORDS[frame]] if stamped else []), "<|vision_start|>", run, "<|vision_end|>"]
                 videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))
                 grids.append(item)
             else:
@@ -278,14 +339,14 @@ def inputs(
     )
     if videos:  # processors want torchvision for videos: these are made by hand, and their placeholders filled in here
         here = processed["input_ids"] == TOKEN_ID["<|video_here|>"]
-        processed["input_ids"][here] = VIDEO_TOKEN
+        processed["input_ids"][here] = IMAGE_TOKEN[family] if family in GLM else VIDEO_TOKEN
         if "mm_token_type_ids" in processed:
             processed["mm_token_type_ids"][here] = 2
-        if family in QWEN:
+        if family in PACKED:
             processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
         else:
             processed |= {"pixel_values_videos": torch.stack(videos)}
-    if family in QWEN and "mm_token_type_ids" not in processed:
+    if family in PACKED and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]
         processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
     return dict(processed)
@@ -317,3 +378,14 @@ def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """``(M, V)`` logits of every position that is not padding, without gradients."""
     with torch.no_grad():
         return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which does not know the products of a mixture of experts by itself."""
+
+    def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
+        return 2 * rows[0] * experts[1] * experts[2]
+
+    products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
+    known = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    return FlopCounterMode(display=False, custom_mapping=known)

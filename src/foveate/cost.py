@@ -109,7 +109,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     n = len(layers)
 
     spec, config = family.tower, model.config
-    convolutions = _conv_weights(tower)
+    neck = [base.get_submodule(name) for name in spec.neck]
+    in_neck = sum(map(_conv_weights, neck))
+    convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions}
     full = {"tower": trace.full_patch_rows * convolutions}
     stock = (
@@ -120,9 +122,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
-    projector = base.get_submodule(family.tower.output)
-    now["projector"] = trace.output_rows * _weights(projector)
-    full["projector"] = trace.full_output_rows * _weights(projector)
+    projector = _weights(base.get_submodule(spec.output)) + sum(map(_weights, neck)) + in_neck
+    taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
+    now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
+    full["projector"] = trace.full_output_rows * (projector + sum(taps))
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = 0
         for i, layer_trace in enumerate(log):
@@ -175,7 +178,17 @@ def _weights(module: nn.Module | None) -> int:
         return 0
     layers: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
     leaves = [m for m in layers if not any(hasattr(inner, "in_features") for inner in m.modules() if inner is not m)]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves)
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves) + _experts(module)
+
+
+def _experts(module: nn.Module) -> int:
+    """2 x weights of the experts that one token goes through, all of which are stacked in one tensor, and of the router."""
+    routers: list[Any] = [m for m in module.modules() if isinstance(getattr(m, "top_k", None), int)]
+    if not routers:
+        return 0
+    stacked = [p for p in module.parameters() if p.dim() == 3]
+    router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
+    return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
 
 
 def _conv_weights(module: nn.Module) -> int:

@@ -162,16 +162,17 @@ def depends_on_text(plan: str) -> bool:
 plan = pytest.mark.parametrize("plan", PLANS)
 
 ROWS = {
+    **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
     "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
-    "qwen2_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
-    "qwen2_5_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
     **tiny_tiles.ROWS,
 }
-VIDEO_ROWS = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
+VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
 
 
 def video_rows(family: str) -> list[list[tiny.Item]]:
-    """A batch with videos."""
+    """A batch with videos, and an image beside them where stock code takes both."""
+    if family in tiny.GLM:
+        return [[3, (2, 4, 8), 5], [2, (3, 4, 4), 7]]
     return tiny_tiles.VIDEO_ROWS.get(family, VIDEO_ROWS)
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
@@ -46,8 +46,10 @@ class Seer(Method):
 
 
 def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
-    """Patches before block ``first`` and every later one, and at the tower's output."""
+    """Patches before block ``first`` and every later one, where features are taken between two blocks, and at the tower's
+    output."""
     blocks, end = tiny.blocks(model)[first:], tiny.end(model)
+    taps = [tap for tap, i in taps_of(model) if i >= first]
     states: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -58,7 +60,7 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         states.append(patches.flatten(0, -2))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, end]]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, *taps, end]]
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
@@ -66,13 +68,19 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     return states
 
 
+def taps_of(model: Any) -> list[tuple[nn.Module, int]]:
+    """Modules that make features of what a block puts out, and the number of that block."""
+    vision = tiny.tower(model)
+    return list(zip(getattr(vision, "deepstack_merger_list", []), getattr(vision, "deepstack_visual_indexes", [])))
+
+
 @pytest.mark.parametrize("unit", ["patch", "merge"])
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("video", [False, True])
 def test_true_parked_tokens_make_a_dense_tower(family: str, impl: str, unit: str, first: int, video: bool) -> None:
-    if video and family not in tiny.QWEN:
+    if video and family not in tiny.PACKED:
         return
-    model, batch = tiny.model(family, impl), tiny.inputs(family, VIDEO_ROWS if video else ROWS[family])
+    model, batch = tiny.model(family, impl), tiny.inputs(family, video_rows(family) if video else ROWS[family])
     stock = tiny.text_logits(model, batch)
     Seer.truth[:] = stock_states(family, model, batch, first)
     with foveate.compress(model, Seer(first=first, unit=unit)):
@@ -106,9 +114,10 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
             model(**batch)
         for method in (Seer() + listen, IPCV(stabilise=0) + listen, IPCV() + listen):
             if isinstance(method.parts()[0], Seer):
-                # Asked in the three blocks, at the output for the residual's beginning, and for the end.
-                states = stock_states(family, model, batch, 1)
-                Seer.truth[:] = [*states[:3], states[2], states[3]]
+                # Asked in the three blocks and at every tap, at the output for the residual's beginning, and for the end.
+                *states, end = stock_states(family, model, batch, 1)
+                tapped = any(i == tiny.BLOCKS - 1 for _, i in taps_of(model))
+                Seer.truth[:] = [*states, states[-2 if tapped else -1], end]
             with foveate.compress(model, method):
                 model(**batch)
     dense, seen, *ours = Hear.heard
@@ -135,7 +144,7 @@ def test_projections_that_are_no_plain_linear_layer(family: str, impl: str) -> N
                 module.__class__ = Other
         close(tiny.text_logits(model, batch), plain, 1e-5)
         assert (handle.report().flops["tower"] > flops) == (
-            family in tiny.QWEN
+            family in tiny.PACKED
         )  # where keys come from the same projection
 
 

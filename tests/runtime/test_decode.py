@@ -40,7 +40,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
 
     length = batch["input_ids"].shape[1]
     step: Any = dict(input_ids=torch.tensor([[20]]), attention_mask=torch.ones(1, length + 1, dtype=torch.long))
-    if family in tiny.QWEN:  # stock Qwen numbers a bare step by the whole mask
+    if family in tiny.PACKED:  # stock Qwen numbers a bare step by the whole mask
         step["position_ids"] = torch.full((3, 1, 1), length)
     with torch.no_grad():
         with foveate.compress(model, Spy(keep=0.3, layer=3)):

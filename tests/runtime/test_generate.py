@@ -59,7 +59,9 @@ def test_beams_follow_the_scores(family: str) -> None:
 @modern  # older ones repeat images, not groups of images
 @FEW
 def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    # Stock GLM repeats the images of a row one by one, not as a group.
+    rows = [[3, (8, 8), 5], [6]] if family in tiny.GLM else ROWS[family]
+    model, batch = tiny.model(family), tiny.inputs(family, rows)
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         one = generate(model, batch)
         tokens = handle.report().layer_tokens
@@ -85,7 +87,7 @@ def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
         "renumber": foveate.VTW(layer=2, positions="renumber"),
     }
     method = special.get(plan) or PLANS[plan]
-    refused = plan == "renumber" and family in tiny.QWEN and chunk < 64
+    refused = plan == "renumber" and family in tiny.PACKED and chunk < 64
     model, rows = tiny.model(family), ROWS[family]
     batch = tiny.inputs(family, rows)
     options = dict(output_logits=True, return_dict_in_generate=True)
@@ -127,11 +129,11 @@ def held(entry: Any) -> int:
 def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     """Two turns on one cache equal both in one prompt, and the second image is reduced too."""
     model = tiny.model(family)
-    image = (8, 8) if family in tiny.QWEN else "image"
+    image = (8, 8) if family in tiny.PACKED else "image"
     rows = [[3, image, 5, image, 4]]
     both = tiny.inputs(family, rows)
     placeholder = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
-    cut = int(placeholder.nonzero()[0]) + int(placeholder.sum()) // 2 + (3 if family in tiny.QWEN else 2)
+    cut = int(placeholder.nonzero()[0]) + int(placeholder.sum()) // 2 + (3 if family in tiny.PACKED else 2)
     first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
     second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
     half = len(both["pixel_values"]) // 2
@@ -143,14 +145,14 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
         first["batch_num_images"] = second["batch_num_images"] = both[
             "batch_num_images"
         ]  # they were cut for one prompt
-    if family in tiny.QWEN:
+    if family in tiny.PACKED:
         first["image_grid_thw"], second["image_grid_thw"] = both["image_grid_thw"][:1], both["image_grid_thw"][1:]
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         whole = model(**both)
         expected = [entry.keys.shape[-2] for entry in whole.past_key_values.layers]
         cache = model(**first).past_key_values
         positions: dict[str, Any] = {}
-        if family in tiny.QWEN:
+        if family in tiny.PACKED:
             ids, _ = model.model.get_rope_index(
                 both["input_ids"], image_grid_thw=both["image_grid_thw"], mm_token_type_ids=both["mm_token_type_ids"]
             )
@@ -180,7 +182,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
         cache.crop(-2)
         assert cache.get_seq_length() == length - 2
         tail = dict(input_ids=batch["input_ids"][:, -2:], attention_mask=batch["attention_mask"])
-        if family in tiny.QWEN:
+        if family in tiny.PACKED:
             ids, _ = model.model.get_rope_index(**{k: v for k, v in batch.items() if k not in ("pixel_values",)})
             tail["position_ids"] = ids[..., -2:]
         again = model(**tail, past_key_values=cache).logits
@@ -192,7 +194,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
 
 
 def test_inputs_embeds(family: str) -> None:
-    if family in tiny.QWEN:
+    if family in tiny.PACKED:
         pytest.skip("stock Qwen needs input_ids to number an image")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     embeds = model.get_input_embeddings()(batch["input_ids"])
@@ -224,7 +226,7 @@ def test_features_computed_beforehand(family: str, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "visionzip", "vtw", "renumber"])
 def test_two_turns_of_generate(family: str, plan: str) -> None:
     """A continued chat holds as much as the whole chat at once; in LLaVA, whose positions allow it, it says the same."""
-    model, image = tiny.model(family), (8, 8) if family in tiny.QWEN else "image"
+    model, image = tiny.model(family), (8, 8) if family in tiny.PACKED else "image"
     both = tiny.inputs(family, [[3, image, 5, image, 4]])
     visual = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
     cut = int(visual.nonzero()[0]) + int(visual.sum()) // 2 + 2
@@ -238,7 +240,7 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
             made["image_sizes"] = both["image_sizes"][images]
         if "batch_num_images" in both:
             made["batch_num_images"] = both["batch_num_images"]  # they were cut for one prompt
-        if family in tiny.QWEN:
+        if family in tiny.PACKED:
             made["image_grid_thw"] = both["image_grid_thw"][images]
             made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
         return made
@@ -247,11 +249,11 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
         first: Any = generate(model, batch(both["input_ids"][:, :cut], slice(0, 1), cut), **options)
         cache = first.past_key_values
         chat = torch.cat([first.sequences, both["input_ids"][:, cut:]], dim=1)
-        new = chat[:, cache.get_seq_length() :] if family in tiny.QWEN else chat  # what stock takes here
+        new = chat[:, cache.get_seq_length() :] if family in tiny.PACKED else chat  # what stock takes here
         second: Any = generate(model, batch(new, slice(1, 2), chat.shape[1]), past_key_values=cache, **options)
         whole: Any = generate(model, batch(chat, slice(0, 2), chat.shape[1]), **options)
     lengths = [[entry.keys.shape[-2] for entry in out.past_key_values.layers] for out in (second, whole)]
     assert lengths[0] == lengths[1]
-    if family not in tiny.QWEN:
+    if family not in tiny.PACKED:
         for a, b in zip(second.logits, whole.logits, strict=True):
             close(a, b)

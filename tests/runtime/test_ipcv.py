@@ -9,14 +9,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
 from foveate import IPCV, Host
 from foveate.schedule import survivors
-
-QWEN = ("qwen2_vl", "qwen2_5_vl")
 
 
 class Plain:
@@ -132,7 +130,7 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("video", [False, True])
 def test_the_whole_tower_as_in_plain_loops(family: str, impl: str, method: IPCV, video: bool) -> None:
-    if family not in tiny.QWEN and (video or method.scope == "global" or family not in tiny.LLAVA):
+    if family not in tiny.PACKED and (video or method.scope == "global" or family not in tiny.LLAVA):
         return  # a LLaVA image is run alone here
     model = tiny.model(family, impl)
     batch = tiny.inputs(family, [[3, (2, 4, 8), 5], [2, (3, 4, 8), 4]] if video else ROWS[family])
@@ -162,10 +160,10 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
     assert together.isfinite().all()
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", tiny.PACKED)
 def test_a_patch_at_the_start_of_a_segment_is_counted_there(family: str) -> None:
     """The first patch of every frame stays: it belongs to its own frame, not to the one before it."""
-    model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+    model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
     from foveate.runtime.layout import Packed, frames, tokens_of
     from foveate.tokens import Reduction
 
@@ -186,7 +184,7 @@ def test_short_spans_stay_whole(family: str) -> None:
     with foveate.compress(model, IPCV(keep=0.1, min_tokens=65)) as handle:
         assert torch.equal(tiny.text_logits(model, batch), stock)
         assert handle.report().flops == handle.report().full_flops
-    if family not in tiny.QWEN:
+    if family not in tiny.PACKED:
         return
     with foveate.compress(model, IPCV(keep=0.1, min_tokens=40)) as handle, torch.no_grad():
         model(**batch)

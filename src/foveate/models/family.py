@@ -92,6 +92,11 @@ class Tower:
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
             Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
+        neck: paths under the base model of the modules between the last block and ``output``, if any: the first sees what the
+            last block puts out, and linear and convolution layers work on one token each.
+        taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
+            ``output`` does after the last; "" where there are none. Packed layout only.
+        features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
         last_block: index of the last block that the language model's features depend on.
         grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
@@ -121,6 +126,9 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    neck: tuple[str, ...] = ()
+    taps: str = ""
+    features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
     leading: int = 0
     ffn_scale: str = ""
@@ -140,6 +148,9 @@ class Decoder:
         layers, norm, rotary, attention: names under it (attention: under a layer).
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
             axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
+        deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
+            the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
+        complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
     """
 
     module: str = "language_model"
@@ -148,8 +159,10 @@ class Decoder:
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
     layer_args: Mapping[str, int | str] = field(
-        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
+        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )
+    deepstack: tuple[str, str] | tuple[()] = ()
+    complete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

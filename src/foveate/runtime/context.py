@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -124,6 +124,7 @@ class TowerPass:
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
+        tapped: the tokens that the tap running now sees.
         masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
         pooled: rows that the output module saw where stock code pools before it, else None.
         joined: units present, once stock code has put their patches together, or None: all.
@@ -142,6 +143,7 @@ class TowerPass:
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
+    tapped: Rows | Packed | None = None
     masks: dict[str, Tensor | None] = field(default_factory=dict)
     pooled: int | None = None
     joined: Rows | None = None
@@ -164,6 +166,8 @@ class DecoderPass:
         batch, length, past: rows, tokens of the full sequence that this forward brings, tokens cached before.
         layout: what is present, with the visual tokens; None when this forward brings none.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
+        deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
+        rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
         trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
@@ -182,6 +186,8 @@ class DecoderPass:
     start: Any
     layout: Rows | None = None
     arrived: Reduction | None = None
+    deepstack: Sequence[Tensor] = ()
+    rank: Tensor | None = None
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
     present: Tensor | None = None

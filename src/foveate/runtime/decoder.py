@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
@@ -68,7 +68,9 @@ class DecoderHooks:
             attention = layer.get_submodule(self.spec.attention)
             if self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
                 hooks.change(watch(attention, Probe(lambda i=i: self._reading(i))))  # type: ignore[misc]
-        hooks.post(self.model.get_submodule(self.spec.norm), self._scatter, first=True)
+        norm = self.model.get_submodule(self.spec.norm)
+        hooks.pre(norm, self._before_norm)
+        hooks.post(norm, self._scatter, first=True)
 
     # -- the call ---------------------------------------------------------------------------------------------------
 
@@ -104,7 +106,13 @@ class DecoderHooks:
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records
-        return args, {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        if self.spec.deepstack:  # the stock loop would add to all tokens
+            features, of = self.spec.deepstack
+            mask = kwargs.pop(of, None)
+            call.deepstack = kwargs.pop(features, None) or ()
+            call.rank = None if mask is None else (mask.flatten().cumsum(0) - 1).view_as(mask)
+        return args, kwargs
 
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.context.decoder
@@ -117,6 +125,12 @@ class DecoderHooks:
         call, self.context.decoder = self.context.decoder, None
         if call is None or output is None:
             return
+        for name in self.spec.complete:
+            if call.reduced is not None and getattr(output, name, None) is not None:
+                raise InputError(
+                    f"output_{name} wants a row for every token in every layer, and this method leaves fewer: set "
+                    f"output_{name}=False (losses that are made of it go with it)"
+                )
         decoding = bool(call.past) and call.layout is None
         call.trace.clocks.setdefault("decode" if decoding else "prefill", []).append(
             (call.start, tick(output[0].device))
@@ -133,7 +147,7 @@ class DecoderHooks:
         hidden = given = first_argument(args, kwargs, "hidden_states")
         cache: Any = kwargs.get("past_key_values")
         if call.layout is not None:
-            hidden = self._sites(call, i, hidden)
+            hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
         entry = entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if entry is not None and (watching or call.reduced is not None):
@@ -163,6 +177,20 @@ class DecoderHooks:
         wanted = any("residual" in action.site.signals for action in self.before[i + 1])
         call.previous = hidden if wanted else None
         return hidden
+
+    def _add_deepstack(self, call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
+        """What stock code adds to the visual tokens after ``layer``, for those of them that are left."""
+        layout, rank = call.layout, call.rank
+        if layout is None or rank is None or not 0 <= layer < len(call.deepstack):
+            return hidden
+
+        def rows() -> Tensor:
+            place = layout.slot if layout.index is None else layout.index[layout.row, layout.slot]
+            return rank[layout.row.to(rank.device), place.to(rank.device)]
+
+        features = call.deepstack[layer]
+        added = features.index_select(0, call.memo.once("deepstack", (layout,), rows).to(features.device))
+        return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -234,6 +262,13 @@ class DecoderHooks:
             reading.queries["text_rows"] = torch.where(call.question < 0, -1, end - call.question)
 
     # -- the end ----------------------------------------------------------------------------------------------------
+
+    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.decoder
+        if call is None or call.layout is None:
+            return None
+        hidden = first_argument(args, kwargs, "hidden_states")
+        return replace_first(args, kwargs, "hidden_states", self._add_deepstack(call, len(self.layers) - 1, hidden))
 
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.decoder

@@ -16,6 +16,8 @@ from torch import Tensor
 from foveate.ops.segments import offsets, segment_ids, within
 from foveate.tokens import Reduction, Spans, Tokens
 
+HOLE = float("nan")  # what a row is filled with whose token has left
+
 
 def tokens_of(spans: Spans, device: torch.device | str = "cpu") -> Tokens:
     """The complete tokens of ``spans`` in raster order, without hidden states."""

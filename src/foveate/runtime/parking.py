@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Method, Site
 from foveate.runtime.layout import Packed, Rows, take_rows
-from foveate.runtime.trace import BlockTrace, KeyTrace
+from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
 from foveate.tokens import Parked
 
 
@@ -60,6 +60,12 @@ class Lot:
             return self.outer.put(hidden, restored)
         body = hidden.new_zeros(hidden.shape[0], self.outer.width - self.leading, hidden.shape[-1])
         return self.outer.put(torch.cat([hidden[:, : self.leading], body], dim=1), restored)
+
+    def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
+        """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
+        tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+        trace.signal_flops += self.method.flops(tokens, site)
+        return self.all_rows(layout, hidden, site)
 
     def without_leading(self) -> Lot:
         """The same after the special tokens were cut off."""

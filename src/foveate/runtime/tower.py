@@ -22,13 +22,13 @@ from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units
-from foveate.runtime.layout import Packed, Rows, frames, take_rows, tokens_of, whole
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
 from foveate.runtime.parking import Lot
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
+from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
-HOLE = float("nan")
 Layout = Rows | Packed
 
 
@@ -65,12 +65,13 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
+        attach_taps(hooks, self.base, self.spec, self.context)
         for name, arrangement in self.spec.arrangements.items():
             if hasattr(self.base, name):
                 hooks.around(self.base, name, partial(self._encode, name, arrangement), self._encoded)
         if not self.reduces:
             return
-        hooks.pre(self.output, self._at_output)
+        hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
             if self.mids[i]:
@@ -166,11 +167,14 @@ class TowerHooks:
             # The projector comes after the tower; the call goes on until then.
             return self._rejoin(call, output) if self.reduces and (self.spec.joins or self._pools) else None
         if call.resized is not None and call.grid_now != call.grid:
-            output.pooler_output = self._full_grid(call, output.pooler_output)
+            for name in self.spec.features:
+                setattr(output, name, self._full_grid(call, getattr(output, name)))
         output.pooler_output = self._finish(call, output.pooler_output)
         return output
 
-    def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
+    def _full_grid(self, call: TowerPass, rows: Any) -> Any:
+        if isinstance(rows, list):
+            return [self._full_grid(call, part) for part in rows]
         assert call.resized is not None
         return rows.new_full((units(call.grid), rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
 
@@ -213,9 +217,7 @@ class TowerHooks:
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-            call.trace.signal_flops += lot.method.flops(tokens, site)
-            shown = lot.all_rows(layout, hidden, site), lot.outer
+            shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
             kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
         call.attending = None

@@ -78,6 +78,7 @@ class Trace:
     full_patch_rows: int = 0
     output_rows: int = 0
     full_output_rows: int = 0
+    tap_rows: list[tuple[int, int]] = field(default_factory=list)  # (which tap, tokens)
     sites: list[SiteTrace] = field(default_factory=list)
     prefill: list[LayerTrace] = field(default_factory=list)
     decode: list[LayerTrace] = field(default_factory=list)
