@@ -49,33 +49,33 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5])
-def test_native_downsample_is_a_smaller_image(keep: float) -> None:
+@pytest.mark.parametrize("family", tiny.PACKED)
+def test_native_downsample_is_a_smaller_image(family: str, keep: float) -> None:
     """A resized image under native positions gives what stock gives for the smaller image and its shorter prompt."""
     from foveate.models import families
 
-    for family in tiny.PACKED:
-        model = tiny.model(family)
-        rows = [[3, (8, 16), 5, (12, 4), 2]]
-        batch = tiny.inputs(family, rows)
-        with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep, positions="native")) as handle:
-            ours = model(**batch).logits[0, -1]
-            step = model.generate(
-                **batch, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
-            )
-            small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
-        args = (batch["pixel_values"], batch["image_grid_thw"])
-        (pixels, grid), _ = families()[family].tower.resize(model.config, args, {}, small_grid)
-        sizes = [h * w // 4 for _, h, w in batch["image_grid_thw"].tolist()]
-        small = _shortened(batch, sizes, [h * w for _, h, w in small_grid], tiny.IMAGE_TOKEN[family])
-        small |= {"pixel_values": pixels, "image_grid_thw": grid}
-        with torch.no_grad():
-            stock = model(**small).logits[0, -1]
-            steps = model.generate(
-                **small, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
-            )
-        close(ours, stock)
-        for a, b in zip(step.logits, steps.logits, strict=True):
-            close(a, b)
+    model = tiny.model(family)
+    rows = [[3, (8, 16), 5, (12, 4), 2]]
+    batch = tiny.inputs(family, rows)
+    with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep, positions="native")) as handle:
+        ours = model(**batch).logits[0, -1]
+        step = model.generate(
+            **batch, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
+    args = (batch["pixel_values"], batch["image_grid_thw"])
+    (pixels, grid), _ = families()[family].tower.resize(model.config, args, {}, small_grid)
+    sizes = [h * w // 4 for _, h, w in batch["image_grid_thw"].tolist()]
+    small = _shortened(batch, sizes, [h * w for _, h, w in small_grid], tiny.IMAGE_TOKEN[family])
+    small |= {"pixel_values": pixels, "image_grid_thw": grid}
+    with torch.no_grad():
+        stock = model(**small).logits[0, -1]
+        steps = model.generate(
+            **small, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    close(ours, stock)
+    for a, b in zip(step.logits, steps.logits, strict=True):
+        close(a, b)
 
 
 def _grids(visit: Any) -> list[tuple[int, int]]:
