@@ -25,7 +25,8 @@ class Runtime:
         _refuse_compiled(model)
         self.context = Context()
         self.host = host_of(model, family)
-        actions = _plan(method, self.host, family, config)
+        blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
+        actions = _plan(method, self.host, family, config, len(blocks))
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.tower = TowerHooks(base, config, family, inside, self.context)
@@ -78,8 +79,8 @@ def host_of(model: Any, family: Family) -> Host:
     )
 
 
-def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Action]:
-    """Every site of every part of the method, with its layer resolved and checked."""
+def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int) -> list[Action]:
+    """Every site of every part of the method, with its layer resolved and checked; the tower has ``blocks``, read or not."""
     policies = {part.positions for part in method.parts()}
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
@@ -90,7 +91,7 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
         if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
-            site = replace(site, layer=_layer(site, host))
+            site = replace(site, layer=_layer(site, host, blocks))
             _check(part, site, host, family, config)
             actions.append(Action(site, part, len(actions)))
             owners.append(number)
@@ -130,7 +131,7 @@ def _check_parking(actions: list[tuple[Action, int]]) -> None:
         raise UnsupportedSiteError(f"{lot[0].method.name()} parks tokens in the tower and never restores them")
 
 
-def _layer(site: Site, host: Host) -> int:
+def _layer(site: Site, host: Host, blocks: int) -> int:
     if site.at not in ("tower", "decoder", "decode"):
         return 0
     n = host.blocks if site.at == "tower" else host.layers
@@ -138,7 +139,7 @@ def _layer(site: Site, host: Host) -> int:
     if not 0 <= layer < n:
         what = "vision blocks that reach the language model" if site.at == "tower" else "decoder layers"
         note = ""
-        if site.at == "tower" and host.has_cls:
+        if site.at == "tower" and n <= layer < blocks:
             note = " (features are taken before the tower's last block, so a reduction there would change nothing)"
         raise UnsupportedSiteError(
             f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}"
