@@ -148,7 +148,7 @@ def _layer(site: Site, host: Host, blocks: int) -> int:
 
 
 #: what each place can tell a method
-_SIGNALS: dict[str, set[str]] = {
+SIGNALS: dict[str, set[str]] = {
     "pixels": set(),
     "tower": {"residual", "keys", "values", "received", "cls_row"},
     "tower_output": {"residual", "keys", "values", "received", "cls_row"},
@@ -163,11 +163,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
     unit = family.tower.unit(config)
     if "cls_row" in asked and not host.has_cls:
         raise UnsupportedSiteError(f"{name} wants cls_row, but the tower of {host.family!r} has no CLS token")
-    if asked - _SIGNALS[site.at]:
-        can = ", ".join(sorted(_SIGNALS[site.at])) or "no signal"
+    if asked - SIGNALS[site.at]:
+        can = ", ".join(sorted(SIGNALS[site.at])) or "no signal"
         note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
         raise UnsupportedSiteError(
-            f"{name}: {site} cannot give {', '.join(asked - _SIGNALS[site.at])}, only {can}{note}"
+            f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
         )
     if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
         raise UnsupportedSiteError(

@@ -1,0 +1,105 @@
+"""The tables of docs/families.md, from what families declare and sites give: ``python tools/family_tables.py`` writes them.
+
+Numbers of blocks are those of transformers' default config of a family; a model's own config says its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from foveate.models import families
+from foveate.models.family import Family
+from foveate.runtime.attach import SIGNALS
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
+PLACES = {
+    "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
+    "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
+    "tower_output": "after the last block that is read",
+    "lm_entry": "where features and text meet",
+    "decoder": "before any layer",
+    "decode": "the cache, at every generated token; one such site on a model",
+}
+
+
+def family_table() -> str:
+    """One row per family."""
+    head = ("family", "model", "inputs", "one token is", "blocks with sites", "stock code in between", "refused")
+    return _table(head, map(_family, families().values()))
+
+
+def site_table() -> str:
+    """One row per place, for all families."""
+    rows = [(f"`{at}`", PLACES[at], ", ".join(f"`{name}`" for name in sorted(SIGNALS[at])) or "none") for at in SIGNALS]
+    return _table(("place", "where", "signals"), rows)
+
+
+def _family(family: Family) -> tuple[str, ...]:
+    config: Any = CONFIG_MAPPING[family.model_type]()
+    tower, vision = family.tower, config.vision_config
+    blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
+    seen, unit = tower.last_block(config) + 1, tower.unit(config)
+    return (
+        f"`{family.model_type}`",
+        _title(family),
+        ", ".join("videos" if "video" in name else "images" for name in family.modalities),
+        "a patch" if unit == 1 else f"{unit} patches",
+        f"0 to {seen - 1} of {blocks}" if seen < blocks else f"all {blocks}",
+        "; ".join(_between(family)) or "nothing",
+        "; ".join(refused(family)) or "nothing",
+    )
+
+
+def _between(family: Family) -> Iterable[str]:
+    tower, decoder = family.tower, family.decoder
+    if tower.fused:
+        yield "one layer makes queries, keys and values"
+    if tower.taps:
+        yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
+    if tower.neck:
+        yield "a norm and a convolution before the merger"
+    if tower.joins:
+        yield "patches are joined before the projector"
+    for name, arrangement in tower.arrangements.items():
+        if "video" in name:
+            yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
+        else:
+            yield "tiles are put together, with newlines"
+
+
+def refused(family: Family) -> Iterable[str]:
+    """What a method or a call cannot ask of a family."""
+    config: Any = CONFIG_MAPPING[family.model_type]()
+    if not family.tower.leading:
+        yield "`cls_row`"
+    if family.tower.unit(config) > 1:
+        yield "dropping single patches"
+    for name in family.decoder.complete:
+        yield f"`output_{name}=True` where tokens are gone"
+
+
+def _title(family: Family) -> str:
+    doc = importlib.import_module(f"foveate.models.{family.model_type}").__doc__ or ""
+    return doc.split(":")[0]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def written(page: str) -> str:
+    """``page`` with its tables as they should be."""
+    tables = {"families": family_table, "sites": site_table}
+    return MARKED.sub(lambda found: found[1] + "\n" + tables[found[2]]() + "\n" + found[3], page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
