@@ -1,9 +1,11 @@
 """The vocabulary in which a family of models is described. Facts only; the runtime does the work.
 
-Three things may stand between the rows of the tower and the placeholders of the prompt; a family says which it has:
+Between the rows of the tower and the placeholders of the prompt stands stock code; a family says what it has of this:
 
 * the output module (`Tower.output`: projector, merger) makes one row of a unit of ``u`` patches (`Tower.unit`). Units are
   what methods see as tokens, and stay or go whole;
+* modules before it (`Tower.neck`), and modules that make features of the rows between two blocks as it does after the last
+  (`Tower.taps`), which the language model adds between its layers (`Decoder.deepstack`);
 * stock code may put the patches of a unit together itself, before that module (`Tower.joins`: pixel shuffle), or pool them
   (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
 * stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
