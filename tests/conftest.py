@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-families", action="store_true", help="every method on every family, not on a few of them")
 
 
+@pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--all-families") or any("[" in name for name in config.args):  # or a test was named
         return
