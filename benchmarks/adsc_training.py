@@ -31,7 +31,7 @@ from foveate.training import adsc
 RUNS = {
     "LoRA, reverse curriculum": "hard-to-easy",
     "LoRA, constant ratio": "constant",
-    "LoRA without compression": "1.0",
+    "LoRA without compression": "none",
 }
 UNTRAINED = "no training"
 
@@ -69,7 +69,8 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
             folder,
             f"reference-{name}",
             samples=options.samples,
-            curriculum=curriculum,
+            method=ADSC(keep=1.0) if curriculum == "none" else ADSC(),
+            curriculum="constant" if curriculum == "none" else curriculum,
             recipe=recipe,
             device="cpu",
         )
