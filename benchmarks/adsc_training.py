@@ -24,14 +24,14 @@ import torch
 import foveate
 from foveate import ADSC, reference
 from foveate.evaluation import protocol
+from foveate.methods.adsc import BUDGETS
 from foveate.terminal import note, quiet_libraries
 from foveate.training import adsc
 
-BUDGETS = (1 / 3, 2 / 9, 1 / 9)
 RUNS = {
     "LoRA, reverse curriculum": "hard-to-easy",
     "LoRA, constant ratio": "constant",
-    "LoRA without compression": "1.0",
+    "LoRA without compression": "none",
 }
 UNTRAINED = "no training"
 
@@ -50,7 +50,7 @@ def measure(name: str, folder: Path | None, out: Path, options: argparse.Namespa
         name,
         adapter=None if folder is None else str(folder),
         described=(json.dumps(ADSC().to_json()),),
-        budgets=tuple(options.budget or BUDGETS),
+        budgets=tuple(options.budget or BUDGETS.values()),
         per_task=options.per_task,
     )
     found = protocol.evaluate(request, lambda what, done: None)
@@ -69,7 +69,8 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
             folder,
             f"reference-{name}",
             samples=options.samples,
-            curriculum=curriculum,
+            method=ADSC(keep=1.0) if curriculum == "none" else ADSC(),
+            curriculum="constant" if curriculum == "none" else curriculum,
             recipe=recipe,
             device="cpu",
         )

@@ -51,7 +51,7 @@ class Frozen(IPCV):
 
 def variants(host: Host) -> dict[str, list[IPCV]]:
     """Group -> what is compared in it; the first of each differs from the defaults in nothing."""
-    depths = [(b, s) for b in (1, 2) for s in (0, 1, 2) if b < host.blocks and b + s <= host.blocks]
+    depths = [(b, s) for b in (1, 2) for s in (0, 1, 2, 3) if b < host.blocks and b + s <= host.blocks]
     return {
         "defaults": [IPCV()],
         "depth and stabilised blocks": [IPCV(block=block, stabilise=stabilise) for block, stabilise in depths],

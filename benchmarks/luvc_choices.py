@@ -136,12 +136,15 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "residual, early, renumbered": LUVC(**_RESIDUAL, **_HIDDEN, positions="renumber"),
     },
     _AS_IT_IS: {
-        f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
-        for every, pairs in {
-            8: ((1.0, 0.6), (0.9, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.8), (0.6, 1.0), (0.5, 0.9)),
-            9: ((1.0, 0.55), (0.9, 0.6), (0.8, 0.7), (0.7, 0.8), (0.6, 0.9), (0.5, 1.0)),
-        }.items()
-        for merge, keep in pairs
+        "the default": LUVC(),
+        **{
+            f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
+            for every, pairs in {
+                8: ((1.0, 0.6), (0.9, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.8), (0.6, 1.0), (0.5, 0.9)),
+                9: ((1.0, 0.55), (0.9, 0.6), (0.8, 0.7), (0.7, 0.8), (0.6, 0.9), (0.5, 1.0)),
+            }.items()
+            for merge, keep in pairs
+        },
     },
 }
 

@@ -257,6 +257,17 @@ def test_spans_without_tokens(along: Any) -> None:
         assert reduction.counts == tuple(here.counts)
 
 
+def test_stages_are_shares_of_all() -> None:
+    method = LUVC(schedule=None, stages=((2, 0.5), (4, 0.2)))
+    assert [(s.layer, s.keep) for s in SPU.sites(method, HOST)] == [(2, 0.5), (4, 0.4)]
+    bent = method.with_share(0.25, HOST)
+    assert [s.keep for s in SPU.sites(bent, HOST)] == pytest.approx([0.25, 0.04 / 0.25])
+
+
+def test_the_dial_leaves_a_merger_off_that_is_off() -> None:
+    assert LUVC(merge=1.0).with_share(0.3, HOST) == LUVC(merge=1.0, keep=0.3)
+
+
 @pytest.mark.parametrize("schedule", ["early", "halving", "linear"])
 def test_the_last_layer_has_no_image(family: str, schedule: Any) -> None:
     model = tiny.model(family)
@@ -414,7 +425,7 @@ def test_the_dial_turns_one_way(family: str, method: Method) -> None:
         (SPU, {"schedule": "cosine"}, "halving"),
         (SPU, {"every": 0}, "at least 1"),
         (SPU, {"schedule": None, "stages": ((1, 0.5),), "every": 2}, "named schedule"),
-        (SPU, {"cutoff": 1.5}, "ratio"),
+        (SPU, {"cutoff": 1.5}, "Nyquist"),
         (SPU, {"mode": "high"}, "residual"),
     ],
     ids=repr,

@@ -106,6 +106,8 @@ def _folder(source: str) -> Path:
             raise AdapterError(
                 f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {_first_line(error)}"
             ) from None
+    if (folder / "checkpoints").is_dir() and not (folder / METHOD).is_file():
+        raise AdapterError(f"the training in {source!r} has not ended: go on with `foveate train adsc --resume`")
     for name in (METHOD, CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise AdapterError(f"{source!r} has no {name}: give what `foveate train adsc` wrote")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class Handle:
         return f"<foveate {self.method!r} on {type(self._target).__name__}{state}>"
 
 
-def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handle:
+def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **options: Any) -> Handle:
     """Make a vision-language model use fewer vision tokens.
 
     Args:
@@ -88,6 +89,8 @@ def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handl
         FoveateError: the family is unknown, the model is compiled or already attached, or the method asks for a layer or
             signal that the model does not have. The model is left as it was.
     """
+    if isinstance(method, os.PathLike):
+        return _trained(model, os.fspath(method), options)
     if isinstance(method, str) and adapter.is_source(method):
         return _trained(model, method, options)
     if isinstance(method, str):

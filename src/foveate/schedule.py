@@ -69,8 +69,10 @@ def named(name: str, layers: int, every: int | None = None) -> list[Stage]:
         raise ConfigError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
     if layers < 2:
         raise ConfigError(f"a schedule needs at least two decoder layers to spread over, not {layers}")
-    if every is not None and every < 1:
-        raise ConfigError(f"every={every}: give the number of layers from one stage to the next, at least 1")
+    if every is not None and not 1 <= every < layers:
+        raise ConfigError(
+            f"every={every}: give the layers from one stage to the next, from 1 to {layers - 1} in this model"
+        )
     return SCHEDULES[name](layers, every)
 
 

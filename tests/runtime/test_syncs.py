@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import foveate
 from foveate import ADSC, IPCV, OIM, SPU, FastV, Method, Random, Stride, V2Drop
 
-ONCE = ((1, "width", 0.6), (1, "height", 0.7))
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
 
 
@@ -55,7 +54,10 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
         (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=5)),
         (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
         (SPU(schedule=None, stages=((1, 0.5),)), SPU(schedule=None, stages=((1, 0.7), (2, 0.5), (4, 0.2)))),
-        (OIM(merge=None, passes=ONCE), OIM(merge=None, passes=(*ONCE, (1, "width", 0.8), (1, "height", 0.6)))),
+        (
+            OIM(merge=None, passes=((1, "width", 0.6),)),
+            OIM(merge=None, passes=((1, "width", 0.6), (1, "height", 0.7), (1, "width", 0.8), (1, "height", 0.6))),
+        ),
         (ADSC(layers=(1,)), ADSC(layers=(1, 2, 4))),
         (ADSC(layers=(1,), pattern="2d"), ADSC(layers=(1, 2, 4), pattern="2d")),
         (Stride(layers=(0,), positions="renumber"), Stride(layers=(0, 2, 4), positions="renumber")),

@@ -88,6 +88,19 @@ def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    found = adsc.train(request(trained), True, silent)
+    assert (found.steps, len(found.losses)) == (6, 6)
+    assert [keep for _, keep in found.stages] == pytest.approx([1 / 9, 2 / 9, 1 / 3])
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_fewer_steps_than_stages(tmp_path: Path) -> None:
+    with pytest.raises(FoveateError, match="2 steps are too few for the 3 stages"):
+        adsc.train(request(tmp_path / "run", recipe=replace(SMALL, steps=2)), False, silent)
+
+
 def test_only_the_language_model_is_adapted(trained: Path) -> None:
     names = load_file(trained / "adapter_model.safetensors")
     assert len(names) == 10 * len(adsc.PROJECTIONS) * 2

@@ -15,13 +15,18 @@ def test_names() -> None:
     assert Curriculum.parse("hard-to-easy", 1 / 3).keeps == third
     assert Curriculum.parse("easy-to-hard", 1 / 3).keeps == pytest.approx((1, 2 / 3, 1 / 3))
     assert Curriculum.parse("constant", 0.4).keeps == (0.4,)
-    assert Curriculum.parse("0.1, 0.2,1", 0.4).keeps == (0.1, 0.2, 1.0)
+    assert Curriculum.parse("0.1, 0.2,1", 1.0).keeps == (0.1, 0.2, 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "hard", "0.1,,0.2", "0.1;0.2"])
 def test_words_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="choose hard-to-easy, easy-to-hard, constant"):
         Curriculum.parse(text, 0.5)
+
+
+def test_shares_that_end_elsewhere() -> None:
+    with pytest.raises(ConfigError, match=r"ends at 0\.3: end it with what is trained for, keep=0\.5"):
+        Curriculum.parse("0.1,0.3", 0.5)
 
 
 @pytest.mark.parametrize("text", ["1.5", "0.1,-0.2", "nan"])

@@ -187,6 +187,15 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("not json")
     with pytest.raises(CommandError, match="cannot read the data set"):
         data.load(str(tmp_path / "data.jsonl"), "train", None, 0, 0)
+    for content in ("", "\n\n"):
+        (tmp_path / "data.jsonl").write_text(content)
+        with pytest.raises(CommandError, match="is empty"):
+            data.load(str(tmp_path / "data.jsonl"), "train", None, 0, 0)
+    (tmp_path / "picture.png").write_bytes(b"picture")
+    with pytest.raises(CommandError, match=r"file of another kind: give \.json, \.jsonl, \.parquet"):
+        data.load(str(tmp_path / "picture.png"), "train", None, 0, 0)
+    with pytest.raises(CommandError, match="`images` is a list"):
+        data.load(rows_of_jsonl(tmp_path, [{"messages": [USER, ANSWER], "images": "a.png"}]), "train", None, 0, 0)
     with pytest.raises(CommandError, match="--samples 0"):
         data.load("reference", "train", 0, 0, 0)
     with pytest.raises(CommandError, match="split"):

@@ -13,6 +13,8 @@ from foveate.ops import lattice, select
 from foveate.schedule import check_ratio, ratio_for_mean, survivors
 from foveate.tokens import Reduction, Tokens
 
+#: The paper's budgets: visual tokens removed, averaged over the layers, and the ``keep`` that removes them.
+BUDGETS = {"66.7%": 1 / 3, "77.8%": 2 / 9, "88.9%": 1 / 9}
 DEPTH = 32
 STAGES = (4, 10, 16)
 
@@ -36,8 +38,8 @@ class ADSC(Method):
     "Attention-Driven Self-Compression" (arXiv 2602.12618, IEEE BigData 2025).
     From the paper's abstract: no score, no module, no change to attention; uniform down-sampling by a fixed ratio at
     selected layers, as a bottleneck that makes attention move what is needed into the tokens that stay; LoRA training with
-    a reverse curriculum over ratios (`foveate train adsc`). Its budgets are 66.7, 77.8 and 88.9 % of the visual tokens
-    removed on average over the layers: ``keep`` of 1/3, 2/9 and 1/9.
+    a reverse curriculum over ratios (`foveate train adsc`). Its budgets, `BUDGETS`, remove 66.7, 77.8 and 88.9 % of the
+    visual tokens on average over the layers: ``keep`` of 1/3, 2/9 and 1/9.
     Ours, as the paper's layers, stride and code are not public: layers 4, 10 and 16 of 32, scaled to the model, which at
     1/3 gives a ratio near 1/2 and the published savings; at half those depths, or a quarter, where the layers before the
     first cut would spend more than two thirds of the budget; of each group of neighbours the last token stays, as under

@@ -17,9 +17,10 @@ class LUVC(OIM, SPU):
     """The merger `OIM` in the vision tower and the pruner `SPU` in the language model.
 
     "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
-    parts, training-free, and that no visual token is left in the last layer; what each part takes from where is said
-    there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both. ``merge=1`` is LUVC without the
-    merger, which goes together with other tower methods. What was tried: docs/methods/luvc.md.
+    parts, training-free, and that no visual token is left in the last layer; what each part takes from where, and what their
+    options mean, is said there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both.
+    ``merge=1`` is LUVC without the merger, which goes together with other tower methods. What was tried:
+    docs/methods/luvc.md.
     """
 
     keep: float = 0.7
@@ -33,7 +34,7 @@ class LUVC(OIM, SPU):
 
     def with_share(self, share: float, host: Host) -> Method:
         """The pruner at that share, the merger at its two-thirds power (0.7 and 0.79, or 0.5 and 0.63)."""
-        merger = OIM.with_share(self, share ** (2 / 3), host)
+        merger = self if self.merge == 1 else OIM.with_share(self, share ** (2 / 3), host)
         assert isinstance(merger, LUVC)
         return SPU.with_share(merger, share, host)
 

@@ -90,7 +90,7 @@ class OIM(Method):
         if tokens.counts != tuple(height * width for height, width in shapes):
             raise ConfigError(
                 f"{self.name()} at {site} needs images whose tokens fill a rectangle, but other methods have changed them: "
-                "let it act first, or use pixels and language-model methods beside it"
+                "leave them out, or use methods for pixels and the language model beside it"
             )
         # Packed order may go by windows; from here to the end everything is in raster order of the present rectangles.
         order = (tokens.segment * max(tokens.spans.sizes, default=1) + tokens.index).argsort()

@@ -13,7 +13,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
-from foveate.schedule import check_ratio, check_stages, named, of_present, turned
+from foveate.schedule import check_stages, named, of_present, turned
 from foveate.tokens import Tokens
 
 
@@ -30,11 +30,11 @@ class SPU(Method):
     and keeps its budget; survivors keep their positions.
 
     Attributes:
-        keep: what is left where the schedule says a half (its shares to a power); 1: everything, in the last layer too.
+        keep: what is left where the named schedule says a half (its shares to a power); 1: everything, in the last layer too.
         schedule: ``early``, half before the first layer; ``halving`` at 1/4, 1/2 and 3/4 of the
             depth; ``linear``. All leave nothing in the last layer. Null: what `stages` says.
         every: layers from one stage to the next; null: as the schedule has it.
-        stages: another schedule: (layer, share of all tokens from there on).
+        stages: another schedule, as it is: (layer, share of all tokens from there on).
         mode: keep tokens of which the filter takes most away, ``residual`` (L2 norm), or those with the most
             ``low_frequency_energy`` (L1 norm of what passes).
         filter: ``gaussian`` around zero, or a ``notch`` at Nyquist's frequency.
@@ -59,7 +59,8 @@ class SPU(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("cutoff", self.cutoff)
+        if not 0 <= self.cutoff <= 1:
+            raise ConfigError(f"cutoff={self.cutoff}: give it in Nyquist frequencies, from 0 to 1")
         check_stages("stages", self.stages)
         if (self.schedule is None) == (not self.stages):
             raise ConfigError(f"{self.name()}: give either `schedule` or `stages` (with schedule=None, null in JSON)")
@@ -67,11 +68,15 @@ class SPU(Method):
             raise ConfigError(f"every={self.every}: layers from one stage of a named schedule to the next, at least 1")
 
     def sites(self, host: Host) -> Sequence[Site]:
-        stages = self.stages if self.schedule is None else named(self.schedule, host.layers, self.every)
-        return [Site("decoder", layer, share) for layer, share in of_present(turned(stages, self.keep))]
+        stages = list(self.stages)
+        if self.schedule is not None:
+            stages = turned(named(self.schedule, host.layers, self.every), self.keep)
+        return [Site("decoder", layer, share) for layer, share in of_present(stages)]
 
     def with_share(self, share: float, host: Host) -> Method:
         """The schedule steeper or flatter."""
+        if self.schedule is None:
+            return replace(self, stages=tuple(turned(self.stages, share)))
         return replace(self, keep=share)
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:

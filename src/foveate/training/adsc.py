@@ -44,7 +44,7 @@ class Recipe:
     """How to train; the defaults are the stock LoRA recipe of LLaVA-1.5.
 
     Attributes:
-        rank, alpha, dropout: of LoRA.
+        rank, alpha, dropout: of LoRA; alpha null: twice the rank, as in that recipe.
         lr: learning rate at its highest; it rises for ``warmup`` of the steps, then falls as a cosine to 0.
         warmup: share of the steps.
         epochs: passes over the data; ``steps`` above 0 counts optimiser steps instead.
@@ -57,7 +57,7 @@ class Recipe:
     """
 
     rank: int = 128
-    alpha: int = 256
+    alpha: int | None = None
     dropout: float = 0.05
     lr: float = 2e-4
     warmup: float = 0.03
@@ -72,7 +72,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self)
         for name in ("rank", "alpha", "lr", "epochs", "batch", "accumulate"):
-            if not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise CommandError(f"Recipe.{name}={getattr(self, name)}: give a number above 0")
         for name in ("steps", "save_every", "workers"):
             if getattr(self, name) < 0:
@@ -135,6 +135,9 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
         raise CommandError(f"{method!r} is not ADSC, and nothing else can be trained here")
     curriculum = Curriculum.parse(request.curriculum, method.keep)
     record = _open(request, resume)
+    if resume and (finished := _finished(request.out)):
+        tell(f"{str(request.out)!r} is finished")
+        return finished
     peft = _require(recipe.gradient_checkpointing)
     device = device_of(request.device)
     tell(f"loading {request.model}")
@@ -153,7 +156,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     transformers.set_seed(request.seed)
     lora = peft.LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,
+        lora_alpha=recipe.alpha or 2 * recipe.rank,
         lora_dropout=recipe.dropout,
         target_modules=_targets(family),
         task_type="CAUSAL_LM",
@@ -252,6 +255,15 @@ def _open(request: Request, resume: bool) -> dict[str, Any]:
                 "or choose another folder"
             )
     return described
+
+
+def _finished(out: Path) -> Trained | None:
+    """What the run in a folder came to, if it has ended."""
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    if "losses" not in record or not (out / adapter.WEIGHTS).is_file():
+        return None
+    stages = tuple((int(step), float(keep)) for step, keep in record["stages"])
+    return Trained(out, int(record["steps"]), tuple(record["losses"]), stages)
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

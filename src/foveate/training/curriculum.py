@@ -47,13 +47,17 @@ class Curriculum:
         if text == "constant":
             return cls((target,))
         try:
-            return cls(tuple(float(word) for word in text.split(",")))
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
+            keeps = tuple(float(word) for word in text.split(","))
+        except ValueError:
             raise ConfigError(
                 f"curriculum {text!r}: choose {', '.join(NAMES)}, or give the shares kept, such as 0.1,0.2,0.3"
             ) from None
+        found = cls(keeps)
+        if abs(keeps[-1] - target) > 0.005:
+            raise ConfigError(
+                f"curriculum {text!r} ends at {keeps[-1]}: end it with what is trained for, keep={target:.4g}"
+            )
+        return found
 
     def keep_at(self, step: int, steps: int) -> float:
         """The share that step ``step`` of ``steps`` keeps, counted from 0."""
@@ -74,6 +78,16 @@ class Compression(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.model, self.method, self.curriculum = model, method, curriculum
         self.stages: list[tuple[int, float]] = []
         self._handle: Handle | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first step."""
+        if state.max_steps < len(self.curriculum.keeps):
+            raise ConfigError(
+                f"{state.max_steps} steps are too few for the {len(self.curriculum.keeps)} stages of the curriculum: train "
+                "longer, or choose `constant`"
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -93,6 +93,8 @@ def load(source: str, split: str, limit: int | None, seed: int, tile: int) -> Ch
 
 def to_chat(row: Any, folder: Path) -> Chat:
     """One row of a data set. A text may stand for its images by ``<image>``, or a message have parts of type image."""
+    if isinstance(row["images"], str):
+        raise CommandError('`images` is a list, such as ["cat.jpg"]')
     images = [_image(image, folder) for image in row["images"] or []]
     messages: list[dict[str, Any]] = []
     for message in row["messages"] or []:
@@ -147,14 +149,19 @@ def _dataset(source: str, split: str) -> Any:
         if path.suffix in kinds:
             if not path.is_file():
                 raise CommandError(f"there is no file {source!r}")
+            with path.open("rb") as file:
+                if not any(map(bytes.strip, file)):
+                    raise CommandError(f"the data set {source!r} is empty")
             return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+        if path.is_file():
+            raise CommandError(f"the data set {source!r} is a file of another kind: give {', '.join(kinds)}")
         if not path.is_dir():
             return datasets.load_dataset(source, split=split)
         if not (path / "state.json").is_file() and not (path / "dataset_dict.json").is_file():
             return datasets.load_dataset(source, split=split)
         found = datasets.load_from_disk(source)
     except (OSError, ValueError, ImportError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise CommandError(f"cannot read the data set {source!r}: {first_line(error)}") from None
+        raise CommandError(f"cannot read the data set {source!r}: {first_line(error.__cause__ or error)}") from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise CommandError(f"the data set {source!r} has no split {split!r}, only {', '.join(found)}")
