@@ -325,7 +325,8 @@ def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     found: list[Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        found.append(kwargs["position_embeddings"][0])
+        cos = kwargs["position_embeddings"][0]
+        found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
     hook = model.model.language_model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
