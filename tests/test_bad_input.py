@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import foveate
 from foveate import (
+    ADSC,
+    IPCV,
     DivPrune,
     Downsample,
     DyCoke,
@@ -42,7 +44,10 @@ from foveate.errors import (
 from foveate.ops import select
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
-METHODS = [Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke()]
+METHODS = [
+    *(Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke(), ADSC(), IPCV()),
+    foveate.LUVC(),
+]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
 ERRORS = {error.__name__: error for error in (RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt)}
 
@@ -162,10 +167,12 @@ def test_unknown_method(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for name in ("fastw", "", "FastV2", "fastv+", "stride, vtw"):
-            refused(model, name, UnknownNameError, "there are divprune, downsample, dycoke, fastv")
+            refused(model, name, UnknownNameError, "there are adsc, divprune, downsample, dycoke, fastv, ipcv")
 
 
-@pytest.mark.parametrize("name", ["fastv", "stride", "random", "divprune", "visionzip", "tome", "downsample", "dycoke"])
+@pytest.mark.parametrize(
+    "name", ["fastv", "stride", "random", "divprune", "visionzip", "tome", "downsample", "dycoke", "ipcv"]
+)
 def test_ratio_out_of_range(name: str) -> None:
     model = tiny.model("llava")
     with left_as_it_was(model, tiny.inputs("llava", ROWS)):
@@ -188,6 +195,42 @@ def test_layer_out_of_range(family: str) -> None:
             single = [FastV(layer=layer), foveate.VTW(layer=layer), DyCoke(layer=layer), Stride(layers=(0, layer))]
             for method in (*single, Stride() + FastV(layer=layer)):
                 refused(model, method, UnsupportedSiteError, sentence)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"block": 0}, "block=0 is too small: give at least 1"),
+        ({"block": -1}, "at least 1"),
+        ({"stabilise": -1}, "stabilise=-1 is too small: give at least 0"),
+        ({"neighbours": 0}, "neighbours=0 is too small: give at least 1"),
+        ({"min_tokens": -1}, "min_tokens=-1 is too small: give at least 0"),
+        ({"scope": "batch"}, "choose one of 'span', 'global'"),
+        ({"block": tiny.BLOCKS}, f"block=4 leaves none to save work in.*give 1 to {tiny.BLOCKS - 1}"),
+        ({"block": 2, "stabilise": 3}, "stabilise=3 is too many.*from block 2 on 2"),
+    ],
+    ids=str,
+)
+def test_ipcv_that_does_not_fit(family: str, options: dict[str, Any], sentence: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        refused(model, "ipcv", ConfigError, sentence, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (IPCV() + ToMe(), "tome acts at tower 1 .mid. on what ipcv has left.*parked since tower 1: use one of the two"),
+        (ToMe() + IPCV(), "tome acts at"),
+        (IPCV() + IPCV(block=2), "ipcv acts at tower 2 on what ipcv has left"),
+        (VisionZip() + IPCV(), "visionzip acts at tower_output.*later in the sum"),
+    ],
+    ids=repr,
+)
+def test_two_methods_cannot_share_what_is_parked(family: str, method: Method, sentence: str) -> None:
+    model = tiny.model(family)
+    with left_as_it_was(model, tiny.inputs(family, ROWS)):
+        refused(model, method, UnsupportedSiteError, sentence)
 
 
 def test_negative_layers_count_from_the_end(family: str) -> None:
@@ -224,6 +267,11 @@ SITES: list[tuple[str, tuple[Site, ...], str]] = [
     ("qwen2_5_vl", (Site("tower", 1, unit="patch"),), "single patches"),
     ("llava", (Site("tower", 1, action="restore"),), "nothing is parked"),
     ("llava", (Site("tower", 1, action="park"),), "never restores"),
+    ("llava", (Site("tower", 1, action="attend"),), "attends to parked tokens, but nothing is parked"),
+    ("llava", (Site("tower", 1, action="attend", where="mid"),), "before a vision block"),
+    ("llava", (Site("tower_output", action="attend"),), "before a vision block"),
+    ("llava", (Site("tower_output", action="park"),), "saves nothing"),
+    ("llava", (Site("tower", 2, action="park"), Site("tower", 1, action="restore")), "nothing is parked"),
     ("llava", (Site("decoder", 1, action="park"), Site("decoder", 3, action="restore")), "only the tower"),
     ("llava", (Site("tower", 1, signals=("last_row",)),), "no text"),
     ("llava", (Site("tower_output", signals=("text",)),), "no text"),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import foveate
-from foveate import DivPrune, FastV, Method, Random, Stride, ToMe, V2Drop
+from foveate import ADSC, LUVC, OIM, SPU, DivPrune, FastV, Method, Random, Stride, ToMe, V2Drop
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.serialise import options_of
 
@@ -30,6 +30,10 @@ CHANGED = [
     Stride(keep=0.1, layers=(0, 2, 4)),
     V2Drop(layers=(1, 3), keeps=(0.5, 0.0)),
     foveate.VTW(layer=3),
+    LUVC(keep=0.3, merge=1.0, mode="residual", positions="renumber"),
+    OIM(merge=None, passes=((1, "width", 0.5), (1, "height", 0.75), (2, "width", 1.0))),
+    SPU(schedule=None, stages=((2, 0.5), (4, 0.0)), filter="gaussian", along="channels"),
+    ADSC(keep=2 / 9, layers=(1, 3), pattern="checker", offset="first"),
     ToMe(keep=0.7) + FastV() + V2Drop(),
 ]
 

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from foveate.errors import FoveateError
     from foveate.method import Host, Method, Site
     from foveate.methods import method_from_json, methods
+    from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.ipcv import IPCV as IPCV
+    from foveate.methods.luvc import LUVC as LUVC
+    from foveate.methods.oim import OIM as OIM
     from foveate.methods.random import Random as Random
+    from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop

@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Vision-language models with fewer vision tokens, without retraining.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens.")
 app.add_typer(train_app, name="train")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
@@ -132,6 +132,9 @@ def families(json: Json = False) -> None:
 def evaluate(
     reference: Annotated[str, typer.Option(help="Which shipped model: qwen2_5_vl or llava.")] = "qwen2_5_vl",
     model: Annotated[Path | None, typer.Option(help="Folder of another model trained on the benchmark.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit]"),
@@ -166,6 +169,7 @@ def evaluate(
         out,
         reference,
         model,
+        adapter,
         methods=tuple(method or ()),
         options=tuple(option or ()),
         described=tuple(method_json or ()),
@@ -199,7 +203,7 @@ def train_reference(
     json: Json = False,
 ) -> None:
     """Train a reference model that ships with the package again."""
-    from foveate import training as face
+    from foveate.training import reference as face
 
     terminal.quiet_libraries()
     folder = face.train(out, recipe, seed, resume, device, option or [], terminal.note)
@@ -207,3 +211,45 @@ def train_reference(
         terminal.emit({"model": str(folder)})
     else:
         terminal.out.print(f"the model is in {folder}", markup=False, soft_wrap=True)
+
+
+@train_app.command("adsc")
+def train_adsc(
+    out: Annotated[Path, typer.Option(help="Folder for the adapter; give it to foveate.compress.")],
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    data: Annotated[
+        str,
+        typer.Option(help="'reference', a folder, file or hub id of chats with columns `messages` and `images`."),
+    ] = "reference",
+    split: Annotated[str, typer.Option(help="Of the data.")] = "train",
+    samples: Annotated[int | None, typer.Option(help="Chats to use.  [default: all; 8000 of 'reference']")] = None,
+    keep: Annotated[float, typer.Option(help="Mean share of visual tokens per decoder layer to train for.")] = 1 / 3,
+    method_option: Annotated[list[str] | None, typer.Option(help="name=value of ADSC, repeatable.")] = None,
+    curriculum: Annotated[
+        str, typer.Option(help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.")
+    ] = "hard-to-easy",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value of the recipe, repeatable: rank, alpha, lr, epochs, steps, batch ..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data order, first matrices and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    json: Json = False,
+) -> None:
+    """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
+    from foveate.methods.adsc import ADSC
+    from foveate.options import assigned, method_from_words
+    from foveate.serialise import build
+    from foveate.training import adsc as face
+
+    terminal.quiet_libraries()
+    recipe = build(face.Recipe, assigned(face.Recipe, option or []))
+    method = method_from_words(ADSC.name(), keep, method_option or [], None)
+    request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
+    found = face.train(request, resume, terminal.note)
+    if json:
+        terminal.emit(face.to_json(found))
+    else:
+        face.show(found, terminal.out)

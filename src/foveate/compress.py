@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from foveate import adapter
 from foveate.cost import Report, report
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Host, Method
@@ -29,8 +32,8 @@ class Handle:
         method: what is attached.
     """
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
-        self.model, self.method = model, method
+    def __init__(self, model: nn.Module, method: Method, undo: Callable[[], None] | None = None) -> None:
+        self.model, self.method, self._undo = model, method, undo
         self._target = _vlm(model)
         self._family = family_of(self._target.config)
         with _lock:
@@ -55,6 +58,8 @@ class Handle:
             if self._runtime is not None:
                 self._runtime.remove()
                 self._runtime = None
+                if self._undo is not None:  # the adapter goes after the hooks that were put on with it
+                    self._undo()
                 _attached.pop(self._target, None)
 
     def __enter__(self) -> Handle:
@@ -70,19 +75,24 @@ class Handle:
         return f"<foveate {self.method!r} on {type(self._target).__name__}{state}>"
 
 
-def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handle:
+def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **options: Any) -> Handle:
     """Make a vision-language model use fewer vision tokens.
 
     Args:
         model: a Hugging Face model of a supported family (`foveate.families`), or a PEFT model around one. It stays the
             same object: ``forward`` and ``generate`` take and give what they did.
-        method: a method, a sum of methods, or a name.
+        method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` wrote, and then the
+            trained adapter is attached too, until `Handle.remove`.
         options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``.
 
     Raises:
         FoveateError: the family is unknown, the model is compiled or already attached, or the method asks for a layer or
             signal that the model does not have. The model is left as it was.
     """
+    if isinstance(method, os.PathLike):
+        return _trained(model, os.fspath(method), options)
+    if isinstance(method, str) and adapter.is_source(method):
+        return _trained(model, method, options)
     if isinstance(method, str):
         method = make(method, **options)
     elif options:
@@ -92,6 +102,21 @@ def compress(model: nn.Module, method: Method | str, /, **options: Any) -> Handl
             f'{method!r} is neither a method nor the name of one: give FastV(keep=0.5), "fastv" or a sum, a + b'
         )
     return Handle(model, method)
+
+
+def _trained(model: nn.Module, source: str, options: dict[str, Any]) -> Handle:
+    """A method and the adapter that was trained with it."""
+    if options:
+        raise ConfigError(f"{', '.join(options)}: the method in {source!r} has its options already; leave them out")
+    target = _vlm(model)
+    if target in _attached:
+        raise UnsupportedModelError(f"the model already carries {_attached[target].method!r}: remove that handle first")
+    method, undo = adapter.attach(target, source, host_of(target))
+    try:
+        return Handle(model, method, undo)
+    except BaseException:
+        undo()
+        raise
 
 
 def host_of(model: nn.Module) -> Host:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.family import Family
+from foveate.models.family import Family, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
@@ -23,7 +23,7 @@ class Visit:
 
     Attributes:
         site, method: which.
-        before, after: visual tokens per span.
+        before, after: visual tokens per span; patches, where single patches are parked.
         shapes: token grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.
     """
@@ -117,9 +117,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     )
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
-        full["tower"] += _block_flops(blocks[block_trace.block], spec.attention, block_trace)
+        full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
-        now["tower"] += _block_flops(blocks[block_trace.block], spec.attention, block_trace)
+        now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     projector = base.get_submodule(family.tower.output)
     now["projector"] = trace.output_rows * _weights(projector)
     full["projector"] = trace.full_output_rows * _weights(projector)
@@ -167,11 +167,15 @@ def _visit(site: SiteTrace) -> Visit:
 
 
 def _weights(module: nn.Module | None) -> int:
-    """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``)."""
+    """2 x weights of the linear layers inside (quantised ones too: they keep ``in_features`` and ``out_features``).
+
+    Of a layer that wraps others (an adapter beside the layer that it adds to), only those inside do work.
+    """
     if module is None:
         return 0
-    linear: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in linear)
+    layers: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
+    leaves = [m for m in layers if not any(hasattr(inner, "in_features") for inner in m.modules() if inner is not m)]
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves)
 
 
 def _conv_weights(module: nn.Module) -> int:
@@ -185,18 +189,24 @@ def _width(attention: Any) -> int:
     return int(heads) * int(attention.head_dim)
 
 
-def _block_flops(block: nn.Module, name: str, trace: BlockTrace) -> int:
-    attention = block.get_submodule(name)
-    in_attention = _weights(attention)
-    in_ffn = _weights(block) - in_attention
-    return trace.rows * in_attention + trace.ffn_rows * in_ffn + _squares(trace.segments) * 4 * _width(attention)
+def _block_flops(block: nn.Module, spec: Tower, trace: BlockTrace) -> int:
+    attention: Any = block.get_submodule(spec.attention)
+    in_attention, width = _weights(attention), _width(attention)
+    in_ffn = trace.ffn_rows * (_weights(block) - in_attention)
+    if trace.keys is None:
+        return trace.rows * in_attention + in_ffn + _pairs(trace.segments, trace.segments) * 4 * width
+    query: Any = attention.get_submodule(spec.query)
+    in_query = 2 * int(query.in_features) * width if spec.fused else _weights(query)
+    in_end = _weights(attention.get_submodule(spec.attention_end))
+    projections = trace.keys.rows * (in_attention - in_query - in_end) + trace.keys.queries * in_query
+    pairs = _pairs(trace.segments, trace.keys.segments)
+    return projections + trace.rows * in_end + in_ffn + pairs * 4 * width
 
 
-def _squares(segments: Any) -> int:
-    """Sum of squared segment lengths, from lengths or from cumulative lengths on a device."""
-    if isinstance(segments, Tensor):
-        segments = segments.diff().tolist()
-    return sum(int(length) ** 2 for length in segments)
+def _pairs(queries: Any, keys: Any) -> int:
+    """Pairs of query and key, summed over segments; of each the lengths, or the cumulative lengths on a device."""
+    q, k = (each.diff().tolist() if isinstance(each, Tensor) else each for each in (queries, keys))
+    return sum(int(a) * int(b) for a, b in zip(q, k))
 
 
 def _layer_flops(layer: nn.Module, name: str, trace: LayerTrace) -> tuple[int, int]:

@@ -30,5 +30,9 @@ class UnsupportedCacheError(FoveateError):
     """The KV cache given cannot hold layers of different length."""
 
 
+class AdapterError(FoveateError):
+    """A trained adapter cannot be found or read, or does not fit the model."""
+
+
 class InputError(FoveateError, ValueError):
     """The inputs of a forward contradict what the vision tower produced."""

@@ -32,7 +32,9 @@ class Site:
         layer: block or decoder layer; negative counts from the end.
         keep: share of the tokens present that survive, for `Tokens.budget`.
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
-        action: ``reduce``; ``park`` (those not kept come back later); ``restore`` (they come back here).
+        action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
+            parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
+            back here).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
@@ -42,7 +44,7 @@ class Site:
     layer: int = 0
     keep: float = 1.0
     where: Literal["before", "mid"] = "before"
-    action: Literal["reduce", "park", "restore"] = "reduce"
+    action: Literal["reduce", "park", "attend", "restore"] = "reduce"
     unit: Literal["merge", "patch"] = "merge"
     signals: tuple[Signal, ...] = ()
 
@@ -53,7 +55,8 @@ class Site:
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
             return self.at
-        return f"{self.at} {self.layer}" + (" (mid)" if self.where == "mid" else "")
+        inside = " (mid)" if self.where == "mid" else ""
+        return f"{self.at} {self.layer}{inside}" + (" (attend)" if self.action == "attend" else "")
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ class Method:
         return tokens.keep_best(score, site.keep)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
-        """Hidden states ``(N, C)`` of all tokens of ``parked``, now that ``tokens`` (the kept ones) come back with them.
+        """Hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.
 
-        By default a parked token returns as it was.
+        Asked at ``restore`` and at every ``attend`` site. By default a parked token is what it was.
         """
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
 

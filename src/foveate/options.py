@@ -35,7 +35,9 @@ def method_from_words(
     names = [part.strip() for part in str(name).split("+")]
     classes = [method_class(part) for part in names]
     if keep is not None and (len(names) > 1 or any(word.partition("=")[0].strip() == "keep" for word in assignments)):
-        raise CommandError(f"--keep sets the keep of a single method, once: in a sum say --option {names[0]}.keep=...")
+        raise CommandError(
+            f"keep is given by --keep, once, for a single method: in a sum say --option {names[0]}.keep=..."
+        )
     options: list[dict[str, Any]] = [{} for _ in classes]
     for assignment in [*assignments, *([] if keep is None else [f"keep={keep}"])]:
         part, option, value = _split(assignment, names)

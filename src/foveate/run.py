@@ -9,26 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
 from rich.markup import escape
-from safetensors import SafetensorError
 
-# `transformers.AutoImageProcessor` is a placeholder in 5.16 where torchvision is missing; the class itself does without.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from foveate import overlay, reference
+from foveate import overlay
 from foveate.compress import compress
 from foveate.cost import Report
+from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method
-from foveate.models import family_of
 from foveate.terminal import CommandError
-
-REFERENCES = {"reference": "qwen2_5_vl", **{f"reference-{name}": name for name in reference.ARCHITECTURES}}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -39,7 +29,7 @@ class Request:
         model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
         images, prompt: the question, images first.
         method: what to attach.
-        dtype: ``auto`` (as saved; the reference model: float32) or a name of `DTYPES`.
+        dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.loading.DTYPES`.
         device: ``auto``, ``cpu``, ``cuda`` ...
         attn: attention implementation, or None for the model's default.
         max_new_tokens: length of the answer at most.
@@ -77,12 +67,11 @@ def run(request: Request, tell: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long."""
     if not request.prompt.strip():
         raise CommandError("the prompt is empty: ask something, e.g. --prompt 'What is in the image?'")
-    if request.dtype not in ("auto", *DTYPES):
-        raise CommandError(f"--dtype {request.dtype!r}: choose auto, {', '.join(DTYPES)}")
+    check_dtype(request.dtype)
     images = [_open(path) for path in request.images]
-    device = _device(request.device)
+    device = device_of(request.device)
     tell(f"loading {request.model}")
-    model, processor = _load(request)
+    model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
     inputs = _inputs(processor, images, request.prompt, request.model).to(device, model.dtype)
 
@@ -153,66 +142,6 @@ def _open(path: Path) -> Image.Image:
         raise CommandError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"--device {name!r} cannot be used here: {_first_line(error)}") from None
-    return device
-
-
-def _load(request: Request) -> tuple[Any, Any]:
-    """Model in evaluation mode, and processor."""
-    name = request.model
-    model: Any
-    if name in REFERENCES:
-        model, processor = reference.load(REFERENCES[name], DTYPES.get(request.dtype, torch.float32))
-        if request.attn is not None:
-            try:
-                model.set_attn_implementation(request.attn)
-            except _BROKEN as error:
-                raise CommandError(f"--attn {request.attn!r} cannot be used here: {_first_line(error)}") from None
-        return model, processor
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
-    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or name.startswith((".", "~"))):
-        raise CommandError(f"there is no model folder {name!r}")
-    try:
-        config = transformers.AutoConfig.from_pretrained(name)
-        family_of(config)  # says what is supported before gigabytes are loaded
-        # Weights are safetensors: nothing is unpickled.
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            name, dtype=request.dtype, attn_implementation=request.attn, use_safetensors=True
-        )
-        processor = _processor(name, config)
-    except _BROKEN as error:
-        where = "" if folder.is_dir() else " (no such folder, so it was looked for on the Hugging Face hub)"
-        raise CommandError(f"cannot load the model {name!r}{where}: {_first_line(error)}") from None
-    return model.eval(), processor
-
-
-def _processor(name: str, config: Any) -> Any:
-    """The model's processor; without torchvision, one for images only if the video half cannot be made."""
-    try:
-        return transformers.AutoProcessor.from_pretrained(name)
-    except (ImportError, OSError):  # OSError: the folder has no video half
-        images = AutoImageProcessor.from_pretrained(name)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        kind: Any = transformers.PROCESSOR_MAPPING[type(config)]
-        return type(kind.__name__, (_ImagesOnly, kind), {})(images, tokenizer, chat_template=tokenizer.chat_template)
-
-
-class _ImagesOnly:
-    """Transformers reads a processor's parts off this signature."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[call-arg]
-
-
 def _inputs(processor: Any, images: Sequence[Image.Image], prompt: str, name: str) -> Any:
     if not getattr(processor, "chat_template", None):
         raise CommandError(f"the processor of {name!r} has no chat template, so a prompt cannot be put in its format")
@@ -257,7 +186,3 @@ def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report:
     except OSError as error:
         raise CommandError(f"cannot write overlays to {str(folder)!r}: {error}") from None
     return written
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -86,5 +86,7 @@ def _check(value: Any, hint: Any, where: str) -> Any:
 def _describe(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in args)
-    return getattr(hint, "__name__", str(hint))
+        return " or ".join(map(_describe, args))
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, args))
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -182,7 +182,14 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Parked:
-    """Tokens set aside at a parking site: ``tokens`` as they were there, and which of them went on."""
+    """Tokens set aside at a parking site.
+
+    Attributes:
+        tokens: all tokens as they were there, the kept ones too.
+        keep: ``(K,)`` packed indices of those that went on.
+        state: a dict of the method's own that lives until they are restored.
+    """
 
     tokens: Tokens
     keep: Tensor
+    state: MutableMapping[str, Any] = field(default_factory=dict)

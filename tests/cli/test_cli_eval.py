@@ -73,6 +73,8 @@ MISTAKES = {
     "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
     "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),
     "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
+    "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with an adapter"),
+    "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
     "out is a file": ((*SHORT, "--out", "file"), "cannot keep answers in 'file"),
 }
 

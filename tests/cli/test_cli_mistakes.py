@@ -13,6 +13,7 @@ import pytest
 from command import Here, draw, foveate, needs_weights
 
 ASK = ("run", "--image", "one.png", "--prompt", "color of circle ?")
+ADSC = ("train", "adsc", "--out", "new")
 FASTV = (*ASK, "--method", "fastv")
 
 
@@ -56,8 +57,21 @@ MISTAKES = {
     "unknown method to list": (("methods", "nope"), "there is no method 'nope'"),
     "resume nothing": (("train", "reference", "--out", "empty", "--resume"), "leave --resume out"),
     "unknown training option": (("train", "reference", "--out", "x", "--option", "steps=1"), "has no option 'steps'"),
+    "unknown option of a recipe": (
+        ("train", "adsc", "--out", "x", "--option", "ranks=4"),
+        "Recipe has no option 'ranks'",
+    ),
+    "recipe out of range": (
+        ("train", "adsc", "--out", "x", "--option", "rank=0"),
+        "Recipe.rank=0: give a number above 0",
+    ),
+    "option of ADSC": (("train", "adsc", "--out", "x", "--method-option", "stride=2"), "ADSC has no option 'stride'"),
+    "ratio to train for": (("train", "adsc", "--out", "x", "--keep", "3"), "keep=3.0 is not a ratio"),
 }
 WITH_WEIGHTS = {
+    "unknown curriculum": ((*ADSC, "--curriculum", "harder"), "choose hard-to-easy, easy-to-hard, constant"),
+    "folder of another run": (("train", "adsc", "--out", "gpt2"), "'gpt2' is there already: add --resume"),
+    "no checkpoint": ((*ADSC, "--resume"), "leave --resume out to begin"),
     "layer out of range": ((*FASTV, "--option", "layer=99"), "the model has 10 decoder layers, 0 to 9"),
     "unknown attention": ((*FASTV, "--attn", "flashy"), "--attn 'flashy' cannot be used here"),
     "overlay folder is a file": ((*FASTV, "--overlay", "file"), "cannot write overlays to 'file'"),

@@ -42,16 +42,21 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
 def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
     methods, _ = contenders((name,), (), (), None, subject)
     plan, missed = entries(methods, (budget,), by, subject, asked, silent)
+    if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
+        assert [(m.label, m.budget, m.closest) for m in missed] == [("ipcv", budget, 1.0)]
+        return
     assert not missed
     assert [entry.label for entry in plan] == ["dense", name]
     method = plan[1].method
     assert method is not None
-    # VTW moves by whole layers, Downsample by whole rows and columns.
+    # VTW moves by whole layers; Downsample and the merger by whole rows and columns.
     steps = {
         ("vtw", "tokens"): 0.05,
         ("vtw", "flops"): 0.03,
         ("downsample", "tokens"): 0.06,
         ("downsample", "flops"): 0.12,
+        ("oim", "flops"): 0.04,
+        ("luvc", "flops"): 0.03,
     }
     assert abs(spent(subject, asked, method, by) - budget) <= steps.get((name, by), TOLERANCE) + 1e-6
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import VTW, DivPrune, FastV, Host, Method, Stride, ToMe, V2Drop
+from foveate import ADSC, VTW, DivPrune, FastV, Host, Method, Stride, ToMe, V2Drop
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError
 
@@ -78,6 +78,9 @@ def test_dials_of_methods() -> None:
     assert [VTW().with_share(share, HOST) for share in (0, 0.34, 1)] == [VTW(layer=layer) for layer in (0, 3, 9)]
     assert V2Drop(layers=(1, 2), keeps=(0.3, 0.0)).with_share(0.6, HOST) == V2Drop(layers=(1, 2), keeps=(0.6, 0.0))
     assert (ToMe() + DivPrune()).with_share(0.6, HOST) == ToMe(keep=0.6) + DivPrune(keep=0.6)
+    assert [ADSC().with_share(share, HOST).keep for share in (0, 0.4, 1)] == [0.0, 0.4, 1.0]
+    cut = ADSC(layers=(2, 5), pattern="2d")
+    assert [cut.with_share(share, HOST) for share in (0, 0.25)] == [replace(cut, keep=0.2), replace(cut, keep=0.4)]
     for method in (NoDial(), ToMe() + NoDial()):
         with pytest.raises(ConfigError, match="nodial cannot be set to a budget"):
             method.with_share(0.5, HOST)

@@ -29,7 +29,7 @@ def request(out: Path, **changes: object) -> Request:
 
 def small(patch: pytest.MonkeyPatch, qwen: Subject) -> None:
     """One model for all tests, as loading takes a second; and batches of 4 questions, so that a run has several."""
-    patch.setattr(protocol, "load", lambda name, folder: qwen)
+    patch.setattr(protocol, "load", lambda name, folder, adapter: qwen)
     patch.setattr(protocol, "grouped", lambda samples: grouped(samples, tokens=400))
 
 

@@ -98,3 +98,33 @@ def test_farthest_point_computes_in_single_precision(dtype: torch.dtype) -> None
     features = cloud(40, 1, 16).to(dtype)
     expected = select.farthest_point(features.float(), [25, 15], [6, 5])
     assert torch.equal(select.farthest_point(features, [25, 15], [6, 5]), expected)
+
+
+@quick
+@given(budgets())
+def test_first_and_last_of_each_group(budget: Budgets) -> None:
+    counts, k = budget
+    for place in ("first", "last"):
+        expected = []
+        for span, n in zip(rows(counts), k):
+            for j in range(n):
+                group = [i for i in span if j * len(span) // n <= i - span.start < (j + 1) * len(span) // n]
+                expected.append(group[0] if place == "first" else group[-1])
+        assert select.stride(counts, k, place=place).tolist() == expected
+
+
+@quick
+@given(budgets(), seeds)
+def test_nested(budget: Budgets, seed: int) -> None:
+    """Whole levels from the top down, then the last of each group of the level that does not fit."""
+    counts, k = budget
+    level = torch.randint(4, (sum(counts),), generator=torch.Generator().manual_seed(seed))
+    expected: list[int] = []
+    for span, n in zip(rows(counts), k):
+        chosen: list[int] = []
+        for wanted in (3, 2, 1, 0):
+            members = [i for i in span if level[i] == wanted]
+            room = min(len(members), n - len(chosen))
+            chosen += [members[(j + 1) * len(members) // room - 1] for j in range(room)]
+        expected += sorted(chosen)
+    assert select.nested(level, counts, k, 4).tolist() == expected

@@ -11,7 +11,7 @@ from plans import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
-from foveate import FastV, Method, Random, Stride, V2Drop
+from foveate import ADSC, IPCV, OIM, SPU, FastV, Method, Random, Stride, V2Drop
 
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
 
@@ -53,6 +53,13 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
         (Random(layer=1), Random(layer=1) + Random(layer=2) + Random(layer=4)),
         (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=5)),
         (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
+        (SPU(schedule=None, stages=((1, 0.5),)), SPU(schedule=None, stages=((1, 0.7), (2, 0.5), (4, 0.2)))),
+        (
+            OIM(merge=None, passes=((1, "width", 0.6),)),
+            OIM(merge=None, passes=((1, "width", 0.6), (1, "height", 0.7), (1, "width", 0.8), (1, "height", 0.6))),
+        ),
+        (ADSC(layers=(1,)), ADSC(layers=(1, 2, 4))),
+        (ADSC(layers=(1,), pattern="2d"), ADSC(layers=(1, 2, 4), pattern="2d")),
         (Stride(layers=(0,), positions="renumber"), Stride(layers=(0, 2, 4), positions="renumber")),
     ],
     ids=lambda method: type(method.parts()[0]).__name__,
@@ -62,3 +69,23 @@ def test_sites_ask_nothing(family: str, few: Method, many: Method) -> None:
     asked = questions(model, batch, few)
     assert questions(model, batch, many) == asked
     assert "_local_scalar_dense" in asked  # the mode sees what it looks for: entry asks, once per prefill
+
+
+def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames, windows: where the kept patches of each begin is asked once a forward, however many blocks need it. (Stock
+    code asks for the segments' lengths in every block.)"""
+    lists: list[int] = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: lists.append(1) or tolist(x))  # type: ignore[func-returns-value]
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+
+    def asked(method: Method) -> tuple[int, int]:
+        lists.clear()
+        return len(questions(model, batch, method)), len(lists) // 2  # of two forwards
+
+    ways = {"llava": 0, "qwen2_vl": 1, "qwen2_5_vl": 2}[family]
+    stock = asked(IPCV(keep=1.0))
+    for blocks in range(tiny.BLOCKS):
+        values, lengths = asked(IPCV(stabilise=blocks))
+        assert values <= stock[0] + ways
+        assert lengths == stock[1] + min(blocks, ways)

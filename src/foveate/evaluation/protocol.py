@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -37,6 +38,7 @@ class Request:
     Attributes:
         out: folder for answers and report.
         reference: name of the reference model; ``model``: folder of another one instead.
+        adapter: folder or hub id of what ``foveate train`` wrote, for that model; its method, where no other is given.
         methods, options, described: see `foveate.evaluation.plan.contenders`.
         budgets: shares of what the stock model spends, in (0, 1]; none: `BUDGETS`.
         by: what a budget counts: ``tokens`` (visual tokens per decoder layer) or ``flops`` (of the whole call).
@@ -50,6 +52,7 @@ class Request:
     out: Path
     reference: str = "qwen2_5_vl"
     model: Path | None = None
+    adapter: str | None = None
     methods: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     described: tuple[str, ...] = ()
@@ -100,9 +103,12 @@ def evaluate(request: Request, tell: Tell) -> Evaluation:
 
 def _evaluate(request: Request, tell: Tell) -> Evaluation:
     tell("loading the model", 0.0)
-    subject = load(request.reference, request.model)
+    subject = load(request.reference, request.model, request.adapter)
     by, positions = cast(By, request.by), cast("Positions | None", request.positions)
-    methods, notes = contenders(request.methods, request.options, request.described, positions, subject)
+    described = request.described
+    if subject.trained is not None and not (request.methods or described or request.options):
+        described = (json.dumps(subject.trained.to_json()),)
+    methods, notes = contenders(request.methods, request.options, described, positions, subject)
     tell("drawing the questions", 0.0)
     asked = _samples(request, request.seeds[0])
     identity = _identity(request, subject)

@@ -55,6 +55,7 @@ def command(request: Request) -> str:
     """The command line that repeats the run, but for its folder."""
     words = ["foveate", "eval"]
     words += ["--reference", request.reference] if request.model is None else ["--model", str(request.model)]
+    words += ["--adapter", request.adapter] if request.adapter else []
     for name, values in (
         ("method", request.methods),
         ("option", request.options),

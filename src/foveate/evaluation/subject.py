@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from foveate import reference
+from foveate import adapter, reference
 from foveate.compress import host_of
 from foveate.evaluation.batches import Preparation
-from foveate.method import Host
+from foveate.method import Host, Method
 from foveate.models import family_of
 from foveate.reference.data import Sample
 from foveate.reference.vocabulary import CELL, SIZE, WORDS
@@ -35,12 +35,14 @@ class Subject:
         digest: SHA-256 of its configuration and weights.
         model: in evaluation mode.
         preparation: makes its inputs.
+        trained: the method that its adapter was trained with.
     """
 
     name: str
     digest: str
     model: Any
     preparation: Preparation
+    trained: Method | None = None
 
     @cached_property
     def host(self) -> Host:
@@ -48,8 +50,8 @@ class Subject:
         return host_of(self.model)
 
 
-def load(name: str, folder: Path | None) -> Subject:
-    """The reference model of that name, or the one in ``folder`` instead.
+def load(name: str, folder: Path | None, trained: str | None = None) -> Subject:
+    """The reference model of that name, or the one in ``folder`` instead, with the adapter ``trained`` on it.
 
     Raises:
         CommandError: it cannot be loaded, or does not speak the benchmark's vocabulary, or does not make one visual token
@@ -74,7 +76,13 @@ def load(name: str, folder: Path | None) -> Subject:
     side = int(config["vision_config"].get("image_size", 0))
     subject = Subject(shown, _digest(place), model.eval(), Preparation(processor, side, model.device, model.dtype))
     _check(subject)
-    return subject
+    if trained is None:
+        return subject
+    method, _ = adapter.attach(subject.model, trained, subject.host)
+    digest = hashlib.sha256(subject.digest.encode())
+    for weights in subject.model.state_dict().values():
+        digest.update(weights.numpy().tobytes())
+    return replace(subject, name=f"{shown} + {trained}", digest=digest.hexdigest(), trained=method)
 
 
 def _digest(folder: Path) -> str:

@@ -23,6 +23,10 @@ class Tower:
         blocks: path of the block list under the tower.
         attention, mid_norm, ffn_end: names inside a block: the attention module; the norm whose input is the residual
             stream between attention and FFN; the module whose output is the FFN branch.
+        attention_norm: name inside a block of the norm between the residual stream and the attention.
+        query, attention_end: names inside the attention module of the first and the last linear layer that a query goes
+            through; both work row by row.
+        fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
         layout: ``padded`` ``(images, tokens, C)`` or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that the output module joins to one token.
@@ -33,7 +37,9 @@ class Tower:
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
-        block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths.
+        block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
+            ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
+            angles below pi a patch (towers with a patch merger only).
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
 
@@ -43,6 +49,9 @@ class Tower:
     mid_norm: str
     ffn_end: str
     layout: Literal["padded", "packed"]
+    attention_norm: str
+    query: str
+    attention_end: str
     output: str
     unit: Callable[[Any], int]
     last_block: Callable[[Any], int]
@@ -50,6 +59,7 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    fused: bool = False
     leading: int = 0
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)

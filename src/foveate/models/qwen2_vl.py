@@ -64,6 +64,10 @@ FAMILY = Family(
         attention="attn",
         mid_norm="norm2",
         ffn_end="mlp",
+        attention_norm="norm1",
+        query="qkv",
+        attention_end="proj",
+        fused=True,
         layout="packed",
         output="visual.merger",
         unit=lambda config: config.vision_config.spatial_merge_size**2,
@@ -71,6 +75,6 @@ FAMILY = Family(
         grid=_grid,
         resize=_resize,
         segments=frame_segments,
-        block_args={"cu_seqlens": "seqlens", "position_embeddings": 0},
+        block_args={"cu_seqlens": "seqlens", "position_embeddings": "rotary"},
     ),
 )

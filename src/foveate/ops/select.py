@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +28,16 @@ def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
     return order[ranges(offsets(counts)[:-1], k, score.device)].sort().values
 
 
-def stride(counts: Sequence[int], k: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """``k[s]`` evenly spaced tokens of each segment: token ``floor((i + 1/2) * n / k)`` for ``i < k``.
+def stride(
+    counts: Sequence[int],
+    k: Sequence[int],
+    device: torch.device | str = "cpu",
+    place: Literal["first", "middle", "last"] = "middle",
+) -> Tensor:
+    """``k[s]`` evenly spaced tokens of each segment: one of each of ``k`` groups as equal as can be.
+
+    Group ``i`` is ``floor(i * n / k)`` up to, but without, ``floor((i + 1) * n / k)``. Its ``first`` or its ``last`` token
+    stays, or the ``middle`` one: ``floor((i + 1/2) * n / k)``.
 
     Returns:
         ``(sum(k),)`` int64, ascending.
@@ -37,7 +46,41 @@ def stride(counts: Sequence[int], k: Sequence[int], device: torch.device | str =
     n, kept = (torch.tensor(lengths, dtype=torch.long)[segment] for lengths in (counts, k))
     start = torch.tensor(offsets(counts)[:-1], dtype=torch.long)[segment]
     rank = ranges([0] * len(k), k)
-    return (start + ((2 * rank + 1) * n) // (2 * kept)).to(device, non_blocking=True)
+    twice = {"first": 2 * rank, "middle": 2 * rank + 1, "last": 2 * rank + 2}[place]
+    chosen = (twice * n) // (2 * kept) - int(place == "last")
+    return (start + chosen).to(device, non_blocking=True)
+
+
+def nested(level: Tensor, counts: Sequence[int], k: Sequence[int], n_levels: int) -> Tensor:
+    """The ``k[s]`` tokens of the highest levels of each segment; of the level that fits in part, evenly spaced ones.
+
+    Args:
+        level: ``(N,)`` int64, 0 to ``n_levels - 1``.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+        n_levels: of all segments.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    segment = segment_ids(counts, level.device)
+    group = segment * n_levels + level
+    size = torch.zeros(len(counts) * n_levels, dtype=torch.long, device=level.device)
+    size.index_add_(0, group, torch.ones_like(group))
+    by_group = torch.argsort(group, stable=True)
+    rank = torch.empty_like(group)
+    rank[by_group] = torch.arange(len(group), device=level.device) - (size.cumsum(0) - size)[group[by_group]]
+
+    per_level = size.view(-1, n_levels)
+    above = per_level.flip(1).cumsum(1).flip(1) - per_level  # tokens of the segment on higher levels
+    budget = torch.tensor(k, dtype=torch.long).to(level.device, non_blocking=True)
+    room = (budget[:, None] - above).clamp(min=0).flatten()[group]  # survivors that this level may have
+    members = size[group]
+    # The last token of each of `room` groups: r + 1 = floor((j + 1) * members / room) for some j.
+    group_end = -(-(rank + 1) * room // members)
+    is_last = group_end * members < (rank + 2) * room
+    chosen = (room >= members) | is_last
+    return top_k(2 * level + chosen, counts, k)
 
 
 def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ digits and fonts, `drawing` the strokes; `scenes`, `boards` and `sequences` make
 `batches`, `fast` and `train` train them, `evaluate` measures them.
 """
 
-from .data import Sample, samples, to_dataset
+from .data import SEEDS, Sample, samples, to_dataset
 from .drawing import Object, Picture
 from .model import ARCHITECTURES, PATHS, load, load_processor
 from .scenes import Question, ask, make_scene, split_seed
@@ -21,6 +21,7 @@ __all__ = [
     "ARCHITECTURES",
     "CORE",
     "PATHS",
+    "SEEDS",
     "STANDS_FOR",
     "TASKS",
     "Object",

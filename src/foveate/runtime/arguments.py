@@ -135,5 +135,4 @@ class LayerArguments:
 def _take(value: Any, axis: int, layout: Rows) -> Any:
     if isinstance(value, tuple):
         return tuple(_take(item, axis, layout) for item in value)
-    assert layout.index is not None
-    return take_rows(value, layout.index, axis)
+    return take_rows(value, layout.positions(), axis)

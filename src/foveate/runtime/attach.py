@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -83,23 +84,50 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
     actions: list[Action] = []
-    for part in method.parts():
-        parked = 0
+    owners: list[int] = []  # which part each action is of (two parts may be equal)
+    for number, part in enumerate(method.parts()):
         sites = part.sites(host)
         if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host))
             _check(part, site, host, family, config)
-            parked += {"park": 1, "restore": -1, "reduce": 0}[site.action]
-            if parked < 0:
-                raise UnsupportedSiteError(f"{part.name()}: {site} restores, but nothing is parked there")
             actions.append(Action(site, part, len(actions)))
-        if parked:
-            raise UnsupportedSiteError(f"{part.name()} parks tokens in the tower and never restores them")
+            owners.append(number)
+    _check_parking([(actions[i], owners[i]) for i in sorted(range(len(actions)), key=lambda i: _moment(actions[i]))])
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
+
+
+def _moment(action: Action) -> tuple[float, bool]:
+    """When an action happens in the tower; a stable sort leaves actions of one moment in the order of the sum."""
+    site = action.site
+    if site.at == "tower":
+        return site.layer, site.where == "mid"
+    return {"pixels": -1.0}.get(site.at, math.inf), False
+
+
+def _check_parking(actions: list[tuple[Action, int]]) -> None:
+    """One method at a time has tokens parked, and until they are back no site reduces those that are left."""
+    lot: tuple[Action, int] | None = None
+    for action, owner in actions:
+        site, name = action.site, action.method.name()
+        if not site.at.startswith("tower"):
+            continue
+        if site.action in ("attend", "restore") and (lot is None or lot[1] != owner):
+            what = "restores" if site.action == "restore" else "attends to parked tokens"
+            raise UnsupportedSiteError(f"{name}: {site} {what}, but nothing is parked there")
+        if site.action in ("park", "reduce") and lot is not None:
+            raise UnsupportedSiteError(
+                f"{name} acts at {site} on what {lot[0].method.name()} has left, whose other tokens are parked since "
+                f"{lot[0].site}: use one of the two, or let {name} act before that, or after they are back (then name it "
+                "later in the sum)"
+            )
+        if site.action in ("park", "restore"):
+            lot = (action, owner) if site.action == "park" else None
+    if lot is not None:
+        raise UnsupportedSiteError(f"{lot[0].method.name()} parks tokens in the tower and never restores them")
 
 
 def _layer(site: Site, host: Host) -> int:
@@ -148,6 +176,10 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
     if site.where == "mid" and site.at != "tower":
         raise UnsupportedSiteError(f'{name}: where="mid" is inside a vision block; {site.at} has no such place')
+    if site.action == "attend" and (site.at != "tower" or site.where != "before"):
+        raise UnsupportedSiteError(f"{name}: attending to parked tokens is said before a vision block, not at {site}")
+    if site.action == "park" and site.at == "tower_output":
+        raise UnsupportedSiteError(f"{name}: no block comes after {site}, so parking there saves nothing: park earlier")
     if site.action != "reduce" and site.at not in ("tower", "tower_output"):
         raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
     if site.at == "tower" and site.unit == "patch" and site.action == "reduce" and unit > 1:

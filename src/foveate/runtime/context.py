@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
 from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.signals import Reading
 from foveate.runtime.trace import SiteTrace, Trace
-from foveate.tokens import Parked, Reduction, Tokens
+from foveate.tokens import Reduction, Tokens
 
 T = TypeVar("T")
 
@@ -89,7 +91,7 @@ class Record:
         kept_rows: rows in front of each image that stand for no patch.
         features: ``(R, C)`` as handed to stock code, holes and all.
         kept: ``(K,)`` patch rows that are not holes, or None: all.
-        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged.
+        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged, or nothing moved.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
@@ -124,11 +126,12 @@ class TowerPass:
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
-        parked: tokens set aside, with the layout they return to and whether it was merged.
+        lot: tokens set aside, or None.
+        attending: how the block that runs now sees them, or None: it does not.
         reading, readings: what is read from the attention that runs now, and from each block so far.
         previous: hidden states where the last layer (or attention) began, for the residual update.
         mid: block -> hidden states between its attention and its FFN, and the shape the stock code expects.
-        merged: some token stands for several.
+        merged, moved: some token stands for several; is not at its own place.
     """
 
     grid: Grid
@@ -138,13 +141,15 @@ class TowerPass:
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
-    parked: list[tuple[Parked, Rows | Packed, bool]] = field(default_factory=list)
+    lot: Lot | None = None
+    attending: Attending | None = None
     reading: Reading | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
     previous: Tensor | None = None
     mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
+    moved: bool = False
 
 
 @dataclass
@@ -262,3 +267,11 @@ def replace_first(
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, name: value}
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The same arguments, all but the first one by name."""
+    if len(args) < 2:
+        return args, kwargs
+    names = list(inspect.signature(module.forward).parameters)
+    return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}

@@ -98,6 +98,8 @@ class DecoderHooks:
         if not self.reduces:
             for _ in self.layers:  # no layer is hooked: all of them are stock
                 self._log(call, embeds, None, None)
+            for record in self.context.records if inputs.modalities else []:
+                record.consumed = True
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records

@@ -19,6 +19,7 @@ from foveate.models.family import Family
 from foveate.ops.segments import offsets
 from foveate.runtime.context import DecoderPass, Inputs, Record
 from foveate.runtime.layout import Rows, frames, tokens_of
+from foveate.runtime.positions import places_of
 from foveate.tokens import Reduction, Spans, Tokens
 
 _OUTPUTS = {"pixel_values": "image", "pixel_values_videos": "video"}  # names of pre-encoded features in generate()
@@ -150,12 +151,14 @@ def visual_rows(
     complete = tokens_of(spans)
     at = torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long)[span] + index
     sizes, coords = torch.ones(len(index), device=device), complete.coords[at].to(device)
-    if len(records) == len(masks) and any(record.sizes is not None for record in records):
+    known = records if len(records) == len(masks) else []
+    if any(record.sizes is not None or record.coords is not None for record in known):
         sizes, coords = _merged(records, origin.to(device), coords)
     tokens = Tokens(spans, tuple(int(n) for n in counts), index.to(device), sizes, coords)
-    rows = Rows(
-        length, length, (length,) * batch, tokens, (position // length).to(device), (position % length).to(device)
-    )
+    row, slot = (position // length).to(device), (position % length).to(device)
+    rows = Rows(length, length, (length,) * batch, tokens, row, slot)
+    if any(record.coords is not None for record in known):
+        rows = replace(rows, place=places_of(tokens, slot))
     return rows, [names[s] for s in appearance] if chunked else None
 
 
@@ -223,13 +226,14 @@ def _find(here: Tensor, record: Record, images: Sequence[int]) -> int:
 
 
 def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
-    """Sizes and coordinates of tokens that the tower has merged; ``origin`` is their row among all patches."""
+    """Sizes and coordinates of tokens that the tower has merged or moved; ``origin`` is their row among all patches."""
     sizes, places = [], []
     for record in records:
         n = sum(t * h * w for t, h, w in record.grid)
         size, place = coords.new_ones(n), tokens_of(frames(record.grid), coords.device).coords
-        if record.sizes is not None and record.coords is not None and record.kept is not None:
-            size, place = size.index_copy(0, record.kept, record.sizes), place.index_copy(0, record.kept, record.coords)
+        if record.kept is not None:
+            size = size if record.sizes is None else size.index_copy(0, record.kept, record.sizes)
+            place = place if record.coords is None else place.index_copy(0, record.kept, record.coords)
         sizes.append(size)
         places.append(place)
     return torch.cat(sizes)[origin], torch.cat(places)[origin]

@@ -59,6 +59,7 @@ class Rows:
         valid: ``(B, P)`` bool, False for padding, or None: there is none. The prompt's own padding leaves with the
             first token that does; what is padding then is ours.
         align: the side where tokens stay when rows get different lengths.
+        place: ``(N,)`` position in the full sequence whose position id each visual token takes; None: its own.
     """
 
     width: int
@@ -70,6 +71,7 @@ class Rows:
     index: Tensor | None = None
     valid: Tensor | None = None
     align: str = "right"
+    place: Tensor | None = None
 
     def pick(self, x: Tensor) -> Tensor:
         """The visual rows of ``x (B, P, ...)``, packed: ``(N, ...)``."""
@@ -114,8 +116,14 @@ class Rows:
             slot=rank[row, slot] - 1 + shift[row],
             index=take if self.index is None else self.index.gather(1, take),
             valid=None if min(lengths) == width else stays.gather(1, take),
+            place=None if self.place is None else self.place[reduction.keep],
         )
         return layout, take
+
+    def positions(self) -> Tensor:
+        """``(B, P)`` position in the full sequence whose position id each token takes."""
+        assert self.index is not None
+        return self.index if self.place is None else self.index.index_put((self.row, self.slot), self.place)
 
     def scatter(self, x: Tensor, length: int, shift: int = 0, fill: float = 0.0) -> Tensor:
         """``x (B, P, C)`` back at its places among ``length`` rows (position + ``shift``), ``fill`` elsewhere."""
@@ -213,6 +221,12 @@ class Packed:
         before = torch.searchsorted(self.index, cu_seqlens.long() // self.unit) * self.unit
         distinct: Tensor = torch.unique_consecutive(before)
         return distinct.to(cu_seqlens.dtype)
+
+    def displacement(self) -> Tensor:
+        """``(N, 2)`` how far each token's coordinates are from its own place, along y and x."""
+        t = self.tokens
+        width = torch.tensor([w for _, w in t.spans.shape]).to(t.index.device, non_blocking=True)[t.segment]
+        return t.coords[:, 1:] - torch.stack([t.index // width, t.index % width], dim=-1)
 
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""

@@ -1,11 +1,16 @@
-"""Position ids of survivors: kept (then nothing is computed at all), or renumbered as if the prompt had been shorter."""
+"""Positions of survivors: kept (then nothing is computed, but for tokens that merged and moved), or renumbered as if the
+prompt had been shorter."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from foveate.ops.segments import offsets
 from foveate.runtime.layout import Rows
+from foveate.tokens import Tokens
 
 _FAR = torch.iinfo(torch.long).max
 
@@ -61,6 +66,47 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     end = torch.where(valid, new.amax(0), start[:, None] - 1).amax(1)  # where nothing is left, nothing advances
     shift = torch.where(real_any, real.amax((0, 2)) - end, 0)
     return new.masked_fill(~valid, 0), shift
+
+
+def rotary_at(table: tuple[Tensor, Tensor], rows: Tensor, displacement: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings of a tower's rows, each unit moved away from its own place.
+
+    The angles are linear in y and x, so what one patch down or to the right adds to them can be read off the first unit.
+
+    Args:
+        table: cosines and sines of the full sequence, ``(R, d)`` each; a unit is ``side`` x ``side`` rows, in raster order.
+        rows: ``(K * side^2,)``, those present.
+        displacement: ``(K, 2)`` how far each unit has moved, in units, along y and x.
+        side: at least 2.
+    """
+    cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in table)
+    angle = torch.atan2(sin[: side + 1], cos[: side + 1])
+    step = torch.stack([angle[side] - angle[0], angle[1] - angle[0]])  # (2, d) a patch down, a patch to the right
+    step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
+    down, right = (displacement.to(step) * side)[..., None].unbind(1)
+    moved = (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=len(rows))
+    c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
+    return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
+
+
+def places_of(tokens: Tokens, slot: Tensor) -> Tensor:
+    """Where in its row each visual token takes its position id from: the slot of the cell that its coordinates point at.
+
+    Args:
+        tokens: all visual tokens of this forward.
+        slot: ``(N,)`` where each is.
+
+    Returns:
+        ``(N,)``; the token's own slot where that cell belongs to another chunk of the prompt.
+    """
+    shape = torch.tensor(tokens.spans.shape, dtype=torch.long).view(-1, 2)
+    start = torch.tensor(offsets(tokens.spans.sizes)[:-1], dtype=torch.long).to(slot.device, non_blocking=True)
+    width = shape[:, 1].to(slot.device, non_blocking=True)[tokens.segment]
+    first = start[tokens.segment]
+    slots = torch.full((sum(tokens.spans.sizes),), -1, device=slot.device).index_copy(0, first + tokens.index, slot)
+    y, x = (tokens.coords[:, 1:] + 0.5).floor().long().unbind(1)
+    found = slots[first + y * width + x]
+    return torch.where(found < 0, slot, found)
 
 
 def _block_min(x: Tensor, block: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from foveate.errors import UnsupportedModelError
-from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.parking import Attending
 
 PREFIX = "foveate|"
 _CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
@@ -93,6 +94,7 @@ class Reading:
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
+        attending: the block's own rows among all rows of this attention, when it sees parked ones too; or None.
         width: tokens per row that the layer brought; they are the last keys.
         take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
             tower ``(rows,)``. None: all.
@@ -103,10 +105,16 @@ class Reading:
     valid: Tensor | None = None
     key_bias: Tensor | None = None
     drop_positions: bool = False
+    attending: Attending | None = None
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None
     offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
+
+    @property
+    def present(self) -> int:
+        """Tokens per row of a padded batch that are still covered."""
+        return self.width if self.take is None else self.take.shape[1]
 
     def narrow(self, take: Tensor) -> None:
         """Follow a reduction after the attention was read."""
@@ -133,6 +141,9 @@ class Probe:
         reading = self.reading()
         if reading is None:
             return kernel(module, query, key, value, mask, **kwargs)
+        rows, place = query.shape[2], None
+        if reading.attending is not None:
+            query, mask, place = reading.attending.narrow(query, mask, kwargs)
         if reading.drop_positions:
             kwargs["position_ids"] = None
         if reading.key_bias is not None:
@@ -142,7 +153,13 @@ class Probe:
             reading.seen.values.append(value)
         for q, k, m in _segments(query, key, mask, kwargs):
             self._read(reading, module, q, k, m, kwargs)
-        return kernel(module, query, key, value, mask, **kwargs)
+        if reading.attending is None:
+            return kernel(module, query, key, value, mask, **kwargs)
+        if query.shape[2] == 0:  # every row of this segment is parked
+            output, *rest = query.transpose(1, 2), None
+        else:
+            output, *rest = kernel(module, query, key, value, mask, **kwargs)
+        return reading.attending.widen(output, place, rows), *rest
 
     @staticmethod
     def _read(reading: Reading, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
@@ -185,14 +202,28 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     return layout.pick(found[:, leading:].contiguous())
 
 
+def of_packed(name: str, reading: Reading, layout: Packed) -> Tensor:
+    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
+    n, seen = len(layout.tokens), reading.seen
+    if name == "received":
+        rows = torch.cat([part.flatten() for part in seen.received])
+    else:
+        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
+    if reading.take is not None:
+        rows = rows[reading.take]
+    if name == "received":
+        return rows.view(n, -1).mean(1)
+    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
+
+
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:
     """One pair per attention segment: flash kernels take a packed tower in one call."""
     cu_seqlens = kwargs.get("cu_seq_lens_q")
     if cu_seqlens is None:
         yield query, key, mask
         return
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
-    for q, k in zip(query.split(lengths, dim=2), key.split(lengths, dim=2)):
+    lengths, key_lengths = (kwargs[name].diff().tolist() for name in ("cu_seq_lens_q", "cu_seq_lens_k"))
+    for q, k in zip(query.split(lengths, dim=2), key.split(key_lengths, dim=2)):
         yield q, k, None
 
 

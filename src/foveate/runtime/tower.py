@@ -6,6 +6,7 @@ rows, and a missing row is NaN: a hole that travels in band to the language mode
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
+from foveate.method import Site
 from foveate.models.family import Family, Grid
-from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, first_argument, replace_first
+from foveate.runtime.attending import AttendHooks
+from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
 from foveate.runtime.masks import View, derive, kind_of
-from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.parking import Lot
+from foveate.runtime.positions import rotary_at
+from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, real_implementation, watch
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
@@ -42,6 +47,8 @@ class TowerHooks:
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
         self.last = self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
+        self.attending = AttendHooks(self.spec, context)
+        self.parks = any(a.site.action == "park" for a in actions)
 
     @property
     def reduces(self) -> bool:
@@ -62,12 +69,21 @@ class TowerHooks:
                 hooks.pre(norm, lambda module, args, kwargs, i=i: self._mid_reduce(i, args, kwargs))
                 hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
-            if self._signals_of(i) or self.proportional:
-                attention = block.get_submodule(self.spec.attention)
+            attention = block.get_submodule(self.spec.attention)
+            if self._may_attend(i):
+                self.attending.attach(hooks, block)
+            if self._signals_of(i) or self.proportional or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
         return self.context.tower.reading if self.context.tower else None
+
+    def _attends(self, block: int) -> list[Action]:
+        return [a for a in self.before[block] if a.site.action == "attend"]
+
+    def _may_attend(self, block: int) -> bool:
+        """Whether the attention of a block shows parked tokens: asked to, or because someone reads what it does to them."""
+        return bool(self._attends(block) or (self.parks and self._signals_of(block)))
 
     def _signals_of(self, block: int) -> frozenset[str]:
         """Signals to read from the attention of a block: for the site inside it, and for the one after it."""
@@ -147,7 +163,8 @@ class TowerHooks:
                 kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
             if call.resized is not None:
                 kept = call.resized[kept]
-        sizes, coords = (tokens.sizes, tokens.coords) if tokens is not None and call.merged else (None, None)
+        sizes = tokens.sizes if tokens is not None and call.merged else None
+        coords = _in_full_grid(tokens, call.grid) if tokens is not None and call.moved else None
         record = Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
@@ -175,27 +192,42 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        args, kwargs = by_name(block, args, kwargs)
         hidden = first_argument(args, kwargs, "hidden_states")
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
-        layout = call.layout
-        reading = call.reading = None
-        if layout is not None and layout.index is not None:
-            kwargs = self._derive(call, layout, block, hidden, kwargs)
+        layout, lot = call.layout, call.lot
+        call.reading = None
+        shown = hidden, layout  # to the attention
+        if lot is not None and layout is not None and self._may_attend(i):
+            site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
+            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+            call.trace.signal_flops += lot.method.flops(tokens, site)
+            shown = lot.all_rows(layout, hidden, site), lot.outer
+        if shown[1] is not None and shown[1].index is not None:
+            kwargs = self._derive(call, shown[1], block, hidden, kwargs)
+        call.attending = None
+        if lot is not None and shown[0] is not hidden:
+            call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
-        bias = self._key_bias(call, layout, hidden)
-        if signals or bias is not None:
-            reading = Reading(signals, key_bias=bias, width=hidden.shape[-2])
+        bias = self._key_bias(call, shown[1], shown[0])
+        if signals or bias is not None or call.attending is not None:
+            reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if isinstance(layout, Rows):
                 reading.valid = layout.valid
-            call.reading = call.readings[i] = reading
+            call.reading = reading
+            if signals:
+                call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
         rows = hidden.shape[:-1].numel()
         segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
-        call.trace.blocks.append(BlockTrace(i, rows, rows, segments))
+        trace = BlockTrace(i, rows, rows, segments)
+        if call.attending is not None:
+            call.attending.note(trace, rows, segments)
+        call.trace.blocks.append(trace)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def _wants_residual(self, i: int) -> bool:
@@ -225,7 +257,7 @@ class TowerHooks:
                 continue
             if value is None:
                 continue
-            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout))
+            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
         return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
@@ -233,15 +265,22 @@ class TowerHooks:
         layout, site = self._layout(call, hidden), action.site
         if site.action == "restore":
             return self._restore(call, action, layout, hidden)
+        if site.action == "attend":
+            return hidden
         outer = layout
         if site.unit == "patch" and isinstance(layout, Packed):
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
         reduction = action.decide(call.trace, tokens)
-        if site.action == "park":
-            call.parked.append((Parked(tokens, reduction.keep), outer, call.merged))
-        call.merged |= reduction.sizes is not None
+        parking = site.action == "park"
+        if parking and len(reduction.keep) == len(tokens):
+            return hidden
+        merged, call.merged = call.merged, call.merged or reduction.sizes is not None
+        call.moved |= reduction.coords is not None
         if isinstance(layout, Packed):
+            if parking:
+                kept = layout.rows_of(reduction.keep)
+                call.lot = Lot(action.method, Parked(tokens, reduction.keep), outer, kept, merged, 0)
             survivors = reduction.survivors(tokens)
             call.layout = layout.reduce(reduction)
             if call.previous is not None:
@@ -251,28 +290,30 @@ class TowerHooks:
             return layout.put(hidden, survivors.hidden)
         new, take = layout.reduce(reduction)
         call.layout = new
+        if parking and take is not None:
+            parked = Parked(tokens, reduction.keep)
+            call.lot = Lot(action.method, parked, layout, take, merged, self.spec.leading)
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
             for reading in call.readings.values():
-                reading.narrow(take + (_present(reading) - layout.width))
+                reading.narrow(take + (reading.present - layout.width))
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
-        parked, outer, call.merged = call.parked.pop()
+        lot, call.lot = call.lot, None
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-        restored = action.method.restore(tokens, parked, action.site)
-        call.layout = outer
-        call.readings.clear()  # what was read of the kept tokens says nothing of all of them
-        call.trace.sites.append(
-            SiteTrace(str(action.site), action.method.name(), tokens.counts, parked.tokens.counts,
-                      action.method.flops(tokens, action.site))
-        )  # fmt: skip
-        if isinstance(outer, Packed):
-            return restored.to(hidden.dtype).reshape(-1, hidden.shape[-1])
-        special = hidden[:, : self.spec.leading]
-        body = hidden.new_zeros(hidden.shape[0], outer.width - self.spec.leading, hidden.shape[-1])
-        return outer.put(torch.cat([special, body], dim=1), restored)
+        full = (layout if lot is None else lot.outer).tokens
+        after = full.counts, action.method.flops(tokens, action.site), full.index, full.spans.shape
+        call.trace.sites.append(SiteTrace(str(action.site), action.method.name(), tokens.counts, *after))
+        if lot is None:  # nothing had to be parked
+            return hidden
+        call.layout, call.merged = lot.outer, lot.merged
+        # What was read of the tokens present says nothing of all of them, unless that attention saw them all.
+        call.readings = {i: reading for i, reading in call.readings.items() if reading.attending is not None}
+        if call.previous is not None:
+            call.previous = lot.all_rows(layout, call.previous, action.site)
+        return lot.all_rows(layout, hidden, action.site)
 
     def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
         signals: dict[str, Tensor] = {}
@@ -285,9 +326,9 @@ class TowerHooks:
                 signals[name] = picked - layout.pick(call.previous)
             elif reading is not None and isinstance(layout, Rows):
                 # At the output the leading tokens are gone, unless the projector lets them through.
-                signals[name] = of_tokens(name, reading, layout, _present(reading) - layout.width)
+                signals[name] = of_tokens(name, reading, layout, reading.present - layout.width)
             elif reading is not None and isinstance(layout, Packed):
-                signals[name] = _of_rows(name, reading, layout)
+                signals[name] = of_packed(name, reading, layout)
             else:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
@@ -340,6 +381,7 @@ class TowerHooks:
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
+            call.lot = None if call.lot is None else call.lot.without_leading()
         if call.layout is not None or self.outputs:
             call.layout = layout
         if call.previous is not None and isinstance(layout, Rows) and call.previous.shape[1] != layout.width:
@@ -371,25 +413,6 @@ class TowerHooks:
         return output
 
 
-def _present(reading: Reading) -> int:
-    """Tokens per image that a reading still covers."""
-    return reading.width if reading.take is None else reading.take.shape[1]
-
-
-def _of_rows(name: str, reading: Reading, layout: Packed) -> Tensor:
-    """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
-    if name == "received":
-        rows = torch.cat([part.flatten() for part in seen.received])
-    else:
-        rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
-
-
 def _is(action: Action, block: int, where: str) -> bool:
     return action.site.at == "tower" and action.site.layer == block and action.site.where == where
 
@@ -398,12 +421,25 @@ def _rows_of(grid: Grid, unit: int, leading: int) -> int:
     return sum(t * h * w * unit + leading for t, h, w in grid)
 
 
-def _for_layout(value: Any, axis: int | str, layout: Layout) -> Any:
+def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
+    """``(N, 3)`` coordinates in the grid before resizing."""
+    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
+    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
+    return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
+
+
+def _for_layout(value: Any, axis: int | str, layout: Layout, moved: bool) -> Any:
     if axis == "seqlens":
         assert isinstance(layout, Packed)
         return layout.seqlens(value)
+    if axis == "rotary":
+        assert isinstance(layout, Packed)
+        rows = layout.rows().to(value[0].device)
+        if not moved:
+            return tuple(part.index_select(0, rows) for part in value)
+        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
     if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout) for item in value)
+        return tuple(_for_layout(item, axis, layout, moved) for item in value)
     if isinstance(layout, Packed):
         return value.index_select(int(axis), layout.rows().to(value.device))
     assert layout.index is not None

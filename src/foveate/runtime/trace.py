@@ -18,6 +18,22 @@ class BlockTrace:
     rows: int
     ffn_rows: int
     segments: Any  # list of lengths, or the cumulative lengths on the device
+    keys: KeyTrace | None = None
+
+
+@dataclass
+class KeyTrace:
+    """The keys of a tower block whose attention sees more rows than the block has.
+
+    Attributes:
+        rows: keys and values that were computed.
+        queries: rows that went through the query projection.
+        segments: as those of the block, and as many.
+    """
+
+    rows: int
+    queries: int
+    segments: Any
 
 
 @dataclass

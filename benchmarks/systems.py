@@ -1,0 +1,247 @@
+"""What LUVC, IPCV and ADSC save: time of prefill, vision tower and decoding, KV cache, peak memory; and how near the ideal.
+
+    python benchmarks/systems.py [--json FILE] [--markdown FILE] [--images 1 --images 4] [--pairs 5] [--threads 2]
+
+A Qwen2.5-VL with random weights, fp32; every image has ``--visual`` tokens. Stock and compressed runs alternate in one
+process, and every figure is the median of the ratios of neighbours. The ideal time of the language model is the sum over its
+layers of the stock layer's time at that layer's number of tokens; that of the tower is its share of FLOPs. Peak memory is
+the resident set's, above the model's, of a process that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+import foveate
+from foveate import ADSC, IPCV, LUVC, SPU, Method, Stride
+
+IMAGE, START, END = 10, 12, 13
+TEXT, NEW = 32, 9
+CASES: dict[str, Method] = {
+    "Stride(keep=0.5)": Stride(keep=0.5),
+    "SPU()": SPU(),
+    "LUVC()": LUVC(),
+    "ADSC()": ADSC(),
+    "IPCV()": IPCV(),
+    "IPCV() + ADSC()": IPCV() + ADSC(),
+}
+
+
+def build(width: int, layers: int, blocks: int) -> Any:
+    """A language model of that width and depth behind a tower of ``blocks`` blocks, a quarter of them with full attention."""
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            vocab_size=1000,
+            hidden_size=width,
+            intermediate_size=width * 3,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            num_key_value_heads=width // 256,
+            max_position_embeddings=32_768,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]),
+        ),
+        vision_config=dict(
+            depth=blocks,
+            hidden_size=320,
+            intermediate_size=864,
+            num_heads=4,
+            patch_size=14,
+            window_size=112,
+            out_hidden_size=width,
+            fullatt_block_indexes=list(range(3, blocks, 4)),
+        ),
+        image_token_id=IMAGE,
+        video_token_id=11,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(0)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def prompt(visual: int, images: int) -> dict[str, torch.Tensor]:
+    """Square images of about ``visual`` tokens each between words."""
+    side = int(visual**0.5)
+    words = TEXT // 2
+    ids = torch.tensor([[20] * words + [START, *[IMAGE] * side**2, END] * images + [21] * words])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IMAGE).long(),
+        "pixel_values": torch.randn(images * 4 * side**2, 3 * 2 * 14 * 14),
+        "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]] * images),
+    }
+
+
+class Clock:
+    """Seconds spent in a module, the hooks of others on what is inside it included."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.calls: list[float] = []
+        self.began = 0.0
+        module.register_forward_pre_hook(lambda *_: setattr(self, "began", time.perf_counter()))
+        module.register_forward_hook(lambda *_: self.calls.append(time.perf_counter() - self.began))
+
+
+@torch.inference_mode()
+def run(model: Any, batch: dict[str, torch.Tensor], clocks: dict[str, Clock]) -> dict[str, float]:
+    """Seconds of the tower, of the language model's prefill, of the first token, and per token after it."""
+    for clock in clocks.values():
+        clock.calls.clear()
+    start = time.perf_counter()
+    model.generate(**batch, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    total = time.perf_counter() - start
+    tower, language = clocks["tower"].calls, clocks["language"].calls
+    rest = sum(language[1:])
+    return {"tower": sum(tower), "prefill": language[0], "first": total - rest, "decode": rest / (len(language) - 1)}
+
+
+@torch.inference_mode()
+def ideal(model: Any, held: list[int]) -> float:
+    """Time of the language model over the stock model's, if a layer that holds ``n`` tokens took a stock layer's time.
+
+    ``held[0]`` is the stock length; the others are those of the layers.
+    """
+    language, width = model.model.language_model, model.config.text_config.hidden_size
+    seconds = {}
+    for length in set(held):
+        x = torch.randn(1, length, width)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            language(inputs_embeds=x, use_cache=True)
+            times.append(time.perf_counter() - start)
+        seconds[length] = min(times)
+    return sum(seconds[length] for length in held[1:]) / (len(held) - 1) / seconds[held[0]]
+
+
+def compare(model: Any, batch: Any, method: Method, pairs: int, clocks: dict[str, Clock]) -> dict[str, Any]:
+    """Stock and compressed runs in turn; medians of the ratios of neighbours."""
+    ratios: dict[str, list[float]] = {}
+    length = int(batch["input_ids"].shape[1])
+    text = length - int((batch["input_ids"] == IMAGE).sum())
+    for pair in range(pairs + 1):
+        stock = run(model, batch, clocks) if pair % 2 else None
+        with foveate.compress(model, method) as handle:
+            ours = run(model, batch, clocks)
+            report = handle.report()
+        stock = stock or run(model, batch, clocks)
+        if not pair:  # the first pair warms up
+            continue
+        found = {name: stock[name] / ours[name] for name in stock}
+        share = ideal(model, [length, *(count + text for count in report.layer_tokens)])
+        found["prefill_of_ideal"] = found["prefill"] * share
+        found["tower_of_ideal"] = (
+            found["tower"] * (report.flops["tower"] + report.flops["sites"]) / report.full_flops["tower"]
+        )
+        for name, value in found.items():
+            ratios.setdefault(name, []).append(value)
+    return {
+        "method": method.to_json(),
+        "tokens_per_layer": report.layer_tokens,
+        "flops": report.flops_ratio,
+        "kv": report.kv_bytes / report.full_kv_bytes,
+        "ratios": {name: statistics.median(found) for name, found in ratios.items()},
+        "spread": {name: [min(found), max(found)] for name, found in ratios.items()},
+    }
+
+
+def peak(options: argparse.Namespace, images: int, method: Method | None) -> int:
+    """Bytes of the resident set at its largest, above those of the built model, measured in a process of its own."""
+    described = "null" if method is None else json.dumps(method.to_json())
+    shape = [f"--{name}={getattr(options, name)}" for name in ("width", "layers", "blocks", "visual", "threads")]
+    command = [sys.executable, __file__, "--peak", described, "--images", str(images), *shape]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@torch.inference_mode()
+def print_peak(model: Any, batch: Any, described: Any) -> None:
+    """What `peak` reads."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    if described is not None:
+        foveate.compress(model, foveate.method_from_json(described))
+    model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A table for each number of images."""
+    machine = found["machine"]
+    lines = []
+    for rows in found["runs"]:
+        lines += [
+            f"{rows['visual']} visual tokens ({rows['images']} images), {machine['threads']} threads:",
+            "",
+            "| | FLOPs left | KV left | tower | prefill | of the ideal | first token | decoding | peak memory |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for name, row in rows["cases"].items():
+            ratio = row["ratios"]
+            lines.append(
+                f"| `{name}` | {row['flops']:.0%} | {row['kv']:.0%} | {ratio['tower']:.2f}x | {ratio['prefill']:.2f}x | "
+                f"{ratio['prefill_of_ideal']:.2f} | {ratio['first']:.2f}x | {ratio['decode']:.2f}x | {row['peak']:.0%} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--images", type=int, action="append", help="how many, repeatable; default: 1")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--visual", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = build(options.width, options.layers, options.blocks)
+    if options.peak:
+        print_peak(model, prompt(options.visual, options.images[0]), json.loads(options.peak))
+        return
+    clocks = {"tower": Clock(model.model.visual), "language": Clock(model.model.language_model)}
+    runs = []
+    for images in options.images or [1]:
+        batch, rows = prompt(options.visual, images), {}
+        most = peak(options, images, None)
+        for name, method in CASES.items():
+            row = compare(model, batch, method, options.pairs, clocks) | {"peak": peak(options, images, method) / most}
+            rows[name] = row
+            print(f"{images} images, {name}: " + " ".join(f"{k} {v:.2f}" for k, v in row["ratios"].items()), flush=True)
+        runs.append({"images": images, "visual": int((batch["input_ids"] == IMAGE).sum()), "cases": rows})
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "foveate": foveate.__version__,
+    }
+    shape = {k: getattr(options, k) for k in ("width", "layers", "blocks", "visual", "pairs")}
+    found = {"machine": machine, "shape": shape, "runs": runs}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    text = markdown(found)
+    if options.markdown:
+        options.markdown.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

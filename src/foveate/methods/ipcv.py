@@ -1,0 +1,119 @@
+"""IPCV: most patches skip most of the vision tower, and come back before the merger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ConfigError
+from foveate.method import Host, Method, Site
+from foveate.ops import neighbours, select
+from foveate.schedule import survivors
+from foveate.tokens import Parked, Reduction, Tokens
+
+
+@dataclass(frozen=True)
+class IPCV(Method):
+    """Only the patches that an early vision block changed most run through the others; all are back at the tower's end.
+
+    "IPCV: Information-Preserving Compression for MLLM Visual Encoders" (arXiv 2512.18747).
+    From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
+    its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
+    to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
+    were parked, in fp32, equal weights; single patches, not 2x2 units; original rotary rows; block 3 and 7 stabilised blocks
+    (Qwen2-VL), 7 and 3 (InternVL). Ours: in towers shallower than any that the authors ran (27 blocks, with CLS 24) these in
+    proportion; budget and neighbours per span (``global``, as in the code: per call); one patch of a span at least; nearest
+    count; in stabilised blocks queries of kept patches only, with the same result; CLS goes on and is nobody's neighbour.
+
+    Attributes:
+        keep: share of the patches that go on through the tower.
+        block: vision block before which the others are parked (the paper's l_p), at least 1; None: see above.
+        stabilise: blocks from there on in which the kept attend to all (the paper's AS); None: see above.
+        neighbours: kept patches whose mean change a parked one takes over (the paper's k).
+        min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
+        changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
+        scope: what shares a budget and neighbours: ``span``, or ``global``, all images of a call.
+    """
+
+    keep: float = 0.35
+    block: int | None = None
+    stabilise: int | None = None
+    neighbours: int = 10
+    min_tokens: int = 29
+    changed: Literal["most", "least"] = "most"
+    scope: Literal["span", "global"] = "span"
+
+    paper: ClassVar[str] = "IPCV (2512.18747)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"block": 1, "stabilise": 0, "neighbours": 1, "min_tokens": 0}
+        why = {"block": " (block - 1 gives the score)"}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}{why.get(name, '')}")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        block, stabilise = self.depths(host)
+        left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
+        if left < 1:
+            raise ConfigError(f"IPCV: block={block} leaves none to save work in: {reach}, give 1 to {host.blocks - 1}")
+        if stabilise > left:
+            raise ConfigError(f"IPCV: stabilise={stabilise} is too many: {reach}, from block {block} on {left}")
+        return [
+            Site("tower", block, self.keep, action="park", unit="patch", signals=("residual",)),
+            *(Site("tower", b, action="attend") for b in range(block, block + stabilise)),
+            Site("tower_output", action="restore"),
+        ]
+
+    def depths(self, host: Host) -> tuple[int, int]:
+        """Block before which tokens are parked, and number of stabilised blocks."""
+        shallowest, early, late = (24, 7, 3) if host.has_cls else (27, 3, 7)
+        share = min(1.0, host.blocks / shallowest)
+        block = max(1, int(share * early + 0.5)) if self.block is None else self.block
+        if self.stabilise is not None:
+            return block, self.stabilise
+        return block, max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
+
+    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Patches of each pool (a span, or all of them), and how many of them are kept."""
+        pools, least = tuple(counts), 1
+        if self.scope == "global":
+            pools, least = (sum(counts),), sum(map(bool, counts))
+        return pools, tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
+        pools, counts = self._budget(tokens.counts)
+        if self.scope == "span":
+            return Reduction(select.top_k(score, pools, counts), counts)
+        first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
+        kept = select.top_k(score.index_fill(0, first, torch.inf), pools, counts)
+        per_span = torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()
+        return Reduction(kept, tuple(int(n) for n in per_span))
+
+    def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
+        before, state = parked.tokens.hidden, parked.state
+        if not state:
+            is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
+            rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
+            pools, kept = self._budget(parked.tokens.counts)
+            away = [n - k for n, k in zip(pools, kept)]
+            state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
+            state["bags"] = neighbours.bags(away, kept, self.neighbours)
+        change = (tokens.hidden - before[parked.keep]).float()
+        moved = before[state["rest"]] + neighbours.bag_means(change, state["index"], state["bags"])
+        out = torch.empty_like(before).index_copy(0, parked.keep, tokens.hidden.to(before.dtype))
+        return out.index_copy(0, state["rest"], moved.to(before.dtype))
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        pools, kept = self._budget(tokens.counts)
+        away = [n - k for n, k in zip(pools, kept)]
+        if site.action != "park" or not sum(away):  # neighbours are looked for once, and only if something is parked
+            return 0
+        return neighbours.products(away, kept, tokens.hidden.shape[-1])

@@ -1,0 +1,114 @@
+"""OIM: LUVC's Orthogonal Iterative Merger, inside the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+
+from foveate.errors import ConfigError
+from foveate.method import Host, Method, Site
+from foveate.ops import grid, merge
+from foveate.ops.segments import segment_sum
+from foveate.schedule import check_ratio
+from foveate.tokens import Reduction, Signal, Tokens
+
+Pass = tuple[int, Literal["width", "height"], float]
+SIGNALS: dict[str, tuple[Signal, ...]] = {"keys": ("keys",), "hidden": ()}
+
+
+@dataclass(frozen=True)
+class OIM(Method):
+    """Merge neighbours along the rows of every image, as many in each, then along its columns: a smaller rectangle.
+
+    The first half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
+    From what is published: iterative, training-free merging in the vision encoder, one spatial axis after the other. No
+    code, block, ratio or similarity is published, so these are ours: odd tokens join the nearer of their two neighbours,
+    and those most alike go first (as in CubistMerge, arXiv 2509.21764), by cosine, to a size-weighted mean. In towers
+    with a 2x2 patch merger a token is that block, merged patch by patch. The new rectangle takes evenly spaced rows and
+    columns of the old one, so windows lose alike; each token's position is the centroid of its members, in the tower and
+    in the language model, and ``positions="renumber"`` (or ``native``) numbers the rectangle as a smaller image. Frames of
+    a video are images.
+
+    Attributes:
+        merge: share of an image's tokens that is left by one pass along the width and one along the height at three
+            quarters of the blocks, the second making up for the rounding of the first; null: what `passes` says.
+        passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
+            ``round(share * n)`` stay, so a line of one token is never shortened.
+        similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
+        weighted: mean by size, else the plain mean of the two or three that merge.
+        shared: all lines of an image make the same choice, by their mean similarity.
+    """
+
+    merge: float | None = 0.7
+    passes: tuple[Pass, ...] = ()
+    similarity: Literal["hidden", "keys"] = "hidden"
+    weighted: bool = True
+    shared: bool = False
+
+    paper: ClassVar[str] = "LUVC, its merger alone (2512.09010)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.merge is None) == (not self.passes):
+            raise ConfigError(f"{self.name()}: give either `merge` or `passes` (with merge=None, null in JSON)")
+        if self.merge is not None:
+            check_ratio("merge", self.merge)
+            if self.merge < 0.25:
+                raise ConfigError(f"merge={self.merge}: two passes leave 0.25 or more; for less, list more `passes`")
+        if not all(0.5 <= share <= 1 for _, _, share in self.passes):
+            raise ConfigError("passes: each keeps 0.5 to 1 of every line; for less, add another pass")
+        blocks = [0, *(block for block, _, _ in self.passes)]
+        if blocks != sorted(blocks):
+            raise ConfigError(f"passes: list them from the first block (0) to the last, not as {blocks[1:]}")
+
+    def _passes(self, late: int) -> list[Pass]:
+        if self.merge is None:
+            return list(self.passes)
+        return [(late, "width", self.merge**0.5), (late, "height", self.merge**0.5)]
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        passes = self._passes(host.blocks * 3 // 4)
+        shares = {block: prod(share for at, _, share in passes if at == block) for block, _, _ in passes}
+        return [Site("tower", b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """All passes alike, so that ``share`` is left, or what that many passes can leave at least."""
+        if self.merge is not None:
+            return replace(self, merge=max(share, 0.25))
+        each = max(share ** (1 / len(self.passes)), 0.5)
+        return replace(self, passes=tuple((block, axis, each) for block, axis, _ in self.passes))
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        passes = self._passes(site.layer)
+        shapes = tokens.spans.shape
+        for _, axis, share in (p for p in passes if p[0] < site.layer):
+            shapes = grid.shorter(shapes, axis, share)
+        if tokens.counts != tuple(height * width for height, width in shapes):
+            raise ConfigError(
+                f"{self.name()} at {site} needs images whose tokens fill a rectangle, but other methods have changed them: "
+                "leave them out, or use methods for pixels and the language model beside it"
+            )
+        # Packed order may go by windows; from here to the end everything is in raster order of the present rectangles.
+        order = (tokens.segment * max(tokens.spans.sizes, default=1) + tokens.index).argsort()
+        hidden, sizes, coords = tokens.hidden[order], tokens.sizes[order], tokens.coords[order]
+        features = tokens.keys[order].mean(1) if self.similarity == "keys" else hidden
+        place = order
+        for _, axis, share in (p for p in passes if p[0] == site.layer):
+            small = grid.shorter(shapes, axis, share)
+            if self.merge is not None and axis == "height":
+                small = grid.filled(shapes, tokens.spans.shape, self.merge)
+            if small == shapes:
+                continue
+            n = sum(height * width for height, width in small)
+            group = grid.merge_groups(features, shapes, small, axis, self.shared)
+            weight = sizes if self.weighted else torch.ones_like(sizes)
+            features, hidden, coords = (merge.weighted_mean(x, weight, group, n) for x in (features, hidden, coords))
+            sizes = segment_sum(sizes, group, n)
+            place = place[grid.thin(shapes, small).to(place.device, non_blocking=True)]
+            shapes = small
+        keep, rank = place.sort()
+        return Reduction(keep, tuple(h * w for h, w in shapes), hidden[rank], sizes[rank], coords[rank])

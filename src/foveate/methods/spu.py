@@ -1,0 +1,94 @@
+"""SPU: LUVC's Spectrum Pruning Unit, inside the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ConfigError
+from foveate.method import Host, Method, Site
+from foveate.ops import spectrum
+from foveate.schedule import check_stages, named, of_present, turned
+from foveate.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class SPU(Method):
+    """Score visual tokens by a low-pass filter and drop them in a cascade, until the last layer has none.
+
+    The second half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
+    From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
+    pruning is gradual and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio is
+    published. ``low_frequency_energy`` through a ``notch`` of 0.85 is the score of VTC-LFC (NeurIPS 2022), the one earlier
+    pruner of this kind, without its attention factor; it lost to a random cut, so the default is ours: tokens that the
+    low-pass image explains are redundant (docs/methods/luvc.md). A span is filtered by itself, survivors in raster order,
+    and keeps its budget; survivors keep their positions.
+
+    Attributes:
+        keep: what is left where the named schedule says a half (its shares to a power); 1: everything, in the last layer too.
+        schedule: ``early``, half before the first layer; ``halving`` at 1/4, 1/2 and 3/4 of the
+            depth; ``linear``. All leave nothing in the last layer. Null: what `stages` says.
+        every: layers from one stage to the next; null: as the schedule has it.
+        stages: another schedule, as it is: (layer, share of all tokens from there on).
+        mode: keep tokens of which the filter takes most away, ``residual`` (L2 norm), or those with the most
+            ``low_frequency_energy`` (L1 norm of what passes).
+        filter: ``gaussian`` around zero, or a ``notch`` at Nyquist's frequency.
+        cutoff: of the filter, in Nyquist frequencies; a notch of 1 lets everything pass.
+        along: what is filtered: the ``tokens`` of a span, or the ``channels`` of a token.
+        mirror: continue both ends by their mirror image; else they wrap around.
+        normalise: bring hidden states to an RMS of one first (without the layer's learned scales).
+    """
+
+    keep: float = 0.5
+    schedule: Literal["early", "halving", "linear"] | None = "early"
+    every: int | None = None
+    stages: tuple[tuple[int, float], ...] = ()
+    mode: Literal["residual", "low_frequency_energy"] = "residual"
+    filter: Literal["gaussian", "notch"] = "gaussian"
+    cutoff: float = 0.2
+    along: Literal["tokens", "channels"] = "tokens"
+    mirror: bool = True
+    normalise: bool = True
+
+    paper: ClassVar[str] = "LUVC, its pruner alone (2512.09010)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.cutoff <= 1:
+            raise ConfigError(f"cutoff={self.cutoff}: give it in Nyquist frequencies, from 0 to 1")
+        check_stages("stages", self.stages)
+        if (self.schedule is None) == (not self.stages):
+            raise ConfigError(f"{self.name()}: give either `schedule` or `stages` (with schedule=None, null in JSON)")
+        if self.every is not None and (self.schedule is None or self.every < 1):
+            raise ConfigError(f"every={self.every}: layers from one stage of a named schedule to the next, at least 1")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        stages = list(self.stages)
+        if self.schedule is not None:
+            stages = turned(named(self.schedule, host.layers, self.every), self.keep)
+        return [Site("decoder", layer, share) for layer, share in of_present(stages)]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """The schedule steeper or flatter."""
+        if self.schedule is None:
+            return replace(self, stages=tuple(turned(self.stages, share)))
+        return replace(self, keep=share)
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        if site.keep in (0, 1):  # nobody will look
+            return torch.zeros(len(tokens), device=tokens.hidden.device)
+        x = tokens.hidden.float()
+        if self.normalise:
+            x = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        if self.along == "tokens":
+            low = spectrum.low_pass(x, tokens.counts, self.cutoff, self.filter, self.mirror)
+        else:
+            low = spectrum.low_pass_channels(x, self.cutoff, self.filter, self.mirror)
+        if self.mode == "low_frequency_energy":
+            return low.abs().sum(-1)
+        residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
+        return residual

@@ -1,0 +1,133 @@
+"""Rectangles of tokens made smaller, line by line.
+
+The tokens of a span fill a rectangle ``(height, width)`` in raster order. Merging along the ``width`` takes the same number
+of tokens from every row, along the ``height`` from every column, so that what is left fills a rectangle again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.ops import select
+from foveate.ops.segments import offsets, segment_ids, segment_mean, within
+
+Shapes = Sequence[tuple[int, int]]
+Rectangles = tuple[tuple[int, int], ...]
+
+
+def shorter(shapes: Shapes, axis: str, share: float) -> Rectangles:
+    """Rectangles with ``share`` of their tokens left on every line along ``axis``."""
+    if axis == "width":
+        return tuple((height, _whole(width * share)) for height, width in shapes)
+    return tuple((_whole(height * share), width) for height, width in shapes)
+
+
+def filled(shapes: Shapes, whole: Shapes, share: float) -> Rectangles:
+    """Rectangles of the same widths and at least half the heights that come nearest to ``share`` of the ``whole`` ones."""
+    found = []
+    for (height, width), (h, w) in zip(shapes, whole):
+        wanted = _whole(h * w * share / width) if width else height
+        found.append((min(height, max(wanted, (height + 1) // 2)), width))
+    return tuple(found)
+
+
+def lines(shapes: Shapes, axis: str) -> tuple[Tensor, list[int]]:
+    """The tokens line after line: raster places ``(N,)``, on the host, and the length of each line.
+
+    ``[(2, 3)]`` along the width gives ``[0 1 2 3 4 5]`` and ``[3, 3]``, along the height ``[0 3 1 4 2 5]`` and ``[2, 2, 2]``.
+    """
+    counts = [height * width for height, width in shapes]
+    if axis == "width":
+        return torch.arange(sum(counts)), [width for height, width in shapes for _ in range(height)]
+    segment, rank = segment_ids(counts), within(counts)
+    height, width = torch.tensor(shapes, dtype=torch.long).view(-1, 2)[segment].unbind(1)
+    start = torch.tensor(offsets(counts)[:-1], dtype=torch.long)[segment]
+    return start + rank % height * width + rank // height, [height for height, width in shapes for _ in range(width)]
+
+
+def merge_groups(features: Tensor, shapes: Shapes, smaller: Shapes, axis: str, shared: bool = False) -> Tensor:
+    """Which tokens become one when every line along ``axis`` is merged to its new length.
+
+    Only neighbours on a line merge: of its odd tokens those most like one of their (even) neighbours join it.
+
+    Args:
+        features: ``(N, D)`` in raster order; similarity is the cosine.
+        shapes, smaller: rectangles before and after, equal on the other axis. A line can at most be halved.
+        axis: ``width`` or ``height``.
+        shared: all lines of a rectangle make the same choice, by their mean similarity.
+
+    Returns:
+        ``(N,)`` int64: the place in the smaller rectangles, in raster order, of the token that each one becomes part of.
+    """
+    order, lengths = lines(shapes, axis)
+    new_order, new_lengths = lines(smaller, axis)
+    order, new_order = (x.to(features.device, non_blocking=True) for x in (order, new_order))
+    similarity = _to_next(features[order])
+    if shared:
+        similarity = _mean_of_lines(similarity, shapes, lengths, axis)
+    joined = pair(similarity, lengths, [n - kept for n, kept in zip(lengths, new_lengths)])
+    return torch.empty_like(order).index_copy_(0, order, new_order[joined])
+
+
+def pair(similarity: Tensor, lengths: Sequence[int], merges: Sequence[int]) -> Tensor:
+    """Join ``merges[i]`` odd tokens of line ``i``, those most similar to a neighbour, to that neighbour.
+
+    Args:
+        similarity: ``(N,)``, of each token with the next one (whatever it says where a line ends).
+        lengths: tokens of each line.
+        merges: at most half of each length.
+
+    Returns:
+        ``(N,)`` int64, the number of each token's group, counted along all lines.
+    """
+    pairs = [n // 2 for n in lengths]
+    line, rank = segment_ids(pairs), 2 * within(pairs) + 1
+    has_next = rank + 1 < torch.tensor(lengths, dtype=torch.long)[line]
+    odd = torch.tensor(offsets(lengths)[:-1], dtype=torch.long)[line] + rank
+    has_next, odd = (x.to(similarity.device, non_blocking=True) for x in (has_next, odd))
+    before, after = similarity[odd - 1], similarity[odd].masked_fill(~has_next, -torch.inf)
+    chosen = select.top_k(torch.maximum(before, after), pairs, merges)
+    # A group is a run of tokens: an odd one joins the one before it, or the one after it joins.
+    joins = odd[chosen] + (after > before)[chosen].long()
+    fresh = torch.ones(len(similarity), dtype=torch.long, device=similarity.device).index_fill(0, joins, 0)
+    return fresh.cumsum(0) - 1
+
+
+def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
+    """The evenly spaced rows and columns of each rectangle that make the smaller one: raster places ``(M,)``, on the host.
+
+    Of ``n`` lines, ``k`` stay: line ``floor((i + 1/2) n / k)`` for ``i < k``.
+    """
+    counts = [height * width for height, width in smaller]
+    segment, rank = segment_ids(counts), within(counts)
+    old = torch.tensor(shapes, dtype=torch.long).view(-1, 2)
+    height, width = old[segment].unbind(1)
+    new_height, new_width = torch.tensor(smaller, dtype=torch.long).view(-1, 2)[segment].unbind(1)
+    y = (2 * (rank // new_width) + 1) * height // (2 * new_height)
+    x = (2 * (rank % new_width) + 1) * width // (2 * new_width)
+    start = torch.tensor(offsets((old[:, 0] * old[:, 1]).tolist())[:-1], dtype=torch.long)[segment]
+    return start + y * width + x
+
+
+def _whole(share: float) -> int:
+    """The nearest whole number, halves up, as in `foveate.schedule.survivors`."""
+    return math.floor(share + 0.5)
+
+
+def _to_next(features: Tensor) -> Tensor:
+    """Cosine of each row of ``(N, D)`` with the next one: ``(N,)``; the last has none."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    return torch.nn.functional.pad((unit[:-1] * unit[1:]).sum(-1), (0, 1))[: len(unit)]
+
+
+def _mean_of_lines(similarity: Tensor, shapes: Shapes, lengths: Sequence[int], axis: str) -> Tensor:
+    """Every line's similarities ``(N,)`` replaced by their mean over the lines of the same rectangle."""
+    side = [width if axis == "width" else height for height, width in shapes]
+    counts = [height * width for height, width in shapes]
+    start = torch.tensor(offsets(side)[:-1], dtype=torch.long)[segment_ids(counts)]
+    place = (start + within(lengths)).to(similarity.device, non_blocking=True)
+    return segment_mean(similarity, place, sum(side))[place]

@@ -1,0 +1,70 @@
+"""Low-pass filters over packed tokens. One FFT for all segments of one length; segments never see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foveate.ops.segments import offsets, ranges
+
+
+def gain(frequency: Tensor, cutoff: float, kind: str) -> Tensor:
+    """What a low-pass filter lets through at ``frequency``, of which 1 is Nyquist's.
+
+    Args:
+        frequency: any shape, from 0 to 1.
+        cutoff: from 0 (the narrowest filter of its kind) to 1 (the widest).
+        kind: ``notch``, ``1 - exp(-(1 - f)^2 / 2 (1 - cutoff)^2)``: everything but what is near Nyquist, and with
+            ``cutoff`` 1 everything; ``gaussian``, ``exp(-f^2 / 2 cutoff^2)``: only what is near 0, and with ``cutoff``
+            0 the mean alone.
+    """
+    distance, width = (1 - frequency, 1 - cutoff) if kind == "notch" else (frequency, cutoff)
+    # Of width 0 the bell is a point: one where the distance is 0, zero elsewhere. The notch has no point at all.
+    bell = torch.exp(-0.5 * (distance / width) ** 2) if width > 0 else (distance == 0).to(distance)
+    if kind == "notch":
+        return 1 - bell if width > 0 else torch.ones_like(bell)
+    return bell
+
+
+def low_pass(x: Tensor, counts: Sequence[int], cutoff: float, kind: str, mirror: bool) -> Tensor:
+    """Filter every channel along the tokens of each segment.
+
+    Args:
+        x: ``(N, C)``.
+        counts: tokens per segment.
+        cutoff, kind: see `gain`.
+        mirror: continue a segment by its mirror image, so that its ends do not leak into each other (this is filtering
+            its DCT-II); else it wraps around.
+
+    Returns:
+        ``(N, C)``, at least fp32.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # GPUs have no FFT of bfloat16
+    start = offsets(counts)
+    out = torch.empty_like(x)
+    for length in set(counts) - {0}:
+        members = [s for s, count in enumerate(counts) if count == length]
+        rows = ranges([start[s] for s in members], [length] * len(members), x.device)
+        segments = x[rows].view(len(members), length, -1)
+        out[rows] = _filter(segments, cutoff, kind, mirror).flatten(0, 1)
+    return out
+
+
+def low_pass_channels(x: Tensor, cutoff: float, kind: str, mirror: bool) -> Tensor:
+    """Filter every token of ``x (N, C)`` along its channels; see `low_pass`."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return _filter(x[..., None], cutoff, kind, mirror)[..., 0] if len(x) else x
+
+
+def _filter(x: Tensor, cutoff: float, kind: str, mirror: bool) -> Tensor:
+    """Along axis 1 of ``(S, n, C)``."""
+    n = x.shape[1]
+    if mirror:
+        x = torch.cat([x, x.flip(1)], dim=1)
+    period = x.shape[1]
+    frequency = torch.arange(period // 2 + 1, device=x.device, dtype=x.dtype) * 2 / period
+    spectrum = torch.fft.rfft(x, dim=1) * gain(frequency, cutoff, kind)[:, None]
+    filtered: Tensor = torch.fft.irfft(spectrum, n=period, dim=1)
+    return filtered[:, :n]

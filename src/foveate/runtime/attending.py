@@ -1,0 +1,74 @@
+"""Hooks of the blocks whose attention sees parked tokens (`parking.Attending`).
+
+The norm before the attention is shown all rows, as the method says they are; the query projection and everything after the
+kernel see the block's own rows only, and so does the residual stream.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedSiteError
+from foveate.models.family import Tower
+from foveate.runtime.context import Context, Hooks, TowerPass, first_argument, replace_first
+from foveate.runtime.parking import Attending, Lot
+
+
+class AttendHooks:
+    """Puts them on a block; they do nothing while `TowerPass.attending` is None."""
+
+    def __init__(self, spec: Tower, context: Context) -> None:
+        self.spec, self.context = spec, context
+
+    def attach(self, hooks: Hooks, block: nn.Module) -> None:
+        """Hook a block. Its kernel must be watched, too (`signals.watch`)."""
+        attention = block.get_submodule(self.spec.attention)
+        query = attention.get_submodule(self.spec.query)
+        hooks.pre(block.get_submodule(self.spec.attention_norm), partial(self._lend, block))
+        hooks.pre(query, self._before_query)
+        hooks.post(query, self._after_query, first=True)
+        hooks.pre(attention.get_submodule(self.spec.attention_end), self._own_rows)
+
+    def of(self, call: TowerPass, lot: Lot, rows: Tensor, kwargs: dict[str, Any]) -> Attending:
+        """The attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
+        if self.spec.layout == "padded":
+            return Attending(rows, lot.kept, None, (), self.spec.fused)
+        cu_seqlens = kwargs["cu_seqlens"]
+
+        def ends() -> tuple[Tensor, list[int]]:
+            # Rows before each boundary: one that stands at a boundary belongs to the segment that begins there.
+            own = torch.searchsorted(lot.kept, cu_seqlens.to(lot.kept)).to(cu_seqlens)
+            return own, own.tolist()
+
+        return Attending(rows, lot.kept, *call.memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
+
+    def _now(self) -> Attending | None:
+        return self.context.tower.attending if self.context.tower else None
+
+    def _lend(self, block: nn.Module, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        attending = self._now()
+        if attending is None:
+            return None
+        own = first_argument(args, kwargs, "hidden_states")
+        if getattr(block, "gradient_checkpointing", False) and block.training and own.requires_grad:
+            raise UnsupportedSiteError(
+                "attention to parked tokens cannot be replayed by gradient checkpointing: freeze the vision tower, or call "
+                "gradient_checkpointing_disable() on it"
+            )
+        return replace_first(args, kwargs, "hidden_states", attending.rows)
+
+    def _before_query(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        attending = self._now()
+        return None if attending is None else ((attending.before_query(module, args[0]), *args[1:]), kwargs)
+
+    def _after_query(self, module: nn.Module, args: Any, output: Tensor) -> Any:
+        attending = self._now()
+        return None if attending is None else attending.after_query(module, output)
+
+    def _own_rows(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        attending = self._now()
+        return None if attending is None else ((attending.own(args[0]), *args[1:]), kwargs)

@@ -1,0 +1,167 @@
+"""Tokens that a tower sets aside for a while, and blocks whose attention sees them nevertheless.
+
+In such a block only the rows present have queries, an output projection and an FFN; the parked rows, as the method says they
+are now, lend keys and values. Attention is row by row in the queries, so what the rows present get is exactly what they
+would get if the attention ran over all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.method import Method, Site
+from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.trace import BlockTrace, KeyTrace
+from foveate.tokens import Parked
+
+
+@dataclass(frozen=True, eq=False)
+class Lot:
+    """Tokens set aside.
+
+    Attributes:
+        method: who parked them and says what they have become.
+        parked: the tokens, and which of them went on.
+        outer: the layout they return to.
+        kept: where the rows present stand among those of ``outer``: ``(rows,)`` in a packed tower, ``(B, P)`` in a padded
+            one.
+        merged: whether tokens of ``outer`` stand for several.
+        leading: special tokens at the front of every image of a padded tower.
+    """
+
+    method: Method
+    parked: Parked
+    outer: Rows | Packed
+    kept: Tensor
+    merged: bool
+    leading: int
+
+    def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
+        """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
+        tokens, parked = replace(layout.tokens, hidden=layout.pick(hidden)), self.parked.tokens
+        if tokens.hidden.shape[1:] != parked.hidden.shape[1:]:
+            raise UnsupportedSiteError(
+                f"{self.method.name()} cannot restore at {site}: tokens have {tokens.hidden.shape[-1]} channels there and had "
+                f"{parked.hidden.shape[-1]} where they were parked (features of several blocks?): use one feature layer"
+            )
+        restored = self.method.restore(tokens, self.parked, site)
+        if restored.shape != parked.hidden.shape:
+            raise ConfigError(
+                f"{type(self.method).__name__}.restore at {site} returned shape {tuple(restored.shape)}, expected "
+                f"{tuple(parked.hidden.shape)}: one row for every token that was there when they were parked"
+            )
+        if isinstance(self.outer, Packed):
+            return self.outer.put(hidden, restored)
+        body = hidden.new_zeros(hidden.shape[0], self.outer.width - self.leading, hidden.shape[-1])
+        return self.outer.put(torch.cat([hidden[:, : self.leading], body], dim=1), restored)
+
+    def without_leading(self) -> Lot:
+        """The same after the special tokens were cut off."""
+        if isinstance(self.outer, Packed):
+            return self
+        outer, kept = self.outer.without_leading(self.leading), self.kept[:, self.leading :] - self.leading
+        return replace(self, outer=outer, kept=kept, leading=0)
+
+
+class Attending:
+    """The attention of one block that sees parked rows, too.
+
+    Args:
+        rows: hidden states of all rows, ``(R, C)`` or ``(B, P', C)``.
+        kept: which of them the block has, as in `Lot`.
+        cu_seqlens, ends: packed towers only: the block's own rows by attention segment (none are left out), cumulative, on
+            the device and as numbers.
+        fused: the projection that makes the queries makes keys and values as well.
+    """
+
+    def __init__(self, rows: Tensor, kept: Tensor, cu_seqlens: Tensor | None, ends: Sequence[int], fused: bool) -> None:
+        self.rows, self.kept, self.cu_seqlens, self.ends, self.fused = rows, kept, cu_seqlens, ends, fused
+        self.trace: KeyTrace | None = None
+        self._whole: Tensor | None = None  # input of the query projection
+        self._segment = self._start = 0  # of the packed sequence, when the kernel is called segment by segment
+
+    def note(self, trace: BlockTrace, rows: int, segments: Any) -> None:
+        """Say in ``trace`` what this block does, which has ``rows``; ``segments`` are those of its arguments."""
+        self.trace = trace.keys = KeyTrace(self.rows.shape[:-1].numel(), rows, segments)
+        if self.cu_seqlens is not None:
+            trace.segments = self.cu_seqlens
+        else:
+            self.trace.segments = [self.rows.shape[1]] * len(self.rows)
+
+    # -- modules ----------------------------------------------------------------------------------------------------
+
+    def own(self, x: Tensor) -> Tensor:
+        """The block's own rows of ``x``, a tensor like ``rows``."""
+        return x.index_select(0, self.kept) if self.kept.dim() == 1 else take_rows(x, self.kept)
+
+    def before_query(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the query projection shall see."""
+        if self.fused and not _is_plain(layer):  # parked rows need its keys and values, and it cannot be cut
+            if self.trace is not None:
+                self.trace.queries = x.shape[:-1].numel()
+            return x
+        self._whole = x
+        return self.own(x)
+
+    def after_query(self, layer: Any, output: Tensor) -> Tensor:
+        """Its output for all rows; queries of parked rows are zeros, and nobody reads them."""
+        if self._whole is None:
+            return output
+        whole, self._whole = self._whole, None
+        if not self.fused:
+            return self._spread(output, whole.shape[-2])
+        width = layer.out_features // 3
+        parked = _others(self.kept, len(whole))
+        bias = None if layer.bias is None else layer.bias[width:]
+        lent = nn.functional.linear(whole[parked], layer.weight[width:], bias)
+        lent = nn.functional.pad(lent.to(output.dtype), (width, 0))
+        out = output.new_empty(len(whole), output.shape[-1])
+        return out.index_copy(0, self.kept, output).index_copy(0, parked, lent)
+
+    # -- the kernel -------------------------------------------------------------------------------------------------
+
+    def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
+        """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
+        if self.kept.dim() == 2:
+            if isinstance(mask, Tensor) and mask.dim() == 2:  # flash kernels align it with queries and keys alike
+                return query, mask, None
+            if isinstance(mask, Tensor) and mask.shape[-2] > 1:
+                mask = take_rows(mask, self.kept, 2)
+            return take_rows(query, self.kept, 2), mask, self.kept
+        if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take the packed tower in one call
+            kwargs["cu_seq_lens_q"] = self.cu_seqlens
+            place = self.kept
+        else:
+            a, b = self.ends[self._segment], self.ends[self._segment + 1]
+            place = self.kept[a:b] - self._start
+            self._segment += 1
+            self._start += query.shape[2]
+        return query.index_select(2, place), mask, place[None]
+
+    def widen(self, output: Tensor, place: Tensor | None, n: int) -> Tensor:
+        """Attention ``(B, Q, H, d)`` of the block's own rows, back among ``n`` rows."""
+        return output if place is None else self._spread(output, n, place)
+
+    def _spread(self, x: Tensor, n: int, place: Tensor | None = None) -> Tensor:
+        """``x (B, P, ...)`` at its places among ``n`` rows, zeros elsewhere."""
+        place = self.kept if place is None else place
+        flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
+        out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
+        return out.view(len(place), n, *x.shape[2:])
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether ``weight`` and ``bias`` are all there is to it (no adapter, no quantisation, nothing offloaded)."""
+    return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
+
+
+def _others(kept: Tensor, n: int) -> Tensor:
+    """``(n - K,)`` ascending: the rows that are not in ``kept (K,)``."""
+    is_kept = torch.zeros(n, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
+    return torch.argsort(is_kept.to(torch.uint8), stable=True)[: n - len(kept)]

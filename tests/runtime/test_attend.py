@@ -1,0 +1,198 @@
+"""Attention that sees parked tokens: exact when they are what they would have been, on every tower and kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+import torch
+from plans import ROWS, VIDEO_ROWS, close
+from torch import Tensor, nn
+
+import foveate
+from foveate import IPCV, Host, Method, Parked, Reduction, Site, Tokens
+from foveate.runtime.parking import Attending
+from foveate.runtime.signals import Probe, Reading
+
+
+@dataclass(frozen=True)
+class Seer(Method):
+    """Parks most patches, differently in every span, and knows what they would have become: it has seen a stock run."""
+
+    first: int = 1
+    unit: str = "patch"
+    truth: ClassVar[list[Tensor]] = []  # what `restore` shall say, in order of the questions
+    saw: ClassVar[list[Tokens]] = []
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        unit: Any = self.unit
+        return [
+            Site("tower", self.first, action="park", unit=unit),
+            *(Site("tower", i, action="attend") for i in range(self.first, host.blocks)),
+            Site("tower_output", action="restore"),
+        ]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        type(self).saw.append(tokens)
+        return tokens.keep_mask((tokens.index * 7 + tokens.segment) % 5 == 0)
+
+    def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
+        truth = type(self).truth.pop(0).reshape(parked.tokens.hidden.shape)
+        close(tokens.hidden, truth[parked.keep])  # the kept ones are what they would have been, too
+        return truth.index_copy(0, parked.keep, tokens.hidden)
+
+
+def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
+    """Patches before block ``first`` and every later one, and at the tower's output."""
+    vision = model.model.vision_tower if family == "llava" else model.model.visual
+    blocks = list(vision.encoder.layers if family == "llava" else vision.blocks)[first : tiny.BLOCKS]
+    end = model.model.multi_modal_projector if family == "llava" else vision.merger
+    states: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        patches = x[:, 1:] if family == "llava" and module is not end else x
+        states.append(patches.flatten(0, -2))
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, end]]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+@pytest.mark.parametrize("unit", ["patch", "merge"])
+@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("video", [False, True])
+def test_true_parked_tokens_make_a_dense_tower(family: str, impl: str, unit: str, first: int, video: bool) -> None:
+    if video and family == "llava":
+        return
+    model, batch = tiny.model(family, impl), tiny.inputs(family, VIDEO_ROWS if video else ROWS[family])
+    stock = tiny.text_logits(model, batch)
+    Seer.truth[:] = stock_states(family, model, batch, first)
+    with foveate.compress(model, Seer(first=first, unit=unit)):
+        close(tiny.text_logits(model, batch), stock)
+    assert not Seer.truth
+
+
+@dataclass(frozen=True)
+class Hear(Method):
+    """Notes the signals of all tokens at the tower's output."""
+
+    signals: tuple[str, ...] = ()
+    heard: ClassVar[list[Tokens]] = []
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        signals: Any = (*self.signals, "cls_row") if host.has_cls else self.signals
+        return [Site("tower_output", signals=signals)]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        type(self).heard.append(tokens)
+        return Reduction(torch.arange(len(tokens)), tokens.counts)
+
+
+def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> None:
+    """The last block's attention is read with the parked tokens in it, so that a method after it can rank all of them."""
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
+    listen = Hear(signals=("keys", "values", "received", "residual"))
+    Hear.heard.clear()
+    with torch.no_grad():
+        with foveate.compress(model, listen):
+            model(**batch)
+        for method in (Seer() + listen, IPCV(stabilise=0) + listen, IPCV() + listen):
+            if isinstance(method.parts()[0], Seer):
+                # Asked in the three blocks, at the output for the residual's beginning, and for the end.
+                states = stock_states(family, model, batch, 1)
+                Seer.truth[:] = [*states[:3], states[2], states[3]]
+            with foveate.compress(model, method):
+                model(**batch)
+    dense, seen, *ours = Hear.heard
+    for name in ("keys", "values", "residual", *(["cls_row"] if family == "llava" else [])):
+        close(seen.signals[name], dense.signals[name])
+        for tokens in ours:
+            assert tokens.signals[name].shape == dense.signals[name].shape
+    for tokens in (seen, *ours):  # from the queries of kept tokens only
+        assert tokens.received.shape == dense.received.shape
+        assert tokens.received.isfinite().all()
+        assert bool((tokens.received > 0).all()) or family == "qwen2_5_vl"  # a window may be without a kept token
+
+
+class Other(nn.Linear):
+    """A projection that may not be cut in two, for all that the runtime knows."""
+
+
+def test_projections_that_are_no_plain_linear_layer(family: str, impl: str) -> None:
+    model, batch = tiny.model(family, impl, fresh=True), tiny.inputs(family, ROWS[family])
+    with foveate.compress(model, IPCV(stabilise=3)) as handle:
+        plain, flops = tiny.text_logits(model, batch), handle.report().flops["tower"]
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Other
+        close(tiny.text_logits(model, batch), plain, 1e-5)
+        assert (handle.report().flops["tower"] > flops) == (
+            family != "llava"
+        )  # where keys come from the same projection
+
+
+def test_flash_kernels_get_queries_and_keys_of_different_lengths() -> None:
+    """Flash kernels take a packed tower in one call, with cumulative lengths: those of the queries become our own."""
+    rows, kept = torch.randn(9, 4), torch.tensor([1, 2, 7, 8])
+    whole, own = torch.tensor([0, 3, 5, 9], dtype=torch.int32), torch.tensor([0, 2, 2, 4], dtype=torch.int32)
+    q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
+
+    def kernel(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        out = []
+        ends = [kwargs[f"cu_seq_lens_{x}"].tolist() for x in "qk"]
+        for a, b, c, d in zip(ends[0], ends[0][1:], ends[1], ends[1][1:]):
+            out.append(nn.functional.scaled_dot_product_attention(query[:, :, a:b], key[:, :, c:d], value[:, :, c:d]))
+        return torch.cat(out, 2).transpose(1, 2), None
+
+    lengths = {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole, "is_causal": False, "scaling": 8**-0.5}
+    dense, _ = kernel(None, q, k, v, None, **lengths)
+    reading = Reading(frozenset({"received"}), attending=Attending(rows, kept, own, own.tolist(), True), width=9)
+    out, _ = Probe(lambda: reading).attend(kernel, None, q, k, v, None, dict(lengths))
+    close(out[:, kept], dense[:, kept], 1e-6)
+    assert out.shape == dense.shape
+    parts = []
+    for rows_of, (a, b) in zip(([1, 2], [], [7, 8]), ((0, 3), (3, 5), (5, 9))):
+        paid = [(q[0, h, i] @ k[0, h, a:b].T * 8**-0.5).softmax(-1) for h in range(2) for i in rows_of]
+        parts.append(sum(paid) / len(paid) if paid else torch.zeros(b - a))
+    close(torch.cat(reading.seen.received, 1)[0], torch.cat(parts), 1e-6)
+
+
+@dataclass(frozen=True)
+class Short(IPCV):
+    """Restores something else."""
+
+    lose: ClassVar[list[int]] = []
+
+    def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
+        whole = super().restore(tokens, parked, site)
+        return whole[: len(whole) - sum(type(self).lose)]
+
+
+def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    stock = tiny.text_logits(model, batch)
+    Short.lose.append(1)
+    with foveate.compress(model, Short()) as handle:
+        with pytest.raises(foveate.FoveateError, match=r"Short.restore at tower 1 .attend. returned shape .*expected"):
+            model(**batch)
+        Short.lose.clear()  # nothing, from now on
+        again = tiny.text_logits(model, batch)
+        assert again.isfinite().all()
+        handle.remove()
+    assert torch.equal(tiny.text_logits(model, batch), stock)
+    with foveate.compress(model, IPCV()):
+        close(tiny.text_logits(model, batch), again, 0.0)
+
+
+def test_gradient_checkpointing_is_refused_with_a_sentence(family: str) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
+    model.train().gradient_checkpointing_enable()
+    with foveate.compress(model, IPCV()), pytest.raises(foveate.FoveateError, match="gradient checkpointing"):
+        model(**batch)
