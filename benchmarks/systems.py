@@ -170,6 +170,7 @@ def peak(options: argparse.Namespace, images: int, method: Method | None) -> int
 @torch.inference_mode()
 def print_peak(model: Any, batch: Any, described: Any) -> None:
     """What `peak` reads."""
+    foveate.compress(model, Stride(keep=1.0)).remove()  # loads the code
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     if described is not None:
         foveate.compress(model, foveate.method_from_json(described))
