@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import spectrum
+from foveate.ops.segments import offsets, ranges
 from foveate.schedule import check_stages, named, of_present, turned
 from foveate.tokens import Tokens
 
@@ -91,4 +92,12 @@ class SPU(Method):
         if self.mode == "low_frequency_energy":
             return low.abs().sum(-1)
         residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
-        return residual
+        return _even(residual, tokens.counts) if self.along == "tokens" else residual
+
+
+def _even(residual: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same, without rounding where two tokens are all of a span: these are equally far from whatever passes, so the
+    earlier one shall stay, in every batch and under every attention."""
+    pairs = [start for start, n in zip(offsets(counts), counts) if n == 2]
+    rows = ranges(pairs, [2] * len(pairs), residual.device)
+    return residual.index_copy(0, rows, residual[rows].view(-1, 2).mean(1).repeat_interleave(2))
