@@ -44,7 +44,7 @@ wheel-test: .venv-wheel/.stamp
 		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
 
 bench: .venv/.stamp
-	set -e; for script in overhead residual_sign; do .venv/bin/python benchmarks/$$script.py; done
+	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
 
 venv: .venv/.stamp
 

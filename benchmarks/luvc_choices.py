@@ -121,7 +121,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "as a smaller image (renumber)": OIM(**_HIDDEN, positions="renumber"),
         **{
             f"before block {block}": OIM(**_HIDDEN, merge=None, passes=((block, "width", 0.7), (block, "height", 0.7)))
-            for block in (0, 1, 2)
+            for block in (0, 1, 2, 3)
         },
         "width before block 2, height before 3": OIM(
             **_HIDDEN, merge=None, passes=((2, "width", 0.7), (3, "height", 0.7))

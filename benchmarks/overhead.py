@@ -11,75 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from shapes import SMALL_TOWER, build, machine, prompt
 
 import foveate
 from foveate import Method, Stride
-
-IMAGE, START, END = 10, 12, 13
-
-
-def build(width: int, layers: int) -> Any:
-    """A Qwen2.5-VL whose language model has ``width`` channels and ``layers`` layers, and a small tower."""
-    config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=1000,
-            hidden_size=width,
-            intermediate_size=width * 3,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            num_key_value_heads=width // 256,
-            max_position_embeddings=32_768,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]),
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=160,
-            intermediate_size=320,
-            num_heads=2,
-            patch_size=14,
-            window_size=112,
-            out_hidden_size=width,
-            fullatt_block_indexes=[1],
-        ),
-        image_token_id=IMAGE,
-        video_token_id=11,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-    )
-    torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
-def prompt(visual: int, text: int = 32) -> dict[str, torch.Tensor]:
-    """One image of ``visual`` tokens and ``text`` words."""
-    side = int(visual**0.5)
-    grid = (1, 2 * side, 2 * (visual // side))
-    n = side * (visual // side)
-    ids = torch.tensor([[20] * (text // 2) + [START] + [IMAGE] * n + [END] + [21] * (text // 2)])
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == IMAGE).long(),
-        "pixel_values": torch.randn(grid[1] * grid[2], 3 * 2 * 14 * 14),
-        "image_grid_thw": torch.tensor([grid]),
-        "logits_to_keep": 1,
-    }
 
 
 def seconds(model: Any, batch: dict[str, torch.Tensor]) -> float:
     """Time of one forward."""
     start = time.perf_counter()
     with torch.inference_mode():
-        model(**batch)
+        model(**batch, logits_to_keep=1)
     return time.perf_counter() - start
 
 
@@ -119,7 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, batch = build(options.width, options.layers), prompt(options.visual)
+    model, batch = build(options.width, options.layers, SMALL_TOWER), prompt(options.visual)
     third = options.layers // 3
     cases = {
         "keep = 1": Stride(keep=1.0, layers=(0, third, 2 * third)),
@@ -137,15 +85,9 @@ def main() -> None:
     overhead = 1 / rows["keep = 1"]["speed_up"] - 1
     print(f"hooks cost {overhead:+.1%} of a forward when nothing is removed")
     if options.json:
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "threads": options.threads,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "foveate": foveate.__version__,
-        }
         shape = {k: getattr(options, k) for k in ("width", "layers", "visual", "pairs")}
-        options.json.write_text(json.dumps({"machine": machine, "shape": shape, "cases": rows}, indent=2) + "\n")
+        found = {"machine": machine(options.threads), "shape": shape, "cases": rows}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

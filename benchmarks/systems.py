@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from shapes import IMAGE, build, machine, prompt, tower
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, SPU, Method, Stride
 
-IMAGE, START, END = 10, 12, 13
-TEXT, NEW = 32, 9
+NEW = 9  # tokens that are generated
 CASES: dict[str, Method] = {
     "Stride(keep=0.5)": Stride(keep=0.5),
     "SPU()": SPU(),
@@ -38,52 +35,6 @@ CASES: dict[str, Method] = {
     "IPCV()": IPCV(),
     "IPCV() + ADSC()": IPCV() + ADSC(),
 }
-
-
-def build(width: int, layers: int, blocks: int) -> Any:
-    """A language model of that width and depth behind a tower of ``blocks`` blocks, a quarter of them with full attention."""
-    config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=1000,
-            hidden_size=width,
-            intermediate_size=width * 3,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            num_key_value_heads=width // 256,
-            max_position_embeddings=32_768,
-            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]),
-        ),
-        vision_config=dict(
-            depth=blocks,
-            hidden_size=320,
-            intermediate_size=864,
-            num_heads=4,
-            patch_size=14,
-            window_size=112,
-            out_hidden_size=width,
-            fullatt_block_indexes=list(range(3, blocks, 4)),
-        ),
-        image_token_id=IMAGE,
-        video_token_id=11,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-    )
-    torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
-
-
-def prompt(visual: int, images: int) -> dict[str, torch.Tensor]:
-    """Square images of about ``visual`` tokens each between words."""
-    side = int(visual**0.5)
-    words = TEXT // 2
-    ids = torch.tensor([[20] * words + [START, *[IMAGE] * side**2, END] * images + [21] * words])
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == IMAGE).long(),
-        "pixel_values": torch.randn(images * 4 * side**2, 3 * 2 * 14 * 14),
-        "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]] * images),
-    }
 
 
 class Clock:
@@ -170,6 +121,7 @@ def peak(options: argparse.Namespace, images: int, method: Method | None) -> int
 @torch.inference_mode()
 def print_peak(model: Any, batch: Any, described: Any) -> None:
     """What `peak` reads."""
+    foveate.compress(model, Stride(keep=1.0)).remove()  # loads the code
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     if described is not None:
         foveate.compress(model, foveate.method_from_json(described))
@@ -179,11 +131,10 @@ def print_peak(model: Any, batch: Any, described: Any) -> None:
 
 def markdown(found: dict[str, Any]) -> str:
     """A table for each number of images."""
-    machine = found["machine"]
     lines = []
     for rows in found["runs"]:
         lines += [
-            f"{rows['visual']} visual tokens ({rows['images']} images), {machine['threads']} threads:",
+            f"{rows['visual']} visual tokens ({rows['images']} images), {found['machine']['threads']} threads:",
             "",
             "| | FLOPs left | KV left | tower | prefill | of the ideal | first token | decoding | peak memory |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -212,7 +163,7 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = build(options.width, options.layers, options.blocks)
+    model = build(options.width, options.layers, tower(options.blocks))
     if options.peak:
         print_peak(model, prompt(options.visual, options.images[0]), json.loads(options.peak))
         return
@@ -226,15 +177,8 @@ def main() -> None:
             rows[name] = row
             print(f"{images} images, {name}: " + " ".join(f"{k} {v:.2f}" for k, v in row["ratios"].items()), flush=True)
         runs.append({"images": images, "visual": int((batch["input_ids"] == IMAGE).sum()), "cases": rows})
-    machine = {
-        "cpu": platform.processor() or platform.machine(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "foveate": foveate.__version__,
-    }
     shape = {k: getattr(options, k) for k in ("width", "layers", "blocks", "visual", "pairs")}
-    found = {"machine": machine, "shape": shape, "runs": runs}
+    found = {"machine": machine(options.threads), "shape": shape, "runs": runs}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     text = markdown(found)

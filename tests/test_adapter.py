@@ -167,6 +167,22 @@ def test_what_is_neither(tmp_path: Path) -> None:
         foveate.compress(model, "adscc")
 
 
+def test_a_path_is_a_folder(whole: Path) -> None:
+    model = tiny.model("llava", fresh=True)
+    with foveate.compress(model, str(whole)) as handle:
+        expected = handle.method
+    with foveate.compress(model, whole) as handle:
+        assert handle.method == expected
+    with pytest.raises(UnknownNameError, match="neither a method, nor a folder"):
+        foveate.compress(model, whole / "nowhere")
+
+
+def test_a_training_that_has_not_ended(tmp_path: Path) -> None:
+    (tmp_path / "run" / adapter.CHECKPOINTS).mkdir(parents=True)
+    with pytest.raises(AdapterError, match="has not ended: go on with `foveate train adsc --resume`"):
+        foveate.compress(tiny.model("llava"), str(tmp_path / "run"))
+
+
 def test_one_handle_at_a_time(whole: Path) -> None:
     model = tiny.model("llava", fresh=True)
     with foveate.compress(model, FastV()), pytest.raises(UnsupportedModelError, match="already carries"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from refusals import ERRORS, ROWS, At, left_as_it_was, refused
 from snapshot import state_of
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,13 +22,10 @@ from foveate import (
     DyCoke,
     FastV,
     FoveateError,
-    Host,
     Method,
     Random,
-    Reduction,
     Site,
     Stride,
-    Tokens,
     ToMe,
     V2Drop,
     VisionZip,
@@ -41,63 +37,12 @@ from foveate.errors import (
     UnsupportedModelError,
     UnsupportedSiteError,
 )
-from foveate.ops import select
 
-ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
 METHODS = [
     *(Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke(), ADSC(), IPCV()),
     foveate.LUVC(),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
-ERRORS = {error.__name__: error for error in (RuntimeError, torch.OutOfMemoryError, KeyboardInterrupt)}
-
-
-@dataclass(frozen=True)
-class At(Method):
-    """Every second token, at any sites; on demand, an error instead."""
-
-    places: tuple[Site, ...] = ()
-    error: str = ""
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return self.places
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        if self.error:
-            raise ERRORS[self.error]("raised by the method")
-        counts = tokens.budget(0.5)
-        return Reduction(select.stride(tokens.counts, counts, tokens.index.device), counts)
-
-
-@dataclass(frozen=True)
-class Listening(At):
-    """Looks at every signal that it asked for."""
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        for name in site.signals:
-            signal = getattr(tokens, name)
-            assert len(signal) == (sum(tokens.text_counts) if name == "text" else len(tokens))
-            assert signal.isfinite().all()
-        if site.at == "pixels":
-            return Downsample().reduce(tokens, site)
-        return super().reduce(tokens, site)
-
-
-@contextmanager
-def left_as_it_was(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[Tensor]:
-    """The same hooks, attributes and configs after the block as before it, and bit-equal logits. (A model from `tiny`
-    has had its first forward, at which stock code adds hooks of its own.)"""
-    before = tiny.text_logits(model, batch)
-    state = state_of(model)
-    yield before
-    assert state_of(model) == state
-    assert torch.equal(tiny.text_logits(model, batch), before)
-
-
-def refused(model: Any, method: Any, error: type[FoveateError], sentence: str = ".", **options: Any) -> None:
-    """`foveate.compress` raises ``error`` with ``sentence``."""
-    with pytest.raises(error, match=sentence):
-        foveate.compress(model, method, **options).remove()
 
 
 # -- models -------------------------------------------------------------------------------------------------------------
@@ -240,96 +185,6 @@ def test_negative_layers_count_from_the_end(family: str) -> None:
         with foveate.compress(model, FastV(keep=0.25, layer=layer)):
             logits.append(tiny.text_logits(model, batch))
     assert torch.equal(*logits)
-
-
-def test_block_out_of_range(family: str) -> None:
-    model = tiny.model(family)
-    with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        for block in (tiny.BLOCKS, 99, -tiny.BLOCKS - 1):
-            note = " .features are taken" if block == tiny.BLOCKS and family in tiny.LLAVA else "$"
-            sentence = f"no tower layer {block}: .* 0 to {tiny.BLOCKS - 1}{note}"
-            refused(model, At(places=(Site("tower", block),)), UnsupportedSiteError, sentence)
-
-
-def test_a_block_that_the_language_model_never_sees() -> None:
-    """LLaVA reads the features before the last block: a reduction there would change nothing."""
-    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
-    assert len(model.model.vision_tower.encoder.layers) == tiny.BLOCKS + 1
-    for where in ("before", "mid"):
-        unseen, seen = (At(places=(Site("tower", tiny.BLOCKS - i, where=where),)) for i in (0, 1))  # type: ignore[arg-type]
-        with left_as_it_was(model, batch) as before:
-            refused(model, unseen, UnsupportedSiteError, "before the tower's last block")
-            with foveate.compress(model, seen):
-                assert not torch.equal(tiny.text_logits(model, batch), before)
-
-
-SITES: list[tuple[str, tuple[Site, ...], str]] = [
-    ("qwen2_vl", (Site("tower_output", signals=("cls_row",)),), "no CLS"),
-    ("qwen2_5_vl", (Site("tower", 1, unit="patch"),), "single patches"),
-    ("llava", (Site("tower", 1, action="restore"),), "nothing is parked"),
-    ("llava", (Site("tower", 1, action="park"),), "never restores"),
-    ("llava", (Site("tower", 1, action="attend"),), "attends to parked tokens, but nothing is parked"),
-    ("llava", (Site("tower", 1, action="attend", where="mid"),), "before a vision block"),
-    ("llava", (Site("tower_output", action="attend"),), "before a vision block"),
-    ("llava", (Site("tower_output", action="park"),), "saves nothing"),
-    ("llava", (Site("tower", 2, action="park"), Site("tower", 1, action="restore")), "nothing is parked"),
-    ("llava", (Site("decoder", 1, action="park"), Site("decoder", 3, action="restore")), "only the tower"),
-    ("llava", (Site("tower", 1, signals=("last_row",)),), "no text"),
-    ("llava", (Site("tower_output", signals=("text",)),), "no text"),
-    ("llava", (Site("decoder", 0, signals=("last_row",)),), "no layer before it"),
-    ("llava", (Site("tower", 0, signals=("keys",)),), "no layer before it"),
-    ("llava", (Site("decode", 0, signals=("last_row",)),), "layer 1"),
-    ("llava", (Site("decode", 2, signals=("residual",)),), "keys, last_row, values"),
-    ("llava", (Site("lm_entry", signals=("keys",)),), "cannot give"),
-    ("llava", (Site("lm_entry", signals=("residual",)),), "cannot give"),
-    ("llava", (Site("lm_entry", signals=("last_row",)),), "cannot give"),
-    ("llava", (Site("pixels", signals=("keys",)),), "cannot give"),
-    ("llava", (Site("decoder", 2, signals=("cls_row",)),), "cannot give"),
-    ("llava", (Site("decoder", 2, where="mid"),), "mid"),
-    ("llava", (Site("tower_output", where="mid"),), "mid"),
-]
-
-
-@pytest.mark.parametrize(("family", "sites", "sentence"), SITES)
-def test_sites_that_make_no_sense(family: str, sites: tuple[Site, ...], sentence: str) -> None:
-    model = tiny.model(family)
-    with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        refused(model, At(places=sites), UnsupportedSiteError, sentence)
-
-
-SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
-    (Site("tower", 2), ("residual", "keys", "values", "received")),
-    (Site("tower", 1, where="mid"), ("residual", "keys", "values", "received")),
-    (Site("tower_output"), ("residual", "keys", "values", "received")),
-    (Site("lm_entry"), ("text",)),
-    (Site("decoder", 2), ("residual", "keys", "values", "received", "last_row", "text_rows", "text")),
-    (Site("decode", 2), ("keys", "values", "last_row")),
-]
-
-
-@pytest.mark.parametrize(
-    "site",
-    [
-        *(Site("pixels"), Site("decoder", 0), Site("tower", 0), *(site for site, _ in SIGNALS)),
-        *(replace(site, signals=(name,)) for site, names in SIGNALS for name in names),
-        *(replace(site, signals=names) for site, names in SIGNALS),
-    ],
-    ids=lambda site: "-".join([str(site), *site.signals]),
-)
-def test_sites_that_make_sense(family: str, site: Site) -> None:
-    """Every place takes a method, with no signal and with each that it can give."""
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    with left_as_it_was(model, batch), foveate.compress(model, Listening(places=(site,))) as handle:
-        model.generate(**batch, max_new_tokens=3)
-        assert handle.report().flops_ratio < 1 or site.at == "pixels"
-
-
-@pytest.mark.parametrize(
-    "words", [{"at": "decodr"}, {"where": "after"}, {"action": "drop"}, {"unit": "pixel"}, {"signals": ("atention",)}]
-)
-def test_words_that_no_site_knows(words: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=str(*words.values()).strip("(),")):
-        Site(**{"at": "decoder", **words})
 
 
 def test_positions_that_contradict_each_other(family: str) -> None:

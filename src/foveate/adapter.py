@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from foveate.errors import AdapterError, ConfigError, UnknownNameError
+from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_line
 from foveate.method import Host, Method
 from foveate.methods import method_from_json, methods
 
 METHOD, WEIGHTS, CONFIG = "foveate_method.json", "adapter_model.safetensors", "adapter_config.json"
+CHECKPOINTS = "checkpoints"  # a folder beside them, of the training
 NAME = "foveate"
 _BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
 
@@ -64,7 +65,7 @@ def attach(model: nn.Module, source: str, host: Host) -> tuple[Method, Callable[
         config = peft.PeftConfig.from_pretrained(str(folder))
         weights = load_file(folder / WEIGHTS)
     except _BROKEN as error:
-        raise AdapterError(f"cannot read the adapter in {source!r}: {_first_line(error)}") from None
+        raise AdapterError(f"cannot read the adapter in {source!r}: {first_line(error)}") from None
     if not isinstance(config, peft.LoraConfig):
         raise AdapterError(f"{source!r} holds a {config.peft_type} adapter: only LoRA adapters can be attached")
 
@@ -79,7 +80,7 @@ def attach(model: nn.Module, source: str, host: Host) -> tuple[Method, Callable[
             loaded: Any = peft.set_peft_model_state_dict(model, weights, NAME)
     except _BROKEN as error:
         undo()
-        raise AdapterError(f"the adapter in {source!r} does not fit the model: {_first_line(error)}") from None
+        raise AdapterError(f"the adapter in {source!r} does not fit the model: {first_line(error)}") from None
     missing = [key for key in loaded.missing_keys if f".{NAME}." in key or key.endswith(f".{NAME}")]
     if missing or loaded.unexpected_keys:
         undo()
@@ -104,9 +105,9 @@ def _folder(source: str) -> Path:
             folder = Path(snapshot_download(source, allow_patterns=[METHOD, WEIGHTS, CONFIG]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise AdapterError(
-                f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {_first_line(error)}"
+                f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {first_line(error)}"
             ) from None
-    if (folder / "checkpoints").is_dir() and not (folder / METHOD).is_file():
+    if (folder / CHECKPOINTS).is_dir() and not (folder / METHOD).is_file():
         raise AdapterError(f"the training in {source!r} has not ended: go on with `foveate train adsc --resume`")
     for name in (METHOD, CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -148,7 +149,3 @@ def _remember(model: nn.Module) -> Callable[[], None]:
             parameter.requires_grad_(flags[name])
 
     return undo
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

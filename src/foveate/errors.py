@@ -36,3 +36,8 @@ class AdapterError(FoveateError):
 
 class InputError(FoveateError, ValueError):
     """The inputs of a forward contradict what the vision tower produced."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in one line, to be quoted in a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from foveate import reference
+from foveate.errors import first_line
 from foveate.models import family_of
 from foveate.terminal import CommandError
 
@@ -93,8 +94,3 @@ class _ImagesOnly:
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[call-arg]
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -96,6 +96,14 @@ def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+def test_progress_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    adsc.train(request(tmp_path / "run", curriculum="constant"), False, said.append)
+    steps = [line for line in said if line.startswith("step ")]
+    assert [line.split(",")[0] for line in steps] == [f"step {i} of 6" for i in range(1, 7)]
+    assert all(float(line.rpartition(" ")[2]) > 0 for line in steps)
+
+
 def test_fewer_steps_than_stages(tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match="2 steps are too few for the 3 stages"):
         adsc.train(request(tmp_path / "run", recipe=replace(SMALL, steps=2)), False, silent)

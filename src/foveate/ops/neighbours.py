@@ -34,7 +34,10 @@ def nearest(
     # A few channels of a residual stream are huge; around their mean the expanded square loses little to rounding.
     q = to_padded(queries.to(wide) - centre[segment_ids(counts, queries.device)], counts)  # (S, max counts, C)
     p = to_padded(points.to(wide) - centre[segment_ids(n_points, points.device)], n_points)  # (S, max n_points, C)
-    exists = torch.arange(p.shape[1], device=p.device) < torch.tensor(n_points, device=p.device)[:, None]
+    there, first = (
+        torch.tensor(each).to(p.device, non_blocking=True) for each in (list(n_points), offsets(n_points)[:-1])
+    )
+    exists = torch.arange(p.shape[1], device=p.device) < there[:, None]
     half = (p.square().sum(-1) / 2).masked_fill(~exists, torch.inf)[:, None]  # (S, 1, max n_points)
     wanted = min(k, p.shape[1])
     step = max(1, cells // max(1, half.numel()))
@@ -43,8 +46,9 @@ def nearest(
         torch.topk(torch.matmul(part, p.transpose(1, 2)) - half, wanted, dim=-1).indices
         for part in q.split(step, dim=1)
     ]
-    first = torch.tensor(offsets(n_points)[:-1], device=p.device)[:, None, None]
-    index = (torch.cat(found, dim=1) + first).flatten(0, 1)[padded_index(counts, p.device)]  # (Q, wanted)
+    index = (torch.cat(found, dim=1) + first[:, None, None]).flatten(0, 1)[
+        padded_index(counts, p.device)
+    ]  # (Q, wanted)
     lengths = bags(counts, n_points, k)
     return index.flatten()[ranges([i * wanted for i in range(len(lengths))], lengths, p.device)]
 

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from foveate import adapter
 from foveate.compress import host_of
-from foveate.errors import FoveateError
-from foveate.loading import REFERENCES, device_of, first_line, load
+from foveate.errors import FoveateError, first_line
+from foveate.loading import REFERENCES, device_of, load
 from foveate.method import Method
 from foveate.methods.adsc import ADSC
 from foveate.models import family_of
@@ -31,11 +31,11 @@ from foveate.serialise import check
 from foveate.terminal import CommandError
 from foveate.training import data
 from foveate.training.collator import Collator
-from foveate.training.curriculum import Compression, Curriculum
+from foveate.training.curriculum import Compression, Curriculum, Progress
 
 #: What a run is and has done; a run that goes on must be the same.
 RECORD = "foveate_training.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = adapter.CHECKPOINTS
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -171,7 +171,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
         args=_arguments(request, device),
         data_collator=collator,
         train_dataset=chats,
-        callbacks=[compression],
+        callbacks=[compression, Progress(tell)],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     tell(f"training {method!r}, {request.curriculum}")

@@ -1,4 +1,4 @@
-"""What share of the tokens a training step keeps: a list of stages, and the callback that changes the method."""
+"""What share of the tokens a training step keeps: a list of stages, callbacks that change the method and tell the loss."""
 
 from __future__ import annotations
 
@@ -110,3 +110,16 @@ class Compression(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+class Progress(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """A line whenever the trainer logs a loss."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Also asked for the summary at the end, which has no loss."""
+        loss = (kwargs.get("logs") or {}).get("loss")
+        if loss is not None:
+            self.tell(f"step {state.global_step} of {state.max_steps}, loss {float(loss):.3f}")

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from foveate import reference
-from foveate.loading import first_line
+from foveate.errors import first_line
 from foveate.reference.exhibits import make_exhibit
 from foveate.reference.model import tiles
 from foveate.reference.scenes import SPLITS
