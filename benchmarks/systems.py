@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,11 +121,17 @@ def peak(options: argparse.Namespace, images: int, method: Method | None) -> int
 def print_peak(model: Any, batch: Any, described: Any) -> None:
     """What `peak` reads."""
     foveate.compress(model, Stride(keep=1.0)).remove()  # loads the code
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = resident("VmRSS")
     if described is not None:
         foveate.compress(model, foveate.method_from_json(described))
     model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(resident("VmHWM") - before)
+
+
+def resident(name: str) -> int:
+    """Bytes, now (``VmRSS``) or at most (``VmHWM``, which unlike `resource`'s does not begin with the parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -96,6 +96,13 @@ def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+def test_the_card_tells_how_to_load_it(trained: Path) -> None:
+    text = (trained / "README.md").read_text()
+    assert f'foveate.compress(model, "{trained.name}")' in text
+    assert "ADSC(keep=" in text
+    assert "PeftModel" not in text
+
+
 def test_progress_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     adsc.train(request(tmp_path / "run", curriculum="constant"), False, said.append)

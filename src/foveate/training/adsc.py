@@ -29,7 +29,7 @@ from foveate.methods.adsc import ADSC
 from foveate.models import family_of
 from foveate.serialise import check
 from foveate.terminal import CommandError
-from foveate.training import data
+from foveate.training import card, data
 from foveate.training.collator import Collator
 from foveate.training.curriculum import Compression, Curriculum, Progress
 
@@ -187,6 +187,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     adapted.peft_config["default"].base_model_name_or_path = request.model
     adapted.save_pretrained(request.out, save_embedding_layers=False)
     adapter.save(request.out, method, host)
+    card.write(request.out, request.model, request.source, method, request.curriculum, done.global_step)
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     _write(request.out, {**record, "steps": done.global_step, "losses": losses, "stages": compression.stages})
     return Trained(request.out, done.global_step, losses, tuple(compression.stages))

@@ -1,0 +1,42 @@
+"""The model card of a trained adapter, for people and for the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foveate.method import Method
+
+_CARD = """---
+base_model: {model}
+library_name: foveate
+tags: [foveate, peft, lora]
+---
+
+# {paper} for {model}
+
+A LoRA adapter, trained with foveate for this model with fewer vision tokens: `{method!r}`. Adapter and method belong
+together:
+
+```python
+import foveate
+
+handle = foveate.compress(model, "{folder}")   # this folder, or its id on the hub
+handle.remove()                                # takes both off
+```
+
+Trained for {steps} steps on `{source}`, curriculum `{curriculum}`; `foveate_training.json` has every setting.
+"""
+
+
+def write(folder: Path, model: str, source: str, method: Method, curriculum: str, steps: int) -> None:
+    """Replace the card that PEFT writes, which knows neither the method nor how to load it."""
+    text = _CARD.format(
+        model=model,
+        paper=method.paper,
+        method=method,
+        folder=folder.name,
+        source=source,
+        curriculum=curriculum,
+        steps=steps,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
