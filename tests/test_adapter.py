@@ -14,7 +14,7 @@ from snapshot import state_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import foveate
-from foveate import ADSC, FastV, adapter
+from foveate import ADSC, IPCV, FastV, adapter
 from foveate.compress import host_of
 from foveate.errors import AdapterError, ConfigError, FoveateError, UnknownNameError, UnsupportedModelError
 
@@ -74,6 +74,32 @@ def test_sums_of_methods_have_adapters_too(tmp_path: Path) -> None:
     source = folder_of("llava", tmp_path / "run", foveate.ToMe() + ADSC())
     with foveate.compress(tiny.model("llava", fresh=True), source) as handle:
         assert handle.method == foveate.ToMe() + ADSC()
+
+
+def test_an_adapter_in_a_sum(family: str, tmp_path: Path) -> None:
+    """What was trained for the language model, behind something in the tower."""
+    source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
+    trained, model = adapted(family), tiny.model(family, fresh=True)
+    with foveate.compress(trained, IPCV() + ADSC(keep=0.4)):
+        expected = tiny.text_logits(trained, batch)
+    stock = tiny.text_logits(model, batch)
+    with foveate.compress(model, f"ipcv + {source}") as handle:
+        assert handle.method == IPCV() + ADSC(keep=0.4)
+        assert torch.equal(tiny.text_logits(model, batch), expected)
+    assert torch.equal(tiny.text_logits(model, batch), stock)
+
+
+def test_sums_that_cannot_be(tmp_path: Path) -> None:
+    source, model = folder_of("llava", tmp_path / "c++"), tiny.model("llava", fresh=True)
+    before = state_of(model)
+    with pytest.raises(ConfigError, match="one adapter at a time"):
+        foveate.compress(model, f"{tmp_path}/a + {tmp_path}/b")
+    with pytest.raises(UnknownNameError, match="'nothing'"):
+        foveate.compress(model, f"nothing + {tmp_path}/a")
+    with pytest.raises(UnknownNameError, match="neither a method, nor a folder"):
+        foveate.compress(model, f"ipcv + {tmp_path}/a")
+    assert state_of(model) == before
+    foveate.compress(model, source).remove()  # a plus sign in a path is no sum
 
 
 def test_the_name_of_a_method_is_not_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

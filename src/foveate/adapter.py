@@ -26,8 +26,8 @@ _BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeErro
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` means a folder or a hub id, and not the name of a method or of a sum of them."""
-    if not text.strip() or text.lower() in methods() or "+" in text:
+    """Whether ``text`` means a folder or a hub id, and not the name of a method."""
+    if not text.strip() or text.lower() in methods():
         return False
     return "/" in text or "\\" in text or Path(text).is_dir()
 

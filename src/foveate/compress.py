@@ -82,7 +82,7 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
         model: a Hugging Face model of a supported family (`foveate.families`), or a PEFT model around one. It stays the
             same object: ``forward`` and ``generate`` take and give what they did.
         method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` wrote, and then the
-            trained adapter is attached too, until `Handle.remove`.
+            trained adapter is attached too, until `Handle.remove`; or a sum with one of these, "ipcv + adapters/adsc".
         options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``.
 
     Raises:
@@ -90,10 +90,11 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
             signal that the model does not have. The model is left as it was.
     """
     if isinstance(method, os.PathLike):
-        return _trained(model, os.fspath(method), options)
-    if isinstance(method, str) and adapter.is_source(method):
-        return _trained(model, method, options)
+        return _trained(model, [os.fspath(method)], options)
     if isinstance(method, str):
+        parts = [method] if os.path.isdir(method) else [part.strip() for part in method.split("+")]
+        if any(map(adapter.is_source, parts)):
+            return _trained(model, parts, options)
         method = make(method, **options)
     elif options:
         raise ConfigError(f"{', '.join(options)}: set options on the method itself, e.g. {type(method).__name__}(...)")
@@ -104,16 +105,21 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
     return Handle(model, method)
 
 
-def _trained(model: nn.Module, source: str, options: dict[str, Any]) -> Handle:
-    """A method and the adapter that was trained with it."""
+def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
+    """The sum of ``parts``, names and one source: a method and the adapter that was trained with it."""
+    source, *others = [part for part in parts if adapter.is_source(part)]
+    if others:
+        raise ConfigError(f"{source!r} and {others[0]!r}: a model takes one adapter at a time")
     if options:
         raise ConfigError(f"{', '.join(options)}: the method in {source!r} has its options already; leave them out")
     target = _vlm(model)
     if target in _attached:
         raise UnsupportedModelError(f"the model already carries {_attached[target].method!r}: remove that handle first")
+    named = {part: make(part) for part in parts if part != source}
     method, undo = adapter.attach(target, source, host_of(target))
     try:
-        return Handle(model, method, undo)
+        first, *rest = [named.get(part, method) for part in parts]
+        return Handle(model, sum(rest, start=first), undo)
     except BaseException:
         undo()
         raise

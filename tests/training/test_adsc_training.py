@@ -99,7 +99,7 @@ def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
 def test_the_card_tells_how_to_load_it(trained: Path) -> None:
     text = (trained / "README.md").read_text()
     assert f'foveate.compress(model, "{trained.name}")' in text
-    assert "ADSC(keep=" in text
+    assert repr(ADSC()) in text
     assert "PeftModel" not in text
 
 
