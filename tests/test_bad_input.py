@@ -231,6 +231,8 @@ PLACES = [
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
     """The context manager takes everything off, and the error passes unchanged."""
+    if site.at == "decode" and family in tiny.gemma.SLIDING:
+        pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     method = At(places=(site,), error=error)
     with (
@@ -284,7 +286,7 @@ def test_static_cache(family: str, method: Method) -> None:
     model.generate(**batch, **greedy, cache_implementation="static")  # leaves its cache on the model
     with left_as_it_was(model, batch), foveate.compress(model, method):
         ids = model.generate(**batch, **greedy)
-        with pytest.raises(UnsupportedCacheError, match=r"StaticLayer.*DynamicCache"):
+        with pytest.raises(UnsupportedCacheError, match=r"Static\w*Layer.*DynamicCache"):
             model.generate(**batch, **greedy, cache_implementation="static")
         assert torch.equal(model.generate(**batch, **greedy), ids)
 

@@ -52,13 +52,14 @@ def test_the_tables_are_those_of_the_code() -> None:
     [
         ("`cls_row`", Site("tower", 2, signals=("cls_row",))),
         ("dropping single patches", Site("tower", 2, unit="patch")),
+        ("`decode` sites", Site("decode", 3)),
     ],
-    ids=["cls_row", "patch"],
+    ids=["cls_row", "patch", "decode"],
 )
 def test_what_the_table_calls_refused_is(family: str, what: str, site: Site) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
     if what in TOOL["refused"](families()[family]):
-        with pytest.raises(FoveateError, match=r"CLS|single patches"):
+        with pytest.raises(FoveateError, match=r"CLS|single patches|not sliding ones"):
             foveate.compress(model, At(site=site)).remove()
         return
     with torch.no_grad(), foveate.compress(model, At(site=site)):
