@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 import pytest
+import test_tiles
 import tiny
 import torch
 from plans import PLANS, ROWS, Received, close, depends_on_text, plan
@@ -21,6 +22,7 @@ from transformers import DynamicCache, PaliGemmaConfig
 
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
+from foveate.models.family import resize_images
 
 GEMMA = tiny.gemma.FAMILIES
 ONE_WAY = {"paligemma": 1, "gemma3": 0}  # the token type of text that sees backwards only
@@ -381,6 +383,45 @@ def test_gemma3_with_fewer_units(impl: str, block: int, mid: bool) -> None:
     for image, units, rows in zip(found, Ragged.kept, expected, strict=True):
         assert (~image[:, 0].isnan()).nonzero().flatten().tolist() == units
         close(image[units], rows)
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5])
+def test_a_resized_image_is_what_the_tower_makes_of_it(impl: str, keep: float) -> None:
+    """Its features stand at the places of the full grid that the report names, and holes everywhere else."""
+    model, batch = tiny.model("gemma3", impl), tiny.inputs("gemma3", ROWS["gemma3"])
+    with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep)) as handle:
+        found = model.get_image_features(batch["pixel_values"]).pooler_output
+        model(**batch)
+        visit = handle.report().visits[0]
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    down = len({i // 4 for i in visit.kept[0]})
+    across = len(visit.kept[0]) // down
+    pixels = resize_images(batch["pixel_values"], down * 2 * tiny.PATCH, across * 2 * tiny.PATCH)
+    with torch.no_grad():
+        patches = tower(pixels, interpolate_pos_encoding=True).last_hidden_state
+        square = patches.view(len(pixels), down, 2, across, 2, -1).mean((2, 4)).flatten(1, 2)
+        rows = projector.mm_soft_emb_norm(square) @ projector.mm_input_projection_weight
+    for image, kept, expected in zip(found, visit.kept, rows, strict=True):
+        assert (~image[:, 0].isnan()).nonzero().flatten().tolist() == list(kept)
+        close(image[list(kept)], expected)
+
+
+@pytest.mark.parametrize("attend", [False, True])
+def test_images_with_different_numbers_of_parked_units(impl: str, attend: bool) -> None:
+    test_tiles.test_tiles_with_different_numbers_of_parked_units("gemma3", impl, attend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", GEMMA)
+def test_gradients_go_through_what_is_left(family: str, dtype: torch.dtype) -> None:
+    test_tiles.test_gradients_go_through_what_is_left(family, dtype)
+
+
+@pytest.mark.parametrize("family", GEMMA)
+def test_without_a_cache(family: str, impl: str) -> None:
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(layers=(0, 3), positions="renumber")):
+        close(model(**batch, use_cache=False).logits, model(**batch).logits)
 
 
 def test_crops_are_spans() -> None:
