@@ -178,13 +178,14 @@ def test_cache_lengths_follow_from_the_grid_alone(family: str, pattern: Any) -> 
     n = int(tiny.visual_mask(family, batch).sum())
     if family in tiny.tiles.FAMILIES:
         pytest.skip("an image is several spans there")
-    shape = (tiny.LLAVA_SIDE, tiny.LLAVA_SIDE) if family == "llava" else tuple(s // 2 for s in tiny.QWEN_GRID)
+    shape = tiny.ONE_SIZE.get(family) or tuple(s // 2 for s in tiny.QWEN_GRID)
     host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
     expected = [len(layer[0]) for layer in walk(method, host, tokens_of(shape))]  # type: ignore[arg-type]
     with torch.no_grad(), foveate.compress(model, method):
         cache = model(**batch, use_cache=True).past_key_values
     text = batch["input_ids"].shape[1] - n
-    assert [layer.keys.shape[-2] - text for layer in cache.layers] == expected
+    held = [min(text + n, tiny.gemma.window(family, i) or text + n) for i, n in enumerate(expected)]
+    assert [layer.keys.shape[-2] for layer in cache.layers] == held
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,8 @@ PLACES = [
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
     """The context manager takes everything off, and the error passes unchanged."""
+    if site.at == "decode" and family in tiny.gemma.SLIDING:
+        pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     method = At(places=(site,), error=error)
     with (
@@ -277,24 +279,33 @@ def test_no_visual_tokens(family: str, impl: str, method: Method) -> None:
                 tiny.text_logits(model, images)
 
 
+def stock_with_a_static_cache(model: Any, batch: dict[str, Tensor], **greedy: Any) -> Tensor:
+    """The ids; transformers 5.16 cannot make the masks of images where layers slide."""
+    try:
+        ids: Tensor = model.generate(**batch, **greedy, cache_implementation="static")
+    except IndexError:
+        pytest.skip("this transformers has no static cache for this family")
+    return ids
+
+
 @pytest.mark.parametrize("method", [Stride(), FastV(), VisionZip(keep=0.5), DyCoke(), ToMe()], ids=lambda m: m.name())
 def test_static_cache(family: str, method: Method) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
     greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
-    model.generate(**batch, **greedy, cache_implementation="static")  # leaves its cache on the model
+    stock_with_a_static_cache(model, batch, **greedy)  # leaves its cache on the model
     with left_as_it_was(model, batch), foveate.compress(model, method):
         ids = model.generate(**batch, **greedy)
-        with pytest.raises(UnsupportedCacheError, match=r"StaticLayer.*DynamicCache"):
+        with pytest.raises(UnsupportedCacheError, match=r"Static\w*Layer.*DynamicCache"):
             model.generate(**batch, **greedy, cache_implementation="static")
         assert torch.equal(model.generate(**batch, **greedy), ids)
 
 
 def test_static_cache_that_nothing_reduces(family: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
-    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, cache_implementation="static")
-    ids = model.generate(**batch, **greedy)
+    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
+    ids = stock_with_a_static_cache(model, batch, **greedy)
     with left_as_it_was(model, batch), foveate.compress(model, Random(keep=1.0)):
-        assert torch.equal(model.generate(**batch, **greedy), ids)
+        assert torch.equal(model.generate(**batch, **greedy, cache_implementation="static"), ids)
 
 
 def spoiled(family: str, how: str) -> dict[str, Tensor]:

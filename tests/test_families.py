@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers import CONFIG_MAPPING
 
 import foveate
 from foveate import Host, Method, Site, Tokens
 from foveate.errors import FoveateError, UnsupportedModelError
-from foveate.models import families
+from foveate.models import families, family_of
+from foveate.models.refused import REFUSED
 from foveate.ops import select
 from foveate.tokens import Reduction
 
@@ -47,18 +49,30 @@ def test_the_tables_are_those_of_the_code() -> None:
     assert all(f"`{family}`" in page for family in families())
 
 
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_why(name: str) -> None:
+    if name not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know it")
+    assert name not in families()
+    assert f"`{name}`" in (ROOT / "docs" / "families.md").read_text()
+    with pytest.raises(UnsupportedModelError, match=f"does not support the model family '{name}', because it") as error:
+        family_of(CONFIG_MAPPING[name]())
+    assert "llava, " in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("what", "site"),
     [
         ("`cls_row`", Site("tower", 2, signals=("cls_row",))),
         ("dropping single patches", Site("tower", 2, unit="patch")),
+        ("`decode` sites", Site("decode", 3)),
     ],
-    ids=["cls_row", "patch"],
+    ids=["cls_row", "patch", "decode"],
 )
 def test_what_the_table_calls_refused_is(family: str, what: str, site: Site) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
     if what in TOOL["refused"](families()[family]):
-        with pytest.raises(FoveateError, match=r"CLS|single patches"):
+        with pytest.raises(FoveateError, match=r"CLS|single patches|not sliding ones"):
             foveate.compress(model, At(site=site)).remove()
         return
     with torch.no_grad(), foveate.compress(model, At(site=site)):

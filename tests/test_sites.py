@@ -105,6 +105,8 @@ SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
 )
 def test_sites_that_make_sense(family: str, site: Site) -> None:
     """Every place takes a method, with no signal and with each that it can give."""
+    if site.at == "decode" and family in tiny.gemma.SLIDING:
+        pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     with left_as_it_was(model, batch), foveate.compress(model, Listening(places=(site,))) as handle:
         model.generate(**batch, max_new_tokens=3)

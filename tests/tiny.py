@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_gemma as gemma
 import tiny_tiles as tiles
 import torch
 from PIL import Image
@@ -64,11 +65,13 @@ CLASSES: dict[str, Any] = {
     "glm4v_moe": Glm4vMoeForConditionalGeneration,
     "glm46v": Glm46VForConditionalGeneration,
     **tiles.CLASSES,
+    **gemma.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
+SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
@@ -77,6 +80,7 @@ BLOCKS = 4
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
 QWEN_GRID = (6, 8)  # patches: 12 tokens
+ONE_SIZE = {"llava": (LLAVA_SIDE, LLAVA_SIDE), **gemma.TOKENS}  # tokens down and across, where all images have the same
 
 SPECIAL = (
     *("<pad>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
@@ -88,8 +92,10 @@ IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
     **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
     "internvl": "<IMG_CONTEXT>",
+    **gemma.IMAGE_TEXT,
 }
-IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in PACKED else text] for family, text in IMAGE_TEXT.items()}
+PLACEHOLDER = {**IMAGE_TEXT, **dict.fromkeys(PACKED, "<|image_pad|>"), **gemma.IMAGE_TOKEN}
+IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 
 Item = int | str | tuple[int, ...]
@@ -115,6 +121,8 @@ def config(family: str, **text: Any) -> Any:
     text = usual | text
     if family in tiles.FAMILIES:
         return tiles.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
+    if family in gemma.FAMILIES:
+        return gemma.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family == "llava":
         clip = dict(
             model_type="clip_vision_model",
@@ -222,7 +230,7 @@ def _special(family: str) -> dict[str, Any]:
     glm = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     internvl = {"start_image_token": "<img>", "end_image_token": "</img>"}
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    names = {**dict.fromkeys(GLM, glm), "internvl": internvl}.get(family)
+    names = {**dict.fromkeys(GLM, glm), "internvl": internvl, **gemma.SPECIAL}.get(family)
     if names is None:
         return {"additional_special_tokens": list(SPECIAL[2:])}
     rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
@@ -255,6 +263,11 @@ def processor(family: str) -> ProcessorMixin:
             kind(images, tokenizer, **options).save_pretrained(folder)
             return AutoProcessor.from_pretrained(folder, backend="pil")
         return _in_parts(folder, kind, images, tokenizer, **options)
+    if family in gemma.FAMILIES:
+        tokenizer.bos_token = gemma.BOS
+        images, kind, options = gemma.parts(family)
+        kind(images, tokenizer, **options).save_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, backend="pil")
     kinds: dict[str, tuple[Any, str]] = {
         "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
@@ -332,6 +345,8 @@ def inputs(
                 text += [IMAGE_TEXT[family]]
                 images[-1].append(_draw(family, item, generator))
         texts.append(" ".join(text))
+    if family in gemma.FAMILIES:
+        return dict(gemma.process(family, processor(family), images, texts, padding_side))
     images = [row for row in images if row]
     flat: Any = images if family == "llava_onevision" else [image for row in images for image in row]
     processed = processor(family)(
@@ -354,11 +369,22 @@ def inputs(
 
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
-    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else tiles.USUAL.get(family, QWEN_GRID)
+    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else (tiles.USUAL | gemma.USUAL).get(family, QWEN_GRID)
     height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
     return Image.fromarray((ramp + noise).to(torch.uint8).numpy())
+
+
+def longer(family: str, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The batch with ``ids (B, L + n)``, its own and ``n`` generated ones."""
+    n = ids.shape[1] - batch["input_ids"].shape[1]
+    of_text = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": gemma.types_of_generated(family)}
+    return {
+        **batch,
+        **{name: nn.functional.pad(batch[name], (0, n), value=of_text[name]) for name in of_text if name in batch},
+        "input_ids": ids,
+    }
 
 
 def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """The tables of docs/families.md, from what families declare and sites give: ``python tools/family_tables.py`` writes them.
 
-Numbers of blocks are those of transformers' default config of a family; a model's own config says its own.
+Numbers of blocks are those of transformers' default config of a family, where that is one of its models; a model's own config
+says its own.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from transformers import CONFIG_MAPPING
 
 from foveate.models import families
 from foveate.models.family import Family
-from foveate.runtime.attach import SIGNALS
+from foveate.runtime.attach import SIGNALS, kinds_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
+#: where the default config does not fit together
+SHIPPED = {"gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}}}
 PLACES = {
     "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
     "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
     "tower_output": "after the last block that is read",
     "lm_entry": "where features and text meet",
     "decoder": "before any layer",
-    "decode": "the cache, at every generated token; one such site on a model",
+    "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }
 
 
@@ -41,8 +44,12 @@ def site_table() -> str:
     return _table(("place", "where", "signals"), rows)
 
 
+def _config(family: Family) -> Any:
+    return CONFIG_MAPPING[family.model_type](**SHIPPED.get(family.model_type, {}))
+
+
 def _family(family: Family) -> tuple[str, ...]:
-    config: Any = CONFIG_MAPPING[family.model_type]()
+    config = _config(family)
     tower, vision = family.tower, config.vision_config
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
@@ -66,7 +73,9 @@ def _between(family: Family) -> Iterable[str]:
     if tower.neck:
         yield "a norm and a convolution before the merger"
     if tower.joins:
-        yield "patches are joined before the projector"
+        yield {"before": "patches are joined before the projector", "inside": "the projector pools patches"}[
+            tower.joins
+        ]
     for name, arrangement in tower.arrangements.items():
         if "video" in name:
             yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
@@ -76,11 +85,13 @@ def _between(family: Family) -> Iterable[str]:
 
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
-    config: Any = CONFIG_MAPPING[family.model_type]()
+    config = _config(family)
     if not family.tower.leading:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:
         yield "dropping single patches"
+    if any("sliding" in kind for kind in kinds_of(config)):
+        yield "`decode` sites"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -122,7 +122,8 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
-    projector = _weights(base.get_submodule(spec.output)) + sum(map(_weights, neck)) + in_neck
+    output = base.get_submodule(spec.output)
+    projector = _weights(output) + _own_matrices(output) + sum(map(_weights, neck)) + in_neck
     taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
     now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
     full["projector"] = trace.full_output_rows * (projector + sum(taps))
@@ -189,6 +190,12 @@ def _experts(module: nn.Module) -> int:
     stacked = [p for p in module.parameters() if p.dim() == 3]
     router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
     return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
+
+
+def _own_matrices(module: nn.Module) -> int:
+    """2 x entries of the matrices that a module holds itself, not in a linear layer."""
+    is_linear = hasattr(module, "in_features")
+    return 0 if is_linear else sum(2 * p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
 
 
 def _conv_weights(module: nn.Module) -> int:

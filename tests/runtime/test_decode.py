@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import tiny
 import torch
 from plans import ROWS, close
@@ -12,6 +13,11 @@ from test_identity import generate
 
 import foveate
 from foveate import DyCoke
+
+
+@pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.gemma.SLIDING])
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_prefill_is_untouched_and_decode_sees_less(family: str, impl: str) -> None:

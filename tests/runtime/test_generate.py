@@ -28,7 +28,7 @@ FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", 
 
 @FEW
 def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
-    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
+    if family in tiny.SEVERAL and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
@@ -41,18 +41,14 @@ def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
 
 def test_beams_follow_the_scores(family: str) -> None:
     """The score that beam search reports is that of the sequence in one full forward."""
-    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
+    if family in tiny.SEVERAL and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
         out: Any = generate(
             model, batch, num_beams=4, output_scores=True, return_dict_in_generate=True, length_penalty=0.0
         )
-        longer = dict(batch, input_ids=out.sequences)
-        for name in ("attention_mask", "mm_token_type_ids"):
-            if name in batch:
-                longer[name] = torch.nn.functional.pad(batch[name], (0, 4), value=int(name == "attention_mask"))
-        logits = model(**longer).logits[0, -5:-1].log_softmax(-1)
+        logits = model(**tiny.longer(family, batch, out.sequences)).logits[0, -5:-1].log_softmax(-1)
     close(logits.gather(1, out.sequences[0, -4:, None]).sum(), out.sequences_scores[0])
 
 
@@ -82,6 +78,8 @@ def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["vtw+stride", "tome", "visionzip", "vtw", "downsample", "renumber"])
 def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
     """Whatever is decided from a token alone, or before the language model, is the same in chunks."""
+    if family in tiny.gemma.FAMILIES:
+        pytest.skip("a chunk does not see the rest of an image or prefix in stock code; see test_both_ways")
     special = {
         "vtw+stride": foveate.VTW(layer=3) + foveate.Stride(keep=1.0),
         "renumber": foveate.VTW(layer=2, positions="renumber"),
@@ -110,10 +108,10 @@ def test_chunked_budgets_are_exact(family: str, method: foveate.Method, chunk: i
     with torch.no_grad(), foveate.compress(model, method):
         whole: Any = generate(model, batch, return_dict_in_generate=True)
         cut: Any = generate(model, batch, prefill_chunk_size=chunk, return_dict_in_generate=True)
-    # A chunk of which nothing is left still leaves one entry of padding: what counts is what attention may see.
-    assert [held(entry) for entry in cut.past_key_values.layers] == [
-        held(entry) for entry in whole.past_key_values.layers
-    ]
+    # A chunk of which nothing is left still leaves one entry of padding: what counts is what attention may see. (Of that, a
+    # sliding entry has some more or less beyond its window.)
+    for layers in zip(cut.past_key_values.layers, whole.past_key_values.layers, strict=True):
+        assert layers[0].is_sliding or len({held(entry) for entry in layers}) == 1
 
 
 def held(entry: Any) -> int:
@@ -128,6 +126,10 @@ def held(entry: Any) -> int:
 @pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "vtw", "visionzip"])
 def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     """Two turns on one cache equal both in one prompt, and the second image is reduced too."""
+    if family == "paligemma":
+        pytest.skip("a prefix sees all of itself: two of them are not one; see test_both_ways")
+    if family in tiny.gemma.SLIDING and not HANDS_OVER_FEATURES:
+        pytest.skip("the masks of this transformers do not fit the sliding layers of a later turn")
     model = tiny.model(family)
     image = (8, 8) if family in tiny.PACKED else "image"
     rows = [[3, image, 5, image, 4]]
@@ -136,6 +138,8 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     cut = int(placeholder.nonzero()[0]) + int(placeholder.sum()) // 2 + (3 if family in tiny.PACKED else 2)
     first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
     second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
+    if "token_type_ids" in both:  # stock code reads them by position, so a turn brings those of the turns before, too
+        first["token_type_ids"], second["token_type_ids"] = both["token_type_ids"][:, :cut], both["token_type_ids"]
     half = len(both["pixel_values"]) // 2
     first |= {"pixel_values": both["pixel_values"][:half]}
     second |= {"pixel_values": both["pixel_values"][half:], "attention_mask": both["attention_mask"]}
@@ -176,8 +180,12 @@ def test_prompt_lookup_decoding(family: str, plan: str) -> None:
 
 def test_cropping_into_the_reduced_part(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:2])
+    cache: Any = transformers.DynamicCache(config=model.config)
+    cache.activate_past_recording()  # what has slid out of a window could not come back otherwise
+    if family == "paligemma":
+        batch["token_type_ids"][:, -2:] = 1  # a suffix: the prefix would see it
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
-        cache = model(**batch).past_key_values
+        model(**batch, past_key_values=cache)
         length = batch["input_ids"].shape[1]
         cache.crop(-2)
         assert cache.get_seq_length() == length - 2
@@ -204,6 +212,8 @@ def test_inputs_embeds(family: str) -> None:
         given = {**{k: v for k, v in batch.items() if k != "input_ids"}, "inputs_embeds": embeds}
         close(model(**given).logits[:, -1], expected)
         assert handle.report().layer_tokens == tokens
+        if family in tiny.gemma.FAMILIES:
+            return  # stock generate() takes none there
         generated: Any = model.generate(
             **given, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
@@ -226,6 +236,8 @@ def test_features_computed_beforehand(family: str, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "visionzip", "vtw", "renumber"])
 def test_two_turns_of_generate(family: str, plan: str) -> None:
     """A continued chat holds as much as the whole chat at once; in LLaVA, whose positions allow it, it says the same."""
+    if family == "paligemma":
+        pytest.skip("a prefix sees all of itself: two of them are not one; see test_both_ways")
     model, image = tiny.model(family), (8, 8) if family in tiny.PACKED else "image"
     both = tiny.inputs(family, [[3, image, 5, image, 4]])
     visual = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
@@ -243,6 +255,8 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
         if family in tiny.PACKED:
             made["image_grid_thw"] = both["image_grid_thw"][images]
             made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
+        if "token_type_ids" in both:
+            made["token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
         return made
 
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):

@@ -8,6 +8,7 @@ from functools import cache
 
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Family
+from foveate.models.refused import REFUSED
 
 
 @cache
@@ -19,8 +20,13 @@ def families() -> dict[str, Family]:
 
 
 def family_of(config: object) -> Family:
-    """The spec for a model's config; `UnsupportedModelError` lists what there is."""
+    """The spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
     model_type = getattr(config, "model_type", None)
+    if model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"foveate does not support the model family {model_type!r}, because {REFUSED[model_type]}; it supports "
+            f"{', '.join(families())}"
+        )
     if model_type not in families():
         raise UnsupportedModelError(
             f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}"

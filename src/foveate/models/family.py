@@ -6,8 +6,8 @@ Between the rows of the tower and the placeholders of the prompt stands stock co
   what methods see as tokens, and stay or go whole;
 * modules before it (`Tower.neck`), and modules that make features of the rows between two blocks as it does after the last
   (`Tower.taps`), which the language model adds between its layers (`Decoder.deepstack`);
-* stock code may put the patches of a unit together itself, before that module (`Tower.joins`: pixel shuffle), or pool them
-  (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
+* stock code may put the patches of a unit together itself, out of rows in raster order (`Tower.joins`: pixel shuffle, pooling),
+  or pool units (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
 * stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
   rows in between), after which the language model sees other spans than the tower.
 """
@@ -88,9 +88,9 @@ class Tower:
         layout: ``padded`` ``(images, tokens, C)`` or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that become one token.
-        joins: stock code puts the patches of a unit together before the output module, out of rows that stand in raster
-            order of the patches (padded layout only); otherwise the output module itself does, and a packed tower has the
-            patches of a unit one after another.
+        joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
+            (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
+            tower has the patches of a unit one after another.
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
             Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
@@ -134,7 +134,7 @@ class Tower:
     fused: bool = False
     leading: int = 0
     ffn_scale: str = ""
-    joins: bool = False
+    joins: Literal["", "before", "inside"] = ""
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
@@ -150,6 +150,8 @@ class Decoder:
         layers, norm, rotary, attention: names under it (attention: under a layer).
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
             axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
+        kinds: field of the language model's config with the kind of each layer, which `rotary` takes as a further argument;
+            "" where all layers have the same rotary embeddings.
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
         complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
@@ -163,6 +165,7 @@ class Decoder:
     layer_args: Mapping[str, int | str] = field(
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )
+    kinds: str = ""
     deepstack: tuple[str, str] | tuple[()] = ()
     complete: tuple[str, ...] = ()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InputError, UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
@@ -24,6 +25,8 @@ class LayerArguments:
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
         self.family, self.spec, self.renumber = family, family.decoder, renumber
         self.rotary = model.get_submodule(family.decoder.rotary)
+        config: Any = model.config
+        self.kinds: Sequence[str] = getattr(config, self.spec.kinds) if self.spec.kinds else ()
 
     def advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
@@ -38,18 +41,24 @@ class LayerArguments:
             old = call.memo.once(f"last {held.length}", (old,), lambda: held)
         if layout is None:
             entry.kv = call.memo.once("append", (old,), lambda: old.append(call.length))
-            return entry.kv if window is None else entry.kv.last(window + call.length)
+            return self._seen(call, entry.kv, window, call.length)
         shift = old.shift
         if self.renumber and call.reduced is not None:
             _, here = self._renumbered(call)
             shift = here if shift is None else call.memo.once("shift", (here, shift), partial(torch.add, here, shift))
         name = "watched rows" if watching else "rows"
         entry.kv = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
-        return entry.kv if window is None else entry.kv.last(window + layout.width)
+        return self._seen(call, entry.kv, window, layout.width)
+
+    @staticmethod
+    def _seen(call: DecoderPass, kv: KVIndex, window: int | None, new: int) -> KVIndex:
+        """What attention sees of an entry that ``new`` tokens join, and which holds no more than ``window`` of the past."""
+        return kv if window is None else call.memo.once(f"seen {window + new}", (kv,), lambda: kv.last(window + new))
 
     def derive(
         self,
         call: DecoderPass,
+        i: int,
         layer: nn.Module,
         entry: Any,
         keys: KVIndex | None,
@@ -57,9 +66,10 @@ class LayerArguments:
         args: Any,
         kwargs: Any,
     ) -> dict[str, Any]:
-        """The keyword arguments of a layer whose attention sees ``keys``."""
+        """The keyword arguments of layer ``i``, whose attention sees ``keys``."""
         if keys is None:
             return dict(kwargs)
+        self._refuse_windows(layer, entry, keys)
         new, layout = dict(kwargs), call.reduced
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
@@ -75,10 +85,25 @@ class LayerArguments:
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
         if self.renumber and (layout is not None or keys.shift is not None):
+            kind = (self.kinds[i],) if self.kinds else ()
             new["position_embeddings"] = call.memo.once(
-                "rotary", (layout, keys.shift), lambda: self._rotary(call, keys, hidden)
+                f"rotary {kind}", (layout, keys.shift), lambda: self._rotary(call, keys, hidden, kind)
             )
         return new
+
+    def _refuse_windows(self, layer: nn.Module, entry: Any, keys: KVIndex) -> None:
+        """Flash kernels count a window in keys that are there; it is one of positions, like every mask."""
+        attention: Any = layer.get_submodule(self.spec.attention)
+        if "flash" not in real_implementation(attention.config):
+            return
+        window = getattr(attention, "sliding_window", None) or (
+            entry.window if isinstance(entry, CompactMixin) else None
+        )
+        if window is not None and keys.total > window:
+            raise UnsupportedModelError(
+                f"flash attention slides a window of {window} tokens over those that are left, which is not the window of this "
+                "model: use sdpa or eager attention, or prompts shorter than the window"
+            )
 
     def _refuse_unknown(self, call: DecoderPass, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """A tensor as long as the sequence that the family does not describe would not fit the tokens present."""
@@ -105,8 +130,9 @@ class LayerArguments:
             q = View(layout.index, layout.valid)
         else:
             q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
-        kind = kind_of(real_implementation(layer.get_submodule(self.spec.attention).config))
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype)
+        attention: Any = layer.get_submodule(self.spec.attention)
+        kind, causal = kind_of(real_implementation(attention.config)), getattr(attention, "is_causal", True)
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=bool(causal))
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout
@@ -119,7 +145,7 @@ class LayerArguments:
             )
         return call.memo.once("renumbered", (layout,), lambda: renumbered(ids, layout, call.present))
 
-    def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor) -> Any:
+    def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor, kind: tuple[str, ...]) -> Any:
         """Rotary embeddings of renumbered tokens; tokens cached before may have moved the start already."""
         if call.reduced is not None:
             ids, shift = self._renumbered(call)
@@ -129,7 +155,7 @@ class LayerArguments:
             ids, earlier = call.position_ids, keys.shift
         if earlier is not None:
             ids = ids - earlier[None, :, None]
-        return self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0])
+        return self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *kind)
 
 
 def _take(value: Any, axis: int, layout: Rows) -> Any:

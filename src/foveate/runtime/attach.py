@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -175,6 +176,10 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         )
     if site.at == "decode" and site.layer == 0:
         raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
+    if site.at == "decode" and any("sliding" in kind for kind in kinds_of(config)[site.layer - 1 :]):
+        raise UnsupportedSiteError(
+            f"{name}: decode sites need full-attention layers, not sliding ones as in {host.family!r}"
+        )
     if site.where == "mid" and site.at != "tower":
         raise UnsupportedSiteError(f'{name}: where="mid" is inside a vision block; {site.at} has no such place')
     if site.action == "attend" and (site.at != "tower" or site.where != "before"):
@@ -192,6 +197,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise ConfigError(
             f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
         )
+
+
+def kinds_of(config: Any) -> Sequence[str]:
+    """The kind of attention of every decoder layer, where the config says so."""
+    return getattr(config.get_text_config(), "layer_types", None) or ()
 
 
 def _refuse_compiled(model: nn.Module) -> None:

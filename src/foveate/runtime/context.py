@@ -113,6 +113,7 @@ class Inputs:
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
+    mask: Tensor | None = None  # ``(B, T)`` attention mask, as long as that is what it is
 
 
 @dataclass
@@ -126,7 +127,7 @@ class TowerPass:
         layout: tokens present, once a site has acted.
         tapped: the tokens that the tap running now sees.
         masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
-        pooled: rows that the output module saw where stock code pools before it, else None.
+        pooled: rows that the output module makes where stock code pools, in it or before it, else None.
         joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
+from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of, window_of
 from foveate.runtime.context import Action, Context, DecoderPass, Hooks, Inputs, first_argument, replace_first
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
@@ -95,12 +95,14 @@ class DecoderHooks:
             last, brings = self.context.trace, bool(inputs.modalities)
             self.context.trace = Trace(grid=last.grid, views=last.views) if brings else Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
-        if isinstance(mask, Tensor) and mask.dim() == 2:
+        if not (isinstance(mask, Tensor) and mask.dim() == 2):
+            mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding
+        if mask is not None:
             call.present = mask[:, -call.length :].bool()
         self.context.decoder = call
         if not self.reduces:
-            for _ in self.layers:  # no layer is hooked: all of them are stock
-                self._log(call, embeds, None, None)
+            for i in range(len(self.layers)):  # no layer is hooked: all of them are stock
+                self._log(call, embeds, None, entry_of(cache, i) if past else None)
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
         if not (self.reduces and inputs.modalities):
@@ -161,7 +163,7 @@ class DecoderHooks:
         self._read(call, i, layer, hidden, keys)
         if keys is None and hidden is given:
             return None
-        kwargs = self.arguments.derive(call, layer, entry, keys, hidden, args, kwargs)
+        kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def _sites(self, call: DecoderPass, i: int, hidden: Tensor) -> Tensor:
@@ -276,12 +278,13 @@ class DecoderHooks:
         return None if layout is None else layout.scatter(output, layout.full)
 
     def _log(self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
-        n_keys = call.past + call.length if keys is None else keys.length
+        full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
+        n_keys = full if keys is None else keys.length
         if isinstance(entry, CompactMixin) and entry.visible is not None:
             n_keys = entry.visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = None if call.layout is None else len(call.layout.tokens)
-        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length, visual))
+        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, full, visual))
 
 
 def _is_flash(attention: Any) -> bool:
@@ -308,6 +311,6 @@ def _weigh(trace: Trace, cache: Any) -> None:
         size = keys.nbytes + entry.values.nbytes
         held += size
         lengths.append(keys.shape[-2])
-        total = entry.kv.total if isinstance(entry, CompactMixin) else keys.shape[-2]
+        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
         full += size // keys.shape[-2] * total
     trace.kv_bytes, trace.full_kv_bytes, trace.kv_lengths = held, full, lengths

@@ -39,7 +39,9 @@ class Entry:
             for pixels in self.family.modalities
             if kwargs.get(pixels) is not None or encoded.get(_OUTPUTS[pixels]) is not None
         )
-        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings)
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings, mask)
 
     def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor) -> Tensor:
         """Note what arrives in ``embeds (B, L, C)``; the same without holes."""

@@ -11,7 +11,7 @@ from foveate.models.family import Grid
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
-from foveate.runtime.layout import Packed, Rows, frames, numbered, starts, take_rows, tokens_of, whole
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, numbered, starts, take_rows, tokens_of, whole
 from foveate.runtime.trace import tick
 from foveate.tokens import Reduction, Tokens
 
@@ -58,7 +58,7 @@ def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
     return (tokens.coords[:, 1:] + 0.5) * scale - 0.5
 
 
-# -- stock code puts the patches of a unit together, before the output module ---------------------------------------------
+# -- stock code puts the patches of a unit together, before the output module or in it -------------------------------------
 
 
 def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, leading: int) -> Tensor:
@@ -81,6 +81,15 @@ def present_units(call: TowerPass, x: Tensor) -> Tensor:
     counts = frames(call.grid_now).sizes if call.layout is None else call.layout.tokens.counts
     call.joined, take = whole(tokens, x.shape[0], x.shape[1], leading=0, unit=1).reduce(Reduction(kept, counts))
     return x if take is None else take_rows(x, take)
+
+
+def without_missing(call: TowerPass, x: Tensor) -> Tensor:
+    """Rows ``(B, P, C)`` of all units, holes where a unit is missing."""
+    kept = kept_units(call, x.device)
+    if kept is None:
+        return x
+    present = torch.zeros(x.shape[:2].numel(), dtype=torch.bool, device=x.device).index_fill(0, kept, True)
+    return torch.where(present.view(*x.shape[:2], 1), x, x.new_full((), HOLE))
 
 
 # -- the record -----------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def derive(
         past: tokens of it that were cached before this forward.
         kind: form of the result.
         dtype: of a ``float`` result.
-        causal: whether a stock mask of None means causal attention (decoders) or full attention (towers).
+        causal: whether a stock mask of None means causal attention, or full attention (towers, prefix-LM decoders).
     """
     if mask is None:
         return _built(queries, keys, past, kind, dtype, causal)

@@ -163,17 +163,17 @@ class Probe:
 
     @staticmethod
     def _read(reading: Reading, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        scaling, cap = kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.get("softcap")
         causal = kwargs.get("is_causal")
         causal = (getattr(module, "is_causal", True) if causal is None else causal) and mask is None
         with torch.no_grad():
             for name, slots in reading.queries.items():
-                rows = attention(query, key, mask, scaling, causal, slots)
+                rows = attention(query, key, mask, scaling, causal, slots, cap)
                 rows = rows if name != "text_rows" else rows.mean(1, keepdim=True)
                 reading.seen.rows.setdefault(name, []).append(rows)
                 reading.seen.flops += 2 * query.shape[1] * slots.numel() * key.shape[2] * key.shape[3]
             if "received" in reading.signals:
-                reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid))
+                reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid, cap))
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
 
 
@@ -236,7 +236,9 @@ def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tu
         yield q, k, None
 
 
-def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, slots: Tensor) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, slots: Tensor, cap: float | None = None
+) -> Tensor:
     """Attention of a few queries: ``softmax(q k^T * scaling + mask)``.
 
     Args:
@@ -246,6 +248,7 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
         scaling: of the logits.
         causal: whether None means that query ``i`` sees keys up to ``i + K - Q``.
         slots: ``(B, R)`` queries; a negative one gives a row of zeros.
+        cap: logits are squeezed between this and its negative (soft capping), or None.
 
     Returns:
         ``(B, H, R, K)`` fp32.
@@ -257,6 +260,7 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
     q = query.gather(2, slots[:, None, :, None].expand(batch, heads, -1, width))
     q = q.view(batch, groups, heads // groups * slots.shape[1], width)
     logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * scaling
+    logits = logits if cap is None else (logits / cap).tanh() * cap
     if mask is None:
         if causal and n_queries > 1:
             limit = slots + (n_keys - n_queries)
@@ -275,14 +279,22 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
     return logits.softmax(-1).nan_to_num().masked_fill(missing[:, None, :, None], 0.0)
 
 
-def received(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, valid: Tensor | None) -> Tensor:
+def received(
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    scaling: float,
+    causal: bool,
+    valid: Tensor | None,
+    cap: float | None = None,
+) -> Tensor:
     """Mean over heads and (valid) queries of the attention that each key receives: ``(B, K)`` fp32."""
     batch, _, n_queries, _ = query.shape
     total = torch.zeros(batch, key.shape[2], device=query.device)
     weight = torch.ones(batch, n_queries, device=query.device) if valid is None else valid.float()
     for start in range(0, n_queries, _CHUNK):
         slots = torch.arange(start, min(start + _CHUNK, n_queries), device=query.device).expand(batch, -1)
-        rows = attention(query, key, mask, scaling, causal, slots).mean(1)  # (B, R, K)
+        rows = attention(query, key, mask, scaling, causal, slots, cap).mean(1)  # (B, R, K)
         total += (rows * weight[:, start : start + _CHUNK, None]).sum(1)
     return total / weight.sum(1, keepdim=True).clamp(min=1)
 

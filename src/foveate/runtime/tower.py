@@ -21,7 +21,7 @@ from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units
+from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units, without_missing
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
 from foveate.runtime.parking import Lot
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
@@ -386,7 +386,7 @@ class TowerHooks:
             return None
         x = args[0]
         if self.spec.joins:
-            return (present_units(call, x), *args[1:]), kwargs
+            return ((present_units(call, x), *args[1:]), kwargs) if self.spec.joins == "before" else None
         arranged = self.context.arranged
         if arranged is not None and self._pools:
             return (arranged.pool(call.grid, left_of(call, x.device), x), *args[1:]), kwargs
@@ -415,8 +415,10 @@ class TowerHooks:
             return layout.scatter(output, HOLE)
         if self.spec.layout == "packed":
             return None
-        if self.spec.joins:
+        if self.spec.joins == "before":
             output = output if call.joined is None else call.joined.scatter(output, call.joined.full, fill=HOLE)
+        elif self.spec.joins:
+            output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
         elif layout is not None and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
         if call.grid_now != call.grid and not (self.spec.joins or self._pools):
