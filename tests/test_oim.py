@@ -235,7 +235,7 @@ def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
         cos = kwargs["position_embeddings"][0]
         found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
-    hook = model.model.language_model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    hook = tiny.language_model(model).layers[0].register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(**batch)
     hook.remove()
@@ -260,7 +260,7 @@ def test_kept_is_the_centroid(family: str) -> None:
     if family in tiny.tiles.ANYRES:
         pytest.skip("an image is several spans there; test_tiles follows merged tokens through tiles")
     model = tiny.model(family)
-    batch = tiny.inputs(family, [[3, (8, 8) if family == "internvl" else "image", 5]])
+    batch = tiny.inputs(family, [[3, (8, 8) if family in tiny.tiles.JOINED else "image", 5]])
     stock = rotary_of_layers(model, batch)[0]
     Watched.seen.clear()
     with foveate.compress(model, Watched(merge=0.5)):

@@ -84,9 +84,10 @@ SPECIAL = (
 )
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
+    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS), "<image>"),
     "internvl": "<IMG_CONTEXT>",
 }
 IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in PACKED else text] for family, text in IMAGE_TEXT.items()}
@@ -101,7 +102,7 @@ Item = int | str | tuple[int, ...]
 def config(family: str, **text: Any) -> Any:
     """The config of a tiny model; ``text`` overrides fields of its language model."""
     usual: dict[str, Any] = dict(
-        vocab_size=len(TOKEN_ID),
+        vocab_size=len(TOKEN_ID) + len(MORE.get(family, ())),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=LAYERS,
@@ -179,7 +180,19 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
 
 def tower(model: Any) -> Any:
     """The vision tower."""
-    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    names = ("visual", "vision_tower", "vision_model")
+    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
+
+
+def language_model(model: Any) -> Any:
+    """The language model without its head."""
+    return model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+
+
+def projector(model: Any) -> Any:
+    """The linear layers between a padded tower and the language model."""
+    inner = model.model
+    return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
 
 
 def blocks(model: Any) -> list[Any]:
@@ -192,7 +205,7 @@ def blocks(model: Any) -> list[Any]:
 def end(model: Any) -> Any:
     """What sees the patches that the last of these blocks puts out."""
     if not hasattr(model.model, "visual"):
-        return model.model.multi_modal_projector
+        return projector(model)
     return getattr(tower(model), "post_layernorm", tower(model).merger)
 
 
@@ -224,7 +237,7 @@ def _special(family: str) -> dict[str, Any]:
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     names = {**dict.fromkeys(GLM, glm), "internvl": internvl}.get(family)
     if names is None:
-        return {"additional_special_tokens": list(SPECIAL[2:])}
+        return {"additional_special_tokens": [*SPECIAL[2:], *MORE.get(family, ())]}
     rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
     return {"extra_special_tokens": names | rest}
 
@@ -232,7 +245,8 @@ def _special(family: str) -> dict[str, Any]:
 @cache
 def processor(family: str) -> ProcessorMixin:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
-    words = Tokenizer(models.WordLevel(TOKEN_ID, unk_token="<unk>"))
+    more = {word: i for i, word in enumerate(MORE.get(family, ()), start=len(TOKEN_ID))}
+    words = Tokenizer(models.WordLevel(TOKEN_ID | more, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -359,6 +373,18 @@ def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
     return Image.fromarray((ramp + noise).to(torch.uint8).numpy())
+
+
+def of_images(family: str, batch: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
+    """What a batch of one row with two equal images says of some of them."""
+    made: dict[str, Tensor] = {}
+    for name in ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"):
+        if name not in batch:
+            continue
+        given, axis = batch[name], int(family in tiles.IDEFICS)
+        half = given.shape[axis] // 2 if name != "batch_num_images" else 0  # (they were cut for one prompt)
+        made[name] = given.narrow(axis, which.start * half, (which.stop - which.start) * half) if half else given
+    return made
 
 
 def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:

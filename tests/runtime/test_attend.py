@@ -55,7 +55,7 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         patches = x[:, 1:] if family in tiny.CLS and module is not end else x
-        if family == "internvl" and module is not end:  # unit by unit, as methods see them
+        if family in tiny.tiles.JOINED and module is not end:  # unit by unit, as methods see them
             side = int(patches.shape[1] ** 0.5) // 2
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         states.append(patches.flatten(0, -2))
