@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
 from PIL import Image
@@ -64,6 +65,7 @@ CLASSES: dict[str, Any] = {
     "glm4v_moe": Glm4vMoeForConditionalGeneration,
     "glm46v": Glm46VForConditionalGeneration,
     **tiles.CLASSES,
+    **rows_of.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
@@ -72,6 +74,11 @@ GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the pr
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
+PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
+GROUPED = (
+    *tiles.FAMILIES,
+    *PIXTRAL,
+)  # older transformers repeat pixels for beams one by one, and not those of a row as a group
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -87,7 +94,7 @@ TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS), "<image>"),
+    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
     "internvl": "<IMG_CONTEXT>",
 }
 IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in PACKED else text] for family, text in IMAGE_TEXT.items()}
@@ -116,6 +123,8 @@ def config(family: str, **text: Any) -> Any:
     text = usual | text
     if family in tiles.FAMILIES:
         return tiles.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
+    if family in PIXTRAL:
+        return rows_of.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family == "llava":
         clip = dict(
             model_type="clip_vision_model",
@@ -198,7 +207,8 @@ def projector(model: Any) -> Any:
 def blocks(model: Any) -> list[Any]:
     """Its blocks that reach the language model."""
     vision = tower(model)
-    found = vision.blocks if hasattr(vision, "blocks") else next(iter(vision.encoder.children()))
+    inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
+    found = vision.blocks if inner is None else next(iter(inner.children()))
     return list(found)[:BLOCKS]
 
 
@@ -243,7 +253,7 @@ def _special(family: str) -> dict[str, Any]:
 
 
 @cache
-def processor(family: str) -> ProcessorMixin:
+def processor(family: str) -> Any:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
     more = {word: i for i, word in enumerate(MORE.get(family, ()), start=len(TOKEN_ID))}
     words = Tokenizer(models.WordLevel(TOKEN_ID | more, unk_token="<unk>"))
@@ -256,6 +266,9 @@ def processor(family: str) -> ProcessorMixin:
         **_special(family),
     )
     folder = Path(FOLDERS.name, family)
+    if family in PIXTRAL:
+        tokenizer.save_pretrained(folder)
+        return rows_of.Processor(family, PreTrainedTokenizerFast.from_pretrained(folder))
     if family == "llava":
         side = LLAVA_SIDE * PATCH
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})

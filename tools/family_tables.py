@@ -29,6 +29,17 @@ PLACES = {
 }
 
 
+#: config of a family whose model type is another one's, too, as its checkpoints have it
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1}
+}
+
+
+def config_of(family: Family) -> Any:
+    """The default config of a family."""
+    return CONFIG_MAPPING[family.model_type](**CONFIGS.get(family.name, {}))
+
+
 def family_table() -> str:
     """One row per family."""
     head = ("family", "model", "inputs", "one token is", "blocks with sites", "stock code in between", "refused")
@@ -42,12 +53,12 @@ def site_table() -> str:
 
 
 def _family(family: Family) -> tuple[str, ...]:
-    config: Any = CONFIG_MAPPING[family.model_type]()
+    config = config_of(family)
     tower, vision = family.tower, config.vision_config
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
     return (
-        f"`{family.model_type}`",
+        f"`{family.name}`",
         _title(family),
         ", ".join("videos" if "video" in name else "images" for name in family.modalities),
         "a patch" if unit == 1 else f"{unit} patches",
@@ -63,10 +74,10 @@ def _between(family: Family) -> Iterable[str]:
         yield "one layer makes queries, keys and values"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
-    if tower.neck:
-        yield "a norm and a convolution before the merger"
     if tower.joins:
-        yield "patches are joined before the projector"
+        yield "patches are joined " + ("inside" if tower.neck else "before") + " the projector"
+    elif tower.neck:
+        yield "a norm and a convolution before the merger"
     for name, arrangement in tower.arrangements.items():
         if "video" in name:
             yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
@@ -76,7 +87,7 @@ def _between(family: Family) -> Iterable[str]:
 
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
-    config: Any = CONFIG_MAPPING[family.model_type]()
+    config = config_of(family)
     if not family.tower.leading:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:
@@ -86,7 +97,7 @@ def refused(family: Family) -> Iterable[str]:
 
 
 def _title(family: Family) -> str:
-    doc = importlib.import_module(f"foveate.models.{family.model_type}").__doc__ or ""
+    doc = importlib.import_module(f"foveate.models.{family.name}").__doc__ or ""
     return doc.split(":")[0]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import tiny
+import tiny_rows
 import tiny_tiles
 import torch
 from torch import Tensor
@@ -165,6 +166,7 @@ ROWS = {
     **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
     "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
     **tiny_tiles.ROWS,
+    **tiny_rows.ROWS,
 }
 VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
 
