@@ -219,6 +219,26 @@ def test_a_smaller_image_in_the_tower(family: str) -> None:
 
 
 @SINGLE
+@pytest.mark.parametrize("method", [Ragged(last=3), foveate.Downsample(keep=0.5), foveate.ToMe()], ids=repr)
+def test_flops_of_images_of_several_sizes(family: str, method: Method) -> None:
+    """Small images are embedded with their padding, and attention is computed between all of them."""
+    model, batch = tiny.model(family, "eager"), tiny.inputs(family, ROWS[family])
+
+    def counted() -> int:
+        with torch.no_grad(), tiny.flop_counter() as counter:
+            model(**batch)
+        rotary = [ops for name, ops in counter.get_flop_counts().items() if name.endswith("rotary_emb")]
+        return int(counter.get_total_flops()) - sum(sum(ops.values()) for ops in rotary)
+
+    stock = counted()
+    with foveate.compress(model, method) as handle:
+        compressed = counted()
+        report = handle.report()
+    assert stock == sum(report.full_flops.values())
+    assert compressed == sum(report.flops.values())
+
+
+@SINGLE
 def test_images_without_sizes(family: str) -> None:
     """All of the pixels, then; the features of all images are one entry."""
     if family == "mistral3":
