@@ -11,7 +11,7 @@ import torch
 from refusals import ERRORS, ROWS, At, left_as_it_was, refused
 from snapshot import state_of
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM
 
 import foveate
 from foveate import (
@@ -42,6 +42,8 @@ METHODS = [
     *(Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke(), ADSC(), IPCV()),
     foveate.LUVC(),
 ]
+#: whether stock Idefics3 counts placeholders
+COUNTS = hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
 
 
@@ -68,7 +70,7 @@ def test_no_model_at_all(thing: Any) -> None:
 def test_a_part_of_a_model(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        for part in (model.model, model.model.language_model):
+        for part in (model.model, tiny.language_model(model)):
             refused(part, Stride(), UnsupportedModelError)
 
 
@@ -247,7 +249,7 @@ def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
 def test_an_error_of_the_user_inside_a_forward(family: str, method: Method) -> None:
     """Whatever stops a forward, the next one is as if nothing had happened."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    inner = [model.model.language_model.layers[3], model.get_submodule("lm_head")]
+    inner = [tiny.language_model(model).layers[3], model.get_submodule("lm_head")]
     tower = tiny.tower(model)
     inner += [module for module in tower.modules() if type(module).__name__.endswith(("Layer", "Block"))][1:2]
     with left_as_it_was(model, batch), foveate.compress(model, method):
@@ -332,6 +334,8 @@ def spoiled(family: str, how: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("how", ["one placeholder less", "one placeholder more", "one image less"])
 def test_placeholders_that_do_not_match(family: str, method: Method, how: str) -> None:
     """Refused in whatever words, and the next call is as the one before."""
+    if family == "idefics3" and how == "one placeholder less" and not COUNTS:
+        pytest.skip("this transformers does not count them")
     model, batch, bad = tiny.model(family), tiny.inputs(family, ROWS), spoiled(family, how)
     with left_as_it_was(model, batch):
         for call in (tiny.text_logits, lambda model, batch: model.generate(**batch, max_new_tokens=2)):

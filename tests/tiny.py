@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_gemma as gemma
+import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
 from PIL import Image
@@ -66,6 +67,7 @@ CLASSES: dict[str, Any] = {
     "glm46v": Glm46VForConditionalGeneration,
     **tiles.CLASSES,
     **gemma.CLASSES,
+    **rows_of.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
@@ -75,6 +77,11 @@ SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
+PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
+GROUPED = (
+    *SEVERAL,
+    *PIXTRAL,
+)  # older transformers repeat pixels for beams one by one, and not those of a row as a group
 LAYERS = 6
 BLOCKS = 4
 PATCH = 4  # pixels
@@ -88,9 +95,10 @@ SPECIAL = (
 )
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
+MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", "llava_next", "llava_next_video", "llava_onevision"), "<image>"),
+    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
 }
@@ -107,7 +115,7 @@ Item = int | str | tuple[int, ...]
 def config(family: str, **text: Any) -> Any:
     """The config of a tiny model; ``text`` overrides fields of its language model."""
     usual: dict[str, Any] = dict(
-        vocab_size=len(TOKEN_ID),
+        vocab_size=len(TOKEN_ID) + len(MORE.get(family, ())),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=LAYERS,
@@ -123,6 +131,8 @@ def config(family: str, **text: Any) -> Any:
         return tiles.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
     if family in gemma.FAMILIES:
         return gemma.config(family, text, BLOCKS, IMAGE_TOKEN[family])
+    if family in PIXTRAL:
+        return rows_of.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family == "llava":
         clip = dict(
             model_type="clip_vision_model",
@@ -187,20 +197,33 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
 
 def tower(model: Any) -> Any:
     """The vision tower."""
-    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    names = ("visual", "vision_tower", "vision_model")
+    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
+
+
+def language_model(model: Any) -> Any:
+    """The language model without its head."""
+    return model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+
+
+def projector(model: Any) -> Any:
+    """The linear layers between a padded tower and the language model."""
+    inner = model.model
+    return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
 
 
 def blocks(model: Any) -> list[Any]:
     """Its blocks that reach the language model."""
     vision = tower(model)
-    found = vision.blocks if hasattr(vision, "blocks") else next(iter(vision.encoder.children()))
+    inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
+    found = vision.blocks if inner is None else next(iter(inner.children()))
     return list(found)[:BLOCKS]
 
 
 def end(model: Any) -> Any:
     """What sees the patches that the last of these blocks puts out."""
     if not hasattr(model.model, "visual"):
-        return model.model.multi_modal_projector
+        return projector(model)
     return getattr(tower(model), "post_layernorm", tower(model).merger)
 
 
@@ -232,15 +255,16 @@ def _special(family: str) -> dict[str, Any]:
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     names = {**dict.fromkeys(GLM, glm), "internvl": internvl, **gemma.SPECIAL}.get(family)
     if names is None:
-        return {"additional_special_tokens": list(SPECIAL[2:])}
+        return {"additional_special_tokens": [*SPECIAL[2:], *MORE.get(family, ())]}
     rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
     return {"extra_special_tokens": names | rest}
 
 
 @cache
-def processor(family: str) -> ProcessorMixin:
+def processor(family: str) -> Any:
     """The family's processor with a word-level tokenizer, after a round trip through a folder."""
-    words = Tokenizer(models.WordLevel(TOKEN_ID, unk_token="<unk>"))
+    more = {word: i for i, word in enumerate(MORE.get(family, ()), start=len(TOKEN_ID))}
+    words = Tokenizer(models.WordLevel(TOKEN_ID | more, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -250,6 +274,9 @@ def processor(family: str) -> ProcessorMixin:
         **_special(family),
     )
     folder = Path(FOLDERS.name, family)
+    if family in PIXTRAL:
+        tokenizer.save_pretrained(folder)
+        return rows_of.Processor(family, PreTrainedTokenizerFast.from_pretrained(folder))
     if family == "llava":
         side = LLAVA_SIDE * PATCH
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
@@ -385,6 +412,18 @@ def longer(family: str, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tens
         **{name: nn.functional.pad(batch[name], (0, n), value=of_text[name]) for name in of_text if name in batch},
         "input_ids": ids,
     }
+
+
+def of_images(family: str, batch: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
+    """What a batch of one row with two equal images says of some of them."""
+    made: dict[str, Tensor] = {}
+    for name in ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"):
+        if name not in batch:
+            continue
+        given, axis = batch[name], int(family in tiles.IDEFICS)
+        half = given.shape[axis] // 2 if name != "batch_num_images" else 0  # (they were cut for one prompt)
+        made[name] = given.narrow(axis, which.start * half, (which.stop - which.start) * half) if half else given
+    return made
 
 
 def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:

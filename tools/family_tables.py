@@ -20,8 +20,6 @@ from foveate.runtime.attach import SIGNALS, kinds_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
-#: where the default config does not fit together
-SHIPPED = {"gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}}}
 PLACES = {
     "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
     "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
@@ -30,6 +28,16 @@ PLACES = {
     "decoder": "before any layer",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }
+#: what a family's checkpoints have, where the default config does not fit together or is another family's
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
+    "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
+}
+
+
+def config_of(family: Family) -> Any:
+    """The default config of a family."""
+    return CONFIG_MAPPING[family.model_type](**CONFIGS.get(family.name, {}))
 
 
 def family_table() -> str:
@@ -44,17 +52,13 @@ def site_table() -> str:
     return _table(("place", "where", "signals"), rows)
 
 
-def _config(family: Family) -> Any:
-    return CONFIG_MAPPING[family.model_type](**SHIPPED.get(family.model_type, {}))
-
-
 def _family(family: Family) -> tuple[str, ...]:
-    config = _config(family)
+    config = config_of(family)
     tower, vision = family.tower, config.vision_config
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
     return (
-        f"`{family.model_type}`",
+        f"`{family.name}`",
         _title(family),
         ", ".join("videos" if "video" in name else "images" for name in family.modalities),
         "a patch" if unit == 1 else f"{unit} patches",
@@ -70,12 +74,12 @@ def _between(family: Family) -> Iterable[str]:
         yield "one layer makes queries, keys and values"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
-    if tower.neck:
-        yield "a norm and a convolution before the merger"
     if tower.joins:
-        yield {"before": "patches are joined before the projector", "inside": "the projector pools patches"}[
-            tower.joins
-        ]
+        inside = tower.joins == "inside"
+        where = "inside" if tower.neck else "before"
+        yield "the projector pools patches" if inside else f"patches are joined {where} the projector"
+    elif tower.neck:
+        yield "a norm and a convolution before the merger"
     for name, arrangement in tower.arrangements.items():
         if "video" in name:
             yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
@@ -85,7 +89,7 @@ def _between(family: Family) -> Iterable[str]:
 
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
-    config = _config(family)
+    config = config_of(family)
     if not family.tower.leading:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:
@@ -97,7 +101,7 @@ def refused(family: Family) -> Iterable[str]:
 
 
 def _title(family: Family) -> str:
-    doc = importlib.import_module(f"foveate.models.{family.model_type}").__doc__ or ""
+    doc = importlib.import_module(f"foveate.models.{family.name}").__doc__ or ""
     return doc.split(":")[0]
 
 

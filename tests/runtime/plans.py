@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import tiny
 import tiny_gemma
+import tiny_rows
 import tiny_tiles
 import torch
 from torch import Tensor
@@ -167,6 +168,7 @@ ROWS = {
     "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
     **tiny_tiles.ROWS,
     **tiny_gemma.ROWS,
+    **tiny_rows.ROWS,
 }
 VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
 

@@ -55,11 +55,11 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         patches = x[:, 1:] if family in tiny.CLS and module is not end else x
-        if family in tiny.gemma.POOLED or (
-            family == "internvl" and module is not end
-        ):  # unit by unit, as methods see them
+        if family in tiny.gemma.POOLED or (family in tiny.tiles.JOINED and module is not end):  # as methods see them
             side = int(patches.shape[1] ** 0.5) // 2
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
+        if family == "mistral3":
+            patches = by_units(patches.flatten(0, -2), batch["image_sizes"])
         states.append(patches.flatten(0, -2))
 
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, *taps, end]]
@@ -68,6 +68,15 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     for hook in hooks:
         hook.remove()
     return states
+
+
+def by_units(x: Tensor, sizes: Tensor) -> Tensor:
+    """Rows of the patches of several images, each in raster order, 2x2 block after block."""
+    shapes = (sizes // tiny.PATCH).tolist()
+    parts = x.split([height * width for height, width in shapes])
+    return torch.cat(
+        [part.view(h // 2, 2, w // 2, 2, -1).transpose(1, 2).flatten(0, 3) for part, (h, w) in zip(parts, shapes)]
+    )
 
 
 def taps_of(model: Any) -> list[tuple[nn.Module, int]]:

@@ -40,7 +40,7 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
             "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(dropped[:, None, None], lowest),
         }
 
-    for block in model.model.language_model.layers[layer:]:
+    for block in tiny.language_model(model).layers[layer:]:
         block.register_forward_pre_hook(hide, with_kwargs=True)
     with torch.no_grad():
         masked = model(**batch).logits

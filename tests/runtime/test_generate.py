@@ -28,7 +28,7 @@ FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", 
 
 @FEW
 def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
-    if family in tiny.SEVERAL and not HANDS_OVER_FEATURES:
+    if family in tiny.GROUPED and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
@@ -41,7 +41,7 @@ def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
 
 def test_beams_follow_the_scores(family: str) -> None:
     """The score that beam search reports is that of the sequence in one full forward."""
-    if family in tiny.SEVERAL and not HANDS_OVER_FEATURES:
+    if family in tiny.GROUPED and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers repeats tiles, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
@@ -135,22 +135,13 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     rows = [[3, image, 5, image, 4]]
     both = tiny.inputs(family, rows)
     placeholder = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
-    cut = int(placeholder.nonzero()[0]) + int(placeholder.sum()) // 2 + (3 if family in tiny.PACKED else 2)
+    cut = int(placeholder.nonzero()[int(placeholder.sum()) // 2 - 1]) + (4 if family in tiny.PACKED else 3)
     first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
     second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
     if "token_type_ids" in both:  # stock code reads them by position, so a turn brings those of the turns before, too
         first["token_type_ids"], second["token_type_ids"] = both["token_type_ids"][:, :cut], both["token_type_ids"]
-    half = len(both["pixel_values"]) // 2
-    first |= {"pixel_values": both["pixel_values"][:half]}
-    second |= {"pixel_values": both["pixel_values"][half:], "attention_mask": both["attention_mask"]}
-    if "image_sizes" in both:
-        first["image_sizes"], second["image_sizes"] = both["image_sizes"][:1], both["image_sizes"][1:]
-    if "batch_num_images" in both:
-        first["batch_num_images"] = second["batch_num_images"] = both[
-            "batch_num_images"
-        ]  # they were cut for one prompt
-    if family in tiny.PACKED:
-        first["image_grid_thw"], second["image_grid_thw"] = both["image_grid_thw"][:1], both["image_grid_thw"][1:]
+    first |= tiny.of_images(family, both, slice(0, 1))
+    second |= {**tiny.of_images(family, both, slice(1, 2)), "attention_mask": both["attention_mask"]}
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         whole = model(**both)
         expected = [entry.keys.shape[-2] for entry in whole.past_key_values.layers]
@@ -224,7 +215,7 @@ def test_inputs_embeds(family: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "tome", "fastv"])
 def test_features_computed_beforehand(family: str, plan: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    names = {"pixel_values", "image_grid_thw", "image_sizes", "batch_num_images"}
+    names = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"}
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         expected = model(**batch).logits[:, -1]
         features = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)
@@ -241,19 +232,13 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
     model, image = tiny.model(family), (8, 8) if family in tiny.PACKED else "image"
     both = tiny.inputs(family, [[3, image, 5, image, 4]])
     visual = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
-    cut = int(visual.nonzero()[0]) + int(visual.sum()) // 2 + 2
-    half = len(both["pixel_values"]) // 2
+    cut = int(visual.nonzero()[int(visual.sum()) // 2 - 1]) + 3
     options: Any = dict(output_logits=True, return_dict_in_generate=True)
 
     def batch(ids: torch.Tensor, images: slice, length: int) -> dict[str, torch.Tensor]:
-        pixels = both["pixel_values"][images.start * half : images.stop * half]
-        made = dict(input_ids=ids, attention_mask=torch.ones(1, length, dtype=torch.long), pixel_values=pixels)
-        if "image_sizes" in both:
-            made["image_sizes"] = both["image_sizes"][images]
-        if "batch_num_images" in both:
-            made["batch_num_images"] = both["batch_num_images"]  # they were cut for one prompt
+        made = dict(input_ids=ids, attention_mask=torch.ones(1, length, dtype=torch.long))
+        made |= tiny.of_images(family, both, images)
         if family in tiny.PACKED:
-            made["image_grid_thw"] = both["image_grid_thw"][images]
             made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
         if "token_type_ids" in both:
             made["token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()

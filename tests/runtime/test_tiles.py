@@ -1,4 +1,4 @@
-"""Families whose features are not the tower's rows: tiles, unpadding, newlines, pooling, patches put together.
+"""Families whose features are not the tower's rows: tiles, unpadding, newlines, pooling.
 
 Against plain loops over pixels' worth of coordinates, and against the stock modules run by hand.
 """
@@ -155,7 +155,7 @@ def combined(rows: Tensor, sources: Sequence[Source], gone: Sequence[int], newli
 def projected(model: Any, call: Any) -> Tensor:
     """Rows of the projector in ``call()``."""
     seen: list[Tensor] = []
-    hook = model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: seen.append(output))
+    hook = tiny.projector(model).register_forward_hook(lambda module, args, output: seen.append(output))
     call()
     hook.remove()
     (rows,) = seen
@@ -260,38 +260,6 @@ def test_spans_of_tiles_and_videos() -> None:
     assert len(set(spans.clip)) == 4
 
 
-def test_tiles_of_internvl_are_spans() -> None:
-    model, batch = tiny.model("internvl"), tiny.inputs("internvl", ROWS["internvl"])
-    with torch.no_grad(), foveate.compress(model, Hear()):
-        model(**batch)
-    (tokens,) = Hear.heard
-    assert tokens.spans.shape == ((4, 4),) * 7
-    assert tokens.spans.row == (0, 0, 0, 1, 1, 1, 1)
-
-
-def internvl_tower(model: Any, pixels: Tensor, keep: list[list[int]], first: int, mid: bool) -> list[Tensor]:
-    """By hand, tile by tile: from block ``first`` (after its attention if ``mid``) only the units ``keep``."""
-    tower = model.model.vision_tower
-    out = []
-    for tile, units in zip(tower.embeddings(pixels), keep, strict=True):
-        hidden = tile[None]
-        side = tiny.tiles.SIDE["internvl"]
-        rows = [0]
-        for unit in units:
-            y, x = unit // (side // 2) * 2, unit % (side // 2) * 2
-            rows += [1 + (y + dy) * side + x + dx for dy in (0, 1) for dx in (0, 1)]
-        for i, block in enumerate(tower.encoder.layer):
-            if i == first and not mid:
-                hidden = hidden[:, rows]
-            attended = hidden + block.lambda_1 * block.attention(block.layernorm_before(hidden))[0]
-            if i == first and mid:
-                attended = attended[:, rows]
-            hidden = attended + block.lambda_2 * block.mlp(block.layernorm_after(attended))
-        units_left = tower.layernorm(hidden)[0, 1:].reshape(len(units), -1)
-        out.append(model.model.multi_modal_projector(units_left))
-    return out
-
-
 @dataclass(frozen=True)
 class Ragged(Method):
     """Another number of units of every tile."""
@@ -309,24 +277,6 @@ class Ragged(Method):
         return tokens.keep_mask(stays)
 
 
-@pytest.mark.parametrize("mid", [False, True])
-@pytest.mark.parametrize("block", [1, 3])
-def test_internvl_with_fewer_units(impl: str, block: int, mid: bool) -> None:
-    """Tiles that keep different numbers are what they are alone; what is gone is a hole after the projector."""
-    model, batch = tiny.model("internvl", impl), tiny.inputs("internvl", ROWS["internvl"])
-    with torch.no_grad(), foveate.compress(model, Ragged(block=block, mid=mid)) as handle:
-        found = model.get_image_features(batch["pixel_values"]).pooler_output
-        model(**batch)
-        report = handle.report()
-    assert len({len(units) for units in Ragged.kept}) > 1
-    assert report.flops["projector"] < report.full_flops["projector"]
-    with torch.no_grad():
-        expected = internvl_tower(model, batch["pixel_values"], Ragged.kept, block, mid)
-    for tile, units, rows in zip(found, Ragged.kept, expected, strict=True):
-        assert (~tile[:, 0].isnan()).nonzero().flatten().tolist() == units
-        close(tile[units], rows)
-
-
 @dataclass(frozen=True)
 class RaggedPark(Ragged):
     """The same, but what is gone comes back two blocks later; the attention in between sees it, if ``attend``."""
@@ -339,7 +289,7 @@ class RaggedPark(Ragged):
 
 
 @pytest.mark.parametrize("attend", [False, True])
-@pytest.mark.parametrize("family", [*ANYRES, "internvl"])
+@pytest.mark.parametrize("family", tiny.tiles.FAMILIES)
 def test_tiles_with_different_numbers_of_parked_units(family: str, impl: str, attend: bool) -> None:
     """A tile is what it is beside others that keep fewer of their units."""
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
@@ -355,41 +305,7 @@ def test_tiles_with_different_numbers_of_parked_units(family: str, impl: str, at
     close(rows, together[: len(rows)])
 
 
-def test_internvl_with_an_earlier_layer() -> None:
-    """Features of the last block but one: it is the hidden states that are full length again, not the last ones."""
-    config = tiny.config("internvl")
-    config.vision_feature_layer = -2
-    model, batch = tiny.build(config), tiny.inputs("internvl", ROWS["internvl"])
-    stock = tiny.text_logits(model, batch)
-    with foveate.compress(model, foveate.Stride(keep=1.0) + Keep()):
-        assert torch.equal(tiny.text_logits(model, batch), stock)
-    with torch.no_grad(), foveate.compress(model, Ragged(block=2)):
-        found = model.get_image_features(batch["pixel_values"]).pooler_output
-        model(**batch)
-    last = model.model.vision_tower.encoder.layer[-1]
-    del model.model.vision_tower.encoder.layer[-1]
-    with torch.no_grad():
-        expected = internvl_tower(model, batch["pixel_values"], Ragged.kept, 2, False)
-    model.model.vision_tower.encoder.layer.append(last)
-    for tile, units, rows in zip(found, Ragged.kept, expected, strict=True):
-        assert (~tile[:, 0].isnan()).nonzero().flatten().tolist() == units
-        close(tile[units], rows)
-    with pytest.raises(foveate.FoveateError, match="0 to 2"):
-        foveate.compress(model, Ragged(block=3))
-
-
-@dataclass(frozen=True)
-class Keep(Method):
-    """Keeps everything, at a vision block."""
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("tower", 1)]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        return Reduction(torch.arange(len(tokens)), tokens.counts)
-
-
-@pytest.mark.parametrize("family", [*ANYRES, "internvl"])
+@pytest.mark.parametrize("family", tiny.tiles.FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_go_through_what_is_left(family: str, dtype: torch.dtype) -> None:
     """A feature that is half gone, or a hole, is no reason for a gradient that is not finite."""

@@ -1,4 +1,5 @@
-"""Where things are in a family of models: one declarative file each, found by ``config.model_type``."""
+"""Where things are in a family of models: one declarative file each, found by ``config.model_type`` (and by that of the vision
+tower, where a family comes with several)."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from foveate.models.refused import REFUSED
 
 @cache
 def families() -> dict[str, Family]:
-    """``config.model_type`` -> spec of every supported family: each module of this package that has a ``FAMILY``."""
+    """Name -> spec of every supported family: each module of this package that has a ``FAMILY``."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-    return {family.model_type: family for family in sorted(found, key=lambda family: family.model_type)}
+    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
 
 
 def family_of(config: object) -> Family:
@@ -27,8 +28,16 @@ def family_of(config: object) -> Family:
             f"foveate does not support the model family {model_type!r}, because {REFUSED[model_type]}; it supports "
             f"{', '.join(families())}"
         )
-    if model_type not in families():
+    found = [family for family in families().values() if family.model_type == model_type]
+    if not found:
         raise UnsupportedModelError(
             f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}"
         )
-    return families()[str(model_type)]
+    tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
+    fitting = [family for family in found if family.tower_type in ("", tower_type)]
+    if not fitting:
+        raise UnsupportedModelError(
+            f"foveate does not know {model_type!r} with a {tower_type!r} vision tower; it knows it with "
+            f"{' or '.join(repr(family.tower_type) for family in found)}"
+        )
+    return fitting[0]

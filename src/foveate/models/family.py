@@ -85,7 +85,8 @@ class Tower:
         query, attention_end: names inside the attention module of the first and the last linear layer that a query goes
             through; both work row by row.
         fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
-        layout: ``padded`` ``(images, tokens, C)`` or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
+        layout: ``padded`` ``(images, tokens, C)``, or all images one after another in a single row ``(1, tokens, C)`` with a
+            mask that keeps them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that become one token.
         joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
@@ -94,8 +95,8 @@ class Tower:
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
             Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
-        neck: paths under the base model of the modules between the last block and ``output``, if any: the first sees what the
-            last block puts out, and linear and convolution layers work on one token each.
+        neck: paths under the base model of the modules between the last block (where stock code puts patches together: what it
+            makes of them) and ``output``, if any; the first sees that; linear and convolution layers work on one token each.
         taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
             ``output`` does after the last; "" where there are none. Packed layout only.
         features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
@@ -107,7 +108,7 @@ class Tower:
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
-            angles below pi a patch (towers with a patch merger only).
+            angles below pi a patch (packed towers with a patch merger, and towers with a single row).
         attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
@@ -176,6 +177,8 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type``.
+        tower_type: ``config.vision_config.model_type`` where the family comes with several towers; "" where it does not.
+        alias: its name where that is not ``model_type``, as another family has it.
         tower, decoder: see there.
         base: path, under the model with the LM head, of the module whose forward joins vision and text.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
@@ -187,6 +190,13 @@ class Family:
     decoder: Decoder = Decoder()
     base: str = "model"
     modalities: Mapping[str, str] = field(default_factory=lambda: {"pixel_values": "image_token_id"})
+    tower_type: str = ""
+    alias: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called; its file is, too."""
+        return self.alias or self.model_type
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:

@@ -68,6 +68,7 @@ def _segments(config: Any, grid: Grid, block: int) -> list[int]:
 FAMILY = replace(
     llava.FAMILY,
     model_type="llava_onevision",
+    tower_type="siglip_vision_model",
     modalities={"pixel_values": "image_token_id", "pixel_values_videos": "video_token_id"},
     tower=replace(
         llava.FAMILY.tower,

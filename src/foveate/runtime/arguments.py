@@ -85,9 +85,12 @@ class LayerArguments:
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
         if self.renumber and (layout is not None or keys.shift is not None):
+            ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
+            if ids.shape[0] == 1 and "position_ids" in new:
+                new["position_ids"] = ids[0]
             kind = (self.kinds[i],) if self.kinds else ()
             new["position_embeddings"] = call.memo.once(
-                f"rotary {kind}", (layout, keys.shift), lambda: self._rotary(call, keys, hidden, kind)
+                f"rotary {kind}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *kind)
             )
         return new
 
@@ -145,17 +148,15 @@ class LayerArguments:
             )
         return call.memo.once("renumbered", (layout,), lambda: renumbered(ids, layout, call.present))
 
-    def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor, kind: tuple[str, ...]) -> Any:
-        """Rotary embeddings of renumbered tokens; tokens cached before may have moved the start already."""
+    def _positions(self, call: DecoderPass, keys: KVIndex) -> Tensor:
+        """``(A, B, P)`` position ids of renumbered tokens; tokens cached before may have moved the start already."""
         if call.reduced is not None:
             ids, shift = self._renumbered(call)
             earlier = None if keys.shift is None else keys.shift - shift
         else:
             assert call.position_ids is not None
             ids, earlier = call.position_ids, keys.shift
-        if earlier is not None:
-            ids = ids - earlier[None, :, None]
-        return self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *kind)
+        return ids if earlier is None else ids - earlier[None, :, None]
 
 
 def _take(value: Any, axis: int, layout: Rows) -> Any:

@@ -73,7 +73,7 @@ def host_of(model: Any, family: Family) -> Host:
     base, config = _base(model, family), model.config
     layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
     return Host(
-        family=family.model_type,
+        family=family.name,
         blocks=family.tower.last_block(config) + 1,
         layers=len(layers),
         has_cls=family.tower.leading > 0,

@@ -33,7 +33,10 @@ class Entry:
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """What the base model was called with."""
-        encoded = kwargs.get("mm_encoder_outputs") or {}
+        encoded = kwargs.get("mm_encoder_outputs")
+        if encoded is None:
+            encoded = kwargs.get("image_hidden_states")  # what some models called it before
+        encoded = {"image": encoded} if isinstance(encoded, Tensor) else encoded or {}
         brings = tuple(
             pixels
             for pixels in self.family.modalities

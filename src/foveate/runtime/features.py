@@ -73,7 +73,9 @@ def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, leading: int) -
 
 
 def present_units(call: TowerPass, x: Tensor) -> Tensor:
-    """Those of the units ``(B, P, C)`` that are there; `TowerPass.joined` says which."""
+    """Those of the units ``(B, P, C)`` (or, of a single row, ``(P, C)``) that are there; `TowerPass.joined` says which."""
+    if x.dim() == 2:
+        return present_units(call, x[None])[0]
     kept = kept_units(call, x.device)
     if kept is None:
         return x
@@ -81,6 +83,15 @@ def present_units(call: TowerPass, x: Tensor) -> Tensor:
     counts = frames(call.grid_now).sizes if call.layout is None else call.layout.tokens.counts
     call.joined, take = whole(tokens, x.shape[0], x.shape[1], leading=0, unit=1).reduce(Reduction(kept, counts))
     return x if take is None else take_rows(x, take)
+
+
+def all_units(call: TowerPass, x: Tensor) -> Tensor:
+    """What the output module makes of them, back among all units."""
+    if call.joined is None:
+        return x
+    if x.dim() == 2:
+        return all_units(call, x[None])[0]
+    return call.joined.scatter(x, call.joined.full, fill=HOLE)
 
 
 def without_missing(call: TowerPass, x: Tensor) -> Tensor:
@@ -116,14 +127,19 @@ def in_tower_order(call: TowerPass, rows: Tensor, kept_rows: int) -> tuple[Tenso
     return rows, Record(order, rows.detach(), left.sizes, coords)
 
 
-def note(call: TowerPass, record: Record, unit: int) -> None:
-    """Note a call that is over."""
+def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
+    """Note a call that is over. In padded towers, small images are padded to the largest before their patches are embedded."""
     trace, n, now = call.trace, units(call.grid), units(call.grid_now)
     trace.grid += call.grid
     trace.views += record.order.grid
-    trace.patch_rows += now * unit
-    trace.full_patch_rows += n * unit
+    trace.patch_rows += unit * (_largest(call.grid_now) if padded else now)
+    trace.full_patch_rows += unit * (_largest(call.grid) if padded else n)
     present = now if call.layout is None else len(call.layout.tokens)
     trace.output_rows += present if call.pooled is None else call.pooled
     trace.full_output_rows += n if call.pooled is None else call.pooled
     trace.clocks.setdefault("tower", []).append((call.start, tick(record.features.device)))
+
+
+def _largest(grid: Grid) -> int:
+    """Units of as many images, all as high as the highest and as wide as the widest."""
+    return sum(t for t, _, _ in grid) * max(h for _, h, _ in grid) * max(w for _, _, w in grid)

@@ -1,6 +1,7 @@
 """Layouts: the map from the tokens present now to the full sequence. Immutable; reducing one gives a new one.
 
-`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers).
+`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers, and towers
+whose images stand one after another in a single row).
 `Packed` is one sequence ``(rows, ...)`` of nothing but visual tokens (Qwen-like towers).
 """
 
@@ -106,7 +107,7 @@ class Rows:
             return replace(self, tokens=tokens), None  # nothing goes, and no token has moved to another one's position
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
-            lengths[sample] += (after - before) * self.unit
+            lengths[sample if len(lengths) > 1 else 0] += (after - before) * self.unit
         width = max(1, *lengths)  # a chunk of nothing but dropped tokens still needs a (padding) row
         stays = self.valid
         if stays is None:
@@ -242,12 +243,6 @@ class Packed:
         distinct: Tensor = torch.unique_consecutive(before)
         return distinct.to(cu_seqlens.dtype)
 
-    def displacement(self) -> Tensor:
-        """``(N, 2)`` how far each token's coordinates are from its own place, along y and x."""
-        t = self.tokens
-        width = torch.tensor([w for _, w in t.spans.shape]).to(t.index.device, non_blocking=True)[t.segment]
-        return t.coords[:, 1:] - torch.stack([t.index // width, t.index % width], dim=-1)
-
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""
         if self.index is None:
@@ -260,6 +255,12 @@ class Packed:
             return self
         tokens = patches_of(self.tokens, self.unit)
         return Packed(1, self.full * self.unit, tokens, None if self.index is None else self.rows())
+
+
+def displacement(t: Tokens) -> Tensor:
+    """``(N, 2)`` how far each token's coordinates are from its own place, along y and x."""
+    width = torch.tensor([w for _, w in t.spans.shape]).to(t.index.device, non_blocking=True)[t.segment]
+    return t.coords[:, 1:] - torch.stack([t.index // width, t.index % width], dim=-1)
 
 
 def patches_of(tokens: Tokens, unit: int) -> Tokens:
@@ -282,10 +283,15 @@ def patches_of(tokens: Tokens, unit: int) -> Tokens:
 
 
 def whole(tokens: Tokens, images: int, width: int, leading: int, unit: int) -> Rows:
-    """All rows of a padded tower: ``leading`` special ones of each of the ``images``, then its patches in raster order."""
+    """All rows of a padded tower: ``leading`` special ones of each of the ``images``, then its patches in raster order.
+
+    With several images in a single row (``images`` is 1), they stand there one after another.
+    """
     patches = tokens if unit == 1 else patches_of(tokens, unit)
-    slot = patches.index + leading
-    return Rows(width, width, (width,) * images, tokens, patches.segment, slot, align="left", unit=unit)
+    row, slot = patches.segment, patches.index + leading
+    if images == 1:
+        row, slot = torch.zeros_like(row), slot + starts(patches.spans, slot.device)[row]
+    return Rows(width, width, (width,) * images, tokens, row, slot, align="left", unit=unit)
 
 
 def numbered(features: Tensor, start: int = 0) -> Tensor:

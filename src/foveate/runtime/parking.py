@@ -81,8 +81,8 @@ class Attending:
     Args:
         rows: hidden states of all rows, ``(R, C)`` or ``(B, P', C)``.
         kept: which of them the block has, as in `Lot`.
-        cu_seqlens, ends: packed towers only: the block's own rows by attention segment (none are left out), cumulative, on
-            the device and as numbers.
+        cu_seqlens, ends: where kernels take them: the block's own rows by attention segment (none are left out), cumulative,
+            on the device and as numbers.
         fused: the projection that makes the queries makes keys and values as well.
     """
 
@@ -135,6 +135,8 @@ class Attending:
     def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
         """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
         if self.kept.dim() == 2:
+            if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels are told where the images of a single row end
+                kwargs["cu_seq_lens_q"] = self.cu_seqlens
             if isinstance(mask, Tensor) and mask.dim() == 2:  # flash kernels align it with queries and keys alike
                 return query, mask, None
             if isinstance(mask, Tensor) and mask.shape[-2] > 1:

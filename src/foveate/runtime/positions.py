@@ -4,6 +4,7 @@ prompt had been shorter."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,24 +69,27 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     return new.masked_fill(~valid, 0), shift
 
 
-def rotary_at(table: tuple[Tensor, Tensor], rows: Tensor, displacement: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Rotary embeddings of a tower's rows, each unit moved away from its own place.
+def rotary_at(
+    table: tuple[Tensor, Tensor], rows: Tensor, moved: Tensor, steps: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings of a tower's rows, each moved away from its own place.
 
-    The angles are linear in y and x, so what one patch down or to the right adds to them can be read off the first unit.
+    The angles are linear in y and x, so what one patch down or to the right adds to them can be read off two neighbours.
 
     Args:
-        table: cosines and sines of the full sequence, ``(R, d)`` each; a unit is ``side`` x ``side`` rows, in raster order.
-        rows: ``(K * side^2,)``, those present.
-        displacement: ``(K, 2)`` how far each unit has moved, in units, along y and x.
-        side: at least 2.
+        table: cosines and sines of the full sequence, ``(R, d)`` each.
+        rows: ``(K,)``, those present.
+        moved: ``(K, 2)`` how far each has moved, in patches, along y and x.
+        steps: two rows of the full sequence of which the second is the patch below the first, and two of which it is the one
+            to the right (twice the same one where there are no such two).
     """
     cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in table)
-    angle = torch.atan2(sin[: side + 1], cos[: side + 1])
-    step = torch.stack([angle[side] - angle[0], angle[1] - angle[0]])  # (2, d) a patch down, a patch to the right
-    step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
-    down, right = (displacement.to(step) * side)[..., None].unbind(1)
-    moved = (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=len(rows))
-    c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
+    at = torch.tensor(steps).to(cos.device, non_blocking=True)
+    angle = torch.atan2(sin[at], cos[at])  # (2, 2, d)
+    step = torch.remainder(angle[:, 1] - angle[:, 0] + math.pi, 2 * math.pi) - math.pi
+    down, right = moved.to(step)[..., None].unbind(1)
+    turned = down * step[0] + right * step[1]
+    c, s, dc, ds = cos[rows], sin[rows], turned.cos(), turned.sin()
     return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
 
 

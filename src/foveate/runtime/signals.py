@@ -92,6 +92,7 @@ class Reading:
         signals: names as in `foveate.tokens.Signal`.
         queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
+        parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
         attending: the block's own rows among all rows of this attention, when it sees parked ones too; or None.
@@ -103,6 +104,7 @@ class Reading:
     signals: frozenset[str] = frozenset()
     queries: dict[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
+    parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
     drop_positions: bool = False
     attending: Attending | None = None
@@ -173,7 +175,12 @@ class Probe:
                 reading.seen.rows.setdefault(name, []).append(rows)
                 reading.seen.flops += 2 * query.shape[1] * slots.numel() * key.shape[2] * key.shape[3]
             if "received" in reading.signals:
-                reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid, cap))
+                got = received(query, key, mask, scaling, causal, reading.valid, cap)
+                if reading.parts and mask is not None:  # a key is seen by the queries of its own image only
+                    queries, keys = (torch.tensor(each) for each in zip(*reading.parts))
+                    share = query.shape[2] / queries.clamp(min=1).repeat_interleave(keys)
+                    got = got * share.to(got.device, non_blocking=True)
+                reading.seen.received.append(got)
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
 
 
@@ -193,7 +200,7 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     if name in ("keys", "values"):
         found = torch.cat(getattr(seen, name))[:, :, -width:].transpose(1, 2)
     elif name == "received":
-        found = torch.cat(seen.received)[:, -width:]
+        found = torch.cat(seen.received, dim=1)[:, -width:]  # one call, or one part of a single row after another
     else:
         rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H, R, K)
         found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)

@@ -19,9 +19,18 @@ from foveate.method import Site
 from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
-from foveate.runtime.blocks import block_arguments, key_bias
+from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.features import full_rows, in_tower_order, left_of, note, present_units, units, without_missing
+from foveate.runtime.features import (
+    all_units,
+    full_rows,
+    in_tower_order,
+    left_of,
+    note,
+    present_units,
+    units,
+    without_missing,
+)
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
 from foveate.runtime.parking import Lot
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
@@ -185,7 +194,7 @@ class TowerHooks:
         return features
 
     def _close(self, call: TowerPass, record: Record) -> None:
-        note(call, record, self.unit)
+        note(call, record, self.unit, self.spec.layout == "padded")
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
         self.context.tower = None
@@ -229,15 +238,18 @@ class TowerHooks:
             reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
-            if isinstance(layout, Rows):
-                reading.valid = layout.valid
+            if self.spec.layout == "padded":
+                reading.valid = layout.valid if isinstance(layout, Rows) else None
+                reading.parts = parts_of(layout or self._layout(call, hidden), shown[1])
             call.reading = reading
             if signals:
                 call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
         rows = hidden.shape[:-1].numel()
-        segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
+        segments = seqlens_of(self.spec, kwargs)
+        if segments is None:
+            segments = [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
         if call.attending is not None:
             call.attending.note(trace, rows, segments)
@@ -373,10 +385,12 @@ class TowerHooks:
         for action in self.outputs:
             x = self._act(call, action, x, block=self.last)
         x = full_rows(call, x, self._layout(call, x), self.spec.leading)
+        states = output.hidden_states
         if final:
+            if states is not None and states[-1] is output.last_hidden_state:
+                output.hidden_states = (*states[:-1], x)
             output.last_hidden_state = x
         else:
-            states = output.hidden_states
             output.hidden_states = (*states[: self.last + 1], x, *states[self.last + 2 :])
         return output
 
@@ -416,7 +430,7 @@ class TowerHooks:
         if self.spec.layout == "packed":
             return None
         if self.spec.joins == "before":
-            output = output if call.joined is None else call.joined.scatter(output, call.joined.full, fill=HOLE)
+            output = all_units(call, output)
         elif self.spec.joins:
             output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
         elif layout is not None and not self._pools:
@@ -427,7 +441,7 @@ class TowerHooks:
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         arranged = self.context.arranged
         if arranged is None:
-            return self._finish(call, output.flatten(0, 1)).view(output.shape)
+            return self._finish(call, output.flatten(0, -2)).view(output.shape)
         left = arranged.arrive(call.grid, left_of(call, output.device))
         if self._pools:
             call.pooled = output.shape[:-1].numel()
