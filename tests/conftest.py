@@ -25,8 +25,9 @@ from foveate.errors import FoveateError
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 
-#: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle
-WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl")
+#: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
+#: decoder layers without attention
+WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "qwen3_5")
 
 
 @pytest.fixture(params=tiny.FAMILIES)

@@ -184,7 +184,8 @@ def test_cache_lengths_follow_from_the_grid_alone(family: str, pattern: Any) -> 
     with torch.no_grad(), foveate.compress(model, method):
         cache = model(**batch, use_cache=True).past_key_values
     text = batch["input_ids"].shape[1] - n
-    assert [layer.keys.shape[-2] - text for layer in cache.layers] == expected
+    lengths = [entry.keys.shape[-2] - text for entry in tiny.entries(cache)]
+    assert lengths == tiny.of_attention(family, expected)
 
 
 @pytest.mark.parametrize(

@@ -228,14 +228,15 @@ class Watched(OIM):
 
 
 def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
-    """Cosines that the first decoder layer gets, ``(tokens, d)`` of each row."""
+    """Cosines that the first decoder layer with attention gets, ``(tokens, d)`` of each row."""
     found: list[Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
         cos = kwargs["position_embeddings"][0]
         found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
-    hook = model.model.language_model.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    layer = tiny.of_attention(model.config.model_type, model.model.language_model.layers)[0]
+    hook = layer.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(**batch)
     hook.remove()

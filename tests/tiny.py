@@ -9,6 +9,7 @@ batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` o
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -43,6 +44,10 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -60,6 +65,8 @@ CLASSES: dict[str, Any] = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "qwen3_5": Qwen3_5ForConditionalGeneration,
+    "qwen3_5_moe": Qwen3_5MoeForConditionalGeneration,
     "glm4v": Glm4vForConditionalGeneration,
     "glm4v_moe": Glm4vMoeForConditionalGeneration,
     "glm46v": Glm46VForConditionalGeneration,
@@ -70,10 +77,13 @@ LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last blo
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
-PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
+RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
+STAMPED = (*DEEPSTACK, *RECURRENT, *GLM)  # a timestamp before every frame of a video
+PACKED = ("qwen2_vl", "qwen2_5_vl", *STAMPED)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
 LAYERS = 6
 BLOCKS = 4
+LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
 QWEN_GRID = (6, 8)  # patches: 12 tokens
@@ -148,6 +158,22 @@ def config(family: str, **text: Any) -> Any:
             return Glm46VConfig(text_config=text, vision_config=vision, **ids)
         text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1)
         return Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
+    if family in RECURRENT:
+        text["rope_parameters"] |= dict(
+            mrope_interleaved=True,
+            mrope_section=[2 * sixteenth, sixteenth, sixteenth],
+            partial_rotary_factor=0.5,
+        )
+        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+        kinds = ["linear_attention" if i in LINEAR else "full_attention" for i in range(text["num_hidden_layers"])]
+        heads = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12)
+        text = dict(layer_types=kinds) | heads | text
+        vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
+        vision |= dict(num_position_embeddings=25)
+        if family == "qwen3_5":
+            return Qwen3_5Config(text_config=text, vision_config=vision, **ids)
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, shared_expert_intermediate_size=40)
+        return Qwen3_5MoeConfig(text_config=text, vision_config=vision, **ids)
     if family in DEEPSTACK:
         text["rope_parameters"]["mrope_interleaved"] = True
         vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
@@ -171,8 +197,10 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model: PreTrainedModel = CLASSES[config.model_type](config).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 parameter += 0.08 * torch.randn_like(parameter)
+                if name.endswith("A_log"):
+                    parameter -= 4.0  # a state that lasts: 64 tokens ago is not yet forgotten
     model.set_attn_implementation(impl)
     return model
 
@@ -258,7 +286,7 @@ def processor(family: str) -> ProcessorMixin:
     kinds: dict[str, tuple[Any, str]] = {
         "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
-        **dict.fromkeys(DEEPSTACK, (Qwen3VLProcessor, "Qwen3VL")),
+        **dict.fromkeys((*DEEPSTACK, *RECURRENT), (Qwen3VLProcessor, "Qwen3VL")),
         **dict.fromkeys(GLM, (Glm4vProcessor, "Glm4v")),
         "glm46v": (Glm46VProcessor, "Glm46V"),
     }
@@ -322,7 +350,7 @@ def inputs(
                 videos.append(tiles.video_pixels(family, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                stamped = family in (*DEEPSTACK, *GLM)
+                stamped = family in STAMPED
                 run = "<|video_here|>" * (height * width // 4 * (1 if stamped else frames))
                 for frame in range(frames if stamped else 1):
                     text += [*([WORDS[frame]] if stamped else []), "<|vision_start|>", run, "<|vision_end|>"]
@@ -374,6 +402,16 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
     return image | video
 
 
+def entries(cache: Any) -> list[Any]:
+    """The cache entries that hold keys: those of the layers with attention."""
+    return [entry for entry in cache.layers if hasattr(entry, "keys")]
+
+
+def of_attention(family: str, per_layer: Sequence[Any]) -> list[Any]:
+    """Those of one thing a layer that are of layers with attention."""
+    return [each for i, each in enumerate(per_layer) if family not in RECURRENT or i not in LINEAR]
+
+
 def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """``(M, V)`` logits of every position that is not padding, without gradients."""
     with torch.no_grad():
@@ -381,11 +419,15 @@ def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which does not know the products of a mixture of experts by itself."""
+    """Torch's counter, which by itself knows neither the products of a mixture of experts nor triangular systems."""
 
     def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
         return 2 * rows[0] * experts[1] * experts[2]
 
+    def triangular(system: Sequence[int], right: Sequence[int], **options: Any) -> int:
+        return 2 * math.prod(right) * system[-1]  # as the product with the inverse, which older versions compute
+
     products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
-    known = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    known: dict[Any, Any] = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    known[torch.ops.aten.linalg_solve_triangular] = triangular
     return FlopCounterMode(display=False, custom_mapping=known)

@@ -63,6 +63,8 @@ def _between(family: Family) -> Iterable[str]:
         yield "one layer makes queries, keys and values"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
+    if decoder.recurrent:
+        yield "decoder layers that carry a state in place of attention"
     if tower.neck:
         yield "a norm and a convolution before the merger"
     if tower.joins:
@@ -81,6 +83,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:
         yield "dropping single patches"
+    if family.decoder.recurrent:
+        yield "signals of attention from decoder layers without"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -78,10 +78,12 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
         cache = model(**batch).past_key_values
         report = handle.report()
     expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]
-    assert [entry.keys.shape[-2] for entry in cache.layers] == expected
-    assert [entry.get_seq_length() for entry in cache.layers] == [text + visual] * 6
-    assert list(report.kv_lengths) == list(report.layer_tokens) == expected
-    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+    held, entries = tiny.of_attention(family, expected), tiny.entries(cache)
+    assert [entry.keys.shape[-2] for entry in entries] == held
+    assert [entry.get_seq_length() for entry in entries] == [text + visual] * len(held)
+    assert list(report.layer_tokens) == expected
+    assert list(report.kv_lengths) == held
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
     assert [sum(visit.after) for visit in report.visits] == [half, quarter]
 
 

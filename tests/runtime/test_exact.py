@@ -18,6 +18,8 @@ from foveate.ops import select
 @pytest.mark.parametrize("layer", [0, 1, 3, 5])
 def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> None:
     """Masking the keys of the dropped tokens from that layer on gives the text the same logits."""
+    if family in tiny.RECURRENT:
+        pytest.skip("a masked token still enters the state: see test_recurrent")
     model, batch = tiny.model(family, impl, fresh=True), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, keep=0.4)) as handle:
         reduced = model(**batch).logits

@@ -51,7 +51,7 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
     [
         (Stride(layers=(0,)), Stride(layers=(0, 1, 2, 3, 4, 5))),
         (Random(layer=1), Random(layer=1) + Random(layer=2) + Random(layer=4)),
-        (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=5)),
+        (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=4)),
         (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
         (SPU(schedule=None, stages=((1, 0.5),)), SPU(schedule=None, stages=((1, 0.7), (2, 0.5), (4, 0.2)))),
         (

@@ -153,6 +153,10 @@ class Decoder:
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
         complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
+        recurrent: name, under a layer, of the module that some layers have in place of ``attention``, if any do. It carries a
+            state from token to token, takes a ``(B, L)`` mask, and has a cache entry that holds this state and no keys.
+        recurrence: this module and a number of tokens -> FLOPs of its matrix products and convolutions on them, those of its
+            linear layers left out.
     """
 
     module: str = "language_model"
@@ -165,6 +169,8 @@ class Decoder:
     )
     deepstack: tuple[str, str] | tuple[()] = ()
     complete: tuple[str, ...] = ()
+    recurrent: str = ""
+    recurrence: Callable[[Any, int], int] = lambda module, tokens: 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals import real_implementation
 
 
@@ -30,7 +31,9 @@ class LayerArguments:
         layout = call.layout
         if not isinstance(entry, CompactMixin):
             reduced = call.reduced
-            return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
+            if reduced is None:
+                return None
+            return call.memo.once("rows", (reduced,), lambda: KVIndex(call.length, 0, reduced.index, reduced.valid))
         entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
@@ -61,20 +64,22 @@ class LayerArguments:
         if keys is None:
             return dict(kwargs)
         new, layout = dict(kwargs), call.reduced
+        attention: Any = attention_of(layer, self.spec)
+        kind = "keys" if attention is None else kind_of(real_implementation(attention.config))
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
             if axis == "mask":
                 visible = entry.visible if isinstance(entry, CompactMixin) else None
                 new[name] = call.memo.once(
-                    name,
+                    f"{name} {kind}",
                     (value, layout, keys, visible),
-                    partial(self._mask, call, value, keys, visible, layer, hidden),
+                    partial(self._mask, call, value, keys, visible, kind, hidden),
                 )
             elif value is not None and layout is not None:
                 new[name] = call.memo.once(name, (value, layout), partial(_take, value, int(axis), layout))
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
-        if self.renumber and (layout is not None or keys.shift is not None):
+        if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
             new["position_embeddings"] = call.memo.once(
                 "rotary", (layout, keys.shift), lambda: self._rotary(call, keys, hidden)
             )
@@ -93,7 +98,7 @@ class LayerArguments:
                 )
 
     def _mask(
-        self, call: DecoderPass, value: Any, keys: KVIndex, visible: View | None, layer: Any, hidden: Tensor
+        self, call: DecoderPass, value: Any, keys: KVIndex, visible: View | None, kind: Kind, hidden: Tensor
     ) -> Any:
         padded = keys.valid is not None or (visible is not None and visible.valid is not None)
         if value is None and not padded and (call.length == 1 or call.past == 0):
@@ -105,7 +110,6 @@ class LayerArguments:
             q = View(layout.index, layout.valid)
         else:
             q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
-        kind = kind_of(real_implementation(layer.get_submodule(self.spec.attention).config))
         return derive(value, q, k, keys.total, call.past, kind, hidden.dtype)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
