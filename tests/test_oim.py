@@ -235,7 +235,7 @@ def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
         cos = kwargs["position_embeddings"][0]
         found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
-    layer = tiny.of_attention(model.config.model_type, model.model.language_model.layers)[0]
+    layer = tiny.of_attention(model.config.model_type, tiny.lm(model).layers)[0]
     hook = layer.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(**batch)

@@ -9,6 +9,7 @@ batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` o
 
 from __future__ import annotations
 
+import inspect
 import math
 import tempfile
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
@@ -53,16 +57,20 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
+    WhisperFeatureExtractor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
+from foveate.models import families
+
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
     "qwen3_5": Qwen3_5ForConditionalGeneration,
@@ -79,7 +87,8 @@ GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the pr
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
 RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
 STAMPED = (*DEEPSTACK, *RECURRENT, *GLM)  # a timestamp before every frame of a video
-PACKED = ("qwen2_vl", "qwen2_5_vl", *STAMPED)  # grids of any size
+WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
+PACKED = ("qwen2_vl", *WINDOWS, *STAMPED)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
 LAYERS = 6
 BLOCKS = 4
@@ -101,6 +110,8 @@ IMAGE_TEXT = {
 }
 IMAGE_TOKEN = {family: TOKEN_ID["<|image_pad|>" if family in PACKED else text] for family, text in IMAGE_TEXT.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
+AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
+MELS = 8  # and its sounds so many channels
 
 Item = int | str | tuple[int, ...]
 
@@ -188,6 +199,11 @@ def config(family: str, **text: Any) -> Any:
         return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
     vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])  # windows of 2x2 tokens
+    if family == "qwen2_5_omni_thinker":
+        audio = dict(num_mel_bins=MELS, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24)
+        audio |= dict(n_window=4, max_source_positions=8, output_dim=text["hidden_size"])
+        ids |= dict(audio_token_id=AUDIO_TOKEN, audio_start_token_id=AUDIO_START)
+        return Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
@@ -205,9 +221,19 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def base(model: Any) -> Any:
+    """What joins vision and text."""
+    return model.get_submodule(families()[model.config.model_type].base)
+
+
+def lm(model: Any) -> Any:
+    """The language model."""
+    return base(model).get_submodule(families()[model.config.model_type].decoder.module)
+
+
 def tower(model: Any) -> Any:
     """The vision tower."""
-    return model.model.visual if hasattr(model.model, "visual") else model.model.vision_tower
+    return base(model).visual if hasattr(base(model), "visual") else base(model).vision_tower
 
 
 def blocks(model: Any) -> list[Any]:
@@ -219,8 +245,8 @@ def blocks(model: Any) -> list[Any]:
 
 def end(model: Any) -> Any:
     """What sees the patches that the last of these blocks puts out."""
-    if not hasattr(model.model, "visual"):
-        return model.model.multi_modal_projector
+    if not hasattr(base(model), "visual"):
+        return base(model).multi_modal_projector
     return getattr(tower(model), "post_layernorm", tower(model).merger)
 
 
@@ -250,7 +276,9 @@ def _special(family: str) -> dict[str, Any]:
     glm = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     internvl = {"start_image_token": "<img>", "end_image_token": "</img>"}
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    names = {**dict.fromkeys(GLM, glm), "internvl": internvl}.get(family)
+    omni = glm | {"audio_token": "<image>", "audio_bos_token": "<|im_end|>", "audio_eos_token": "<unk>"}
+    omni |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
+    names = {**dict.fromkeys(GLM, glm), "internvl": internvl, "qwen2_5_omni_thinker": omni}.get(family)
     if names is None:
         return {"additional_special_tokens": list(SPECIAL[2:])}
     rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
@@ -286,6 +314,7 @@ def processor(family: str) -> ProcessorMixin:
     kinds: dict[str, tuple[Any, str]] = {
         "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
+        "qwen2_5_omni_thinker": (Qwen2_5OmniProcessor, "Qwen2VL"),
         **dict.fromkeys((*DEEPSTACK, *RECURRENT), (Qwen3VLProcessor, "Qwen3VL")),
         **dict.fromkeys(GLM, (Glm4vProcessor, "Glm4v")),
         "glm46v": (Glm46VProcessor, "Glm46V"),
@@ -298,9 +327,13 @@ def processor(family: str) -> ProcessorMixin:
         import transformers
 
         videos = getattr(transformers, f"{of_videos}VideoProcessor")(patch_size=PATCH)
-        kind(images, tokenizer, videos).save_pretrained(folder)
+        hears = {"feature_extractor": WhisperFeatureExtractor(MELS)} if kind is Qwen2_5OmniProcessor else {}
+        kind(image_processor=images, tokenizer=tokenizer, video_processor=videos, **hears).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
-    return _in_parts(folder, kind, images, tokenizer)
+    made = _in_parts(folder, kind, images, tokenizer)
+    if family == "qwen2_5_omni_thinker":
+        made.video_processor = images  # older versions ask it for its merge size, whether there is a video or not
+    return made
 
 
 def _in_parts(folder: Path, kind: Any, images: Any, tokenizer: Any, **options: Any) -> Any:
@@ -372,9 +405,13 @@ def inputs(
             processed["mm_token_type_ids"][here] = 2
         if family in PACKED:
             processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
+            if family == "qwen2_5_omni_thinker":
+                processed |= {"video_second_per_grid": torch.ones(len(grids))}
         else:
             processed |= {"pixel_values_videos": torch.stack(videos)}
-    if family in PACKED and "mm_token_type_ids" not in processed:
+    if family == "qwen2_5_omni_thinker":
+        processed.pop("mm_token_type_ids", None)  # the model does not take them
+    elif family in PACKED and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]
         processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
     return dict(processed)
@@ -410,6 +447,14 @@ def entries(cache: Any) -> list[Any]:
 def of_attention(family: str, per_layer: Sequence[Any]) -> list[Any]:
     """Those of one thing a layer that are of layers with attention."""
     return [each for i, each in enumerate(per_layer) if family not in RECURRENT or i not in LINEAR]
+
+
+def positions(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """``(3, B, L)`` position ids as stock code makes them of the grids."""
+    of_grids = base(model).get_rope_index
+    known = {name: batch[name] for name in inspect.signature(of_grids).parameters if name in batch}
+    ids: Tensor = of_grids(**known)[0]
+    return ids
 
 
 def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
             return args, {**kwargs, "attention_mask": allowed}
 
         cache = model(**batch).past_key_values
-        for i, layer in tiny.of_attention(family, list(enumerate(model.model.language_model.layers))):
+        for i, layer in tiny.of_attention(family, list(enumerate(tiny.lm(model).layers))):
             if i >= 3:
                 layer.register_forward_pre_hook(hide, with_kwargs=True)
         close(ours, model(**step, past_key_values=cache).logits)

@@ -153,9 +153,8 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
         cache = model(**first).past_key_values
         positions: dict[str, Any] = {}
         if family in tiny.PACKED:
-            ids, _ = model.model.get_rope_index(
-                both["input_ids"], image_grid_thw=both["image_grid_thw"], mm_token_type_ids=both["mm_token_type_ids"]
-            )
+            full = {name: value for name, value in both.items() if name != "attention_mask"}
+            ids = tiny.positions(model, full)
             positions["position_ids"] = ids[..., cut:]
         out = model(**second, **positions, past_key_values=cache)
         assert handle.report().visits, "the second image is reduced too"
@@ -189,7 +188,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
         assert cache.get_seq_length() == length - 2
         tail = dict(input_ids=batch["input_ids"][:, -2:], attention_mask=batch["attention_mask"])
         if family in tiny.PACKED:
-            ids, _ = model.model.get_rope_index(**{k: v for k, v in batch.items() if k not in ("pixel_values",)})
+            ids = tiny.positions(model, batch)
             tail["position_ids"] = ids[..., -2:]
         again = model(**tail, past_key_values=cache).logits
         close(again[:, -1], model(**batch).logits[:, -1])
@@ -248,7 +247,8 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
             made["batch_num_images"] = both["batch_num_images"]  # they were cut for one prompt
         if family in tiny.PACKED:
             made["image_grid_thw"] = both["image_grid_thw"][images]
-            made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
+            if "mm_token_type_ids" in both:
+                made["mm_token_type_ids"] = (ids == tiny.IMAGE_TOKEN[family]).long()
         return made
 
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):

@@ -21,9 +21,8 @@ recurrent = pytest.mark.parametrize("family", tiny.RECURRENT)
 
 def _by_hand(model: Any, batch: dict[str, Tensor], layer: int, keep: Tensor) -> Tensor:
     """The stock layers one after another on one row; from ``layer`` on, on the tokens ``keep`` alone."""
-    lm = model.model.language_model
-    names = ("image_grid_thw", "mm_token_type_ids")
-    ids, _ = model.model.get_rope_index(batch["input_ids"], **{name: batch[name] for name in names})
+    lm = tiny.lm(model)
+    ids = tiny.positions(model, {name: value for name, value in batch.items() if name != "attention_mask"})
     hidden = lm.embed_tokens(batch["input_ids"]).clone()
     features = model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]).pooler_output
     hidden[tiny.visual_mask(batch["family"], batch)] = torch.cat(list(features))
@@ -73,7 +72,7 @@ def test_rows_of_different_lengths_go_on_from_a_cache(family: str, method: fovea
         one, two = ({k: torch.cat([batch[k] for batch in turn]) for k in turn[0]} for turn in batches)
         length = one["input_ids"].shape[1]
         both = {k: torch.cat([one[k], two[k]], dim=1) for k in ("input_ids", "mm_token_type_ids", "attention_mask")}
-        ids, _ = model.model.get_rope_index(**both, image_grid_thw=two["image_grid_thw"])
+        ids = tiny.positions(model, both | {"image_grid_thw": two["image_grid_thw"]})
         cache = model(**one).past_key_values
         two |= {"position_ids": ids[..., length:], "attention_mask": both["attention_mask"]}
         last = model(**two, past_key_values=cache).logits[:, -1]
@@ -101,7 +100,7 @@ LATER = Stride(layers=(1,)) + DyCoke(keep=0.4, layer=4)
 )
 def test_layers_as_published(family: str, method: foveate.Method) -> None:
     model, rows = usual(family), ROWS[family]
-    attends = [hasattr(layer, "self_attn") for layer in model.model.language_model.layers]
+    attends = [hasattr(layer, "self_attn") for layer in tiny.lm(model).layers]
     assert attends == [False, False, False, True] * 2
     with torch.no_grad(), foveate.compress(model, method):
         options: Any = dict(output_logits=True, return_dict_in_generate=True)

@@ -106,8 +106,8 @@ class Tower:
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
-            ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
-            angles below pi a patch (towers with a patch merger only).
+            ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
+            with angles below pi a patch (towers with a patch merger only).
         attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
@@ -180,7 +180,7 @@ class Family:
     Attributes:
         model_type: ``config.model_type``.
         tower, decoder: see there.
-        base: path, under the model with the LM head, of the module whose forward joins vision and text.
+        base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
             which stock code calls the tower.
     """

@@ -48,9 +48,11 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
     if axis == "rotary":
         assert isinstance(layout, Packed)
         rows = layout.rows().to(value[0].device)
-        if not moved:
-            return tuple(part.index_select(0, rows) for part in value)
-        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
+        if moved:
+            return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
+        if isinstance(value, Tensor):
+            return value.index_select(0, rows)
+        return tuple(part.index_select(0, rows) for part in value)
     if isinstance(value, tuple):
         return tuple(_for_layout(item, axis, layout, moved) for item in value)
     if isinstance(layout, Packed):

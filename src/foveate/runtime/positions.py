@@ -4,6 +4,7 @@ prompt had been shorter."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,25 +69,35 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     return new.masked_fill(~valid, 0), shift
 
 
-def rotary_at(table: tuple[Tensor, Tensor], rows: Tensor, displacement: Tensor, side: int) -> tuple[Tensor, Tensor]:
+def rotary_at(table: Any, rows: Tensor, displacement: Tensor, side: int) -> Any:
     """Rotary embeddings of a tower's rows, each unit moved away from its own place.
 
     The angles are linear in y and x, so what one patch down or to the right adds to them can be read off the first unit.
 
     Args:
-        table: cosines and sines of the full sequence, ``(R, d)`` each; a unit is ``side`` x ``side`` rows, in raster order.
+        table: cosines and sines of the full sequence, ``(R, d)`` each, or the angles alone; a unit is ``side`` x ``side`` rows,
+            in raster order.
         rows: ``(K * side^2,)``, those present.
         displacement: ``(K, 2)`` how far each unit has moved, in units, along y and x.
         side: at least 2.
+
+    Returns:
+        The same of ``rows``.
     """
+    if isinstance(table, Tensor):
+        return table[rows] + _turned(table[: side + 1], displacement, side, len(rows))
     cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in table)
-    angle = torch.atan2(sin[: side + 1], cos[: side + 1])
+    moved = _turned(torch.atan2(sin[: side + 1], cos[: side + 1]), displacement, side, len(rows))
+    c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
+    return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
+
+
+def _turned(angle: Tensor, displacement: Tensor, side: int, rows: int) -> Tensor:
+    """``(rows, d)`` what a displacement adds to the angles of every row; ``angle (side + 1, d)`` are those of the first."""
     step = torch.stack([angle[side] - angle[0], angle[1] - angle[0]])  # (2, d) a patch down, a patch to the right
     step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
     down, right = (displacement.to(step) * side)[..., None].unbind(1)
-    moved = (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=len(rows))
-    c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
-    return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
+    return (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=rows)
 
 
 def places_of(tokens: Tokens, slot: Tensor) -> Tensor:
