@@ -90,6 +90,10 @@ STAMPED = (*DEEPSTACK, *RECURRENT, *GLM)  # a timestamp before every frame of a 
 WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
 PACKED = ("qwen2_vl", *WINDOWS, *STAMPED)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
+REPEATED = (
+    *tiles.FAMILIES,
+    "qwen2_5_omni_thinker",
+)  # of which older generate() repeats rows of pixels for beams, not images
 LAYERS = 6
 BLOCKS = 4
 LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others

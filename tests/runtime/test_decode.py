@@ -68,5 +68,5 @@ def test_batch_beams_and_composition(family: str) -> None:
         together = generate(model, tiny.inputs(family, rows))
         for i in range(2):
             assert torch.equal(generate(model, tiny.inputs(family, rows, only=i))[0, -4:], together[i, -4:])
-        if family not in tiny.tiles.FAMILIES or HANDS_OVER_FEATURES:  # older versions repeat tiles, not images
+        if family not in tiny.REPEATED or HANDS_OVER_FEATURES:  # older versions repeat tiles or patches, not images
             assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape

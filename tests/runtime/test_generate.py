@@ -28,8 +28,8 @@ FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", 
 
 @FEW
 def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
-    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
-        pytest.skip("this transformers repeats tiles, not images")
+    if family in tiny.REPEATED and not HANDS_OVER_FEATURES:
+        pytest.skip("this transformers repeats tiles or patches, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         cached = generate(model, batch, num_beams=3)
@@ -41,8 +41,8 @@ def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
 
 def test_beams_follow_the_scores(family: str) -> None:
     """The score that beam search reports is that of the sequence in one full forward."""
-    if family in tiny.tiles.FAMILIES and not HANDS_OVER_FEATURES:
-        pytest.skip("this transformers repeats tiles, not images")
+    if family in tiny.REPEATED and not HANDS_OVER_FEATURES:
+        pytest.skip("this transformers repeats tiles or patches, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
         out: Any = generate(

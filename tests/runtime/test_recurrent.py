@@ -58,6 +58,15 @@ def test_a_dropped_token_never_was(family: str, impl: str, layer: int, side: str
 
 
 @recurrent
+def test_without_a_cache(family: str, impl: str) -> None:
+    """Rows of different lengths: layers with and without attention get masks of their own kind."""
+    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, Stride(keep=0.5, layers=(0, 3))):
+        cached, plain = (model(**batch, use_cache=use).logits for use in (True, False))
+    close(cached[batch["attention_mask"].bool()], plain[batch["attention_mask"].bool()], 1e-6)
+
+
+@recurrent
 @pytest.mark.parametrize("method", [Stride(keep=0.5), Stride(keep=0.5, layers=(1, 4)), foveate.VTW(layer=2)], ids=repr)
 def test_rows_of_different_lengths_go_on_from_a_cache(family: str, method: foveate.Method) -> None:
     """A second turn whose images differ from row to row: what is left of each follows what its own state knows."""
