@@ -26,8 +26,8 @@ torch.set_num_threads(1)
 logging.set_verbosity_error()
 
 #: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
-#: patches pooled in the projector and decoder layers of two kinds, all images in a single row
-WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3")
+#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without attention
+WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5")
 
 
 @pytest.fixture(params=tiny.FAMILIES)

@@ -20,7 +20,7 @@ from foveate.errors import AdapterError, ConfigError, FoveateError, UnknownNameE
 
 peft = pytest.importorskip("peft")
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
-TARGETS = r".*(?:language|text)_model\.layers\.\d+\.\w+\.(q_proj|down_proj)"
+TARGETS = r"(.*(?:language|text)_model|model)\.layers\.\d+\.\w+\.(q_proj|down_proj)"
 
 
 def adapted(family: str) -> Any:

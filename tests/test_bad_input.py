@@ -70,7 +70,7 @@ def test_no_model_at_all(thing: Any) -> None:
 def test_a_part_of_a_model(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        for part in (model.model, tiny.language_model(model)):
+        for part in {tiny.base(model), tiny.lm(model)} - {model}:
             refused(part, Stride(), UnsupportedModelError)
 
 
@@ -249,7 +249,7 @@ def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
 def test_an_error_of_the_user_inside_a_forward(family: str, method: Method) -> None:
     """Whatever stops a forward, the next one is as if nothing had happened."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    inner = [tiny.language_model(model).layers[3], model.get_submodule("lm_head")]
+    inner = [tiny.lm(model).layers[3], model.get_submodule("lm_head")]
     tower = tiny.tower(model)
     inner += [module for module in tower.modules() if type(module).__name__.endswith(("Layer", "Block"))][1:2]
     with left_as_it_was(model, batch), foveate.compress(model, method):

@@ -62,7 +62,7 @@ METHODS = [
     IPCV(stabilise=2),
     IPCV(keep=0.05, scope="global", min_tokens=0),
     IPCV() + VisionZip(keep=0.4) + FastV(),
-    ToMe(keep=0.7) + FastV(layer=1) + foveate.VTW(layer=-2),
+    ToMe(keep=0.7) + FastV(layer=3) + foveate.VTW(layer=-2),
 ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "+".join(p.name() for p in method.parts()))
 
@@ -78,7 +78,7 @@ def counted(impl: str, call: Callable[[], Any]) -> int:
 
 
 def bytes_of(cache: Cache) -> int:
-    return sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+    return sum(entry.keys.nbytes + entry.values.nbytes for entry in tiny.entries(cache))
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> Any:
@@ -228,11 +228,12 @@ def test_bytes_of_the_cache(family: str, method: Method, call: Callable[..., Any
         report = handle.report()
     assert report.kv_bytes == bytes_of(cache)
     assert report.full_kv_bytes == bytes_of(stock)
-    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in cache.layers)
+    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in tiny.entries(cache))
     assert report.kv_ratio == bytes_of(cache) / bytes_of(stock)
     steps = 0 if call is forward else 3
     lengths = [width + steps for width in report.layer_tokens]
-    assert report.kv_lengths == tuple(min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(lengths))
+    lengths = [min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(lengths)]
+    assert list(report.kv_lengths) == tiny.of_attention(family, lengths)
     assert report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
 
 

@@ -203,17 +203,23 @@ def test_rotary_rows_at_any_place(side: int, seed: int) -> None:
     unit = torch.cartesian_prod(torch.arange(shape[0]), torch.arange(shape[1]))
     unit = unit[torch.randperm(len(unit), generator=generator)]  # windows may come in any order
 
-    def table(corner: Tensor) -> tuple[Tensor, Tensor]:
+    def angle(corner: Tensor) -> Tensor:
         place = (corner[:, None] + inner).flatten(0, 1).float()  # (R, 2)
-        angle = (place[..., None] * frequency).flatten(1).repeat(1, 2)
-        return angle.cos(), angle.sin()
+        return (place[..., None] * frequency).flatten(1).repeat(1, 2)
+
+    def table(corner: Tensor) -> tuple[Tensor, Tensor]:
+        return angle(corner).cos(), angle(corner).sin()
 
     keep = torch.randperm(len(unit), generator=generator)[:5].sort().values
     moved = torch.rand(5, 2, generator=generator) * 3 - 1.5
     rows = (keep[:, None] * side**2 + torch.arange(side**2)).flatten()
-    found = rotary_at(table(unit * side), rows, moved, side)
-    for a, b in zip(found, table((unit[keep] + moved) * side)):
+    patches, steps = (moved * side).repeat_interleave(side**2, dim=0), ((0, side), (0, 1))
+    found = rotary_at(table(unit * side), rows, patches, steps)
+    expected = table((unit[keep] + moved) * side)
+    for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    angles = rotary_at(angle(unit * side), rows, patches, steps)  # as older towers pass them
+    torch.testing.assert_close(angles.cos(), expected[0], rtol=1e-4, atol=1e-4)
 
 
 @dataclass(frozen=True)
@@ -228,14 +234,15 @@ class Watched(OIM):
 
 
 def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
-    """Cosines that the first decoder layer gets, ``(tokens, d)`` of each row."""
+    """Cosines that the first decoder layer with attention gets, ``(tokens, d)`` of each row."""
     found: list[Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
         cos = kwargs["position_embeddings"][0]
         found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
-    hook = tiny.language_model(model).layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    layer = tiny.of_attention(model.config.model_type, tiny.lm(model).layers)[0]
+    hook = layer.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(**batch)
     hook.remove()

@@ -9,6 +9,8 @@ batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` o
 
 from __future__ import annotations
 
+import inspect
+import math
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -42,26 +44,39 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2_5OmniProcessor,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
+    WhisperFeatureExtractor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
+from foveate.models import family_of
+
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+    "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "qwen3_5": Qwen3_5ForConditionalGeneration,
+    "qwen3_5_moe": Qwen3_5MoeForConditionalGeneration,
     "glm4v": Glm4vForConditionalGeneration,
     "glm4v_moe": Glm4vMoeForConditionalGeneration,
     "glm46v": Glm46VForConditionalGeneration,
@@ -75,15 +90,17 @@ CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
 SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
 DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
-PACKED = ("qwen2_vl", "qwen2_5_vl", *DEEPSTACK, *GLM)  # grids of any size
+RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
+STAMPED = (*DEEPSTACK, *RECURRENT, *GLM)  # a timestamp before every frame of a video
+WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
+PACKED = ("qwen2_vl", *WINDOWS, *STAMPED)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
-GROUPED = (
-    *SEVERAL,
-    *PIXTRAL,
-)  # older transformers repeat pixels for beams one by one, and not those of a row as a group
+#: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
+GROUPED = (*SEVERAL, *PIXTRAL, "qwen2_5_omni_thinker")
 LAYERS = 6
 BLOCKS = 4
+LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
 QWEN_GRID = (6, 8)  # patches: 12 tokens
@@ -105,6 +122,8 @@ IMAGE_TEXT = {
 PLACEHOLDER = {**IMAGE_TEXT, **dict.fromkeys(PACKED, "<|image_pad|>"), **gemma.IMAGE_TOKEN}
 IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
+AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
+MELS = 8  # and its sounds so many channels
 
 Item = int | str | tuple[int, ...]
 
@@ -166,6 +185,22 @@ def config(family: str, **text: Any) -> Any:
             return Glm46VConfig(text_config=text, vision_config=vision, **ids)
         text |= dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, first_k_dense_replace=1)
         return Glm4vMoeConfig(text_config=text, vision_config=vision, **ids)
+    if family in RECURRENT:
+        text["rope_parameters"] |= dict(
+            mrope_interleaved=True,
+            mrope_section=[2 * sixteenth, sixteenth, sixteenth],
+            partial_rotary_factor=0.5,
+        )
+        text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
+        kinds = ["linear_attention" if i in LINEAR else "full_attention" for i in range(text["num_hidden_layers"])]
+        heads = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12)
+        text = dict(layer_types=kinds) | heads | text
+        vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
+        vision |= dict(num_position_embeddings=25)
+        if family == "qwen3_5":
+            return Qwen3_5Config(text_config=text, vision_config=vision, **ids)
+        text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, shared_expert_intermediate_size=40)
+        return Qwen3_5MoeConfig(text_config=text, vision_config=vision, **ids)
     if family in DEEPSTACK:
         text["rope_parameters"]["mrope_interleaved"] = True
         vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
@@ -180,6 +215,11 @@ def config(family: str, **text: Any) -> Any:
         return Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
     vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
     vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])  # windows of 2x2 tokens
+    if family == "qwen2_5_omni_thinker":
+        audio = dict(num_mel_bins=MELS, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24)
+        audio |= dict(n_window=4, max_source_positions=8, output_dim=text["hidden_size"])
+        ids |= dict(audio_token_id=AUDIO_TOKEN, audio_start_token_id=AUDIO_START)
+        return Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
@@ -189,26 +229,33 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
         torch.manual_seed(seed)
         model: PreTrainedModel = CLASSES[config.model_type](config).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
+            for name, parameter in model.named_parameters():
                 parameter += 0.08 * torch.randn_like(parameter)
+                if name.endswith("A_log"):
+                    parameter -= 4.0  # a state that lasts: 64 tokens ago is not yet forgotten
     model.set_attn_implementation(impl)
     return model
+
+
+def base(model: Any) -> Any:
+    """What joins vision and text."""
+    return model.get_submodule(family_of(model.config).base)
+
+
+def lm(model: Any) -> Any:
+    """The language model."""
+    return base(model).get_submodule(family_of(model.config).decoder.module)
 
 
 def tower(model: Any) -> Any:
     """The vision tower."""
     names = ("visual", "vision_tower", "vision_model")
-    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
-
-
-def language_model(model: Any) -> Any:
-    """The language model without its head."""
-    return model.model.language_model if hasattr(model.model, "language_model") else model.model.text_model
+    return next(getattr(base(model), name) for name in names if hasattr(base(model), name))
 
 
 def projector(model: Any) -> Any:
     """The linear layers between a padded tower and the language model."""
-    inner = model.model
+    inner = base(model)
     return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
 
 
@@ -222,7 +269,7 @@ def blocks(model: Any) -> list[Any]:
 
 def end(model: Any) -> Any:
     """What sees the patches that the last of these blocks puts out."""
-    if not hasattr(model.model, "visual"):
+    if not hasattr(base(model), "visual"):
         return projector(model)
     return getattr(tower(model), "post_layernorm", tower(model).merger)
 
@@ -253,7 +300,10 @@ def _special(family: str) -> dict[str, Any]:
     glm = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     internvl = {"start_image_token": "<img>", "end_image_token": "</img>"}
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    names = {**dict.fromkeys(GLM, glm), "internvl": internvl, **gemma.SPECIAL}.get(family)
+    omni = glm | {"audio_token": "<image>", "audio_bos_token": "<|im_end|>", "audio_eos_token": "<unk>"}
+    omni |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
+    own = {"internvl": internvl, "qwen2_5_omni_thinker": omni, **gemma.SPECIAL}
+    names = {**dict.fromkeys(GLM, glm), **own}.get(family)
     if names is None:
         return {"additional_special_tokens": [*SPECIAL[2:], *MORE.get(family, ())]}
     rest = {f"special_{i}_token": word for i, word in enumerate(SPECIAL[2:]) if word not in names.values()}
@@ -298,7 +348,8 @@ def processor(family: str) -> Any:
     kinds: dict[str, tuple[Any, str]] = {
         "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
-        **dict.fromkeys(DEEPSTACK, (Qwen3VLProcessor, "Qwen3VL")),
+        "qwen2_5_omni_thinker": (Qwen2_5OmniProcessor, "Qwen2VL"),
+        **dict.fromkeys((*DEEPSTACK, *RECURRENT), (Qwen3VLProcessor, "Qwen3VL")),
         **dict.fromkeys(GLM, (Glm4vProcessor, "Glm4v")),
         "glm46v": (Glm46VProcessor, "Glm46V"),
     }
@@ -310,9 +361,13 @@ def processor(family: str) -> Any:
         import transformers
 
         videos = getattr(transformers, f"{of_videos}VideoProcessor")(patch_size=PATCH)
-        kind(images, tokenizer, videos).save_pretrained(folder)
+        hears = {"feature_extractor": WhisperFeatureExtractor(MELS)} if kind is Qwen2_5OmniProcessor else {}
+        kind(image_processor=images, tokenizer=tokenizer, video_processor=videos, **hears).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
-    return _in_parts(folder, kind, images, tokenizer)
+    made = _in_parts(folder, kind, images, tokenizer)
+    if family == "qwen2_5_omni_thinker":
+        made.video_processor = images  # older versions ask it for its merge size, whether there is a video or not
+    return made
 
 
 def _in_parts(folder: Path, kind: Any, images: Any, tokenizer: Any, **options: Any) -> Any:
@@ -362,7 +417,7 @@ def inputs(
                 videos.append(tiles.video_pixels(family, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                stamped = family in (*DEEPSTACK, *GLM)
+                stamped = family in STAMPED
                 run = "<|video_here|>" * (height * width // 4 * (1 if stamped else frames))
                 for frame in range(frames if stamped else 1):
                     text += [*([WORDS[frame]] if stamped else []), "<|vision_start|>", run, "<|vision_end|>"]
@@ -386,9 +441,13 @@ def inputs(
             processed["mm_token_type_ids"][here] = 2
         if family in PACKED:
             processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
+            if family == "qwen2_5_omni_thinker":
+                processed |= {"video_second_per_grid": torch.ones(len(grids))}
         else:
             processed |= {"pixel_values_videos": torch.stack(videos)}
-    if family in PACKED and "mm_token_type_ids" not in processed:
+    if family == "qwen2_5_omni_thinker":
+        processed.pop("mm_token_type_ids", None)  # the model does not take them
+    elif family in PACKED and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]
         processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
     return dict(processed)
@@ -439,6 +498,24 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
     return image | video
 
 
+def entries(cache: Any) -> list[Any]:
+    """The cache entries that hold keys: those of the layers with attention."""
+    return [entry for entry in cache.layers if hasattr(entry, "keys")]
+
+
+def of_attention(family: str, per_layer: Sequence[Any]) -> list[Any]:
+    """Those of one thing a layer that are of layers with attention."""
+    return [each for i, each in enumerate(per_layer) if family not in RECURRENT or i not in LINEAR]
+
+
+def positions(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """``(3, B, L)`` position ids as stock code makes them of the grids."""
+    of_grids = base(model).get_rope_index
+    known = {name: batch[name] for name in inspect.signature(of_grids).parameters if name in batch}
+    ids: Tensor = of_grids(**known)[0]
+    return ids
+
+
 def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """``(M, V)`` logits of every position that is not padding, without gradients."""
     with torch.no_grad():
@@ -446,11 +523,15 @@ def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which does not know the products of a mixture of experts by itself."""
+    """Torch's counter, which by itself knows neither the products of a mixture of experts nor triangular systems."""
 
     def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
         return 2 * rows[0] * experts[1] * experts[2]
 
+    def triangular(system: Sequence[int], right: Sequence[int], **options: Any) -> int:
+        return 2 * math.prod(right) * system[-1]  # as the product with the inverse, which older versions compute
+
     products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
-    known = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    known: dict[Any, Any] = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    known[torch.ops.aten.linalg_solve_triangular] = triangular
     return FlopCounterMode(display=False, custom_mapping=known)

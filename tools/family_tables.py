@@ -74,6 +74,8 @@ def _between(family: Family) -> Iterable[str]:
         yield "one layer makes queries, keys and values"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
+    if decoder.recurrent:
+        yield "decoder layers that carry a state in place of attention"
     if tower.joins:
         inside = tower.joins == "inside"
         where = "inside" if tower.neck else "before"
@@ -96,6 +98,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "dropping single patches"
     if any("sliding" in kind for kind in kinds_of(config)):
         yield "`decode` sites"
+    if family.decoder.recurrent:
+        yield "signals of attention from decoder layers without"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.family import Family, Tower
+from foveate.models.family import Decoder, Family, Tower
 from foveate.ops.segments import offsets
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
 
@@ -48,8 +49,9 @@ class Report:
         mean_tokens: visual tokens per row and layer, averaged over the decoder layers.
         flops, full_flops: by stage: ``tower``, ``projector``, ``prefill``, ``decode``, ``head``, ``sites`` (the method's
             own work).
-        kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length.
-        kv_lengths: tokens in each cache entry.
+        kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length. The
+            states of recurrent layers, which do not grow with the prompt, are left out.
+        kv_lengths: tokens in each cache entry that holds any.
         seconds: wall time of ``tower``, ``prefill`` and ``decode``.
         decode_steps: tokens generated after the prefill.
     """
@@ -130,7 +132,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = 0
         for i, layer_trace in enumerate(log):
-            a, b = _layer_flops(layers[i % n], family.decoder.attention, layer_trace)
+            a, b = _layer_flops(layers[i % n], family.decoder, layer_trace)
             now[stage] += a
             full[stage] += b
     now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
@@ -187,7 +189,8 @@ def _experts(module: nn.Module) -> int:
     routers: list[Any] = [m for m in module.modules() if isinstance(getattr(m, "top_k", None), int)]
     if not routers:
         return 0
-    stacked = [p for p in module.parameters() if p.dim() == 3]
+    convolutions = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv1d)}
+    stacked = [p for p in module.parameters() if p.dim() == 3 and id(p) not in convolutions]
     router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
     return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
 
@@ -229,7 +232,12 @@ def _pairs(queries: Any, keys: Any) -> int:
     return sum(int(a) * int(b) for a, b in zip(q, k))
 
 
-def _layer_flops(layer: nn.Module, name: str, trace: LayerTrace) -> tuple[int, int]:
-    weights, width = _weights(layer), 4 * _width(layer.get_submodule(name))
+def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[int, int]:
+    weights, attention = _weights(layer), attention_of(layer, spec)
+    if attention is None:
+        module = layer.get_submodule(spec.recurrent)
+        now, full = (n * weights + spec.recurrence(module, n) for n in (trace.queries, trace.full_queries))
+        return trace.batch * now, trace.batch * full
+    width = 4 * _width(attention)
     now = trace.batch * trace.queries * (weights + trace.keys * width)
     return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)

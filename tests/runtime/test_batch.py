@@ -75,11 +75,12 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
         report = handle.report()
     expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]
     held = [min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(expected)]
-    assert [entry.keys.shape[-2] for entry in cache.layers] == held
-    assert [entry.get_seq_length() for entry in cache.layers] == [text + visual] * 6
+    held, entries = tiny.of_attention(family, held), tiny.entries(cache)
+    assert [entry.keys.shape[-2] for entry in entries] == held
+    assert [entry.get_seq_length() for entry in entries] == [text + visual] * len(held)
     assert list(report.kv_lengths) == held
     assert list(report.layer_tokens) == expected
-    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
     assert [sum(visit.after) for visit in report.visits] == [half, quarter]
 
 

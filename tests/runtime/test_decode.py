@@ -62,8 +62,9 @@ def test_a_step_is_a_masked_step(family: str) -> None:
             return args, {**kwargs, "attention_mask": allowed}
 
         cache = model(**batch).past_key_values
-        for layer in tiny.language_model(model).layers[3:]:
-            layer.register_forward_pre_hook(hide, with_kwargs=True)
+        for i, layer in tiny.of_attention(family, list(enumerate(tiny.lm(model).layers))):
+            if i >= 3:
+                layer.register_forward_pre_hook(hide, with_kwargs=True)
         close(ours, model(**step, past_key_values=cache).logits)
 
 
@@ -73,5 +74,5 @@ def test_batch_beams_and_composition(family: str) -> None:
         together = generate(model, tiny.inputs(family, rows))
         for i in range(2):
             assert torch.equal(generate(model, tiny.inputs(family, rows, only=i))[0, -4:], together[i, -4:])
-        if family not in tiny.GROUPED or HANDS_OVER_FEATURES:  # older versions repeat tiles, not images
+        if family not in tiny.GROUPED or HANDS_OVER_FEATURES:  # older versions repeat tiles or patches, not images
             assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape

@@ -18,6 +18,8 @@ from foveate.ops import select
 @pytest.mark.parametrize("layer", [0, 1, 3, 5])
 def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> None:
     """Masking the keys of the dropped tokens from that layer on gives the text the same logits."""
+    if family in tiny.RECURRENT:
+        pytest.skip("a masked token still enters the state: see test_recurrent")
     model, batch = tiny.model(family, impl, fresh=True), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, keep=0.4)) as handle:
         reduced = model(**batch).logits
@@ -40,7 +42,7 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
             "attention_mask": mask.expand(len(visual), -1, -1, -1).masked_fill(dropped[:, None, None], lowest),
         }
 
-    for block in tiny.language_model(model).layers[layer:]:
+    for block in tiny.lm(model).layers[layer:]:
         block.register_forward_pre_hook(hide, with_kwargs=True)
     with torch.no_grad():
         masked = model(**batch).logits
@@ -97,7 +99,8 @@ def _shortened(batch: Any, sizes: list[int], new: list[int], token: int) -> dict
         keep += range(i, i + now)
         i += old
     keep += range(i, len(ids))
-    return {name: batch[name][:, keep] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    names = ("input_ids", "attention_mask", "mm_token_type_ids")
+    return {name: batch[name][:, keep] for name in names if name in batch}
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -158,7 +161,7 @@ def _qwen_tower(model: Any, batch: Any, keep: Tensor, first: int, last: int | No
     last block, then what the deepstack mergers make of others."""
     from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-    tower, grid = model.model.visual, batch["image_grid_thw"]
+    tower, grid = tiny.tower(model), batch["image_grid_thw"]
     hidden = tower.patch_embed(batch["pixel_values"])
     if hasattr(tower, "pos_embed"):
         hidden = hidden + _learned(tower.pos_embed.weight, grid.tolist(), mode="bilinear", align_corners=True)
@@ -236,7 +239,12 @@ def _attend(attention: Any, x: Tensor, rotary: tuple[Tensor, Tensor], segment: T
         a, b = t.chunk(2, -1)
         return t * rotary[0][:, None] + torch.cat([-b, a], -1) * rotary[1][:, None]
 
-    q, k, v = attention.qkv(x).view(len(x), 3, attention.num_heads, -1).unbind(1)
+    fused = (
+        attention.qkv(x)
+        if hasattr(attention, "qkv")
+        else torch.cat([f(x) for f in (attention.q, attention.k, attention.v)], -1)
+    )
+    q, k, v = fused.view(len(x), 3, attention.num_heads, -1).unbind(1)
     logits = torch.einsum("qhd,khd->hqk", turn(q), turn(k)) * attention.scaling
     weights = logits.masked_fill(segment[:, None] != segment, -torch.inf).softmax(-1)
     return attention.proj(torch.einsum("hqk,khd->qhd", weights, v).reshape(len(x), -1))
@@ -263,7 +271,7 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
     units = torch.cat([torch.tensor(kept[0]), torch.tensor(kept[1]) + 16])
     with torch.no_grad():
         order = torch.arange(28)
-        if name == "qwen2_5_vl":
+        if name in tiny.WINDOWS:
             from transformers.vision_utils import get_vision_window_index
 
             order, _ = get_vision_window_index(

@@ -86,7 +86,9 @@ def slow_qwen(method: IPCV, blocks: list[Any], calls: list[Any], depths: tuple[i
             ends = kwargs["cu_seqlens"].tolist()
             sizes = [sum(a <= j < b for j in plain.kept) for a, b in zip(ends, ends[1:])]
             cu = torch.tensor([0, *[s for s in sizes if s]]).cumsum(0).int()
-            rotary = tuple(each[plain.kept] for each in kwargs["position_embeddings"])
+            rotary = kwargs["position_embeddings"]  # in older transformers perhaps angles alone
+            alone = isinstance(rotary, Tensor)
+            rotary = rotary[plain.kept] if alone else tuple(each[plain.kept] for each in rotary)
             x = block(x, cu_seqlens=cu, position_embeddings=rotary)
     assert plain is not None
     return plain.all(x)

@@ -58,7 +58,7 @@ def test_an_exception_leaves_nothing_behind(family: str) -> None:
     expected = tiny.text_logits(model, batch)
     with foveate.compress(model, foveate.Stride(keep=0.5)):
         reduced = tiny.text_logits(model, batch)
-        layer = tiny.language_model(model).layers[3]
+        layer = tiny.lm(model).layers[3]
         bomb = layer.mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
         with pytest.raises(RuntimeError, match="boom"):
             tiny.text_logits(model, batch)

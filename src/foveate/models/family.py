@@ -107,8 +107,8 @@ class Tower:
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
-            ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
-            angles below pi a patch (packed towers with a patch merger, and towers with a single row).
+            ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
+            with angles below pi a patch (packed towers with a patch merger, and towers with a single row).
         attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
@@ -156,6 +156,10 @@ class Decoder:
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
         complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
+        recurrent: name, under a layer, of the module that some layers have in place of ``attention``, if any do. It carries a
+            state from token to token, takes a ``(B, L)`` mask, and has a cache entry that holds this state and no keys.
+        recurrence: this module and a number of tokens -> FLOPs of its matrix products and convolutions on them, those of its
+            linear layers left out.
     """
 
     module: str = "language_model"
@@ -169,6 +173,8 @@ class Decoder:
     kinds: str = ""
     deepstack: tuple[str, str] | tuple[()] = ()
     complete: tuple[str, ...] = ()
+    recurrent: str = ""
+    recurrence: Callable[[Any, int], int] = lambda module, tokens: 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Family:
         tower_type: ``config.vision_config.model_type`` where the family comes with several towers; "" where it does not.
         alias: its name where that is not ``model_type``, as another family has it.
         tower, decoder: see there.
-        base: path, under the model with the LM head, of the module whose forward joins vision and text.
+        base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
             which stock code calls the tower.
     """

@@ -18,6 +18,7 @@ def _segments(config: Any, grid: Grid, block: int) -> list[int]:
 FAMILY = replace(
     llava.FAMILY,
     model_type="paligemma",
+    tower_type="",
     tower=replace(
         llava.FAMILY.tower,
         leading=0,

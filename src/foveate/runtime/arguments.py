@@ -14,8 +14,9 @@ from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals import real_implementation
 
 
@@ -33,7 +34,9 @@ class LayerArguments:
         layout = call.layout
         if not isinstance(entry, CompactMixin):
             reduced = call.reduced
-            return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
+            if reduced is None:
+                return None
+            return call.memo.once("rows", (reduced,), lambda: KVIndex(call.length, 0, reduced.index, reduced.valid))
         entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
@@ -69,34 +72,38 @@ class LayerArguments:
         """The keyword arguments of layer ``i``, whose attention sees ``keys``."""
         if keys is None:
             return dict(kwargs)
-        self._refuse_windows(layer, entry, keys)
         new, layout = dict(kwargs), call.reduced
+        attention: Any = attention_of(layer, self.spec)
+        if attention is not None:
+            self._refuse_windows(attention, entry, keys)
+        causal = bool(getattr(attention, "is_causal", True))
+        kind = "keys" if attention is None else kind_of(real_implementation(attention.config))
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
             if axis == "mask":
                 visible = entry.visible if isinstance(entry, CompactMixin) else None
                 new[name] = call.memo.once(
-                    name,
+                    f"{name} {kind}",
                     (value, layout, keys, visible),
-                    partial(self._mask, call, value, keys, visible, layer, hidden),
+                    partial(self._mask, call, value, keys, visible, kind, causal, hidden),
                 )
             elif value is not None and layout is not None:
                 new[name] = call.memo.once(name, (value, layout), partial(_take, value, int(axis), layout))
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
-        if self.renumber and (layout is not None or keys.shift is not None):
+        if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
             ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
             if ids.shape[0] == 1 and "position_ids" in new:
                 new["position_ids"] = ids[0]
-            kind = (self.kinds[i],) if self.kinds else ()
+            own = (self.kinds[i],) if self.kinds else ()
             new["position_embeddings"] = call.memo.once(
-                f"rotary {kind}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *kind)
+                f"rotary {own}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
             )
         return new
 
-    def _refuse_windows(self, layer: nn.Module, entry: Any, keys: KVIndex) -> None:
+    @staticmethod
+    def _refuse_windows(attention: Any, entry: Any, keys: KVIndex) -> None:
         """Flash kernels count a window in keys that are there; it is one of positions, like every mask."""
-        attention: Any = layer.get_submodule(self.spec.attention)
         if "flash" not in real_implementation(attention.config):
             return
         window = getattr(attention, "sliding_window", None) or (
@@ -121,7 +128,14 @@ class LayerArguments:
                 )
 
     def _mask(
-        self, call: DecoderPass, value: Any, keys: KVIndex, visible: View | None, layer: Any, hidden: Tensor
+        self,
+        call: DecoderPass,
+        value: Any,
+        keys: KVIndex,
+        visible: View | None,
+        kind: Kind,
+        causal: bool,
+        hidden: Tensor,
     ) -> Any:
         padded = keys.valid is not None or (visible is not None and visible.valid is not None)
         if value is None and not padded and (call.length == 1 or call.past == 0):
@@ -133,9 +147,7 @@ class LayerArguments:
             q = View(layout.index, layout.valid)
         else:
             q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
-        attention: Any = layer.get_submodule(self.spec.attention)
-        kind, causal = kind_of(real_implementation(attention.config)), getattr(attention, "is_causal", True)
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=bool(causal))
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=causal)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout

@@ -14,6 +14,7 @@ from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.tower import TowerHooks
 
 
@@ -27,7 +28,10 @@ class Runtime:
         self.context = Context()
         self.host = host_of(model, family)
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
+        layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
+        attends = [attention_of(layer, family.decoder) is not None for layer in layers]
         actions = _plan(method, self.host, family, config, len(blocks))
+        _check_attention(actions, attends)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.tower = TowerHooks(base, config, family, inside, self.context)
@@ -100,6 +104,26 @@ def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int) 
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
+
+
+def _check_attention(actions: list[Action], attends: list[bool]) -> None:
+    """Where some decoder layers have no attention, there is nothing to read from them, nor to hide from them."""
+    for action in actions:
+        site, name = action.site, action.method.name()
+        if site.at not in ("decoder", "decode"):
+            continue
+        asked = [signal for signal in site.signals if signal not in ("residual", "text")]
+        if asked and not attends[site.layer - 1]:
+            can = ", ".join(str(i + 1) for i, one in enumerate(attends[:-1]) if one)
+            raise UnsupportedSiteError(
+                f"{name} wants {', '.join(asked)} at {site}, but the layer before it carries a state and has no attention: in "
+                f"this model use layer {can}"
+            )
+        if site.at == "decode" and not any(attends[site.layer :]):
+            raise UnsupportedSiteError(
+                f"{name} acts at {site}, but no layer from there on has attention: use layer "
+                f"{max(i for i, one in enumerate(attends) if one)} or an earlier one"
+            )
 
 
 def _moment(action: Action) -> tuple[float, bool]:

@@ -76,12 +76,14 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
     return take_rows(value, layout.index, int(axis))
 
 
-def _rotary(value: tuple[Tensor, Tensor], layout: Rows | Packed, moved: bool) -> tuple[Tensor, ...]:
+def _rotary(value: Tensor | tuple[Tensor, Tensor], layout: Rows | Packed, moved: bool) -> Any:
     if isinstance(layout, Packed):
         rows = layout.rows().to(value[0].device)
     else:
         assert layout.index is not None
         rows = layout.index[0].to(value[0].device)
+    if not moved and isinstance(value, Tensor):
+        return value.index_select(0, rows)
     if not moved:
         return tuple(part.index_select(0, rows) for part in value)
     side = math.isqrt(layout.unit)

@@ -255,13 +255,9 @@ class Hooks:
 
     def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
         """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
-        stock, own = getattr(module, name), vars(module).get(name)
         begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
 
-        @functools.wraps(stock)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if self.removed:
-                return stock(*args, **kwargs)
+        def run(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             output = None
             try:
                 begin(*args, **kwargs)
@@ -270,10 +266,20 @@ class Hooks:
                 output = end(output)
             return output
 
+        self.instead(module, name, run)
+
+    def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
+        stock, own = getattr(module, name), vars(module).get(name)
+
+        @functools.wraps(stock)
+        def ours(*args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
+
         def undo() -> None:
             delattr(module, name) if own is None else setattr(module, name, own)
 
-        setattr(module, name, run)
+        setattr(module, name, ours)
         self._undo.append(undo)
 
     def _keep(self, handle: RemovableHandle) -> None:

@@ -7,7 +7,9 @@ what generated tokens see. This file is the walk through the layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of, wind
 from foveate.runtime.context import Action, Context, DecoderPass, Hooks, Inputs, first_argument, replace_first
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
@@ -47,6 +50,7 @@ class DecoderHooks:
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
+        self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
 
     @property
     def reduces(self) -> bool:
@@ -65,8 +69,10 @@ class DecoderHooks:
             hooks.pre(self.arguments.rotary, self._positions)
         for i, layer in enumerate(self.layers):
             hooks.pre(layer, lambda module, args, kwargs, i=i: self._before_layer(i, module, args, kwargs))
-            attention = layer.get_submodule(self.spec.attention)
-            if self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
+            attention = attention_of(layer, self.spec)
+            if attention is None:
+                hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
+            elif self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
                 hooks.change(watch(attention, Probe(lambda i=i: self._reading(i))))  # type: ignore[misc]
         norm = self.model.get_submodule(self.spec.norm)
         hooks.pre(norm, self._before_norm)
@@ -150,7 +156,7 @@ class DecoderHooks:
         cache: Any = kwargs.get("past_key_values")
         if call.layout is not None:
             hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
-        entry = entry_of(cache, i)
+        entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if entry is not None and (watching or call.reduced is not None):
             entry = compact(cache, i, call.past)
@@ -165,6 +171,16 @@ class DecoderHooks:
             return None
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         return replace_first(args, kwargs, "hidden_states", hidden)
+
+    def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        lengths = self.apart()
+        return stock(*args, **kwargs) if lengths is None else row_by_row(stock, i, lengths, args, kwargs)
+
+    def _apart(self) -> tuple[int, ...] | None:
+        """Tokens of each row, where padding of ours would come between a row and the tokens that are cached of it."""
+        call = self.context.decoder
+        layout = call.reduced if call is not None and call.past else None
+        return None if layout is None or layout.valid is None else layout.lengths
 
     def _sites(self, call: DecoderPass, i: int, hidden: Tensor) -> Tensor:
         """Everything that happens to the tokens before layer ``i``."""
@@ -244,12 +260,13 @@ class DecoderHooks:
 
     def _read(self, call: DecoderPass, i: int, layer: nn.Module, hidden: Tensor, keys: KVIndex | None) -> None:
         """Say what the layer's attention is to be read for."""
-        call.readings.pop(i - 2, None)
-        decoding = call.layout is None
+        decoding, attention = call.layout is None, attention_of(layer, self.spec)
+        if not (decoding and self.step is not None and i - 1 == self.step.layer):
+            call.readings.pop(i - 2, None)  # a decode site may choose later, where its own layer has no keys
         signals = self._signals(i, decoding=decoding)
-        if decoding and (keys is None or not call.past):
-            signals = frozenset()  # a prompt without images, or its continuation
-        gaps = keys is not None and _is_flash(layer.get_submodule(self.spec.attention))
+        if attention is None or (decoding and (keys is None or not call.past)):
+            signals = frozenset()  # nothing to read, a prompt without images, or its continuation
+        gaps = keys is not None and attention is not None and _is_flash(attention)
         if not signals and not gaps:
             return
         reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])

@@ -4,6 +4,8 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,18 @@ def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, leading: int) -
     full = whole(tokens_of(frames(call.grid), x.device), images, leading + patches, leading, layout.unit)
     rows = torch.cat([x[:, :leading], x.new_zeros(images, patches, x.shape[-1])], dim=1)
     return full.only(kept, layout.tokens).put(rows, layout.pick(x))
+
+
+def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
+    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states."""
+    states = output.hidden_states
+    if state is not None:
+        output.hidden_states = (*states[:state], x, *states[state + 1 :])
+        return output
+    if states is not None and states[-1] is output.last_hidden_state:
+        output.hidden_states = (*states[:-1], x)
+    output.last_hidden_state = x
+    return output
 
 
 def present_units(call: TowerPass, x: Tensor) -> Tensor:

@@ -157,8 +157,10 @@ class Attending:
         return output if place is None else self._spread(output, n, place)
 
     def _spread(self, x: Tensor, n: int, place: Tensor | None = None) -> Tensor:
-        """``x (B, P, ...)`` at its places among ``n`` rows, zeros elsewhere."""
+        """``x (B, P, ...)``, packed ``(P, ...)``, at its places among ``n`` rows, zeros elsewhere."""
         place = self.kept if place is None else place
+        if place.dim() == 1:
+            return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
         flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
         out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
         return out.view(len(place), n, *x.shape[2:])

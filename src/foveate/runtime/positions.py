@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,28 +70,36 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     return new.masked_fill(~valid, 0), shift
 
 
-def rotary_at(
-    table: tuple[Tensor, Tensor], rows: Tensor, moved: Tensor, steps: Sequence[tuple[int, int]]
-) -> tuple[Tensor, Tensor]:
+def rotary_at(table: Any, rows: Tensor, moved: Tensor, steps: Sequence[tuple[int, int]]) -> Any:
     """Rotary embeddings of a tower's rows, each moved away from its own place.
 
     The angles are linear in y and x, so what one patch down or to the right adds to them can be read off two neighbours.
 
     Args:
-        table: cosines and sines of the full sequence, ``(R, d)`` each.
+        table: cosines and sines of the full sequence, ``(R, d)`` each, or the angles alone.
         rows: ``(K,)``, those present.
         moved: ``(K, 2)`` how far each has moved, in patches, along y and x.
         steps: two rows of the full sequence of which the second is the patch below the first, and two of which it is the one
             to the right (twice the same one where there are no such two).
+
+    Returns:
+        The same of ``rows``.
     """
+    if isinstance(table, Tensor):
+        at = torch.tensor(steps).to(table.device, non_blocking=True)
+        return table[rows] + _turned(table[at], moved)
     cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in table)
     at = torch.tensor(steps).to(cos.device, non_blocking=True)
-    angle = torch.atan2(sin[at], cos[at])  # (2, 2, d)
-    step = torch.remainder(angle[:, 1] - angle[:, 0] + math.pi, 2 * math.pi) - math.pi
-    down, right = moved.to(step)[..., None].unbind(1)
-    turned = down * step[0] + right * step[1]
+    turned = _turned(torch.atan2(sin[at], cos[at]), moved)
     c, s, dc, ds = cos[rows], sin[rows], turned.cos(), turned.sin()
     return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
+
+
+def _turned(angle: Tensor, moved: Tensor) -> Tensor:
+    """``(K, d)`` what a move adds to angles; ``angle (2, 2, d)`` are those of the neighbours, see `rotary_at`."""
+    step = torch.remainder(angle[:, 1] - angle[:, 0] + math.pi, 2 * math.pi) - math.pi
+    down, right = moved.to(step)[..., None].unbind(1)
+    return down * step[0] + right * step[1]
 
 
 def places_of(tokens: Tokens, slot: Tensor) -> Tensor:

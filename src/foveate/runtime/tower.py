@@ -29,6 +29,7 @@ from foveate.runtime.features import (
     note,
     present_units,
     units,
+    with_rows,
     without_missing,
 )
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
@@ -385,14 +386,7 @@ class TowerHooks:
         for action in self.outputs:
             x = self._act(call, action, x, block=self.last)
         x = full_rows(call, x, self._layout(call, x), self.spec.leading)
-        states = output.hidden_states
-        if final:
-            if states is not None and states[-1] is output.last_hidden_state:
-                output.hidden_states = (*states[:-1], x)
-            output.last_hidden_state = x
-        else:
-            output.hidden_states = (*states[: self.last + 1], x, *states[self.last + 2 :])
-        return output
+        return with_rows(output, x, None if final else self.last + 1)
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
