@@ -121,6 +121,7 @@ class TowerPass:
 
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
+        device, start: where it runs, as far as is known when it begins, and when that was.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
@@ -139,6 +140,7 @@ class TowerPass:
     grid: Grid
     grid_now: Grid
     trace: Trace
+    device: torch.device
     start: Any
     resized: Tensor | None = None
     order: Tensor | None = None
