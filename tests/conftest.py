@@ -15,7 +15,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-import tiny
+import torchvision_ops  # noqa: F401 - before transformers
+
+import tiny  # isort: skip
 import torch
 from transformers import logging
 
