@@ -15,9 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-import torchvision_ops  # noqa: F401 - before transformers
-
-import tiny  # isort: skip
+import tiny
 import torch
 from transformers import logging
 
