@@ -48,17 +48,20 @@ bench: .venv/.stamp
 
 venv: .venv/.stamp
 
-# torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it.
+# torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it. The
+# torchvision that then fits by its version may not by its build: video processors do not need the part that does not fit.
 .venv/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) $(TORCH)
 	.venv/$(PIP) -c constraints.txt -e '.[dev]'
+	.venv/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval]' pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval,video]' av pytest pytest-xdist hypothesis
+	.venv-oldest/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
@@ -47,6 +49,7 @@ class Runtime:
         except BaseException:
             self.hooks.remove()
             raise
+        _forget_compiled()
 
     def _count_head(self, model: Any) -> None:
         head = model.get_output_embeddings()
@@ -235,3 +238,11 @@ def _refuse_compiled(model: nn.Module) -> None:
                 f"{type(module).__name__} is compiled, and compiled code ignores hooks that come later: compress the plain "
                 "model first, then compile it"
             )
+
+
+def _forget_compiled() -> None:
+    """Graphs compiled of ``model.forward``, or of a function that calls the model, would go on without our hooks: whoever
+    keeps them, they are compiled anew at their next call."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
+        torch.compiler.reset()

@@ -122,6 +122,7 @@ class TowerPass:
 
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
+        device, start: where it runs, as far as is known when it begins, and when that was.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
@@ -140,6 +141,7 @@ class TowerPass:
     grid: Grid
     grid_now: Grid
     trace: Trace
+    device: torch.device
     start: Any
     resized: Tensor | None = None
     order: Tensor | None = None
@@ -222,20 +224,24 @@ class Context(threading.local):
         self.trace = Trace()
 
 
-class _Hook:
-    """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
+@functools.cache
+def _hook_type() -> type[Any]:
+    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
 
-    def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
-        def run(*args: Any) -> Any:
-            return None if hooks.removed else hook(*args)
+    class Hook:
+        """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
 
-        self._run: Callable[..., Any] = torch.compiler.disable(run)
+        def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
+            self._hooks, self._hook = hooks, hook
 
-    def __call__(self, *args: Any) -> Any:
-        return self._run(*args)
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, *args: Any) -> Any:
+            return None if self._hooks.removed else self._hook(*args)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+
+    return Hook
 
 
 class Hooks:
@@ -247,11 +253,11 @@ class Hooks:
 
     def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
-        self._keep(module.register_forward_pre_hook(_Hook(self, hook), with_kwargs=True))
+        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
-        self._keep(module.register_forward_hook(_Hook(self, hook), prepend=first, always_call=always))
+        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
 
     def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
         """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""

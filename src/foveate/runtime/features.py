@@ -34,7 +34,7 @@ def kept_units(call: TowerPass, device: torch.device) -> Tensor | None:
     if call.layout is not None:
         tokens = call.layout.tokens
         kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-    return kept if call.resized is None else call.resized[kept]
+    return kept if call.resized is None else call.resized.to(device)[kept]
 
 
 def left_of(call: TowerPass, device: torch.device) -> Left | None:
@@ -151,7 +151,7 @@ def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     present = now if call.layout is None else len(call.layout.tokens)
     trace.output_rows += present if call.pooled is None else call.pooled
     trace.full_output_rows += n if call.pooled is None else call.pooled
-    trace.clocks.setdefault("tower", []).append((call.start, tick(record.features.device)))
+    trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
 
 
 def _largest(grid: Grid) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Method, Site
 from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.masks import of_queries
 from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
 from foveate.tokens import Parked
 
@@ -141,6 +142,8 @@ class Attending:
                 return query, mask, None
             if isinstance(mask, Tensor) and mask.shape[-2] > 1:
                 mask = take_rows(mask, self.kept, 2)
+            elif mask is not None and not isinstance(mask, Tensor):
+                mask = of_queries(mask, self.kept)
             return take_rows(query, self.kept, 2), mask, self.kept
         if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take the packed tower in one call
             kwargs["cu_seq_lens_q"] = self.cu_seqlens

@@ -140,25 +140,26 @@ class TowerHooks:
         if not self.context.records:
             self.context.trace = Trace()
         device = next(module.parameters()).device
+        if device.type == "meta":  # offloaded weights come when they are needed
+            device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         grid = self.spec.grid(self.config, args, kwargs)
-        call = TowerPass(grid, grid, self.context.trace, tick(device))
+        call = TowerPass(grid, grid, self.context.trace, device, tick(device))
         self.context.tower = call
         if self.pixels:
-            args, kwargs = self._resize(call, device, args, kwargs)
+            args, kwargs = self._resize(call, args, kwargs)
         if self.reduces:
-            order = self.spec.order(self.config, args, kwargs)
-            call.order = None if order is None else order.to(device)
+            call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
 
-    def _resize(self, call: TowerPass, device: torch.device, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        tokens = tokens_of(frames(call.grid), device)
-        rows = torch.arange(len(tokens), device=device)
+    def _resize(self, call: TowerPass, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        tokens = tokens_of(frames(call.grid), call.device)
+        rows = torch.arange(len(tokens), device=call.device)
         for action in self.pixels:
             reduction = action.decide(call.trace, tokens)
             if reduction.shape is None:
                 raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
             rows = rows[reduction.keep]
-            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), device)
+            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), call.device)
         first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
         call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
         call.resized = rows
@@ -186,7 +187,8 @@ class TowerHooks:
         if isinstance(rows, list):
             return [self._full_grid(call, part) for part in rows]
         assert call.resized is not None
-        return rows.new_full((units(call.grid), rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
+        full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
+        return full.index_copy(0, call.resized.to(rows.device), rows)
 
     def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
         """Rows of the output module are the features; the same, with holes that say which they are."""
@@ -210,7 +212,7 @@ class TowerHooks:
         tokens = tokens_of(frames(call.grid_now), device)
         if self.spec.layout == "packed":
             if call.order is not None:
-                tokens = tokens.select(call.order, tokens.counts)
+                tokens = tokens.select(call.order.to(device), tokens.counts)
             return Packed(self.unit, len(tokens), tokens)
         return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
 
