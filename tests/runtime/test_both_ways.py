@@ -105,6 +105,12 @@ def test_a_dropped_token_is_a_masked_key_of_every_step(family: str, impl: str, m
 
 
 @methods
+def test_images_slide_out_of_the_window(impl: str, method: Method) -> None:
+    batch = tiny.inputs("gemma3", ROWS["gemma3"])
+    check(tiny.model("gemma3", impl), "gemma3", batch, method, steps=tiny.gemma.WINDOW + 5)
+
+
+@methods
 @pytest.mark.parametrize("family", GEMMA)
 @pytest.mark.parametrize("what", ["a suffix", "no types", "no types, no padding"])
 def test_what_a_prompt_may_say_of_itself(family: str, impl: str, method: Method, what: str) -> None:

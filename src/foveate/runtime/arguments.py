@@ -106,9 +106,9 @@ class LayerArguments:
         """Flash kernels count a window in keys that are there; it is one of positions, like every mask."""
         if "flash" not in real_implementation(attention.config):
             return
-        window = getattr(attention, "sliding_window", None) or (
-            entry.window if isinstance(entry, CompactMixin) else None
-        )
+        window = getattr(attention, "sliding_window", None)
+        if window is None and isinstance(entry, CompactMixin) and entry.is_sliding:
+            window = entry.sliding_window
         if window is not None and keys.total > window:
             raise UnsupportedModelError(
                 f"flash attention slides a window of {window} tokens over those that are left, which is not the window of this "
