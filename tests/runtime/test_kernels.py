@@ -183,6 +183,8 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Flash:
 
 @cache
 def with_flash(family: str) -> Any:
+    if family in tiny.gemma.FAMILIES:
+        pytest.skip("stock code's flash attention does not see images both ways; test_both_ways has what is refused")
     model = tiny.model(family, fresh=True)
     for module in model.modules():
         if getattr(getattr(module, "config", None), "_attn_implementation_internal", None) is not None:

@@ -421,15 +421,13 @@ class TowerHooks:
         if call is None:
             return None
         layout = call.layout
-        if isinstance(layout, Packed):
-            return layout.scatter(output, HOLE)
         if self.spec.layout == "packed":
-            return None
+            return layout.scatter(output, HOLE) if isinstance(layout, Packed) else None
         if self.spec.joins == "before":
             output = all_units(call, output)
         elif self.spec.joins:
             output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
-        elif layout is not None and not self._pools:
+        elif isinstance(layout, Rows) and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
         if call.grid_now != call.grid and not (self.spec.joins or self._pools):
             extra = self.spec.kept_rows(self.config)
