@@ -54,6 +54,9 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
     Qwen3_5MoeConfig,
     Qwen3_5MoeForConditionalGeneration,
+    Qwen3OmniMoeProcessor,
+    Qwen3OmniMoeThinkerConfig,
+    Qwen3OmniMoeThinkerForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -75,6 +78,7 @@ CLASSES: dict[str, Any] = {
     "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+    "qwen3_omni_moe_thinker": Qwen3OmniMoeThinkerForConditionalGeneration,
     "qwen3_5": Qwen3_5ForConditionalGeneration,
     "qwen3_5_moe": Qwen3_5MoeForConditionalGeneration,
     "glm4v": Glm4vForConditionalGeneration,
@@ -89,15 +93,17 @@ LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last blo
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
 SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
-DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe")
+OMNI = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")  # with sound
+QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
+DEEPSTACK = (*QWEN3, "qwen3_omni_moe_thinker")
 RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
-STAMPED = (*DEEPSTACK, *RECURRENT, *GLM)  # a timestamp before every frame of a video
+STAMPED = (*QWEN3, *RECURRENT, *GLM)  # a timestamp before every frame of a video
 WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
-PACKED = ("qwen2_vl", *WINDOWS, *STAMPED)  # grids of any size
+PACKED = ("qwen2_vl", *WINDOWS, "qwen3_omni_moe_thinker", *STAMPED)  # grids of any size
 VIDEO = (*PACKED, *tiles.VIDEO)
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
-GROUPED = (*SEVERAL, *PIXTRAL, "qwen2_5_omni_thinker")
+GROUPED = (*SEVERAL, *PIXTRAL, *OMNI)
 LAYERS = 6
 BLOCKS = 4
 LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others
@@ -124,6 +130,10 @@ IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
 MELS = 8  # and its sounds so many channels
+SOUND: dict[str, Any] = dict(
+    num_mel_bins=MELS, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24
+)
+SOUND |= dict(max_source_positions=16)
 
 Item = int | str | tuple[int, ...]
 
@@ -209,6 +219,12 @@ def config(family: str, **text: Any) -> Any:
         if family == "qwen3_vl":
             return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
         text |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[1])
+        if family in OMNI:
+            audio = SOUND | dict(
+                output_dim=text["hidden_size"], n_window=50, n_window_infer=100, downsample_hidden_size=8
+            )
+            ids |= dict(audio_token_id=AUDIO_TOKEN, audio_start_token_id=AUDIO_START)
+            return Qwen3OmniMoeThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
         return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **ids)
     if family == "qwen2_vl":
         vision |= dict(embed_dim=32, hidden_size=text["hidden_size"], mlp_ratio=2)
@@ -216,8 +232,7 @@ def config(family: str, **text: Any) -> Any:
     vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
     vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])  # windows of 2x2 tokens
     if family == "qwen2_5_omni_thinker":
-        audio = dict(num_mel_bins=MELS, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24)
-        audio |= dict(n_window=4, max_source_positions=8, output_dim=text["hidden_size"])
+        audio = SOUND | dict(output_dim=text["hidden_size"], n_window=4)
         ids |= dict(audio_token_id=AUDIO_TOKEN, audio_start_token_id=AUDIO_START)
         return Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
@@ -302,7 +317,7 @@ def _special(family: str) -> dict[str, Any]:
     internvl |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
     omni = glm | {"audio_token": "<image>", "audio_bos_token": "<|im_end|>", "audio_eos_token": "<unk>"}
     omni |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
-    own = {"internvl": internvl, "qwen2_5_omni_thinker": omni, **gemma.SPECIAL}
+    own = {"internvl": internvl, **dict.fromkeys(OMNI, omni), **gemma.SPECIAL}
     names = {**dict.fromkeys(GLM, glm), **own}.get(family)
     if names is None:
         return {"additional_special_tokens": [*SPECIAL[2:], *MORE.get(family, ())]}
@@ -349,7 +364,8 @@ def processor(family: str) -> Any:
         "qwen2_vl": (Qwen2VLProcessor, "Qwen2VL"),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, "Qwen2VL"),
         "qwen2_5_omni_thinker": (Qwen2_5OmniProcessor, "Qwen2VL"),
-        **dict.fromkeys((*DEEPSTACK, *RECURRENT), (Qwen3VLProcessor, "Qwen3VL")),
+        "qwen3_omni_moe_thinker": (Qwen3OmniMoeProcessor, "Qwen2VL"),
+        **dict.fromkeys((*QWEN3, *RECURRENT), (Qwen3VLProcessor, "Qwen3VL")),
         **dict.fromkeys(GLM, (Glm4vProcessor, "Glm4v")),
         "glm46v": (Glm46VProcessor, "Glm46V"),
     }
@@ -361,11 +377,11 @@ def processor(family: str) -> Any:
         import transformers
 
         videos = getattr(transformers, f"{of_videos}VideoProcessor")(patch_size=PATCH)
-        hears = {"feature_extractor": WhisperFeatureExtractor(MELS)} if kind is Qwen2_5OmniProcessor else {}
+        hears = {"feature_extractor": WhisperFeatureExtractor(MELS)} if family in OMNI else {}
         kind(image_processor=images, tokenizer=tokenizer, video_processor=videos, **hears).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder)
     made = _in_parts(folder, kind, images, tokenizer)
-    if family == "qwen2_5_omni_thinker":
+    if family in OMNI:
         made.video_processor = images  # older versions ask it for its merge size, whether there is a video or not
     return made
 
@@ -441,11 +457,11 @@ def inputs(
             processed["mm_token_type_ids"][here] = 2
         if family in PACKED:
             processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
-            if family == "qwen2_5_omni_thinker":
+            if family in OMNI:
                 processed |= {"video_second_per_grid": torch.ones(len(grids))}
         else:
             processed |= {"pixel_values_videos": torch.stack(videos)}
-    if family == "qwen2_5_omni_thinker":
+    if family in OMNI:
         processed.pop("mm_token_type_ids", None)  # the model does not take them
     elif family in PACKED and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]

@@ -297,7 +297,7 @@ def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, imp
     """The stock language model on the tower's features of all modalities, with keys masked where tokens have left."""
     model, batch = tiny.model(name, impl, fresh=True), tiny.inputs(name, VIDEO_ROWS)
     visual = tiny.visual_mask(name, batch)
-    lm, kinds = model.model.language_model, {"image": tiny.IMAGE_TOKEN[name], "video": tiny.VIDEO_TOKEN}
+    lm, kinds = tiny.lm(model), {"image": tiny.IMAGE_TOKEN[name], "video": tiny.VIDEO_TOKEN}
     given: dict[str, Any] = {}
 
     def note(module: Any, args: Any, kwargs: Any) -> None:

@@ -148,8 +148,7 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
         cache = model(**first).past_key_values
         positions: dict[str, Any] = {}
         if family in tiny.PACKED:
-            full = {name: value for name, value in both.items() if name != "attention_mask"}
-            ids = tiny.positions(model, full)
+            ids = tiny.positions(model, both)
             positions["position_ids"] = ids[..., cut:]
         out = model(**second, **positions, past_key_values=cache)
         assert handle.report().visits, "the second image is reduced too"

@@ -25,7 +25,7 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     of which a subgrid is left is numbered like a smaller image.
 
     Args:
-        position_ids: ``(A, B, L)`` of the full sequence, for ``A`` position axes.
+        position_ids: ``(A, B, L)`` of the full sequence, for ``A`` position axes, whole numbers or not.
         layout: what is present, ``P`` tokens per row.
         present: ``(B, L)`` bool, False for the padding of the prompt; None if it has none.
 
@@ -33,7 +33,9 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
         ``(A, B, P)`` new ids, and ``(B,)``: how much smaller the position after the last token has become.
     """
     axes, batch, _ = position_ids.shape
-    device = position_ids.device
+    device, kind = position_ids.device, position_ids.dtype
+    if kind.is_floating_point:  # seconds of a video: below, a place and a position share one number
+        position_ids = position_ids.double()
     index = torch.arange(layout.width, device=device).expand(batch, -1) if layout.index is None else layout.index
     old = position_ids.gather(2, index.expand(axes, -1, -1))
     valid = torch.ones_like(index, dtype=torch.bool) if layout.valid is None else layout.valid
@@ -67,7 +69,7 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     real_any = torch.ones_like(start, dtype=torch.bool) if present is None else present.any(1)
     end = torch.where(valid, new.amax(0), start[:, None] - 1).amax(1)  # where nothing is left, nothing advances
     shift = torch.where(real_any, real.amax((0, 2)) - end, 0)
-    return new.masked_fill(~valid, 0), shift
+    return new.masked_fill(~valid, 0).to(kind), shift.to(kind)
 
 
 def rotary_at(table: Any, rows: Tensor, moved: Tensor, steps: Sequence[tuple[int, int]]) -> Any:
