@@ -1,7 +1,8 @@
 """Fixtures for all tests: every family and every attention implementation; one thread, as tiny models want it.
 
 And what is left out of that matrix: families in `WHOLE` differ in structure and run all of it; the others (a part of what
-these have, put together in another way) run with sdpa and one method for every kind of site, unless ``--all-families``.
+these have, put together in another way) run with sdpa and one method for every kind of site, and of those that are another
+one but for a detail (`SIBLINGS`) each test runs once, unless ``--all-families``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny
 import torch
+from tiny import SIBLINGS, WHOLE
 from transformers import logging
 
 from foveate import Host, Method, Site
@@ -24,10 +26,6 @@ from foveate.errors import FoveateError
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
-
-#: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
-#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without attention
-WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5")
 
 
 @pytest.fixture(params=tiny.FAMILIES)
@@ -79,14 +77,18 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
 def _spared(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
     """Whether a test of a family outside `WHOLE` tells nothing that another one does not.
 
-    ``seen``: for a test and its other parameters, the kinds of sites that it has met.
+    ``seen``: for a test and its other parameters (of siblings, for a test), the kinds of sites that it has met.
     """
     family, kinds, rest = _asked(item, Method, Site)
     if family is None or family in WHOLE:
         return False
     if ("impl", "eager") in rest:
         return True
-    met = seen.setdefault((item.location[0], item.originalname, *rest), set())
+    test: Hashable = (item.location[0], item.originalname)
+    if family in SIBLINGS:
+        met, kinds = seen.setdefault((test, family), set()), {"any"}
+    else:
+        met = seen.setdefault((test, *rest), set())
     new = kinds - met
     met |= kinds
     return bool(kinds) and not new

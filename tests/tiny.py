@@ -89,6 +89,14 @@ CLASSES: dict[str, Any] = {
     **rows_of.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
+#: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
+#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without attention
+WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5")
+#: another family but for the experts in its decoder, the text between frames, or the processor
+SIBLINGS = (
+    *("qwen2_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "qwen3_5_moe", "glm4v_moe", "glm46v"),
+    *("llava_next_video", "smolvlm", "llava_pixtral"),
+)
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-import conftest
 import pytest
 import tiny
 import torch
@@ -220,7 +219,7 @@ def test_flash_cannot_weigh_merged_tokens(family: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_GPU, reason="kernels that need a GPU")
-@pytest.mark.parametrize("family", conftest.WHOLE)
+@pytest.mark.parametrize("family", tiny.WHOLE)
 @pytest.mark.parametrize("impl", ["flex_attention", "flash_attention_2"])
 @pytest.mark.parametrize("plan", ["cascade", "signals", "ipcv"])
 def test_on_a_gpu(family: str, impl: str, plan: str) -> None:
