@@ -23,6 +23,7 @@ def family_of(config: object) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type not in families():
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}"
+            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}, and a family more is a "
+            "file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
         )
     return families()[str(model_type)]
