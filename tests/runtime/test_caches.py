@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any
 
@@ -137,39 +136,21 @@ def entries(output: Any) -> list[Any]:
     return list(output.past_key_values.layers)
 
 
-BACKENDS = {
-    "fp8": {},
-    "quanto": dict(nbits=4, q_group_size=16, residual_length=4),
-    "hqq": dict(nbits=4, q_group_size=16),
-}
-IMPORTS = {"quanto": "optimum", "hqq": "hqq"}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.skipif(not hasattr(transformers.cache_utils, "Fp8QuantizedLayer"), reason="5.16 has no backend of its own")
 @pytest.mark.parametrize("method", [foveate.Stride(keep=1.0), foveate.Stride(layers=(0, 2)), foveate.LUVC()], ids=repr)
-def test_quantised_caches(family: str, backend: str, method: foveate.Method) -> None:
-    """Of transformers' own backends: those that are here."""
-    if backend in IMPORTS and importlib.util.find_spec(IMPORTS[backend]) is None:
-        pytest.skip(f"{backend} is not installed")
-    if backend == "fp8" and not hasattr(transformers.cache_utils, "Fp8QuantizedLayer"):
-        pytest.skip("this transformers has no such backend")
+def test_a_quantised_cache_of_transformers(family: str, method: foveate.Method) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:2])
-    quantised: Any = dict(cache_implementation="quantized", cache_config={"backend": backend, **BACKENDS[backend]})
+    quantised: Any = dict(cache_implementation="quantized", cache_config={"backend": "fp8"})
     with torch.no_grad():
         stock: Any = generate(model, batch, **quantised, **LOGITS)
         with foveate.compress(model, method):
             exact: Any = generate(model, batch, **LOGITS)
             ours: Any = generate(model, batch, **quantised, **LOGITS)
-    nothing = method == foveate.Stride(keep=1.0)
-    assert torch.equal(ours.sequences, stock.sequences) or not nothing
     close(ours.logits[0], exact.logits[0])  # the prefill sees what it has not quantised yet
-    for a, b, c in zip(ours.logits, exact.logits, stock.logits, strict=True):
-        assert a.isfinite().all()
-        if nothing:
-            assert torch.equal(a, c)
-        assert torch.nn.functional.cosine_similarity(a, b).min() > 0.9 or not torch.equal(
-            ours.sequences, exact.sequences
-        )
+    assert all(logits.isfinite().all() for logits in ours.logits)
+    if method == foveate.Stride(keep=1.0):
+        assert torch.equal(ours.sequences, stock.sequences)
+        assert all(map(torch.equal, ours.logits, stock.logits))
 
 
 class Stream:

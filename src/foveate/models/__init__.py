@@ -31,7 +31,8 @@ def family_of(config: object) -> Family:
     found = [family for family in families().values() if family.model_type == model_type]
     if not found:
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}"
+            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}, and a family more is a "
+            "file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
         )
     tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     fitting = [family for family in found if family.tower_type in ("", tower_type)]

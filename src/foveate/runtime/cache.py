@@ -198,9 +198,9 @@ class CompactMixin:
             )
         self.expected = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
-        if self.window is not None:  # an entry that records its past may give more of it than masks are for
-            n = self.window + key_states.shape[-2]
-            keys, values = keys[..., -n:, :], values[..., -n:, :]
+        if self.window is not None:  # one that records its past may give more of it (transformers 5.16)
+            seen = self.window + key_states.shape[-2]
+            keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
             keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
         return keys, values
