@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING
 
 from foveate.models import families
 from foveate.models.family import Family
+from foveate.models.refused import REFUSED
 from foveate.runtime.attach import SIGNALS, kinds_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -104,6 +105,11 @@ def refused(family: Family) -> Iterable[str]:
         yield f"`output_{name}=True` where tokens are gone"
 
 
+def refusal_table() -> str:
+    """One row per family that is refused."""
+    return _table(("model type", "because"), ((f"`{name}`", reason) for name, reason in sorted(REFUSED.items())))
+
+
 def _title(family: Family) -> str:
     doc = importlib.import_module(f"foveate.models.{family.name}").__doc__ or ""
     return doc.split(":")[0]
@@ -116,7 +122,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def written(page: str) -> str:
     """``page`` with its tables as they should be."""
-    tables = {"families": family_table, "sites": site_table}
+    tables = {"families": family_table, "sites": site_table, "refused": refusal_table}
     return MARKED.sub(lambda found: found[1] + "\n" + tables[found[2]]() + "\n" + found[3], page)
 
 
