@@ -144,7 +144,10 @@ BROKEN = {
     "not LoRA": (lambda f: edit(f / adapter.CONFIG, peft_type="IA3", feedforward_modules=[]), "only LoRA"),
     "other layers": (lambda f: edit(f / adapter.CONFIG, target_modules="nothing"), "does not fit the model"),
     "other rank": (lambda f: edit(f / adapter.CONFIG, r=8), "does not fit the model"),
-    "more layers": (lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("(", "(v_proj|")), "missing"),
+    "more layers": (
+        lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("(q_proj", "(v_proj|q_proj")),
+        "missing",
+    ),
     "fewer layers": (
         lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("q_proj|", "")),
         "have no place",
