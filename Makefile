@@ -1,13 +1,15 @@
 # Every target makes the environment it needs from nothing; a stamp file tells the next call that it is up to date.
 #
-#   make demo         the package and its core dependencies in a fresh environment, then `foveate demo`
-#   make test         the test suite            TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
-#   make lint         ruff and mypy
-#   make test-oldest  the test suite on the oldest transformers that is supported
-#   make wheel-test   build the wheel, install it in a clean environment, run the demo from another folder
-#   make bench        the benchmarks
-#   make venv         the development environment, .venv
-#   make clean        remove all of it
+#   make demo           the package and its core dependencies in a fresh environment, then `foveate demo`
+#   make test           the test suite: families that differ in structure with every method, the others with one for each
+#                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
+#   make test-families  the test suite with every method on every family
+#   make lint           ruff and mypy
+#   make test-oldest    `make test` on the oldest transformers that is supported
+#   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
+#   make bench          the benchmarks
+#   make venv           the development environment, .venv
+#   make clean          remove all of it
 
 PYTHON ?= python3
 TESTS ?= tests
@@ -17,14 +19,15 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families lint test-oldest wheel-test bench venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
 
-test: export OMP_NUM_THREADS = 1
-test: .venv/.stamp
-	.venv/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+test test-families: export OMP_NUM_THREADS = 1
+test-families: WHICH = --all-families
+test test-families: .venv/.stamp
+	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS)
 
 lint: .venv/.stamp
 	.venv/bin/ruff check .
@@ -45,17 +48,20 @@ bench: .venv/.stamp
 
 venv: .venv/.stamp
 
-# torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it.
+# torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it. The
+# torchvision that then fits by its version may not by its build: video processors do not need the part that does not fit.
 .venv/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) $(TORCH)
 	.venv/$(PIP) -c constraints.txt -e '.[dev]'
+	.venv/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval]' pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval,video]' av pytest pytest-xdist hypothesis
+	.venv-oldest/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -12,7 +12,6 @@ import tiny
 import torch
 from snapshot import state_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate import ADSC, IPCV, FastV, adapter
@@ -21,7 +20,7 @@ from foveate.errors import AdapterError, ConfigError, FoveateError, UnknownNameE
 
 peft = pytest.importorskip("peft")
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
-TARGETS = r".*language_model\.layers\.\d+\.\w+\.(q_proj|down_proj)"
+TARGETS = r"(.*(?:language|text)_model|model)\.layers\.\d+\.\w+\.(q_proj|down_proj)"
 
 
 def adapted(family: str) -> Any:
@@ -62,7 +61,7 @@ def test_flops_count_the_adapter(family: str, tmp_path: Path) -> None:
     source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
     model = tiny.model(family, fresh=True)
     with foveate.compress(model, source) as handle:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), tiny.flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
             model(**batch)
         adapted = sum(handle.report().flops.values())
         assert counter.get_total_flops() == pytest.approx(adapted, rel=0.01)
@@ -145,7 +144,10 @@ BROKEN = {
     "not LoRA": (lambda f: edit(f / adapter.CONFIG, peft_type="IA3", feedforward_modules=[]), "only LoRA"),
     "other layers": (lambda f: edit(f / adapter.CONFIG, target_modules="nothing"), "does not fit the model"),
     "other rank": (lambda f: edit(f / adapter.CONFIG, r=8), "does not fit the model"),
-    "more layers": (lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("(", "(v_proj|")), "missing"),
+    "more layers": (
+        lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("(q_proj", "(v_proj|q_proj")),
+        "missing",
+    ),
     "fewer layers": (
         lambda f: edit(f / adapter.CONFIG, target_modules=TARGETS.replace("q_proj|", "")),
         "have no place",

@@ -11,7 +11,7 @@ import torch
 from refusals import ERRORS, ROWS, At, left_as_it_was, refused
 from snapshot import state_of
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM
 
 import foveate
 from foveate import (
@@ -42,6 +42,8 @@ METHODS = [
     *(Stride(), FastV(), V2Drop(), DivPrune(), ToMe(), VisionZip(keep=0.5), Downsample(), DyCoke(), ADSC(), IPCV()),
     foveate.LUVC(),
 ]
+#: whether stock Idefics3 counts placeholders
+COUNTS = hasattr(GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name())
 
 
@@ -55,7 +57,7 @@ def test_unknown_family() -> None:
     batch = {"input_ids": torch.arange(8)[None], "attention_mask": torch.ones(1, 8)}
     model = LlamaForCausalLM(config).eval()
     with left_as_it_was(model, batch):
-        refused(model, Stride(), UnsupportedModelError, "'llama'.*llava, qwen2_5_vl, qwen2_vl")
+        refused(model, Stride(), UnsupportedModelError, "'llama'.*llava, .*qwen2_5_vl, qwen2_vl")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_no_model_at_all(thing: Any) -> None:
 def test_a_part_of_a_model(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        for part in (model.model, model.model.language_model):
+        for part in {tiny.base(model), tiny.lm(model)} - {model}:
             refused(part, Stride(), UnsupportedModelError)
 
 
@@ -231,6 +233,8 @@ PLACES = [
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
     """The context manager takes everything off, and the error passes unchanged."""
+    if site.at == "decode" and family in tiny.gemma.SLIDING:
+        pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     method = At(places=(site,), error=error)
     with (
@@ -245,8 +249,8 @@ def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
 def test_an_error_of_the_user_inside_a_forward(family: str, method: Method) -> None:
     """Whatever stops a forward, the next one is as if nothing had happened."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    inner = [model.model.language_model.layers[3], model.get_submodule("lm_head")]
-    tower = model.model.vision_tower if family == "llava" else model.model.visual
+    inner = [tiny.lm(model).layers[3], model.get_submodule("lm_head")]
+    tower = tiny.tower(model)
     inner += [module for module in tower.modules() if type(module).__name__.endswith(("Layer", "Block"))][1:2]
     with left_as_it_was(model, batch), foveate.compress(model, method):
         logits = tiny.text_logits(model, batch)
@@ -277,24 +281,33 @@ def test_no_visual_tokens(family: str, impl: str, method: Method) -> None:
                 tiny.text_logits(model, images)
 
 
+def stock_with_a_static_cache(model: Any, batch: dict[str, Tensor], **greedy: Any) -> Tensor:
+    """The ids; transformers 5.16 cannot make the masks of images where layers slide."""
+    try:
+        ids: Tensor = model.generate(**batch, **greedy, cache_implementation="static")
+    except IndexError:
+        pytest.skip("this transformers has no static cache for this family")
+    return ids
+
+
 @pytest.mark.parametrize("method", [Stride(), FastV(), VisionZip(keep=0.5), DyCoke(), ToMe()], ids=lambda m: m.name())
 def test_static_cache(family: str, method: Method) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
     greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
-    model.generate(**batch, **greedy, cache_implementation="static")  # leaves its cache on the model
+    stock_with_a_static_cache(model, batch, **greedy)  # leaves its cache on the model
     with left_as_it_was(model, batch), foveate.compress(model, method):
         ids = model.generate(**batch, **greedy)
-        with pytest.raises(UnsupportedCacheError, match=r"StaticLayer.*DynamicCache"):
+        with pytest.raises(UnsupportedCacheError, match=r"Static\w*Layer.*DynamicCache"):
             model.generate(**batch, **greedy, cache_implementation="static")
         assert torch.equal(model.generate(**batch, **greedy), ids)
 
 
 def test_static_cache_that_nothing_reduces(family: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS)
-    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False, cache_implementation="static")
-    ids = model.generate(**batch, **greedy)
+    greedy: dict[str, Any] = dict(max_new_tokens=4, do_sample=False)
+    ids = stock_with_a_static_cache(model, batch, **greedy)
     with left_as_it_was(model, batch), foveate.compress(model, Random(keep=1.0)):
-        assert torch.equal(model.generate(**batch, **greedy), ids)
+        assert torch.equal(model.generate(**batch, **greedy, cache_implementation="static"), ids)
 
 
 def spoiled(family: str, how: str) -> dict[str, Tensor]:
@@ -305,8 +318,10 @@ def spoiled(family: str, how: str) -> dict[str, Tensor]:
         batch["input_ids"][tuple(where[-1])] = tiny.TOKEN_ID["word1"]
     elif how == "one placeholder more":
         batch["input_ids"][-1, -1] = tiny.IMAGE_TOKEN[family]
-    elif how == "one image less" and family == "llava":
+    elif how == "one image less" and family not in tiny.PACKED:
         batch["pixel_values"] = batch["pixel_values"][:-1]
+        if "image_sizes" in batch:
+            batch["image_sizes"] = batch["image_sizes"][:-1]
     elif how == "one image less":
         gone = int(batch["image_grid_thw"][-1].prod())
         batch |= {"pixel_values": batch["pixel_values"][:-gone], "image_grid_thw": batch["image_grid_thw"][:-1]}
@@ -319,6 +334,8 @@ def spoiled(family: str, how: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("how", ["one placeholder less", "one placeholder more", "one image less"])
 def test_placeholders_that_do_not_match(family: str, method: Method, how: str) -> None:
     """Refused in whatever words, and the next call is as the one before."""
+    if family == "idefics3" and how == "one placeholder less" and not COUNTS:
+        pytest.skip("this transformers does not count them")
     model, batch, bad = tiny.model(family), tiny.inputs(family, ROWS), spoiled(family, how)
     with left_as_it_was(model, batch):
         for call in (tiny.text_logits, lambda model, batch: model.generate(**batch, max_new_tokens=2)):

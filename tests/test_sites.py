@@ -33,7 +33,8 @@ def test_block_out_of_range(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for block in (tiny.BLOCKS, 99, -tiny.BLOCKS - 1):
-            sentence = f"no tower layer {block}: .* 0 to {tiny.BLOCKS - 1}"
+            note = " .features are taken" if block == tiny.BLOCKS and family in tiny.LLAVA else "$"
+            sentence = f"no tower layer {block}: .* 0 to {tiny.BLOCKS - 1}{note}"
             refused(model, At(places=(Site("tower", block),)), UnsupportedSiteError, sentence)
 
 
@@ -104,10 +105,15 @@ SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
 )
 def test_sites_that_make_sense(family: str, site: Site) -> None:
     """Every place takes a method, with no signal and with each that it can give."""
+    if site.at == "decode" and family in tiny.gemma.SLIDING:
+        pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     with left_as_it_was(model, batch), foveate.compress(model, Listening(places=(site,))) as handle:
         model.generate(**batch, max_new_tokens=3)
-        assert handle.report().flops_ratio < 1 or site.at == "pixels"
+        few = (
+            family in tiny.RECURRENT and site.at == "decode"
+        )  # three tiny layers to hide from cost less than reading one
+        assert handle.report().flops_ratio < 1 or site.at == "pixels" or few
 
 
 @pytest.mark.parametrize(

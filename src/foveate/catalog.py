@@ -77,11 +77,12 @@ def show_method(method: dict[str, Any], console: Console) -> None:
 def show_families(found: list[dict[str, Any]], console: Console) -> None:
     """All families as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("model_type", "tower", "CLS", "inputs"):
+    for column in ("family", "model_type", "tower", "CLS", "inputs"):
         table.add_column(column)
     for family in found:
         inputs = escape(", ".join(family["inputs"]))
-        table.add_row(escape(family["model_type"]), family["tower"], "yes" if family["has_cls"] else "no", inputs)
+        names = escape(family["family"]), escape(family["model_type"])
+        table.add_row(*names, family["tower"], "yes" if family["has_cls"] else "no", inputs)
     console.print(table)
 
 
@@ -122,6 +123,7 @@ def _type(hint: Any) -> str:
 
 def _family(family: Family) -> dict[str, Any]:
     return {
+        "family": family.name,
         "model_type": family.model_type,
         "tower": family.tower.layout,
         "has_cls": family.tower.leading > 0,

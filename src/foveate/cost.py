@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.family import Family, Tower
+from foveate.models.family import Decoder, Family, Tower
 from foveate.ops.segments import offsets
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
 
@@ -48,8 +49,9 @@ class Report:
         mean_tokens: visual tokens per row and layer, averaged over the decoder layers.
         flops, full_flops: by stage: ``tower``, ``projector``, ``prefill``, ``decode``, ``head``, ``sites`` (the method's
             own work).
-        kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length.
-        kv_lengths: tokens in each cache entry.
+        kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length. The
+            states of recurrent layers, which do not grow with the prompt, are left out.
+        kv_lengths: tokens in each cache entry that holds any.
         seconds: wall time of ``tower``, ``prefill`` and ``decode``.
         decode_steps: tokens generated after the prefill.
     """
@@ -109,7 +111,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     n = len(layers)
 
     spec, config = family.tower, model.config
-    convolutions = _conv_weights(tower)
+    neck = [base.get_submodule(name) for name in spec.neck]
+    in_neck = sum(map(_conv_weights, neck))
+    convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions}
     full = {"tower": trace.full_patch_rows * convolutions}
     stock = (
@@ -120,13 +124,15 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
-    projector = base.get_submodule(family.tower.output)
-    now["projector"] = trace.output_rows * _weights(projector)
-    full["projector"] = trace.full_output_rows * _weights(projector)
+    output = base.get_submodule(spec.output)
+    projector = _weights(output) + _own_matrices(output) + sum(map(_weights, neck)) + in_neck
+    taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
+    now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
+    full["projector"] = trace.full_output_rows * (projector + sum(taps))
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = 0
         for i, layer_trace in enumerate(log):
-            a, b = _layer_flops(layers[i % n], family.decoder.attention, layer_trace)
+            a, b = _layer_flops(layers[i % n], family.decoder, layer_trace)
             now[stage] += a
             full[stage] += b
     now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
@@ -136,10 +142,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
     batch = trace.prefill[0].batch if trace.prefill else 1
     seen = [entry.visual for entry in trace.prefill if entry.visual is not None]
-    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.grid) * n
+    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.views) * n
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
-        visual_tokens=sum(t * h * w for t, h, w in trace.grid),
+        visual_tokens=sum(t * h * w for t, h, w in trace.views),
         layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
         full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
         mean_tokens=visual / n / batch,
@@ -175,7 +181,24 @@ def _weights(module: nn.Module | None) -> int:
         return 0
     layers: list[Any] = [m for m in module.modules() if hasattr(m, "in_features") and hasattr(m, "out_features")]
     leaves = [m for m in layers if not any(hasattr(inner, "in_features") for inner in m.modules() if inner is not m)]
-    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves)
+    return sum(2 * int(m.in_features) * int(m.out_features) for m in leaves) + _experts(module)
+
+
+def _experts(module: nn.Module) -> int:
+    """2 x weights of the experts that one token goes through, all of which are stacked in one tensor, and of the router."""
+    routers: list[Any] = [m for m in module.modules() if isinstance(getattr(m, "top_k", None), int)]
+    if not routers:
+        return 0
+    convolutions = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv1d)}
+    stacked = [p for p in module.parameters() if p.dim() == 3 and id(p) not in convolutions]
+    router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
+    return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
+
+
+def _own_matrices(module: nn.Module) -> int:
+    """2 x entries of the matrices that a module holds itself, not in a linear layer."""
+    is_linear = hasattr(module, "in_features")
+    return 0 if is_linear else sum(2 * p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
 
 
 def _conv_weights(module: nn.Module) -> int:
@@ -209,7 +232,12 @@ def _pairs(queries: Any, keys: Any) -> int:
     return sum(int(a) * int(b) for a, b in zip(q, k))
 
 
-def _layer_flops(layer: nn.Module, name: str, trace: LayerTrace) -> tuple[int, int]:
-    weights, width = _weights(layer), 4 * _width(layer.get_submodule(name))
+def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[int, int]:
+    weights, attention = _weights(layer), attention_of(layer, spec)
+    if attention is None:
+        module = layer.get_submodule(spec.recurrent)
+        now, full = (n * weights + spec.recurrence(module, n) for n in (trace.queries, trace.full_queries))
+        return trace.batch * now, trace.batch * full
+    width = 4 * _width(attention)
     now = trace.batch * trace.queries * (weights + trace.keys * width)
     return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)

@@ -64,7 +64,7 @@ class Host:
     """What a method may know about the model when it says its sites.
 
     Attributes:
-        family: ``config.model_type``.
+        family: its name among `foveate.families()`, ``config.model_type`` for most.
         blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
         layers: decoder layers.
         has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.

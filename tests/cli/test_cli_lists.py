@@ -49,8 +49,10 @@ def test_one_method(here: Here) -> None:
 
 def test_families(here: Here) -> None:
     found = as_json(here("families", "--json"))
-    assert {family["model_type"] for family in found} == set(package.families())
-    assert {"model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]} in found
+    assert {family["family"] for family in found} == set(package.families())
+    llava = {"family": "llava", "model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]}
+    assert llava in found
+    assert {**llava, "family": "llava_pixtral", "has_cls": False} in found
 
 
 def test_train_reference(here: Here, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ MISTAKES = {
     "missing model folder": ((*FASTV, "--model", "./nowhere"), "there is no model folder './nowhere'"),
     "a folder without a model": ((*FASTV, "--model", "empty"), "has no config.json"),
     "unknown model": ((*FASTV, "--model", "nobody/nothing"), "cannot load the model 'nobody/nothing'"),
-    "unknown family": ((*FASTV, "--model", "gpt2"), "does not know the model family 'gpt2'; it knows llava"),
+    "unknown family": ((*FASTV, "--model", "gpt2"), "does not know the model family 'gpt2'; it knows "),
     "unknown method to list": (("methods", "nope"), "there is no method 'nope'"),
     "resume nothing": (("train", "reference", "--out", "empty", "--resume"), "leave --resume out"),
     "unknown training option": (("train", "reference", "--out", "x", "--option", "steps=1"), "has no option 'steps'"),

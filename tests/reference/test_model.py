@@ -138,7 +138,8 @@ def test_an_exported_processor_does_what_the_original_does(model, tmp_path):
     messages = chat(noise(160, 160), noise(160, 160, seed=1))
     inputs, expected = process(processor, messages), process(original, messages)
     assert inputs.keys() == expected.keys()
-    assert all(torch.allclose(inputs[key], expected[key]) for key in inputs)
+    for key in inputs:  # torchvision, where it is there, divides in another order
+        torch.testing.assert_close(inputs[key], expected[key], rtol=1e-5, atol=1e-6)
 
 
 def test_auto_processor_loads_an_exported_folder(model, tmp_path):

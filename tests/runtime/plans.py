@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import tiny
+import tiny_gemma
+import tiny_rows
+import tiny_tiles
 import torch
 from torch import Tensor
 
@@ -161,11 +164,20 @@ def depends_on_text(plan: str) -> bool:
 plan = pytest.mark.parametrize("plan", PLANS)
 
 ROWS = {
+    **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
     "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
-    "qwen2_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
-    "qwen2_5_vl": [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]],
+    **tiny_tiles.ROWS,
+    **tiny_gemma.ROWS,
+    **tiny_rows.ROWS,
 }
-VIDEO_ROWS = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
+VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
+
+
+def video_rows(family: str) -> list[list[tiny.Item]]:
+    """A batch with videos, and an image beside them where stock code takes both."""
+    if family in tiny.GLM:
+        return [[3, (2, 4, 8), 5], [2, (3, 4, 4), 7]]
+    return tiny_tiles.VIDEO_ROWS.get(family, VIDEO_ROWS)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
@@ -173,4 +185,4 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-__all__ = ["FULL", "PLANS", "ROWS", "VIDEO_ROWS", "close", "depends_on_text", "foveate", "plan"]
+__all__ = ["FULL", "PLANS", "ROWS", "VIDEO_ROWS", "close", "depends_on_text", "foveate", "plan", "video_rows"]

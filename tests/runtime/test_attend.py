@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
 from foveate import IPCV, Host, Method, Parked, Reduction, Site, Tokens
+from foveate.models import families
 from foveate.runtime.parking import Attending
 from foveate.runtime.signals import Probe, Reading
 
@@ -46,18 +47,23 @@ class Seer(Method):
 
 
 def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) -> list[Tensor]:
-    """Patches before block ``first`` and every later one, and at the tower's output."""
-    vision = model.model.vision_tower if family == "llava" else model.model.visual
-    blocks = list(vision.encoder.layers if family == "llava" else vision.blocks)[first : tiny.BLOCKS]
-    end = model.model.multi_modal_projector if family == "llava" else vision.merger
+    """Patches before block ``first`` and every later one, where features are taken between two blocks, and at the tower's
+    output."""
+    blocks, end = tiny.blocks(model)[first:], tiny.end(model)
+    taps = [tap for tap, i in taps_of(model) if i >= first]
     states: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        patches = x[:, 1:] if family == "llava" and module is not end else x
+        patches = x[:, 1:] if family in tiny.CLS and module is not end else x
+        if family in tiny.gemma.POOLED or (family in tiny.tiles.JOINED and module is not end):  # as methods see them
+            side = int(patches.shape[1] ** 0.5) // 2
+            patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
+        if family == "mistral3":
+            patches = by_units(patches.flatten(0, -2), batch["image_sizes"])
         states.append(patches.flatten(0, -2))
 
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, end]]
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, *taps, end]]
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
@@ -65,13 +71,28 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     return states
 
 
+def by_units(x: Tensor, sizes: Tensor) -> Tensor:
+    """Rows of the patches of several images, each in raster order, 2x2 block after block."""
+    shapes = (sizes // tiny.PATCH).tolist()
+    parts = x.split([height * width for height, width in shapes])
+    return torch.cat(
+        [part.view(h // 2, 2, w // 2, 2, -1).transpose(1, 2).flatten(0, 3) for part, (h, w) in zip(parts, shapes)]
+    )
+
+
+def taps_of(model: Any) -> list[tuple[nn.Module, int]]:
+    """Modules that make features of what a block puts out, and the number of that block."""
+    vision = tiny.tower(model)
+    return list(zip(getattr(vision, "deepstack_merger_list", []), getattr(vision, "deepstack_visual_indexes", [])))
+
+
 @pytest.mark.parametrize("unit", ["patch", "merge"])
 @pytest.mark.parametrize("first", [0, 1, 3])
 @pytest.mark.parametrize("video", [False, True])
 def test_true_parked_tokens_make_a_dense_tower(family: str, impl: str, unit: str, first: int, video: bool) -> None:
-    if video and family == "llava":
+    if video and family not in tiny.PACKED:
         return
-    model, batch = tiny.model(family, impl), tiny.inputs(family, VIDEO_ROWS if video else ROWS[family])
+    model, batch = tiny.model(family, impl), tiny.inputs(family, video_rows(family) if video else ROWS[family])
     stock = tiny.text_logits(model, batch)
     Seer.truth[:] = stock_states(family, model, batch, first)
     with foveate.compress(model, Seer(first=first, unit=unit)):
@@ -105,20 +126,21 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
             model(**batch)
         for method in (Seer() + listen, IPCV(stabilise=0) + listen, IPCV() + listen):
             if isinstance(method.parts()[0], Seer):
-                # Asked in the three blocks, at the output for the residual's beginning, and for the end.
-                states = stock_states(family, model, batch, 1)
-                Seer.truth[:] = [*states[:3], states[2], states[3]]
+                # Asked in the three blocks and at every tap, at the output for the residual's beginning, and for the end.
+                *states, end = stock_states(family, model, batch, 1)
+                tapped = any(i == tiny.BLOCKS - 1 for _, i in taps_of(model))
+                Seer.truth[:] = [*states, states[-2 if tapped else -1], end]
             with foveate.compress(model, method):
                 model(**batch)
     dense, seen, *ours = Hear.heard
-    for name in ("keys", "values", "residual", *(["cls_row"] if family == "llava" else [])):
+    for name in ("keys", "values", "residual", *(["cls_row"] if family in tiny.CLS else [])):
         close(seen.signals[name], dense.signals[name])
         for tokens in ours:
             assert tokens.signals[name].shape == dense.signals[name].shape
     for tokens in (seen, *ours):  # from the queries of kept tokens only
         assert tokens.received.shape == dense.received.shape
         assert tokens.received.isfinite().all()
-        assert bool((tokens.received > 0).all()) or family == "qwen2_5_vl"  # a window may be without a kept token
+        assert bool((tokens.received > 0).all()) or family in tiny.WINDOWS  # a window may be without a kept token
 
 
 class Other(nn.Linear):
@@ -133,9 +155,8 @@ def test_projections_that_are_no_plain_linear_layer(family: str, impl: str) -> N
             if type(module) is nn.Linear:
                 module.__class__ = Other
         close(tiny.text_logits(model, batch), plain, 1e-5)
-        assert (handle.report().flops["tower"] > flops) == (
-            family != "llava"
-        )  # where keys come from the same projection
+        one = families()[family].tower.fused  # keys come from the same projection
+        assert (handle.report().flops["tower"] > flops) == one
 
 
 def test_flash_kernels_get_queries_and_keys_of_different_lengths() -> None:
@@ -179,7 +200,7 @@ def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) 
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     stock = tiny.text_logits(model, batch)
     Short.lose.append(1)
-    with foveate.compress(model, Short()) as handle:
+    with foveate.compress(model, Short(min_tokens=0)) as handle:
         with pytest.raises(foveate.FoveateError, match=r"Short.restore at tower 1 .attend. returned shape .*expected"):
             model(**batch)
         Short.lose.clear()  # nothing, from now on
@@ -187,12 +208,15 @@ def test_a_restore_that_loses_tokens_is_an_error_and_nothing_stays(family: str) 
         assert again.isfinite().all()
         handle.remove()
     assert torch.equal(tiny.text_logits(model, batch), stock)
-    with foveate.compress(model, IPCV()):
+    with foveate.compress(model, IPCV(min_tokens=0)):
         close(tiny.text_logits(model, batch), again, 0.0)
 
 
 def test_gradient_checkpointing_is_refused_with_a_sentence(family: str) -> None:
     model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
     model.train().gradient_checkpointing_enable()
-    with foveate.compress(model, IPCV()), pytest.raises(foveate.FoveateError, match="gradient checkpointing"):
+    with (
+        foveate.compress(model, IPCV(min_tokens=0)),
+        pytest.raises(foveate.FoveateError, match="gradient checkpointing"),
+    ):
         model(**batch)

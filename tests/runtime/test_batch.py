@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, VIDEO_ROWS, close, depends_on_text, plan
+from plans import PLANS, ROWS, close, depends_on_text, plan, video_rows
 from test_identity import generate
 
 import foveate
@@ -49,11 +49,7 @@ def test_a_cached_step_is_a_full_forward(family: str, impl: str, plan: str) -> N
         batch = tiny.inputs(family, rows)
         steps: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
         length = batch["input_ids"].shape[1]
-        longer = dict(batch, input_ids=steps.sequences)
-        for name in ("attention_mask", "mm_token_type_ids"):
-            if name in batch:
-                longer[name] = torch.nn.functional.pad(batch[name], (0, 4), value=int(name == "attention_mask"))
-        full = model(**longer).logits
+        full = model(**tiny.longer(family, batch, steps.sequences)).logits
         for step in range(4):
             close(full[:, length - 1 + step], steps.logits[step])
 
@@ -78,32 +74,38 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
         cache = model(**batch).past_key_values
         report = handle.report()
     expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]
-    assert [entry.keys.shape[-2] for entry in cache.layers] == expected
-    assert [entry.get_seq_length() for entry in cache.layers] == [text + visual] * 6
-    assert list(report.kv_lengths) == list(report.layer_tokens) == expected
-    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
-    assert [visit.after for visit in report.visits] == [(half,), (quarter,)]
+    held = [min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(expected)]
+    held, entries = tiny.of_attention(family, held), tiny.entries(cache)
+    assert [entry.keys.shape[-2] for entry in entries] == held
+    assert [entry.get_seq_length() for entry in entries] == [text + visual] * len(held)
+    assert list(report.kv_lengths) == held
+    assert list(report.layer_tokens) == expected
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
+    assert [sum(visit.after) for visit in report.visits] == [half, quarter]
 
 
 @plan
-def test_video_and_image_in_one_batch(plan: str) -> None:
-    for family in ("qwen2_vl", "qwen2_5_vl"):
-        model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
-        with torch.no_grad(), foveate.compress(model, PLANS[plan]):
-            together = model(**batch).logits
-            for i in range(2):
-                alone = tiny.inputs(family, VIDEO_ROWS, only=i)
-                text = ~tiny.visual_mask(family, alone)[0]
-                row = together[i][batch["attention_mask"][i].bool()]
-                close(row[text], model(**alone).logits[0][text])
+@pytest.mark.parametrize("family", tiny.VIDEO)
+def test_video_and_image_in_one_batch(family: str, plan: str) -> None:
+    rows = video_rows(family)
+    model, batch = tiny.model(family), tiny.inputs(family, rows)
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        together = model(**batch).logits
+        for i in range(2):
+            alone = tiny.inputs(family, rows, only=i)
+            text = ~tiny.visual_mask(family, alone)[0]
+            row = together[i][batch["attention_mask"][i].bool()]
+            close(row[text], model(**alone).logits[0][text])
 
 
 def test_spans_are_frames(family: str) -> None:
-    if family == "llava":
-        pytest.skip("LLaVA-1.5 takes no video")
-    model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+    if family not in tiny.PACKED:
+        pytest.skip("no videos of several sizes")
+    model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5)) as handle:
         model(**batch)
         visit = handle.report().visits[0]
-    assert visit.before == (8, 8, 8, 4, 4, 4)  # 2 frames of 2x4; an image of 4x8 patches; 3 frames of 2x2
-    assert visit.shapes == ((2, 4), (2, 4), (2, 4), (2, 2), (2, 2), (2, 2))
+    # 2 frames of 2x4; perhaps an image of 4x8 patches; 3 frames of 2x2
+    wide = 2 if family in tiny.GLM else 3
+    assert visit.before == (8,) * wide + (4, 4, 4)
+    assert visit.shapes == ((2, 4),) * wide + ((2, 2), (2, 2), (2, 2))

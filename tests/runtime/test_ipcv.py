@@ -9,14 +9,12 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import ROWS, VIDEO_ROWS, close
+from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate
 from foveate import IPCV, Host
 from foveate.schedule import survivors
-
-QWEN = ("qwen2_vl", "qwen2_5_vl")
 
 
 class Plain:
@@ -88,7 +86,9 @@ def slow_qwen(method: IPCV, blocks: list[Any], calls: list[Any], depths: tuple[i
             ends = kwargs["cu_seqlens"].tolist()
             sizes = [sum(a <= j < b for j in plain.kept) for a, b in zip(ends, ends[1:])]
             cu = torch.tensor([0, *[s for s in sizes if s]]).cumsum(0).int()
-            rotary = tuple(each[plain.kept] for each in kwargs["position_embeddings"])
+            rotary = kwargs["position_embeddings"]  # in older transformers perhaps angles alone
+            alone = isinstance(rotary, Tensor)
+            rotary = rotary[plain.kept] if alone else tuple(each[plain.kept] for each in rotary)
             x = block(x, cu_seqlens=cu, position_embeddings=rotary)
     assert plain is not None
     return plain.all(x)
@@ -132,17 +132,15 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("video", [False, True])
 def test_the_whole_tower_as_in_plain_loops(family: str, impl: str, method: IPCV, video: bool) -> None:
-    if family == "llava" and (video or method.scope == "global"):
+    if family not in tiny.PACKED and (video or method.scope == "global" or family not in tiny.LLAVA):
         return  # a LLaVA image is run alone here
     model = tiny.model(family, impl)
     batch = tiny.inputs(family, [[3, (2, 4, 8), 5], [2, (3, 4, 8), 4]] if video else ROWS[family])
-    host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
-    tower = model.model.vision_tower if family == "llava" else model.model.visual
-    end = model.model.multi_modal_projector if family == "llava" else tower.merger
-    blocks = list(tower.encoder.layers if family == "llava" else tower.blocks)[: tiny.BLOCKS]
+    host = Host(family, tiny.BLOCKS, tiny.LAYERS, family in tiny.CLS)
+    blocks, end = tiny.blocks(model), tiny.end(model)
     calls = recorded(model, blocks, lambda: model(**batch))
     with torch.no_grad():
-        if family == "llava":
+        if family in tiny.LLAVA:
             expected = slow_llava(method, blocks, calls[0][0][0], method.depths(host))
         else:
             expected = slow_qwen(method, blocks, calls, method.depths(host))
@@ -164,10 +162,10 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
     assert together.isfinite().all()
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", tiny.PACKED)
 def test_a_patch_at_the_start_of_a_segment_is_counted_there(family: str) -> None:
     """The first patch of every frame stays: it belongs to its own frame, not to the one before it."""
-    model, batch = tiny.model(family), tiny.inputs(family, VIDEO_ROWS)
+    model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
     from foveate.runtime.layout import Packed, frames, tokens_of
     from foveate.tokens import Reduction
 
@@ -188,7 +186,7 @@ def test_short_spans_stay_whole(family: str) -> None:
     with foveate.compress(model, IPCV(keep=0.1, min_tokens=65)) as handle:
         assert torch.equal(tiny.text_logits(model, batch), stock)
         assert handle.report().flops == handle.report().full_flops
-    if family == "llava":
+    if family not in tiny.PACKED:
         return
     with foveate.compress(model, IPCV(keep=0.1, min_tokens=40)) as handle, torch.no_grad():
         model(**batch)
@@ -200,7 +198,7 @@ def test_it_can_be_trained_through(family: str) -> None:
     with foveate.compress(model, IPCV(stabilise=2)):
         loss = model(**batch, labels=batch["input_ids"]).loss
         loss.backward()
-    tower = model.model.vision_tower if family == "llava" else model.model.visual
+    tower = tiny.tower(model)
     gradients = [p.grad for name, p in tower.named_parameters() if p.grad is not None and "post_" not in name]
     assert len(gradients) > 10
     assert all(bool(g.isfinite().all()) for g in gradients)
@@ -241,7 +239,7 @@ def test_depths_of_the_encoders_that_the_authors_ran(blocks: int, has_cls: bool,
 
 def test_the_dial_turns_flops_and_not_tokens(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
+    host = Host(family, tiny.BLOCKS, tiny.LAYERS, family in tiny.CLS)
     costs, tokens = [], []
     for share in (0.0, 0.2, 0.5, 0.8, 1.0):
         with foveate.compress(model, IPCV().with_share(share, host)) as handle, torch.no_grad():

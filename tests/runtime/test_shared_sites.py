@@ -54,7 +54,7 @@ PLACES = [
 
 @pytest.mark.parametrize("site", PLACES, ids=str)
 def test_signals_follow_the_first_reduction(family: str, impl: str, site: Site) -> None:
-    cls = family == "llava" and site.at.startswith("tower")
+    cls = family in tiny.CLS and site.at.startswith("tower")
     place = replace(site, signals=(*site.signals, "cls_row")) if cls else site
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
 

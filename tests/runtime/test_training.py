@@ -12,7 +12,7 @@ import transformers
 from packaging.version import Version
 from plans import PLANS, ROWS, close, foveate
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 
 
 def loss_and_gradients(model: Any, batch: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -58,7 +58,7 @@ def test_an_exception_leaves_nothing_behind(family: str) -> None:
     expected = tiny.text_logits(model, batch)
     with foveate.compress(model, foveate.Stride(keep=0.5)):
         reduced = tiny.text_logits(model, batch)
-        layer = model.model.language_model.layers[3]
+        layer = tiny.lm(model).layers[3]
         bomb = layer.mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
         with pytest.raises(RuntimeError, match="boom"):
             tiny.text_logits(model, batch)
@@ -89,3 +89,16 @@ def test_two_models_two_methods_two_threads(family: str) -> None:
         handle.remove()
     assert not wrong
     assert not torch.equal(expected[0], expected[1])
+
+
+def test_a_loss_over_all_tokens_of_all_layers_is_refused_with_a_sentence() -> None:
+    """The load-balancing loss of a mixture of experts; where nothing is missing it is the stock one."""
+    model, batch = tiny.model("qwen3_vl_moe"), tiny.inputs("qwen3_vl_moe", ROWS["qwen3_vl_moe"])
+    asked = dict(batch, labels=batch["input_ids"], output_router_logits=True)
+    with torch.no_grad():
+        stock = model(**asked).aux_loss
+        with foveate.compress(model, foveate.Stride(keep=1.0)):
+            assert torch.equal(model(**asked).aux_loss, stock)
+        with foveate.compress(model, foveate.Stride()), pytest.raises(InputError, match="output_router_logits=False"):
+            model(**asked)
+        assert torch.equal(model(**asked).aux_loss, stock)

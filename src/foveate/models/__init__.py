@@ -1,4 +1,5 @@
-"""Where things are in a family of models: one declarative file each, found by ``config.model_type``."""
+"""Where things are in a family of models: one declarative file each, found by ``config.model_type`` (and by that of the vision
+tower, where a family comes with several)."""
 
 from __future__ import annotations
 
@@ -8,21 +9,36 @@ from functools import cache
 
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Family
+from foveate.models.refused import REFUSED
 
 
 @cache
 def families() -> dict[str, Family]:
-    """``config.model_type`` -> spec of every supported family: each module of this package that has a ``FAMILY``."""
+    """Name -> spec of every supported family: each module of this package that has a ``FAMILY``."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-    return {family.model_type: family for family in sorted(found, key=lambda family: family.model_type)}
+    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
 
 
 def family_of(config: object) -> Family:
-    """The spec for a model's config; `UnsupportedModelError` lists what there is."""
+    """The spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
     model_type = getattr(config, "model_type", None)
-    if model_type not in families():
+    if model_type in REFUSED:
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}"
+            f"foveate does not support the model family {model_type!r}, because {REFUSED[model_type]}; it supports "
+            f"{', '.join(families())}"
         )
-    return families()[str(model_type)]
+    found = [family for family in families().values() if family.model_type == model_type]
+    if not found:
+        raise UnsupportedModelError(
+            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}, and a family more is a "
+            "file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
+        )
+    tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
+    fitting = [family for family in found if family.tower_type in ("", tower_type)]
+    if not fitting:
+        raise UnsupportedModelError(
+            f"foveate does not know {model_type!r} with a {tower_type!r} vision tower; it knows it with "
+            f"{' or '.join(repr(family.tower_type) for family in found)}"
+        )
+    return fitting[0]

@@ -1,8 +1,20 @@
-"""The vocabulary in which a family of models is described. Facts only; the runtime does the work."""
+"""The vocabulary in which a family of models is described. Facts only; the runtime does the work.
+
+Between the rows of the tower and the placeholders of the prompt stands stock code; a family says what it has of this:
+
+* the output module (`Tower.output`: projector, merger) makes one row of a unit of ``u`` patches (`Tower.unit`). Units are
+  what methods see as tokens, and stay or go whole;
+* modules before it (`Tower.neck`), and modules that make features of the rows between two blocks as it does after the last
+  (`Tower.taps`), which the language model adds between its layers (`Decoder.deepstack`);
+* stock code may put the patches of a unit together itself, out of rows in raster order (`Tower.joins`: pixel shuffle, pooling),
+  or pool units (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
+* stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
+  rows in between), after which the language model sees other spans than the tower.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +27,51 @@ Kwargs = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class View:
+    """A rectangle of features: what the language model sees of an image or video, or of a part of it.
+
+    Attributes:
+        height, width, frames: its grid, in features, raster order. Every frame is a span.
+        of: ``(height, width)`` of the rectangle of tower units that stock code pools to one frame; None: these very ones.
+    """
+
+    height: int
+    width: int
+    frames: int = 1
+    of: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What stock code does with the rows of the output module before they replace the placeholders.
+
+    Whatever it is (tiles, unpadding, pooling, newlines), it is linear in those rows and in the newline row, so two facts
+    tell all of it. The runtime runs `arrange` on rows of its own to learn which feature came from where:
+
+    * a feature that comes from no row of the tower (a newline) stands for no patch. Methods do not see it, no budget
+      counts it, and nothing drops it: it stays where it is, like text, also when its whole line is gone;
+    * a row of the tower that reaches no feature (padding that is cut off) is a token to methods that act in the tower,
+      which encodes it, and none to those that act in the language model;
+    * where rows were dropped in the tower, a feature is the weighted mean of what is left of its rows, and a hole when
+      nothing is left; the size of a merged token follows the same weights.
+
+    Both functions take the arguments of the stock function that encodes a modality, by name, with tensors of integers as
+    lists.
+
+    Attributes:
+        views: config, arguments -> the views of each image or video, in the order of its features.
+        arrange: base model, arguments, rows ``(tiles, n, C)``, newline ``(C,)`` -> the features ``(R, C)`` of each image or
+            video. The stock code itself, wherever it is a function.
+        pool: base model, rows ``(tiles, n, C)`` of the tower without its special ones -> the rows ``(tiles, n', C)`` of which
+            the output module makes features, where stock code pools them before it (linear, too); None: it does not.
+    """
+
+    views: Callable[[Any, Kwargs], list[list[View]]]
+    arrange: Callable[[Any, Kwargs, Tensor, Tensor], Sequence[Tensor]]
+    pool: Callable[[Any, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Tower:
     """The vision tower.
 
@@ -23,23 +80,36 @@ class Tower:
         blocks: path of the block list under the tower.
         attention, mid_norm, ffn_end: names inside a block: the attention module; the norm whose input is the residual
             stream between attention and FFN; the module whose output is the FFN branch.
+        ffn_scale: name inside a block of a parameter that the FFN branch is multiplied by afterwards (layer scale).
         attention_norm: name inside a block of the norm between the residual stream and the attention.
         query, attention_end: names inside the attention module of the first and the last linear layer that a query goes
             through; both work row by row.
         fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
-        layout: ``padded`` ``(images, tokens, C)`` or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
+        layout: ``padded`` ``(images, tokens, C)``, or all images one after another in a single row ``(1, tokens, C)`` with a
+            mask that keeps them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
         leading: special tokens before the patches of each image (CLS), padded layout only.
-        unit: patches that the output module joins to one token.
+        unit: patches that become one token.
+        joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
+            (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
+            tower has the patches of a unit one after another.
+        arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
+            Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
+        neck: paths under the base model of the modules between the last block (where stock code puts patches together: what it
+            makes of them) and ``output``, if any; the first sees that; linear and convolution layers work on one token each.
+        taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
+            ``output`` does after the last; "" where there are none. Packed layout only.
+        features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
         last_block: index of the last block that the language model's features depend on.
-        grid: inputs of a tower call -> its images and videos, in tokens of the language model (merged units).
+        grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
-            ``"rotary"`` for a pair ``(cos, sin)`` of rows whose angles are linear in the patch's y and x, each axis with
-            angles below pi a patch (towers with a patch merger only).
+            ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
+            with angles below pi a patch (packed towers with a patch merger, and towers with a single row).
+        attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
 
@@ -59,10 +129,17 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    neck: tuple[str, ...] = ()
+    taps: str = ""
+    features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
     leading: int = 0
+    ffn_scale: str = ""
+    joins: Literal["", "before", "inside"] = ""
+    arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
+    attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +151,15 @@ class Decoder:
         layers, norm, rotary, attention: names under it (attention: under a layer).
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
             axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
+        kinds: field of the language model's config with the kind of each layer, which `rotary` takes as a further argument;
+            "" where all layers have the same rotary embeddings.
+        deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
+            the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
+        complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
+        recurrent: name, under a layer, of the module that some layers have in place of ``attention``, if any do. It carries a
+            state from token to token, takes a ``(B, L)`` mask, and has a cache entry that holds this state and no keys.
+        recurrence: this module and a number of tokens -> FLOPs of its matrix products and convolutions on them, those of its
+            linear layers left out.
     """
 
     module: str = "language_model"
@@ -82,8 +168,13 @@ class Decoder:
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
     layer_args: Mapping[str, int | str] = field(
-        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": 1}
+        default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )
+    kinds: str = ""
+    deepstack: tuple[str, str] | tuple[()] = ()
+    complete: tuple[str, ...] = ()
+    recurrent: str = ""
+    recurrence: Callable[[Any, int], int] = lambda module, tokens: 0
 
 
 @dataclass(frozen=True)
@@ -92,8 +183,10 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type``.
+        tower_type: ``config.vision_config.model_type`` where the family comes with several towers; "" where it does not.
+        alias: its name where that is not ``model_type``, as another family has it.
         tower, decoder: see there.
-        base: path, under the model with the LM head, of the module whose forward joins vision and text.
+        base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
             which stock code calls the tower.
     """
@@ -103,6 +196,13 @@ class Family:
     decoder: Decoder = Decoder()
     base: str = "model"
     modalities: Mapping[str, str] = field(default_factory=lambda: {"pixel_values": "image_token_id"})
+    tower_type: str = ""
+    alias: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called; its file is, too."""
+        return self.alias or self.model_type
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:

@@ -35,6 +35,7 @@ def _last_block(config: Any) -> int:
 
 FAMILY = Family(
     model_type="llava",
+    tower_type="clip_vision_model",
     tower=Tower(
         module="vision_tower",
         blocks="encoder.layers",

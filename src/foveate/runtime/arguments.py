@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InputError, UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals import real_implementation
 
 
@@ -24,13 +26,17 @@ class LayerArguments:
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
         self.family, self.spec, self.renumber = family, family.decoder, renumber
         self.rotary = model.get_submodule(family.decoder.rotary)
+        config: Any = model.config
+        self.kinds: Sequence[str] = getattr(config, self.spec.kinds) if self.spec.kinds else ()
 
     def advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
         layout = call.layout
         if not isinstance(entry, CompactMixin):
             reduced = call.reduced
-            return None if reduced is None else KVIndex(call.length, 0, reduced.index, reduced.valid)
+            if reduced is None:
+                return None
+            return call.memo.once("rows", (reduced,), lambda: KVIndex(call.length, 0, reduced.index, reduced.valid))
         entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
@@ -38,18 +44,24 @@ class LayerArguments:
             old = call.memo.once(f"last {held.length}", (old,), lambda: held)
         if layout is None:
             entry.kv = call.memo.once("append", (old,), lambda: old.append(call.length))
-            return entry.kv if window is None else entry.kv.last(window + call.length)
+            return self._seen(call, entry.kv, window, call.length)
         shift = old.shift
         if self.renumber and call.reduced is not None:
             _, here = self._renumbered(call)
             shift = here if shift is None else call.memo.once("shift", (here, shift), partial(torch.add, here, shift))
         name = "watched rows" if watching else "rows"
         entry.kv = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
-        return entry.kv if window is None else entry.kv.last(window + layout.width)
+        return self._seen(call, entry.kv, window, layout.width)
+
+    @staticmethod
+    def _seen(call: DecoderPass, kv: KVIndex, window: int | None, new: int) -> KVIndex:
+        """What attention sees of an entry that ``new`` tokens join, and which holds no more than ``window`` of the past."""
+        return kv if window is None else call.memo.once(f"seen {window + new}", (kv,), lambda: kv.last(window + new))
 
     def derive(
         self,
         call: DecoderPass,
+        i: int,
         layer: nn.Module,
         entry: Any,
         keys: KVIndex | None,
@@ -57,28 +69,51 @@ class LayerArguments:
         args: Any,
         kwargs: Any,
     ) -> dict[str, Any]:
-        """The keyword arguments of a layer whose attention sees ``keys``."""
+        """The keyword arguments of layer ``i``, whose attention sees ``keys``."""
         if keys is None:
             return dict(kwargs)
         new, layout = dict(kwargs), call.reduced
+        attention: Any = attention_of(layer, self.spec)
+        if attention is not None:
+            self._refuse_windows(attention, entry, keys)
+        causal = bool(getattr(attention, "is_causal", True))
+        kind = "keys" if attention is None else kind_of(real_implementation(attention.config))
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
             if axis == "mask":
                 visible = entry.visible if isinstance(entry, CompactMixin) else None
                 new[name] = call.memo.once(
-                    name,
+                    f"{name} {kind}",
                     (value, layout, keys, visible),
-                    partial(self._mask, call, value, keys, visible, layer, hidden),
+                    partial(self._mask, call, value, keys, visible, kind, causal, hidden),
                 )
             elif value is not None and layout is not None:
                 new[name] = call.memo.once(name, (value, layout), partial(_take, value, int(axis), layout))
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
-        if self.renumber and (layout is not None or keys.shift is not None):
+        if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
+            ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
+            if ids.shape[0] == 1 and "position_ids" in new:
+                new["position_ids"] = ids[0]
+            own = (self.kinds[i],) if self.kinds else ()
             new["position_embeddings"] = call.memo.once(
-                "rotary", (layout, keys.shift), lambda: self._rotary(call, keys, hidden)
+                f"rotary {own}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
             )
         return new
+
+    @staticmethod
+    def _refuse_windows(attention: Any, entry: Any, keys: KVIndex) -> None:
+        """Flash kernels count a window in keys that are there; it is one of positions, like every mask."""
+        if "flash" not in real_implementation(attention.config):
+            return
+        window = getattr(attention, "sliding_window", None)
+        if window is None and isinstance(entry, CompactMixin) and entry.is_sliding:
+            window = entry.sliding_window
+        if window is not None and keys.total > window:
+            raise UnsupportedModelError(
+                f"flash attention slides a window of {window} tokens over those that are left, which is not the window of this "
+                "model: use sdpa or eager attention, or prompts shorter than the window"
+            )
 
     def _refuse_unknown(self, call: DecoderPass, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """A tensor as long as the sequence that the family does not describe would not fit the tokens present."""
@@ -93,7 +128,14 @@ class LayerArguments:
                 )
 
     def _mask(
-        self, call: DecoderPass, value: Any, keys: KVIndex, visible: View | None, layer: Any, hidden: Tensor
+        self,
+        call: DecoderPass,
+        value: Any,
+        keys: KVIndex,
+        visible: View | None,
+        kind: Kind,
+        causal: bool,
+        hidden: Tensor,
     ) -> Any:
         padded = keys.valid is not None or (visible is not None and visible.valid is not None)
         if value is None and not padded and (call.length == 1 or call.past == 0):
@@ -105,8 +147,7 @@ class LayerArguments:
             q = View(layout.index, layout.valid)
         else:
             q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
-        kind = kind_of(real_implementation(layer.get_submodule(self.spec.attention).config))
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype)
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=causal)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout
@@ -119,17 +160,15 @@ class LayerArguments:
             )
         return call.memo.once("renumbered", (layout,), lambda: renumbered(ids, layout, call.present))
 
-    def _rotary(self, call: DecoderPass, keys: KVIndex, hidden: Tensor) -> Any:
-        """Rotary embeddings of renumbered tokens; tokens cached before may have moved the start already."""
+    def _positions(self, call: DecoderPass, keys: KVIndex) -> Tensor:
+        """``(A, B, P)`` position ids of renumbered tokens; tokens cached before may have moved the start already."""
         if call.reduced is not None:
             ids, shift = self._renumbered(call)
             earlier = None if keys.shift is None else keys.shift - shift
         else:
             assert call.position_ids is not None
             ids, earlier = call.position_ids, keys.shift
-        if earlier is not None:
-            ids = ids - earlier[None, :, None]
-        return self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0])
+        return ids if earlier is None else ids - earlier[None, :, None]
 
 
 def _take(value: Any, axis: int, layout: Rows) -> Any:

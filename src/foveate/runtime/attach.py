@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
@@ -13,6 +16,7 @@ from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.recurrent import attention_of
 from foveate.runtime.tower import TowerHooks
 
 
@@ -25,7 +29,11 @@ class Runtime:
         _refuse_compiled(model)
         self.context = Context()
         self.host = host_of(model, family)
-        actions = _plan(method, self.host, family, config)
+        blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
+        layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
+        attends = [attention_of(layer, family.decoder) is not None for layer in layers]
+        actions = _plan(method, self.host, family, config, len(blocks))
+        _check_attention(actions, attends)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.tower = TowerHooks(base, config, family, inside, self.context)
@@ -41,6 +49,7 @@ class Runtime:
         except BaseException:
             self.hooks.remove()
             raise
+        _forget_compiled()
 
     def _count_head(self, model: Any) -> None:
         head = model.get_output_embeddings()
@@ -71,15 +80,15 @@ def host_of(model: Any, family: Family) -> Host:
     base, config = _base(model, family), model.config
     layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
     return Host(
-        family=family.model_type,
+        family=family.name,
         blocks=family.tower.last_block(config) + 1,
         layers=len(layers),
         has_cls=family.tower.leading > 0,
     )
 
 
-def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Action]:
-    """Every site of every part of the method, with its layer resolved and checked."""
+def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int) -> list[Action]:
+    """Every site of every part of the method, with its layer resolved and checked; the tower has ``blocks``, read or not."""
     policies = {part.positions for part in method.parts()}
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
@@ -90,7 +99,7 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
         if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
-            site = replace(site, layer=_layer(site, host))
+            site = replace(site, layer=_layer(site, host, blocks))
             _check(part, site, host, family, config)
             actions.append(Action(site, part, len(actions)))
             owners.append(number)
@@ -98,6 +107,26 @@ def _plan(method: Method, host: Host, family: Family, config: Any) -> list[Actio
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
+
+
+def _check_attention(actions: list[Action], attends: list[bool]) -> None:
+    """Where some decoder layers have no attention, there is nothing to read from them, nor to hide from them."""
+    for action in actions:
+        site, name = action.site, action.method.name()
+        if site.at not in ("decoder", "decode"):
+            continue
+        asked = [signal for signal in site.signals if signal not in ("residual", "text")]
+        if asked and not attends[site.layer - 1]:
+            can = ", ".join(str(i + 1) for i, one in enumerate(attends[:-1]) if one)
+            raise UnsupportedSiteError(
+                f"{name} wants {', '.join(asked)} at {site}, but the layer before it carries a state and has no attention: in "
+                f"this model use layer {can}"
+            )
+        if site.at == "decode" and not any(attends[site.layer :]):
+            raise UnsupportedSiteError(
+                f"{name} acts at {site}, but no layer from there on has attention: use layer "
+                f"{max(i for i, one in enumerate(attends) if one)} or an earlier one"
+            )
 
 
 def _moment(action: Action) -> tuple[float, bool]:
@@ -130,7 +159,7 @@ def _check_parking(actions: list[tuple[Action, int]]) -> None:
         raise UnsupportedSiteError(f"{lot[0].method.name()} parks tokens in the tower and never restores them")
 
 
-def _layer(site: Site, host: Host) -> int:
+def _layer(site: Site, host: Host, blocks: int) -> int:
     if site.at not in ("tower", "decoder", "decode"):
         return 0
     n = host.blocks if site.at == "tower" else host.layers
@@ -138,7 +167,7 @@ def _layer(site: Site, host: Host) -> int:
     if not 0 <= layer < n:
         what = "vision blocks that reach the language model" if site.at == "tower" else "decoder layers"
         note = ""
-        if site.at == "tower" and host.has_cls:
+        if site.at == "tower" and n <= layer < blocks:
             note = " (features are taken before the tower's last block, so a reduction there would change nothing)"
         raise UnsupportedSiteError(
             f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}"
@@ -147,7 +176,7 @@ def _layer(site: Site, host: Host) -> int:
 
 
 #: what each place can tell a method
-_SIGNALS: dict[str, set[str]] = {
+SIGNALS: dict[str, set[str]] = {
     "pixels": set(),
     "tower": {"residual", "keys", "values", "received", "cls_row"},
     "tower_output": {"residual", "keys", "values", "received", "cls_row"},
@@ -162,11 +191,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
     unit = family.tower.unit(config)
     if "cls_row" in asked and not host.has_cls:
         raise UnsupportedSiteError(f"{name} wants cls_row, but the tower of {host.family!r} has no CLS token")
-    if asked - _SIGNALS[site.at]:
-        can = ", ".join(sorted(_SIGNALS[site.at])) or "no signal"
+    if asked - SIGNALS[site.at]:
+        can = ", ".join(sorted(SIGNALS[site.at])) or "no signal"
         note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
         raise UnsupportedSiteError(
-            f"{name}: {site} cannot give {', '.join(asked - _SIGNALS[site.at])}, only {can}{note}"
+            f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
         )
     if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
         raise UnsupportedSiteError(
@@ -174,6 +203,10 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         )
     if site.at == "decode" and site.layer == 0:
         raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
+    if site.at == "decode" and any("sliding" in kind for kind in kinds_of(config)[site.layer - 1 :]):
+        raise UnsupportedSiteError(
+            f"{name}: decode sites need full-attention layers, not sliding ones as in {host.family!r}"
+        )
     if site.where == "mid" and site.at != "tower":
         raise UnsupportedSiteError(f'{name}: where="mid" is inside a vision block; {site.at} has no such place')
     if site.action == "attend" and (site.at != "tower" or site.where != "before"):
@@ -193,6 +226,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         )
 
 
+def kinds_of(config: Any) -> Sequence[str]:
+    """The kind of attention of every decoder layer, where the config says so."""
+    return getattr(config.get_text_config(), "layer_types", None) or ()
+
+
 def _refuse_compiled(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
@@ -200,3 +238,11 @@ def _refuse_compiled(model: nn.Module) -> None:
                 f"{type(module).__name__} is compiled, and compiled code ignores hooks that come later: compress the plain "
                 "model first, then compile it"
             )
+
+
+def _forget_compiled() -> None:
+    """Graphs compiled of ``model.forward``, or of a function that calls the model, would go on without our hooks: whoever
+    keeps them, they are compiled anew at their next call."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
+        torch.compiler.reset()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Tower
+from foveate.runtime.blocks import seqlens_of
 from foveate.runtime.context import Context, Hooks, TowerPass, first_argument, replace_first
 from foveate.runtime.parking import Attending, Lot
 
@@ -35,13 +36,13 @@ class AttendHooks:
 
     def of(self, call: TowerPass, lot: Lot, rows: Tensor, kwargs: dict[str, Any]) -> Attending:
         """The attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
-        if self.spec.layout == "padded":
+        cu_seqlens = seqlens_of(self.spec, kwargs)
+        if cu_seqlens is None:
             return Attending(rows, lot.kept, None, (), self.spec.fused)
-        cu_seqlens = kwargs["cu_seqlens"]
 
         def ends() -> tuple[Tensor, list[int]]:
             # Rows before each boundary: one that stands at a boundary belongs to the segment that begins there.
-            own = torch.searchsorted(lot.kept, cu_seqlens.to(lot.kept)).to(cu_seqlens)
+            own = torch.searchsorted(lot.kept.flatten(), cu_seqlens.to(lot.kept)).to(cu_seqlens)
             return own, own.tolist()
 
         return Attending(rows, lot.kept, *call.memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)

@@ -8,13 +8,14 @@ physically there.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from foveate.errors import UnsupportedCacheError
 from foveate.runtime.layout import Rows, take_rows
@@ -197,6 +198,9 @@ class CompactMixin:
             )
         self.expected = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        if self.window is not None:  # one that records its past may give more of it (transformers 5.16)
+            seen = self.window + key_states.shape[-2]
+            keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
             keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
         return keys, values
@@ -268,6 +272,12 @@ def entry_of(past_key_values: Any, layer: int) -> Any | None:
         while len(past_key_values.layers) <= layer:
             past_key_values.layers.append(past_key_values.layer_class_to_replicate())
     return past_key_values.layers[layer]
+
+
+def window_of(entry: Any) -> int:
+    """How many tokens of the past an entry of its kind holds at most in the stock model."""
+    slides = isinstance(entry, DynamicSlidingWindowLayer) and not entry.record_past
+    return int(entry.sliding_window) - 1 if slides else sys.maxsize
 
 
 def compact(cache: Cache, layer: int, past: int) -> CompactMixin:

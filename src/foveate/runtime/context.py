@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
+from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.signals import Reading
@@ -87,20 +89,16 @@ class Record:
     features alone. Rows are those of the features, in order.
 
     Attributes:
-        grid: images and videos, in language-model tokens.
-        kept_rows: rows in front of each image that stand for no patch.
+        order: what each row stands for, in the grid of the language model.
         features: ``(R, C)`` as handed to stock code, holes and all.
-        kept: ``(K,)`` patch rows that are not holes, or None: all.
-        sizes, coords: of the kept rows, ``(K,)`` and ``(K, 3)``; None where nothing was merged, or nothing moved.
+        sizes, coords: of every cell of that grid, ``(N,)`` and ``(N, 3)``; None where nothing was merged, or nothing moved.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
-    grid: Grid
-    kept_rows: int
+    order: Order
     features: Tensor
-    kept: Tensor | None
     sizes: Tensor | None
     coords: Tensor | None
     consumed: bool = False
@@ -115,6 +113,7 @@ class Inputs:
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
+    mask: Tensor | None = None  # ``(B, T)`` attention mask, as long as that is what it is
 
 
 @dataclass
@@ -123,9 +122,14 @@ class TowerPass:
 
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
+        device, start: where it runs, as far as is known when it begins, and when that was.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
+        tapped: the tokens that the tap running now sees.
+        masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
+        pooled: rows that the output module makes where stock code pools, in it or before it, else None.
+        joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
         reading, readings: what is read from the attention that runs now, and from each block so far.
@@ -137,10 +141,15 @@ class TowerPass:
     grid: Grid
     grid_now: Grid
     trace: Trace
+    device: torch.device
     start: Any
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
+    tapped: Rows | Packed | None = None
+    masks: dict[str, Tensor | None] = field(default_factory=dict)
+    pooled: int | None = None
+    joined: Rows | None = None
     lot: Lot | None = None
     attending: Attending | None = None
     reading: Reading | None = None
@@ -160,6 +169,8 @@ class DecoderPass:
         batch, length, past: rows, tokens of the full sequence that this forward brings, tokens cached before.
         layout: what is present, with the visual tokens; None when this forward brings none.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
+        deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
+        rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
         trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
@@ -178,6 +189,8 @@ class DecoderPass:
     start: Any
     layout: Rows | None = None
     arrived: Reduction | None = None
+    deepstack: Sequence[Tensor] = ()
+    rank: Tensor | None = None
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
     present: Tensor | None = None
@@ -207,23 +220,28 @@ class Context(threading.local):
         self.records: list[Record] = []
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
+        self.arranged: Arranged | None = None
         self.trace = Trace()
 
 
-class _Hook:
-    """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
+@functools.cache
+def _hook_type() -> type[Any]:
+    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
 
-    def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
-        def run(*args: Any) -> Any:
-            return None if hooks.removed else hook(*args)
+    class Hook:
+        """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
 
-        self._run: Callable[..., Any] = torch.compiler.disable(run)
+        def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
+            self._hooks, self._hook = hooks, hook
 
-    def __call__(self, *args: Any) -> Any:
-        return self._run(*args)
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, *args: Any) -> Any:
+            return None if self._hooks.removed else self._hook(*args)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+
+    return Hook
 
 
 class Hooks:
@@ -235,11 +253,40 @@ class Hooks:
 
     def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
-        self._keep(module.register_forward_pre_hook(_Hook(self, hook), with_kwargs=True))
+        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
-        self._keep(module.register_forward_hook(_Hook(self, hook), prepend=first, always_call=always))
+        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
+
+    def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
+        """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
+        begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
+
+        def run(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = None
+            try:
+                begin(*args, **kwargs)
+                output = stock(*args, **kwargs)
+            finally:
+                output = end(output)
+            return output
+
+        self.instead(module, name, run)
+
+    def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
+        stock, own = getattr(module, name), vars(module).get(name)
+
+        @functools.wraps(stock)
+        def ours(*args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
+
+        def undo() -> None:
+            delattr(module, name) if own is None else setattr(module, name, own)
+
+        setattr(module, name, ours)
+        self._undo.append(undo)
 
     def _keep(self, handle: RemovableHandle) -> None:
         self._undo.append(handle.remove)

@@ -7,19 +7,22 @@ what generated tokens see. This file is the walk through the layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of
+from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of, window_of
 from foveate.runtime.context import Action, Context, DecoderPass, Hooks, Inputs, first_argument, replace_first
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
@@ -47,6 +50,7 @@ class DecoderHooks:
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
+        self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
 
     @property
     def reduces(self) -> bool:
@@ -65,10 +69,14 @@ class DecoderHooks:
             hooks.pre(self.arguments.rotary, self._positions)
         for i, layer in enumerate(self.layers):
             hooks.pre(layer, lambda module, args, kwargs, i=i: self._before_layer(i, module, args, kwargs))
-            attention = layer.get_submodule(self.spec.attention)
-            if self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
+            attention = attention_of(layer, self.spec)
+            if attention is None:
+                hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
+            elif self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
                 hooks.change(watch(attention, Probe(lambda i=i: self._reading(i))))  # type: ignore[misc]
-        hooks.post(self.model.get_submodule(self.spec.norm), self._scatter, first=True)
+        norm = self.model.get_submodule(self.spec.norm)
+        hooks.pre(norm, self._before_norm)
+        hooks.post(norm, self._scatter, first=True)
 
     # -- the call ---------------------------------------------------------------------------------------------------
 
@@ -90,20 +98,29 @@ class DecoderHooks:
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
-            self.context.trace = Trace(grid=self.context.trace.grid if inputs.modalities else [])
+            last, brings = self.context.trace, bool(inputs.modalities)
+            self.context.trace = Trace(grid=last.grid, views=last.views) if brings else Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
-        if isinstance(mask, Tensor) and mask.dim() == 2:
+        if not (isinstance(mask, Tensor) and mask.dim() == 2):
+            mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding
+        if mask is not None:
             call.present = mask[:, -call.length :].bool()
         self.context.decoder = call
         if not self.reduces:
-            for _ in self.layers:  # no layer is hooked: all of them are stock
-                self._log(call, embeds, None, None)
+            for i in range(len(self.layers)):  # no layer is hooked: all of them are stock
+                self._log(call, embeds, None, entry_of(cache, i) if past else None)
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records
-        return args, {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        if self.spec.deepstack:  # the stock loop would add to all tokens
+            features, of = self.spec.deepstack
+            mask = kwargs.pop(of, None)
+            call.deepstack = kwargs.pop(features, None) or ()
+            call.rank = None if mask is None else (mask.flatten().cumsum(0) - 1).view_as(mask)
+        return args, kwargs
 
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.context.decoder
@@ -116,6 +133,12 @@ class DecoderHooks:
         call, self.context.decoder = self.context.decoder, None
         if call is None or output is None:
             return
+        for name in self.spec.complete:
+            if call.reduced is not None and getattr(output, name, None) is not None:
+                raise InputError(
+                    f"output_{name} wants a row for every token in every layer, and this method leaves fewer: set "
+                    f"output_{name}=False (losses that are made of it go with it)"
+                )
         decoding = bool(call.past) and call.layout is None
         call.trace.clocks.setdefault("decode" if decoding else "prefill", []).append(
             (call.start, tick(output[0].device))
@@ -132,8 +155,8 @@ class DecoderHooks:
         hidden = given = first_argument(args, kwargs, "hidden_states")
         cache: Any = kwargs.get("past_key_values")
         if call.layout is not None:
-            hidden = self._sites(call, i, hidden)
-        entry = entry_of(cache, i)
+            hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
+        entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if entry is not None and (watching or call.reduced is not None):
             entry = compact(cache, i, call.past)
@@ -146,8 +169,18 @@ class DecoderHooks:
         self._read(call, i, layer, hidden, keys)
         if keys is None and hidden is given:
             return None
-        kwargs = self.arguments.derive(call, layer, entry, keys, hidden, args, kwargs)
+        kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         return replace_first(args, kwargs, "hidden_states", hidden)
+
+    def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        lengths = self.apart()
+        return stock(*args, **kwargs) if lengths is None else row_by_row(stock, i, lengths, args, kwargs)
+
+    def _apart(self) -> tuple[int, ...] | None:
+        """Tokens of each row, where padding of ours would come between a row and the tokens that are cached of it."""
+        call = self.context.decoder
+        layout = call.reduced if call is not None and call.past else None
+        return None if layout is None or layout.valid is None else layout.lengths
 
     def _sites(self, call: DecoderPass, i: int, hidden: Tensor) -> Tensor:
         """Everything that happens to the tokens before layer ``i``."""
@@ -162,6 +195,20 @@ class DecoderHooks:
         wanted = any("residual" in action.site.signals for action in self.before[i + 1])
         call.previous = hidden if wanted else None
         return hidden
+
+    def _add_deepstack(self, call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
+        """What stock code adds to the visual tokens after ``layer``, for those of them that are left."""
+        layout, rank = call.layout, call.rank
+        if layout is None or rank is None or not 0 <= layer < len(call.deepstack):
+            return hidden
+
+        def rows() -> Tensor:
+            place = layout.slot if layout.index is None else layout.index[layout.row, layout.slot]
+            return rank[layout.row.to(rank.device), place.to(rank.device)]
+
+        features = call.deepstack[layer]
+        added = features.index_select(0, call.memo.once("deepstack", (layout,), rows).to(features.device))
+        return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -213,12 +260,13 @@ class DecoderHooks:
 
     def _read(self, call: DecoderPass, i: int, layer: nn.Module, hidden: Tensor, keys: KVIndex | None) -> None:
         """Say what the layer's attention is to be read for."""
-        call.readings.pop(i - 2, None)
-        decoding = call.layout is None
+        decoding, attention = call.layout is None, attention_of(layer, self.spec)
+        if not (decoding and self.step is not None and i - 1 == self.step.layer):
+            call.readings.pop(i - 2, None)  # a decode site may choose later, where its own layer has no keys
         signals = self._signals(i, decoding=decoding)
-        if decoding and (keys is None or not call.past):
-            signals = frozenset()  # a prompt without images, or its continuation
-        gaps = keys is not None and _is_flash(layer.get_submodule(self.spec.attention))
+        if attention is None or (decoding and (keys is None or not call.past)):
+            signals = frozenset()  # nothing to read, a prompt without images, or its continuation
+        gaps = keys is not None and attention is not None and _is_flash(attention)
         if not signals and not gaps:
             return
         reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])
@@ -234,18 +282,26 @@ class DecoderHooks:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.decoder
+        if call is None or call.layout is None:
+            return None
+        hidden = first_argument(args, kwargs, "hidden_states")
+        return replace_first(args, kwargs, "hidden_states", self._add_deepstack(call, len(self.layers) - 1, hidden))
+
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.decoder
         layout = call.reduced if call is not None else None
         return None if layout is None else layout.scatter(output, layout.full)
 
     def _log(self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
-        n_keys = call.past + call.length if keys is None else keys.length
+        full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
+        n_keys = full if keys is None else keys.length
         if isinstance(entry, CompactMixin) and entry.visible is not None:
             n_keys = entry.visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = None if call.layout is None else len(call.layout.tokens)
-        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, call.past + call.length, visual))
+        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, full, visual))
 
 
 def _is_flash(attention: Any) -> bool:
@@ -272,6 +328,6 @@ def _weigh(trace: Trace, cache: Any) -> None:
         size = keys.nbytes + entry.values.nbytes
         held += size
         lengths.append(keys.shape[-2])
-        total = entry.kv.total if isinstance(entry, CompactMixin) else keys.shape[-2]
+        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
         full += size // keys.shape[-2] * total
     trace.kv_bytes, trace.full_kv_bytes, trace.kv_lengths = held, full, lengths

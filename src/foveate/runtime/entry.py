@@ -33,13 +33,18 @@ class Entry:
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """What the base model was called with."""
-        encoded = kwargs.get("mm_encoder_outputs") or {}
+        encoded = kwargs.get("mm_encoder_outputs")
+        if encoded is None:
+            encoded = kwargs.get("image_hidden_states")  # what some models called it before
+        encoded = {"image": encoded} if isinstance(encoded, Tensor) else encoded or {}
         brings = tuple(
             pixels
             for pixels in self.family.modalities
             if kwargs.get(pixels) is not None or encoded.get(_OUTPUTS[pixels]) is not None
         )
-        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings)
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings, mask)
 
     def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor) -> Tensor:
         """Note what arrives in ``embeds (B, L, C)``; the same without holes."""
@@ -61,9 +66,11 @@ class Entry:
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
         call.trailing = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
         call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
-        if not self.holes or not bool(host[-1].any()):
-            return embeds
         tokens = call.layout.tokens
+        if not self.holes or not bool(host[-1].any()):
+            if call.layout.place is not None:  # nothing is missing, but what was merged may have moved
+                call.arrived = Reduction(torch.arange(len(tokens), device=embeds.device), tokens.counts)
+            return embeds
         hole = host[-1][call.layout.row.cpu(), call.layout.slot.cpu()]
         keep = (~hole).nonzero().flatten()
         counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()
@@ -121,9 +128,9 @@ def visual_rows(
             table = _table(record)
             feature, part = _feature_rows(mask, record, len(table[0]), embeds)
             chunked |= part
-        part_spans, span, index, keep, origin = _spans(mask, position, feature, table)
-        names += [(m, part_spans.row[s], s) for s in range(len(part_spans))]
-        origin = origin + sum(sum(t * h * w for t, h, w in r.grid) for r in records[:m])
+        part_spans, number, span, index, keep, origin = _spans(mask, position, feature, table)
+        names += [(m, part_spans.row[s], number[s]) for s in range(len(part_spans))]
+        origin = origin + sum(sum(t * h * w for t, h, w in r.order.grid) for r in records[:m])
         parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
         shift = max(spans.clip, default=-1) + 1
         spans = Spans(
@@ -164,17 +171,10 @@ def visual_rows(
 
 def _table(record: Record) -> tuple[Tensor, Tensor, Spans]:
     """For every feature row: its span (-1: no patch) and its index in the span; and the spans."""
-    spans = frames(record.grid)
-    span, index = [], []
-    number = 0
-    for t, h, w in record.grid:
-        if record.kept_rows:
-            span.append(torch.full((record.kept_rows,), -1))
-            index.append(torch.zeros(record.kept_rows, dtype=torch.long))
-        span.append(torch.arange(number, number + t).repeat_interleave(h * w))
-        index.append(torch.arange(h * w).repeat(t))
-        number += t
-    return torch.cat(span), torch.cat(index), spans
+    spans, patch = frames(record.order.grid), record.order.patch
+    start = torch.tensor(offsets(spans.sizes))
+    span = torch.searchsorted(start, patch, right=True) - 1  # -1 where there is no patch
+    return span, torch.where(span < 0, 0, patch - start[span.clamp(min=0)]), spans
 
 
 def _unknown(mask: Tensor) -> tuple[Tensor, Tensor, Spans]:
@@ -195,7 +195,7 @@ def _feature_rows(mask: Tensor, record: Record, n_features: int, embeds: Tensor)
     total = int(per_row.sum())
     rank = mask.cumsum(1)[mask] - 1  # inside its row
     row = mask.nonzero()[:, 0]
-    images = offsets([t * h * w + record.kept_rows for t, h, w in record.grid])
+    images = record.order.starts
     if total % n_features == 0 and not record.progress:
         copies = total // n_features  # beams and samples repeat every row of the batch this many times
         if copies and mask.shape[0] % copies == 0:
@@ -226,27 +226,31 @@ def _find(here: Tensor, record: Record, images: Sequence[int]) -> int:
 
 
 def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
-    """Sizes and coordinates of tokens that the tower has merged or moved; ``origin`` is their row among all patches."""
+    """Sizes and coordinates of tokens that the tower has merged or moved; ``origin`` is their cell among all of the grid."""
     sizes, places = [], []
     for record in records:
-        n = sum(t * h * w for t, h, w in record.grid)
-        size, place = coords.new_ones(n), tokens_of(frames(record.grid), coords.device).coords
-        if record.kept is not None:
-            size = size if record.sizes is None else size.index_copy(0, record.kept, record.sizes)
-            place = place if record.coords is None else place.index_copy(0, record.kept, record.coords)
-        sizes.append(size)
-        places.append(place)
+        place = tokens_of(frames(record.order.grid), coords.device).coords
+        sizes.append(coords.new_ones(len(place)) if record.sizes is None else record.sizes)
+        places.append(place if record.coords is None else record.coords)
     return torch.cat(sizes)[origin], torch.cat(places)[origin]
 
 
 def _spans(
     mask: Tensor, position: Tensor, feature: Tensor | None, table: tuple[Tensor, Tensor, Spans]
-) -> tuple[Spans, Tensor, Tensor, Tensor, Tensor]:
-    """The spans of one modality, and for each of its placeholders: span, index in it, is it a patch, which of all."""
+) -> tuple[Spans, list[int], Tensor, Tensor, Tensor, Tensor]:
+    """The spans of one modality here, which of the table's they are, and for each placeholder: span, index in it, is it
+    a patch, which of all."""
     span_of, index_of, facts = table
     start = torch.tensor(offsets(facts.sizes)[:-1], dtype=torch.long)
     if feature is None:
-        return facts, span_of, index_of, torch.ones(len(position), dtype=torch.bool), start[span_of] + index_of
+        return (
+            facts,
+            list(range(len(facts))),
+            span_of,
+            index_of,
+            torch.ones(len(position), dtype=torch.bool),
+            start[span_of] + index_of,
+        )
     row = position // mask.shape[1]
     span, index = span_of[feature], index_of[feature]
     keep = span >= 0
@@ -263,6 +267,7 @@ def _spans(
             tuple(facts.frame[s] for s in old_list),
             tuple(row_list),
         ),
+        old_list,
         number,
         index,
         keep,

@@ -1,6 +1,7 @@
 """Layouts: the map from the tokens present now to the full sequence. Immutable; reducing one gives a new one.
 
-`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers).
+`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers, and towers
+whose images stand one after another in a single row).
 `Packed` is one sequence ``(rows, ...)`` of nothing but visual tokens (Qwen-like towers).
 """
 
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from foveate.ops.segments import offsets, segment_ids, within
 from foveate.tokens import Reduction, Spans, Tokens
+
+HOLE = float("nan")  # what a row is filled with whose token has left
 
 
 def tokens_of(spans: Spans, device: torch.device | str = "cpu") -> Tokens:
@@ -54,11 +57,12 @@ class Rows:
         full: tokens per row of the full sequence, ``L``.
         lengths: ``(B,)`` ints, tokens of each row that are not padding.
         tokens: the visual ones, row after row.
-        row, slot: ``(N,)`` where each visual token is now.
+        row, slot: ``(N * unit,)`` where the rows of each visual token are now.
         index: ``(B, P)`` position in the full sequence, or None: nothing was removed.
         valid: ``(B, P)`` bool, False for padding, or None: there is none. The prompt's own padding leaves with the
             first token that does; what is padding then is ours.
         align: the side where tokens stay when rows get different lengths.
+        unit: rows per token (the patches that stock code puts together after the tower; 1 in the language model).
         place: ``(N,)`` position in the full sequence whose position id each visual token takes; None: its own.
     """
 
@@ -72,14 +76,26 @@ class Rows:
     valid: Tensor | None = None
     align: str = "right"
     place: Tensor | None = None
+    unit: int = 1
 
-    def pick(self, x: Tensor) -> Tensor:
-        """The visual rows of ``x (B, P, ...)``, packed: ``(N, ...)``."""
+    def rows(self, x: Tensor) -> Tensor:
+        """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
         return x.flatten(0, 1)[self._flat(x.device)]
 
+    def pick(self, x: Tensor) -> Tensor:
+        """Rows ``(B, P, C)`` as tokens ``(N, unit * C)``."""
+        rows = self.rows(x)
+        return rows if self.unit == 1 else rows.reshape(len(self.tokens), -1)
+
     def put(self, x: Tensor, values: Tensor) -> Tensor:
-        """``x`` with its visual rows replaced by ``values (N, ...)``."""
-        return x.flatten(0, 1).index_copy(0, self._flat(x.device), values.to(x.dtype)).view_as(x)
+        """``x (B, P, C)`` with its visual rows replaced by tokens ``(N, unit * C)``."""
+        values = values.to(x.dtype).reshape(-1, *x.shape[2:])
+        return x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+
+    def only(self, keep: Tensor, tokens: Tokens) -> Rows:
+        """The same places, of the tokens ``keep (K,)`` alone, which are now ``tokens``."""
+        row, slot = (each.view(-1, self.unit)[keep].flatten() for each in (self.row, self.slot))
+        return replace(self, tokens=tokens, row=row, slot=slot)
 
     def _flat(self, device: torch.device) -> Tensor:
         return (self.row * self.width + self.slot).to(device)
@@ -87,16 +103,17 @@ class Rows:
     def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:
         """The layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
         tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
-        if len(tokens) == len(self.tokens):
-            return replace(self, tokens=tokens), None
+        if len(tokens) == len(self.tokens) and (self.place is None or self.index is not None):
+            return replace(self, tokens=tokens), None  # nothing goes, and no token has moved to another one's position
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
-            lengths[sample] += after - before
+            lengths[sample if len(lengths) > 1 else 0] += (after - before) * self.unit
         width = max(1, *lengths)  # a chunk of nothing but dropped tokens still needs a (padding) row
         stays = self.valid
         if stays is None:
             stays = torch.ones(len(lengths), self.width, dtype=torch.bool, device=self.row.device)
-        row, slot = self.row[reduction.keep], self.slot[reduction.keep]
+        kept = self.only(reduction.keep, tokens)
+        row, slot = kept.row, kept.slot
         stays = stays.index_put((self.row, self.slot), torch.zeros((), dtype=torch.bool, device=stays.device))
         stays = stays.index_put((row, slot), torch.ones((), dtype=torch.bool, device=stays.device))
         rank = stays.cumsum(1)
@@ -136,6 +153,10 @@ class Rows:
         out = x.new_full((x.shape[0] * length + 1, x.shape[-1]), fill)
         out = out.index_copy(0, place.flatten(), x.flatten(0, 1))
         return out[:-1].view(x.shape[0], length, -1)
+
+    def patches(self) -> Rows:
+        """The same tokens one by one, every patch a token (for parking below the level of a unit)."""
+        return self if self.unit == 1 else replace(self, unit=1, tokens=patches_of(self.tokens, self.unit))
 
     def without_leading(self, n: int) -> Rows:
         """The same after the first ``n`` positions of every row were cut off (left-aligned layouts only)."""
@@ -222,12 +243,6 @@ class Packed:
         distinct: Tensor = torch.unique_consecutive(before)
         return distinct.to(cu_seqlens.dtype)
 
-    def displacement(self) -> Tensor:
-        """``(N, 2)`` how far each token's coordinates are from its own place, along y and x."""
-        t = self.tokens
-        width = torch.tensor([w for _, w in t.spans.shape]).to(t.index.device, non_blocking=True)[t.segment]
-        return t.coords[:, 1:] - torch.stack([t.index // width, t.index % width], dim=-1)
-
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""
         if self.index is None:
@@ -238,23 +253,59 @@ class Packed:
         """The same tokens one by one, every patch a token (for parking below the level of the merger)."""
         if self.unit == 1:
             return self
-        m = math.isqrt(self.unit)
-        t, spans = self.tokens, self.tokens.spans
-        inner = torch.arange(self.unit, device=t.index.device)
-        dy, dx = inner // m, inner % m
-        width = torch.tensor([w for _, w in spans.shape], device=t.index.device)[t.segment][:, None]
-        y, x = t.index[:, None] // width * m + dy, t.index[:, None] % width * m + dx
-        offset = torch.stack([torch.zeros_like(dy), dy, dx], -1).float() / m - (m - 1) / (2 * m)
-        offset[:, 0] = 0.0
-        tokens = replace(
-            t,
-            spans=replace(spans, shape=tuple((h * m, w * m) for h, w in spans.shape)),
-            counts=tuple(n * self.unit for n in t.counts),
-            index=(y * (width * m) + x).flatten(),
-            sizes=t.sizes.repeat_interleave(self.unit),
-            coords=(t.coords[:, None] + offset).flatten(0, 1),
-        )
+        tokens = patches_of(self.tokens, self.unit)
         return Packed(1, self.full * self.unit, tokens, None if self.index is None else self.rows())
+
+
+def displacement(t: Tokens) -> Tensor:
+    """``(N, 2)`` how far each token's coordinates are from its own place, along y and x."""
+    width = torch.tensor([w for _, w in t.spans.shape]).to(t.index.device, non_blocking=True)[t.segment]
+    return t.coords[:, 1:] - torch.stack([t.index // width, t.index % width], dim=-1)
+
+
+def patches_of(tokens: Tokens, unit: int) -> Tokens:
+    """The patches of units of ``unit``, in the order of the units, those of one in raster order."""
+    t, spans, m = tokens, tokens.spans, math.isqrt(unit)
+    inner = torch.arange(unit, device=t.index.device)
+    dy, dx = inner // m, inner % m
+    width = torch.tensor([w for _, w in spans.shape], device=t.index.device)[t.segment][:, None]
+    y, x = t.index[:, None] // width * m + dy, t.index[:, None] % width * m + dx
+    offset = torch.stack([torch.zeros_like(dy), dy, dx], -1).float() / m - (m - 1) / (2 * m)
+    offset[:, 0] = 0.0
+    return replace(
+        t,
+        spans=replace(spans, shape=tuple((h * m, w * m) for h, w in spans.shape)),
+        counts=tuple(n * unit for n in t.counts),
+        index=(y * (width * m) + x).flatten(),
+        sizes=t.sizes.repeat_interleave(unit),
+        coords=(t.coords[:, None] + offset).flatten(0, 1),
+    )
+
+
+def whole(tokens: Tokens, images: int, width: int, leading: int, unit: int) -> Rows:
+    """All rows of a padded tower: ``leading`` special ones of each of the ``images``, then its patches in raster order.
+
+    With several images in a single row (``images`` is 1), they stand there one after another.
+    """
+    patches = tokens if unit == 1 else patches_of(tokens, unit)
+    row, slot = patches.segment, patches.index + leading
+    if images == 1:
+        row, slot = torch.zeros_like(row), slot + starts(patches.spans, slot.device)[row]
+    return Rows(width, width, (width,) * images, tokens, row, slot, align="left", unit=unit)
+
+
+def numbered(features: Tensor, start: int = 0) -> Tensor:
+    """Features ``(R, C)`` whose holes (NaN in the first channel) say which they are in the next three.
+
+    So that a part of a prompt which brings nothing but holes can still be found among all features (chunked prefill). Three
+    digits to the base of 256 survive every dtype.
+    """
+    if features.shape[-1] < 4:
+        return features
+    number = torch.arange(start, start + len(features), device=features.device)
+    digits = torch.stack([number % 256, number // 256 % 256, number // 65536], dim=-1).to(features.dtype)
+    first, some, rest = features.split([1, 3, features.shape[-1] - 4], dim=-1)
+    return torch.cat([first, torch.where(first.isnan(), digits, some), rest], dim=-1)
 
 
 def starts(spans: Spans, device: torch.device) -> Tensor:

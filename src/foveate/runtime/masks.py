@@ -6,19 +6,25 @@ terms of positions in the full sequence, and the layout knows those.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["bool", "float", "keys"]  # sdpa: True = attend; eager: added to the logits; flash: (B, K) keys present
+from foveate.errors import UnsupportedModelError
+
+#: sdpa: True = attend; eager: added to the logits; flash: (B, K) keys present; flex: a BlockMask
+Kind = Literal["bool", "float", "keys", "flex"]
 
 
 def kind_of(implementation: str) -> Kind:
     """What an attention implementation takes as a mask."""
     if implementation == "eager":
         return "float"
+    if implementation == "flex_attention":
+        return "flex"
     return "keys" if "flash" in implementation else "bool"
 
 
@@ -55,12 +61,12 @@ def derive(
         past: tokens of it that were cached before this forward.
         kind: form of the result.
         dtype: of a ``float`` result.
-        causal: whether a stock mask of None means causal attention (decoders) or full attention (towers).
+        causal: whether a stock mask of None means causal attention, or full attention (towers, prefix-LM decoders).
     """
     if mask is None:
         return _built(queries, keys, past, kind, dtype, causal)
     if not isinstance(mask, Tensor):
-        return _flex(mask, queries, keys)
+        return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1])
     first = total - mask.shape[-1]  # a sliding layer's mask starts later than the sequence
     column = keys.index - first
     outside = column < 0
@@ -76,11 +82,13 @@ def derive(
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
-def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool) -> Tensor | None:
+def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool) -> Any:
     several = queries.index.shape[1] > 1
     # Kernels read None as "causal, aligned top left": right for one token, or when nothing is cached and none is padding.
     if keys.valid is None and (not causal or not several or past == 0):
         return None
+    if kind == "flex":
+        return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0)
     device = keys.index.device
     present = torch.ones_like(keys.index, dtype=torch.bool) if keys.valid is None else keys.valid
     if kind == "keys":
@@ -93,13 +101,36 @@ def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype,
     return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def _flex(mask: Any, queries: View, keys: View) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+def of_queries(mask: Any, index: Tensor) -> Any:
+    """A flex ``BlockMask`` for the queries ``index (B, Q')`` of those that it has."""
+    batch, keys = index.shape[0], torch.arange(mask.seq_lengths[1], device=index.device)
+    return _flex(mask.mask_mod, View(index, None), View(keys.expand(batch, -1), None), 0)
 
-    pattern, q, k, valid = mask.mask_mod, queries.index, keys.index, keys.valid
+
+def rows_of(mask: Any, index: Tensor) -> Tensor:
+    """``(B, 1, R, K)`` bool: what the queries ``index (B, R)`` may see by a flex ``BlockMask``."""
+    zero, keys = index.new_zeros(()), torch.arange(mask.seq_lengths[1], device=index.device)
+    batch = torch.arange(index.shape[0], device=index.device)
+    seen: Tensor = mask.mask_mod(batch[:, None, None], zero, index[:, :, None], keys)
+    return seen.expand(*index.shape, len(keys))[:, None]
+
+
+def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int) -> Any:
+    """The flex mask that says ``pattern`` of places in the full sequence; the stock one began at key ``first``."""
+    from torch.nn.attention import flex_attention
+
+    plain = getattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
+    if queries.index.device.type == "cpu" and not plain:
+        raise UnsupportedModelError(
+            "flex attention on a CPU compiles a kernel for every length, and torch cannot for the masks of reduced layers: use "
+            "sdpa there"
+        )
+    q, k = queries.index, keys.index - first
+    shown = k >= 0 if keys.valid is None else (k >= 0) & keys.valid
+    k = k.clamp(min=0)
 
     def taken(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen: Tensor = pattern(b, h, q[b, i], k[b, j])
-        return seen if valid is None else seen & valid[b, j]
+        seen: Tensor = pattern(b, h, q[b, i], k[b, j]) & shown[b, j]
+        return seen
 
-    return create_block_mask(taken, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)
+    return flex_attention.create_block_mask(taken, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)

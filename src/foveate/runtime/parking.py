@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Method, Site
 from foveate.runtime.layout import Packed, Rows, take_rows
-from foveate.runtime.trace import BlockTrace, KeyTrace
+from foveate.runtime.masks import of_queries
+from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
 from foveate.tokens import Parked
 
 
@@ -61,6 +62,12 @@ class Lot:
         body = hidden.new_zeros(hidden.shape[0], self.outer.width - self.leading, hidden.shape[-1])
         return self.outer.put(torch.cat([hidden[:, : self.leading], body], dim=1), restored)
 
+    def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
+        """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
+        tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+        trace.signal_flops += self.method.flops(tokens, site)
+        return self.all_rows(layout, hidden, site)
+
     def without_leading(self) -> Lot:
         """The same after the special tokens were cut off."""
         if isinstance(self.outer, Packed):
@@ -75,8 +82,8 @@ class Attending:
     Args:
         rows: hidden states of all rows, ``(R, C)`` or ``(B, P', C)``.
         kept: which of them the block has, as in `Lot`.
-        cu_seqlens, ends: packed towers only: the block's own rows by attention segment (none are left out), cumulative, on
-            the device and as numbers.
+        cu_seqlens, ends: where kernels take them: the block's own rows by attention segment (none are left out), cumulative,
+            on the device and as numbers.
         fused: the projection that makes the queries makes keys and values as well.
     """
 
@@ -129,10 +136,14 @@ class Attending:
     def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
         """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
         if self.kept.dim() == 2:
+            if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels are told where the images of a single row end
+                kwargs["cu_seq_lens_q"] = self.cu_seqlens
             if isinstance(mask, Tensor) and mask.dim() == 2:  # flash kernels align it with queries and keys alike
                 return query, mask, None
             if isinstance(mask, Tensor) and mask.shape[-2] > 1:
                 mask = take_rows(mask, self.kept, 2)
+            elif mask is not None and not isinstance(mask, Tensor):
+                mask = of_queries(mask, self.kept)
             return take_rows(query, self.kept, 2), mask, self.kept
         if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take the packed tower in one call
             kwargs["cu_seq_lens_q"] = self.cu_seqlens
@@ -149,8 +160,10 @@ class Attending:
         return output if place is None else self._spread(output, n, place)
 
     def _spread(self, x: Tensor, n: int, place: Tensor | None = None) -> Tensor:
-        """``x (B, P, ...)`` at its places among ``n`` rows, zeros elsewhere."""
+        """``x (B, P, ...)``, packed ``(P, ...)``, at its places among ``n`` rows, zeros elsewhere."""
         place = self.kept if place is None else place
+        if place.dim() == 1:
+            return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
         flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
         out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
         return out.view(len(place), n, *x.shape[2:])

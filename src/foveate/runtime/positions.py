@@ -4,6 +4,8 @@ prompt had been shorter."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     of which a subgrid is left is numbered like a smaller image.
 
     Args:
-        position_ids: ``(A, B, L)`` of the full sequence, for ``A`` position axes.
+        position_ids: ``(A, B, L)`` of the full sequence, for ``A`` position axes, whole numbers or not.
         layout: what is present, ``P`` tokens per row.
         present: ``(B, L)`` bool, False for the padding of the prompt; None if it has none.
 
@@ -31,7 +33,9 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
         ``(A, B, P)`` new ids, and ``(B,)``: how much smaller the position after the last token has become.
     """
     axes, batch, _ = position_ids.shape
-    device = position_ids.device
+    device, kind = position_ids.device, position_ids.dtype
+    if kind.is_floating_point:  # seconds of a video: below, a place and a position share one number
+        position_ids = position_ids.double()
     index = torch.arange(layout.width, device=device).expand(batch, -1) if layout.index is None else layout.index
     old = position_ids.gather(2, index.expand(axes, -1, -1))
     valid = torch.ones_like(index, dtype=torch.bool) if layout.valid is None else layout.valid
@@ -65,28 +69,39 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
     real_any = torch.ones_like(start, dtype=torch.bool) if present is None else present.any(1)
     end = torch.where(valid, new.amax(0), start[:, None] - 1).amax(1)  # where nothing is left, nothing advances
     shift = torch.where(real_any, real.amax((0, 2)) - end, 0)
-    return new.masked_fill(~valid, 0), shift
+    return new.masked_fill(~valid, 0).to(kind), shift.to(kind)
 
 
-def rotary_at(table: tuple[Tensor, Tensor], rows: Tensor, displacement: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Rotary embeddings of a tower's rows, each unit moved away from its own place.
+def rotary_at(table: Any, rows: Tensor, moved: Tensor, steps: Sequence[tuple[int, int]]) -> Any:
+    """Rotary embeddings of a tower's rows, each moved away from its own place.
 
-    The angles are linear in y and x, so what one patch down or to the right adds to them can be read off the first unit.
+    The angles are linear in y and x, so what one patch down or to the right adds to them can be read off two neighbours.
 
     Args:
-        table: cosines and sines of the full sequence, ``(R, d)`` each; a unit is ``side`` x ``side`` rows, in raster order.
-        rows: ``(K * side^2,)``, those present.
-        displacement: ``(K, 2)`` how far each unit has moved, in units, along y and x.
-        side: at least 2.
+        table: cosines and sines of the full sequence, ``(R, d)`` each, or the angles alone.
+        rows: ``(K,)``, those present.
+        moved: ``(K, 2)`` how far each has moved, in patches, along y and x.
+        steps: two rows of the full sequence of which the second is the patch below the first, and two of which it is the one
+            to the right (twice the same one where there are no such two).
+
+    Returns:
+        The same of ``rows``.
     """
+    if isinstance(table, Tensor):
+        at = torch.tensor(steps).to(table.device, non_blocking=True)
+        return table[rows] + _turned(table[at], moved)
     cos, sin = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in table)
-    angle = torch.atan2(sin[: side + 1], cos[: side + 1])
-    step = torch.stack([angle[side] - angle[0], angle[1] - angle[0]])  # (2, d) a patch down, a patch to the right
-    step = torch.remainder(step + math.pi, 2 * math.pi) - math.pi
-    down, right = (displacement.to(step) * side)[..., None].unbind(1)
-    moved = (down * step[0] + right * step[1]).repeat_interleave(side * side, dim=0, output_size=len(rows))
-    c, s, dc, ds = cos[rows], sin[rows], moved.cos(), moved.sin()
+    at = torch.tensor(steps).to(cos.device, non_blocking=True)
+    turned = _turned(torch.atan2(sin[at], cos[at]), moved)
+    c, s, dc, ds = cos[rows], sin[rows], turned.cos(), turned.sin()
     return (c * dc - s * ds).to(table[0].dtype), (s * dc + c * ds).to(table[1].dtype)
+
+
+def _turned(angle: Tensor, moved: Tensor) -> Tensor:
+    """``(K, d)`` what a move adds to angles; ``angle (2, 2, d)`` are those of the neighbours, see `rotary_at`."""
+    step = torch.remainder(angle[:, 1] - angle[:, 0] + math.pi, 2 * math.pi) - math.pi
+    down, right = moved.to(step)[..., None].unbind(1)
+    return down * step[0] + right * step[1]
 
 
 def places_of(tokens: Tokens, slot: Tensor) -> Tensor:

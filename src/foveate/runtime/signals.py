@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from foveate.errors import UnsupportedModelError
 from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.masks import rows_of
 from foveate.runtime.parking import Attending
 
 PREFIX = "foveate|"
@@ -92,6 +93,7 @@ class Reading:
         signals: names as in `foveate.tokens.Signal`.
         queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
+        parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
         attending: the block's own rows among all rows of this attention, when it sees parked ones too; or None.
@@ -103,6 +105,7 @@ class Reading:
     signals: frozenset[str] = frozenset()
     queries: dict[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
+    parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
     drop_positions: bool = False
     attending: Attending | None = None
@@ -147,7 +150,7 @@ class Probe:
         if reading.drop_positions:
             kwargs["position_ids"] = None
         if reading.key_bias is not None:
-            mask = _biased(mask, reading, key, query)
+            mask = _biased(mask, reading, key, query, real_implementation(module.config))
         if reading.signals & {"keys", "values"}:
             reading.seen.keys.append(key)
             reading.seen.values.append(value)
@@ -163,17 +166,20 @@ class Probe:
 
     @staticmethod
     def _read(reading: Reading, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        causal = kwargs.get("is_causal")
-        causal = (getattr(module, "is_causal", True) if causal is None else causal) and mask is None
+        how = Pattern.told(module, query, mask, kwargs)
         with torch.no_grad():
             for name, slots in reading.queries.items():
-                rows = attention(query, key, mask, scaling, causal, slots)
+                rows = attention(query, key, mask, how, slots)
                 rows = rows if name != "text_rows" else rows.mean(1, keepdim=True)
                 reading.seen.rows.setdefault(name, []).append(rows)
                 reading.seen.flops += 2 * query.shape[1] * slots.numel() * key.shape[2] * key.shape[3]
             if "received" in reading.signals:
-                reading.seen.received.append(received(query, key, mask, scaling, causal, reading.valid))
+                got = received(query, key, mask, how, reading.valid)
+                if reading.parts and mask is not None:  # a key is seen by the queries of its own image only
+                    queries, keys = (torch.tensor(each) for each in zip(*reading.parts))
+                    share = query.shape[2] / queries.clamp(min=1).repeat_interleave(keys)
+                    got = got * share.to(got.device, non_blocking=True)
+                reading.seen.received.append(got)
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
 
 
@@ -193,27 +199,36 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     if name in ("keys", "values"):
         found = torch.cat(getattr(seen, name))[:, :, -width:].transpose(1, 2)
     elif name == "received":
-        found = torch.cat(seen.received)[:, -width:]
+        found = torch.cat(seen.received, dim=1)[:, -width:]  # one call, or one part of a single row after another
     else:
         rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H, R, K)
         found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
     if reading.take is not None:
         found = take_rows(found, reading.take)
-    return layout.pick(found[:, leading:].contiguous())
+    return of_units(name, layout.rows(found[:, leading:].contiguous()), layout.unit)
 
 
 def of_packed(name: str, reading: Reading, layout: Packed) -> Tensor:
     """A signal of the tokens of a packed tower: keys and values ``(N, H, unit * d)``, attention received ``(N,)``."""
-    n, seen = len(layout.tokens), reading.seen
+    seen = reading.seen
     if name == "received":
         rows = torch.cat([part.flatten() for part in seen.received])
     else:
         rows = torch.cat([part[0].transpose(0, 1) for part in getattr(seen, name)])  # (rows, H, d)
-    if reading.take is not None:
-        rows = rows[reading.take]
-    if name == "received":
-        return rows.view(n, -1).mean(1)
-    return rows.view(n, -1, *rows.shape[1:]).transpose(1, 2).reshape(n, rows.shape[1], -1)
+    return of_units(name, rows if reading.take is None else rows[reading.take], layout.unit)
+
+
+def of_units(name: str, rows: Tensor, unit: int) -> Tensor:
+    """A signal of tokens of ``unit`` rows each, from that of their rows ``(N * unit, ...)``.
+
+    Keys and values of a token are those of its rows side by side, ``(N, H, unit * d)``; attention is their mean.
+    """
+    if unit == 1:
+        return rows
+    parts = rows.view(-1, unit, *rows.shape[1:])
+    if name in ("keys", "values"):
+        return parts.transpose(1, 2).flatten(2)
+    return parts.mean(1)
 
 
 def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tuple[Tensor, Tensor, Any]]:
@@ -227,15 +242,41 @@ def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tu
         yield q, k, None
 
 
-def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, slots: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Pattern:
+    """What attention does besides its mask.
+
+    Attributes:
+        scaling: of the logits.
+        causal: query ``i`` of ``Q`` sees keys up to ``i + K - Q`` only (what a 4-D mask says itself).
+        window: how many keys it sees then, or None: all.
+        cap: logits are squeezed between this and its negative (soft capping), or None.
+    """
+
+    scaling: float
+    causal: bool = False
+    window: int | None = None
+    cap: float | None = None
+
+    @classmethod
+    def told(cls, module: Any, query: Tensor, mask: Any, kwargs: Any) -> Pattern:
+        """As the attention function is told."""
+        scaling, cap = kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.get("softcap")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            return cls(scaling, cap=cap)
+        causal = kwargs.get("is_causal")  # the mask says nothing of the pattern, so it is the kernel's
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        return cls(scaling, bool(causal), kwargs.get("sliding_window"), cap)
+
+
+def attention(query: Tensor, key: Tensor, mask: Any, how: Pattern, slots: Tensor) -> Tensor:
     """Attention of a few queries: ``softmax(q k^T * scaling + mask)``.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, G, K, d)``, ``H`` a multiple of ``G`` (grouped queries).
-        mask: None, ``(B or 1, 1, Q, K)`` bool or additive, or ``(B, K)`` keys present.
-        scaling: of the logits.
-        causal: whether None means that query ``i`` sees keys up to ``i + K - Q``.
+        mask: None, ``(B or 1, 1, Q, K)`` bool or additive, ``(B, K)`` keys present, or a flex ``BlockMask``.
+        how: the rest of the pattern.
         slots: ``(B, R)`` queries; a negative one gives a row of zeros.
 
     Returns:
@@ -247,14 +288,16 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
     slots = slots.to(query.device).clamp(min=0)
     q = query.gather(2, slots[:, None, :, None].expand(batch, heads, -1, width))
     q = q.view(batch, groups, heads // groups * slots.shape[1], width)
-    logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * scaling
+    logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * how.scaling
+    logits = logits if how.cap is None else (logits / how.cap).tanh() * how.cap
+    if how.causal and (n_queries > 1 or how.window is not None):
+        behind = (slots + (n_keys - n_queries))[..., None] - torch.arange(n_keys, device=query.device)
+        seen = behind >= 0 if how.window is None else (behind >= 0) & (behind < how.window)
+        logits = logits.masked_fill(~seen[:, None], -torch.inf)
     if mask is None:
-        if causal and n_queries > 1:
-            limit = slots + (n_keys - n_queries)
-            seen = torch.arange(n_keys, device=query.device) <= limit[..., None]
-            logits = logits.masked_fill(~seen[:, None], -torch.inf)
+        pass
     elif not isinstance(mask, Tensor):
-        raise UnsupportedModelError("attention rows cannot be read under flex attention; use sdpa or eager")
+        logits = logits.masked_fill(~rows_of(mask, slots), -torch.inf)
     elif mask.dim() == 2:
         logits = logits.masked_fill(~mask.bool()[:, None, None, -n_keys:], -torch.inf)
     else:
@@ -266,32 +309,33 @@ def attention(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: boo
     return logits.softmax(-1).nan_to_num().masked_fill(missing[:, None, :, None], 0.0)
 
 
-def received(query: Tensor, key: Tensor, mask: Any, scaling: float, causal: bool, valid: Tensor | None) -> Tensor:
+def received(query: Tensor, key: Tensor, mask: Any, how: Pattern, valid: Tensor | None) -> Tensor:
     """Mean over heads and (valid) queries of the attention that each key receives: ``(B, K)`` fp32."""
     batch, _, n_queries, _ = query.shape
     total = torch.zeros(batch, key.shape[2], device=query.device)
     weight = torch.ones(batch, n_queries, device=query.device) if valid is None else valid.float()
     for start in range(0, n_queries, _CHUNK):
         slots = torch.arange(start, min(start + _CHUNK, n_queries), device=query.device).expand(batch, -1)
-        rows = attention(query, key, mask, scaling, causal, slots).mean(1)  # (B, R, K)
+        rows = attention(query, key, mask, how, slots).mean(1)  # (B, R, K)
         total += (rows * weight[:, start : start + _CHUNK, None]).sum(1)
     return total / weight.sum(1, keepdim=True).clamp(min=1)
 
 
-def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor) -> Tensor:
+def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor, implementation: str) -> Tensor:
     """The mask with a bias per key (log sizes of merged tokens)."""
     bias = reading.key_bias
     assert bias is not None
+    if "flash" in implementation or not (mask is None or isinstance(mask, Tensor)):
+        raise UnsupportedModelError(
+            "attention in proportion to the sizes of merged tokens adds to logits, which "
+            f"{implementation} cannot do here: use sdpa or eager attention in the vision tower"
+        )
     if bias.dim() == 1:
         bias = bias[reading.offset : reading.offset + key.shape[2]][None]
         reading.offset += key.shape[2]
     bias = bias[:, None, None, :].to(query.dtype)
     if mask is None:
         return bias.expand(-1, 1, query.shape[2], -1)
-    if not isinstance(mask, Tensor) or mask.dim() != 4:
-        raise UnsupportedModelError(
-            "proportional attention needs an additive mask: use sdpa or eager attention in the vision tower"
-        )
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, -math.inf)
     return mask + bias

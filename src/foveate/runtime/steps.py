@@ -43,7 +43,7 @@ class DecodeSite:
             index=None,
             valid=None,
         )
-        if layer == self.layer:
+        if self.action.order not in call.choices:  # the first entry with keys, from that layer on
             call.choices[self.action.order] = (self._choose(call, entry, whole, cache), len(whole.tokens))
         reduction, tokens = call.choices[self.action.order]
         if len(whole.tokens) != tokens:

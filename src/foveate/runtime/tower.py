@@ -1,12 +1,12 @@
 """Vision-tower sites: pixels, before a block, between attention and FFN, and the output.
 
 The tower runs on fewer rows; its output module (projector, merger) puts them back at their places among full-length
-rows, and a missing row is NaN: a hole that travels in band to the language model.
+rows, and a missing row is NaN: a hole that travels in band to the language model. Where stock code counts rows before that
+module, they are put back at the end of the tower; where it rearranges them after it, holes are made by `arrange`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,18 +16,29 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Site
-from foveate.models.family import Family, Grid
+from foveate.models.family import Arrangement, Family
+from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
+from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
-from foveate.runtime.layout import Packed, Rows, frames, starts, take_rows, tokens_of
-from foveate.runtime.masks import View, derive, kind_of
+from foveate.runtime.features import (
+    all_units,
+    full_rows,
+    in_tower_order,
+    left_of,
+    note,
+    present_units,
+    units,
+    with_rows,
+    without_missing,
+)
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
 from foveate.runtime.parking import Lot
-from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, real_implementation, watch
+from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
+from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
 
-HOLE = float("nan")
 Layout = Rows | Packed
 
 
@@ -51,6 +62,11 @@ class TowerHooks:
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
+    def _pools(self) -> bool:
+        """Whether stock code pools the rows of this call before the output module."""
+        return self.context.arranged is not None and self.context.arranged.spec.pool is not None
+
+    @property
     def reduces(self) -> bool:
         """Whether any site acts in the tower."""
         return bool(self.pixels or self.outputs or any(self.before.values()) or any(self.mids.values()))
@@ -59,9 +75,13 @@ class TowerHooks:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, self._scatter, first=True)
+        attach_taps(hooks, self.base, self.spec, self.context)
+        for name, arrangement in self.spec.arrangements.items():
+            if hasattr(self.base, name):
+                hooks.around(self.base, name, partial(self._encode, name, arrangement), self._encoded)
         if not self.reduces:
             return
-        hooks.pre(self.output, self._at_output)
+        hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
             if self.mids[i]:
@@ -70,6 +90,8 @@ class TowerHooks:
                 hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
                 hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
             attention = block.get_submodule(self.spec.attention)
+            if self.spec.attention_args:
+                hooks.pre(attention, self._mask_attention)
             if self._may_attend(i):
                 self.attending.attach(hooks, block)
             if self._signals_of(i) or self.proportional or self._may_attend(i):
@@ -93,6 +115,24 @@ class TowerHooks:
 
     # -- the call ---------------------------------------------------------------------------------------------------
 
+    def _encode(self, name: str, arrangement: Arrangement, *args: Any, **kwargs: Any) -> None:
+        arguments = arguments_of(getattr(type(self.base), name), (self.base, *args), kwargs)
+        self.context.arranged = Arranged(self.base, self.config, arrangement, arguments)
+
+    def _encoded(self, output: Any) -> Any:
+        """Features of a call whose rows are arranged are ready."""
+        arranged, self.context.arranged = self.context.arranged, None
+        call, self.context.tower = self.context.tower, None
+        if output is None or call is None or arranged is None or arranged.order is None:
+            return output
+        plain = isinstance(output, tuple)  # return_dict=False
+        features, whole, sizes, coords = arranged.finish(output[1] if plain else output.pooler_output)
+        self._close(call, Record(arranged.order, whole, sizes, coords))
+        if plain:
+            return (output[0], features, *output[2:])
+        output.pooler_output = features
+        return output
+
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Records of a prompt that the language model has read are over; image and video of one prompt stay together.
         if any(record.consumed for record in self.context.records):
@@ -100,25 +140,26 @@ class TowerHooks:
         if not self.context.records:
             self.context.trace = Trace()
         device = next(module.parameters()).device
+        if device.type == "meta":  # offloaded weights come when they are needed
+            device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         grid = self.spec.grid(self.config, args, kwargs)
-        call = TowerPass(grid, grid, self.context.trace, tick(device))
+        call = TowerPass(grid, grid, self.context.trace, device, tick(device))
         self.context.tower = call
         if self.pixels:
-            args, kwargs = self._resize(call, device, args, kwargs)
+            args, kwargs = self._resize(call, args, kwargs)
         if self.reduces:
-            order = self.spec.order(self.config, args, kwargs)
-            call.order = None if order is None else order.to(device)
+            call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
 
-    def _resize(self, call: TowerPass, device: torch.device, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        tokens = tokens_of(frames(call.grid), device)
-        rows = torch.arange(len(tokens), device=device)
+    def _resize(self, call: TowerPass, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        tokens = tokens_of(frames(call.grid), call.device)
+        rows = torch.arange(len(tokens), device=call.device)
         for action in self.pixels:
             reduction = action.decide(call.trace, tokens)
             if reduction.shape is None:
                 raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
             rows = rows[reduction.keep]
-            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), device)
+            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), call.device)
         first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
         call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
         call.resized = rows
@@ -135,40 +176,30 @@ class TowerHooks:
             return None
         if self.spec.layout == "padded":
             # The projector comes after the tower; the call goes on until then.
-            return None
+            return self._rejoin(call, output) if self.reduces and (self.spec.joins or self._pools) else None
         if call.resized is not None and call.grid_now != call.grid:
-            output.pooler_output = self._full_grid(call, output.pooler_output)
-        self._close(call, output.pooler_output)
+            for name in self.spec.features:
+                setattr(output, name, self._full_grid(call, getattr(output, name)))
+        output.pooler_output = self._finish(call, output.pooler_output)
         return output
 
-    def _full_grid(self, call: TowerPass, rows: Tensor) -> Tensor:
+    def _full_grid(self, call: TowerPass, rows: Any) -> Any:
+        if isinstance(rows, list):
+            return [self._full_grid(call, part) for part in rows]
         assert call.resized is not None
-        full = sum(t * h * w for t, h, w in call.grid)
-        return rows.new_full((full, rows.shape[-1]), HOLE).index_copy(0, call.resized, rows)
+        full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
+        return full.index_copy(0, call.resized.to(rows.device), rows)
 
-    def _close(self, call: TowerPass, features: Tensor) -> None:
-        trace, tokens = call.trace, call.layout.tokens if call.layout is not None else None
-        n = sum(t * h * w for t, h, w in call.grid)
-        now = sum(t * h * w for t, h, w in call.grid_now)
-        trace.grid += call.grid
-        trace.patch_rows += now * self.unit
-        trace.full_patch_rows += n * self.unit
-        trace.output_rows += now if tokens is None else len(tokens)
-        trace.full_output_rows += n
-        kept = None
-        if tokens is not None or call.grid_now != call.grid:
-            kept = torch.arange(now, device=features.device)
-            if tokens is not None:
-                # In raster order, as stock code will see the rows (the blocks may have seen windows).
-                kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-            if call.resized is not None:
-                kept = call.resized[kept]
-        sizes = tokens.sizes if tokens is not None and call.merged else None
-        coords = _in_full_grid(tokens, call.grid) if tokens is not None and call.moved else None
-        record = Record(call.grid, self.spec.kept_rows(self.config), features.detach(), kept, sizes, coords)
+    def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
+        """Rows of the output module are the features; the same, with holes that say which they are."""
+        features, record = in_tower_order(call, rows, self.spec.kept_rows(self.config))
+        self._close(call, record)
+        return features
+
+    def _close(self, call: TowerPass, record: Record) -> None:
+        note(call, record, self.unit, self.spec.layout == "padded")
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
-        trace.clocks.setdefault("tower", []).append((call.start, tick(features.device)))
         self.context.tower = None
 
     # -- sites ------------------------------------------------------------------------------------------------------
@@ -181,12 +212,9 @@ class TowerHooks:
         tokens = tokens_of(frames(call.grid_now), device)
         if self.spec.layout == "packed":
             if call.order is not None:
-                tokens = tokens.select(call.order, tokens.counts)
+                tokens = tokens.select(call.order.to(device), tokens.counts)
             return Packed(self.unit, len(tokens), tokens)
-        images, width = hidden.shape[:2]
-        row = tokens.segment
-        slot = torch.arange(len(tokens), device=device) % (len(tokens) // images) + self.spec.leading
-        return Rows(width, width, (width,) * images, tokens, row, slot, align="left")
+        return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -197,68 +225,47 @@ class TowerHooks:
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, block=i - 1)
         layout, lot = call.layout, call.lot
-        call.reading = None
+        call.reading, call.masks = None, {}
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-            call.trace.signal_flops += lot.method.flops(tokens, site)
-            shown = lot.all_rows(layout, hidden, site), lot.outer
+            shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
-            kwargs = self._derive(call, shown[1], block, hidden, kwargs)
+            kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
         call.attending = None
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
-        bias = self._key_bias(call, shown[1], shown[0])
+        bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
         if signals or bias is not None or call.attending is not None:
             reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
-            if isinstance(layout, Rows):
-                reading.valid = layout.valid
+            if self.spec.layout == "padded":
+                reading.valid = layout.valid if isinstance(layout, Rows) else None
+                reading.parts = parts_of(layout or self._layout(call, hidden), shown[1])
             call.reading = reading
             if signals:
                 call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
         rows = hidden.shape[:-1].numel()
-        segments = kwargs["cu_seqlens"] if self.spec.layout == "packed" else [hidden.shape[1]] * hidden.shape[0]
+        segments = seqlens_of(self.spec, kwargs)
+        if segments is None:
+            segments = [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
         if call.attending is not None:
             call.attending.note(trace, rows, segments)
         call.trace.blocks.append(trace)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
+    def _mask_attention(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        return None if call is None or not call.masks else (args, {**kwargs, **call.masks})
+
     def _wants_residual(self, i: int) -> bool:
         after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
         return any("residual" in a.site.signals for a in self.mids[i] + after)
-
-    def _key_bias(self, call: TowerPass, layout: Layout | None, hidden: Tensor) -> Tensor | None:
-        if not (self.proportional and call.merged and layout is not None):
-            return None
-        log_size = layout.tokens.sizes.log()
-        if isinstance(layout, Packed):
-            return log_size.repeat_interleave(layout.unit)
-        return layout.put(log_size.new_zeros(*hidden.shape[:2], 1), log_size[:, None])[..., 0]
-
-    def _derive(self, call: TowerPass, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any) -> Any:
-        """Arguments of a block for the rows present."""
-        new = dict(kwargs)
-        for name, axis in self.spec.block_args.items():
-            value = kwargs.get(name)
-            if axis == "mask":
-                if isinstance(layout, Rows) and (layout.valid is not None or value is not None):
-                    config: Any = block.get_submodule(self.spec.attention).config
-                    assert layout.index is not None
-                    view = View(layout.index, layout.valid)
-                    kind = kind_of(real_implementation(config))
-                    new[name] = derive(value, view, view, layout.full, 0, kind, hidden.dtype, causal=False)
-                continue
-            if value is None:
-                continue
-            new[name] = call.memo.once(name, (layout, value), partial(_for_layout, value, axis, layout, call.moved))
-        return new
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -268,7 +275,7 @@ class TowerHooks:
         if site.action == "attend":
             return hidden
         outer = layout
-        if site.unit == "patch" and isinstance(layout, Packed):
+        if site.unit == "patch":
             layout = layout.patches()
         tokens = self._tokens(call, layout, hidden, action, block)
         reduction = action.decide(call.trace, tokens)
@@ -276,7 +283,7 @@ class TowerHooks:
         if parking and len(reduction.keep) == len(tokens):
             return hidden
         merged, call.merged = call.merged, call.merged or reduction.sizes is not None
-        call.moved |= reduction.coords is not None
+        call.moved |= reduction.coords is not None and len(reduction.keep) < len(tokens)  # a merger moves tokens
         if isinstance(layout, Packed):
             if parking:
                 kept = layout.rows_of(reduction.keep)
@@ -292,7 +299,7 @@ class TowerHooks:
         call.layout = new
         if parking and take is not None:
             parked = Parked(tokens, reduction.keep)
-            call.lot = Lot(action.method, parked, layout, take, merged, self.spec.leading)
+            call.lot = Lot(action.method, parked, outer, take, merged, self.spec.leading)
         if take is not None:
             hidden = take_rows(hidden, take)
             call.previous = None if call.previous is None else take_rows(call.previous, take)
@@ -361,7 +368,8 @@ class TowerHooks:
         if call is None or i not in call.mid:
             return None
         hidden, shape = call.mid[i]
-        call.mid[i] = (hidden + output, shape)
+        scale: Any = getattr(self.blocks[i], self.spec.ffn_scale) if self.spec.ffn_scale else None
+        call.mid[i] = (hidden + (output if scale is None else scale * output), shape)
         return output.new_zeros(()).expand(shape)
 
     def _mid_join(self, i: int, output: Any) -> Any:
@@ -373,11 +381,25 @@ class TowerHooks:
 
     # -- output -----------------------------------------------------------------------------------------------------
 
+    def _rejoin(self, call: TowerPass, output: Any) -> Any:
+        """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
+        final = self.last == len(self.blocks) - 1
+        x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
+        for action in self.outputs:
+            x = self._act(call, action, x, block=self.last)
+        x = full_rows(call, x, self._layout(call, x), self.spec.leading)
+        return with_rows(output, x, None if final else self.last + 1)
+
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         if call is None:
             return None
         x = args[0]
+        if self.spec.joins:
+            return ((present_units(call, x), *args[1:]), kwargs) if self.spec.joins == "before" else None
+        arranged = self.context.arranged
+        if arranged is not None and self._pools:
+            return (arranged.pool(call.grid, left_of(call, x.device), x), *args[1:]), kwargs
         layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
         if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
@@ -391,7 +413,7 @@ class TowerHooks:
         return (x, *args[1:]), kwargs
 
     def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
-        patches = _rows_of(call.grid_now, 1, 0) // x.shape[0]
+        patches = units(call.grid_now) // x.shape[0]
         return x.new_empty(x.shape[0], patches + self.spec.leading, 1) if call.layout is None else x
 
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Any:
@@ -399,48 +421,29 @@ class TowerHooks:
         if call is None:
             return None
         layout = call.layout
-        if isinstance(layout, Packed):
-            return layout.scatter(output, HOLE)
         if self.spec.layout == "packed":
-            return None
-        if layout is not None:
+            return layout.scatter(output, HOLE) if isinstance(layout, Packed) else None
+        if self.spec.joins == "before":
+            output = all_units(call, output)
+        elif self.spec.joins:
+            output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
+        elif isinstance(layout, Rows) and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid:
+        if call.grid_now != call.grid and not (self.spec.joins or self._pools):
             extra = self.spec.kept_rows(self.config)
             body = self._full_grid(call, output[:, extra:].flatten(0, 1))
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
-        self._close(call, output.flatten(0, 1))
-        return output
+        arranged = self.context.arranged
+        if arranged is None:
+            return self._finish(call, output.flatten(0, -2)).view(output.shape)
+        left = arranged.arrive(call.grid, left_of(call, output.device))
+        if self._pools:
+            call.pooled = output.shape[:-1].numel()
+        if left is None:
+            return output
+        present = left.present.view(*output.shape[:2], 1) > 0
+        return torch.where(present, output, output.new_zeros(()))
 
 
 def _is(action: Action, block: int, where: str) -> bool:
     return action.site.at == "tower" and action.site.layer == block and action.site.where == where
-
-
-def _rows_of(grid: Grid, unit: int, leading: int) -> int:
-    return sum(t * h * w * unit + leading for t, h, w in grid)
-
-
-def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
-    """``(N, 3)`` coordinates in the grid before resizing."""
-    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
-    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]  # (N, 2)
-    return torch.cat([tokens.coords[:, :1], (tokens.coords[:, 1:] + 0.5) * scale - 0.5], dim=1)
-
-
-def _for_layout(value: Any, axis: int | str, layout: Layout, moved: bool) -> Any:
-    if axis == "seqlens":
-        assert isinstance(layout, Packed)
-        return layout.seqlens(value)
-    if axis == "rotary":
-        assert isinstance(layout, Packed)
-        rows = layout.rows().to(value[0].device)
-        if not moved:
-            return tuple(part.index_select(0, rows) for part in value)
-        return rotary_at(value, rows, layout.displacement(), math.isqrt(layout.unit))
-    if isinstance(value, tuple):
-        return tuple(_for_layout(item, axis, layout, moved) for item in value)
-    if isinstance(layout, Packed):
-        return value.index_select(int(axis), layout.rows().to(value.device))
-    assert layout.index is not None
-    return take_rows(value, layout.index, int(axis))

@@ -66,14 +66,19 @@ class SiteTrace:
 
 @dataclass
 class Trace:
-    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed."""
+    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
+
+    `grid` is what the tower saw, `views` what the language model sees of it.
+    """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
+    views: list[tuple[int, int, int]] = field(default_factory=list)
     blocks: list[BlockTrace] = field(default_factory=list)
     patch_rows: int = 0
     full_patch_rows: int = 0
     output_rows: int = 0
     full_output_rows: int = 0
+    tap_rows: list[tuple[int, int]] = field(default_factory=list)  # (which tap, tokens)
     sites: list[SiteTrace] = field(default_factory=list)
     prefill: list[LayerTrace] = field(default_factory=list)
     decode: list[LayerTrace] = field(default_factory=list)

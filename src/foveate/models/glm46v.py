@@ -1,0 +1,10 @@
+"""GLM-4.6V: the tower of GLM-4.1V, and the language model of that or of GLM-4.5V."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from foveate.models import glm4v
+from foveate.models.family import Decoder
+
+FAMILY = replace(glm4v.FAMILY, model_type="glm46v", decoder=Decoder(complete=("router_logits",)))

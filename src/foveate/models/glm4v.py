@@ -1,0 +1,17 @@
+"""GLM-4.1V: like Qwen2-VL, with learned position embeddings in the tower and a convolution over the four patches of a token
+before the merger. A timestamp stands before every frame of a video, and every frame reaches the tower as an image of its own,
+so frames of one video are clips of their own, too. Placeholders of images and videos look alike; stock code takes one of the
+two modalities in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from foveate.models import qwen2_vl
+
+FAMILY = replace(
+    qwen2_vl.FAMILY,
+    model_type="glm4v",
+    modalities={"pixel_values": "image_token_id", "pixel_values_videos": "image_token_id"},
+    tower=replace(qwen2_vl.FAMILY.tower, neck=("visual.post_layernorm", "visual.downsample")),
+)

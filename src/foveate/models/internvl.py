@@ -1,0 +1,59 @@
+"""InternVL: tiles one after another, each a span; pixel shuffle puts 2x2 patches together between tower and projector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.models.family import Args, Family, Grid, Kwargs, Tower, argument, resize_images
+
+
+def _patch(config: Any) -> tuple[int, int]:
+    """Pixels down and across of a unit."""
+    down, across = config.vision_config.patch_size
+    return round(down / config.downsample_ratio), round(across / config.downsample_ratio)
+
+
+def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
+    pixels, (down, across) = argument(args, kwargs, 0, "pixel_values"), _patch(config)
+    return [(1, pixels.shape[-2] // down, pixels.shape[-1] // across)] * pixels.shape[0]
+
+
+def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, Kwargs]:
+    _, height, width = grid[0]  # the tower takes one size for all images
+    down, across = _patch(config)
+    pixels = resize_images(argument(args, kwargs, 0, "pixel_values"), height * down, width * across)
+    return (), {**kwargs, "pixel_values": pixels}
+
+
+def _unit(config: Any) -> int:
+    return int(round(1 / config.downsample_ratio) ** 2)
+
+
+def _segments(config: Any, grid: Grid, block: int) -> list[int]:
+    return [height * width * _unit(config) + 1 for _, height, width in grid]
+
+
+FAMILY = Family(
+    model_type="internvl",
+    tower=Tower(
+        module="vision_tower",
+        blocks="encoder.layer",
+        attention="attention",
+        mid_norm="layernorm_after",
+        ffn_end="mlp",
+        ffn_scale="lambda_2",
+        attention_norm="layernorm_before",
+        query="q_proj",
+        attention_end="projection_layer",
+        layout="padded",
+        leading=1,
+        joins="before",
+        output="multi_modal_projector",
+        unit=_unit,
+        last_block=lambda config: config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1) - 1,
+        grid=_grid,
+        resize=_resize,
+        segments=_segments,
+        attention_args={"attention_mask": "mask"},
+    ),
+)

@@ -1,0 +1,159 @@
+"""What a tower call leaves: which of its units are there, as full-length rows for stock code that counts them, as features
+with holes, and as the record from which the language model's side learns about them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.models.family import Grid
+from foveate.ops.segments import offsets
+from foveate.runtime.arrange import Left, Order
+from foveate.runtime.context import Record, TowerPass
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, numbered, starts, take_rows, tokens_of, whole
+from foveate.runtime.trace import tick
+from foveate.tokens import Reduction, Tokens
+
+
+def units(grid: Grid) -> int:
+    """How many there are."""
+    return sum(t * h * w for t, h, w in grid)
+
+
+def kept_units(call: TowerPass, device: torch.device) -> Tensor | None:
+    """``(K,)`` units of the full grid that are there, in raster order, as stock code will see them; None: all.
+
+    (The blocks may have seen them window after window.)
+    """
+    if call.layout is None and call.grid_now == call.grid:
+        return None
+    kept = torch.arange(units(call.grid_now), device=device)
+    if call.layout is not None:
+        tokens = call.layout.tokens
+        kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+    return kept if call.resized is None else call.resized.to(device)[kept]
+
+
+def left_of(call: TowerPass, device: torch.device) -> Left | None:
+    """What is there of every unit; None: all, as it was."""
+    kept = kept_units(call, device)
+    if kept is None:
+        return None
+    n, tokens = units(call.grid), None if call.layout is None else call.layout.tokens
+    present = torch.zeros(n, device=device).index_fill(0, kept, 1.0)
+    sizes = shift = None
+    if tokens is not None and call.merged:
+        sizes = torch.ones(n, device=device).index_copy(0, kept, tokens.sizes)
+    if tokens is not None and call.moved:
+        own = tokens_of(frames(call.grid), device).coords[kept, 1:]
+        shift = torch.zeros(n, 2, device=device).index_copy(0, kept, _in_full_grid(tokens, call.grid) - own)
+    return Left(present, sizes, shift)
+
+
+def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
+    """``(N, 2)`` y and x in the grid before resizing."""
+    now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
+    scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]
+    return (tokens.coords[:, 1:] + 0.5) * scale - 0.5
+
+
+# -- stock code puts the patches of a unit together, before the output module or in it -------------------------------------
+
+
+def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, leading: int) -> Tensor:
+    """Rows ``(B, P, C)`` of ``layout`` among all rows of the full grid, zeros elsewhere."""
+    kept, images = kept_units(call, x.device), len(x)
+    if kept is None or isinstance(layout, Packed):
+        return x
+    patches = units(call.grid) * layout.unit // images
+    full = whole(tokens_of(frames(call.grid), x.device), images, leading + patches, leading, layout.unit)
+    rows = torch.cat([x[:, :leading], x.new_zeros(images, patches, x.shape[-1])], dim=1)
+    return full.only(kept, layout.tokens).put(rows, layout.pick(x))
+
+
+def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
+    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states."""
+    states = output.hidden_states
+    if state is not None:
+        output.hidden_states = (*states[:state], x, *states[state + 1 :])
+        return output
+    if states is not None and states[-1] is output.last_hidden_state:
+        output.hidden_states = (*states[:-1], x)
+    output.last_hidden_state = x
+    return output
+
+
+def present_units(call: TowerPass, x: Tensor) -> Tensor:
+    """Those of the units ``(B, P, C)`` (or, of a single row, ``(P, C)``) that are there; `TowerPass.joined` says which."""
+    if x.dim() == 2:
+        return present_units(call, x[None])[0]
+    kept = kept_units(call, x.device)
+    if kept is None:
+        return x
+    tokens = tokens_of(frames(call.grid), x.device)
+    counts = frames(call.grid_now).sizes if call.layout is None else call.layout.tokens.counts
+    call.joined, take = whole(tokens, x.shape[0], x.shape[1], leading=0, unit=1).reduce(Reduction(kept, counts))
+    return x if take is None else take_rows(x, take)
+
+
+def all_units(call: TowerPass, x: Tensor) -> Tensor:
+    """What the output module makes of them, back among all units."""
+    if call.joined is None:
+        return x
+    if x.dim() == 2:
+        return all_units(call, x[None])[0]
+    return call.joined.scatter(x, call.joined.full, fill=HOLE)
+
+
+def without_missing(call: TowerPass, x: Tensor) -> Tensor:
+    """Rows ``(B, P, C)`` of all units, holes where a unit is missing."""
+    kept = kept_units(call, x.device)
+    if kept is None:
+        return x
+    present = torch.zeros(x.shape[:2].numel(), dtype=torch.bool, device=x.device).index_fill(0, kept, True)
+    return torch.where(present.view(*x.shape[:2], 1), x, x.new_full((), HOLE))
+
+
+# -- the record -----------------------------------------------------------------------------------------------------------
+
+
+def in_tower_order(call: TowerPass, rows: Tensor, kept_rows: int) -> tuple[Tensor, Record]:
+    """Features that are the rows of the output module ``(R, C)``, and their record.
+
+    In front of each image, ``kept_rows`` stand for no patch.
+    """
+    left, parts, start = left_of(call, rows.device), [], 0
+    counts = [t * h * w for t, h, w in call.grid]
+    for n in counts:
+        parts += [torch.full((kept_rows,), -1), torch.arange(start, start + n)]
+        start += n
+    order = Order(call.grid, torch.cat(parts), tuple(offsets([kept_rows + n for n in counts])))
+    if left is None:
+        return rows, Record(order, rows.detach(), None, None)
+    coords = None
+    if left.shift is not None:
+        coords = tokens_of(frames(call.grid), rows.device).coords
+        coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
+    rows = numbered(rows)
+    return rows, Record(order, rows.detach(), left.sizes, coords)
+
+
+def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
+    """Note a call that is over. In padded towers, small images are padded to the largest before their patches are embedded."""
+    trace, n, now = call.trace, units(call.grid), units(call.grid_now)
+    trace.grid += call.grid
+    trace.views += record.order.grid
+    trace.patch_rows += unit * (_largest(call.grid_now) if padded else now)
+    trace.full_patch_rows += unit * (_largest(call.grid) if padded else n)
+    present = now if call.layout is None else len(call.layout.tokens)
+    trace.output_rows += present if call.pooled is None else call.pooled
+    trace.full_output_rows += n if call.pooled is None else call.pooled
+    trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
+
+
+def _largest(grid: Grid) -> int:
+    """Units of as many images, all as high as the highest and as wide as the widest."""
+    return sum(t for t, _, _ in grid) * max(h for _, h, _ in grid) * max(w for _, _, w in grid)

@@ -1,0 +1,44 @@
+"""Taps: modules that make features of the rows between two blocks of a tower, as its output module does after the last.
+
+A tap is shown every token that has not left for good, the parked ones too; its rows stand at their places among full-length
+rows, and a missing row is a hole, like those of the output.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.method import Site
+from foveate.models.family import Tower
+from foveate.runtime.context import Context, Hooks
+from foveate.runtime.features import units
+from foveate.runtime.layout import HOLE, Packed
+
+
+def attach_taps(hooks: Hooks, base: nn.Module, spec: Tower, context: Context) -> None:
+    """Hook the taps of a tower, if it has any."""
+    taps: Any = base.get_submodule(spec.taps) if spec.taps else []
+    for i, tap in enumerate(taps):
+        hooks.pre(tap, partial(_before, context, i))
+        hooks.post(tap, partial(_after, context), first=True)
+
+
+def _before(context: Context, i: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    call = context.tower
+    if call is None:
+        return None
+    x, layout, lot = args[0], call.layout, call.lot
+    if lot is not None and layout is not None:
+        x = lot.lend(call.trace, layout, x, Site("tower", call.trace.blocks[-1].block + 1, action="attend"))
+        layout = lot.outer
+    call.tapped = layout
+    call.trace.tap_rows.append((i, units(call.grid_now) if layout is None else len(layout.tokens)))
+    return (x, *args[1:]), kwargs
+
+
+def _after(context: Context, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    call = context.tower
+    return call.tapped.scatter(output, HOLE) if call is not None and isinstance(call.tapped, Packed) else None

@@ -1,0 +1,71 @@
+"""torch.compile: a decode step is compiled once for all tokens, and nothing compiled earlier hides what is attached later."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from plans import ROWS
+from torch._dynamo.testing import CompileCounter
+
+import foveate
+from foveate.errors import UnsupportedModelError
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def small(family: str) -> Any:
+    return tiny.build(tiny.config(family, num_hidden_layers=2))
+
+
+def test_a_step_is_compiled_once_for_all_tokens() -> None:
+    model, batch = small("llava"), tiny.inputs("llava", ROWS["llava"])
+    counter, graphs = CompileCounter(), []
+    options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, bad_words_ids=[[i] for i in range(9)])
+    with foveate.compress(model, foveate.Stride(keep=0.5, layers=(1,))):
+        expected = model.generate(**batch, **options)
+        plain, compiled = model.forward, torch.compile(model.forward, backend=counter)
+
+        @functools.wraps(plain)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            out = (compiled if kwargs["input_ids"].shape[1] == 1 else plain)(*args, **kwargs)
+            graphs.append(counter.frame_count)
+            return out
+
+        model.forward = step
+        assert torch.equal(model.generate(**batch, **options), expected)
+    assert graphs[0] == 0 < graphs[1]
+    assert len(set(graphs[2:])) == 1, "the second step has tensors of another length, and so have all that follow"
+
+
+def test_what_was_compiled_before_is_compiled_anew() -> None:
+    """Nothing on a model tells that a function which calls it was compiled, so all are forgotten."""
+    counter = CompileCounter()
+    compiled, x = torch.compile(lambda x: x + 1, backend=counter), torch.ones(2)
+    compiled(x)
+    compiled(x)
+    assert counter.frame_count == 1
+    with foveate.compress(tiny.model("llava"), "stride"):
+        compiled(x)
+        assert counter.frame_count == 2
+    compiled(x)
+    assert counter.frame_count == 2, "hooks that are gone do nothing, so graphs may stay"
+
+
+def test_compiled_models_are_refused() -> None:
+    """What says of itself that it is compiled."""
+    model = small("llava")
+    with pytest.raises(UnsupportedModelError, match="compress the plain model first"):
+        foveate.compress(torch.compile(model, backend="eager"), "stride")
+    model.compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match="compress the plain model first"):
+        foveate.compress(model, "stride")

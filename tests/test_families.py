@@ -1,0 +1,94 @@
+"""What docs/families.md says of every family: its tables are those that are generated, and what they call refused is."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import CONFIG_MAPPING
+
+import foveate
+from foveate import Host, Method, Site, Tokens
+from foveate.errors import FoveateError, UnsupportedModelError
+from foveate.models import families, family_of
+from foveate.models.refused import REFUSED
+from foveate.ops import select
+from foveate.tokens import Reduction
+
+ROOT = Path(__file__).parents[1]
+TOOL: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "family_tables.py"))
+
+
+@dataclass(frozen=True)
+class At(Method):
+    """Every second token, at one site."""
+
+    site: Site = field(default_factory=lambda: Site("tower", 2))
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [self.site]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        counts = tokens.budget(0.5)
+        return Reduction(select.stride(tokens.counts, counts), counts)
+
+
+def test_every_family_is_in_the_matrix() -> None:
+    assert set(tiny.FAMILIES) == set(families())
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "families.md").read_text()
+    assert TOOL["written"](page) == page, "run: python tools/family_tables.py"
+    assert all(f"`{family}`" in page for family in families())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_why(name: str) -> None:
+    if name not in CONFIG_MAPPING:
+        pytest.skip("this transformers does not know it")
+    assert name not in families()
+    assert f"`{name}`" in (ROOT / "docs" / "families.md").read_text()
+    with pytest.raises(UnsupportedModelError, match=f"does not support the model family '{name}', because ") as error:
+        family_of(CONFIG_MAPPING[name]())
+    assert "llava, " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "site"),
+    [
+        ("`cls_row`", Site("tower", 2, signals=("cls_row",))),
+        ("dropping single patches", Site("tower", 2, unit="patch")),
+        ("`decode` sites", Site("decode", 3)),
+    ],
+    ids=["cls_row", "patch", "decode"],
+)
+def test_what_the_table_calls_refused_is(family: str, what: str, site: Site) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
+    if what in TOOL["refused"](families()[family]):
+        with pytest.raises(FoveateError, match=r"CLS|single patches|not sliding ones"):
+            foveate.compress(model, At(site=site)).remove()
+        return
+    with torch.no_grad(), foveate.compress(model, At(site=site)):
+        assert model(**batch).logits.isfinite().all()
+
+
+def test_only_means_over_frames_can_leave_something_out() -> None:
+    """Another way to pool is refused in the tower of a video, and nowhere else."""
+    model = tiny.build(tiny.config("llava_next_video"))
+    video, image = (tiny.inputs("llava_next_video", [[3, item, 5]]) for item in ((2,), (4, 8)))
+    model.config.spatial_pool_mode = "max"
+    model.model.vision_resampler.pool = torch.nn.MaxPool2d(2, 2)
+    with torch.no_grad():
+        with foveate.compress(model, At()):
+            assert model(**image).logits.isfinite().all()
+            with pytest.raises(UnsupportedModelError, match=r"'max'.*reduce in its language model"):
+                model(**video)
+        with foveate.compress(model, At(site=Site("decoder", 2))):
+            assert model(**video).logits.isfinite().all()

@@ -1,0 +1,130 @@
+"""The tables of docs/families.md, from what families declare and sites give: ``python tools/family_tables.py`` writes them.
+
+Numbers of blocks are those of transformers' default config of a family, where that is one of its models; a model's own config
+says its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from foveate.models import families
+from foveate.models.family import Family
+from foveate.models.refused import REFUSED
+from foveate.runtime.attach import SIGNALS, kinds_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
+PLACES = {
+    "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
+    "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
+    "tower_output": "after the last block that is read",
+    "lm_entry": "where features and text meet",
+    "decoder": "before any layer",
+    "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
+}
+#: what a family's checkpoints have, where the default config does not fit together or is another family's
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
+    "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
+}
+
+
+def config_of(family: Family) -> Any:
+    """The default config of a family."""
+    return CONFIG_MAPPING[family.model_type](**CONFIGS.get(family.name, {}))
+
+
+def family_table() -> str:
+    """One row per family."""
+    head = ("family", "model", "inputs", "one token is", "blocks with sites", "stock code in between", "refused")
+    return _table(head, map(_family, families().values()))
+
+
+def site_table() -> str:
+    """One row per place, for all families."""
+    rows = [(f"`{at}`", PLACES[at], ", ".join(f"`{name}`" for name in sorted(SIGNALS[at])) or "none") for at in SIGNALS]
+    return _table(("place", "where", "signals"), rows)
+
+
+def _family(family: Family) -> tuple[str, ...]:
+    config = config_of(family)
+    tower, vision = family.tower, config.vision_config
+    blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
+    seen, unit = tower.last_block(config) + 1, tower.unit(config)
+    return (
+        f"`{family.name}`",
+        _title(family),
+        ", ".join("videos" if "video" in name else "images" for name in family.modalities),
+        "a patch" if unit == 1 else f"{unit} patches",
+        f"0 to {seen - 1} of {blocks}" if seen < blocks else f"all {blocks}",
+        "; ".join(_between(family)) or "nothing",
+        "; ".join(refused(family)) or "nothing",
+    )
+
+
+def _between(family: Family) -> Iterable[str]:
+    tower, decoder = family.tower, family.decoder
+    if tower.fused:
+        yield "one layer makes queries, keys and values"
+    if tower.taps:
+        yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
+    if decoder.recurrent:
+        yield "decoder layers that carry a state in place of attention"
+    if tower.joins:
+        inside = tower.joins == "inside"
+        where = "inside" if tower.neck else "before"
+        yield "the projector pools patches" if inside else f"patches are joined {where} the projector"
+    elif tower.neck:
+        yield "a norm and a convolution before the merger"
+    for name, arrangement in tower.arrangements.items():
+        if "video" in name:
+            yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
+        else:
+            yield "tiles are put together, with newlines"
+
+
+def refused(family: Family) -> Iterable[str]:
+    """What a method or a call cannot ask of a family."""
+    config = config_of(family)
+    if not family.tower.leading:
+        yield "`cls_row`"
+    if family.tower.unit(config) > 1:
+        yield "dropping single patches"
+    if any("sliding" in kind for kind in kinds_of(config)):
+        yield "`decode` sites"
+    if family.decoder.recurrent:
+        yield "signals of attention from decoder layers without"
+    for name in family.decoder.complete:
+        yield f"`output_{name}=True` where tokens are gone"
+
+
+def refusal_table() -> str:
+    """One row per family that is refused."""
+    return _table(("model type", "because"), ((f"`{name}`", reason) for name, reason in sorted(REFUSED.items())))
+
+
+def _title(family: Family) -> str:
+    doc = importlib.import_module(f"foveate.models.{family.name}").__doc__ or ""
+    return doc.split(":")[0]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def written(page: str) -> str:
+    """``page`` with its tables as they should be."""
+    tables = {"families": family_table, "sites": site_table, "refused": refusal_table}
+    return MARKED.sub(lambda found: found[1] + "\n" + tables[found[2]]() + "\n" + found[3], page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
