@@ -5,10 +5,10 @@
 LoRA on the train split of the reference benchmark, from each reference model; then every adapter, and the stock model
 without one, answers the test split with ADSC at 66.7, 77.8 and 88.9 % of the visual tokens removed on average over the
 layers. Retention is the accuracy over that of the stock model, without adapter and without compression. The adapter that
-was trained without compression is the control: what more training alone would do. The cuts are where they suit the reference
-models, which read the image in layers 3 to 6 of 10: one before the first layer, one before layer 7. (ADSC's own choice, made
-for models that read early, cuts twice while they read; --layers auto measures it.) A run that was stopped goes on where
-it was if --work is given. Needs `pip install 'foveate[train]'`.
+was trained without compression is the control: what more training alone would do. The cuts are one before the first layer
+and one before layer 7 of 10; --layers chooses others, or auto for ADSC's own, which cuts three times while the reference
+models read the image (layers 3 to 6). A run that was stopped goes on where it was if --work is given. Needs
+`pip install 'foveate[train]'`.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ class Finder:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         global library
         if name == "torchvision" and library is None:
-            from torch.library import Library
+            from torch import library as operators
 
-            library = Library("torchvision", "DEF")
+            library = operators.Library("torchvision", "DEF")
             for operator in OPERATORS:
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 

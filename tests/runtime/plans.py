@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -37,6 +38,23 @@ from foveate import (
 )
 from foveate.ops import select
 from foveate.tokens import Reduction
+
+
+@dataclass(frozen=True)
+class Ragged(Method):
+    """Another number of units of every image or tile."""
+
+    block: int = 1
+    mid: bool = False
+    kept: ClassVar[list[list[int]]] = []
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("tower", self.block, where="mid" if self.mid else "before")]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        stays = (tokens.index + tokens.segment) % (2 + tokens.segment % 3) == 0
+        type(self).kept[:] = [tokens.index[stays & (tokens.segment == s)].tolist() for s in range(len(tokens.counts))]
+        return tokens.keep_mask(stays)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 import test_tiles
 import tiny
 import torch
-from plans import PLANS, ROWS, Received, close, depends_on_text, plan
+from plans import PLANS, ROWS, Ragged, Received, close, depends_on_text, plan
 from test_generate import HANDS_OVER_FEATURES, chunks
 from test_identity import generate
 from torch import Tensor, nn
@@ -357,23 +357,6 @@ def gemma3_tower(model: Any, pixels: Tensor, keep: list[list[int]], first: int, 
         pooled = tower.post_layernorm(hidden)[0].reshape(len(units), 4, -1).mean(1)
         out.append(projector.mm_soft_emb_norm(pooled) @ projector.mm_input_projection_weight)
     return out
-
-
-@dataclass(frozen=True)
-class Ragged(Method):
-    """Another number of units of every image."""
-
-    block: int = 1
-    mid: bool = False
-    kept: ClassVar[list[list[int]]] = []
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("tower", self.block, where="mid" if self.mid else "before")]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        stays = (tokens.index + tokens.segment) % (2 + tokens.segment % 3) == 0
-        type(self).kept[:] = [tokens.index[stays & (tokens.segment == s)].tolist() for s in range(len(tokens.counts))]
-        return tokens.keep_mask(stays)
 
 
 @pytest.mark.parametrize("mid", [False, True])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS, close, foveate
-from test_tiles import Hear, Ragged
+from plans import ROWS, Ragged, close, foveate
+from test_tiles import Hear
 from torch import Tensor
 
 from foveate.method import Host, Method, Site

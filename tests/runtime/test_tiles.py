@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, close, foveate, video_rows
+from plans import ROWS, Ragged, close, foveate, video_rows
 from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
@@ -258,23 +258,6 @@ def test_spans_of_tiles_and_videos() -> None:
     assert spans.row == (0, 0, 1, 1, 1, 1)
     assert spans.clip[0] == spans.clip[1] != spans.clip[4] == spans.clip[5]
     assert len(set(spans.clip)) == 4
-
-
-@dataclass(frozen=True)
-class Ragged(Method):
-    """Another number of units of every tile."""
-
-    block: int = 1
-    mid: bool = False
-    kept: ClassVar[list[list[int]]] = []
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("tower", self.block, where="mid" if self.mid else "before")]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        stays = (tokens.index + tokens.segment) % (2 + tokens.segment % 3) == 0
-        type(self).kept[:] = [tokens.index[stays & (tokens.segment == s)].tolist() for s in range(len(tokens.counts))]
-        return tokens.keep_mask(stays)
 
 
 @dataclass(frozen=True)
