@@ -150,8 +150,8 @@ def _check_parking(actions: list[tuple[Action, int]]) -> None:
         if site.action in ("park", "reduce") and lot is not None:
             raise UnsupportedSiteError(
                 f"{name} acts at {site} on what {lot[0].method.name()} has left, whose other tokens are parked since "
-                f"{lot[0].site}: use one of the two, or let {name} act before that, or after they are back (then name it "
-                "later in the sum)"
+                f"{lot[0].site}: use one of the two, or let {name} act before that, after they are back (then name it "
+                "later in the sum), or not in the tower, if its options allow"
             )
         if site.action in ("park", "restore"):
             lot = (action, owner) if site.action == "park" else None
