@@ -3,7 +3,7 @@
 #   make demo           the package and its core dependencies in a fresh environment, then `foveate demo`
 #   make test           the test suite: families that differ in structure with every method, the others with one for each
 #                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
-#   make test-families  the test suite with every method on every family
+#   make test-families  what `make test` leaves out: every method on every family
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
@@ -25,7 +25,7 @@ demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
 
 test test-families: export OMP_NUM_THREADS = 1
-test-families: WHICH = --all-families
+test-families: WHICH = --other-families
 test test-families: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS)
 

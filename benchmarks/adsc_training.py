@@ -1,14 +1,14 @@
 """What ADSC's training is worth: the same steps with a reverse curriculum, at one ratio, and without compression.
 
-    python benchmarks/adsc_training.py [--reference qwen2_5_vl] [--steps 5000] [--layers 0,7] [--work FOLDER]
+    python benchmarks/adsc_training.py [--reference qwen2_5_vl] [--steps 5000] [--layers 0] [--work FOLDER]
 
 LoRA on the train split of the reference benchmark, from each reference model; then every adapter, and the stock model
 without one, answers the test split with ADSC at 66.7, 77.8 and 88.9 % of the visual tokens removed on average over the
-layers. Retention is the accuracy over that of the stock model, without adapter and without compression. The adapter that
-was trained without compression is the control: what more training alone would do. The cuts are one before the first layer
-and one before layer 7 of 10; --layers chooses others, or auto for ADSC's own, which cuts three times while the reference
-models read the image (layers 3 to 6). A run that was stopped goes on where it was if --work is given. Needs
-`pip install 'foveate[train]'`.
+layers. Retention is the accuracy over that of the stock model, without adapter and without compression. One run has LoRA
+in the vision tower as well. The adapter that was trained without compression is the control: what more training alone
+would do. The tokens leave before the first layer; --layers chooses others, or auto for ADSC's own, which cuts three times
+while the reference models read the image (layers 3 to 6). A run that was stopped goes on where it was if --work is given.
+Needs `pip install 'foveate[train]'`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from foveate.methods.adsc import BUDGETS
 from foveate.terminal import note, quiet_libraries
 from foveate.training import adsc
 
+#: What is trained, by the name of its folder: how it is called, its curriculum ("": no compression), and whether the tower
+#: is trained, too.
 RUNS = {
-    "LoRA, reverse curriculum": "hard-to-easy",
-    "LoRA, constant ratio": "constant",
-    "LoRA without compression": "none",
+    "hard-to-easy": ("LoRA, reverse curriculum", "hard-to-easy", False),
+    "constant": ("LoRA, constant ratio", "constant", False),
+    "constant-tower": ("LoRA, constant ratio, tower trained, too", "constant", True),
+    "none": ("LoRA without compression", "", False),
 }
 UNTRAINED = "no training"
-LAYERS, AUTO = "0,7", "auto"
+LAYERS, AUTO = "0", "auto"
 
 
 def trained(folder: Path, request: adsc.Request) -> adsc.Trained | None:
@@ -69,22 +72,21 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
         method = ADSC(layers=() if layers == AUTO else tuple(map(int, layers.split(","))))
         where = "" if len(options.layers or []) < 2 else f", layers {layers}"
         rows[UNTRAINED + where] = measure(name, None, method, work / f"eval-untrained-{layers}", options)
-        for label, curriculum in RUNS.items():
-            if options.curriculum and curriculum not in options.curriculum:
-                continue
-            folder = work / f"adapter-{curriculum}-{layers}"
+        for run in options.run or RUNS:
+            label, curriculum, tower = RUNS[run]
+            folder = work / f"adapter-{run}-{layers}"
             request = adsc.Request(
                 folder,
                 f"reference-{name}",
                 samples=recipe.steps * recipe.batch,
-                method=replace(method, keep=1.0) if curriculum == "none" else method,
-                curriculum="constant" if curriculum == "none" else curriculum,
-                recipe=recipe,
+                method=method if curriculum else replace(method, keep=1.0),
+                curriculum=curriculum or "constant",
+                recipe=replace(recipe, tower=tower),
                 device="cpu",
             )
             trained(folder, request)
             losses[label + where] = json.loads((folder / adsc.RECORD).read_text())["losses"]
-            rows[label + where] = measure(name, folder, method, work / f"eval-{curriculum}-{layers}", options)
+            rows[label + where] = measure(name, folder, method, work / f"eval-{run}-{layers}", options)
     dense = next(iter(rows.values()))[0]["accuracy"]
     return {
         "dense": dense,
@@ -134,7 +136,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", action="append", choices=reference.ARCHITECTURES, help="default: both")
-    parser.add_argument("--curriculum", action="append", choices=list(RUNS.values()), help="default: all")
+    parser.add_argument("--run", action="append", choices=RUNS, help="default: all")
     parser.add_argument(
         "--budget", action="append", type=float, help="share of tokens left; default: the paper's three"
     )
@@ -164,7 +166,7 @@ def main() -> None:
     names = options.reference or list(reference.ARCHITECTURES)
     command = " ".join(
         ["python benchmarks/adsc_training.py", *(f"--reference {name}" for name in options.reference or [])]
-        + [f"--curriculum {name}" for name in options.curriculum or []]
+        + [f"--run {name}" for name in options.run or []]
         + [f"--layers {layers}" for layers in options.layers or [LAYERS]]
         + [f"--budget {budget}" for budget in options.budget or []]
         + [f"--{key} {getattr(options, key)}" for key in ("steps", "rank", "lr", "batch")]

@@ -2,7 +2,7 @@
 
 And what is left out of that matrix: families in `WHOLE` differ in structure and run all of it; the others (a part of what
 these have, put together in another way) run with sdpa and one method for every kind of site, and of those that are another
-one but for a detail (`SIBLINGS`) each test runs once, unless ``--all-families``.
+one but for a detail (`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-families", action="store_true", help="every method on every family, not on a few of them")
+    parser.addoption(
+        "--other-families", action="store_true", help="what is left out without it: all methods on all families"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
@@ -48,14 +50,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         family, kinds, _ = _asked(item, Method)
         if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
             item.add_marker(pytest.mark.skip(reason="sliding layers have no decode sites"))
-    if config.getoption("--all-families") or any("[" in name for name in config.args):  # or a test was named
+    if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
-    out = [item for item in items if _spared(item, seen)]
-    if out:
-        gone = set(out)
-        config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in gone]
+    others = [_spared(item, seen) for item in items]
+    here = config.getoption("--other-families")
+    config.hook.pytest_deselected(items=[item for item, other in zip(items, others) if other != here])
+    items[:] = [item for item, other in zip(items, others) if other == here]
 
 
 def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Hashable]]:

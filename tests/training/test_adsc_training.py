@@ -124,6 +124,26 @@ def test_only_the_language_model_is_adapted(trained: Path) -> None:
     assert config["base_model_name_or_path"] == "reference"
 
 
+@pytest.mark.parametrize(
+    ("model", "tower"), [("reference", ".visual.blocks."), ("reference-llava", ".vision_tower.encoder.layers.")]
+)
+def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -> None:
+    """Every linear layer of the blocks that the language model's features come from, and all of them learn."""
+    method = ADSC(layers=(0,))
+    asked = request(tmp_path / "run", model=model, recipe=replace(SMALL, steps=2, tower=True), method=method)
+    adsc.train(replace(asked, curriculum="constant"), False, silent)
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    ends = {name: weight for name, weight in weights.items() if tower in name and ".lora_B." in name}
+    stock, _ = reference.load({"reference": "qwen2_5_vl"}.get(model, "llava"))
+    found = [name for name, module in stock.named_modules() if tower in name and isinstance(module, torch.nn.Linear)]
+    last = {int(name.split(tower)[1].split(".")[0]) for name in ends}
+    assert last == set(range(adsc.family_of(stock.config).tower.last_block(stock.config) + 1))
+    assert len(ends) == sum(int(name.split(tower)[1].split(".")[0]) in last for name in found)
+    assert all(weight.any() for weight in ends.values())  # LoRA's second matrix begins at zero
+    with foveate.compress(stock, str(tmp_path / "run")):
+        assert sum(tower in name and ".lora_B." in name for name, _ in stock.named_parameters()) == len(ends)
+
+
 def test_an_error_in_a_step_leaves_no_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
     plain = adsc.Compression.remove

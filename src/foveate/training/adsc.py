@@ -4,13 +4,14 @@
 and a reverse curriculum over the ratios; no loss but the next token's. From the stock LoRA recipe of LLaVA-1.5, as the
 paper's own values are not public: rank 128, alpha 256, dropout 0.05, learning rate 2e-4, cosine, 3 % warm-up, one epoch,
 all linear layers of the language model. Ours: the projector is not trained; the reverse curriculum goes from the
-hardest ratio to the target in thirds.
+hardest ratio to the target in thirds; the vision tower may be trained as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import transformers
 from packaging.version import Version
 from rich.console import Console
+from torch import nn
 
 from foveate import adapter
 from foveate.compress import host_of
@@ -27,6 +29,7 @@ from foveate.loading import REFERENCES, device_of, load
 from foveate.method import Method
 from foveate.methods.adsc import ADSC
 from foveate.models import family_of
+from foveate.models.family import Family
 from foveate.serialise import check
 from foveate.terminal import CommandError
 from foveate.training import card, data
@@ -54,6 +57,8 @@ class Recipe:
         save_every: steps between checkpoints; 0: none but the last.
         workers: processes that prepare data; 0: this one does.
         gradient_checkpointing: compute activations twice to save memory.
+        tower: LoRA on the linear layers of the vision tower, too: where tokens leave before the language model has read
+            them, only the tower can move what they hold.
     """
 
     rank: int = 128
@@ -68,6 +73,7 @@ class Recipe:
     save_every: int = 500
     workers: int = 0
     gradient_checkpointing: bool = False
+    tower: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -158,7 +164,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
         r=recipe.rank,
         lora_alpha=recipe.alpha or 2 * recipe.rank,
         lora_dropout=recipe.dropout,
-        target_modules=_targets(family),
+        target_modules=_targets(model, family, recipe.tower),
         task_type="CAUSAL_LM",
     )
     adapted = peft.get_peft_model(model, lora)
@@ -275,11 +281,20 @@ def _write(out: Path, record: dict[str, Any]) -> None:
         raise CommandError(f"cannot write to {str(out)!r}: {error}") from None
 
 
-def _targets(family: Any) -> str:
-    """A pattern for the linear layers of the language model, and not those of the tower, which may have the same names."""
-    decoder = family.decoder
-    names: Sequence[str] = PROJECTIONS
-    return rf"(.*\.)?{decoder.module}\.{decoder.layers}\.\d+\.\w+\.({'|'.join(names)})"
+def _targets(model: nn.Module, family: Family, with_tower: bool) -> str:
+    """A pattern for the linear layers of the language model, and of those blocks of the tower whose output it sees."""
+    decoder, tower = family.decoder, family.tower
+    layers = rf"(.*\.)?{decoder.module}\.{decoder.layers}\.\d+\.\w+\.({'|'.join(PROJECTIONS)})"
+    if not with_tower:
+        return layers
+    seen = "|".join(map(str, range(tower.last_block(model.config) + 1)))
+    block = rf"(.*\.)?{tower.module}\.{tower.blocks}\.({seen})\."
+    linear = {
+        name[found.end() :]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (found := re.match(block, name))
+    }
+    return rf"{layers}|{block}({'|'.join(sorted(linear))})"
 
 
 def _arguments(request: Request, device: torch.device) -> transformers.TrainingArguments:

@@ -16,12 +16,14 @@ from foveate.errors import first_line
 from foveate.reference.exhibits import make_exhibit
 from foveate.reference.model import tiles
 from foveate.reference.scenes import SPLITS
+from foveate.reference.train import TASK_WEIGHT
 from foveate.terminal import CommandError
 
 REFERENCE = "reference"
-#: Chats about the reference benchmark where no number is given, how many turns one has at most, and what they are about.
+#: Chats about the reference benchmark where no number is given, how many turns one has at most (with more, a chat has little
+#: in common with the benchmark's, of one turn), and what they are about.
 EXHIBITED = 8000
-TURNS = 8
+TURNS = 3
 MIX = (*["scene"] * 5, "chart", "table", "document", "pair", "video")
 MARK = "<image>"
 
@@ -172,7 +174,7 @@ def _dataset(source: str, split: str) -> Any:
 class _Exhibits:
     """The reference benchmark as chats; a turn is a question about the exhibit, as LLaVA's data joins those of an image.
 
-    Rare tasks and answers come first, as the benchmark asks for all of them evenly.
+    Rare tasks and answers come first, as the benchmark asks for all of them evenly, and so do tasks that are learnt late.
     """
 
     def __init__(self, split: str, count: int, seed: int, tile: int) -> None:
@@ -209,6 +211,8 @@ class _Exhibits:
         messages[0]["content"][:0] = [{"type": "image"} for _ in images]
         return {"images": [Image.fromarray(image) for image in images], "messages": messages}
 
-    def _rarity(self, question: reference.Question) -> int:
-        """Inverse weight of a question (Efraimidis and Spirakis' draw), so that tasks and a task's answers are even."""
-        return max(1, self.often[question.task, question.answer]) * max(1, self.answers[question.task])
+    def _rarity(self, question: reference.Question) -> float:
+        """Inverse weight of a question (Efraimidis and Spirakis' draw): a task's answers are even, and tasks as in the
+        training of the models."""
+        often = max(1, self.often[question.task, question.answer]) * max(1, self.answers[question.task])
+        return often / TASK_WEIGHT.get(question.task, 1.0)
