@@ -114,11 +114,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     neck = [base.get_submodule(name) for name in spec.neck]
     in_neck = sum(map(_conv_weights, neck))
     convolutions = _conv_weights(tower) - in_neck
-    now = {"tower": trace.patch_rows * convolutions}
-    full = {"tower": trace.full_patch_rows * convolutions}
-    stock = (
-        [BlockTrace(i, 0, 0, spec.segments(config, trace.grid, i)) for i in range(len(blocks))] if trace.grid else []
-    )
+    now = {"tower": trace.patch_rows * convolutions + trace.around}
+    full = {"tower": trace.full_patch_rows * convolutions + trace.full_around}
+    segments = [trace.segments or spec.segments(config, trace.grid, i) for i in range(len(blocks) if trace.grid else 0)]
+    stock = [BlockTrace(i, 0, 0, lengths) for i, lengths in enumerate(segments)]
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
@@ -129,8 +128,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
     now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
     full["projector"] = trace.full_output_rows * (projector + sum(taps))
+    outside = _weights(decoder) - sum(map(_weights, layers))  # of all tokens, there or not
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
-        now[stage] = full[stage] = 0
+        now[stage] = full[stage] = sum(each.batch * each.full_queries * outside for each in log[::n])
         for i, layer_trace in enumerate(log):
             a, b = _layer_flops(layers[i % n], family.decoder, layer_trace)
             now[stage] += a

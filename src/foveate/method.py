@@ -66,7 +66,7 @@ class Host:
     Attributes:
         family: its name among `foveate.families()`, ``config.model_type`` for most.
         blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
-        layers: decoder layers.
+        layers: decoder layers before which tokens can leave (not those that attend to the keys of earlier ones).
         has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
     """
 

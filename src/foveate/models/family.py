@@ -92,6 +92,8 @@ class Tower:
         joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
             (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
             tower has the patches of a unit one after another.
+        pooler: name under the tower of the module of its own that puts them together, where one does; it says itself
+            which units there are, of images of one or another size.
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
             Without it, the rows of that module are the features.
         output: path under the base model of the module after which rows are full length again (projector, merger).
@@ -105,10 +107,14 @@ class Tower:
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
+        padded: inputs of a tower call -> rows of every image with the padding after its patches; None: there is none.
+        around: tower and inputs of its call -> FLOPs of its linear layers and products before and after the blocks, which
+            are the same whatever happens in them.
         segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
-            with angles below pi a patch (packed towers with a patch merger, and towers with a single row).
+            with angles below pi a patch (packed towers with a patch merger, and towers with a single row; ``(images, rows,
+            d)`` in other padded ones).
         attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
     """
@@ -129,6 +135,9 @@ class Tower:
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
     segments: Callable[[Any, Grid, int], list[int]]
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    padded: Callable[[Any, Args, Kwargs], int] | None = None
+    around: Callable[[Any, Args, Kwargs], int] = lambda tower, args, kwargs: 0
+    pooler: str = ""
     neck: tuple[str, ...] = ()
     taps: str = ""
     features: tuple[str, ...] = ("pooler_output",)
@@ -149,12 +158,16 @@ class Decoder:
     Attributes:
         module: its path under the base model.
         layers, norm, rotary, attention: names under it (attention: under a layer).
-        layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask. The batch
-            axis is the one before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
+        layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask, ``"own"`` for
+            ``(B, L, d)`` of what each token has had from the beginning, wherever it has moved. The batch axis is the one
+            before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
         kinds: field of the language model's config with the kind of each layer, which `rotary` takes as a further argument;
             "" where all layers have the same rotary embeddings.
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
+        shared: name, under ``attention``, of the flag of layers that have no keys and values of their own and attend to those
+            of the last layer of their kind that has; "" where all have. They are the last ones, and stock code may go on from
+            there with the last rows of the sequence alone (``logits_to_keep``).
         complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
         recurrent: name, under a layer, of the module that some layers have in place of ``attention``, if any do. It carries a
             state from token to token, takes a ``(B, L)`` mask, and has a cache entry that holds this state and no keys.
@@ -172,6 +185,7 @@ class Decoder:
     )
     kinds: str = ""
     deepstack: tuple[str, str] | tuple[()] = ()
+    shared: str = ""
     complete: tuple[str, ...] = ()
     recurrent: str = ""
     recurrence: Callable[[Any, int], int] = lambda module, tokens: 0

@@ -69,10 +69,13 @@ class LayerArguments:
         args: Any,
         kwargs: Any,
     ) -> dict[str, Any]:
-        """The keyword arguments of layer ``i``, whose attention sees ``keys``."""
+        """The keyword arguments of layer ``i``, whose attention sees ``keys``.
+
+        ``hidden`` is what is present, or the last rows of it, where stock code goes on with these.
+        """
         if keys is None:
             return dict(kwargs)
-        new, layout = dict(kwargs), call.reduced
+        new, layout, width = dict(kwargs), call.reduced, hidden.shape[1]
         attention: Any = attention_of(layer, self.spec)
         if attention is not None:
             self._refuse_windows(attention, entry, keys)
@@ -83,16 +86,20 @@ class LayerArguments:
             if axis == "mask":
                 visible = entry.visible if isinstance(entry, CompactMixin) else None
                 new[name] = call.memo.once(
-                    f"{name} {kind}",
+                    f"{name} {kind} {width}",
                     (value, layout, keys, visible),
                     partial(self._mask, call, value, keys, visible, kind, causal, hidden),
                 )
             elif value is not None and layout is not None:
-                new[name] = call.memo.once(name, (value, layout), partial(_take, value, int(axis), layout))
+                new[name] = call.memo.once(
+                    f"{name} {width}", (value, layout), partial(_take, value, axis, layout, width)
+                )
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
         if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
             ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
+            if ids.shape[-1] > width:
+                ids = call.memo.once(f"last {width}", (ids,), partial(ids.narrow, -1, ids.shape[-1] - width, width))
             if ids.shape[0] == 1 and "position_ids" in new:
                 new["position_ids"] = ids[0]
             own = (self.kinds[i],) if self.kinds else ()
@@ -138,15 +145,16 @@ class LayerArguments:
         hidden: Tensor,
     ) -> Any:
         padded = keys.valid is not None or (visible is not None and visible.valid is not None)
-        if value is None and not padded and (call.length == 1 or call.past == 0):
+        layout, device, width = call.reduced, hidden.device, hidden.shape[1]
+        if value is None and not padded and (call.length == 1 or (call.past == 0 and width == keys.length)):
             return None
-        layout, device = call.reduced, hidden.device
         k = keys.view(call.batch, device)
         k = k if visible is None else k.through(visible)
         if layout is not None and layout.index is not None:
-            q = View(layout.index, layout.valid)
+            cut = layout.width - width
+            q = View(layout.index[:, cut:], None if layout.valid is None else layout.valid[:, cut:])
         else:
-            q = View(torch.arange(call.length, device=device).expand(call.batch, -1), None)
+            q = View(torch.arange(call.length - width, call.length, device=device).expand(call.batch, -1), None)
         return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=causal)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
@@ -171,7 +179,13 @@ class LayerArguments:
         return ids if earlier is None else ids - earlier[None, :, None]
 
 
-def _take(value: Any, axis: int, layout: Rows) -> Any:
+def _take(value: Any, axis: int | str, layout: Rows, width: int) -> Any:
+    """Those of the last ``width`` tokens of a layout; stock code may give the last ones of the sequence only."""
     if isinstance(value, tuple):
-        return tuple(_take(item, axis, layout) for item in value)
-    return take_rows(value, layout.positions(), axis)
+        return tuple(_take(item, axis, layout, width) for item in value)
+    own = axis == "own"
+    at = 1 if own else int(axis)
+    assert layout.index is not None
+    index = (layout.index if own else layout.positions())[:, layout.width - width :]
+    missing = layout.full - value.shape[at]
+    return take_rows(value, (index - missing).clamp(min=0) if missing else index, at)

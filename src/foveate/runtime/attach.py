@@ -17,6 +17,7 @@ from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
 
 
@@ -32,7 +33,7 @@ class Runtime:
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
-        actions = _plan(method, self.host, family, config, len(blocks))
+        actions = _plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
@@ -78,17 +79,21 @@ def _base(model: nn.Module, family: Family) -> nn.Module:
 def host_of(model: Any, family: Family) -> Host:
     """What a method may know about a model."""
     base, config = _base(model, family), model.config
-    layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
+    decoder: Any = base.get_submodule(family.decoder.module)
+    layers: Any = decoder.get_submodule(family.decoder.layers)
     return Host(
         family=family.name,
         blocks=family.tower.last_block(config) + 1,
-        layers=len(layers),
+        layers=own(sources_of(layers, family.decoder, decoder.config)),
         has_cls=family.tower.leading > 0,
     )
 
 
-def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int) -> list[Action]:
-    """Every site of every part of the method, with its layer resolved and checked; the tower has ``blocks``, read or not."""
+def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
+    """Every site of every part of the method, with its layer resolved and checked.
+
+    The tower has ``blocks``, read or not; the language model ``layers``, with keys of their own or not.
+    """
     policies = {part.positions for part in method.parts()}
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
@@ -99,7 +104,12 @@ def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int) 
         if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
-            site = replace(site, layer=_layer(site, host, blocks))
+            site = replace(site, layer=_layer(site, host, blocks, layers))
+            if site.at == "decode" and host.layers < layers:
+                raise UnsupportedSiteError(
+                    f"{part.name()}: decode sites need layers with keys of their own, and those of {host.family!r} from "
+                    f"{host.layers} on attend to the keys of earlier ones: reduce the prompt, at a decoder site"
+                )
             _check(part, site, host, family, config)
             actions.append(Action(site, part, len(actions)))
             owners.append(number)
@@ -159,7 +169,7 @@ def _check_parking(actions: list[tuple[Action, int]]) -> None:
         raise UnsupportedSiteError(f"{lot[0].method.name()} parks tokens in the tower and never restores them")
 
 
-def _layer(site: Site, host: Host, blocks: int) -> int:
+def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
     if site.at not in ("tower", "decoder", "decode"):
         return 0
     n = host.blocks if site.at == "tower" else host.layers
@@ -169,6 +179,9 @@ def _layer(site: Site, host: Host, blocks: int) -> int:
         note = ""
         if site.at == "tower" and n <= layer < blocks:
             note = " (features are taken before the tower's last block, so a reduction there would change nothing)"
+        if site.at != "tower" and n <= layer < layers:
+            what = "decoder layers with keys of their own"
+            note = f" (the other {layers - n} attend to keys of these, where what leaves later would still be seen)"
         raise UnsupportedSiteError(
             f"there is no {site.at} layer {site.layer}: the model has {n} {what}, 0 to {n - 1}{note}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,8 @@ def block_arguments(
 ) -> Any:
     """Arguments of a block for the rows present."""
     new = dict(kwargs)
-    if kwargs.get("position_ids") is not None and seqlens_of(spec, kwargs) is None and _is_flash(spec, block):
+    ids = kwargs.get("position_ids")
+    if ids is not None and ids.dim() == 2 and seqlens_of(spec, kwargs) is None and _is_flash(spec, block):
         raise UnsupportedModelError(
             "in this transformers flash attention takes the beginnings of images from their position ids, which does not work "
             'once patches have left: use set_attn_implementation("sdpa") or a newer transformers'
@@ -79,6 +81,8 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
 def _rotary(value: Tensor | tuple[Tensor, Tensor], layout: Rows | Packed, moved: bool) -> Any:
     if isinstance(layout, Packed):
         rows = layout.rows().to(value[0].device)
+    elif isinstance(value, tuple) and value[0].dim() == 3:
+        return _rotary_of_images(value, layout, moved)
     else:
         assert layout.index is not None
         rows = layout.index[0].to(value[0].device)
@@ -91,13 +95,33 @@ def _rotary(value: Tensor | tuple[Tensor, Tensor], layout: Rows | Packed, moved:
     if isinstance(layout, Packed):
         return rotary_at(value, rows, patches, ((0, side), (0, 1)))
     patches = patches.new_zeros(layout.width, 2).index_copy(0, layout.slot, patches)
-    shapes = [(height * side, width * side) for height, width in layout.tokens.spans.shape]
-    first = offsets([height * width for height, width in shapes])
-    steps = (
-        next(((a, a + width) for a, (height, width) in zip(first, shapes) if height > 1), (0, 0)),
-        next(((a, a + 1) for a, (_, width) in zip(first, shapes) if width > 1), (0, 0)),
+    shapes = layout.tokens.spans.shape
+    first = offsets([height * width * layout.unit for height, width in shapes])
+    return rotary_at(value, rows, patches, _steps(first, shapes, side))
+
+
+def _rotary_of_images(value: tuple[Tensor, Tensor], layout: Rows, moved: bool) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings ``(images, rows, d)``."""
+    assert layout.index is not None
+    index, (images, n, _) = layout.index.to(value[0].device), value[0].shape
+    if not moved:
+        return take_rows(value[0], index), take_rows(value[1], index)
+    side, first = math.isqrt(layout.unit), torch.arange(images, device=index.device)[:, None] * n
+    patches = (displacement(layout.tokens) * side).repeat_interleave(layout.unit, dim=0)
+    patches = patches.new_zeros(images * layout.width, 2).index_copy(
+        0, layout.row * layout.width + layout.slot, patches
     )
-    return rotary_at(value, rows, patches, steps)
+    steps = _steps(range(0, images * n, n), layout.tokens.spans.shape, side)
+    table = (value[0].flatten(0, 1), value[1].flatten(0, 1))
+    cos, sin = rotary_at(table, (index + first).flatten(), patches.to(index.device), steps)
+    return cos.view(*index.shape, -1), sin.view(*index.shape, -1)
+
+
+def _steps(first: Sequence[int], shapes: Sequence[tuple[int, int]], side: int) -> Sequence[tuple[int, int]]:
+    """Rows of the patches one down, and one to the right, of images that begin at row ``first``; see `rotary_at`."""
+    down = ((a, a + width * side) for a, (height, width) in zip(first, shapes) if height * side > 1)
+    right = ((a, a + 1) for a, (_, width) in zip(first, shapes) if width * side > 1)
+    return next(down, (0, 0)), next(right, (0, 0))
 
 
 def parts_of(own: Rows | Packed, shown: Rows | Packed | None) -> tuple[tuple[int, int], ...]:

@@ -17,6 +17,7 @@ from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
 from foveate.runtime.arrange import Arranged, Order
+from foveate.runtime.cache import KVIndex
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.signals import Reading
@@ -123,6 +124,7 @@ class TowerPass:
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
         device, start: where it runs, as far as is known when it begins, and when that was.
+        padded: rows of every image with its padding, or None: there is none.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
         layout: tokens present, once a site has acted.
@@ -143,6 +145,7 @@ class TowerPass:
     trace: Trace
     device: torch.device
     start: Any
+    padded: int | None = None
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None
@@ -179,6 +182,8 @@ class DecoderPass:
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
         previous: input of the layer before, for the residual update.
         readings: layer -> what is read from its attention.
+        keys: layer -> what its attention sees, and the layout that it ran on, for layers that attend to the same.
+        rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
     """
 
@@ -199,6 +204,8 @@ class DecoderPass:
     position_ids: Tensor | None = None
     previous: Tensor | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
+    keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
+    rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
 
@@ -314,6 +321,14 @@ def replace_first(
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, name: value}
+
+
+def by_position(module: nn.Module, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """What `by_name` has made of ``n`` arguments by position, so again (gradients may ask for that)."""
+    if len(args) >= n:
+        return args, kwargs
+    names = list(inspect.signature(module.forward).parameters)[len(args) : n]
+    return (*args, *(kwargs[name] for name in names)), {k: v for k, v in kwargs.items() if k not in names}
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -15,14 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InputError, UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of, window_of
-from foveate.runtime.context import Action, Context, DecoderPass, Hooks, Inputs, first_argument, replace_first
+from foveate.runtime.context import (
+    Action,
+    Context,
+    DecoderPass,
+    Hooks,
+    Inputs,
+    by_name,
+    by_position,
+    first_argument,
+    replace_first,
+)
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.recurrent import attention_of, row_by_row
+from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
@@ -50,6 +61,7 @@ class DecoderHooks:
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
+        self.sources = sources_of(self.layers, self.spec, self.model.config)
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
 
     @property
@@ -64,6 +76,8 @@ class DecoderHooks:
         hooks.pre(self.model, self._begin)
         hooks.post(self.model, self._end, first=True, always=True)
         if not self.reduces:
+            for i, layer in enumerate(self.layers if self.spec.shared else ()):
+                hooks.pre(layer, partial(self._note_stock, i))
             return
         if self.arguments.renumber:
             hooks.pre(self.arguments.rotary, self._positions)
@@ -107,7 +121,7 @@ class DecoderHooks:
             call.present = mask[:, -call.length :].bool()
         self.context.decoder = call
         if not self.reduces:
-            for i in range(len(self.layers)):  # no layer is hooked: all of them are stock
+            for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
                 self._log(call, embeds, None, entry_of(cache, i) if past else None)
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
@@ -153,9 +167,35 @@ class DecoderHooks:
         if call is None:
             return None
         hidden = given = first_argument(args, kwargs, "hidden_states")
-        cache: Any = kwargs.get("past_key_values")
+        positional = len(args)
+        args, kwargs = by_name(layer, args, kwargs)
         if call.layout is not None:
             hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
+        keys, entry = self._keys(call, i, layer, kwargs)
+        self._log(call, hidden, keys, entry)
+        self._read(call, i, layer, hidden, keys)
+        if keys is None and hidden is given:
+            return None
+        kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
+        args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
+        return by_position(layer, positional, args, kwargs)
+
+    def _keys(self, call: DecoderPass, i: int, layer: nn.Module, kwargs: dict[str, Any]) -> tuple[KVIndex | None, Any]:
+        """What the attention of layer ``i`` will see (None: all of the sequence), and the cache entry that holds it."""
+        cache: Any = kwargs.get("past_key_values")
+        if (source := self.sources[i]) != i:
+            call.rows = rows_of(self.spec, kwargs)
+            keys, layout = call.keys[source]
+            if layout is not call.layout and _is_flash(attention_of(layer, self.spec)):
+                raise UnsupportedModelError(
+                    f"flash attention cannot align the tokens that are left with the keys of layer {source}, which layer {i} "
+                    f"attends to: reduce before layer {source} only, or use sdpa or eager attention"
+                )
+            entry = entry_of(cache, source)
+            if keys is None and layout is not call.layout:  # some have left since then
+                held = call.length + min(call.past, window_of(entry))
+                keys = call.memo.once(f"all of {held}", (), lambda: KVIndex(call.past + call.length, held))
+            return keys, entry
         entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if entry is not None and (watching or call.reduced is not None):
@@ -165,12 +205,20 @@ class DecoderHooks:
             entry.visible = None
             if self.step is not None and call.layout is None and call.past:
                 entry.visible = self.step.show(call, i, entry, cache)
-        self._log(call, hidden, keys, entry)
-        self._read(call, i, layer, hidden, keys)
-        if keys is None and hidden is given:
-            return None
-        kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
-        return replace_first(args, kwargs, "hidden_states", hidden)
+        if i in self.sources[i + 1 :]:
+            call.keys[i] = keys, call.layout
+        return keys, entry
+
+    def _note_stock(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A layer of a model that holds every token, where only the call tells how many rows there are."""
+        call = self.context.decoder
+        if call is None:
+            return
+        args, kwargs = by_name(layer, args, kwargs)
+        if (source := self.sources[i]) != i:
+            call.rows = rows_of(self.spec, kwargs)
+        entry = entry_of(kwargs.get("past_key_values"), source) if call.past else None
+        self._log(call, first_argument(args, kwargs, "hidden_states"), None, entry)
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         lengths = self.apart()
@@ -292,7 +340,7 @@ class DecoderHooks:
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.decoder
         layout = call.reduced if call is not None else None
-        return None if layout is None else layout.scatter(output, layout.full)
+        return None if call is None or layout is None else layout.scatter(output, call.rows or layout.full)
 
     def _log(self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
         full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
@@ -301,7 +349,7 @@ class DecoderHooks:
             n_keys = entry.visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = None if call.layout is None else len(call.layout.tokens)
-        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.length, full, visual))
+        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual))
 
 
 def _is_flash(attention: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.models.family import Grid
+from foveate.models.family import Grid, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
@@ -23,18 +23,18 @@ def units(grid: Grid) -> int:
     return sum(t * h * w for t, h, w in grid)
 
 
-def kept_units(call: TowerPass, device: torch.device) -> Tensor | None:
+def kept_units(call: TowerPass, device: torch.device, now: bool = False) -> Tensor | None:
     """``(K,)`` units of the full grid that are there, in raster order, as stock code will see them; None: all.
 
-    (The blocks may have seen them window after window.)
+    (The blocks may have seen them window after window.) ``now``: of the grid that the blocks see.
     """
-    if call.layout is None and call.grid_now == call.grid:
+    if call.layout is None and (now or call.grid_now == call.grid):
         return None
     kept = torch.arange(units(call.grid_now), device=device)
     if call.layout is not None:
         tokens = call.layout.tokens
         kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-    return kept if call.resized is None else call.resized.to(device)[kept]
+    return kept if now or call.resized is None else call.resized.to(device)[kept]
 
 
 def left_of(call: TowerPass, device: torch.device) -> Left | None:
@@ -63,13 +63,14 @@ def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
 # -- stock code puts the patches of a unit together, before the output module or in it -------------------------------------
 
 
-def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, leading: int) -> Tensor:
-    """Rows ``(B, P, C)`` of ``layout`` among all rows of the full grid, zeros elsewhere."""
-    kept, images = kept_units(call, x.device), len(x)
+def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, spec: Tower) -> Tensor:
+    """Rows ``(B, P, C)`` of ``layout`` among all rows that stock code puts together, zeros elsewhere."""
+    kept, images, leading = kept_units(call, x.device, now=bool(spec.pooler)), len(x), spec.leading
     if kept is None or isinstance(layout, Packed):
         return x
-    patches = units(call.grid) * layout.unit // images
-    full = whole(tokens_of(frames(call.grid), x.device), images, leading + patches, leading, layout.unit)
+    grid = call.grid_now if spec.pooler else call.grid
+    patches = call.padded or units(grid) * layout.unit // images
+    full = whole(tokens_of(frames(grid), x.device), images, leading + patches, leading, layout.unit)
     rows = torch.cat([x[:, :leading], x.new_zeros(images, patches, x.shape[-1])], dim=1)
     return full.only(kept, layout.tokens).put(rows, layout.pick(x))
 
@@ -86,14 +87,14 @@ def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
     return output
 
 
-def present_units(call: TowerPass, x: Tensor) -> Tensor:
+def present_units(call: TowerPass, x: Tensor, spec: Tower) -> Tensor:
     """Those of the units ``(B, P, C)`` (or, of a single row, ``(P, C)``) that are there; `TowerPass.joined` says which."""
     if x.dim() == 2:
-        return present_units(call, x[None])[0]
-    kept = kept_units(call, x.device)
+        return present_units(call, x[None], spec)[0]
+    kept = kept_units(call, x.device, now=bool(spec.pooler))
     if kept is None:
         return x
-    tokens = tokens_of(frames(call.grid), x.device)
+    tokens = tokens_of(frames(call.grid_now if spec.pooler else call.grid), x.device)
     counts = frames(call.grid_now).sizes if call.layout is None else call.layout.tokens.counts
     call.joined, take = whole(tokens, x.shape[0], x.shape[1], leading=0, unit=1).reduce(Reduction(kept, counts))
     return x if take is None else take_rows(x, take)

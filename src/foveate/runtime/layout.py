@@ -142,14 +142,19 @@ class Rows:
         assert self.index is not None
         return self.index if self.place is None else self.index.index_put((self.row, self.slot), self.place)
 
-    def scatter(self, x: Tensor, length: int, shift: int = 0, fill: float = 0.0) -> Tensor:
-        """``x (B, P, C)`` back at its places among ``length`` rows (position + ``shift``), ``fill`` elsewhere."""
+    def scatter(self, x: Tensor, length: int, fill: float = 0.0) -> Tensor:
+        """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows, ``fill`` elsewhere."""
         if self.index is None:
             return x
         batch = torch.arange(x.shape[0], device=x.device)[:, None] * length
-        place = self.index.to(x.device) + shift + batch
-        if self.valid is not None:  # padding of ours goes to one extra row that is cut off again
-            place = torch.where(self.valid.to(x.device), place, x.shape[0] * length)
+        cut = self.width - x.shape[1]
+        place = self.index[:, cut:].to(x.device) - (self.full - length)
+        stays = None if self.valid is None else self.valid[:, cut:].to(x.device)
+        if length < self.full:
+            stays = place >= 0 if stays is None else stays & (place >= 0)
+        place = place + batch
+        if stays is not None:  # padding of ours goes to one extra row that is cut off again
+            place = torch.where(stays, place, x.shape[0] * length)
         out = x.new_full((x.shape[0] * length + 1, x.shape[-1]), fill)
         out = out.index_copy(0, place.flatten(), x.flatten(0, 1))
         return out[:-1].view(x.shape[0], length, -1)
@@ -292,6 +297,15 @@ def whole(tokens: Tokens, images: int, width: int, leading: int, unit: int) -> R
     if images == 1:
         row, slot = torch.zeros_like(row), slot + starts(patches.spans, slot.device)[row]
     return Rows(width, width, (width,) * images, tokens, row, slot, align="left", unit=unit)
+
+
+def with_padding(rows: Rows) -> Rows:
+    """The same, of images of several sizes, each with padding after its patches."""
+    lengths = tuple(n * rows.unit for n in rows.tokens.counts)
+    if min(lengths) == rows.width:
+        return rows
+    ends = torch.tensor(lengths, device=rows.row.device)
+    return replace(rows, lengths=lengths, valid=torch.arange(rows.width, device=ends.device) < ends[:, None])
 
 
 def numbered(features: Tensor, start: int = 0) -> Tensor:

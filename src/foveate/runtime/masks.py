@@ -75,7 +75,8 @@ def derive(
     if mask.dim() == 2:
         return mask.gather(1, column).masked_fill(hidden, 0)
     batch = torch.arange(queries.index.shape[0], device=mask.device)[:, None, None]
-    rows = queries.index.clamp(max=mask.shape[-2] - 1)
+    missing = total - past - mask.shape[-2]  # one of the last queries only
+    rows = (queries.index - missing).clamp(min=0, max=mask.shape[-2] - 1)
     taken = mask.expand(queries.index.shape[0], -1, -1, -1)[batch, :, rows[:, :, None], column[:, None, :]]
     taken = taken.permute(0, 3, 1, 2)  # (B, 1, Q, K)
     hidden = hidden[:, None, None, :]
@@ -84,8 +85,8 @@ def derive(
 
 def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool) -> Any:
     several = queries.index.shape[1] > 1
-    # Kernels read None as "causal, aligned top left": right for one token, or when nothing is cached and none is padding.
-    if keys.valid is None and (not causal or not several or past == 0):
+    # Kernels read None as "causal, aligned top left": right for one token, or when queries are the keys and none is padding.
+    if keys.valid is None and (not causal or not several or (past == 0 and queries.index.shape == keys.index.shape)):
         return None
     if kind == "flex":
         return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0)

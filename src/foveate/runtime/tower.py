@@ -32,8 +32,9 @@ from foveate.runtime.features import (
     with_rows,
     without_missing,
 )
-from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.parking import Lot
+from foveate.runtime.pixels import choose_grid, full_grid
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
 from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
@@ -81,6 +82,8 @@ class TowerHooks:
                 hooks.around(self.base, name, partial(self._encode, name, arrangement), self._encoded)
         if not self.reduces:
             return
+        if self.spec.pooler:
+            hooks.pre(self.tower.get_submodule(self.spec.pooler), self._before_pooler)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
@@ -145,27 +148,17 @@ class TowerHooks:
         grid = self.spec.grid(self.config, args, kwargs)
         call = TowerPass(grid, grid, self.context.trace, device, tick(device))
         self.context.tower = call
-        if self.pixels:
-            args, kwargs = self._resize(call, args, kwargs)
+        call.trace.full_around += self.spec.around(self.tower, args, kwargs)
+        if self.spec.padded is not None:
+            call.trace.segments += [self.spec.padded(self.config, args, kwargs)] * len(grid)
+        if self.pixels and choose_grid(call, self.pixels):
+            args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
+        call.trace.around += self.spec.around(self.tower, args, kwargs)
+        if self.spec.padded is not None:
+            call.padded = self.spec.padded(self.config, args, kwargs)
         if self.reduces:
             call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
-
-    def _resize(self, call: TowerPass, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        tokens = tokens_of(frames(call.grid), call.device)
-        rows = torch.arange(len(tokens), device=call.device)
-        for action in self.pixels:
-            reduction = action.decide(call.trace, tokens)
-            if reduction.shape is None:
-                raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
-            rows = rows[reduction.keep]
-            tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), call.device)
-        first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
-        call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
-        call.resized = rows
-        if call.grid_now == call.grid:
-            return args, kwargs
-        return self.spec.resize(self.config, args, kwargs, call.grid_now)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self.context.tower
@@ -176,19 +169,13 @@ class TowerHooks:
             return None
         if self.spec.layout == "padded":
             # The projector comes after the tower; the call goes on until then.
-            return self._rejoin(call, output) if self.reduces and (self.spec.joins or self._pools) else None
+            ends = (self.spec.joins and not self.spec.pooler) or self._pools
+            return self._rejoin(call, output) if self.reduces and ends else None
         if call.resized is not None and call.grid_now != call.grid:
             for name in self.spec.features:
-                setattr(output, name, self._full_grid(call, getattr(output, name)))
+                setattr(output, name, full_grid(call, getattr(output, name)))
         output.pooler_output = self._finish(call, output.pooler_output)
         return output
-
-    def _full_grid(self, call: TowerPass, rows: Any) -> Any:
-        if isinstance(rows, list):
-            return [self._full_grid(call, part) for part in rows]
-        assert call.resized is not None
-        full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
-        return full.index_copy(0, call.resized.to(rows.device), rows)
 
     def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
         """Rows of the output module are the features; the same, with holes that say which they are."""
@@ -214,7 +201,8 @@ class TowerHooks:
             if call.order is not None:
                 tokens = tokens.select(call.order.to(device), tokens.counts)
             return Packed(self.unit, len(tokens), tokens)
-        return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
+        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
+        return layout if call.padded is None else with_padding(layout)
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -242,8 +230,9 @@ class TowerHooks:
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if self.spec.layout == "padded":
-                reading.valid = layout.valid if isinstance(layout, Rows) else None
-                reading.parts = parts_of(layout or self._layout(call, hidden), shown[1])
+                own = layout or self._layout(call, hidden)
+                reading.valid = own.valid if isinstance(own, Rows) else None
+                reading.parts = parts_of(own, shown[1])
             call.reading = reading
             if signals:
                 call.readings[i] = reading
@@ -385,10 +374,19 @@ class TowerHooks:
         """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
         final = self.last == len(self.blocks) - 1
         x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
+        return with_rows(output, self._full_rows(call, x), None if final else self.last + 1)
+
+    def _before_pooler(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        call = self.context.tower
+        if call is None:
+            return None
+        x = self._full_rows(call, first_argument(args, kwargs, "hidden_states"))
+        return replace_first(args, kwargs, "hidden_states", x)
+
+    def _full_rows(self, call: TowerPass, x: Tensor) -> Tensor:
         for action in self.outputs:
             x = self._act(call, action, x, block=self.last)
-        x = full_rows(call, x, self._layout(call, x), self.spec.leading)
-        return with_rows(output, x, None if final else self.last + 1)
+        return full_rows(call, x, self._layout(call, x), self.spec)
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -396,7 +394,7 @@ class TowerHooks:
             return None
         x = args[0]
         if self.spec.joins:
-            return ((present_units(call, x), *args[1:]), kwargs) if self.spec.joins == "before" else None
+            return ((present_units(call, x, self.spec), *args[1:]), kwargs) if self.spec.joins == "before" else None
         arranged = self.context.arranged
         if arranged is not None and self._pools:
             return (arranged.pool(call.grid, left_of(call, x.device), x), *args[1:]), kwargs
@@ -429,9 +427,11 @@ class TowerHooks:
             output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
         elif isinstance(layout, Rows) and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid and not (self.spec.joins or self._pools):
+        if call.grid_now != call.grid and self.spec.pooler:
+            output = full_grid(call, output)
+        elif call.grid_now != call.grid and not (self.spec.joins or self._pools):
             extra = self.spec.kept_rows(self.config)
-            body = self._full_grid(call, output[:, extra:].flatten(0, 1))
+            body = full_grid(call, output[:, extra:].flatten(0, 1))
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         arranged = self.context.arranged
         if arranged is None:

@@ -68,12 +68,16 @@ class SiteTrace:
 class Trace:
     """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
 
-    `grid` is what the tower saw, `views` what the language model sees of it.
+    `grid` is what the tower saw, `views` what the language model sees of it; `segments` are the rows of the tower's images
+    with their padding, where there is some, and `around` the FLOPs of the tower that no site changes.
     """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     views: list[tuple[int, int, int]] = field(default_factory=list)
     blocks: list[BlockTrace] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    around: int = 0
+    full_around: int = 0
     patch_rows: int = 0
     full_patch_rows: int = 0
     output_rows: int = 0
