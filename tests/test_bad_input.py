@@ -320,8 +320,9 @@ def spoiled(family: str, how: str) -> dict[str, Tensor]:
         batch["input_ids"][-1, -1] = tiny.IMAGE_TOKEN[family]
     elif how == "one image less" and family not in tiny.PACKED:
         batch["pixel_values"] = batch["pixel_values"][:-1]
-        if "image_sizes" in batch:
-            batch["image_sizes"] = batch["image_sizes"][:-1]
+        for name in ("image_sizes", "image_position_ids"):
+            if name in batch:
+                batch[name] = batch[name][:-1]
     elif how == "one image less":
         gone = int(batch["image_grid_thw"][-1].prod())
         batch |= {"pixel_values": batch["pixel_values"][:-gone], "image_grid_thw": batch["image_grid_thw"][:-1]}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny_gemma as gemma
+import tiny_gemma4 as padded
 import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
@@ -87,6 +88,7 @@ CLASSES: dict[str, Any] = {
     **tiles.CLASSES,
     **gemma.CLASSES,
     **rows_of.CLASSES,
+    **padded.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 #: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
@@ -108,10 +110,10 @@ RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in p
 STAMPED = (*QWEN3, *RECURRENT, *GLM)  # a timestamp before every frame of a video
 WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
 PACKED = ("qwen2_vl", *WINDOWS, "qwen3_omni_moe_thinker", *STAMPED)  # grids of any size
-VIDEO = (*PACKED, *tiles.VIDEO)
+VIDEO = (*PACKED, *tiles.VIDEO, *padded.FAMILIES)
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
-GROUPED = (*SEVERAL, *PIXTRAL, *OMNI)
+GROUPED = (*SEVERAL, *PIXTRAL, *OMNI, *padded.FAMILIES)
 LAYERS = 6
 BLOCKS = 4
 LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others
@@ -132,8 +134,10 @@ IMAGE_TEXT = {
     **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
+    **dict.fromkeys(padded.FAMILIES, "<img>"),
 }
 PLACEHOLDER = {**IMAGE_TEXT, **dict.fromkeys(PACKED, "<|image_pad|>"), **gemma.IMAGE_TOKEN}
+PLACEHOLDER |= dict.fromkeys(padded.FAMILIES, "<image>")
 IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
@@ -170,6 +174,8 @@ def config(family: str, **text: Any) -> Any:
         return gemma.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family in PIXTRAL:
         return rows_of.config(family, text, BLOCKS, IMAGE_TOKEN[family])
+    if family in padded.FAMILIES:
+        return padded.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
     if family == "llava":
         clip = dict(
             model_type="clip_vision_model",
@@ -256,6 +262,10 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
                 parameter += 0.08 * torch.randn_like(parameter)
                 if name.endswith("A_log"):
                     parameter -= 4.0  # a state that lasts: 64 tokens ago is not yet forgotten
+            if config.model_type in padded.FAMILIES:
+                model.get_input_embeddings().weight[config.text_config.pad_token_id] = (
+                    0.0  # as stock code takes for granted
+                )
     model.set_attn_implementation(impl)
     return model
 
@@ -279,6 +289,8 @@ def tower(model: Any) -> Any:
 def projector(model: Any) -> Any:
     """The linear layers between a padded tower and the language model."""
     inner = base(model)
+    if hasattr(inner, "embed_vision"):
+        return inner.embed_vision
     return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
 
 
@@ -286,12 +298,14 @@ def blocks(model: Any) -> list[Any]:
     """Its blocks that reach the language model."""
     vision = tower(model)
     inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
-    found = vision.blocks if inner is None else next(iter(inner.children()))
+    found = vision.blocks if inner is None else next(x for x in inner.children() if isinstance(x, nn.ModuleList))
     return list(found)[:BLOCKS]
 
 
 def end(model: Any) -> Any:
     """What sees the patches that the last of these blocks puts out."""
+    if hasattr(tower(model), "pooler") and hasattr(base(model), "embed_vision"):
+        return tower(model).pooler
     if not hasattr(base(model), "visual"):
         return projector(model)
     return getattr(tower(model), "post_layernorm", tower(model).merger)
@@ -350,6 +364,9 @@ def processor(family: str) -> Any:
     if family in PIXTRAL:
         tokenizer.save_pretrained(folder)
         return rows_of.Processor(family, PreTrainedTokenizerFast.from_pretrained(folder))
+    if family in padded.FAMILIES:
+        tokenizer.save_pretrained(folder)
+        return padded.Processor(PreTrainedTokenizerFast.from_pretrained(folder), PLACEHOLDER[family])
     if family == "llava":
         side = LLAVA_SIDE * PATCH
         images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
@@ -441,11 +458,14 @@ def inputs(
                 videos.append(tiles.video_pixels(family, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
-                stamped = family in STAMPED
+                stamped = family in (*STAMPED, *padded.FAMILIES)
                 run = "<|video_here|>" * (height * width // 4 * (1 if stamped else frames))
                 for frame in range(frames if stamped else 1):
                     text += [*([WORDS[frame]] if stamped else []), "<|vision_start|>", run, "<|vision_end|>"]
-                videos.append(torch.randn(frames * height * width, 3 * 2 * PATCH**2, generator=generator))
+                shape = (frames * height * width, 3 * 2 * PATCH**2)
+                if family in padded.FAMILIES:
+                    shape = (frames, 3, height * PATCH, width * PATCH)
+                videos.append(torch.randn(shape, generator=generator))
                 grids.append(item)
             else:
                 text += [IMAGE_TEXT[family]]
@@ -467,11 +487,13 @@ def inputs(
             processed |= {"pixel_values_videos": torch.cat(videos), "video_grid_thw": torch.tensor(grids)}
             if family in OMNI:
                 processed |= {"video_second_per_grid": torch.ones(len(grids))}
+        elif family in padded.FAMILIES:
+            processed |= padded.frames(videos)
         else:
             processed |= {"pixel_values_videos": torch.stack(videos)}
     if family in OMNI:
         processed.pop("mm_token_type_ids", None)  # the model does not take them
-    elif family in PACKED and "mm_token_type_ids" not in processed:
+    elif family in (*PACKED, *padded.FAMILIES) and "mm_token_type_ids" not in processed:
         ids = processed["input_ids"]
         processed["mm_token_type_ids"] = (ids == IMAGE_TOKEN[family]).int() + 2 * (ids == VIDEO_TOKEN).int()
     return dict(processed)
@@ -500,7 +522,8 @@ def longer(family: str, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tens
 def of_images(family: str, batch: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
     """What a batch of one row with two equal images says of some of them."""
     made: dict[str, Tensor] = {}
-    for name in ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"):
+    of_one = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "image_position_ids")
+    for name in (*of_one, "batch_num_images"):
         if name not in batch:
             continue
         given, axis = batch[name], int(family in tiles.IDEFICS)
@@ -524,7 +547,7 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
 
 def entries(cache: Any) -> list[Any]:
     """The cache entries that hold keys: those of the layers with attention."""
-    return [entry for entry in cache.layers if hasattr(entry, "keys")]
+    return [entry for entry in cache.layers if getattr(entry, "keys", None) is not None]
 
 
 def of_attention(family: str, per_layer: Sequence[Any]) -> list[Any]:

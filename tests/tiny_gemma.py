@@ -24,9 +24,15 @@ USUAL = {family: (side, side) for family, side in SIDE.items()}
 TOKENS = {"paligemma": (6, 6), "gemma3": (4, 4)}  # down and across
 WINDOW = 20  # shorter than every prompt with an image
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"] * 2
+KINDS4 = [
+    "sliding_attention",
+    "full_attention",
+    *["sliding_attention"] * 3,
+    "full_attention",
+]  # of Gemma 4: a full one last
 FAMILIES = tuple(SIDE)
 POOLED = ("gemma3",)
-SLIDING = ("gemma3",)
+SLIDING = ("gemma3", "gemma4")  # the latter has a file of its own, `tiny_gemma4`
 CLASSES: dict[str, Any] = {
     "paligemma": PaliGemmaForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
@@ -91,7 +97,8 @@ def process(family: str, processor: Any, images: list[list[Any]], texts: list[st
 
 def window(family: str, layer: int) -> int | None:
     """How many tokens of the past the cache of a layer holds, or None: all."""
-    sliding = family in SLIDING and KINDS[layer % len(KINDS)] == "sliding_attention"
+    kinds = KINDS4 if family == "gemma4" else KINDS
+    sliding = family in SLIDING and kinds[layer % len(kinds)] == "sliding_attention"
     return WINDOW - 1 if sliding else None
 
 

@@ -32,6 +32,7 @@ PLACES = {
 #: what a family's checkpoints have, where the default config does not fit together or is another family's
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
+    "gemma4": {"vision_config": {}},
     "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
 }
 
@@ -77,7 +78,11 @@ def _between(family: Family) -> Iterable[str]:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
     if decoder.recurrent:
         yield "decoder layers that carry a state in place of attention"
-    if tower.joins:
+    if decoder.shared:
+        yield "in some models decoder layers that attend to the keys of earlier ones"
+    if tower.pooler:
+        yield "the tower pools patches"
+    elif tower.joins:
         inside = tower.joins == "inside"
         where = "inside" if tower.neck else "before"
         yield "the projector pools patches" if inside else f"patches are joined {where} the projector"
@@ -101,6 +106,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "`decode` sites"
     if family.decoder.recurrent:
         yield "signals of attention from decoder layers without"
+    if family.decoder.shared:
+        yield "decoder sites from the first layer on that has no keys of its own"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -61,6 +61,10 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         if family == "mistral3":
             patches = by_units(patches.flatten(0, -2), batch["image_sizes"])
+        if family in tiny.padded.FAMILIES:
+            places = batch["image_position_ids"]
+            there = patches[(places >= 0).all(-1)]
+            patches = by_units(there, (places.amax(1) + 1).flip(1) * tiny.PATCH)
         states.append(patches.flatten(0, -2))
 
     hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in [*blocks, *taps, end]]
