@@ -14,7 +14,7 @@ import torch
 from plans import FULL, PLANS, ROWS, Received, close
 from test_cost import counted, forward, total
 from test_cost import generate as stock_generate
-from test_generate import HANDS_OVER_FEATURES
+from test_generate import HANDS_OVER_FEATURES, chunks
 from test_identity import generate
 from torch import Tensor
 
@@ -213,6 +213,20 @@ def test_a_later_turn_with_a_new_image(model: Any, name: str, n: int) -> None:
         assert handle.report().visits, "the second image is reduced too"
     close(out.logits[0, -1], whole.logits[0, -1])
     assert [entry.keys.shape[-2] for entry in tiny.entries(kept)] == expected
+
+
+@chunks
+@pytest.mark.parametrize("chunk", [5, 11, 64])
+@pytest.mark.parametrize("name", ["vtw", "tome", "visionzip", "downsample", "blocks"])
+def test_chunked_prefill(impl: str, batch: dict[str, Tensor], name: str, chunk: int) -> None:
+    """Of a model whose images are not seen both ways; a chunk may end in one, and ask for its last row."""
+    model, method = build(impl, use_bidirectional_attention=None), PLANS[name]
+    options = dict(output_logits=True, return_dict_in_generate=True)
+    with torch.no_grad(), foveate.compress(model, method + Stride(keep=1.0, layers=(5,))):
+        whole: Any = generate(model, batch, **options)
+        cut: Any = generate(model, batch, prefill_chunk_size=chunk, **options)
+    for a, b in zip(whole.logits, cut.logits, strict=True):
+        close(a, b)
 
 
 def test_prompt_lookup_decoding(model: Any) -> None:

@@ -38,24 +38,14 @@ def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, 
     images, side = argument(args, kwargs, 0, "pixel_values"), _across(config)
     size, patches, places = config.vision_config.patch_size, [], []
     for image, (_, height, width), (_, h, w) in zip(images, _grid(config, args, kwargs), grid):
-        pixels = image[: height * width * side**2].view(height * side, width * side, size, size, -1)
-        pixels = pixels.permute(4, 0, 2, 1, 3).reshape(1, -1, height * side * size, width * side * size)
-        small = resize_images(pixels, h * side * size, w * side * size)[0]
-        small = small.view(-1, h * side, size, w * side, size).permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
-        y, x = torch.meshgrid(torch.arange(h * side), torch.arange(w * side), indexing="ij")
-        patches.append(small)
-        places.append(torch.stack([x.flatten(), y.flatten()], dim=-1))
+        height, width, h, w = height * side, width * side, h * side, w * side
+        pixels = image[: height * width].view(height, width, size, size, -1).permute(4, 0, 2, 1, 3)
+        small = resize_images(pixels.reshape(1, -1, height * size, width * size), h * size, w * size)[0]
+        patches.append(small.view(-1, h, size, w, size).permute(1, 3, 2, 4, 0).reshape(h * w, -1))
+        places.append(torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1))  # x, y
     padded = pad_sequence(places, batch_first=True, padding_value=-1).to(images.device)
     rest = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "pixel_position_ids")}
     return (), {**rest, "pixel_values": pad_sequence(patches, batch_first=True), "pixel_position_ids": padded}
-
-
-def _padded(config: Any, args: Args, kwargs: Kwargs) -> int:
-    return int(argument(args, kwargs, 0, "pixel_values").shape[-2])
-
-
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width * _across(config) ** 2 for _, height, width in grid]
 
 
 def _around(tower: Any, args: Args, kwargs: Kwargs) -> int:
@@ -86,16 +76,14 @@ FAMILY = Family(
         last_block=lambda config: config.vision_config.num_hidden_layers - 1,
         grid=_grid,
         resize=_resize,
-        padded=_padded,
+        padded=lambda config, args, kwargs: int(argument(args, kwargs, 0, "pixel_values").shape[-2]),
         around=_around,
-        segments=_segments,
+        segments=lambda config, grid, block: [height * width * _across(config) ** 2 for _, height, width in grid],
         block_args={"attention_mask": "mask", "position_embeddings": "rotary", "position_ids": -2},
     ),
     decoder=Decoder(
         layer_args={
-            "attention_mask": "mask",
-            "position_embeddings": -2,
-            "position_ids": -1,
+            **Decoder().layer_args,
             "per_layer_input": "own",
             "labels": -1,  # stock code hands down what it does not know
         },
