@@ -13,6 +13,7 @@ import torch
 from plans import PLANS, ROWS, DropBlocks, Ragged, close, video_rows
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_torchvision_available
 
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
@@ -146,6 +147,43 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
     shorter |= {"pixel_values": small["pixel_values"], "image_position_ids": small["pixel_position_ids"]}
     with torch.no_grad():
         close(ours, model(**shorter).logits[0, -1])
+
+
+def test_images_as_the_processor_makes_them() -> None:
+    """It makes them larger, and pads all of them to the most patches that it may make."""
+    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8).numpy() for size in ((50, 64), (90, 30), (32, 32))]
+    batch = dict(tiny.processor(NAME).image_processor(images, return_tensors="pt"))
+    sizes = batch["num_soft_tokens_per_image"].tolist()
+    assert batch["pixel_values"].shape[1] == 70 * UNIT > max(sizes) * UNIT
+    model = tiny.model(NAME)
+    with torch.no_grad(), foveate.compress(model, Ragged(block=1)):
+        found = encode(model, batch)
+        assert [len(features) for features in found] == sizes
+        for image, units, features in zip(images_of(batch), Ragged.kept, found, strict=True):
+            close(features[units], by_hand(model, image, units, 1))
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="its processor of videos wants torchvision")
+def test_videos_as_the_processor_makes_them() -> None:
+    from transformers.models.gemma4.video_processing_gemma4 import Gemma4VideoProcessor
+
+    process = Gemma4VideoProcessor(
+        patch_size=tiny.PATCH, pooling_kernel_size=2, max_soft_tokens=70, do_sample_frames=False
+    )
+    made = process([torch.randint(0, 255, (2, 3, 40, 64), dtype=torch.uint8)], return_tensors="pt")
+    n = int(made.pop("num_soft_tokens_per_video")[0])
+    made = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+    ids = torch.tensor([[20, *(9, *[tiny.VIDEO_TOKEN] * n, 10) * 2, 30, 31]])
+    made |= dict(
+        input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=2 * (ids == tiny.VIDEO_TOKEN).int()
+    )
+    model = tiny.model(NAME)
+    stock = tiny.text_logits(model, made)
+    with foveate.compress(model, DropBlocks(keep=1.0)):
+        assert torch.equal(tiny.text_logits(model, made), stock)
+    with foveate.compress(model, DropBlocks()) as handle:
+        assert tiny.text_logits(model, made).isfinite().all()
+        assert handle.report().visits[0].before == (n, n)
 
 
 def test_resizing_to_the_same_size_changes_nothing(batch: dict[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ def block_arguments(
     """Arguments of a block for the rows present."""
     new = dict(kwargs)
     ids = kwargs.get("position_ids")
-    if ids is not None and ids.dim() == 2 and seqlens_of(spec, kwargs) is None and _is_flash(spec, block):
+    if ids is not None and ids.dim() < 3 and seqlens_of(spec, kwargs) is None and _is_flash(spec, block):
         raise UnsupportedModelError(
             "in this transformers flash attention takes the beginnings of images from their position ids, which does not work "
             'once patches have left: use set_attn_implementation("sdpa") or a newer transformers'

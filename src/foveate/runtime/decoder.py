@@ -186,13 +186,14 @@ class DecoderHooks:
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
             keys, layout = call.keys[source]
-            if layout is not call.layout and _is_flash(attention_of(layer, self.spec)):
+            fewer = call.reduced is not None and (layout is None or layout.index is not call.reduced.index)
+            if fewer and _is_flash(attention_of(layer, self.spec)):
                 raise UnsupportedModelError(
                     f"flash attention cannot align the tokens that are left with the keys of layer {source}, which layer {i} "
                     f"attends to: reduce before layer {source} only, or use sdpa or eager attention"
                 )
             entry = entry_of(cache, source)
-            if keys is None and layout is not call.layout:  # some have left since then
+            if keys is None and fewer:  # some have left since then
                 held = call.length + min(call.past, window_of(entry))
                 keys = call.memo.once(f"all of {held}", (), lambda: KVIndex(call.past + call.length, held))
             return keys, entry
