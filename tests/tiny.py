@@ -67,12 +67,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
 from foveate.models import family_of
 
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
+    "llava_siglip": LlavaForConditionalGeneration,
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
@@ -95,8 +97,9 @@ WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", 
 #: another family but for the experts in its decoder, the text between frames, or the processor
 SIBLINGS = (
     *("qwen2_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "qwen3_5_moe", "glm4v_moe", "glm46v"),
-    *("llava_next_video", "smolvlm", "llava_pixtral"),
+    *("llava_siglip", "llava_next_video", "smolvlm", "llava_pixtral"),
 )
+PLAIN = ("llava", "llava_siglip")
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
@@ -118,7 +121,10 @@ LINEAR = (0, 4)  # layers without attention, where there are some; what tests re
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
 QWEN_GRID = (6, 8)  # patches: 12 tokens
-ONE_SIZE = {"llava": (LLAVA_SIDE, LLAVA_SIDE), **gemma.TOKENS}  # tokens down and across, where all images have the same
+ONE_SIZE = {
+    **dict.fromkeys(PLAIN, (LLAVA_SIDE, LLAVA_SIDE)),
+    **gemma.TOKENS,
+}  # tokens down and across, where all images have the same
 
 SPECIAL = (
     *("<pad>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
@@ -129,7 +135,7 @@ TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
+    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
 }
@@ -170,18 +176,16 @@ def config(family: str, **text: Any) -> Any:
         return gemma.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family in PIXTRAL:
         return rows_of.config(family, text, BLOCKS, IMAGE_TOKEN[family])
-    if family == "llava":
-        clip = dict(
-            model_type="clip_vision_model",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=BLOCKS + 1,  # the last block's output is not used
-            num_attention_heads=4,
-            image_size=LLAVA_SIDE * PATCH,
-            patch_size=PATCH,
-        )
-        text["model_type"] = "llama"
-        return LlavaConfig(vision_config=clip, text_config=text, image_token_id=IMAGE_TOKEN[family])
+    if family in PLAIN:
+        vision = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+        vision |= dict(image_size=LLAVA_SIDE * PATCH, patch_size=PATCH)
+        around: dict[str, Any] = dict(text_config=text | {"model_type": "llama"}, image_token_id=IMAGE_TOKEN[family])
+        if family == "llava":  # the last block's output is not used
+            vision |= dict(model_type="clip_vision_model", num_hidden_layers=BLOCKS + 1)
+            return LlavaConfig(vision_config=vision, **around)
+        vision |= dict(model_type="siglip_vision_model", num_hidden_layers=BLOCKS, vision_use_head=False)
+        around |= dict(vision_feature_layer=-1, vision_feature_select_strategy="full")
+        return LlavaConfig(vision_config=vision, **around)
     sixteenth = text["hidden_size"] // text["num_attention_heads"] // 16
     section = [2 * sixteenth, 3 * sixteenth, 3 * sixteenth]
     text["rope_parameters"] = dict(rope_type="default", rope_theta=10_000.0, mrope_section=section)
@@ -350,12 +354,14 @@ def processor(family: str) -> Any:
     if family in PIXTRAL:
         tokenizer.save_pretrained(folder)
         return rows_of.Processor(family, PreTrainedTokenizerFast.from_pretrained(folder))
-    if family == "llava":
-        side = LLAVA_SIDE * PATCH
-        images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        LlavaProcessor(
-            images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        ).save_pretrained(folder)
+    if family in PLAIN:
+        side = {"height": LLAVA_SIDE * PATCH, "width": LLAVA_SIDE * PATCH}
+        images: Any = SiglipImageProcessorPil(size=side)
+        options = dict(patch_size=PATCH, vision_feature_select_strategy="full", num_additional_image_tokens=0)
+        if family == "llava":
+            images = CLIPImageProcessorPil(size={"shortest_edge": side["height"]}, crop_size=side)
+            options |= dict(vision_feature_select_strategy="default", num_additional_image_tokens=1)
+        LlavaProcessor(images, tokenizer, **options).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
     if family in tiles.FAMILIES:
         images, kind, options = tiles.parts(family)
@@ -479,7 +485,7 @@ def inputs(
 
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
-    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else (tiles.USUAL | gemma.USUAL).get(family, QWEN_GRID)
+    usual = (LLAVA_SIDE, LLAVA_SIDE) if family in PLAIN else (tiles.USUAL | gemma.USUAL).get(family, QWEN_GRID)
     height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)

@@ -33,6 +33,11 @@ PLACES = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
+    "llava_siglip": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 26},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
 }
 
 

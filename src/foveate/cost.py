@@ -116,9 +116,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions}
     full = {"tower": trace.full_patch_rows * convolutions}
-    stock = (
-        [BlockTrace(i, 0, 0, spec.segments(config, trace.grid, i)) for i in range(len(blocks))] if trace.grid else []
-    )
+    stock = [BlockTrace(i, 0, 0, spec.rows(config, trace.grid, i)) for i in range(len(blocks))] if trace.grid else []
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)

@@ -183,7 +183,7 @@ plan = pytest.mark.parametrize("plan", PLANS)
 
 ROWS = {
     **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
-    "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
+    **{family: [[3, "image", 5], [2, "image", 4, "image", 7], [6]] for family in tiny.PLAIN},
     **tiny_tiles.ROWS,
     **tiny_gemma.ROWS,
     **tiny_rows.ROWS,

@@ -105,7 +105,8 @@ class Tower:
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
-        segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
+        segments: grid and block -> rows of each attention segment of that block (windows, all images in a single row); None:
+            every frame, with its special tokens.
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
             with angles below pi a patch (packed towers with a patch merger, and towers with a single row).
@@ -127,7 +128,7 @@ class Tower:
     last_block: Callable[[Any], int]
     grid: Callable[[Any, Args, Kwargs], Grid]
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
-    segments: Callable[[Any, Grid, int], list[int]]
+    segments: Callable[[Any, Grid, int], list[int]] | None = None
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
     neck: tuple[str, ...] = ()
     taps: str = ""
@@ -140,6 +141,13 @@ class Tower:
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
     attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
+
+    def rows(self, config: Any, grid: Grid, block: int) -> list[int]:
+        """Rows of each attention segment of a block."""
+        if self.segments is not None:
+            return self.segments(config, grid, block)
+        unit = self.unit(config)
+        return [height * width * unit + self.leading for frames, height, width in grid for _ in range(frames)]
 
 
 @dataclass(frozen=True)
