@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_cpm as cpm
 import tiny_gemma as gemma
 import tiny_rows as rows_of
 import tiny_tiles as tiles
@@ -89,11 +90,16 @@ CLASSES: dict[str, Any] = {
     **tiles.CLASSES,
     **gemma.CLASSES,
     **rows_of.CLASSES,
+    **cpm.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 #: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
-#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without attention
-WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5")
+#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without
+#: attention, a merger in the middle of the tower
+WHOLE = (
+    *("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5"),
+    *cpm.FAMILIES,
+)
 #: another family but for the experts in its decoder, the text between frames, or the processor
 SIBLINGS = (
     *("qwen2_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "qwen3_5_moe", "glm4v_moe", "glm46v"),
@@ -103,15 +109,16 @@ PLAIN = ("llava", "llava_siglip")
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
-SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
+SEVERAL = (*tiles.FAMILIES, "gemma3", *cpm.FAMILIES)  # an image may be several of the tower's
 OMNI = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")  # with sound
 QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
 DEEPSTACK = (*QWEN3, "qwen3_omni_moe_thinker")
-RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
-STAMPED = (*QWEN3, *RECURRENT, *GLM)  # a timestamp before every frame of a video
+HYBRID = ("qwen3_5", "qwen3_5_moe")
+RECURRENT = (*HYBRID, *cpm.FAMILIES)  # some decoder layers carry a state in place of attention
+STAMPED = (*QWEN3, *HYBRID, *GLM)  # a timestamp before every frame of a video
 WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
 PACKED = ("qwen2_vl", *WINDOWS, "qwen3_omni_moe_thinker", *STAMPED)  # grids of any size
-VIDEO = (*PACKED, *tiles.VIDEO)
+VIDEO = (*PACKED, *tiles.VIDEO, *cpm.FAMILIES)
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
 GROUPED = (*SEVERAL, *PIXTRAL, *OMNI)
@@ -135,7 +142,7 @@ TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
+    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL, *cpm.FAMILIES), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
 }
@@ -217,6 +224,8 @@ def config(family: str, **text: Any) -> Any:
         kinds = ["linear_attention" if i in LINEAR else "full_attention" for i in range(text["num_hidden_layers"])]
         heads = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12)
         text = dict(layer_types=kinds) | heads | text
+        if family in cpm.FAMILIES:
+            return cpm.config(text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
         vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
         vision |= dict(num_position_embeddings=25)
         if family == "qwen3_5":
@@ -283,7 +292,9 @@ def tower(model: Any) -> Any:
 def projector(model: Any) -> Any:
     """The linear layers between a padded tower and the language model."""
     inner = base(model)
-    return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
+    if hasattr(inner, "connector"):
+        return inner.connector.modality_projection
+    return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
 
 
 def blocks(model: Any) -> list[Any]:
@@ -354,6 +365,9 @@ def processor(family: str) -> Any:
     if family in PIXTRAL:
         tokenizer.save_pretrained(folder)
         return rows_of.Processor(family, PreTrainedTokenizerFast.from_pretrained(folder))
+    if family in cpm.FAMILIES:
+        tokenizer.save_pretrained(folder)
+        return cpm.Processor(PreTrainedTokenizerFast.from_pretrained(folder))
     if family in PLAIN:
         side = {"height": LLAVA_SIDE * PATCH, "width": LLAVA_SIDE * PATCH}
         images: Any = SiglipImageProcessorPil(size=side)
@@ -443,8 +457,10 @@ def inputs(
             if isinstance(item, int):
                 text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
             elif isinstance(item, tuple) and len(item) == 1:
-                text += [tiles.video_text(family, *item)]
-                videos.append(tiles.video_pixels(family, *item, generator))
+                of = cpm if family in cpm.FAMILIES else tiles
+                own = () if of is cpm else (family,)
+                text += [of.video_text(*own, *item)]
+                videos.append(of.video_pixels(*own, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
                 stamped = family in STAMPED
@@ -474,7 +490,7 @@ def inputs(
             if family in OMNI:
                 processed |= {"video_second_per_grid": torch.ones(len(grids))}
         else:
-            processed |= {"pixel_values_videos": torch.stack(videos)}
+            processed |= cpm.videos(videos) if family in cpm.FAMILIES else {"pixel_values_videos": torch.stack(videos)}
     if family in OMNI:
         processed.pop("mm_token_type_ids", None)  # the model does not take them
     elif family in PACKED and "mm_token_type_ids" not in processed:
@@ -485,7 +501,9 @@ def inputs(
 
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
-    usual = (LLAVA_SIDE, LLAVA_SIDE) if family in PLAIN else (tiles.USUAL | gemma.USUAL).get(family, QWEN_GRID)
+    usual = (
+        (LLAVA_SIDE, LLAVA_SIDE) if family in PLAIN else (tiles.USUAL | gemma.USUAL | cpm.USUAL).get(family, QWEN_GRID)
+    )
     height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
@@ -506,10 +524,19 @@ def longer(family: str, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tens
 def of_images(family: str, batch: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
     """What a batch of one row with two equal images says of some of them."""
     made: dict[str, Tensor] = {}
-    for name in ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"):
+    for name in (
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_sizes",
+        "batch_num_images",
+        "target_sizes",
+    ):
         if name not in batch:
             continue
         given, axis = batch[name], int(family in tiles.IDEFICS)
+        if family in cpm.FAMILIES and name == "pixel_values":
+            axis = -1
         half = given.shape[axis] // 2 if name != "batch_num_images" else 0  # (they were cut for one prompt)
         made[name] = given.narrow(axis, which.start * half, (which.stop - which.start) * half) if half else given
     return made

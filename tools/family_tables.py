@@ -75,17 +75,19 @@ def _family(family: Family) -> tuple[str, ...]:
 
 
 def _between(family: Family) -> Iterable[str]:
-    tower, decoder = family.tower, family.decoder
+    tower, decoder, config = family.tower, family.decoder, config_of(family)
     if tower.fused:
         yield "one layer makes queries, keys and values"
+    if tower.merger is not None:
+        yield f"{tower.merger.rows(config)} patches become one row where block {tower.merger.block(config)} begins"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
     if decoder.recurrent:
         yield "decoder layers that carry a state in place of attention"
     if tower.joins:
-        inside = tower.joins == "inside"
-        where = "inside" if tower.neck else "before"
-        yield "the projector pools patches" if inside else f"patches are joined {where} the projector"
+        where = "inside" if tower.neck or tower.merger is not None else "before"
+        pooled = tower.joins == "inside" and tower.merger is None
+        yield "the projector pools patches" if pooled else f"patches are joined {where} the projector"
     elif tower.neck:
         yield "a norm and a convolution before the merger"
     for name, arrangement in tower.arrangements.items():
@@ -106,6 +108,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "`decode` sites"
     if family.decoder.recurrent:
         yield "signals of attention from decoder layers without"
+    if family.tower.merger is not None:
+        yield "parking where its tower merges"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -85,7 +85,7 @@ def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
         "renumber": foveate.VTW(layer=2, positions="renumber"),
     }
     method = special.get(plan) or PLANS[plan]
-    refused = plan == "renumber" and family in tiny.PACKED and chunk < 64
+    refused = plan == "renumber" and family in (*tiny.PACKED, *tiny.cpm.FAMILIES) and chunk < 64
     model, rows = tiny.model(family), ROWS[family]
     batch = tiny.inputs(family, rows)
     options = dict(output_logits=True, return_dict_in_generate=True)
@@ -219,7 +219,14 @@ def test_inputs_embeds(family: str) -> None:
 @pytest.mark.parametrize("plan", ["stride", "tome", "fastv"])
 def test_features_computed_beforehand(family: str, plan: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    names = {"pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "batch_num_images"}
+    names = {
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_sizes",
+        "batch_num_images",
+        "target_sizes",
+    }
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         expected = model(**batch).logits[:, -1]
         features = model.get_image_features(**{k: v for k, v in batch.items() if k in names}, return_dict=True)

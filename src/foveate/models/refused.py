@@ -8,7 +8,6 @@ REFUSED = {
     "gemma4": "it pads images of different sizes in its vision tower and pools them by position before that ends, and its last "
     "decoder layers attend to keys and values of earlier ones",
     "gemma4_unified": "it has no vision tower: patches of images of different sizes go straight to the language model",
-    "minicpmv4_6": "it merges patches in the middle of its vision tower, so that blocks before and after see other tokens",
     "mllama": "it has no visual tokens in the language model: layers of cross-attention look at the image",
     "molmo2": "a layer of attention pools patches out of the features of several blocks of its vision tower at once",
     "ovis2": "it turns features into words of a visual vocabulary inside its vision tower",

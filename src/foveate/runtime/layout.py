@@ -85,7 +85,7 @@ class Rows:
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(B, P, C)`` as tokens ``(N, unit * C)``."""
         rows = self.rows(x)
-        return rows if self.unit == 1 else rows.reshape(len(self.tokens), -1)
+        return rows if self.unit == 1 else rows.reshape(len(self.tokens), self.unit * x.shape[-1])
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """``x (B, P, C)`` with its visual rows replaced by tokens ``(N, unit * C)``."""
@@ -215,7 +215,7 @@ class Packed:
 
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(N * unit, C)`` as tokens ``(N, unit * C)``."""
-        return x.reshape(len(self.tokens), -1)
+        return x.reshape(len(self.tokens), self.unit * x.shape[-1])
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """Tokens ``(N', unit * C)`` as rows ``(N' * unit, C)``, in the dtype of ``x``."""

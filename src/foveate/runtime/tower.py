@@ -23,6 +23,8 @@ from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.features import (
     all_units,
+    by_image,
+    full_grid,
     full_rows,
     in_tower_order,
     left_of,
@@ -33,6 +35,7 @@ from foveate.runtime.features import (
     without_missing,
 )
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole
+from foveate.runtime.merger import attach_merger
 from foveate.runtime.parking import Lot
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
 from foveate.runtime.taps import attach_taps
@@ -74,13 +77,14 @@ class TowerHooks:
     def attach(self, hooks: Hooks) -> None:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
-        hooks.post(self.output, self._scatter, first=True)
+        hooks.post(self.output, by_image(self._scatter), first=True)
         attach_taps(hooks, self.base, self.spec, self.context)
         for name, arrangement in self.spec.arrangements.items():
             if hasattr(self.base, name):
                 hooks.around(self.base, name, partial(self._encode, name, arrangement), self._encoded)
         if not self.reduces:
             return
+        attach_merger(hooks, self.tower, self.spec, self.config, self.context, self._visit)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
@@ -143,7 +147,7 @@ class TowerHooks:
         if device.type == "meta":  # offloaded weights come when they are needed
             device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         grid = self.spec.grid(self.config, args, kwargs)
-        call = TowerPass(grid, grid, self.context.trace, device, tick(device))
+        call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
         self.context.tower = call
         if self.pixels:
             args, kwargs = self._resize(call, args, kwargs)
@@ -179,16 +183,9 @@ class TowerHooks:
             return self._rejoin(call, output) if self.reduces and (self.spec.joins or self._pools) else None
         if call.resized is not None and call.grid_now != call.grid:
             for name in self.spec.features:
-                setattr(output, name, self._full_grid(call, getattr(output, name)))
+                setattr(output, name, full_grid(call, getattr(output, name)))
         output.pooler_output = self._finish(call, output.pooler_output)
         return output
-
-    def _full_grid(self, call: TowerPass, rows: Any) -> Any:
-        if isinstance(rows, list):
-            return [self._full_grid(call, part) for part in rows]
-        assert call.resized is not None
-        full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
-        return full.index_copy(0, call.resized.to(rows.device), rows)
 
     def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
         """Rows of the output module are the features; the same, with holes that say which they are."""
@@ -197,7 +194,7 @@ class TowerHooks:
         return features
 
     def _close(self, call: TowerPass, record: Record) -> None:
-        note(call, record, self.unit, self.spec.layout == "padded")
+        note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
         self.context.tower = None
@@ -213,26 +210,30 @@ class TowerHooks:
         if self.spec.layout == "packed":
             if call.order is not None:
                 tokens = tokens.select(call.order.to(device), tokens.counts)
-            return Packed(self.unit, len(tokens), tokens)
-        return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
+            return Packed(call.unit, len(tokens), tokens)
+        return whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit)
+
+    def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
+        """The sites before block ``i``, if they have not acted yet."""
+        for action in () if i in call.visited else self.before.get(i, ()):
+            hidden = self._act(call, action, hidden, block=i - 1)
+        call.visited.add(i)
+        return hidden
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         if call is None:
             return None
         args, kwargs = by_name(block, args, kwargs)
-        hidden = first_argument(args, kwargs, "hidden_states")
-        for action in self.before[i]:
-            hidden = self._act(call, action, hidden, block=i - 1)
+        hidden = self._visit(call, i, first_argument(args, kwargs, "hidden_states"))
         layout, lot = call.layout, call.lot
-        call.reading, call.masks = None, {}
+        call.reading, call.masks, call.attending = None, {}, None
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
             shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
             kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
-        call.attending = None
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
@@ -249,8 +250,7 @@ class TowerHooks:
                 call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
-        rows = hidden.shape[:-1].numel()
-        segments = seqlens_of(self.spec, kwargs)
+        rows, segments = hidden.shape[:-1].numel(), seqlens_of(self.spec, kwargs)
         if segments is None:
             segments = [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
@@ -431,7 +431,7 @@ class TowerHooks:
             output = layout.scatter(output, layout.full, fill=HOLE)
         if call.grid_now != call.grid and not (self.spec.joins or self._pools):
             extra = self.spec.kept_rows(self.config)
-            body = self._full_grid(call, output[:, extra:].flatten(0, 1))
+            body = full_grid(call, output[:, extra:].flatten(0, 1))
             output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
         arranged = self.context.arranged
         if arranged is None:

@@ -74,6 +74,7 @@ class Trace:
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     views: list[tuple[int, int, int]] = field(default_factory=list)
     blocks: list[BlockTrace] = field(default_factory=list)
+    merger_rows: list[int] = field(default_factory=list)  # that were shown to it, in each call
     patch_rows: int = 0
     full_patch_rows: int = 0
     output_rows: int = 0
