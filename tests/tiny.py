@@ -140,14 +140,16 @@ SPECIAL = (
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
+MORE |= dict.fromkeys(tiles.OVIS, ("<IMG_ATOM>", *tiles.INDICATORS))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL, *cpm.FAMILIES), "<image>"),
+    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *tiles.OVIS, *PIXTRAL, *cpm.FAMILIES), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
 }
 PLACEHOLDER = {**IMAGE_TEXT, **dict.fromkeys(PACKED, "<|image_pad|>"), **gemma.IMAGE_TOKEN}
 IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
+IMAGE_TOKEN |= dict.fromkeys(tiles.OVIS, len(TOKEN_ID))  # the first of its own
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
 MELS = 8  # and its sounds so many channels
@@ -286,7 +288,8 @@ def lm(model: Any) -> Any:
 def tower(model: Any) -> Any:
     """The vision tower."""
     names = ("visual", "vision_tower", "vision_model")
-    return next(getattr(base(model), name) for name in names if hasattr(base(model), name))
+    found = next(getattr(base(model), name) for name in names if hasattr(base(model), name))
+    return found.transformer if hasattr(found, "head_linear") else found
 
 
 def projector(model: Any) -> Any:
@@ -294,6 +297,8 @@ def projector(model: Any) -> Any:
     inner = base(model)
     if hasattr(inner, "connector"):
         return inner.connector.modality_projection
+    if hasattr(inner, "visual_embeddings_table"):
+        return inner.vision_tower.head_linear
     return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
 
 

@@ -32,6 +32,7 @@ PLACES = {
 #: what a family's checkpoints have, where the default config does not fit together or is another family's
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
+    "ovis2": {"vision_config": {"hidden_stride": 2}},
     "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
     "llava_siglip": {
         "vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 26},
@@ -85,7 +86,8 @@ def _between(family: Family) -> Iterable[str]:
     if decoder.recurrent:
         yield "decoder layers that carry a state in place of attention"
     if tower.joins:
-        where = "inside" if tower.neck or tower.merger is not None else "before"
+        inside = tower.joins == "inside" or tower.neck
+        where = "inside" if inside else "before"
         pooled = tower.joins == "inside" and tower.merger is None
         yield "the projector pools patches" if pooled else f"patches are joined {where} the projector"
     elif tower.neck:
@@ -100,6 +102,8 @@ def _between(family: Family) -> Iterable[str]:
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
     config = config_of(family)
+    if family.tower.resize is None:
+        yield "`pixels` sites"
     if not family.tower.leading:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:

@@ -128,7 +128,8 @@ class Tower:
         grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
-        resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
+        resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site); None: the tower
+            takes images of one size only.
         segments: grid and block -> rows of each attention segment of that block (windows, all images in a single row); None:
             every frame, with its special tokens.
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
@@ -151,7 +152,7 @@ class Tower:
     unit: Callable[[Any], int]
     last_block: Callable[[Any], int]
     grid: Callable[[Any, Args, Kwargs], Grid]
-    resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
+    resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]] | None
     segments: Callable[[Any, Grid, int], list[int]] | None = None
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
     neck: tuple[str, ...] = ()

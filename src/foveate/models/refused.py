@@ -10,7 +10,6 @@ REFUSED = {
     "gemma4_unified": "it has no vision tower: patches of images of different sizes go straight to the language model",
     "mllama": "it has no visual tokens in the language model: layers of cross-attention look at the image",
     "molmo2": "a layer of attention pools patches out of the features of several blocks of its vision tower at once",
-    "ovis2": "it turns features into words of a visual vocabulary inside its vision tower",
     "qwen2_5_omni": "it is several models: compress its `thinker`, which sees",
     "qwen3_omni_moe": "it is several models: compress its `thinker`, which sees",
 }

@@ -207,6 +207,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise UnsupportedSiteError(
             f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
         )
+    if site.at == "pixels" and family.tower.resize is None:
+        raise UnsupportedSiteError(
+            f"{name}: the vision tower of {host.family!r} takes images of one size only, so they cannot shrink at {site}: "
+            "act in the tower or after it"
+        )
     if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
         raise UnsupportedSiteError(
             f"{name}: {site} has no layer before it to give {', '.join(asked)}: use layer 1 or later"

@@ -90,7 +90,8 @@ class Rows:
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """``x (B, P, C)`` with its visual rows replaced by tokens ``(N, unit * C)``."""
         values = values.to(x.dtype).reshape(-1, *x.shape[2:])
-        return x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+        new = x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+        return new if x.is_contiguous() else torch.empty_like(x).copy_(new)  # a product rounds as its strides are
 
     def only(self, keep: Tensor, tokens: Tokens) -> Rows:
         """The same places, of the tokens ``keep (K,)`` alone, which are now ``tokens``."""

@@ -167,9 +167,8 @@ class TowerHooks:
         first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}
         call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
         call.resized = rows
-        if call.grid_now == call.grid:
-            return args, kwargs
-        return self.spec.resize(self.config, args, kwargs, call.grid_now)
+        resize = None if call.grid_now == call.grid else self.spec.resize
+        return (args, kwargs) if resize is None else resize(self.config, args, kwargs, call.grid_now)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self.context.tower
