@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_cpm as cpm
 import tiny_gemma as gemma
 import tiny_gemma4 as padded
 import tiny_rows as rows_of
@@ -68,12 +69,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
 from foveate.models import family_of
 
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
+    "llava_siglip": LlavaForConditionalGeneration,
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen2_5_omni_thinker": Qwen2_5OmniThinkerForConditionalGeneration,
@@ -89,28 +92,35 @@ CLASSES: dict[str, Any] = {
     **gemma.CLASSES,
     **rows_of.CLASSES,
     **padded.CLASSES,
+    **cpm.CLASSES,
 }
 FAMILIES = tuple(CLASSES)
 #: a padded tower, a packed one with windows, tiles put side by side, features added between decoder layers, pixel shuffle,
-#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without attention
-WHOLE = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5")
+#: patches pooled in the projector and decoder layers of two kinds, all images in a single row, decoder layers without
+#: attention, a merger in the middle of the tower
+WHOLE = (
+    *("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl", "gemma3", "mistral3", "qwen3_5"),
+    *cpm.FAMILIES,
+)
 #: another family but for the experts in its decoder, the text between frames, or the processor
 SIBLINGS = (
     *("qwen2_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker", "qwen3_5_moe", "glm4v_moe", "glm46v"),
-    *("llava_next_video", "smolvlm", "llava_pixtral"),
+    *("llava_siglip", "llava_next_video", "smolvlm", "llava_pixtral"),
 )
+PLAIN = ("llava", "llava_siglip")
 LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
 CLS = (*LLAVA, "internvl")
 GLM = ("glm4v", "glm4v_moe", "glm46v")  # images and videos look alike in the prompt, and there is only one of the two
-SEVERAL = (*tiles.FAMILIES, "gemma3")  # an image may be several of the tower's
+SEVERAL = (*tiles.FAMILIES, "gemma3", *cpm.FAMILIES)  # an image may be several of the tower's
 OMNI = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")  # with sound
 QWEN3 = ("qwen3_vl", "qwen3_vl_moe")
 DEEPSTACK = (*QWEN3, "qwen3_omni_moe_thinker")
-RECURRENT = ("qwen3_5", "qwen3_5_moe")  # some decoder layers carry a state in place of attention
-STAMPED = (*QWEN3, *RECURRENT, *GLM)  # a timestamp before every frame of a video
+HYBRID = ("qwen3_5", "qwen3_5_moe")
+RECURRENT = (*HYBRID, *cpm.FAMILIES)  # some decoder layers carry a state in place of attention
+STAMPED = (*QWEN3, *HYBRID, *GLM)  # a timestamp before every frame of a video
 WINDOWS = ("qwen2_5_vl", "qwen2_5_omni_thinker")  # in the tower
 PACKED = ("qwen2_vl", *WINDOWS, "qwen3_omni_moe_thinker", *STAMPED)  # grids of any size
-VIDEO = (*PACKED, *tiles.VIDEO, *padded.FAMILIES)
+VIDEO = (*PACKED, *tiles.VIDEO, *padded.FAMILIES, *cpm.FAMILIES)
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
 GROUPED = (*SEVERAL, *PIXTRAL, *OMNI, *padded.FAMILIES)
@@ -120,7 +130,10 @@ LINEAR = (0, 4)  # layers without attention, where there are some; what tests re
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
 QWEN_GRID = (6, 8)  # patches: 12 tokens
-ONE_SIZE = {"llava": (LLAVA_SIDE, LLAVA_SIDE), **gemma.TOKENS}  # tokens down and across, where all images have the same
+ONE_SIZE = {
+    **dict.fromkeys(PLAIN, (LLAVA_SIDE, LLAVA_SIDE)),
+    **gemma.TOKENS,
+}  # tokens down and across, where all images have the same
 
 SPECIAL = (
     *("<pad>", "<unk>", "<image>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
@@ -129,9 +142,10 @@ SPECIAL = (
 WORDS = tuple(f"word{i}" for i in range(111))
 TOKEN_ID = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
 MORE = dict.fromkeys(tiles.IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>"))
+MORE |= dict.fromkeys(tiles.OVIS, ("<IMG_ATOM>", *tiles.INDICATORS))
 IMAGE_TEXT = {
     **dict.fromkeys(PACKED, "<|vision_start|> <|image_pad|> <|vision_end|>"),
-    **dict.fromkeys(("llava", *tiles.ANYRES, *tiles.IDEFICS, *PIXTRAL), "<image>"),
+    **dict.fromkeys((*PLAIN, *tiles.ANYRES, *tiles.IDEFICS, *tiles.OVIS, *PIXTRAL, *cpm.FAMILIES), "<image>"),
     "internvl": "<IMG_CONTEXT>",
     **gemma.IMAGE_TEXT,
     **dict.fromkeys(padded.FAMILIES, "<img>"),
@@ -139,6 +153,7 @@ IMAGE_TEXT = {
 PLACEHOLDER = {**IMAGE_TEXT, **dict.fromkeys(PACKED, "<|image_pad|>"), **gemma.IMAGE_TOKEN}
 PLACEHOLDER |= dict.fromkeys(padded.FAMILIES, "<image>")
 IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in PLACEHOLDER.items()}
+IMAGE_TOKEN |= dict.fromkeys(tiles.OVIS, len(TOKEN_ID))  # the first of its own
 VIDEO_TOKEN = TOKEN_ID["<|video_pad|>"]
 AUDIO_TOKEN, AUDIO_START = TOKEN_ID["<image>"], TOKEN_ID["<|im_end|>"]  # Omni has no other use for these
 MELS = 8  # and its sounds so many channels
@@ -176,18 +191,16 @@ def config(family: str, **text: Any) -> Any:
         return rows_of.config(family, text, BLOCKS, IMAGE_TOKEN[family])
     if family in padded.FAMILIES:
         return padded.config(family, text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
-    if family == "llava":
-        clip = dict(
-            model_type="clip_vision_model",
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=BLOCKS + 1,  # the last block's output is not used
-            num_attention_heads=4,
-            image_size=LLAVA_SIDE * PATCH,
-            patch_size=PATCH,
-        )
-        text["model_type"] = "llama"
-        return LlavaConfig(vision_config=clip, text_config=text, image_token_id=IMAGE_TOKEN[family])
+    if family in PLAIN:
+        vision = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+        vision |= dict(image_size=LLAVA_SIDE * PATCH, patch_size=PATCH)
+        around: dict[str, Any] = dict(text_config=text | {"model_type": "llama"}, image_token_id=IMAGE_TOKEN[family])
+        if family == "llava":  # the last block's output is not used
+            vision |= dict(model_type="clip_vision_model", num_hidden_layers=BLOCKS + 1)
+            return LlavaConfig(vision_config=vision, **around)
+        vision |= dict(model_type="siglip_vision_model", num_hidden_layers=BLOCKS, vision_use_head=False)
+        around |= dict(vision_feature_layer=-1, vision_feature_select_strategy="full")
+        return LlavaConfig(vision_config=vision, **around)
     sixteenth = text["hidden_size"] // text["num_attention_heads"] // 16
     section = [2 * sixteenth, 3 * sixteenth, 3 * sixteenth]
     text["rope_parameters"] = dict(rope_type="default", rope_theta=10_000.0, mrope_section=section)
@@ -219,6 +232,8 @@ def config(family: str, **text: Any) -> Any:
         kinds = ["linear_attention" if i in LINEAR else "full_attention" for i in range(text["num_hidden_layers"])]
         heads = dict(linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=12)
         text = dict(layer_types=kinds) | heads | text
+        if family in cpm.FAMILIES:
+            return cpm.config(text, BLOCKS, IMAGE_TOKEN[family], VIDEO_TOKEN)
         vision |= dict(hidden_size=32, intermediate_size=64, out_hidden_size=text["hidden_size"])
         vision |= dict(num_position_embeddings=25)
         if family == "qwen3_5":
@@ -283,7 +298,8 @@ def lm(model: Any) -> Any:
 def tower(model: Any) -> Any:
     """The vision tower."""
     names = ("visual", "vision_tower", "vision_model")
-    return next(getattr(base(model), name) for name in names if hasattr(base(model), name))
+    found = next(getattr(base(model), name) for name in names if hasattr(base(model), name))
+    return found.transformer if hasattr(found, "head_linear") else found
 
 
 def projector(model: Any) -> Any:
@@ -291,7 +307,11 @@ def projector(model: Any) -> Any:
     inner = base(model)
     if hasattr(inner, "embed_vision"):
         return inner.embed_vision
-    return inner.connector.modality_projection if hasattr(inner, "connector") else inner.multi_modal_projector
+    if hasattr(inner, "connector"):
+        return inner.connector.modality_projection
+    if hasattr(inner, "visual_embeddings_table"):
+        return inner.vision_tower.head_linear
+    return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
 
 
 def blocks(model: Any) -> list[Any]:
@@ -367,12 +387,17 @@ def processor(family: str) -> Any:
     if family in padded.FAMILIES:
         tokenizer.save_pretrained(folder)
         return padded.Processor(PreTrainedTokenizerFast.from_pretrained(folder), PLACEHOLDER[family])
-    if family == "llava":
-        side = LLAVA_SIDE * PATCH
-        images: Any = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-        LlavaProcessor(
-            images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
-        ).save_pretrained(folder)
+    if family in cpm.FAMILIES:
+        tokenizer.save_pretrained(folder)
+        return cpm.Processor(PreTrainedTokenizerFast.from_pretrained(folder))
+    if family in PLAIN:
+        side = {"height": LLAVA_SIDE * PATCH, "width": LLAVA_SIDE * PATCH}
+        images: Any = SiglipImageProcessorPil(size=side)
+        options = dict(patch_size=PATCH, vision_feature_select_strategy="full", num_additional_image_tokens=0)
+        if family == "llava":
+            images = CLIPImageProcessorPil(size={"shortest_edge": side["height"]}, crop_size=side)
+            options |= dict(vision_feature_select_strategy="default", num_additional_image_tokens=1)
+        LlavaProcessor(images, tokenizer, **options).save_pretrained(folder)
         return AutoProcessor.from_pretrained(folder, backend="pil")
     if family in tiles.FAMILIES:
         images, kind, options = tiles.parts(family)
@@ -454,8 +479,10 @@ def inputs(
             if isinstance(item, int):
                 text += [WORDS[i] for i in torch.randint(len(WORDS), (item,), generator=generator).tolist()]
             elif isinstance(item, tuple) and len(item) == 1:
-                text += [tiles.video_text(family, *item)]
-                videos.append(tiles.video_pixels(family, *item, generator))
+                of = cpm if family in cpm.FAMILIES else tiles
+                own = () if of is cpm else (family,)
+                text += [of.video_text(*own, *item)]
+                videos.append(of.video_pixels(*own, *item, generator))
             elif isinstance(item, tuple) and len(item) == 3:
                 frames, height, width = item
                 stamped = family in (*STAMPED, *padded.FAMILIES)
@@ -490,7 +517,7 @@ def inputs(
         elif family in padded.FAMILIES:
             processed |= padded.frames(videos)
         else:
-            processed |= {"pixel_values_videos": torch.stack(videos)}
+            processed |= cpm.videos(videos) if family in cpm.FAMILIES else {"pixel_values_videos": torch.stack(videos)}
     if family in OMNI:
         processed.pop("mm_token_type_ids", None)  # the model does not take them
     elif family in (*PACKED, *padded.FAMILIES) and "mm_token_type_ids" not in processed:
@@ -501,7 +528,9 @@ def inputs(
 
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
-    usual = (LLAVA_SIDE, LLAVA_SIDE) if family == "llava" else (tiles.USUAL | gemma.USUAL).get(family, QWEN_GRID)
+    usual = (
+        (LLAVA_SIDE, LLAVA_SIDE) if family in PLAIN else (tiles.USUAL | gemma.USUAL | cpm.USUAL).get(family, QWEN_GRID)
+    )
     height, width = (PATCH * side for side in (usual if item == "image" else item))  # type: ignore[misc]
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
@@ -522,11 +551,20 @@ def longer(family: str, batch: dict[str, Tensor], ids: Tensor) -> dict[str, Tens
 def of_images(family: str, batch: dict[str, Tensor], which: slice) -> dict[str, Tensor]:
     """What a batch of one row with two equal images says of some of them."""
     made: dict[str, Tensor] = {}
-    of_one = ("pixel_values", "pixel_attention_mask", "image_grid_thw", "image_sizes", "image_position_ids")
+    of_one = (
+        "pixel_values",
+        "pixel_attention_mask",
+        "image_grid_thw",
+        "image_sizes",
+        "image_position_ids",
+        "target_sizes",
+    )
     for name in (*of_one, "batch_num_images"):
         if name not in batch:
             continue
         given, axis = batch[name], int(family in tiles.IDEFICS)
+        if family in cpm.FAMILIES and name == "pixel_values":
+            axis = -1
         half = given.shape[axis] // 2 if name != "batch_num_images" else 0  # (they were cut for one prompt)
         made[name] = given.narrow(axis, which.start * half, (which.stop - which.start) * half) if half else given
     return made

@@ -26,6 +26,9 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionProcessor,
+    Ovis2Config,
+    Ovis2ForConditionalGeneration,
+    Ovis2Processor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -33,12 +36,15 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 PATCH = 4  # pixels
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # tiles side by side, with newlines
 IDEFICS = ("idefics3", "smolvlm")  # the images of a row are one entry of pixels and of features
-JOINED = ("internvl", *IDEFICS)  # tiles one after another; patches are put together before the projector
+OVIS = ("ovis2",)  # whose features are words of a visual vocabulary
+INDICATORS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+JOINED = ("internvl", *IDEFICS, *OVIS)  # tiles one after another; patches are put together before the projector
 SIDE = {**dict.fromkeys(ANYRES, 4), **dict.fromkeys(JOINED, 8)}  # patches of a tile
 USUAL = {**dict.fromkeys(ANYRES, (6, 8)), **dict.fromkeys(JOINED, (8, 16))}
 PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
@@ -52,6 +58,7 @@ CLASSES = {
     "internvl": InternVLForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
+    "ovis2": Ovis2ForConditionalGeneration,
 }
 ROWS: dict[str, list[list[Any]]] = {
     "llava_next": [[3, (6, 8), 5], [2, (4, 8), 4, (8, 4), 7], [6]],
@@ -74,6 +81,13 @@ def config(family: str, text: dict[str, Any], blocks: int, image: int, video: in
         return InternVLConfig(
             vision_config=vision, text_config=text | {"model_type": "qwen2"}, image_token_id=image, image_seq_length=16
         )
+    if family in OVIS:
+        vision |= dict(num_hidden_layers=blocks, hidden_stride=2, vocab_size=48)
+        ids = [image + 1 + i for i in range(len(INDICATORS))]
+        return Ovis2Config(
+            vision_config=vision, text_config=text | {"model_type": "qwen2"}, image_token_id=image,
+            visual_indicator_token_ids=ids, vocab_size=text["vocab_size"], hidden_size=text["hidden_size"],
+        )  # fmt: skip
     if family in IDEFICS:
         vision |= dict(num_hidden_layers=blocks)
         kind: Any = Idefics3Config if family == "idefics3" else SmolVLMConfig
@@ -107,6 +121,12 @@ def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
     if family == "internvl":
         images: Any = GotOcr2ImageProcessorPil(size=square, min_patches=1, max_patches=4, crop_to_patches=True)
         return images, InternVLProcessor, dict(image_seq_length=16)
+    if family in OVIS:
+        return (
+            Ovis2ImageProcessorPil(size=square, crop_to_patches=True, max_patches=4),
+            Ovis2Processor,
+            dict(image_seq_length=16),
+        )
     if family in IDEFICS:  # SmolVLM's own processor wants torchvision; what it does with images is the same
         kind: Any = Idefics3ImageProcessorPil if family == "idefics3" else SmolVLMImageProcessorPil
         return kind(do_resize=False, max_image_size={"longest_edge": side}), Idefics3Processor, dict(image_seq_len=16)

@@ -33,7 +33,13 @@ PLACES = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "gemma4": {"vision_config": {}},
+    "ovis2": {"vision_config": {"hidden_stride": 2}},
     "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
+    "llava_siglip": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 26},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
 }
 
 
@@ -71,9 +77,11 @@ def _family(family: Family) -> tuple[str, ...]:
 
 
 def _between(family: Family) -> Iterable[str]:
-    tower, decoder = family.tower, family.decoder
+    tower, decoder, config = family.tower, family.decoder, config_of(family)
     if tower.fused:
         yield "one layer makes queries, keys and values"
+    if tower.merger is not None:
+        yield f"{tower.merger.rows(config)} patches become one row where block {tower.merger.block(config)} begins"
     if tower.taps:
         yield "features of several blocks" + (", added between decoder layers" if decoder.deepstack else "")
     if decoder.recurrent:
@@ -83,9 +91,10 @@ def _between(family: Family) -> Iterable[str]:
     if tower.pooler:
         yield "the tower pools patches"
     elif tower.joins:
-        inside = tower.joins == "inside"
-        where = "inside" if tower.neck else "before"
-        yield "the projector pools patches" if inside else f"patches are joined {where} the projector"
+        inside = tower.joins == "inside" or tower.neck
+        where = "inside" if inside else "before"
+        pooled = tower.joins == "inside" and tower.merger is None
+        yield "the projector pools patches" if pooled else f"patches are joined {where} the projector"
     elif tower.neck:
         yield "a norm and a convolution before the merger"
     for name, arrangement in tower.arrangements.items():
@@ -98,6 +107,8 @@ def _between(family: Family) -> Iterable[str]:
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
     config = config_of(family)
+    if family.tower.resize is None:
+        yield "`pixels` sites"
     if not family.tower.leading:
         yield "`cls_row`"
     if family.tower.unit(config) > 1:
@@ -108,6 +119,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "signals of attention from decoder layers without"
     if family.decoder.shared:
         yield "decoder sites from the first layer on that has no keys of its own"
+    if family.tower.merger is not None:
+        yield "parking where its tower merges"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.family import Decoder, Family, Tower
+from foveate.models.family import Decoder, Family, Merger, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
@@ -116,13 +116,18 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions + trace.around}
     full = {"tower": trace.full_patch_rows * convolutions + trace.full_around}
-    segments = [trace.segments or spec.segments(config, trace.grid, i) for i in range(len(blocks) if trace.grid else 0)]
+    segments = [trace.segments or spec.rows(config, trace.grid, i) for i in range(len(blocks) if trace.grid else 0)]
     stock = [BlockTrace(i, 0, 0, lengths) for i, lengths in enumerate(segments)]
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
         full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
     for block_trace in trace.blocks or stock:  # a tower without sites is stock
         now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
+    if spec.merger is not None and trace.grid:
+        merger, patches = tower.get_submodule(spec.merger.module), sum(spec.rows(config, trace.grid, 0))
+        merged = spec.merger.rows(config)
+        full["tower"] += _merger_flops(merger, spec.merger, merged, patches)
+        now["tower"] += _merger_flops(merger, spec.merger, merged, sum(trace.merger_rows) if trace.blocks else patches)
     output = base.get_submodule(spec.output)
     projector = _weights(output) + _own_matrices(output) + sum(map(_weights, neck)) + in_neck
     taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
@@ -224,6 +229,14 @@ def _block_flops(block: nn.Module, spec: Tower, trace: BlockTrace) -> int:
     projections = trace.keys.rows * (in_attention - in_query - in_end) + trace.keys.queries * in_query
     pairs = _pairs(trace.segments, trace.keys.segments)
     return projections + trace.rows * in_end + in_ffn + pairs * 4 * width
+
+
+def _merger_flops(merger: nn.Module, spec: Merger, group: int, rows: int) -> int:
+    if group == 1:  # it does not run
+        return 0
+    attention: Any = merger.get_submodule(spec.attention)
+    in_attention = _weights(attention)
+    return rows * (in_attention + 4 * group * _width(attention)) + rows // group * (_weights(merger) - in_attention)
 
 
 def _pairs(queries: Any, keys: Any) -> int:

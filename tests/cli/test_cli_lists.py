@@ -52,7 +52,8 @@ def test_families(here: Here) -> None:
     assert {family["family"] for family in found} == set(package.families())
     llava = {"family": "llava", "model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]}
     assert llava in found
-    assert {**llava, "family": "llava_pixtral", "has_cls": False} in found
+    for name in ("llava_pixtral", "llava_siglip"):
+        assert {**llava, "family": name, "has_cls": False} in found
 
 
 def test_train_reference(here: Here, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import tiny
+import tiny_cpm
 import tiny_gemma
 import tiny_gemma4
 import tiny_rows
@@ -184,11 +185,12 @@ plan = pytest.mark.parametrize("plan", PLANS)
 
 ROWS = {
     **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
-    "llava": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
+    **{family: [[3, "image", 5], [2, "image", 4, "image", 7], [6]] for family in tiny.PLAIN},
     **tiny_tiles.ROWS,
     **tiny_gemma.ROWS,
     **tiny_rows.ROWS,
     **tiny_gemma4.ROWS,
+    **tiny_cpm.ROWS,
 }
 VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
 
@@ -197,7 +199,7 @@ def video_rows(family: str) -> list[list[tiny.Item]]:
     """A batch with videos, and an image beside them where stock code takes both."""
     if family in tiny.GLM:
         return [[3, (2, 4, 8), 5], [2, (3, 4, 4), 7]]
-    return (tiny_tiles.VIDEO_ROWS | tiny_gemma4.VIDEO_ROWS).get(family, VIDEO_ROWS)
+    return (tiny_tiles.VIDEO_ROWS | tiny_gemma4.VIDEO_ROWS | tiny_cpm.VIDEO_ROWS).get(family, VIDEO_ROWS)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:

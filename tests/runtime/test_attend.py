@@ -19,6 +19,11 @@ from foveate.runtime.parking import Attending
 from foveate.runtime.signals import Probe, Reading
 
 
+@pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.cpm.FAMILIES])  # see test_merger.py
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @dataclass(frozen=True)
 class Seer(Method):
     """Parks most patches, differently in every span, and knows what they would have become: it has seen a stock run."""

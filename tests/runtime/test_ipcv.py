@@ -17,6 +17,11 @@ from foveate import IPCV, Host
 from foveate.schedule import survivors
 
 
+@pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.cpm.FAMILIES])  # see test_merger.py
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 class Plain:
     """The method in loops, one patch after the other. ``spans``: the packed rows of each span."""
 

@@ -46,7 +46,7 @@ def features_by_hand(
         tiles = (pixels != 0).flatten(1).any(1)
         embedded, real, leading = tower.embeddings(pixels[tiles], patches[tiles]), patches[tiles].flatten(1), 0
     else:
-        embedded, leading = tower.embeddings(pixels), 1
+        embedded, leading = tower.embeddings(pixels), int(family == "internvl")
     out = []
     for tile, units, seen in zip(embedded, keep, real, strict=True):
         hidden = tile[None]
@@ -63,8 +63,14 @@ def features_by_hand(
             if i == first and mid:
                 attended, mask = attended[:, rows], mask[..., rows]
             hidden = attended + _ffn(block, attended)
-        norm = tower.layernorm if hasattr(tower, "layernorm") else tower.post_layernorm
-        out.append(tiny.projector(model)(norm(hidden)[0, leading:].reshape(len(units), -1)))
+        norm = next(
+            getattr(tower, name) for name in ("layernorm", "post_layernorm", "rms_norm") if hasattr(tower, name)
+        )
+        row = tiny.projector(model)(norm(hidden)[0, leading:].reshape(len(units), -1))
+        if family in tiny.tiles.OVIS:
+            words = model.model.vision_tower.head_norm(row).softmax(-1)
+            row = words @ model.model.visual_embeddings_table.weight[: words.shape[-1]]
+        out.append(row)
     return out
 
 
@@ -75,6 +81,9 @@ def _attention(block: Any, x: Tensor, mask: Tensor) -> Tensor:
             mask = torch.zeros(()).masked_fill(~mask, torch.finfo(torch.float32).min)
         y: Tensor = block.self_attn(block.layer_norm1(x), attention_mask=mask)[0]
         return y
+    if hasattr(block, "rms_norm1"):
+        plain: Tensor = block.attention(block.rms_norm1(x))[0]
+        return plain
     scaled: Tensor = block.lambda_1 * block.attention(block.layernorm_before(x))[0]
     return scaled
 
@@ -83,6 +92,9 @@ def _ffn(block: Any, x: Tensor) -> Tensor:
     if hasattr(block, "layer_norm2"):
         y: Tensor = block.mlp(block.layer_norm2(x))
         return y
+    if hasattr(block, "rms_norm2"):
+        plain: Tensor = block.ffn(block.rms_norm2(x))
+        return plain
     scaled: Tensor = block.lambda_2 * block.mlp(block.layernorm_after(x))
     return scaled
 

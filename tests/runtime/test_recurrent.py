@@ -17,6 +17,7 @@ from foveate import DyCoke, FastV, Stride, V2Drop
 from foveate.errors import UnsupportedSiteError
 
 recurrent = pytest.mark.parametrize("family", tiny.RECURRENT)
+hybrid = pytest.mark.parametrize("family", tiny.HYBRID)  # whose positions follow grids
 
 
 def _by_hand(model: Any, batch: dict[str, Tensor], layer: int, keep: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def _by_hand(model: Any, batch: dict[str, Tensor], layer: int, keep: Tensor) -> 
     return model.lm_head(lm.norm(hidden))[0]
 
 
-@recurrent
+@hybrid
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layer", [0, 1, 3, 5])
 def test_a_dropped_token_never_was(family: str, impl: str, layer: int, side: str) -> None:
@@ -66,7 +67,7 @@ def test_without_a_cache(family: str, impl: str) -> None:
     close(cached[batch["attention_mask"].bool()], plain[batch["attention_mask"].bool()], 1e-6)
 
 
-@recurrent
+@hybrid
 @pytest.mark.parametrize("method", [Stride(keep=0.5), Stride(keep=0.5, layers=(1, 4)), foveate.VTW(layer=2)], ids=repr)
 def test_rows_of_different_lengths_go_on_from_a_cache(family: str, method: foveate.Method) -> None:
     """A second turn whose images differ from row to row: what is left of each follows what its own state knows."""

@@ -258,11 +258,11 @@ def test_images_that_do_not_divide_into_tokens() -> None:
 
 def test_other_towers_of_llava_are_refused() -> None:
     config = tiny.config("llava")
-    vision = dict(model_type="siglip_vision_model", hidden_size=32, num_hidden_layers=2, intermediate_size=32)
-    vision |= dict(num_attention_heads=2, image_size=24, patch_size=4)
+    vision = dict(model_type="dinov2", hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    vision |= dict(image_size=24, patch_size=4)
     text = config.text_config
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=2)).eval()
-    with pytest.raises(UnsupportedModelError, match=r"'siglip_vision_model' vision tower.*clip_vision_model.*pixtral"):
+    with pytest.raises(UnsupportedModelError, match=r"'dinov2' vision tower.*clip_vision_model.*pixtral.*siglip"):
         foveate.compress(model, foveate.Stride())
 
 

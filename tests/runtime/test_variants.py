@@ -1,4 +1,5 @@
-"""The same invariants where the language model slides its attention window, and in half precision."""
+"""The same invariants where the language model slides its attention window, where a tower has a pooling head or its features
+are taken before its last block, and in half precision."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, close, depends_on_text, plan
+from plans import FULL, PLANS, ROWS, DropBlocks, close, depends_on_text, plan
 from test_identity import generate
 from transformers import LlavaConfig
 
 import foveate
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import UnsupportedModelError, UnsupportedSiteError
 
 WINDOW = 20  # shorter than every prompt with an image
 
@@ -54,6 +55,42 @@ def test_sliding_windows(impl: str, plan: str) -> None:
             close(full[:, length - 1 + step], steps.logits[step])
         assert all(entry.keys.shape[-2] <= WINDOW - 1 for entry in steps.past_key_values.layers)
         assert steps.past_key_values.get_seq_length() == length + 3
+
+
+@cache
+def siglip(layer: int, head: bool) -> Any:
+    """A tiny LLaVA on SigLIP whose features are those of another layer, or whose tower pools them, for nobody."""
+    config = tiny.config("llava_siglip")
+    config.vision_feature_layer, config.vision_config.vision_use_head = layer, head
+    return tiny.build(config)
+
+
+@pytest.mark.parametrize(("layer", "head"), [(-1, True), (-2, False), (-2, True)])
+@pytest.mark.parametrize("plan", ["blocks", "tome", "visionzip", "downsample", "ipcv+visionzip+fastv"])
+def test_siglip_with_a_head_and_other_feature_layers(layer: int, head: bool, plan: str) -> None:
+    model, rows = siglip(layer, head), ROWS["llava_siglip"]
+    batch = tiny.inputs("llava_siglip", rows)
+    stock = tiny.text_logits(model, batch)
+    if plan in FULL:
+        with foveate.compress(model, FULL[plan]):
+            assert torch.equal(tiny.text_logits(model, batch), stock)
+    unread = DropBlocks(block=tiny.BLOCKS - 1)
+    if layer == -2:
+        with pytest.raises(UnsupportedSiteError, match=f"0 to {tiny.BLOCKS - 2} .features are taken before"):
+            foveate.compress(model, unread)
+    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+        together = model(**batch).logits
+        for i in range(len(rows)):
+            text = ~tiny.visual_mask("llava_siglip", alone := tiny.inputs("llava_siglip", rows, only=i))[0]
+            close(together[i][batch["attention_mask"][i].bool()][text], model(**alone).logits[0][text])
+    assert torch.equal(tiny.text_logits(model, batch), stock)
+
+
+def test_siglip_without_its_first_patch_is_refused() -> None:
+    config = tiny.config("llava_siglip")
+    config.vision_feature_select_strategy = "default"
+    with pytest.raises(UnsupportedModelError, match='set "full" in the model'):
+        foveate.compress(tiny.build(config), "stride")
 
 
 @plan

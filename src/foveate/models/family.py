@@ -6,6 +6,7 @@ Between the rows of the tower and the placeholders of the prompt stands stock co
   what methods see as tokens, and stay or go whole;
 * modules before it (`Tower.neck`), and modules that make features of the rows between two blocks as it does after the last
   (`Tower.taps`), which the language model adds between its layers (`Decoder.deepstack`);
+* stock code may merge rows between two blocks (`Tower.merger`), after which a unit is fewer rows;
 * stock code may put the patches of a unit together itself, out of rows in raster order (`Tower.joins`: pixel shuffle, pooling),
   or pool units (`Arrangement.pool`). It counts rows when it does, so they are full length again at the end of the tower;
 * stock code may rearrange the rows that come out (`Arrangement`: tiles side by side, padding cut off, rows pooled, newline
@@ -72,6 +73,26 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Merger:
+    """A module that makes one row of several between two blocks of the tower (padded layout, all images in a single row).
+
+    Attributes:
+        module: its path under the tower.
+        block: index of the block that it runs before.
+        rows: how many rows become one: a square of patches, of which a unit has several.
+        attention: name inside it of an attention within each square, whose linear layers work on every row; all others work
+            on one square each.
+        arguments: squares ``(W, rows, C)``, each in raster order -> the inputs of a call that makes ``(1, W, C)`` of them.
+    """
+
+    module: str
+    block: Callable[[Any], int]
+    rows: Callable[[Any], int]
+    attention: str
+    arguments: Callable[[Tensor], tuple[Args, Kwargs]]
+
+
+@dataclass(frozen=True)
 class Tower:
     """The vision tower.
 
@@ -86,9 +107,11 @@ class Tower:
             through; both work row by row.
         fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
         layout: ``padded`` ``(images, tokens, C)``, or all images one after another in a single row ``(1, tokens, C)`` with a
-            mask that keeps them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
+            mask or ``cu_seqlens`` that keep them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
+        canvas: images are padded to the largest of them before their patches are embedded; padded layout only.
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that become one token.
+        merger: what makes fewer rows of them between two blocks, if anything does.
         joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
             (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
             tower has the patches of a unit one after another.
@@ -96,7 +119,8 @@ class Tower:
             which units there are, of images of one or another size.
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
             Without it, the rows of that module are the features.
-        output: path under the base model of the module after which rows are full length again (projector, merger).
+        output: path under the base model of the module after which rows are full length again (projector, merger). It gives
+            one tensor, or a list with one for every image.
         neck: paths under the base model of the modules between the last block (where stock code puts patches together: what it
             makes of them) and ``output``, if any; the first sees that; linear and convolution layers work on one token each.
         taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
@@ -106,11 +130,13 @@ class Tower:
         grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
-        resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site).
+        resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site); None: the tower
+            takes images of one size only.
         padded: inputs of a tower call -> rows of every image with the padding after its patches; None: there is none.
         around: tower and inputs of its call -> FLOPs of its linear layers and products before and after the blocks, which
             are the same whatever happens in them.
-        segments: grid and block -> rows of each attention segment of that block (frames, windows, whole images).
+        segments: grid and block -> rows of each attention segment of that block (windows, all images in a single row); None:
+            every frame, with its special tokens.
         block_args: token axis of every tensor argument of a block, by name; ``"seqlens"`` for cumulative lengths,
             ``"rotary"`` for a pair ``(cos, sin)`` of rows (or their angles alone), linear in the patch's y and x, each axis
             with angles below pi a patch (packed towers with a patch merger, and towers with a single row; ``(images, rows,
@@ -132,10 +158,10 @@ class Tower:
     unit: Callable[[Any], int]
     last_block: Callable[[Any], int]
     grid: Callable[[Any, Args, Kwargs], Grid]
-    resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]]
-    segments: Callable[[Any, Grid, int], list[int]]
+    resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]] | None
+    segments: Callable[[Any, Grid, int], list[int]] | None = None
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
-    padded: Callable[[Any, Args, Kwargs], int] | None = None
+    padded: Callable[[Any, Args, Kwargs], int | None] = lambda config, args, kwargs: None
     around: Callable[[Any, Args, Kwargs], int] = lambda tower, args, kwargs: 0
     pooler: str = ""
     neck: tuple[str, ...] = ()
@@ -143,12 +169,23 @@ class Tower:
     features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
     leading: int = 0
+    canvas: bool = True
+    merger: Merger | None = None
     ffn_scale: str = ""
     joins: Literal["", "before", "inside"] = ""
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
     attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
+
+    def rows(self, config: Any, grid: Grid, block: int) -> list[int]:
+        """Rows of each attention segment of a block."""
+        if self.segments is not None:
+            return self.segments(config, grid, block)
+        unit = self.unit(config)
+        if self.merger is not None and block >= self.merger.block(config):
+            unit //= self.merger.rows(config)
+        return [height * width * unit + self.leading for frames, height, width in grid for _ in range(frames)]
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,9 @@ def _unit(config: Any) -> int:
     return _across(config) ** 2
 
 
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width * _unit(config) for _, height, width in grid]
-
-
 FAMILY = replace(
     paligemma.FAMILY,
     model_type="gemma3",
-    tower=replace(paligemma.FAMILY.tower, joins="inside", unit=_unit, grid=_grid, resize=_resize, segments=_segments),
+    tower=replace(paligemma.FAMILY.tower, joins="inside", unit=_unit, grid=_grid, resize=_resize),
     decoder=Decoder(kinds="layer_types"),
 )

@@ -39,10 +39,6 @@ def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, 
     return (), new
 
 
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width * config.scale_factor**2 for _, height, width in grid]
-
-
 FAMILY = Family(
     model_type="idefics3",
     tower=Tower(
@@ -61,7 +57,6 @@ FAMILY = Family(
         last_block=lambda config: config.vision_config.num_hidden_layers - 1,
         grid=_grid,
         resize=_resize,
-        segments=_segments,
         block_args={"attention_mask": "mask"},
     ),
     decoder=Decoder(module="text_model"),

@@ -29,10 +29,6 @@ def _unit(config: Any) -> int:
     return int(round(1 / config.downsample_ratio) ** 2)
 
 
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width * _unit(config) + 1 for _, height, width in grid]
-
-
 FAMILY = Family(
     model_type="internvl",
     tower=Tower(
@@ -53,7 +49,6 @@ FAMILY = Family(
         last_block=lambda config: config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1) - 1,
         grid=_grid,
         resize=_resize,
-        segments=_segments,
         attention_args={"attention_mask": "mask"},
     ),
 )

@@ -21,11 +21,8 @@ def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, 
     return (), {**kwargs, "pixel_values": small, "interpolate_pos_encoding": True}
 
 
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width + 1 for _, height, width in grid]
-
-
-def _last_block(config: Any) -> int:
+def last_block(config: Any) -> int:
+    """Of the blocks that the feature layers need."""
     # hidden_states[i] is the input of block i, so feature layer i needs blocks up to i - 1.
     chosen = config.vision_feature_layer
     chosen = [chosen] if isinstance(chosen, int) else chosen
@@ -49,11 +46,10 @@ FAMILY = Family(
         leading=1,
         output="multi_modal_projector",
         unit=lambda config: 1,
-        last_block=_last_block,
+        last_block=last_block,
         kept_rows=lambda config: int(config.vision_feature_select_strategy == "full"),
         grid=_grid,
         resize=_resize,
-        segments=_segments,
         block_args={"attention_mask": "mask"},
     ),
 )

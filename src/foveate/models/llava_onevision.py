@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.models import llava, llava_next
-from foveate.models.family import Arrangement, Grid, Kwargs, View
+from foveate.models import llava_next, llava_siglip
+from foveate.models.family import Arrangement, Kwargs, View
 from foveate.models.llava_next_video import videos
 
 
@@ -61,20 +61,13 @@ def _arrange_video(base: Any, call: Kwargs, rows: Tensor, newline: Tensor) -> Se
     return [torch.cat([video.flatten(0, 1), newline[None]]) for video in pooled.chunk(len(videos(call)))]
 
 
-def _segments(config: Any, grid: Grid, block: int) -> list[int]:
-    return [height * width for _, height, width in grid]
-
-
 FAMILY = replace(
-    llava.FAMILY,
+    llava_siglip.FAMILY,
     model_type="llava_onevision",
-    tower_type="siglip_vision_model",
+    alias="",
     modalities={"pixel_values": "image_token_id", "pixel_values_videos": "video_token_id"},
     tower=replace(
-        llava.FAMILY.tower,
-        leading=0,
-        kept_rows=lambda config: 0,
-        segments=_segments,
+        llava_siglip.FAMILY.tower,
         arrangements={
             "get_image_features": Arrangement(_views, _arrange),
             "get_video_features": Arrangement(_video_views, _arrange_video),

@@ -27,7 +27,7 @@ def _order(config: Any, args: Args, kwargs: Kwargs) -> Tensor:
 def _segments(config: Any, grid: Grid, block: int) -> list[int]:
     vision = config.vision_config
     if block in vision.fullatt_block_indexes:
-        return qwen2_vl.frame_segments(config, grid, block)
+        return qwen2_vl.FAMILY.tower.rows(config, grid, block)
     side = vision.window_size // vision.spatial_merge_size // vision.patch_size
     unit = vision.spatial_merge_size**2
     return [

@@ -17,12 +17,6 @@ def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
     return [(t, h // merge, w // merge) for t, h, w in grid_thw]
 
 
-def frame_segments(config: Any, grid: Grid, block: int) -> list[int]:
-    """Every frame is an attention segment."""
-    unit = config.vision_config.spatial_merge_size**2
-    return [height * width * unit for frames, height, width in grid for _ in range(frames)]
-
-
 def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, Kwargs]:
     # Images come as rows of flattened patches, 2x2 block after block.
     patches = argument(args, kwargs, 0, "hidden_states")
@@ -74,7 +68,6 @@ FAMILY = Family(
         last_block=lambda config: config.vision_config.depth - 1,
         grid=_grid,
         resize=_resize,
-        segments=frame_segments,
         block_args={"cu_seqlens": "seqlens", "position_embeddings": "rotary"},
     ),
 )

@@ -8,10 +8,8 @@ REFUSED = {
     "gemma4_unified": "it has no vision tower: patches of images of different sizes go straight to the language model",
     "kimi_k25": "its vision tower averages the frames of a video and puts patches together that stand in raster order in one "
     "row for all images",
-    "minicpmv4_6": "it merges patches in the middle of its vision tower, so that blocks before and after see other tokens",
     "mllama": "it has no visual tokens in the language model: layers of cross-attention look at the image",
     "molmo2": "a layer of attention pools patches out of the features of several blocks of its vision tower at once",
-    "ovis2": "it turns features into words of a visual vocabulary inside its vision tower",
     "qwen2_5_omni": "it is several models: compress its `thinker`, which sees",
     "qwen3_omni_moe": "it is several models: compress its `thinker`, which sees",
 }

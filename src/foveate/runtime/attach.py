@@ -113,7 +113,10 @@ def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int, 
             _check(part, site, host, family, config)
             actions.append(Action(site, part, len(actions)))
             owners.append(number)
-    _check_parking([(actions[i], owners[i]) for i in sorted(range(len(actions)), key=lambda i: _moment(actions[i]))])
+    merger = family.tower.merger
+    merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
+    ordered = sorted(range(len(actions)), key=lambda i: _moment(actions[i]))
+    _check_parking([(actions[i], owners[i]) for i in ordered], merged)
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
@@ -147,8 +150,9 @@ def _moment(action: Action) -> tuple[float, bool]:
     return {"pixels": -1.0}.get(site.at, math.inf), False
 
 
-def _check_parking(actions: list[tuple[Action, int]]) -> None:
-    """One method at a time has tokens parked, and until they are back no site reduces those that are left."""
+def _check_parking(actions: list[tuple[Action, int]], merged: float) -> None:
+    """One method at a time has tokens parked, and until they are back no site reduces those that are left, nor does stock code
+    merge rows, as it does after the sites before block ``merged``."""
     lot: tuple[Action, int] | None = None
     for action, owner in actions:
         site, name = action.site, action.method.name()
@@ -157,6 +161,12 @@ def _check_parking(actions: list[tuple[Action, int]]) -> None:
         if site.action in ("attend", "restore") and (lot is None or lot[1] != owner):
             what = "restores" if site.action == "restore" else "attends to parked tokens"
             raise UnsupportedSiteError(f"{name}: {site} {what}, but nothing is parked there")
+        if site.action == "restore" and lot is not None and _moment(lot[0]) <= (merged, False) < _moment(action):
+            raise UnsupportedSiteError(
+                f"{name} parks tokens at {lot[0].site} and restores them at {site}, but this tower merges rows where block "
+                f"{merged} begins, and parked ones would not be among them: restore at tower {merged} at the latest, or park "
+                f"at tower {merged + 1} or later"
+            )
         if site.action in ("park", "reduce") and lot is not None:
             raise UnsupportedSiteError(
                 f"{name} acts at {site} on what {lot[0].method.name()} has left, whose other tokens are parked since "
@@ -209,6 +219,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
         raise UnsupportedSiteError(
             f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
+        )
+    if site.at == "pixels" and family.tower.resize is None:
+        raise UnsupportedSiteError(
+            f"{name}: the vision tower of {host.family!r} takes images of one size only, so they cannot shrink at {site}: "
+            "act in the tower or after it"
         )
     if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
         raise UnsupportedSiteError(

@@ -66,8 +66,8 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
     if axis == "seqlens":
         if isinstance(layout, Packed):
             return layout.seqlens(value)
-        ends = offsets([n * layout.unit for n in layout.tokens.counts if n])  # of the images in a single row
-        return torch.tensor(ends, dtype=value.dtype).to(value.device, non_blocking=True)
+        lengths = [n * layout.unit for n in layout.tokens.counts if n]  # of the images in a single row
+        return torch.tensor(offsets(lengths or [layout.width]), dtype=value.dtype).to(value.device, non_blocking=True)
     if axis == "rotary":
         return _rotary(value, layout, moved)
     if isinstance(value, tuple):

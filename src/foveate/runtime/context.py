@@ -127,6 +127,8 @@ class TowerPass:
         padded: rows of every image with its padding, or None: there is none.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
+        unit: rows that are a token now.
+        visited: blocks whose sites before them have acted.
         layout: tokens present, once a site has acted.
         tapped: the tokens that the tap running now sees.
         masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
@@ -145,7 +147,9 @@ class TowerPass:
     trace: Trace
     device: torch.device
     start: Any
+    unit: int
     padded: int | None = None
+    visited: set[int] = field(default_factory=set)
     resized: Tensor | None = None
     order: Tensor | None = None
     layout: Rows | Packed | None = None

@@ -4,6 +4,7 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,6 +59,33 @@ def _in_full_grid(tokens: Tokens, grid: Grid) -> Tensor:
     now, full = (torch.tensor(spans.shape) for spans in (tokens.spans, frames(grid)))
     scale = (full / now).to(tokens.coords.device, non_blocking=True)[tokens.segment]
     return (tokens.coords[:, 1:] + 0.5) * scale - 0.5
+
+
+def full_grid(call: TowerPass, rows: Any, extra: int = 0) -> Any:
+    """Rows ``(U, C)`` of the resized grids (or lists of such) at their places in the full ones.
+
+    Or ``(images, extra + U / images, C)``, where ``extra`` rows of each image stand for no patch and stay.
+    """
+    if isinstance(rows, list):
+        return [full_grid(call, part) for part in rows]
+    if rows.dim() == 3:
+        body = full_grid(call, rows[:, extra:].flatten(0, 1))
+        return torch.cat([rows[:, :extra], body.view(len(rows), -1, rows.shape[-1])], dim=1)
+    assert call.resized is not None
+    full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
+    return full.index_copy(0, call.resized.to(rows.device), rows)
+
+
+def by_image(hook: Callable[[Any, Any, Tensor], Tensor | None]) -> Callable[[Any, Any, Any], Any]:
+    """A hook of an output module, for one that gives a list with a tensor for every image, too."""
+
+    def run(module: Any, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return hook(module, args, output)
+        whole = hook(module, args, torch.cat(output)[None])
+        return None if whole is None else list(whole[0].split([len(part) for part in output]))
+
+    return run
 
 
 # -- stock code puts the patches of a unit together, before the output module or in it -------------------------------------

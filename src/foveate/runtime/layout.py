@@ -85,12 +85,13 @@ class Rows:
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(B, P, C)`` as tokens ``(N, unit * C)``."""
         rows = self.rows(x)
-        return rows if self.unit == 1 else rows.reshape(len(self.tokens), -1)
+        return rows if self.unit == 1 else rows.reshape(len(self.tokens), self.unit * x.shape[-1])
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """``x (B, P, C)`` with its visual rows replaced by tokens ``(N, unit * C)``."""
         values = values.to(x.dtype).reshape(-1, *x.shape[2:])
-        return x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+        new = x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+        return new if x.is_contiguous() else torch.empty_like(x).copy_(new)  # a product rounds as its strides are
 
     def only(self, keep: Tensor, tokens: Tokens) -> Rows:
         """The same places, of the tokens ``keep (K,)`` alone, which are now ``tokens``."""
@@ -220,7 +221,7 @@ class Packed:
 
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(N * unit, C)`` as tokens ``(N, unit * C)``."""
-        return x.reshape(len(self.tokens), -1)
+        return x.reshape(len(self.tokens), self.unit * x.shape[-1])
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """Tokens ``(N', unit * C)`` as rows ``(N' * unit, C)``, in the dtype of ``x``."""

@@ -135,7 +135,8 @@ class Attending:
 
     def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
         """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
-        if self.kept.dim() == 2:
+        segmented = len(self.ends) > 0 and kwargs.get("cu_seq_lens_q") is None
+        if self.kept.dim() == 2 and not segmented:
             if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels are told where the images of a single row end
                 kwargs["cu_seq_lens_q"] = self.cu_seqlens
             if isinstance(mask, Tensor) and mask.dim() == 2:  # flash kernels align it with queries and keys alike
@@ -145,12 +146,12 @@ class Attending:
             elif mask is not None and not isinstance(mask, Tensor):
                 mask = of_queries(mask, self.kept)
             return take_rows(query, self.kept, 2), mask, self.kept
-        if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take the packed tower in one call
+        if not segmented:  # flash kernels take the packed tower in one call
             kwargs["cu_seq_lens_q"] = self.cu_seqlens
             place = self.kept
         else:
             a, b = self.ends[self._segment], self.ends[self._segment + 1]
-            place = self.kept[a:b] - self._start
+            place = self.kept.flatten()[a:b] - self._start
             self._segment += 1
             self._start += query.shape[2]
         return query.index_select(2, place), mask, place[None]

@@ -1,17 +1,15 @@
-"""The pixels site: images get a new size before their patches are embedded, and their features come back to the old grid."""
+"""The pixels site: images get a new size before their patches are embedded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from foveate.errors import UnsupportedSiteError
 from foveate.runtime.context import Action, TowerPass
-from foveate.runtime.features import units
-from foveate.runtime.layout import HOLE, frames, tokens_of
+from foveate.runtime.layout import frames, tokens_of
 
 
 def choose_grid(call: TowerPass, actions: Sequence[Action]) -> bool:
@@ -28,12 +26,3 @@ def choose_grid(call: TowerPass, actions: Sequence[Action]) -> bool:
     call.grid_now = [(t, *tokens.spans.shape[first[i]]) for i, (t, _, _) in enumerate(call.grid)]
     call.resized = rows
     return call.grid_now != call.grid
-
-
-def full_grid(call: TowerPass, rows: Any) -> Any:
-    """Rows ``(R, C)`` of all units of the new grid at their places in the old one, or a list of such."""
-    if isinstance(rows, list):
-        return [full_grid(call, part) for part in rows]
-    assert call.resized is not None
-    full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
-    return full.index_copy(0, call.resized.to(rows.device), rows)

@@ -112,7 +112,7 @@ class Reading:
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None
-    offset: int = 0  # packed keys already handled, when the kernel is called segment by segment
+    offset: int = 0  # keys already handled, when the kernel is called segment by segment
 
     @property
     def present(self) -> int:
@@ -197,7 +197,7 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     """
     seen, width = reading.seen, reading.width
     if name in ("keys", "values"):
-        found = torch.cat(getattr(seen, name))[:, :, -width:].transpose(1, 2)
+        found = torch.cat(getattr(seen, name), dim=2)[:, :, -width:].transpose(1, 2)
     elif name == "received":
         found = torch.cat(seen.received, dim=1)[:, -width:]  # one call, or one part of a single row after another
     else:
@@ -330,8 +330,9 @@ def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor, implementat
             "attention in proportion to the sizes of merged tokens adds to logits, which "
             f"{implementation} cannot do here: use sdpa or eager attention in the vision tower"
         )
-    if bias.dim() == 1:
-        bias = bias[reading.offset : reading.offset + key.shape[2]][None]
+    bias = bias[None] if bias.dim() == 1 else bias
+    if bias.shape[1] > key.shape[2]:
+        bias = bias[:, reading.offset : reading.offset + key.shape[2]]
         reading.offset += key.shape[2]
     bias = bias[:, None, None, :].to(query.dtype)
     if mask is None:

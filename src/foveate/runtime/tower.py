@@ -23,6 +23,8 @@ from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_
 from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
 from foveate.runtime.features import (
     all_units,
+    by_image,
+    full_grid,
     full_rows,
     in_tower_order,
     left_of,
@@ -33,8 +35,9 @@ from foveate.runtime.features import (
     without_missing,
 )
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
+from foveate.runtime.merger import attach_merger
 from foveate.runtime.parking import Lot
-from foveate.runtime.pixels import choose_grid, full_grid
+from foveate.runtime.pixels import choose_grid
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
 from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
@@ -75,7 +78,7 @@ class TowerHooks:
     def attach(self, hooks: Hooks) -> None:
         hooks.pre(self.tower, self._begin)
         hooks.post(self.tower, self._end, first=True, always=True)
-        hooks.post(self.output, self._scatter, first=True)
+        hooks.post(self.output, by_image(self._scatter), first=True)
         attach_taps(hooks, self.base, self.spec, self.context)
         for name, arrangement in self.spec.arrangements.items():
             if hasattr(self.base, name):
@@ -84,6 +87,7 @@ class TowerHooks:
             return
         if self.spec.pooler:
             hooks.pre(self.tower.get_submodule(self.spec.pooler), self._before_pooler)
+        attach_merger(hooks, self.tower, self.spec, self.config, self.context, self._visit)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
@@ -146,16 +150,14 @@ class TowerHooks:
         if device.type == "meta":  # offloaded weights come when they are needed
             device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         grid = self.spec.grid(self.config, args, kwargs)
-        call = TowerPass(grid, grid, self.context.trace, device, tick(device))
-        self.context.tower = call
+        self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
-        if self.spec.padded is not None:
-            call.trace.segments += [self.spec.padded(self.config, args, kwargs)] * len(grid)
-        if self.pixels and choose_grid(call, self.pixels):
+        if padded := self.spec.padded(self.config, args, kwargs):
+            call.trace.segments += [padded] * len(grid)
+        if self.pixels and choose_grid(call, self.pixels) and self.spec.resize is not None:
             args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
         call.trace.around += self.spec.around(self.tower, args, kwargs)
-        if self.spec.padded is not None:
-            call.padded = self.spec.padded(self.config, args, kwargs)
+        call.padded = self.spec.padded(self.config, args, kwargs)
         if self.reduces:
             call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
@@ -184,7 +186,7 @@ class TowerHooks:
         return features
 
     def _close(self, call: TowerPass, record: Record) -> None:
-        note(call, record, self.unit, self.spec.layout == "padded")
+        note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
         self.context.tower = None
@@ -200,27 +202,31 @@ class TowerHooks:
         if self.spec.layout == "packed":
             if call.order is not None:
                 tokens = tokens.select(call.order.to(device), tokens.counts)
-            return Packed(self.unit, len(tokens), tokens)
-        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, self.unit)
+            return Packed(call.unit, len(tokens), tokens)
+        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit)
         return layout if call.padded is None else with_padding(layout)
+
+    def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
+        """The sites before block ``i``, if they have not acted yet."""
+        for action in () if i in call.visited else self.before.get(i, ()):
+            hidden = self._act(call, action, hidden, block=i - 1)
+        call.visited.add(i)
+        return hidden
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         if call is None:
             return None
         args, kwargs = by_name(block, args, kwargs)
-        hidden = first_argument(args, kwargs, "hidden_states")
-        for action in self.before[i]:
-            hidden = self._act(call, action, hidden, block=i - 1)
+        hidden = self._visit(call, i, first_argument(args, kwargs, "hidden_states"))
         layout, lot = call.layout, call.lot
-        call.reading, call.masks = None, {}
+        call.reading, call.masks, call.attending = None, {}, None
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
             shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
             kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
-        call.attending = None
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
         signals = self._signals_of(i)
@@ -238,8 +244,7 @@ class TowerHooks:
                 call.readings[i] = reading
         if self._wants_residual(i):
             call.previous = hidden
-        rows = hidden.shape[:-1].numel()
-        segments = seqlens_of(self.spec, kwargs)
+        rows, segments = hidden.shape[:-1].numel(), seqlens_of(self.spec, kwargs)
         if segments is None:
             segments = [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
@@ -427,12 +432,8 @@ class TowerHooks:
             output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
         elif isinstance(layout, Rows) and not self._pools:
             output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid and self.spec.pooler:
-            output = full_grid(call, output)
-        elif call.grid_now != call.grid and not (self.spec.joins or self._pools):
-            extra = self.spec.kept_rows(self.config)
-            body = full_grid(call, output[:, extra:].flatten(0, 1))
-            output = torch.cat([output[:, :extra], body.view(output.shape[0], -1, output.shape[-1])], dim=1)
+        if call.grid_now != call.grid and (self.spec.pooler or not (self.spec.joins or self._pools)):
+            output = full_grid(call, output, self.spec.kept_rows(self.config))
         arranged = self.context.arranged
         if arranged is None:
             return self._finish(call, output.flatten(0, -2)).view(output.shape)

@@ -78,6 +78,7 @@ class Trace:
     segments: list[int] = field(default_factory=list)
     around: int = 0
     full_around: int = 0
+    merger_rows: list[int] = field(default_factory=list)  # that were shown to it, in each call
     patch_rows: int = 0
     full_patch_rows: int = 0
     output_rows: int = 0
