@@ -138,7 +138,7 @@ class TowerPass:
         attending: how the block that runs now sees them, or None: it does not.
         reading, readings: what is read from the attention that runs now, and from each block so far.
         previous: hidden states where the last layer (or attention) began, for the residual update.
-        mid: block -> hidden states between its attention and its FFN, and the shape the stock code expects.
+        mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
         merged, moved: some token stands for several; is not at its own place.
     """
 
@@ -162,7 +162,7 @@ class TowerPass:
     reading: Reading | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
     previous: Tensor | None = None
-    mid: dict[int, tuple[Tensor, Any]] = field(default_factory=dict)
+    mid: tuple[Tensor, Any] | None = None
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
     moved: bool = False
@@ -311,6 +311,14 @@ class Hooks:
         self.removed = True
         while self._undo:
             self._undo.pop()()
+
+
+def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    """Where a module will run."""
+    device = next(module.parameters()).device
+    if device.type == "meta":  # offloaded weights come when they are needed
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+    return device
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

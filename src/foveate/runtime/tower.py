@@ -20,7 +20,17 @@ from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
-from foveate.runtime.context import Action, Context, Hooks, Record, TowerPass, by_name, first_argument, replace_first
+from foveate.runtime.context import (
+    Action,
+    Context,
+    Hooks,
+    Record,
+    TowerPass,
+    by_name,
+    device_of,
+    first_argument,
+    replace_first,
+)
 from foveate.runtime.features import (
     all_units,
     by_image,
@@ -36,6 +46,7 @@ from foveate.runtime.features import (
 )
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.merger import attach_merger
+from foveate.runtime.mid import attach_mid
 from foveate.runtime.parking import Lot
 from foveate.runtime.pixels import choose_grid
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
@@ -92,10 +103,7 @@ class TowerHooks:
         for i, block in enumerate(self.blocks):
             hooks.pre(block, lambda module, args, kwargs, i=i: self._before_block(i, module, args, kwargs))
             if self.mids[i]:
-                norm, ffn = block.get_submodule(self.spec.mid_norm), block.get_submodule(self.spec.ffn_end)
-                hooks.pre(norm, lambda module, args, kwargs, i=i: self._mid_reduce(i, args, kwargs))
-                hooks.post(ffn, lambda module, args, output, i=i: self._mid_stash(i, output))
-                hooks.post(block, lambda module, args, output, i=i: self._mid_join(i, output), first=True)
+                attach_mid(hooks, block, self.spec, self.context, self.mids[i], partial(self._mid_sites, i))
             attention = block.get_submodule(self.spec.attention)
             if self.spec.attention_args:
                 hooks.pre(attention, self._mask_attention)
@@ -146,9 +154,7 @@ class TowerHooks:
             self.context.records = []
         if not self.context.records:
             self.context.trace = Trace()
-        device = next(module.parameters()).device
-        if device.type == "meta":  # offloaded weights come when they are needed
-            device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        device = device_of(module, args, kwargs)
         grid = self.spec.grid(self.config, args, kwargs)
         self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
@@ -211,6 +217,11 @@ class TowerHooks:
         for action in () if i in call.visited else self.before.get(i, ()):
             hidden = self._act(call, action, hidden, block=i - 1)
         call.visited.add(i)
+        return hidden
+
+    def _mid_sites(self, i: int, call: TowerPass, hidden: Tensor) -> Tensor:
+        for action in self.mids[i]:
+            hidden = self._act(call, action, hidden, block=i)
         return hidden
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -335,43 +346,6 @@ class TowerHooks:
         if reading is not None:
             call.trace.signal_flops += reading.take_flops()
         return replace(layout.tokens, hidden=picked, signals=signals)
-
-    # -- between attention and FFN: the norm's input is reduced, the residual add sees a dummy, the block returns the sum
-
-    def _mid_reduce(self, i: int, args: Any, kwargs: Any) -> Any:
-        call = self.context.tower
-        if call is None:
-            return None
-        hidden = x = first_argument(args, kwargs, "hidden_states")
-        block = self.blocks[i]
-        if getattr(block, "gradient_checkpointing", False) and block.training and x.requires_grad:
-            raise UnsupportedSiteError(
-                f"{self.mids[i][0].site} cannot be replayed by gradient checkpointing: freeze the vision tower, or call "
-                "gradient_checkpointing_disable() on it"
-            )
-        for action in self.mids[i]:
-            hidden = self._act(call, action, hidden, block=i)
-        if call.layout is None:
-            return None
-        call.mid[i] = (hidden, x.shape)
-        call.trace.blocks[-1].ffn_rows = hidden.shape[:-1].numel()
-        return replace_first(args, kwargs, "hidden_states", hidden)
-
-    def _mid_stash(self, i: int, output: Any) -> Any:
-        call = self.context.tower
-        if call is None or i not in call.mid:
-            return None
-        hidden, shape = call.mid[i]
-        scale: Any = getattr(self.blocks[i], self.spec.ffn_scale) if self.spec.ffn_scale else None
-        call.mid[i] = (hidden + (output if scale is None else scale * output), shape)
-        return output.new_zeros(()).expand(shape)
-
-    def _mid_join(self, i: int, output: Any) -> Any:
-        call = self.context.tower
-        if call is None or i not in call.mid:
-            return None
-        joined, _ = call.mid.pop(i)
-        return (joined, *output[1:]) if isinstance(output, tuple) else joined
 
     # -- output -----------------------------------------------------------------------------------------------------
 
