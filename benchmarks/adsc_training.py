@@ -100,6 +100,7 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
                     "flops": row["spent"]["flops"],
                     "accuracy": row["accuracy"],
                     "retention": row["accuracy"]["value"] / dense["value"],
+                    "tasks": {task: round(share["value"], 4) for task, share in row["tasks"].items()},
                 }
                 for row in found
             ]
