@@ -9,8 +9,6 @@ batch, not on the other rows, so ``inputs(family, rows, only=i)`` is row ``i`` o
 
 from __future__ import annotations
 
-import inspect
-import math
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -24,9 +22,9 @@ import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
 from PIL import Image
+from tiny_parts import BLOCKS, base, blocks, end, entries, flop_counter, lm, positions, projector, text_logits, tower  # noqa: F401 - for tests
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoProcessor,
     Glm4vConfig,
@@ -71,8 +69,6 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
-
-from foveate.models import family_of
 
 CLASSES: dict[str, Any] = {
     "llava": LlavaForConditionalGeneration,
@@ -125,7 +121,6 @@ PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
 GROUPED = (*SEVERAL, *PIXTRAL, *OMNI, *padded.FAMILIES)
 LAYERS = 6
-BLOCKS = 4
 LINEAR = (0, 4)  # layers without attention, where there are some; what tests read attention of are others
 PATCH = 4  # pixels
 LLAVA_SIDE = 6  # patches: a LLaVA image has 36 tokens
@@ -283,52 +278,6 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
                 )
     model.set_attn_implementation(impl)
     return model
-
-
-def base(model: Any) -> Any:
-    """What joins vision and text."""
-    return model.get_submodule(family_of(model.config).base)
-
-
-def lm(model: Any) -> Any:
-    """The language model."""
-    return base(model).get_submodule(family_of(model.config).decoder.module)
-
-
-def tower(model: Any) -> Any:
-    """The vision tower."""
-    names = ("visual", "vision_tower", "vision_model")
-    found = next(getattr(base(model), name) for name in names if hasattr(base(model), name))
-    return found.transformer if hasattr(found, "head_linear") else found
-
-
-def projector(model: Any) -> Any:
-    """The linear layers between a padded tower and the language model."""
-    inner = base(model)
-    if hasattr(inner, "embed_vision"):
-        return inner.embed_vision
-    if hasattr(inner, "connector"):
-        return inner.connector.modality_projection
-    if hasattr(inner, "visual_embeddings_table"):
-        return inner.vision_tower.head_linear
-    return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
-
-
-def blocks(model: Any) -> list[Any]:
-    """Its blocks that reach the language model."""
-    vision = tower(model)
-    inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
-    found = vision.blocks if inner is None else next(x for x in inner.children() if isinstance(x, nn.ModuleList))
-    return list(found)[:BLOCKS]
-
-
-def end(model: Any) -> Any:
-    """What sees the patches that the last of these blocks puts out."""
-    if hasattr(tower(model), "pooler") and hasattr(base(model), "embed_vision"):
-        return tower(model).pooler
-    if not hasattr(base(model), "visual"):
-        return projector(model)
-    return getattr(tower(model), "post_layernorm", tower(model).merger)
 
 
 def _warm(family: str, impl: str) -> PreTrainedModel:
@@ -583,40 +532,6 @@ def visual_mask(family: str, batch: dict[str, Tensor]) -> Tensor:
     return image | video
 
 
-def entries(cache: Any) -> list[Any]:
-    """The cache entries that hold keys: those of the layers with attention."""
-    return [entry for entry in cache.layers if getattr(entry, "keys", None) is not None]
-
-
 def of_attention(family: str, per_layer: Sequence[Any]) -> list[Any]:
     """Those of one thing a layer that are of layers with attention."""
     return [each for i, each in enumerate(per_layer) if family not in RECURRENT or i not in LINEAR]
-
-
-def positions(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """``(3, B, L)`` position ids as stock code makes them of the grids."""
-    of_grids = base(model).get_rope_index
-    known = {name: batch[name] for name in inspect.signature(of_grids).parameters if name in batch}
-    ids: Tensor = of_grids(**known)[0]
-    return ids
-
-
-def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """``(M, V)`` logits of every position that is not padding, without gradients."""
-    with torch.no_grad():
-        return model(**batch).logits[batch["attention_mask"].bool()]
-
-
-def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which by itself knows neither the products of a mixture of experts nor triangular systems."""
-
-    def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
-        return 2 * rows[0] * experts[1] * experts[2]
-
-    def triangular(system: Sequence[int], right: Sequence[int], **options: Any) -> int:
-        return 2 * math.prod(right) * system[-1]  # as the product with the inverse, which older versions compute
-
-    products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
-    known: dict[Any, Any] = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
-    known[torch.ops.aten.linalg_solve_triangular] = triangular
-    return FlopCounterMode(display=False, custom_mapping=known)
