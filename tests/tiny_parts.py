@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tiny_shared import BLOCKS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.models import family_of
-
-BLOCKS = 4
 
 
 def base(model: Any) -> Any:
