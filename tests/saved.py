@@ -16,6 +16,7 @@ import tiny
 import tiny_tiles
 import transformers
 from PIL import Image
+from tiny_shared import FOLDERS, special_tokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
@@ -61,7 +62,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         eos_token="<|im_end|>",
         padding_side="left",
-        **tiny._special(family),
+        **special_tokens(tiny_tiles.NAMES.get(family)),
     )
 
 
@@ -87,7 +88,7 @@ def _processor(family: str) -> Any:
 @cache
 def folder(family: str) -> Path:
     """Where the model of a family is saved."""
-    path = Path(tiny.FOLDERS.name, f"{family}-saved")
+    path = Path(FOLDERS.name, f"{family}-saved")
     config = tiny.config(family, vocab_size=VOCABULARY)
     model = tiny.build(config)
     special = list(range(len(tiny.SPECIAL)))

@@ -179,7 +179,7 @@ def test_cache_lengths_follow_from_the_grid_alone(family: str, pattern: Any) -> 
     if family in tiny.tiles.FAMILIES:
         pytest.skip("an image is several spans there")
     side = 1 if family == "llava_pixtral" else 2
-    shape = tiny.ONE_SIZE.get(family) or tuple(s // side for s in tiny.QWEN_GRID)
+    shape = tiny.ONE_SIZE.get(family) or tuple(s // side for s in tiny.GRID)
     host = Host(family, tiny.BLOCKS, tiny.LAYERS, family == "llava")
     expected = [len(layer[0]) for layer in walk(method, host, tokens_of(shape))]  # type: ignore[arg-type]
     with torch.no_grad(), foveate.compress(model, method):

@@ -186,7 +186,7 @@ def test_flops_of_generate(family: str, impl: str, method: Method, options: dict
 
 @pytest.mark.parametrize("family", tiny.PACKED)
 def test_flops_of_videos(family: str, impl: str) -> None:
-    beside: list[tiny.Item] = [] if family in tiny.GLM else [(4, 4)]
+    beside: list[tiny.Item] = [] if family in tiny.packed.GLM else [(4, 4)]
     rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, *beside, 2], [2, (3, 4, 4), 4]]
     model, batch = tiny.model(family, impl), tiny.inputs(family, rows)
     stock = counted(impl, lambda: forward(model, batch))

@@ -267,7 +267,7 @@ def test_kept_is_the_centroid(family: str) -> None:
     if family in tiny.tiles.ANYRES:
         pytest.skip("an image is several spans there; test_tiles follows merged tokens through tiles")
     model = tiny.model(family)
-    batch = tiny.inputs(family, [[3, (8, 8) if family in (*tiny.tiles.JOINED, *tiny.padded.FAMILIES) else "image", 5]])
+    batch = tiny.inputs(family, [[3, (8, 8) if family in (*tiny.tiles.JOINED, *tiny.gemma4.FAMILIES) else "image", 5]])
     stock = rotary_of_layers(model, batch)[0]
     Watched.seen.clear()
     with foveate.compress(model, Watched(merge=0.5)):

@@ -8,18 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tiny_packed import hybrid
+from tiny_shared import BLOCKS, PATCH, TOKEN_ID, VIDEO_HERE, VIDEO_TOKEN, make_tokenizer, reload_tokenizer
 from torch import Tensor
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
 from transformers.models.minicpmv4_6 import modeling_minicpmv4_6 as stock
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
-PATCH = 4  # pixels
 SLICE = 14  # patches along a side; larger pictures are sliced
 INSERT = 2  # the merger comes after this block
 FRAME = (8, 8)  # patches
 FAMILIES = ("minicpmv4_6",)
 CLASSES = {"minicpmv4_6": MiniCPMV4_6ForConditionalGeneration}
 USUAL = {"minicpmv4_6": (12, 16)}
+IMAGE_TEXT = {"minicpmv4_6": "<image>"}
+IMAGE_TOKEN = {"minicpmv4_6": TOKEN_ID["<image>"]}
 #: older versions merge as if all images of a call had the size of the first, and fail if they do not
 RAGGED = not hasattr(stock, "get_vision_merged_shape")
 SIZES = [(16, 16), (8, 24), (16, 8)] if RAGGED else [(8, 16)] * 3
@@ -27,13 +30,18 @@ ROWS: dict[str, list[list[Any]]] = {"minicpmv4_6": [[3, SIZES[0], 5], [2, SIZES[
 VIDEO_ROWS: dict[str, list[list[Any]]] = {"minicpmv4_6": [[3, (2,), 5], [2, (8, 16), 4, (3,), 7]]}
 
 
-def config(text: dict[str, Any], blocks: int, image: int, video: int, **around: Any) -> Any:
+def config(family: str, text: dict[str, Any]) -> Any:
     """The config around a language model's ``text``."""
-    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=blocks, num_attention_heads=4)
+    vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=BLOCKS, num_attention_heads=4)
     vision |= dict(image_size=16 * PATCH, patch_size=PATCH)
-    ids = dict(image_token_id=image, video_token_id=video)
-    text = {"model_type": "qwen3_5_text"} | text
-    return MiniCPMV4_6Config(vision_config=vision, text_config=text, insert_layer_id=INSERT, **ids, **around)
+    ids = dict(image_token_id=IMAGE_TOKEN[family], video_token_id=VIDEO_TOKEN)
+    text = {"model_type": "qwen3_5_text"} | hybrid(text)
+    return MiniCPMV4_6Config(vision_config=vision, text_config=text, insert_layer_id=INSERT, **ids)
+
+
+def processor(family: str) -> Any:
+    """The family's processor, without videos."""
+    return Processor(reload_tokenizer(family, make_tokenizer()))
 
 
 class Processor:
@@ -63,21 +71,17 @@ class Processor:
         return {**self.tokenizer(prompts, **options), **made}
 
 
-def video_text(frames: int) -> str:
-    """Placeholders of a video."""
-    return ("<img>" + "<|video_here|>" * (FRAME[0] * FRAME[1] // 16) + "</img>") * frames
+def video(family: str, size: tuple[int], generator: torch.Generator) -> tuple[str, Tensor]:
+    """Text of a video, and its pixels ``(1, 3, patch, pixels)``, patch after patch."""
+    (frames,), patches = size, FRAME[0] * FRAME[1]
+    text = f"<img>{VIDEO_HERE * (patches // 16)}</img>" * frames
+    return text, torch.randn(1, 3, PATCH, frames * patches * PATCH, generator=generator)
 
 
-def video_pixels(frames: int, generator: torch.Generator) -> Tensor:
-    """``(1, 3, patch, pixels)``, patch after patch."""
-    return torch.randn(1, 3, PATCH, frames * FRAME[0] * FRAME[1] * PATCH, generator=generator)
-
-
-def videos(pixels: list[Tensor]) -> dict[str, Tensor]:
+def videos(family: str, pixels: list[Tensor], sizes: list[tuple[int]]) -> dict[str, Tensor]:
     """What a prompt with videos brings besides text."""
-    whole = torch.cat(pixels, -1)
-    frames = whole.shape[-1] // (FRAME[0] * FRAME[1] * PATCH)
-    return {"pixel_values_videos": whole, "target_sizes_videos": torch.tensor([FRAME] * frames)}
+    frames = sum(count for (count,) in sizes)
+    return {"pixel_values_videos": torch.cat(pixels, -1), "target_sizes_videos": torch.tensor([FRAME] * frames)}
 
 
 def own_processor(tokenizer: Any) -> Any:

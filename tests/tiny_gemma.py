@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tiny_shared import BLOCKS, PATCH, TOKEN_ID, make_tokenizer, reload_processor
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -18,7 +19,6 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-PATCH = 4  # pixels
 SIDE = {"paligemma": 6, "gemma3": 8}  # patches of an image
 USUAL = {family: (side, side) for family, side in SIDE.items()}
 TOKENS = {"paligemma": (6, 6), "gemma3": (4, 4)}  # down and across
@@ -38,18 +38,21 @@ CLASSES: dict[str, Any] = {
     "gemma3": Gemma3ForConditionalGeneration,
 }
 IMAGE_TEXT = {"paligemma": "<image>", "gemma3": "<img>"}  # in the text of a prompt
-IMAGE_TOKEN = {"paligemma": "<image>", "gemma3": "<IMG_CONTEXT>"}
+IMAGE_TOKEN = {"paligemma": TOKEN_ID["<image>"], "gemma3": TOKEN_ID["<IMG_CONTEXT>"]}
 ROWS: dict[str, list[list[Any]]] = {
     "paligemma": [[3, "image", 5], [2, "image", 4, "image", 7], [6]],
     "gemma3": [[3, (8, 16), 5], [2, "image", 4, "image", 7], [6]],  # the first one is seen whole, and in two crops
 }
-SPECIAL = {"gemma3": {"boi_token": "<img>", "eoi_token": "</img>", "image_token": "<IMG_CONTEXT>"}}
+NAMES = {  # of tokens, by which a processor asks for them
+    "gemma3": {"boi_token": "<img>", "eoi_token": "</img>", "image_token": "<IMG_CONTEXT>"},
+}
 BOS = "<|vision_start|>"
 
 
-def config(family: str, text: dict[str, Any], blocks: int, image: int) -> Any:
+def config(family: str, text: dict[str, Any]) -> Any:
     """The config around a language model's ``text``."""
-    vision = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=blocks)
+    image = IMAGE_TOKEN[family]
+    vision = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=BLOCKS)
     vision |= dict(model_type="siglip_vision_model", image_size=SIDE[family] * PATCH, patch_size=PATCH)
     vision |= dict(vision_use_head=False)
     text = {"head_dim": text["hidden_size"] // text["num_attention_heads"]} | text
@@ -63,7 +66,15 @@ def config(family: str, text: dict[str, Any], blocks: int, image: int) -> Any:
     return Gemma3Config(vision_config=vision, text_config=text, image_token_index=image, mm_tokens_per_image=16)
 
 
-def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
+def processor(family: str) -> Any:
+    """The family's processor."""
+    images, kind, options = _parts(family)
+    tokenizer = make_tokenizer(NAMES.get(family))
+    tokenizer.bos_token = BOS
+    return reload_processor(family, kind(images, tokenizer, **options), backend="pil")
+
+
+def _parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
     """Image processor, processor class and its options."""
     side = {"height": SIDE[family] * PATCH, "width": SIDE[family] * PATCH}
     if family == "paligemma":

@@ -9,6 +9,16 @@ import math
 from typing import Any
 
 import torch
+from tiny_shared import (
+    BLOCKS,
+    PATCH,
+    TOKEN_ID,
+    VIDEO_HERE,
+    VIDEO_TOKEN,
+    make_tokenizer,
+    reload_parts,
+    reload_processor,
+)
 from torch import Tensor
 from transformers import (
     Idefics3Config,
@@ -39,11 +49,22 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-PATCH = 4  # pixels
 ANYRES = ("llava_next", "llava_next_video", "llava_onevision")  # tiles side by side, with newlines
 IDEFICS = ("idefics3", "smolvlm")  # the images of a row are one entry of pixels and of features
 OVIS = ("ovis2",)  # whose features are words of a visual vocabulary
 INDICATORS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+MORE = {  # special tokens than all families have
+    **dict.fromkeys(IDEFICS, ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")),
+    **dict.fromkeys(OVIS, ("<IMG_ATOM>", *INDICATORS)),
+}
+NAMES = {  # of tokens, by which a processor asks for them
+    "internvl": {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+}
 JOINED = ("internvl", *IDEFICS, *OVIS)  # tiles one after another; patches are put together before the projector
 SIDE = {**dict.fromkeys(ANYRES, 4), **dict.fromkeys(JOINED, 8)}  # patches of a tile
 USUAL = {**dict.fromkeys(ANYRES, (6, 8)), **dict.fromkeys(JOINED, (8, 16))}
@@ -51,6 +72,9 @@ PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
 ASPECT = "anyres_max_2"  # pictures of more than two tiles are pooled
 FAMILIES = tuple(SIDE)
 VIDEO = ("llava_onevision", "llava_next_video")
+IMAGE_TEXT = {**dict.fromkeys(FAMILIES, "<image>"), "internvl": "<IMG_CONTEXT>"}
+IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in IMAGE_TEXT.items()}
+IMAGE_TOKEN |= dict.fromkeys(OVIS, len(TOKEN_ID))  # the first of its own
 CLASSES = {
     "llava_next": LlavaNextForConditionalGeneration,
     "llava_next_video": LlavaNextVideoForConditionalGeneration,
@@ -72,28 +96,28 @@ VIDEO_ROWS: dict[str, list[list[Any]]] = {
 }
 
 
-def config(family: str, text: dict[str, Any], blocks: int, image: int, video: int) -> Any:
+def config(family: str, text: dict[str, Any]) -> Any:
     """The config around a language model's ``text``."""
-    side = SIDE[family] * PATCH
+    side, image = SIDE[family] * PATCH, IMAGE_TOKEN[family]
     vision = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, image_size=side, patch_size=PATCH)
     if family == "internvl":
-        vision |= dict(num_hidden_layers=blocks, layer_scale_init_value=0.5)
+        vision |= dict(num_hidden_layers=BLOCKS, layer_scale_init_value=0.5)
         return InternVLConfig(
             vision_config=vision, text_config=text | {"model_type": "qwen2"}, image_token_id=image, image_seq_length=16
         )
     if family in OVIS:
-        vision |= dict(num_hidden_layers=blocks, hidden_stride=2, vocab_size=48)
+        vision |= dict(num_hidden_layers=BLOCKS, hidden_stride=2, vocab_size=48)
         ids = [image + 1 + i for i in range(len(INDICATORS))]
         return Ovis2Config(
             vision_config=vision, text_config=text | {"model_type": "qwen2"}, image_token_id=image,
             visual_indicator_token_ids=ids, vocab_size=text["vocab_size"], hidden_size=text["hidden_size"],
         )  # fmt: skip
     if family in IDEFICS:
-        vision |= dict(num_hidden_layers=blocks)
+        vision |= dict(num_hidden_layers=BLOCKS)
         kind: Any = Idefics3Config if family == "idefics3" else SmolVLMConfig
         return kind(vision_config=vision, text_config=text | {"model_type": "llama"}, image_token_id=image)
     if family in ("llava_next", "llava_next_video"):
-        vision |= dict(model_type="clip_vision_model", num_hidden_layers=blocks + 1)
+        vision |= dict(model_type="clip_vision_model", num_hidden_layers=BLOCKS + 1)
         around: dict[str, Any] = dict(
             vision_config=vision,
             text_config=text | {"model_type": "llama"},
@@ -101,20 +125,29 @@ def config(family: str, text: dict[str, Any], blocks: int, image: int, video: in
             image_token_index=image,
         )
         if family == "llava_next_video":
-            return LlavaNextVideoConfig(**around, video_token_index=video)
+            return LlavaNextVideoConfig(**around, video_token_index=VIDEO_TOKEN)
         return LlavaNextConfig(**around)
-    vision |= dict(model_type="siglip_vision_model", num_hidden_layers=blocks, vision_use_head=False)
+    vision |= dict(model_type="siglip_vision_model", num_hidden_layers=BLOCKS, vision_use_head=False)
     return LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text | {"model_type": "qwen2"},
         image_grid_pinpoints=PINPOINTS,
         vision_aspect_ratio=ASPECT,
         image_token_index=image,
-        video_token_index=video,
+        video_token_index=VIDEO_TOKEN,
     )
 
 
-def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
+def processor(family: str) -> Any:
+    """The family's processor, without videos."""
+    images, kind, options = _parts(family)
+    tokenizer = make_tokenizer(NAMES.get(family), MORE.get(family, ()))
+    if family == "llava_next":
+        return reload_processor(family, kind(images, tokenizer, **options), backend="pil")
+    return reload_parts(family, kind, images, tokenizer, **options)
+
+
+def _parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
     """Image processor, processor class and its options."""
     side = SIDE[family] * PATCH
     square = {"height": side, "width": side}
@@ -148,15 +181,16 @@ def parts(family: str) -> tuple[Any, Any, dict[str, Any]]:
     return images, LlavaOnevisionProcessor, options
 
 
-def video_text(family: str, frames: int) -> str:
-    """Placeholders of a video."""
-    return "<|video_here|>" * (frames * math.ceil(SIDE[family] / 2) ** 2 + (family == "llava_onevision"))
+def video(family: str, size: tuple[int], generator: torch.Generator) -> tuple[str, Tensor]:
+    """Text of a video, and its pixels ``(frames, 3, height, width)``."""
+    (frames,), side = size, SIDE[family] * PATCH
+    text = VIDEO_HERE * (frames * math.ceil(SIDE[family] / 2) ** 2 + (family == "llava_onevision"))
+    return text, torch.randn(frames, 3, side, side, generator=generator)
 
 
-def video_pixels(family: str, frames: int, generator: torch.Generator) -> Tensor:
-    """``(frames, 3, height, width)``."""
-    side = SIDE[family] * PATCH
-    return torch.randn(frames, 3, side, side, generator=generator)
+def videos(family: str, pixels: list[Tensor], sizes: list[tuple[int]]) -> dict[str, Tensor]:
+    """What a prompt with videos brings besides text."""
+    return {"pixel_values_videos": torch.stack(pixels)}
 
 
 def views(family: str, batch: dict[str, Any], unpadded: Any) -> list[list[tuple[int, int]]]:

@@ -8,11 +8,6 @@ from typing import ClassVar
 
 import pytest
 import tiny
-import tiny_cpm
-import tiny_gemma
-import tiny_gemma4
-import tiny_rows
-import tiny_tiles
 import torch
 from torch import Tensor
 
@@ -183,23 +178,13 @@ def depends_on_text(plan: str) -> bool:
 
 plan = pytest.mark.parametrize("plan", PLANS)
 
-ROWS = {
-    **{family: [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]] for family in tiny.PACKED},
-    **{family: [[3, "image", 5], [2, "image", 4, "image", 7], [6]] for family in tiny.PLAIN},
-    **tiny_tiles.ROWS,
-    **tiny_gemma.ROWS,
-    **tiny_rows.ROWS,
-    **tiny_gemma4.ROWS,
-    **tiny_cpm.ROWS,
-}
-VIDEO_ROWS: list[list[tiny.Item]] = [[3, (2, 4, 8), 5], [2, (4, 8), 4, (3, 4, 4), 7]]
+ROWS: dict[str, list[list[tiny.Item]]] = {family: group.ROWS[family] for family, group in tiny.GROUP.items()}
 
 
 def video_rows(family: str) -> list[list[tiny.Item]]:
     """A batch with videos, and an image beside them where stock code takes both."""
-    if family in tiny.GLM:
-        return [[3, (2, 4, 8), 5], [2, (3, 4, 4), 7]]
-    return (tiny_tiles.VIDEO_ROWS | tiny_gemma4.VIDEO_ROWS | tiny_cpm.VIDEO_ROWS).get(family, VIDEO_ROWS)
+    rows: list[list[tiny.Item]] = tiny.GROUP[family].VIDEO_ROWS[family]
+    return rows
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
@@ -207,4 +192,4 @@ def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-__all__ = ["FULL", "PLANS", "ROWS", "VIDEO_ROWS", "close", "depends_on_text", "foveate", "plan", "video_rows"]
+__all__ = ["FULL", "PLANS", "ROWS", "close", "depends_on_text", "foveate", "plan", "video_rows"]

@@ -66,7 +66,7 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         if family == "mistral3":
             patches = by_units(patches.flatten(0, -2), batch["image_sizes"])
-        if family in tiny.padded.FAMILIES:
+        if family in tiny.gemma4.FAMILIES:
             places = batch["image_position_ids"]
             there = patches[(places >= 0).all(-1)]
             patches = by_units(there, (places.amax(1) + 1).flip(1) * tiny.PATCH)
@@ -149,7 +149,8 @@ def test_signals_of_all_tokens_after_they_are_back(family: str, impl: str) -> No
     for tokens in (seen, *ours):  # from the queries of kept tokens only
         assert tokens.received.shape == dense.received.shape
         assert tokens.received.isfinite().all()
-        assert bool((tokens.received > 0).all()) or family in tiny.WINDOWS  # a window may be without a kept token
+        # A window may be without a kept token.
+        assert bool((tokens.received > 0).all()) or family in tiny.packed.WINDOWS
 
 
 class Other(nn.Linear):

@@ -106,6 +106,6 @@ def test_spans_are_frames(family: str) -> None:
         model(**batch)
         visit = handle.report().visits[0]
     # 2 frames of 2x4; perhaps an image of 4x8 patches; 3 frames of 2x2
-    wide = 2 if family in tiny.GLM else 3
+    wide = 2 if family in tiny.packed.GLM else 3
     assert visit.before == (8,) * wide + (4, 4, 4)
     assert visit.shapes == ((2, 4),) * wide + ((2, 2), (2, 2), (2, 2))

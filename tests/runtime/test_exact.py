@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS, VIDEO_ROWS, DropBlocks, ParkHalf, close
+from plans import ROWS, DropBlocks, ParkHalf, close, video_rows
 from torch import Tensor, nn
 
 import foveate
@@ -147,7 +147,7 @@ def _llava_tower(model: Any, pixels: Tensor, keep: Tensor, first: int, last: int
 @pytest.mark.parametrize("mid", [False, True])
 def test_parking_in_a_padded_tower(impl: str, mid: bool) -> None:
     model, batch = tiny.model("llava", impl), tiny.inputs("llava", [[3, "image", 4, "image"]])
-    n = tiny.LLAVA_SIDE**2
+    n = tiny.llava.SIDE**2
     with torch.no_grad(), foveate.compress(model, ParkHalf(mid=mid)):
         ours = torch.cat(list(model.get_image_features(batch["pixel_values"]).pooler_output))
     with torch.no_grad():
@@ -271,7 +271,7 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
     units = torch.cat([torch.tensor(kept[0]), torch.tensor(kept[1]) + 16])
     with torch.no_grad():
         order = torch.arange(28)
-        if name in tiny.WINDOWS:
+        if name in tiny.packed.WINDOWS:
             from transformers.vision_utils import get_vision_window_index
 
             order, _ = get_vision_window_index(
@@ -292,10 +292,10 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
 
 
 @pytest.mark.parametrize("method", [DropBlocks(block=1), DropBlocks(block=2) + foveate.Stride(layers=(1,))], ids=repr)
-@pytest.mark.parametrize("name", tiny.DEEPSTACK)
+@pytest.mark.parametrize("name", tiny.packed.DEEPSTACK)
 def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, impl: str, method: foveate.Method) -> None:
     """The stock language model on the tower's features of all modalities, with keys masked where tokens have left."""
-    model, batch = tiny.model(name, impl, fresh=True), tiny.inputs(name, VIDEO_ROWS)
+    model, batch = tiny.model(name, impl, fresh=True), tiny.inputs(name, video_rows(name))
     visual = tiny.visual_mask(name, batch)
     lm, kinds = tiny.lm(model), {"image": tiny.IMAGE_TOKEN[name], "video": tiny.VIDEO_TOKEN}
     given: dict[str, Any] = {}
@@ -349,10 +349,10 @@ def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, imp
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("name", tiny.DEEPSTACK)
+@pytest.mark.parametrize("name", tiny.packed.DEEPSTACK)
 def test_features_may_be_added_after_the_last_layer(name: str, layers: int) -> None:
     """As many as there are layers, or more: stock code leaves the rest out."""
-    model, batch = tiny.build(tiny.config(name, num_hidden_layers=layers)), tiny.inputs(name, VIDEO_ROWS)
+    model, batch = tiny.build(tiny.config(name, num_hidden_layers=layers)), tiny.inputs(name, video_rows(name))
     logits = tiny.text_logits(model, batch)
     with foveate.compress(model, foveate.Stride(keep=1.0, layers=(0,))):
         assert torch.equal(tiny.text_logits(model, batch), logits)

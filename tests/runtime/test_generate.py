@@ -56,7 +56,7 @@ def test_beams_follow_the_scores(family: str) -> None:
 @FEW
 def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
     # Stock GLM repeats the images of a row one by one, not as a group.
-    rows = [[3, (8, 8), 5], [6]] if family in tiny.GLM else ROWS[family]
+    rows = [[3, (8, 8), 5], [6]] if family in tiny.packed.GLM else ROWS[family]
     model, batch = tiny.model(family), tiny.inputs(family, rows)
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         one = generate(model, batch)
@@ -78,7 +78,7 @@ def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
 @pytest.mark.parametrize("plan", ["vtw+stride", "tome", "visionzip", "vtw", "downsample", "renumber"])
 def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
     """Whatever is decided from a token alone, or before the language model, is the same in chunks."""
-    if family in (*tiny.gemma.FAMILIES, *tiny.padded.FAMILIES):
+    if family in (*tiny.gemma.FAMILIES, *tiny.gemma4.FAMILIES):
         pytest.skip("a chunk does not see the rest of an image or prefix in stock code; see test_both_ways")
     if family in tiny.tiles.OVIS:
         pytest.skip("stock code loses its indicators in chunks")
@@ -144,7 +144,7 @@ def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
     second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
     if "token_type_ids" in both:  # stock code reads them by position, so a turn brings those of the turns before, too
         first["token_type_ids"], second["token_type_ids"] = both["token_type_ids"][:, :cut], both["token_type_ids"]
-    if family in tiny.padded.FAMILIES:  # and those
+    if family in tiny.gemma4.FAMILIES:  # and those
         second["mm_token_type_ids"] = both["mm_token_type_ids"]
     first |= tiny.of_images(family, both, slice(0, 1))
     second |= {**tiny.of_images(family, both, slice(1, 2)), "attention_mask": both["attention_mask"]}
@@ -213,7 +213,7 @@ def test_inputs_embeds(family: str) -> None:
         given = {**{k: v for k, v in batch.items() if k != "input_ids"}, "inputs_embeds": embeds}
         close(model(**given).logits[:, -1], expected)
         assert handle.report().layer_tokens == tokens
-        if family in (*tiny.gemma.FAMILIES, *tiny.padded.FAMILIES):
+        if family in (*tiny.gemma.FAMILIES, *tiny.gemma4.FAMILIES):
             return  # stock generate() takes none there
         generated: Any = model.generate(
             **given, max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True

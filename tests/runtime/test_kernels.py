@@ -184,7 +184,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Flash:
 
 @cache
 def with_flash(family: str) -> Any:
-    if family in (*tiny.gemma.FAMILIES, *tiny.padded.FAMILIES):
+    if family in (*tiny.gemma.FAMILIES, *tiny.gemma4.FAMILIES):
         pytest.skip("stock code's flash attention does not see images both ways; test_both_ways has what is refused")
     if family in tiny.PIXTRAL and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers does not tell kernels where images end; test_rows has what is refused")

@@ -17,7 +17,7 @@ from foveate import DyCoke, FastV, Stride, V2Drop
 from foveate.errors import UnsupportedSiteError
 
 recurrent = pytest.mark.parametrize("family", tiny.RECURRENT)
-hybrid = pytest.mark.parametrize("family", tiny.HYBRID)  # whose positions follow grids
+hybrid = pytest.mark.parametrize("family", tiny.packed.HYBRID)  # whose positions follow grids
 
 
 def _by_hand(model: Any, batch: dict[str, Tensor], layer: int, keep: Tensor) -> Tensor:

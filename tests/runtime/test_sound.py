@@ -16,7 +16,7 @@ import foveate
 FRAMES = {"qwen2_5_omni_thinker": 16, "qwen3_omni_moe_thinker": 32}  # of a sound
 TOKENS = 4  # that the language model sees of it
 ROWS: list[list[tiny.Item]] = [[8, (8, 8), 5], [9, (4, 12), 4, (8, 4), 7], [12]]
-pytestmark = pytest.mark.parametrize("family", tiny.OMNI)
+pytestmark = pytest.mark.parametrize("family", tiny.packed.OMNI)
 FEW = pytest.mark.parametrize(
     "plan", ["stride", "fastv", "tome", "visionzip", "renumber", "native", "ipcv", "divprune"]
 )
@@ -24,7 +24,7 @@ FEW = pytest.mark.parametrize(
 
 def heard(family: str, rows: int) -> dict[str, Tensor]:
     """A sound for each row."""
-    shape = (tiny.MELS, FRAMES[family])
+    shape = (tiny.packed.MELS, FRAMES[family])
     features = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(rows)]
     mask = torch.ones(rows, FRAMES[family], dtype=torch.long)
     return {"input_features": torch.stack(features), "feature_attention_mask": mask}
@@ -36,8 +36,8 @@ def beside(family: str, only: int | None = None, side: str = "left") -> dict[str
     batch |= {name: value if only is None else value[only : only + 1] for name, value in heard(family, 3).items()}
     for ids, real in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         begin = int(real.nonzero()[0])
-        ids[begin : begin + TOKENS + 2] = tiny.AUDIO_TOKEN
-        ids[begin], ids[begin + TOKENS + 1] = tiny.AUDIO_START, tiny.TOKEN_ID["<unk>"]
+        ids[begin : begin + TOKENS + 2] = tiny.packed.AUDIO_TOKEN
+        ids[begin], ids[begin + TOKENS + 1] = tiny.packed.AUDIO_START, tiny.TOKEN_ID["<unk>"]
     return batch
 
 
@@ -53,7 +53,7 @@ def test_nothing_or_only_pixels_are_dropped(family: str, impl: str, plan: str | 
                 assert torch.equal(generate(model, batch), ids)
         return
     visual = tiny.visual_mask(family, batch)
-    assert not bool((visual & (batch["input_ids"] == tiny.AUDIO_TOKEN)).any())
+    assert not bool((visual & (batch["input_ids"] == tiny.packed.AUDIO_TOKEN)).any())
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
         model(**batch)
         report = handle.report()
@@ -96,12 +96,12 @@ def between(family: str, only: int | None = None) -> dict[str, Any]:
         frames = (ids == tiny.VIDEO_TOKEN).nonzero().flatten()
         begin, n = int(frames[0]), len(frames)
         sound, end = (
-            torch.full((TOKENS,), tiny.AUDIO_TOKEN),
+            torch.full((TOKENS,), tiny.packed.AUDIO_TOKEN),
             ids[begin + n],
         )  # the video ends: then come words to replace
         before = (2 if family == "qwen2_5_omni_thinker" else 1) * n // 3
         first, rest = torch.full((before,), tiny.VIDEO_TOKEN), torch.full((n - before,), tiny.VIDEO_TOKEN)
-        opening, closing = torch.tensor([tiny.AUDIO_START]), torch.tensor([tiny.TOKEN_ID["<unk>"], end])
+        opening, closing = torch.tensor([tiny.packed.AUDIO_START]), torch.tensor([tiny.TOKEN_ID["<unk>"], end])
         ids[begin : begin + n + TOKENS + 3] = torch.cat([opening, first, sound, rest, closing])
     return batch
 

@@ -85,7 +85,7 @@ def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: p
         lists.clear()
         return len(questions(model, batch, method)), len(lists) // 2  # of two forwards
 
-    ways = dict.fromkeys(tiny.WINDOWS, 2).get(family, int(family in tiny.PACKED))
+    ways = dict.fromkeys(tiny.packed.WINDOWS, 2).get(family, int(family in tiny.PACKED))
     stock = asked(IPCV(keep=1.0))
     for blocks in range(tiny.BLOCKS):
         values, lengths = asked(IPCV(stabilise=blocks))

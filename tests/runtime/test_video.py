@@ -36,7 +36,7 @@ def process(family: str, rows: list[int]) -> dict[str, Any]:
         padding=True,
         return_tensors="pt",
     )
-    if family in tiny.GLM:  # its processor tells videos by words that the tiny vocabulary has not
+    if family in tiny.packed.GLM:  # its processor tells videos by words that the tiny vocabulary has not
         batch["mm_token_type_ids"] *= 2
     return {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
 

@@ -94,7 +94,7 @@ class Merger:
 
 @dataclass(frozen=True)
 class Tower:
-    """The vision tower.
+    """The vision tower. Blocks, and what is inside one, are called as in CLIP and SigLIP, unless a family says otherwise.
 
     Attributes:
         module: its path under the base model.
@@ -146,19 +146,19 @@ class Tower:
     """
 
     module: str
-    blocks: str
-    attention: str
-    mid_norm: str
-    ffn_end: str
     layout: Literal["padded", "packed"]
-    attention_norm: str
-    query: str
-    attention_end: str
     output: str
     unit: Callable[[Any], int]
     last_block: Callable[[Any], int]
     grid: Callable[[Any, Args, Kwargs], Grid]
     resize: Callable[[Any, Args, Kwargs, Grid], tuple[Args, Kwargs]] | None
+    blocks: str = "encoder.layers"
+    attention: str = "self_attn"
+    attention_norm: str = "layer_norm1"
+    query: str = "q_proj"
+    attention_end: str = "out_proj"
+    mid_norm: str = "layer_norm2"
+    ffn_end: str = "mlp"
     segments: Callable[[Any, Grid, int], list[int]] | None = None
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
     padded: Callable[[Any, Args, Kwargs], int | None] = lambda config, args, kwargs: None

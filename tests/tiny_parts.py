@@ -1,0 +1,95 @@
+"""Where things are in a tiny model, and what it makes of its inputs; used through `tiny`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tiny_shared import BLOCKS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveate.models import family_of
+
+
+def base(model: Any) -> Any:
+    """What joins vision and text."""
+    return model.get_submodule(family_of(model.config).base)
+
+
+def lm(model: Any) -> Any:
+    """The language model."""
+    return base(model).get_submodule(family_of(model.config).decoder.module)
+
+
+def tower(model: Any) -> Any:
+    """The vision tower."""
+    names = ("visual", "vision_tower", "vision_model")
+    found = next(getattr(base(model), name) for name in names if hasattr(base(model), name))
+    return found.transformer if hasattr(found, "head_linear") else found
+
+
+def projector(model: Any) -> Any:
+    """The linear layers between a padded tower and the language model."""
+    inner = base(model)
+    if hasattr(inner, "embed_vision"):
+        return inner.embed_vision
+    if hasattr(inner, "connector"):
+        return inner.connector.modality_projection
+    if hasattr(inner, "visual_embeddings_table"):
+        return inner.vision_tower.head_linear
+    return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
+
+
+def blocks(model: Any) -> list[Any]:
+    """Its blocks that reach the language model."""
+    vision = tower(model)
+    inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
+    found = vision.blocks if inner is None else next(x for x in inner.children() if isinstance(x, nn.ModuleList))
+    return list(found)[:BLOCKS]
+
+
+def end(model: Any) -> Any:
+    """What sees the patches that the last of these blocks puts out."""
+    if hasattr(tower(model), "pooler") and hasattr(base(model), "embed_vision"):
+        return tower(model).pooler
+    if not hasattr(base(model), "visual"):
+        return projector(model)
+    return getattr(tower(model), "post_layernorm", tower(model).merger)
+
+
+def entries(cache: Any) -> list[Any]:
+    """The cache entries that hold keys: those of the layers with attention."""
+    return [entry for entry in cache.layers if getattr(entry, "keys", None) is not None]
+
+
+def positions(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """``(3, B, L)`` position ids as stock code makes them of the grids."""
+    of_grids = base(model).get_rope_index
+    known = {name: batch[name] for name in inspect.signature(of_grids).parameters if name in batch}
+    ids: Tensor = of_grids(**known)[0]
+    return ids
+
+
+def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """``(M, V)`` logits of every position that is not padding, without gradients."""
+    with torch.no_grad():
+        return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, which by itself knows neither the products of a mixture of experts nor triangular systems."""
+
+    def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
+        return 2 * rows[0] * experts[1] * experts[2]
+
+    def triangular(system: Sequence[int], right: Sequence[int], **options: Any) -> int:
+        return 2 * math.prod(right) * system[-1]  # as the product with the inverse, which older versions compute
+
+    products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
+    known: dict[Any, Any] = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
+    known[torch.ops.aten.linalg_solve_triangular] = triangular
+    return FlopCounterMode(display=False, custom_mapping=known)
