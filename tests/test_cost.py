@@ -146,6 +146,18 @@ def test_flops_of_parking(family: str, impl: str, unit: str) -> None:
     assert report.mean_tokens == report.visual_tokens / len(ROWS)
 
 
+@pytest.mark.parametrize("method", [IPCV(), FastV(keep=0.5)])
+def test_mean_tokens_are_those_of_a_row_of_any_number_of_beams(family: str, method: Method) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with foveate.compress(model, method) as handle:
+        generate(model, batch)
+        alone = handle.report().mean_tokens
+        with torch.no_grad():
+            model.generate(**batch, max_new_tokens=2, do_sample=False, num_beams=2, pad_token_id=0)
+        assert alone > 0
+        assert handle.report().mean_tokens == pytest.approx(alone)
+
+
 @pytest.mark.parametrize(("keep", "patches", "expected"), [(0.35, 5120, 0.36), (0.35, 1024, 0.41), (1.0, 5120, 1.0)])
 def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected: float) -> None:
     """Qwen2-VL-7B's tower: of its 32 blocks 3 are whole and 7 attend to all. By hand, of the stock FLOPs; and as the report

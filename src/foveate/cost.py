@@ -147,7 +147,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
     batch = trace.prefill[0].batch if trace.prefill else 1
     seen = [entry.visual for entry in trace.prefill if entry.visual is not None]
-    visual = sum(seen) if seen else sum(t * h * w for t, h, w in trace.views) * n
+    visual = sum(seen) if seen else round(sum(t * h * w for t, h, w in trace.views) * n * _copies(trace))
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
         visual_tokens=sum(t * h * w for t, h, w in trace.views),
@@ -162,6 +162,12 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         seconds={stage: trace.seconds(stage) for stage in ("tower", "prefill", "decode")},
         decode_steps=trace.decode_steps,
     )
+
+
+def _copies(trace: Trace) -> float:
+    """How often the prompts of a call that no site looked at are in it (beams, samples)."""
+    placeholders = sum(int(count) for count in trace.placeholders)
+    return placeholders / trace.features if placeholders and trace.features else 1.0
 
 
 def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from foveate import overlay
 from foveate.compress import compress
 from foveate.cost import Report
+from foveate.errors import first_line
 from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method
 from foveate.terminal import CommandError
@@ -146,13 +147,16 @@ def _inputs(processor: Any, images: Sequence[Image.Image], prompt: str, name: st
     if not getattr(processor, "chat_template", None):
         raise CommandError(f"the processor of {name!r} has no chat template, so a prompt cannot be put in its format")
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    try:
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    except ValueError as error:  # an image of a shape that this model does not take
+        raise CommandError(f"the processor of {name!r} refuses the input: {first_line(error)}") from None
 
 
 def _ask(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, float]:

@@ -21,6 +21,7 @@ FASTV = (*ASK, "--method", "fastv")
 def folder(tmp_path: Path) -> Path:
     """Where the commands run: an image, and things that are not."""
     draw(tmp_path / "one.png")
+    draw(tmp_path / "wide.png", size=(3000, 10))
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes((tmp_path / "one.png").read_bytes()[:3000])
     (tmp_path / "empty").mkdir()
@@ -34,6 +35,7 @@ MISTAKES = {
     "no method": (ASK, "--method NAME"),
     "two methods": ((*FASTV, "--method-json", '{"method": "vtw"}'), "either --method NAME or"),
     "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),
+    "half a sum": ((*ASK, "--method", "tome+"), "name a method, in a sum on both sides of every +"),
     "keep over one": ((*FASTV, "--keep", "1.5"), "keep=1.5 is not a ratio"),
     "unknown option": ((*FASTV, "--option", "ratio=0.5"), "it has positions, keep, layer"),
     "option without value": ((*FASTV, "--option", "layer"), "is not name=value"),
@@ -71,9 +73,10 @@ MISTAKES = {
 WITH_WEIGHTS = {
     "unknown curriculum": ((*ADSC, "--curriculum", "harder"), "choose hard-to-easy, easy-to-hard, constant"),
     "folder of another run": (("train", "adsc", "--out", "gpt2"), "'gpt2' is there already: add --resume"),
-    "no checkpoint": ((*ADSC, "--resume"), "leave --resume out to begin"),
+    "no run": ((*ADSC, "--resume"), "leave --resume out to begin"),
     "layer out of range": ((*FASTV, "--option", "layer=99"), "the model has 10 decoder layers, 0 to 9"),
     "unknown attention": ((*FASTV, "--attn", "flashy"), "--attn 'flashy' cannot be used here"),
+    "an image too wide for the model": ((*FASTV, "--image", "wide.png"), "refuses the input: absolute aspect ratio"),
     "overlay folder is a file": ((*FASTV, "--overlay", "file"), "cannot write overlays to 'file'"),
     "demo folder is a file": (("demo", "--quick", "--out", "file"), "cannot write to 'file'"),
     "demo without images": (("demo", "--images", "0"), "choose 1 to"),

@@ -211,6 +211,14 @@ def test_folders(trained: Path, tmp_path: Path) -> None:
         adsc.train(request(tmp_path / "file"), False, silent)
 
 
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(trained: Path, tmp_path: Path) -> None:
+    record = json.loads((trained / adsc.RECORD).read_text())
+    begun = {name: value for name, value in record.items() if name not in ("steps", "losses", "stages")}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / adsc.RECORD).write_text(json.dumps(begun))
+    assert adsc.train(request(tmp_path / "run"), True, silent).losses == tuple(record["losses"])
+
+
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(CommandError, match=r"pip install 'foveate\[train\]'"):

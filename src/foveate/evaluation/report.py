@@ -21,6 +21,7 @@ from foveate.terminal import CommandError
 
 JSON, MARKDOWN, CURVE = "results.json", "results.md", "accuracy.png"
 
+FEW = 5  # questions of a task
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV", "seeds")
 
 
@@ -144,6 +145,12 @@ def remarks(found: Evaluation) -> list[str]:
             )
     if len(found.request.seeds) > 1:
         lines.append("Seeds are pooled; the last column has the lowest and the highest accuracy of a single one.")
+    few = [share.n for share in found.rows[0].tasks.values()]
+    if few and min(few) < FEW:
+        lines.append(
+            f"{min(few)} questions of a task say little: below {FEW}, intervals are too narrow and the most frequent answer "
+            "guesses too well; raise --per-task."
+        )
     lines += [f"{m.label} cannot spend {m.budget:.3g}: the nearest is {m.closest:.3g}." for m in found.missed]
     return [*lines, *found.notes]
 

@@ -113,7 +113,7 @@ class DecoderHooks:
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
             last, brings = self.context.trace, bool(inputs.modalities)
-            self.context.trace = Trace(grid=last.grid, views=last.views) if brings else Trace()
+            self.context.trace = Trace(grid=last.grid, views=last.views, features=last.features) if brings else Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         if not (isinstance(mask, Tensor) and mask.dim() == 2):
             mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding
@@ -123,6 +123,8 @@ class DecoderHooks:
         if not self.reduces:
             for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
                 self._log(call, embeds, None, entry_of(cache, i) if past else None)
+            if inputs.modalities:
+                call.trace.placeholders.append(self.entry.count(inputs))
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
         if not (self.reduces and inputs.modalities):

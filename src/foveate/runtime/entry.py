@@ -77,6 +77,10 @@ class Entry:
         call.arrived = Reduction(keep.to(embeds.device), tuple(int(n) for n in counts))
         return torch.where(flags[-1][..., None], embeds.new_zeros(()), embeds)
 
+    def count(self, inputs: Inputs) -> Tensor:
+        """How many placeholders a forward brings that no site looks at, on its device."""
+        return torch.stack([self._placeholders(inputs, pixels).sum() for pixels in inputs.modalities]).sum()
+
     def _placeholders(self, inputs: Inputs, pixels: str) -> Tensor:
         """``(B, L)`` bool: the placeholders of one modality, found as stock code finds them."""
         token = getattr(self.config, self.family.modalities[pixels])

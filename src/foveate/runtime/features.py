@@ -175,6 +175,7 @@ def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     trace, n, now = call.trace, units(call.grid), units(call.grid_now)
     trace.grid += call.grid
     trace.views += record.order.grid
+    trace.features += record.order.starts[-1]
     trace.patch_rows += unit * (_largest(call.grid_now) if padded else now)
     trace.full_patch_rows += unit * (_largest(call.grid) if padded else n)
     present = now if call.layout is None else len(call.layout.tokens)

@@ -68,12 +68,15 @@ class SiteTrace:
 class Trace:
     """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
 
-    `grid` is what the tower saw, `views` what the language model sees of it; `segments` are the rows of the tower's images
-    with their padding, where there is some, and `around` the FLOPs of the tower that no site changes.
+    `grid` is what the tower saw, `views` what the language model sees of it, as so many `features`; `segments` are the rows of
+    the tower's images with their padding, where there is some, and `around` the FLOPs of the tower that no site changes.
+    `placeholders` counts, on the device, those of each forward that no site looked at (beams repeat them).
     """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     views: list[tuple[int, int, int]] = field(default_factory=list)
+    features: int = 0
+    placeholders: list[Tensor] = field(default_factory=list)
     blocks: list[BlockTrace] = field(default_factory=list)
     segments: list[int] = field(default_factory=list)
     around: int = 0

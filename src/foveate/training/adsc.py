@@ -181,9 +181,11 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     tell(f"training {method!r}, {request.curriculum}")
+    checkpoints = request.out / CHECKPOINTS
     _write(request.out, record)
     try:
-        done = trainer.train(resume_from_checkpoint=resume or None)
+        # One that was stopped before its first checkpoint begins again.
+        done = trainer.train(resume_from_checkpoint=(resume and any(checkpoints.glob("checkpoint-*"))) or None)
     except FoveateError:
         raise
     except (ValueError, OSError, RuntimeError) as error:
@@ -246,10 +248,9 @@ def _open(request: Request, resume: bool) -> dict[str, Any]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CommandError(f"{str(out)!r} is there already: add --resume to go on, or choose another folder")
         return described
-    checkpoints = out / CHECKPOINTS
-    if not checkpoints.is_dir() or not any(checkpoints.glob("checkpoint-*")):
+    if not (out / RECORD).is_file():
         raise CommandError(
-            f"there is no checkpoint in {str(checkpoints)!r} to resume from: leave --resume out to begin"
+            f"there is no run in {str(out)!r} to resume: leave --resume out to begin one in an empty folder"
         )
     try:
         before = json.loads((out / RECORD).read_text(encoding="utf-8"))
