@@ -35,7 +35,7 @@ MISTAKES = {
     "no method": (ASK, "--method NAME"),
     "two methods": ((*FASTV, "--method-json", '{"method": "vtw"}'), "either --method NAME or"),
     "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),
-    "half a sum": ((*ASK, "--method", "tome+"), "name a method, in a sum on both sides of every +"),
+    "half a sum": ((*ASK, "--method", "tome+"), "a sum has one on both sides of every +"),
     "keep over one": ((*FASTV, "--keep", "1.5"), "keep=1.5 is not a ratio"),
     "unknown option": ((*FASTV, "--option", "ratio=0.5"), "it has positions, keep, layer"),
     "option without value": ((*FASTV, "--option", "layer"), "is not name=value"),

@@ -32,10 +32,9 @@ def _defined_in(module: ModuleType) -> list[type[Method]]:
 def method_class(name: str) -> type[Method]:
     """The class of a method by its name; `UnknownNameError` lists what there is."""
     known = methods()
-    if not name:
-        raise UnknownNameError("a name is missing: name a method, in a sum on both sides of every +")
     if name.lower() not in known:
-        raise UnknownNameError(f"there is no method {name!r}; there are {', '.join(known)}")
+        hint = "" if name else " (a sum has one on both sides of every +)"
+        raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
     return known[name.lower()]
 
 
