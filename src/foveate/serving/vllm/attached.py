@@ -1,0 +1,95 @@
+"""The method on one model of vLLM: its vision side, where its prompts' tokens are, and what arrives in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.multimodal.inputs import PlaceholderRange
+
+from foveate.serving.vllm.columns import Columns
+from foveate.serving.vllm.engine import Engine
+from foveate.serving.vllm.inner import Inner
+from foveate.serving.vllm.prompt import Placed, Prompt
+from foveate.serving.vllm.runner import watch_runners
+from foveate.serving.vllm.settings import Settings
+from foveate.serving.vllm.vision import Vision
+
+Positions = tuple[Tensor, int]
+
+
+class Attached:
+    """Made by the model's constructor.
+
+    Args:
+        mrope: the stock model's function for M-RoPE positions, if it has one.
+
+    Attributes:
+        vision: encodes images.
+        inner: runs the language model in steps in which tokens leave inside it.
+        arrived: columns of the features of this step, and their places in it; None: there are none.
+    """
+
+    def __init__(self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None) -> None:
+        self.engine, self.plan, self.config, self.mrope = engine, settings.plan, model.config, mrope
+        self.vision = Vision(model, engine, self.plan)
+        self.inner = Inner(model.get_submodule(engine.decoder), self.plan)
+        self.arrived: tuple[Columns, Tensor] | None = None
+        watch_runners()
+
+    def arrive(self, features: Sequence[Tensor] | None, is_multimodal: Tensor | None) -> list[Tensor] | None:
+        """Take the columns off the features of a step."""
+        self.arrived = None
+        if not features:
+            return None
+        whole, columns = Columns.split(torch.cat(list(features)))
+        assert is_multimodal is not None
+        self.arrived = columns, is_multimodal.nonzero().flatten()
+        return list(whole.split([len(each) for each in features]))
+
+    def prompt(self, request: Any) -> Prompt:
+        """Where the tokens of a request are; kept with it."""
+        n, known = getattr(request, "foveate", (-1, None))
+        if known is None or n != len(request.mm_features):
+            known = self._prompt(request.mm_features)
+            request.foveate = (len(request.mm_features), known)
+        return known
+
+    def _prompt(self, features: Sequence[Any]) -> Prompt:
+        found = []
+        for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
+            place, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
+            first = 0 if place.is_embed is None else int(place.is_embed.to(torch.uint8).argmax())
+            item = self.engine.shape(self.config, feature.modality, data, 0)
+            found.append((item, feature, place.offset + first, place.get_num_embeds()))
+        return Prompt(self.plan, found)
+
+    def positions(self, tokens: Sequence[int], features: Sequence[Any]) -> Positions:
+        """M-RoPE positions of a prompt as it is, ``(3, L)``, and what is added to a later place to get its position.
+
+        Text has the positions that it would have without a method; features have that of their image's first one, and get
+        their own when they arrive.
+        """
+        assert self.mrope is not None
+        prompt = self._prompt(features)
+        missing = int(prompt.missing[-1])
+        positions, delta = self.mrope([0] * (len(tokens) + missing), [_full(each, each.full) for each in prompt.placed])
+        places = np.arange(len(tokens)) + prompt.missing_before(0, len(tokens))
+        for each in prompt.placed:
+            places[each.start : each.end] = each.full
+        return positions[:, torch.from_numpy(places)], delta + missing
+
+    def steps(self, placed: Placed) -> Tensor:
+        """``(3, R)`` M-RoPE positions of an image's features, all of them, counted from the first one's."""
+        assert self.mrope is not None
+        positions, _ = self.mrope([0] * placed.cells, [_full(placed, 0)])
+        return positions - positions[:, :1]
+
+
+def _full(placed: Placed, start: int) -> Any:
+    """What vLLM would say of an image without a method."""
+    return replace(placed.feature, mm_position=PlaceholderRange(offset=start, length=placed.cells))

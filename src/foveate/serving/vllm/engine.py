@@ -1,0 +1,48 @@
+"""The vocabulary in which a model of vLLM is described. Facts only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.models.family import Family
+from foveate.serving.plan import Item
+
+#: of the names under which model classes are registered, before those of vLLM, which stay as they are
+PREFIX = "Foveated"
+
+Facts = list[tuple[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model class of vLLM.
+
+    Attributes:
+        architecture: its name in ``config.architectures``.
+        stock: ``module:class``.
+        family: the same model in transformers.
+        shape: config, modality, processed data of an image or video, number of its features -> its grids.
+        facts: arguments of ``embed_multimodal`` -> modality and data for `shape`, of each item in order.
+        graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
+        forwards: the model, that vision side -> modules of vLLM, and what is to run when they are called.
+        decoder: path of the module with the decoder layers.
+    """
+
+    architecture: str
+    stock: str
+    family: Family
+    shape: Callable[[Any, str, Mapping[str, Any], int], Item]
+    facts: Callable[[Mapping[str, Any]], Facts]
+    graft: Callable[[Any], Any]
+    forwards: Callable[[Any, Any], list[tuple[Any, Callable[..., Any]]]]
+    decoder: str = "language_model.model"
+
+
+def rows_of(kwargs: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Facts:
+    """Facts of items that each have one row of a tensor: ``names`` are (modality, argument)."""
+    found: Facts = []
+    for modality, name in names:
+        found += [(modality, {name: row}) for row in kwargs.get(name, ())]
+    return found
