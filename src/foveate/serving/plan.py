@@ -163,8 +163,7 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
         reduction = action.method.reduce(_made_up(now, action), action.site)
         place = place[reduction.keep]
         if action.site.at == "pixels" and reduction.shape is not None:
-            shapes = iter(reduction.shape)
-            now = tokens_of(frames([(t, *[next(shapes) for _ in range(t)][0]) for t, _, _ in item.tower]))
+            now = tokens_of(replace(now.spans, shape=reduction.shape))
         else:
             now = reduction.survivors(now)
     return full.select(place.sort().values, now.counts)

@@ -57,5 +57,5 @@ def check_version() -> None:
         found = version("vllm")
     if not any(found == minor or found.startswith(f"{minor}.") for minor in SUPPORTED):
         raise UnsupportedModelError(
-            f"foveate serves in vLLM {', '.join(f'{minor}.x' for minor in SUPPORTED)}, and this is {found}: install one of those"
+            f"foveate serves in vLLM {', '.join(f'{minor}.x' for minor in SUPPORTED)}, and this is {found}: install one of them"
         )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from prometheus_client import Counter
+from torch import Tensor
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from foveate.ops.segments import offsets
@@ -14,16 +17,36 @@ from foveate.serving.plan import Item, Plan
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
 
+#: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
+TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "stage"))
+
+
+@dataclass
+class Shortened(PromptUpdateDetails):
+    """What stands for an image in a prompt.
+
+    Attributes:
+        counts: tokens without a method, in the prompt, and in the last layer.
+    """
+
+    counts: tuple[int, int, int] = (0, 0, 0)
+
 
 def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
-    """The same processor of vLLM; what it puts into prompts is shorter.
+    """The same processor of vLLM; what it puts into prompts is shorter, and counted.
 
     Args:
         processor: an instance.
         plan: of the method.
         shape: modality, processed data of an item, number of its features without a method -> its grids.
     """
-    stock = processor._get_mm_prompt_updates
+    stock, apply, dummy = (
+        processor._get_mm_prompt_updates,
+        processor._maybe_apply_prompt_updates,
+        processor.get_dummy_mm_inputs,
+    )
+    counters = [TOKENS.labels(repr(plan.method), stage) for stage in ("images", "prompt", "last_layer")]
+    counting = True
 
     def updates(mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
         found = stock(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
@@ -35,7 +58,23 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
             for modality, items in found.items()
         }
 
+    def count_and_apply(mm_items: Any, mm_res: Any) -> Any:
+        for items in mm_res.prompt_updates.values() if counting else ():
+            for update, *_ in items:
+                for counter, n in zip(counters, update.content.counts):
+                    counter.inc(n)
+        return apply(mm_items, mm_res)
+
+    def uncounted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal counting
+        counting = False
+        try:
+            return dummy(*args, **kwargs)
+        finally:
+            counting = True
+
     processor._get_mm_prompt_updates = updates
+    processor._maybe_apply_prompt_updates, processor.get_dummy_mm_inputs = count_and_apply, uncounted
     return processor
 
 
@@ -44,12 +83,18 @@ def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], sh
     embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
     places = embeds.nonzero().flatten().tolist()
     item = shape(modality, data, len(places))
-    stays = set(places_kept(item, plan.entry_counts(item)))
+    counts = plan.entry_counts(item)
+    stays = set(places_kept(item, counts))
     gone = {place for i, place in enumerate(places) if i not in stays}
     kept = [token for i, token in enumerate(full) if i not in gone]
     mask = embeds[[i not in gone for i in range(len(full))]]
-    of_mask = None if is_embed is None else (lambda _: mask)
-    return replace(update, content=PromptUpdateDetails(kept, of_mask))
+    last = (counts, *plan.inner_counts(item))[-1]
+    content = Shortened(kept, None if is_embed is None else partial(_same, mask), (item.cells, sum(counts), sum(last)))
+    return replace(update, content=content)
+
+
+def _same(mask: Tensor, full: Sequence[int]) -> Tensor:
+    return mask
 
 
 def places_kept(item: Item, counts: Sequence[int]) -> list[int]:

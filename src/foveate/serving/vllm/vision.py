@@ -71,7 +71,7 @@ class Vision:
         if all(map(self.plan.shortens, items)):
             return self._shortened(full, items)
         with self._stock():
-            stock = [out for out in embed(**kwargs)]
+            stock = list(embed(**kwargs))
         found = []
         for i, item in enumerate(items):  # small images are rare
             one = _only(full, items, i)
