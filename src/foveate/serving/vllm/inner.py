@@ -7,18 +7,75 @@ or not: it differs in the metadata of its layers only.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.errors import InputError
+from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.trace import Trace
 from foveate.serving.plan import Plan
+from foveate.serving.vllm.attention import KNOWN, Seen, Watch, signal
 from foveate.serving.vllm.columns import Columns
-from foveate.tokens import Tokens
+from foveate.serving.vllm.prompt import Ints
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass
+class Flow:
+    """The tokens of a step on their way through the layers.
+
+    Attributes:
+        hidden, residual: ``(T, C)``, two summands of the hidden states; ``residual`` may be None.
+        positions: ``(T,)`` or ``(3, T)``.
+        origin: ``(T,)`` place of each among all tokens of the step.
+        lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
+        tokens, rows: the visual ones, and ``(N,)`` where they are.
+        request: ``(S,)`` request of each span.
+        previous: ``(T, C)`` what the layer before began with, if somebody asks.
+        seen: of the attention of the layer before, if somebody asks.
+    """
+
+    hidden: Tensor
+    residual: Tensor | None
+    positions: Tensor
+    origin: Tensor
+    lengths: Ints
+    after: Ints
+    tokens: Tokens
+    rows: Tensor
+    request: Ints
+    previous: Tensor | None = None
+    seen: Seen | None = None
+
+    @property
+    def state(self) -> Tensor:
+        """``(T, C)`` hidden states."""
+        return self.hidden if self.residual is None else self.hidden + self.residual
+
+    def reduce(self, reduction: Reduction) -> None:
+        """Only the survivors and the text go on."""
+        state, before = self.state, np.array(self.tokens.counts)
+        stays = torch.ones(len(state), dtype=torch.bool, device=state.device)
+        stays = stays.index_fill(0, self.rows, False).index_fill(0, self.rows[reduction.keep], True)
+        # A stable sort keeps the order of what stays, without asking the device how much that is.
+        take = torch.argsort((~stays).to(torch.uint8), stable=True)[: len(state) - len(self.rows) + len(reduction.keep)]
+        self.rows = (stays.cumsum(0) - 1)[self.rows[reduction.keep]]
+        self.hidden, self.residual = state[take], None
+        if reduction.hidden is not None:
+            self.hidden = self.hidden.index_copy(0, self.rows, reduction.hidden.to(state.dtype))
+        self.positions, self.origin = self.positions[..., take], self.origin[take]
+        self.previous = None if self.previous is None else self.previous[take]
+        if self.seen is not None:
+            self.seen = Seen(self.seen.query[take], self.seen.key[take], self.seen.value[take])
+        self.tokens = reduction.survivors(self.tokens)
+        self.lengths = self.lengths.copy()
+        np.subtract.at(self.lengths, self.request, before - np.array(reduction.counts))
 
 
 class Inner:
@@ -27,7 +84,7 @@ class Inner:
     Attributes:
         names: of the attention layers from each of the plan's layers on, up to the next one.
         step: of the engine, if features arrive in it.
-        counts: ``(G, R)`` tokens of each request in this step from each of the plan's layers on.
+        counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
     """
 
     def __init__(self, decoder: Any, plan: Plan) -> None:
@@ -38,7 +95,8 @@ class Inner:
             for start, end in zip(plan.layers, ends)
         ]
         self.step: Any = None
-        self.counts: list[Any] = []
+        self.counts: list[Ints] = []
+        self.trace = Trace()
 
     def __call__(self, step: Any, positions: Tensor, embeds: Tensor, columns: Columns, places: Tensor) -> Tensor:
         """Hidden states ``(P, C)`` after the final norm; rows of tokens that have left are zeros.
@@ -49,47 +107,58 @@ class Inner:
             embeds: ``(P, C)``, those of this step first.
             columns, places: of the features, and where they are among the tokens of this step.
         """
-        total, n = len(embeds), int(step.count.sum())
-        positions, hidden = positions[..., :n], embeds[:n]
-        residual: Tensor | None = None
-        tokens, rows = self._tokens(step, columns), places.to(embeds.device)
-        origin, group, trace = torch.arange(n, device=embeds.device), 0, Trace()
+        flow, planned = self._begin(step, positions, embeds, columns, places), iter(self.counts)
         for i, layer in enumerate(self.decoder.layers):
-            for action in (action for action in self.plan.inner if action.site.layer == i):
-                state = hidden if residual is None else hidden + residual
-                tokens = replace(tokens, hidden=state[rows])
-                reduction = action.decide(trace, tokens)
-                kept = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
-                kept = kept.index_fill(0, rows, False).index_fill(0, rows[reduction.keep], True)
-                left = len(hidden) - len(rows) + len(reduction.keep)
-                take = torch.argsort((~kept).to(torch.uint8), stable=True)[:left]
-                rows = (kept.cumsum(0) - 1)[rows[reduction.keep]]
-                tokens = reduction.survivors(tokens)
-                hidden, residual = hidden[take], None if residual is None else residual[take]
-                if reduction.hidden is not None:
-                    hidden = state[take].index_copy(0, rows, reduction.hidden.to(hidden.dtype))
-                    residual = None if residual is None else torch.zeros_like(hidden)
-                positions, origin = positions[..., take], origin[take]
-            if i in self.plan.layers:
-                planned = int(self.counts[group].sum())
-                if planned != len(hidden):
-                    raise InputError(
-                        f"{self.plan.method!r} left {len(hidden)} tokens before layer {i}, {planned} were planned"
-                    )
-                group += 1
-            hidden, residual = layer(positions, hidden, residual)
-        hidden, _ = self.decoder.norm(hidden, residual)
-        return hidden.new_zeros(total, hidden.shape[-1]).index_copy(0, origin, hidden)
+            for action in self._actions(i):
+                flow.reduce(self._decide(action, flow))
+            if i in self.plan.layers and not np.array_equal(flow.lengths, next(planned)):
+                raise InputError(f"{self.plan.method!r} left other tokens before layer {i} than were planned")
+            wanted = {name for action in self._actions(i + 1) for name in action.site.signals}
+            flow.previous = flow.state if "residual" in wanted else None
+            with Watch(layer.self_attn.attn) if wanted & set(KNOWN) else nullcontext() as watch:
+                flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
+            flow.seen = None if watch is None else watch.seen
+        hidden, _ = self.decoder.norm(flow.hidden, flow.residual)
+        return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
 
-    def _tokens(self, step: Any, columns: Columns) -> Tokens:
-        """The features of this step as tokens."""
-        placed = [each for each, _ in step.within]
-        grid = [view for each in placed for view in each.item.grid]
-        full = tokens_of(frames(grid))
-        counts = tuple(n for each in placed for n in self.plan.entry_counts(each.item))
-        first = torch.tensor([sum(other.cells for other in placed[:i]) for i in range(len(placed))])
-        which = torch.repeat_interleave(torch.arange(len(placed)), torch.tensor([each.size for each in placed]))
-        cell = columns.cell + first[which].to(columns.cell.device)
-        index, coords = full.index.to(cell.device)[cell], full.coords.to(cell.device)[cell]
-        coords = torch.cat([coords[:, :1], columns.coords], dim=1)
-        return replace(full, counts=counts, index=index, sizes=columns.sizes, coords=coords)
+    def _actions(self, layer: int) -> list[Action]:
+        return [action for action in self.plan.inner if action.site.layer == layer]
+
+    def _decide(self, action: Action, flow: Flow) -> Reduction:
+        state, signals = flow.state, {}
+        for name in action.site.signals:
+            if name == "residual":
+                assert flow.previous is not None
+                signals[name] = (state - flow.previous)[flow.rows]
+                continue
+            assert flow.seen is not None
+            module, last = self.decoder.layers[action.site.layer - 1].self_attn.attn, flow.lengths - 1 - flow.after
+            signals[name] = signal(name, module, flow.seen, flow.lengths.tolist(), last.tolist(), flow.rows)
+        return action.decide(self.trace, replace(flow.tokens, hidden=state[flow.rows], signals=signals))
+
+    def _begin(self, step: Any, positions: Tensor, embeds: Tensor, columns: Columns, places: Tensor) -> Flow:
+        self.trace, n = Trace(), int(step.count.sum())
+        items = [placed.item for _, placed, _ in step.within]
+        full = tokens_of(frames([view for item in items for view in item.grid]), embeds.device)
+        first = np.cumsum([0, *(item.cells for item in items)])[:-1]
+        which = torch.from_numpy(np.repeat(first, [placed.size for _, placed, _ in step.within])).to(embeds.device)
+        cell = columns.cell + which
+        tokens = replace(
+            full,
+            counts=tuple(count for item in items for count in self.plan.entry_counts(item)),
+            index=full.index[cell],
+            sizes=columns.sizes,
+            coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
+        )
+        spans = [len(frames(list(item.grid))) for item in items]
+        return Flow(
+            hidden=embeds[:n],
+            residual=None,
+            positions=positions[..., :n],
+            origin=torch.arange(n, device=embeds.device),
+            lengths=step.count,
+            after=np.maximum(step.start + step.count - step.prompt_length, 0),
+            tokens=tokens,
+            rows=places.to(embeds.device),
+            request=np.repeat([i for i, _, _ in step.within], spans),
+        )

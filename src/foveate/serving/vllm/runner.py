@@ -21,8 +21,9 @@ class Step:
 
     Attributes:
         start, count: ``(R,)`` where each piece begins in its request, and its tokens.
+        prompt_length: ``(R,)``.
         prompts: of each request.
-        within: images and videos with features in this step, and how many, in the order of the tokens.
+        within: images and videos with features in this step, ``(request, image or video, features)`` in the order of tokens.
     """
 
     def __init__(self, runner: Any, attached: Any, scheduled: dict[str, int]) -> None:
@@ -32,9 +33,10 @@ class Step:
         self.count: Ints = np.array([scheduled[name] for name in batch.req_ids], dtype=np.int64)
         self.start: Ints = batch.num_computed_tokens_cpu[: len(requests)].astype(np.int64)
         self.prompts: list[Prompt] = [attached.prompt(request) for request in requests]
-        self.within: list[tuple[Placed, int]] = [
-            each
-            for prompt, a, b in self._pieces()
+        self.prompt_length: Ints = np.array([request.num_prompt_tokens for request in requests], dtype=np.int64)
+        self.within: list[tuple[int, Placed, int]] = [
+            (i, *each)
+            for i, (prompt, a, b) in enumerate(self._pieces())
             if len(prompt.ends) and a < prompt.ends[-1]
             for each in prompt.within(a, b)
         ]
@@ -56,12 +58,12 @@ class Step:
         if not self.within:
             return
         columns, places = self.attached.arrived
-        places, numbers = places.to(positions.device), [n for _, n in self.within]
+        places, numbers = places.to(positions.device), [n for _, _, n in self.within]
         if positions.dim() == 1:
-            first = np.repeat([placed.full for placed, _ in self.within], numbers)
+            first = np.repeat([placed.full for _, placed, _ in self.within], numbers)
             positions[places] = _to(first, positions) + columns.row.to(positions)
             return
-        steps = [self.attached.steps(placed) for placed, _ in self.within]
+        steps = [self.attached.steps(placed) for _, placed, _ in self.within]
         starts = np.cumsum([0, *(each.shape[1] for each in steps)])[:-1]
         index = _to(np.repeat(starts, numbers), positions) + columns.row.to(positions)
         positions[:, places] += torch.cat(steps, dim=1).to(positions)[:, index]

@@ -14,6 +14,7 @@ from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Host, Method
 from foveate.methods import method_from_json
 from foveate.serving.plan import Plan, make_plan
+from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.families import engines
 
@@ -133,10 +134,21 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
+    signals = {signal for action in plan.inner for signal in action.site.signals}
+    if unknown := signals - {"residual", *KNOWN}:
+        raise ConfigError(
+            f"{name} wants {', '.join(sorted(unknown))} inside the language model, which is not read in vLLM"
+        )
+    scheduler = vllm_config.scheduler_config
+    if (whole := signals & set(OF_THE_WHOLE)) and scheduler.enable_chunked_prefill:
+        raise ConfigError(
+            f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
+            "add --no-enable-chunked-prefill"
+        )
     # Slots of deeper layers are compact: where a token's keys are depends on what has left before it, so two prompts that begin
     # alike cannot share blocks.
     vllm_config.cache_config.enable_prefix_caching = False
-    vllm_config.scheduler_config.disable_chunked_mm_input = True
+    scheduler.disable_chunked_mm_input = True
 
 
 @cache

@@ -1,0 +1,128 @@
+"""Tiny models in a real vLLM, and the same models in transformers: what each says to the same requests."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import saved
+import tiny
+import tiny_shared
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import foveate
+from foveate import Method
+
+HIDDEN = 128  # so that a head has 32 channels, the fewest that vLLM's attention on a CPU takes
+NEW = 8
+
+
+@cache
+def folder(family: str) -> Path:
+    """Where a model is saved."""
+    path = Path(tiny_shared.FOLDERS.name, f"{family}-served")
+    config = tiny.config(family, vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
+    model = tiny.build(config)
+    model.generation_config.update(pad_token_id=0, eos_token_id=None)
+    model.save_pretrained(path)
+    saved._processor(family).save_pretrained(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens, their log-probabilities, and how long the prompt was."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt: int
+
+    def agrees(self, other: Answer) -> bool:
+        """Whether both say the same, and as surely."""
+        near = all(abs(a - b) < 1e-3 for a, b in zip(self.logprobs, other.logprobs))
+        return self.tokens == other.tokens and near
+
+
+def request(family: str, text: str, *sizes: tuple[int, int], seed: int = 1) -> dict[str, Any]:
+    """``text`` with an ``@`` for every image, whose heights and widths are ``sizes`` in pixels."""
+    prompt = f"user: {text.replace('@', saved.PLACES[family][0])}<|im_end|>\nassistant: "
+    images = [saved.picture(*size, seed + i) for i, size in enumerate(sizes)]
+    return {"prompt": prompt, "multi_modal_data": {"image": images}} if images else {"prompt": prompt}
+
+
+def requests(family: str) -> list[dict[str, Any]]:
+    """Two images of different shapes, none, and one."""
+    return [
+        request(family, "@the dog and@the cat", (24, 32), (40, 24)),
+        request(family, "the cat"),
+        request(family, "the bird@", (48, 48), seed=3),
+    ]
+
+
+@contextmanager
+def engine(family: str, method: Method | None, **options: Any) -> Iterator[Any]:
+    """A vLLM in this process, with the method if there is one."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    usual: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_batched_tokens=1024)
+    usual |= dict(max_num_seqs=8, limit_mm_per_prompt={"image": 4}, seed=0, disable_log_stats=True)
+    config = {} if method is None else {"foveate": method.to_json()}
+    llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def ask(llm: Any, wanted: Sequence[dict[str, Any]], **options: Any) -> list[Answer]:
+    """What vLLM answers, all of the requests at once."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(**(dict(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1) | options))
+    found = []
+    for output in llm.generate(list(wanted), sampling, use_tqdm=False):
+        for said in output.outputs:
+            tokens = tuple(said.token_ids)
+            logprobs = tuple(step[token].logprob for token, step in zip(tokens, said.logprobs, strict=True))
+            found.append(Answer(tokens, logprobs, len(output.prompt_token_ids)))
+    return found
+
+
+@cache
+def _loaded(family: str) -> tuple[Any, Any]:
+    model = AutoModelForImageTextToText.from_pretrained(folder(family), dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(folder(family))
+
+
+def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]]) -> list[Answer]:
+    """What transformers answers, one request after another."""
+    model, processor = _loaded(family)
+    found = []
+    with nullcontext() if method is None else foveate.compress(model, method):
+        for each in wanted:
+            images = each.get("multi_modal_data", {}).get("image")
+            inputs = processor(text=[each["prompt"]], images=images, return_tensors="pt")
+            with torch.no_grad():
+                out = model.generate(
+                    **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+                )
+            length = inputs["input_ids"].shape[1]
+            tokens = tuple(out.sequences[0, length:].tolist())
+            logprobs = tuple(float(x.log_softmax(-1)[0, token]) for x, token in zip(out.logits, tokens, strict=True))
+            found.append(Answer(tokens, logprobs, length))
+    return found
