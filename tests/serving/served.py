@@ -109,8 +109,8 @@ def _loaded(family: str) -> tuple[Any, Any]:
     return model, AutoProcessor.from_pretrained(folder(family))
 
 
-def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]]) -> list[Answer]:
-    """What transformers answers, one request after another."""
+def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]], new: int = NEW) -> list[Answer]:
+    """What transformers answers, one request after another, in so many tokens."""
     model, processor = _loaded(family)
     found = []
     with nullcontext() if method is None else foveate.compress(model, method):
@@ -119,7 +119,7 @@ def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]
             inputs = processor(text=[each["prompt"]], images=images, return_tensors="pt")
             with torch.no_grad():
                 out = model.generate(
-                    **inputs, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+                    **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
                 )
             length = inputs["input_ids"].shape[1]
             tokens = tuple(out.sequences[0, length:].tolist())

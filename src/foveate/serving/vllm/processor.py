@@ -74,6 +74,8 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
             counting = True
 
     processor._get_mm_prompt_updates = updates
+    # Else the engine plans for the features of the largest image without a method; so it asks a made-up one.
+    processor.info.get_mm_max_tokens_per_item = lambda seq_len, mm_counts: None
     processor._maybe_apply_prompt_updates, processor.get_dummy_mm_inputs = count_and_apply, uncounted
     return processor
 
