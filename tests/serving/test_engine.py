@@ -1,4 +1,4 @@
-"""What an engine does with requests beyond answering one: chunks, preemption, shared prefixes, many at once, several samples."""
+"""What an engine does with requests beyond answering one: chunks, preemption, shared prefixes, many at once, samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def test_chunks(name: str) -> None:
     """Prompts come in pieces of at most 96 tokens, several requests in a step; images whole where tokens leave later."""
     wanted = many(12, shortest=40)
     want = expected(FAMILY, EVERY[name], wanted)
-    small: dict[str, Any] = dict(mm_processor_kwargs={"max_pixels": 64 * 64}, limit_mm_per_prompt={"image": 2, "video": 0})
+    small: dict[str, Any] = dict(
+        mm_processor_kwargs={"max_pixels": 64 * 64}, limit_mm_per_prompt={"image": 2, "video": 0}
+    )
     with engine(FAMILY, EVERY[name], max_num_batched_tokens=96, **small) as llm:
         agree(ask(llm, wanted), want)
 
@@ -56,7 +58,9 @@ def test_preemption(name: str) -> None:
     """Too few blocks for all: some requests give theirs up and are computed again."""
     wanted = many(8, shortest=12)
     want = expected(FAMILY, INNER[name], wanted, new=40)
-    options: dict[str, Any] = dict(block_size=32, num_gpu_blocks_override=20, max_model_len=512, disable_log_stats=False)
+    options: dict[str, Any] = dict(
+        block_size=32, num_gpu_blocks_override=20, max_model_len=512, disable_log_stats=False
+    )
     with engine(FAMILY, INNER[name], **options) as llm:
         agree(ask(llm, wanted, max_tokens=40), want)
         preempted = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
@@ -151,7 +150,6 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
     scheduler.disable_chunked_mm_input = True
 
 
-@cache
 def v1_runner() -> None:
     """The seam is in vLLM's first model runner."""
     if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
