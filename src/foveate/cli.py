@@ -104,7 +104,7 @@ def run(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="A folder, a hub id or 'reference'.")],
     method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")] = None,
     keep: Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")] = None,
     option: Annotated[

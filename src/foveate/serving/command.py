@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from foveate import reference
 from foveate.errors import FoveateError
+from foveate.loading import REFERENCES
 from foveate.method import Method
 from foveate.terminal import CommandError
 
@@ -19,7 +21,7 @@ def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
     """What follows ``vllm``.
 
     Args:
-        model: a hub id or folder.
+        model: a hub id, a folder, or a shipped model (``reference``).
         method: what to serve with.
         rest: further words for ``vllm serve``. Its own ``--additional-config`` is kept, but for the key ``foveate``.
     """
@@ -28,7 +30,8 @@ def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
         raise CommandError(
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
-    return ["serve", model, *others, OPTION, json.dumps({**config, "foveate": method.to_json()})]
+    folder = str(reference.PATHS[REFERENCES[model]]) if model in REFERENCES else model
+    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": method.to_json()})]
 
 
 def serve(model: str, method: Method, rest: Sequence[str]) -> None:
