@@ -54,8 +54,12 @@ def save_model(folder: Path, width: int, layers: int) -> None:
     source = reference.PATHS["qwen2_5_vl"]
     config = Qwen2_5_VLConfig.from_pretrained(source)
     text, heads = config.text_config, width // 64
-    text.update(dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads))
-    text.update(dict(num_key_value_heads=heads // 4, layer_types=["full_attention"] * layers, max_position_embeddings=4096))
+    text.update(
+        dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads)
+    )
+    text.update(
+        dict(num_key_value_heads=heads // 4, layer_types=["full_attention"] * layers, max_position_embeddings=4096)
+    )
     text.rope_parameters = {**text.rope_parameters, "mrope_section": [8, 12, 12]}
     config.vision_config.out_hidden_size = width
     torch.manual_seed(0)
@@ -77,7 +81,9 @@ def served(folder: Path, method: Method | None, options: argparse.Namespace) -> 
         command = [sys.executable, "-m", "foveate", "serve", *words, "--method-json", json.dumps(method.to_json())]
     log = options.work / "server.log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **options.environment})
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **options.environment}
+        )
     try:
         while True:
             time.sleep(1)
@@ -136,7 +142,9 @@ async def load(port: int, concurrency: int, images: list[str]) -> dict[str, floa
 def markdown(found: dict[str, Any]) -> str:
     """One row for each method: over stock, requests a second (more is better), time to the first token (less is better)."""
     settings, stock = found["settings"], found["methods"]["stock"]
-    lines = [f"`{settings['command']}`: {settings['shape']}, {settings['machine']['cpu']}, {settings['machine']['threads']} threads."]
+    lines = [
+        f"`{settings['command']}`: {settings['shape']}, {settings['machine']['cpu']}, {settings['machine']['threads']} threads."
+    ]
     lines += ["", "| method | " + " | ".join(f"requests/s at {n} | TTFT at {n}" for n in CONCURRENCY) + " |"]
     lines.append("|---|" + "---:|" * (2 * len(CONCURRENCY)))
     for name, rows in found["methods"].items():

@@ -187,5 +187,5 @@ def _made_up(tokens: Tokens, action: Action) -> Tokens:
         "text_rows": (1,),
         "received": (),
     }
-    signals = {name: draw(*shapes[name]) for name in action.site.signals}
+    signals: dict[str, Tensor] = {name: draw(*shapes[name]) for name in action.site.signals}
     return replace(tokens, hidden=draw(CHANNELS), signals=signals)

@@ -118,14 +118,15 @@ class Inner:
             with Watch(layer.self_attn.attn) if wanted & set(KNOWN) else nullcontext() as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
             flow.seen = None if watch is None else watch.seen
-        hidden, _ = self.decoder.norm(flow.hidden, flow.residual)
+        hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
         return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
 
     def _actions(self, layer: int) -> list[Action]:
         return [action for action in self.plan.inner if action.site.layer == layer]
 
     def _decide(self, action: Action, flow: Flow) -> Reduction:
-        state, signals = flow.state, {}
+        state = flow.state
+        signals: dict[str, Tensor] = {}
         for name in action.site.signals:
             if name == "residual":
                 assert flow.previous is not None

@@ -53,7 +53,7 @@ class Foveated:
     ) -> Any:
         """The language model."""
         step, self.foveate.inner.step = self.foveate.inner.step, None
-        if step is not None:
+        if step is not None and inputs_embeds is not None and self.foveate.arrived is not None:
             return self.foveate.inner(step, positions, inputs_embeds, *self.foveate.arrived)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 

@@ -22,7 +22,7 @@ TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a met
 
 
 @dataclass
-class Shortened(PromptUpdateDetails):
+class Shortened(PromptUpdateDetails):  # type: ignore[misc]
     """What stands for an image in a prompt.
 
     Attributes:

@@ -111,11 +111,11 @@ def _to(numbers: Ints, like: Tensor) -> Tensor:
 def _slots_of(table: Any, before: Ints, after: Ints, padded: int) -> Tensor:
     """Slots of the places from ``before`` to ``after`` of each request, and -1 up to ``padded``."""
     lengths = after - before
-    request = np.repeat(np.arange(len(lengths)), lengths)
+    which = np.repeat(np.arange(len(lengths)), lengths)
     place = np.arange(lengths.sum()) + np.repeat(before - (lengths.cumsum() - lengths), lengths)
     blocks = table.get_device_tensor(len(lengths))
     request, block, inside = (
-        _to(x, blocks).long() for x in (request, place // table.block_size, place % table.block_size)
+        _to(x, blocks).long() for x in (which, place // table.block_size, place % table.block_size)
     )
     slot = blocks[request, block].long() * table.block_size + inside
     return torch.nn.functional.pad(slot, (0, max(padded - len(slot), 0)), value=-1)

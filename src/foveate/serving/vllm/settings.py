@@ -144,6 +144,11 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
             f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
             "add --no-enable-chunked-prefill"
         )
+    # A whole step as one graph would go on with the lengths that it was captured with.
+    compilation = vllm_config.compilation_config
+    if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
+        none, pieces = type(compilation.cudagraph_mode).NONE, type(compilation.cudagraph_mode).PIECEWISE
+        compilation.cudagraph_mode = pieces if compilation.cudagraph_mode.has_piecewise_cudagraphs() else none
     # Slots of deeper layers are compact: where a token's keys are depends on what has left before it, so two prompts that begin
     # alike cannot share blocks.
     vllm_config.cache_config.enable_prefix_caching = False
