@@ -35,7 +35,6 @@ import vllm
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import foveate
 from foveate import ADSC, IPCV, LUVC, Method, Random, reference
 
 METHODS: dict[str, Method | None] = {
