@@ -35,7 +35,7 @@ class Item:
     Attributes:
         grid: what the language model sees of it, ``(frames, height, width)`` of each view; every frame is a span.
         tower: the same of the vision tower, in units.
-        gaps: features that stand for no patch (newlines): how many, after that many cells of ``grid``.
+        gaps: features that stand for no patch (CLS, newlines) and always stay: ``(cells of grid before them, how many)``.
     """
 
     grid: Grids
@@ -46,6 +46,24 @@ class Item:
     def cells(self) -> int:
         """Tokens before any reduction."""
         return sum(t * h * w for t, h, w in self.grid)
+
+    @property
+    def features(self) -> int:
+        """The same, and the features that stand for no patch."""
+        return self.cells + sum(n for _, n in self.gaps)
+
+    def patches(self) -> Tensor:
+        """``(features,)`` int64, the cell that each feature stands for; -1: no patch."""
+        return _patches(self.cells, self.gaps)
+
+
+@lru_cache(maxsize=4096)
+def _patches(cells: int, gaps: tuple[tuple[int, int], ...]) -> Tensor:
+    parts, start = [], 0
+    for end, n in (*gaps, (cells, 0)):
+        parts += [torch.arange(start, end), torch.full((n,), -1)]
+        start = end
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,13 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     tower = tuple(a for a in actions if a.site.at in places)
     entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
     inner = sorted((a for a in actions if a not in tower and a not in entry), key=lambda a: a.site.layer)
+    reducing = [a for a in tower if a.site.action == "reduce"]
+    if family.tower.arrangements and reducing:
+        names = ", ".join(sorted({a.method.name() for a in reducing}))
+        raise UnsupportedSiteError(
+            f"{names}: in this family images are cut into tiles that are put together after the vision tower, and how many of "
+            "the tokens left in the tower that leaves depends on which they are: act after the tower, or restore them"
+        )
     return Plan(method, tower, entry, tuple(inner))
 
 
@@ -152,12 +177,6 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
     reducing = [a for a in plan.tower if a.site.action == "reduce"]
     if not reducing:
         return full
-    if item.grid != item.tower:
-        names = ", ".join(sorted({a.method.name() for a in reducing}))
-        raise UnsupportedSiteError(
-            f"{names}: in this family images are cut into tiles that are put together after the vision tower, and how many of "
-            "the tokens left in the tower that leaves depends on which they are: act after the tower, or restore them"
-        )
     now, place = tokens_of(frames(list(item.tower))), torch.arange(item.cells)
     for action in reducing:
         reduction = action.method.reduce(_made_up(now, action), action.site)

@@ -15,6 +15,7 @@ from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.engine import Engine
 from foveate.serving.vllm.inner import Inner
 from foveate.serving.vllm.prompt import Placed, Prompt
+from foveate.serving.vllm.rope import lengthen
 from foveate.serving.vllm.runner import watch_runners
 from foveate.serving.vllm.settings import Settings
 from foveate.serving.vllm.vision import Vision
@@ -37,8 +38,11 @@ class Attached:
     def __init__(self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None) -> None:
         self.engine, self.plan, self.config, self.mrope = engine, settings.plan, model.config, mrope
         self.vision = Vision(model, engine, self.plan)
-        self.inner = Inner(model.get_submodule(engine.decoder), self.plan)
+        decoder = model.get_submodule(engine.decoder)
+        self.inner = Inner(decoder, self.plan)
         self.arrived: tuple[Columns, Tensor] | None = None
+        if mrope is None:
+            lengthen(decoder)
         watch_runners()
 
     def arrive(self, features: Sequence[Tensor] | None, is_multimodal: Tensor | None) -> list[Tensor] | None:
@@ -86,10 +90,10 @@ class Attached:
     def steps(self, placed: Placed) -> Tensor:
         """``(3, R)`` M-RoPE positions of an image's features, all of them, counted from the first one's."""
         assert self.mrope is not None
-        positions, _ = self.mrope([0] * placed.cells, [_full(placed, 0)])
+        positions, _ = self.mrope([0] * placed.item.features, [_full(placed, 0)])
         return positions - positions[:, :1]
 
 
 def _full(placed: Placed, start: int) -> Any:
     """What vLLM would say of an image without a method."""
-    return replace(placed.feature, mm_position=PlaceholderRange(offset=start, length=placed.cells))
+    return replace(placed.feature, mm_position=PlaceholderRange(offset=start, length=placed.item.features))

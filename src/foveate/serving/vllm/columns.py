@@ -30,6 +30,10 @@ class Columns:
     sizes: Tensor
     coords: Tensor
 
+    def at(self, take: Tensor) -> Columns:
+        """Those of the features ``take``."""
+        return Columns(self.cell[take], self.row[take], self.sizes[take], self.coords[take])
+
     def beside(self, features: Tensor) -> Tensor:
         """``(K, C + width)``: features and columns in one row."""
         bits = (self.sizes[:, None].float(), self.coords.float())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.errors import UnsupportedModelError
 from foveate.models.family import Family
 from foveate.serving.plan import Item
 
@@ -22,7 +23,9 @@ class Engine:
     Attributes:
         architecture: its name in ``config.architectures``.
         stock: ``module:class``.
-        family: the same model in transformers.
+        family: the same model in transformers; ``variants``: with other vision towers.
+        no_videos: why they are not served, "" if they are.
+        config: the config of the model -> that of transformers, which a family reads.
         shape: config, modality, processed data of an image or video, number of its features -> its grids.
         facts: arguments of ``embed_multimodal`` -> modality and data for `shape`, of each item in order.
         graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
@@ -38,6 +41,24 @@ class Engine:
     graft: Callable[[Any], Any]
     forwards: Callable[[Any, Any], list[tuple[Any, Callable[..., Any]]]]
     decoder: str = "language_model.model"
+    variants: tuple[Family, ...] = ()
+    no_videos: str = ""
+    config: Callable[[Any], Any] = lambda config: config
+
+    def family_of(self, config: Any) -> Family:
+        """The one with the vision tower of transformers' ``config``.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        tower, families = getattr(config.vision_config, "model_type", ""), (self.family, *self.variants)
+        for family in families:
+            if family.tower_type in ("", tower):
+                return family
+        raise UnsupportedModelError(
+            f"foveate does not serve {self.architecture} with a {tower!r} vision tower in vLLM; it serves it with "
+            f"{' or '.join(repr(family.tower_type) for family in families)}"
+        )
 
 
 def rows_of(kwargs: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Facts:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
+from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 #: Names of the attention functions below. A packed tower calls one that reads "flash" once, the other segment by segment.
@@ -36,6 +37,61 @@ class Part(nn.Module):
         output = self.part(*args, **kwargs)
         first: Tensor = output[0] if isinstance(output, tuple) else output
         return first
+
+
+class AllHeads(nn.Module):
+    """A norm of vLLM of queries or keys of all heads at once, where a process may have some of them.
+
+    Args:
+        norm: the norm.
+        attention: with ``tp_size`` and ``tp_rank``.
+    """
+
+    def __init__(self, norm: Any, attention: Any) -> None:
+        super().__init__()
+        self.norm, self.size, self.rank = norm, attention.tp_size, attention.tp_rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        whole = x if self.size == 1 else tensor_model_parallel_all_gather(x)
+        mine: Tensor = self.norm(whole).chunk(self.size, dim=-1)[self.rank]
+        return mine
+
+
+def unfused(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A layer of vLLM that makes queries, keys and values, as three layers, called in this order.
+
+    It runs once for all of them. Where the queries are of fewer rows than keys and values (tokens that are parked), it runs on
+    either.
+    """
+    shared = _Fused(layer)
+    return tuple(_Share(shared, i) for i in range(3))  # type: ignore[return-value]
+
+
+class _Fused:
+    """What the three have in common: the last rows, and what the layer has made of them."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.rows: Tensor | None = None
+        self.made: tuple[Tensor, ...] = ()
+
+    def __call__(self, rows: Tensor, share: int) -> Tensor:
+        if self.rows is not rows:
+            self.rows, self.made = rows, self.layer(rows)[0].chunk(3, dim=-1)
+        mine = self.made[share]
+        if share == 2:  # the last one
+            self.rows, self.made = None, ()
+        return mine
+
+
+class _Share(nn.Module):
+    def __init__(self, fused: _Fused, share: int) -> None:
+        super().__init__()
+        self.fused, self.share = fused, share
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.fused(rows, self.share)
 
 
 def skeleton(cls: Any, config: Any) -> Any:

@@ -7,6 +7,7 @@ or not: it differs in the metadata of its layers only.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.model_executor.layers.attention import Attention
 
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedModelError
 from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.trace import Trace
@@ -82,6 +84,7 @@ class Inner:
     """The decoder of a model of vLLM.
 
     Attributes:
+        attention: of each layer, where tokens leave inside the language model.
         names: of the attention layers from each of the plan's layers on, up to the next one.
         step: of the engine, if features arrive in it.
         counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
@@ -90,9 +93,9 @@ class Inner:
     def __init__(self, decoder: Any, plan: Plan) -> None:
         self.decoder, self.plan = decoder, plan
         ends = [*plan.layers, len(decoder.layers)][1:]
+        self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
         self.names = [
-            [decoder.layers[i].self_attn.attn.layer_name for i in range(start, end)]
-            for start, end in zip(plan.layers, ends)
+            [self.attention[i].layer_name for i in range(start, end)] for start, end in zip(plan.layers, ends)
         ]
         self.step: Any = None
         self.counts: list[Ints] = []
@@ -115,7 +118,7 @@ class Inner:
                 raise InputError(f"{self.plan.method!r} left other tokens before layer {i} than were planned")
             wanted = {name for action in self._actions(i + 1) for name in action.site.signals}
             flow.previous = flow.state if "residual" in wanted else None
-            with Watch(layer.self_attn.attn) if wanted & set(KNOWN) else nullcontext() as watch:
+            with Watch(self.attention[i]) if wanted & set(KNOWN) else nullcontext() as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
             flow.seen = None if watch is None else watch.seen
         hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
@@ -133,20 +136,23 @@ class Inner:
                 signals[name] = (state - flow.previous)[flow.rows]
                 continue
             assert flow.seen is not None
-            module, last = self.decoder.layers[action.site.layer - 1].self_attn.attn, flow.lengths - 1 - flow.after
+            module, last = self.attention[action.site.layer - 1], flow.lengths - 1 - flow.after
             signals[name] = signal(name, module, flow.seen, flow.lengths.tolist(), last.tolist(), flow.rows)
         return action.decide(self.trace, replace(flow.tokens, hidden=state[flow.rows], signals=signals))
 
     def _begin(self, step: Any, positions: Tensor, embeds: Tensor, columns: Columns, places: Tensor) -> Flow:
         self.trace, n = Trace(), int(step.count.sum())
         items = [placed.item for _, placed, _ in step.within]
+        counts, rows = [self.plan.entry_counts(item) for item in items], places.to(embeds.device)
+        if (patches := sum(map(sum, counts))) < len(rows):  # others stand for no patch
+            take = torch.argsort((columns.cell < 0).to(torch.uint8), stable=True)[:patches]
+            columns, rows = columns.at(take), rows[take]
         full = tokens_of(frames([view for item in items for view in item.grid]), embeds.device)
         first = np.cumsum([0, *(item.cells for item in items)])[:-1]
-        which = torch.from_numpy(np.repeat(first, [placed.size for _, placed, _ in step.within])).to(embeds.device)
-        cell = columns.cell + which
+        cell = columns.cell + torch.from_numpy(np.repeat(first, list(map(sum, counts)))).to(embeds.device)
         tokens = replace(
             full,
-            counts=tuple(count for item in items for count in self.plan.entry_counts(item)),
+            counts=tuple(count for each in counts for count in each),
             index=full.index[cell],
             sizes=columns.sizes,
             coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
@@ -160,6 +166,22 @@ class Inner:
             lengths=step.count,
             after=np.maximum(step.start + step.count - step.prompt_length, 0),
             tokens=tokens,
-            rows=places.to(embeds.device),
+            rows=rows,
             request=np.repeat([i for i, _, _ in step.within], spans),
         )
+
+
+def _attention(plan: Plan, layer: Any) -> Any:
+    """The attention of a decoder layer.
+
+    Raises:
+        UnsupportedModelError: the layer is not called as this module does.
+    """
+    found = [module for module in layer.modules() if isinstance(module, Attention)]
+    takes = list(inspect.signature(layer.forward).parameters)
+    if len(found) != 1 or takes[:3] != ["positions", "hidden_states", "residual"]:
+        raise UnsupportedModelError(
+            f"{plan.method.name()} acts inside the language model, whose {type(layer).__name__} is not called as the layers of "
+            "Llama and Qwen are: use a method that acts before the language model"
+        )
+    return found[0]

@@ -12,7 +12,6 @@ from prometheus_client import Counter
 from torch import Tensor
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
-from foveate.ops.segments import offsets
 from foveate.serving.plan import Item, Plan
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
@@ -101,14 +100,10 @@ def _same(mask: Tensor, full: Sequence[int]) -> Tensor:
 
 def places_kept(item: Item, counts: Sequence[int]) -> list[int]:
     """Which of an item's features stay in the prompt, as if of every span the first ones did; what is no patch stays."""
-    kept, place, cell = [], 0, 0
-    gaps = dict(item.gaps)
-    sizes = [height * width for frames, height, width in item.grid for _ in range(frames)]
-    for start, size, count in zip(offsets(sizes), sizes, counts):
-        for i in range(size):
-            if i < count:
-                kept.append(place)
-            place, cell = place + 1, start + i + 1
-            kept += range(place, place + gaps.get(cell, 0))
-            place += gaps.get(cell, 0)
-    return kept
+    first = [cell < count for size, count in zip(_spans(item), counts) for cell in range(size)]
+    return [place for place, cell in enumerate(item.patches().tolist()) if cell < 0 or first[cell]]
+
+
+def _spans(item: Item) -> list[int]:
+    """Cells of each."""
+    return [height * width for frames, height, width in item.grid for _ in range(frames)]

@@ -26,7 +26,7 @@ class Placed:
         item: its grids.
         feature: what vLLM says of it.
         start: first place of its features in the prompt as it is, ``full`` in the prompt without a method.
-        size: features in the prompt as it is, ``cells`` in the prompt without a method.
+        size: features in the prompt as it is.
     """
 
     item: Item
@@ -34,7 +34,6 @@ class Placed:
     start: int
     full: int
     size: int
-    cells: int
 
     @property
     def end(self) -> int:
@@ -60,10 +59,10 @@ class Prompt:
         self.placed: list[Placed] = []
         missing, dropped = [0], [np.zeros(len(plan.layers), dtype=np.int64)]
         for item, feature, start, size in items:
-            self.placed.append(Placed(item, feature, start, start + missing[-1], size, item.cells))
-            missing.append(missing[-1] + item.cells - size)
+            self.placed.append(Placed(item, feature, start, start + missing[-1], size))
+            missing.append(missing[-1] + item.features - size)
             left = np.array([sum(counts) for counts in plan.inner_counts(item)], dtype=np.int64)
-            dropped.append(dropped[-1] + size - left)
+            dropped.append(dropped[-1] + sum(plan.entry_counts(item)) - left)
         self.ends = np.array([each.end for each in self.placed], dtype=np.int64)
         self.missing = np.array(missing, dtype=np.int64)
         self.dropped = np.stack(dropped, axis=1)

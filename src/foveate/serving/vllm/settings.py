@@ -5,6 +5,7 @@ All that can be wrong is said when the engine is configured, before any weight i
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Host, Method
 from foveate.methods import method_from_json
+from foveate.models.family import Family
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.families import engines
+from foveate.serving.vllm.scheduler import watch_schedulers
+
+logger = logging.getLogger("vllm.foveate")
 
 KEY = "foveate"
 #: where a `Settings` is kept on vLLM's ModelConfig: copied with it, and sent with it to other processes
@@ -37,9 +42,10 @@ class Settings:
     plan: Plan
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process: its vLLM must know the model classes, too."""
+        """In another process: its vLLM must know the model classes and the seam, too."""
         self.__dict__.update(state)
         register_classes()
+        watch_schedulers()
 
     @property
     def engine(self) -> Engine:
@@ -53,6 +59,11 @@ def register_classes() -> None:
 
     for name in set(engines()) - {known.removeprefix(PREFIX) for known in ModelRegistry.models if PREFIX in known}:
         ModelRegistry.register_model(f"{PREFIX}{name}", f"foveate.serving.vllm.model:{PREFIX}{name}")
+
+
+def is_served(model_config: Any) -> bool:
+    """Whether a model is served with a method."""
+    return hasattr(model_config, _PLACE)
 
 
 def settings_of(model_config: Any) -> Settings:
@@ -78,23 +89,27 @@ def configure(vllm_config: Any) -> None:
         )
     architecture = architecture.removeprefix(PREFIX)
     engine, method = engines()[architecture], method_from_json(asked)
-    plan = make_plan(method, host_of(engine, config), engine.family, config)
+    known = engine.config(config)
+    family = engine.family_of(known)
+    plan = make_plan(method, host_of(family, known), family, known)
     _check(vllm_config, plan)
+    if engine.no_videos:
+        _no_videos(model_config.multimodal_config, engine)
     setattr(model_config, _PLACE, Settings(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
     register_classes()
+    watch_schedulers()
     if plan.inner:
         _for_inner(vllm_config, plan)
 
 
-def host_of(engine: Engine, config: Any) -> Host:
+def host_of(family: Family, config: Any) -> Host:
     """What a method may know about the model."""
-    tower = engine.family.tower
     return Host(
-        family=engine.family.name,
-        blocks=tower.last_block(config) + 1,
+        family=family.name,
+        blocks=family.tower.last_block(config) + 1,
         layers=config.get_text_config().num_hidden_layers,
-        has_cls=tower.leading > 0,
+        has_cls=family.tower.leading > 0,
     )
 
 
@@ -118,6 +133,17 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         )
     if {part.positions for part in plan.method.parts()} != {"keep"}:
         raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
+
+
+def _no_videos(multimodal: Any, engine: Engine) -> None:
+    """Let the engine refuse them, unless it was told to expect some."""
+    from vllm.config.multimodal import VideoDummyOptions
+
+    limits = multimodal.limit_per_prompt
+    if limits.get("video") is not None and limits["video"].count > 0:
+        raise ConfigError(f"--limit-mm-per-prompt allows videos, but {engine.no_videos}: leave them out")
+    limits["video"] = VideoDummyOptions(count=0)
+    logger.info("foveate serves images alone: %s", engine.no_videos)
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:

@@ -36,7 +36,7 @@ class Vision:
         self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
             base = engine.graft(model)
-            TowerHooks(base, base.config, engine.family, list(plan.tower), self.context).attach(Hooks())
+            TowerHooks(base, base.config, engine.family_of(base.config), list(plan.tower), self.context).attach(Hooks())
             self.forwards = engine.forwards(model, base)
             self._install()
 
@@ -61,25 +61,26 @@ class Vision:
             kwargs: its arguments.
         """
         self.context.records = []
-        outputs = list(embed(**kwargs))
+        outputs = [out.flatten(0, -2) for out in embed(**kwargs)]
         records, self.context.records = self.context.records, []
         if not outputs:
             return outputs
         facts = self.engine.facts(kwargs) or [("image", {})] * len(outputs)
         items = [self.engine.shape(self.config, *fact, len(out)) for fact, out in zip(facts, outputs)]
-        full = _tokens(outputs, items, records)
+        full, rest = _tokens(outputs, items, records)
         if all(map(self.plan.shortens, items)):
-            return self._shortened(full, items)
+            return self._shortened(full, rest, items)
         with self._stock():
-            stock = list(embed(**kwargs))
-        found = []
+            stock = [out.flatten(0, -2) for out in embed(**kwargs)]
+        found, rests = [], rest.split([item.features - item.cells for item in items])
         for i, item in enumerate(items):  # small images are rare
-            one = _only(full, items, i)
-            shortened = self.plan.shortens(item)
-            found += self._shortened(one, [item]) if shortened else _rows(_tokens([stock[i]], [item], []), [item])
+            if self.plan.shortens(item):
+                found += self._shortened(_only(full, items, i), rests[i], [item])
+            else:
+                found += _rows(*_tokens([stock[i]], [item], []), [item])
         return found
 
-    def _shortened(self, tokens: Tokens, items: Sequence[Item]) -> list[Tensor]:
+    def _shortened(self, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
         if self.holes:
             hole = tokens.hidden[:, 0].isnan()
             counts = tuple(n for item in items for n in self.plan.tower_counts(item))
@@ -90,19 +91,23 @@ class Vision:
         planned = tuple(n for item in items for n in self.plan.entry_counts(item))
         if tokens.counts != planned:
             raise InputError(f"{self.plan.method!r} kept {tokens.counts} tokens where {planned} were planned")
-        return _rows(tokens, items)
+        return _rows(tokens, rest, items)
 
 
-def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record]) -> Tokens:
-    """All tokens of the items, holes and all."""
-    hidden = torch.cat(list(outputs))
+def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record]) -> tuple[Tokens, Tensor]:
+    """All tokens of the items, holes and all, and the features that stand for no patch."""
+    features = torch.cat(list(outputs))
+    hidden, rest = features, features[:0]
+    if any(item.gaps for item in items):
+        patch = torch.cat([item.patches() for item in items])
+        hidden, rest = (features[which.nonzero().flatten().to(features.device)] for which in (patch >= 0, patch < 0))
     tokens = replace(tokens_of(frames([view for item in items for view in item.grid]), hidden.device), hidden=hidden)
     for record in records:
         if record.sizes is not None:
             tokens = replace(tokens, sizes=record.sizes.to(hidden.device))
         if record.coords is not None:
             tokens = replace(tokens, coords=record.coords.to(hidden.device))
-    return tokens
+    return tokens, rest
 
 
 def _only(tokens: Tokens, items: Sequence[Item], i: int) -> Tokens:
@@ -113,8 +118,8 @@ def _only(tokens: Tokens, items: Sequence[Item], i: int) -> Tokens:
     return replace(alone, hidden=tokens.hidden[rows], sizes=tokens.sizes[rows], coords=tokens.coords[rows])
 
 
-def _rows(tokens: Tokens, items: Sequence[Item]) -> list[Tensor]:
-    """The tokens of each item, columns beside them."""
+def _rows(tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
+    """The tokens of each item and, in their places, its features that stand for no patch; columns beside them."""
     device, spans = tokens.index.device, [frames(list(item.grid)) for item in items]
     starts = torch.tensor([start for each in spans for start in offsets(each.sizes)[:-1]], device=device)
     widths = torch.tensor([width for each in spans for _, width in each.shape], device=device)
@@ -123,4 +128,28 @@ def _rows(tokens: Tokens, items: Sequence[Item]) -> list[Tensor]:
     columns = Columns(start + tokens.index, start + y * width + x, tokens.sizes, tokens.coords[:, 1:])
     of_item = segment_ids([len(each) for each in spans])
     counts = torch.zeros(len(items), dtype=torch.long).index_add_(0, of_item, torch.tensor(tokens.counts))
-    return list(columns.beside(tokens.hidden).split(counts.tolist()))
+    if not len(rest):
+        return list(columns.beside(tokens.hidden).split(counts.tolist()))
+    return _with_rest(columns, tokens.hidden, rest, items, counts)
+
+
+def _with_rest(columns: Columns, hidden: Tensor, rest: Tensor, items: Sequence[Item], counts: Tensor) -> list[Tensor]:
+    """`Columns.beside` of the tokens, ``counts (I,)`` of each item, with the rest between them."""
+    patches, device = [item.patches() for item in items], hidden.device
+    firsts = offsets([len(patch) for patch in patches])[:-1]
+    rows, starts = torch.cat([(patch >= 0).nonzero().flatten() for patch in patches]), offsets([i.cells for i in items])
+    cells, first = (torch.tensor(x[: len(items)]).repeat_interleave(counts).to(device) for x in (starts, firsts))
+    row_of = rows.to(device)
+    places = first + row_of[cells + columns.cell]  # among all features of the items, as if nothing had left
+    between = torch.cat(patches) < 0
+    own = torch.cat([(patch < 0).nonzero().flatten() for patch in patches]).to(device)
+    order = torch.cat([places, between.nonzero().flatten().to(device)]).argsort()
+    none = torch.zeros_like(own)
+    whole = Columns(
+        cell=torch.cat([columns.cell, none - 1]),
+        row=torch.cat([row_of[cells + columns.row], own]),
+        sizes=torch.cat([columns.sizes, none + 1.0]),
+        coords=torch.cat([columns.coords, none[:, None].expand(-1, 2).float()]),
+    )
+    lengths = [count + item.features - item.cells for count, item in zip(counts.tolist(), items)]
+    return list(whole.beside(torch.cat([hidden, rest]))[order].split(lengths))
