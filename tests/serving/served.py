@@ -19,6 +19,8 @@ import saved
 import tiny
 import tiny_shared
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -33,11 +35,38 @@ def folder(family: str) -> Path:
     """Where a model is saved."""
     path = Path(tiny_shared.FOLDERS.name, f"{family}-served")
     config = tiny.config(family, vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
+    if family == "llava_onevision":
+        config.vision_aspect_ratio = "anyres_max_9"
     model = tiny.build(config)
     model.generation_config.update(pad_token_id=0, eos_token_id=None)
     model.save_pretrained(path)
-    saved._processor(family).save_pretrained(path)
+    _processor(family).save_pretrained(path)
+    if family.startswith("llava"):  # vLLM knows the names of checkpoints on the hub, which are older
+        weights = load_file(path / "model.safetensors")
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
+        save_file(named, path / "model.safetensors", metadata={"format": "pt"})
     return path
+
+
+def _processor(family: str) -> Any:
+    if family not in ("llava_siglip", "llava_onevision"):
+        return saved._processor(family)
+    parts: dict[str, Any] = dict(
+        image_processor=tiny.processor(family).image_processor,
+        tokenizer=saved._tokenizer(family),
+        chat_template=saved.TEMPLATE.replace("IMAGE", "<image>\n"),
+        vision_feature_select_strategy="full",
+    )
+    if family == "llava_siglip":
+        return transformers.LlavaProcessor(patch_size=tiny.PATCH, num_additional_image_tokens=0, **parts)
+    parts["video_processor"] = transformers.LlavaOnevisionVideoProcessor(size=parts["image_processor"].size)
+    tokens: dict[str, Any] = dict(num_image_tokens=16, vision_aspect_ratio="anyres_max_9", video_token="<|video_pad|>")
+    return transformers.LlavaOnevisionProcessor(**parts, **tokens)
+
+
+def place(family: str) -> str:
+    """What stands for an image in a prompt."""
+    return saved.PLACES.get(family, ("<image>\n", ""))[0]
 
 
 @dataclass(frozen=True)
@@ -56,7 +85,7 @@ class Answer:
 
 def request(family: str, text: str, *sizes: tuple[int, int], seed: int = 1) -> dict[str, Any]:
     """``text`` with an ``@`` for every image, whose heights and widths are ``sizes`` in pixels."""
-    prompt = f"user: {text.replace('@', saved.PLACES[family][0])}<|im_end|>\nassistant: "
+    prompt = f"user: {text.replace('@', place(family))}<|im_end|>\nassistant: "
     images = [saved.picture(*size, seed + i) for i, size in enumerate(sizes)]
     return {"prompt": prompt, "multi_modal_data": {"image": images}} if images else {"prompt": prompt}
 
@@ -105,8 +134,9 @@ def ask(llm: Any, wanted: Sequence[dict[str, Any]], **options: Any) -> list[Answ
 
 @cache
 def _loaded(family: str) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(folder(family), dtype=torch.float32).eval()
-    return model, AutoProcessor.from_pretrained(folder(family))
+    path = folder(family)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(path)
 
 
 def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]], new: int = NEW) -> list[Answer]:

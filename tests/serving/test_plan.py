@@ -141,7 +141,7 @@ def test_places(pieces: list[tuple[int, tuple[int, int]]], tail: int, method: Me
     places = np.flatnonzero(full)
     visual = np.zeros(len(places), dtype=bool)
     for each in prompt.placed:
-        assert full[each.full : each.full + each.cells].count(True) == each.size
+        assert full[each.full : each.full + each.item.features].count(True) == each.size
         visual[each.start : each.end] = True
     shifted = np.arange(len(places)) + prompt.missing_before(0, len(places))
     assert (shifted[~visual] == places[~visual]).all()
