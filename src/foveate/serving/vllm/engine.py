@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from foveate.models.family import Family
 from foveate.serving.plan import Item
 
@@ -28,6 +30,8 @@ class Engine:
         graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
         forwards: the model, that vision side -> modules of vLLM, and what is to run when they are called.
         decoder: path of the module with the decoder layers.
+        added: the model, tokens of a step -> what its decoder adds to their hidden states after layer 0, 1, ..., ``(P, C)``
+            each (deepstack); whoever asks must add it, as the model has it no more.
     """
 
     architecture: str
@@ -38,6 +42,7 @@ class Engine:
     graft: Callable[[Any], Any]
     forwards: Callable[[Any, Any], list[tuple[Any, Callable[..., Any]]]]
     decoder: str = "language_model.model"
+    added: Callable[[Any, int], list[Tensor]] = lambda model, tokens: []
 
 
 def rows_of(kwargs: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Facts:

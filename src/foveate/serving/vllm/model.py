@@ -54,7 +54,9 @@ class Foveated:
         """The language model."""
         step, self.foveate.inner.step = self.foveate.inner.step, None
         if step is not None:
-            return self.foveate.inner(step, positions, inputs_embeds, *self.foveate.arrived)
+            assert inputs_embeds is not None
+            added = self.foveate.engine.added(self, len(inputs_embeds))
+            return self.foveate.inner(step, positions, inputs_embeds, added, *self.foveate.arrived)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 
 
