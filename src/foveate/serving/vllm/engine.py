@@ -30,6 +30,8 @@ class Engine:
         graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
         forwards: the model, that vision side -> modules of vLLM, and what is to run when they are called.
         decoder: path of the module with the decoder layers.
+        opening: name in the config of the token after which the features of a frame begin, where there is text between the
+            frames of a video.
         added: the model, tokens of a step -> what its decoder adds to their hidden states after layer 0, 1, ..., ``(P, C)``
             each (deepstack); whoever asks must add it, as the model has it no more.
     """
@@ -42,6 +44,7 @@ class Engine:
     graft: Callable[[Any], Any]
     forwards: Callable[[Any, Any], list[tuple[Any, Callable[..., Any]]]]
     decoder: str = "language_model.model"
+    opening: str = ""
     added: Callable[[Any, int], list[Tensor]] = lambda model, tokens: []
 
 
