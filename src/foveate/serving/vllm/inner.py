@@ -151,8 +151,8 @@ class Inner:
         items = [placed.item for _, placed, _ in step.within]
         full = tokens_of(frames([view for item in items for view in item.grid]), embeds.device)
         first = np.cumsum([0, *(item.cells for item in items)])[:-1]
-        which = torch.from_numpy(np.repeat(first, [len(placed.places) for _, placed, _ in step.within])).to(embeds.device)
-        cell = columns.cell + which
+        here = [len(placed.places) for _, placed, _ in step.within]
+        cell = columns.cell + torch.from_numpy(np.repeat(first, here)).to(embeds.device)
         tokens = replace(
             full,
             counts=tuple(count for item in items for count in self.plan.entry_counts(item)),
