@@ -110,8 +110,8 @@ _NONE: Ints = np.zeros(0, dtype=np.int64)
 
 def _places(where: Any) -> Ints:
     """Of the features in a range of vLLM."""
-    inside = np.arange(where.length) if where.is_embed is None else where.is_embed.numpy().nonzero()[0]
-    return inside.astype(np.int64) + where.offset
+    inside: Ints = np.arange(where.length) if where.is_embed is None else where.is_embed.numpy().nonzero()[0]
+    return inside + int(where.offset)
 
 
 def _at(item: Item, counts: Counts, here: Ints, begins: Ints) -> tuple[Ints, NDArray[np.bool_]]:
