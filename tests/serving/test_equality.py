@@ -29,7 +29,7 @@ METHODS = {
 EVERYTHING = {"random": Random(keep=1.0), "ipcv + adsc": IPCV(keep=1.0) + ADSC(keep=1.0)}
 
 
-FAMILIES = ("qwen2_5_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")
 #: elsewhere one for each place where a method may act; where tiles are put together, none that leaves holes in the tower
 FEW = ("random", "oim", "ipcv", "adsc", "luvc")
 TILED = ("random", "stride twice", "ipcv", "adsc")

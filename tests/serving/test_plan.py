@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -109,6 +110,7 @@ class ByContent(Method):
         (DyCoke(), UnsupportedSiteError, "acts on the KV cache while decoding"),
         (Random(layer=99), UnsupportedSiteError, "the model has 6 decoder layers"),
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
+        (IPCV(scope="global"), ConfigError, "looks at all images of a call"),
     ],
 )
 def test_refused(method: Method, error: type[Exception], sentence: str) -> None:
@@ -132,7 +134,8 @@ def test_places(pieces: list[tuple[int, tuple[int, int]]], tail: int, method: Me
         dropped += [[False] * len(plan.layers)] * words
         here = item(*size)
         kept = sum(plan.entry_counts(here))
-        items.append((here, None, len(dropped), kept))
+        where = SimpleNamespace(offset=len(dropped), length=kept, is_embed=None)
+        items.append((here, SimpleNamespace(mm_position=where), np.zeros(0, dtype=np.int64)))
         full += [i < kept for i in range(here.cells)]
         dropped += [[i >= sum(counts) for counts in plan.inner_counts(here)] for i in range(kept)]
     full += [True] * tail
@@ -141,8 +144,9 @@ def test_places(pieces: list[tuple[int, tuple[int, int]]], tail: int, method: Me
     places = np.flatnonzero(full)
     visual = np.zeros(len(places), dtype=bool)
     for each in prompt.placed:
-        assert full[each.full : each.full + each.item.features].count(True) == each.size
-        visual[each.start : each.end] = True
+        assert (np.array(full)[each.full].nonzero()[0] == np.arange(len(each.places))).all()
+        assert (places[each.places] == each.full[: len(each.places)]).all()
+        visual[each.places] = True
     shifted = np.arange(len(places)) + prompt.missing_before(0, len(places))
     assert (shifted[~visual] == places[~visual]).all()
     for place in range(len(places) + 1):

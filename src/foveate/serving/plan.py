@@ -52,6 +52,12 @@ class Item:
         """The same, and the features that stand for no patch."""
         return self.cells + sum(n for _, n in self.gaps)
 
+    def kept(self, counts: Counts) -> list[int]:
+        """Which of its features a prompt has if that many of each span stay, as if they were the first ones."""
+        sizes = [height * width for frames, height, width in self.grid for _ in range(frames)]
+        first = [cell < count for size, count in zip(sizes, counts) for cell in range(size)]
+        return [place for place, cell in enumerate(self.patches().tolist()) if cell < 0 or first[cell]]
+
     def patches(self) -> Tensor:
         """``(features,)`` int64, the cell that each feature stands for; -1: no patch."""
         return _patches(self.cells, self.gaps)
@@ -119,6 +125,11 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise ConfigError(
                 f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
                 "before: use a method whose budget is fixed (`foveate methods` lists them)"
+            )
+        if getattr(part, "scope", "span") == "global":
+            raise ConfigError(
+                f'{part.name()}(scope="global") looks at all images of a call together, which are of several requests in an '
+                "engine: use the default scope"
             )
     actions = plan(method, host, family, config, host.blocks, host.layers)
     for action in actions:

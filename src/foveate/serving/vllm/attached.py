@@ -59,18 +59,26 @@ class Attached:
         """Where the tokens of a request are; kept with it."""
         n, known = getattr(request, "foveate", (-1, None))
         if known is None or n != len(request.mm_features):
-            known = self._prompt(request.mm_features)
+            known = self._prompt(request.prompt_token_ids, request.mm_features)
             request.foveate = (len(request.mm_features), known)
         return known
 
-    def _prompt(self, features: Sequence[Any]) -> Prompt:
+    def _prompt(self, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
         found = []
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
-            place, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
-            first = 0 if place.is_embed is None else int(place.is_embed.to(torch.uint8).argmax())
+            where, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
             item = self.engine.shape(self.config, feature.modality, data, 0)
-            found.append((item, feature, place.offset + first, place.get_num_embeds()))
-        return Prompt(self.plan, found)
+            inside = np.array(tokens[where.offset : where.offset + where.length])
+            begins = (inside == getattr(self.config, self.engine.opening, -1)).nonzero()[0] + where.offset + 1
+            found.append((item, feature, begins))
+        prompt = Prompt(self.plan, found)
+        if self.mrope is not None and found:
+            whole = np.zeros(len(tokens) + int(prompt.missing[-1]), dtype=np.int64)
+            whole[np.arange(len(tokens)) + prompt.missing_before(0, len(tokens))] = tokens
+            for each in prompt.placed:
+                whole[each.full] = tokens[each.places[0]]
+            prompt.mrope = self.mrope(whole.tolist(), [_full(each) for each in prompt.placed])
+        return prompt
 
     def positions(self, tokens: Sequence[int], features: Sequence[Any]) -> Positions:
         """M-RoPE positions of a prompt as it is, ``(3, L)``, and what is added to a later place to get its position.
@@ -79,21 +87,21 @@ class Attached:
         their own when they arrive.
         """
         assert self.mrope is not None
-        prompt = self._prompt(features)
-        missing = int(prompt.missing[-1])
-        positions, delta = self.mrope([0] * (len(tokens) + missing), [_full(each, each.full) for each in prompt.placed])
+        prompt = self._prompt(tokens, features)
+        if prompt.mrope is None:
+            return self.mrope(list(tokens), [])
+        positions, delta = prompt.mrope
         places = np.arange(len(tokens)) + prompt.missing_before(0, len(tokens))
         for each in prompt.placed:
-            places[each.start : each.end] = each.full
-        return positions[:, torch.from_numpy(places)], delta + missing
-
-    def steps(self, placed: Placed) -> Tensor:
-        """``(3, R)`` M-RoPE positions of an image's features, all of them, counted from the first one's."""
-        assert self.mrope is not None
-        positions, _ = self.mrope([0] * placed.item.features, [_full(placed, 0)])
-        return positions - positions[:, :1]
+            places[each.places] = each.full[0]
+        return positions[:, torch.from_numpy(places)], delta + int(prompt.missing[-1])
 
 
-def _full(placed: Placed, start: int) -> Any:
+def _full(placed: Placed) -> Any:
     """What vLLM would say of an image without a method."""
-    return replace(placed.feature, mm_position=PlaceholderRange(offset=start, length=placed.item.features))
+    where, more = placed.feature.mm_position, len(placed.full) - len(placed.places)
+    embeds = None
+    if where.is_embed is not None:
+        embeds = torch.zeros(where.length + more, dtype=torch.bool)
+        embeds[torch.from_numpy(placed.full - placed.begin)] = True
+    return replace(placed.feature, mm_position=PlaceholderRange(placed.begin, where.length + more, embeds))

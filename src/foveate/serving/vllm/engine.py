@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Family
 from foveate.serving.plan import Item
@@ -31,6 +33,10 @@ class Engine:
         graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
         forwards: the model, that vision side -> modules of vLLM, and what is to run when they are called.
         decoder: path of the module with the decoder layers.
+        opening: name in the config of the token after which the features of a frame begin, where there is text between the
+            frames of a video.
+        added: the model, tokens of a step -> what its decoder adds to their hidden states after layer 0, 1, ..., ``(P, C)``
+            each (deepstack); whoever asks must add it, as the model has it no more.
     """
 
     architecture: str
@@ -44,6 +50,8 @@ class Engine:
     variants: tuple[Family, ...] = ()
     no_videos: str = ""
     config: Callable[[Any], Any] = lambda config: config
+    opening: str = ""
+    added: Callable[[Any, int], list[Tensor]] = lambda model, tokens: []
 
     def family_of(self, config: Any) -> Family:
         """The one with the vision tower of transformers' ``config``.

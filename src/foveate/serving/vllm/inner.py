@@ -35,6 +35,7 @@ class Flow:
     Attributes:
         hidden, residual: ``(T, C)``, two summands of the hidden states; ``residual`` may be None.
         positions: ``(T,)`` or ``(3, T)``.
+        added: for layer 0, 1, ..., what is added to the hidden states after it, ``(T, C)``.
         origin: ``(T,)`` place of each among all tokens of the step.
         lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
         tokens, rows: the visual ones, and ``(N,)`` where they are.
@@ -46,6 +47,7 @@ class Flow:
     hidden: Tensor
     residual: Tensor | None
     positions: Tensor
+    added: list[Tensor]
     origin: Tensor
     lengths: Ints
     after: Ints
@@ -72,6 +74,7 @@ class Flow:
         if reduction.hidden is not None:
             self.hidden = self.hidden.index_copy(0, self.rows, reduction.hidden.to(state.dtype))
         self.positions, self.origin = self.positions[..., take], self.origin[take]
+        self.added = [rows[take] for rows in self.added]
         self.previous = None if self.previous is None else self.previous[take]
         if self.seen is not None:
             self.seen = Seen(self.seen.query[take], self.seen.key[take], self.seen.value[take])
@@ -101,16 +104,19 @@ class Inner:
         self.counts: list[Ints] = []
         self.trace = Trace()
 
-    def __call__(self, step: Any, positions: Tensor, embeds: Tensor, columns: Columns, places: Tensor) -> Tensor:
+    def __call__(
+        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
+    ) -> Tensor:
         """Hidden states ``(P, C)`` after the final norm; rows of tokens that have left are zeros.
 
         Args:
             step: of the engine.
             positions: ``(P,)`` or ``(3, P)``.
             embeds: ``(P, C)``, those of this step first.
+            added: for layer 0, 1, ..., what is added to the hidden states after it, ``(P, C)``.
             columns, places: of the features, and where they are among the tokens of this step.
         """
-        flow, planned = self._begin(step, positions, embeds, columns, places), iter(self.counts)
+        flow, planned = self._begin(step, positions, embeds, added, columns, places), iter(self.counts)
         for i, layer in enumerate(self.decoder.layers):
             for action in self._actions(i):
                 flow.reduce(self._decide(action, flow))
@@ -120,6 +126,8 @@ class Inner:
             flow.previous = flow.state if "residual" in wanted else None
             with Watch(self.attention[i]) if wanted & set(KNOWN) else nullcontext() as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
+            if i < len(flow.added):
+                flow.hidden = flow.hidden + flow.added[i]
             flow.seen = None if watch is None else watch.seen
         hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
         return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
@@ -140,7 +148,9 @@ class Inner:
             signals[name] = signal(name, module, flow.seen, flow.lengths.tolist(), last.tolist(), flow.rows)
         return action.decide(self.trace, replace(flow.tokens, hidden=state[flow.rows], signals=signals))
 
-    def _begin(self, step: Any, positions: Tensor, embeds: Tensor, columns: Columns, places: Tensor) -> Flow:
+    def _begin(
+        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
+    ) -> Flow:
         self.trace, n = Trace(), int(step.count.sum())
         items = [placed.item for _, placed, _ in step.within]
         counts, rows = [self.plan.entry_counts(item) for item in items], places.to(embeds.device)
@@ -162,6 +172,7 @@ class Inner:
             hidden=embeds[:n],
             residual=None,
             positions=positions[..., :n],
+            added=[rows[:n] for rows in added],
             origin=torch.arange(n, device=embeds.device),
             lengths=step.count,
             after=np.maximum(step.start + step.count - step.prompt_length, 0),

@@ -25,7 +25,8 @@ class Foveated:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        mrope = getattr(super(), "get_mrope_input_positions", None)
+        uses_mrope = vllm_config.model_config.uses_mrope
+        mrope = super().get_mrope_input_positions if uses_mrope else None  # type: ignore[misc]
         self.foveate = Attached(self, self.foveate_engine, settings_of(vllm_config.model_config), mrope)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -54,7 +55,8 @@ class Foveated:
         """The language model."""
         step, self.foveate.inner.step = self.foveate.inner.step, None
         if step is not None and inputs_embeds is not None and self.foveate.arrived is not None:
-            return self.foveate.inner(step, positions, inputs_embeds, *self.foveate.arrived)
+            added = self.foveate.engine.added(self, len(inputs_embeds))
+            return self.foveate.inner(step, positions, inputs_embeds, added, *self.foveate.arrived)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 
 

@@ -85,7 +85,7 @@ def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], sh
     places = embeds.nonzero().flatten().tolist()
     item = shape(modality, data, len(places))
     counts = plan.entry_counts(item)
-    stays = set(places_kept(item, counts))
+    stays = set(item.kept(counts))
     gone = {place for i, place in enumerate(places) if i not in stays}
     kept = [token for i, token in enumerate(full) if i not in gone]
     mask = embeds[[i not in gone for i in range(len(full))]]
@@ -96,14 +96,3 @@ def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], sh
 
 def _same(mask: Tensor, full: Sequence[int]) -> Tensor:
     return mask
-
-
-def places_kept(item: Item, counts: Sequence[int]) -> list[int]:
-    """Which of an item's features stay in the prompt, as if of every span the first ones did; what is no patch stays."""
-    first = [cell < count for size, count in zip(_spans(item), counts) for cell in range(size)]
-    return [place for place, cell in enumerate(item.patches().tolist()) if cell < 0 or first[cell]]
-
-
-def _spans(item: Item) -> list[int]:
-    """Cells of each."""
-    return [height * width for frames, height, width in item.grid for _ in range(frames)]

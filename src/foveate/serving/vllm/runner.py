@@ -35,10 +35,7 @@ class Step:
         self.prompts: list[Prompt] = [attached.prompt(request) for request in requests]
         self.prompt_length: Ints = np.array([request.num_prompt_tokens for request in requests], dtype=np.int64)
         self.within: list[tuple[int, Placed, int]] = [
-            (i, *each)
-            for i, (prompt, a, b) in enumerate(self._pieces())
-            if len(prompt.ends) and a < prompt.ends[-1]
-            for each in prompt.within(a, b)
+            (i, *each) for i, (prompt, a, b) in enumerate(self._pieces()) for each in prompt.within(a, b)
         ]
 
     def _pieces(self) -> list[tuple[Prompt, int, int]]:
@@ -53,20 +50,19 @@ class Step:
             positions: ``(P,)`` or, M-RoPE, ``(3, P)``; the first of them are those of this step.
         """
         if positions.dim() == 1:
-            missing = np.concatenate([_missing(*piece) for piece in self._pieces()])
+            missing = np.concatenate([prompt.missing_before(a, b) for prompt, a, b in self._pieces()])
             positions[: len(missing)] += _to(missing, positions)
         if not self.within:
             return
         columns, places = self.attached.arrived
-        places, numbers = places.to(positions.device), [n for _, _, n in self.within]
+        places, sizes = places.to(positions.device), [len(placed.full) for _, placed, _ in self.within]
+        starts = np.repeat(np.cumsum([0, *sizes])[:-1], [n for _, _, n in self.within])
+        index = _to(starts, positions) + columns.row.to(positions)
         if positions.dim() == 1:
-            first = np.repeat([placed.full for _, placed, _ in self.within], numbers)
-            positions[places] = _to(first, positions) + columns.row.to(positions)
+            positions[places] = _to(np.concatenate([placed.full for _, placed, _ in self.within]), positions)[index]
             return
-        steps = [self.attached.steps(placed) for _, placed, _ in self.within]
-        starts = np.cumsum([0, *(each.shape[1] for each in steps)])[:-1]
-        index = _to(np.repeat(starts, numbers), positions) + columns.row.to(positions)
-        positions[:, places] += torch.cat(steps, dim=1).to(positions)[:, index]
+        steps = torch.cat([self.prompts[i].steps(placed) for i, placed, _ in self.within], dim=1)
+        positions[:, places] += steps.to(positions)[:, index]
 
     # -- reduced layers ---------------------------------------------------------------------------------------------
 
@@ -96,12 +92,6 @@ class Step:
     def _dropped(self, places: Ints) -> Ints:
         """``(G, R)`` tokens dropped before each reduced layer, of the first ``places (R,)`` of each request."""
         return np.stack([prompt.dropped[:, prompt.ended(int(n))] for prompt, n in zip(self.prompts, places)], axis=1)
-
-
-def _missing(prompt: Prompt, start: int, end: int) -> Ints:
-    if not len(prompt.ends) or start >= prompt.ends[-1]:
-        return np.full(end - start, prompt.missing[-1])
-    return prompt.missing_before(start, end)
 
 
 def _to(numbers: Ints, like: Tensor) -> Tensor:

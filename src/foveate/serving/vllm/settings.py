@@ -127,6 +127,10 @@ def _check(vllm_config: Any, plan: Plan) -> None:
             f"{name} reads {', '.join(sorted(signals))} of all heads in the vision tower, and with --tensor-parallel-size "
             f"{parallel.tensor_parallel_size} each process has some of them: use one that needs hidden states only"
         )
+    if vllm_config.compilation_config.cudagraph_mm_encoder:
+        raise ConfigError(f"{name} cannot act on features that come from a CUDA graph: leave cudagraph_mm_encoder out")
+    if multimodal.is_multimodal_pruning_enabled():
+        raise ConfigError(f"--video-pruning-rate drops tokens of videos that {name} must count: leave it out")
     if vllm_config.compilation_config.compile_mm_encoder and plan.tower:
         raise ConfigError(
             f"{name} acts in the vision tower, which cannot be compiled then: leave compile_mm_encoder out"

@@ -27,10 +27,15 @@ class Vision:
 
     Args:
         model: of vLLM, whether its weights are loaded or not.
+
+    Attributes:
+        width: channels of the language model. What a tower gives beyond them (deepstack) is no method's business, and stays
+            beside the feature that it came with.
     """
 
     def __init__(self, model: Any, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.config = engine, plan, model.config
+        self.width: int = model.config.get_text_config().hidden_size
         self.context = Context()
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
         self.holes = any(action.site.action == "reduce" for action in plan.tower)
@@ -86,12 +91,14 @@ class Vision:
             counts = tuple(n for item in items for n in self.plan.tower_counts(item))
             tokens = tokens.select(torch.argsort(hole.to(torch.uint8), stable=True)[: sum(counts)], counts)
         trace = Trace()
+        tokens, further = replace(tokens, hidden=tokens.hidden[:, : self.width]), tokens.hidden[:, self.width :]
         for action in self.plan.entry:
-            tokens = action.decide(trace, tokens).survivors(tokens)
+            reduction = action.decide(trace, tokens)
+            tokens, further = reduction.survivors(tokens), further[reduction.keep]
         planned = tuple(n for item in items for n in self.plan.entry_counts(item))
         if tokens.counts != planned:
             raise InputError(f"{self.plan.method!r} kept {tokens.counts} tokens where {planned} were planned")
-        return _rows(tokens, rest, items)
+        return _rows(replace(tokens, hidden=torch.cat([tokens.hidden, further], dim=1)), rest, items)
 
 
 def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record]) -> tuple[Tokens, Tensor]:

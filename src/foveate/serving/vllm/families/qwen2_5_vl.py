@@ -45,14 +45,19 @@ def graft(model: Any) -> Any:
     return parts(skeleton(Qwen2_5_VLModel, model.config), model.visual)
 
 
+def encode(visual: Any, base: Any, x: Tensor, grid_thw: Any) -> Any:
+    """What the tower of ``base`` makes of what vLLM gives its own, ``visual``."""
+    grid = grid_thw if isinstance(grid_thw, Tensor) else torch.tensor(grid_thw)
+    pixels = visual.input_norm(x.to(visual.device), visual.dtype)
+    return base.visual(pixels, grid_thw=grid.to(visual.device))
+
+
 def forwards(model: Any, base: Any) -> list[tuple[Any, Callable[..., Any]]]:
     """vLLM's tower gives what that of ``base`` gives."""
     visual = model.visual
 
     def forward(x: Tensor, grid_thw: Any, **_: Any) -> Tensor:
-        grid = grid_thw if isinstance(grid_thw, Tensor) else torch.tensor(grid_thw)
-        pixels = visual.input_norm(x.to(visual.device), visual.dtype)
-        out: Tensor = base.visual(pixels, grid_thw=grid.to(visual.device)).pooler_output
+        out: Tensor = encode(visual, base, x, grid_thw).pooler_output
         return out
 
     return [(visual, forward)]
