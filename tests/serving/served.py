@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
+import numpy as np
 import saved
 import tiny
 import tiny_shared
@@ -22,9 +24,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import VideoMetadata
 
 import foveate
 from foveate import Method
+
+saved.PLACES["qwen2_vl"] = saved.PLACES["qwen2_5_vl"]
+saved.KIND["qwen2_vl"] = saved.VIDEO["qwen2_vl"] = "Qwen2VL"
 
 HIDDEN = 128  # so that a head has 32 channels, the fewest that vLLM's attention on a CPU takes
 NEW = 8
@@ -41,6 +47,11 @@ def folder(family: str) -> Path:
     model.generation_config.update(pad_token_id=0, eos_token_id=None)
     model.save_pretrained(path)
     _processor(family).save_pretrained(path)
+    described = json.loads((path / "processor_config.json").read_text())
+    for name in ("image_mean", "image_std"):  # vLLM normalises videos as images
+        if family.startswith("qwen"):
+            described["video_processor"][name] = described["image_processor"][name]
+    (path / "processor_config.json").write_text(json.dumps(described))
     if family.startswith("llava"):  # vLLM knows the names of checkpoints on the hub, which are older
         weights = load_file(path / "model.safetensors")
         named = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
@@ -107,6 +118,8 @@ def engine(family: str, method: Method | None, **options: Any) -> Iterator[Any]:
 
     usual: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_batched_tokens=1024)
     usual |= dict(max_num_seqs=8, limit_mm_per_prompt={"image": 4}, seed=0, disable_log_stats=True)
+    if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
+        usual["max_num_batched_tokens"] = 8192
     config = {} if method is None else {"foveate": method.to_json()}
     llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))
     try:
@@ -139,14 +152,36 @@ def _loaded(family: str) -> tuple[Any, Any]:
     return model, AutoProcessor.from_pretrained(path)
 
 
+def film(frames: int, height: int, width: int, seed: int, fps: float) -> Any:
+    """A light square that walks over a picture, and what vLLM wants to know of it."""
+    ground = np.asarray(saved.picture(height, width, seed))
+    found = np.stack([ground] * frames)
+    for i in range(frames):
+        found[i, 4:12, 4 * i % width : 4 * i % width + 8] = 255
+    about = dict(fps=fps, duration=frames / fps, total_num_frames=frames, frames_indices=list(range(frames)))
+    return found, {**about, "video_backend": "none", "do_sample_frames": False}
+
+
+def _given(family: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What transformers' processor is given for a request of vLLM."""
+    data = wanted.get("multi_modal_data", {})
+    given: dict[str, Any] = {"images": data["image"]} if "image" in data else {}
+    if "video" in data:
+        frames, facts = zip(*data["video"])
+        metadata = [VideoMetadata(**{k: v for k, v in each.items() if k != "do_sample_frames"}) for each in facts]
+        given |= dict(videos=list(frames), video_metadata=metadata, do_sample_frames=False)
+        if not family.startswith("qwen3"):
+            given["fps"] = facts[0]["fps"]
+    return given
+
+
 def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]], new: int = NEW) -> list[Answer]:
     """What transformers answers, one request after another, in so many tokens."""
     model, processor = _loaded(family)
     found = []
     with nullcontext() if method is None else foveate.compress(model, method):
         for each in wanted:
-            images = each.get("multi_modal_data", {}).get("image")
-            inputs = processor(text=[each["prompt"]], images=images, return_tensors="pt")
+            inputs = processor(text=[each["prompt"]], return_tensors="pt", **_given(family, each))
             with torch.no_grad():
                 out = model.generate(
                     **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
