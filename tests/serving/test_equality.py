@@ -62,4 +62,7 @@ def test_keeping_everything_is_stock(family: str, name: str) -> None:
     with engine(family, None) as llm:
         stock = ask(llm, wanted)
     with engine(family, EVERYTHING[name]) as llm:
-        assert ask(llm, wanted) == stock
+        found = ask(llm, wanted)
+    assert all(a.agrees(b) for a, b in zip(found, stock, strict=True))
+    if name == "random":  # the tower is vLLM's
+        assert found == stock
