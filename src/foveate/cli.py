@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,29 @@ def run(
         terminal.emit(face.to_json(result))
     else:
         face.show(result, terminal.out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a hub id or 'reference'.")],
+    method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
+    ] = None,
+    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
+) -> None:
+    """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
+    from foveate.options import method_from_words
+    from foveate.serving import command as face
+
+    chosen = method_from_words(method, keep, option or [], method_json)
+    if show:
+        print(shlex.join(["vllm", *face.words(model, chosen, context.args)]))
+    else:
+        face.serve(model, chosen, context.args)
 
 
 @app.command()

@@ -33,7 +33,7 @@ class Runtime:
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
-        actions = _plan(method, self.host, family, config, len(blocks), len(layers))
+        actions = plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
@@ -89,7 +89,7 @@ def host_of(model: Any, family: Family) -> Host:
     )
 
 
-def _plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
+def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
     """Every site of every part of the method, with its layer resolved and checked.
 
     The tower has ``blocks``, read or not; the language model ``layers``, with keys of their own or not.

@@ -1,0 +1,221 @@
+"""What a method will do to an image, known before anything runs.
+
+An engine gives every prompt its slots before the vision tower has seen the image. A method with a fixed budget decides how
+many tokens stay by the grid alone; so it is asked, at its sites one after another, about made-up tokens on that grid, and the
+counts of its answers are those of every image of that shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.method import Host, Method
+from foveate.models.family import Family
+from foveate.runtime.attach import plan
+from foveate.runtime.context import Action
+from foveate.runtime.layout import frames, tokens_of
+from foveate.tokens import Tokens
+
+Grids = tuple[tuple[int, int, int], ...]
+Counts = tuple[int, ...]
+CHANNELS = 8  # of made-up hidden states
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image or video of a prompt.
+
+    Attributes:
+        grid: what the language model sees of it, ``(frames, height, width)`` of each view; every frame is a span.
+        tower: the same of the vision tower, in units.
+        gaps: features that stand for no patch (CLS, newlines) and always stay: ``(cells of grid before them, how many)``.
+    """
+
+    grid: Grids
+    tower: Grids
+    gaps: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def cells(self) -> int:
+        """Tokens before any reduction."""
+        return sum(t * h * w for t, h, w in self.grid)
+
+    @property
+    def features(self) -> int:
+        """The same, and the features that stand for no patch."""
+        return self.cells + sum(n for _, n in self.gaps)
+
+    def kept(self, counts: Counts) -> list[int]:
+        """Which of its features a prompt has if that many of each span stay, as if they were the first ones."""
+        sizes = [height * width for frames, height, width in self.grid for _ in range(frames)]
+        first = [cell < count for size, count in zip(sizes, counts) for cell in range(size)]
+        return [place for place, cell in enumerate(self.patches().tolist()) if cell < 0 or first[cell]]
+
+    def patches(self) -> Tensor:
+        """``(features,)`` int64, the cell that each feature stands for; -1: no patch."""
+        return _patches(self.cells, self.gaps)
+
+
+@lru_cache(maxsize=4096)
+def _patches(cells: int, gaps: tuple[tuple[int, int], ...]) -> Tensor:
+    parts, start = [], 0
+    for end, n in (*gaps, (cells, 0)):
+        parts += [torch.arange(start, end), torch.full((n,), -1)]
+        start = end
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method in a model.
+
+    Attributes:
+        tower: actions inside the vision tower, in order.
+        entry: actions on the features, before the language model: they shorten the prompt.
+        inner: actions before decoder layers from 1 on, in order.
+    """
+
+    method: Method
+    tower: tuple[Action, ...]
+    entry: tuple[Action, ...]
+    inner: tuple[Action, ...]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layers before which tokens leave, ascending."""
+        return tuple(sorted({action.site.layer for action in self.inner}))
+
+    def shortens(self, item: Item) -> bool:
+        """Whether actions before the language model act on this image.
+
+        One of which nothing would be left keeps all of its tokens: a prompt must have a place for it. It is a small one, of
+        less than ``1 / keep`` tokens.
+        """
+        return _counts(self, item).shortened
+
+    def tower_counts(self, item: Item) -> Counts:
+        """Tokens of each span that the vision tower leaves, where it is shortened."""
+        return _counts(self, item).tower
+
+    def entry_counts(self, item: Item) -> Counts:
+        """Tokens of each span that reach the language model."""
+        return _counts(self, item).entry
+
+    def inner_counts(self, item: Item) -> tuple[Counts, ...]:
+        """Tokens of each span that are left from each of `layers` on."""
+        return _counts(self, item).inner
+
+
+def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
+    """The plan of a method with a fixed budget.
+
+    Raises:
+        ConfigError: its budget depends on the content.
+        UnsupportedSiteError: it acts where an engine cannot let it.
+    """
+    for part in method.parts():
+        if not part.fixed_budget:
+            raise ConfigError(
+                f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
+                "before: use a method whose budget is fixed (`foveate methods` lists them)"
+            )
+        if getattr(part, "scope", "span") == "global":
+            raise ConfigError(
+                f'{part.name()}(scope="global") looks at all images of a call together, which are of several requests in an '
+                "engine: use the default scope"
+            )
+    actions = plan(method, host, family, config, host.blocks, host.layers)
+    for action in actions:
+        site = action.site
+        if site.at == "decode":
+            raise UnsupportedSiteError(
+                f"{action.method.name()} acts on the KV cache while decoding, not in this engine"
+            )
+        if "text" in site.signals:
+            raise UnsupportedSiteError(
+                f"{action.method.name()} wants the text at {site}, but an engine encodes an image before it meets its "
+                "question (and keeps it for the next one): use a method that scores without text"
+            )
+    places = ("pixels", "tower", "tower_output")
+    tower = tuple(a for a in actions if a.site.at in places)
+    entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
+    inner = sorted((a for a in actions if a not in tower and a not in entry), key=lambda a: a.site.layer)
+    reducing = [a for a in tower if a.site.action == "reduce"]
+    if family.tower.arrangements and reducing:
+        names = ", ".join(sorted({a.method.name() for a in reducing}))
+        raise UnsupportedSiteError(
+            f"{names}: in this family images are cut into tiles that are put together after the vision tower, and how many of "
+            "the tokens left in the tower that leaves depends on which they are: act after the tower, or restore them"
+        )
+    return Plan(method, tower, entry, tuple(inner))
+
+
+@dataclass(frozen=True)
+class _Counts:
+    shortened: bool
+    tower: Counts
+    entry: Counts
+    inner: tuple[Counts, ...]
+
+
+@lru_cache(maxsize=4096)
+def _counts(plan: Plan, item: Item) -> _Counts:
+    full, tokens = tokens_of(frames(list(item.grid))), _at_entry(plan, item)
+    tower = tokens.counts
+    for action in plan.entry:
+        tokens = _after(action, tokens)
+    shortened = len(tokens) > 0
+    tokens = tokens if shortened else full
+    entry, inner = tokens.counts, []
+    for layer in plan.layers:
+        for action in plan.inner:
+            if action.site.layer == layer:
+                tokens = _after(action, tokens)
+        inner.append(tokens.counts)
+    return _Counts(shortened, tower, entry, tuple(inner))
+
+
+def _at_entry(plan: Plan, item: Item) -> Tokens:
+    """Made-up tokens as the tower leaves them."""
+    full = tokens_of(frames(list(item.grid)))
+    reducing = [a for a in plan.tower if a.site.action == "reduce"]
+    if not reducing:
+        return full
+    now, place = tokens_of(frames(list(item.tower))), torch.arange(item.cells)
+    for action in reducing:
+        reduction = action.method.reduce(_made_up(now, action), action.site)
+        place = place[reduction.keep]
+        if action.site.at == "pixels" and reduction.shape is not None:
+            now = tokens_of(replace(now.spans, shape=reduction.shape))
+        else:
+            now = reduction.survivors(now)
+    return full.select(place.sort().values, now.counts)
+
+
+def _after(action: Action, tokens: Tokens) -> Tokens:
+    return action.method.reduce(_made_up(tokens, action), action.site).survivors(tokens)
+
+
+def _made_up(tokens: Tokens, action: Action) -> Tokens:
+    """The same with hidden states and signals that mean nothing."""
+    n, generator = len(tokens), torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator)
+
+    shapes: dict[str, Sequence[int]] = {
+        **dict.fromkeys(("residual",), (CHANNELS,)),
+        **dict.fromkeys(("keys", "values"), (1, CHANNELS)),
+        **dict.fromkeys(("last_row", "cls_row"), (1,)),
+        "text_rows": (1,),
+        "received": (),
+    }
+    signals: dict[str, Tensor] = {name: draw(*shapes[name]) for name in action.site.signals}
+    return replace(tokens, hidden=draw(CHANNELS), signals=signals)

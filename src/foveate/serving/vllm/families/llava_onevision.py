@@ -1,0 +1,37 @@
+"""LLaVA-OneVision in vLLM: as LLaVA-NeXT, with tiles that are pooled where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from transformers import LlavaOnevisionModel
+
+from foveate.models import llava_next, llava_onevision
+from foveate.serving.plan import Item
+from foveate.serving.vllm import padded
+from foveate.serving.vllm.engine import Engine, rows_of
+
+ASPECT = "anyres_max_9"  # vLLM does not look at the one in the config
+
+
+def shape(config: Any, modality: str, data: Mapping[str, Any], features: int) -> Item:
+    """Of an image that comes with ``image_sizes``, in pixels."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    size = data["image_sizes"].tolist()
+    call = {"image_sizes": [size], "vision_aspect_ratio": ASPECT}
+    _, tiles = llava_onevision.FAMILY.tower.arrangements["get_image_features"].views(config, call)[0]
+    return padded.tiled(tiles, side, llava_next.tiles_of(config, size))
+
+
+ENGINE = Engine(
+    architecture="LlavaOnevisionForConditionalGeneration",
+    stock="vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration",
+    family=llava_onevision.FAMILY,
+    shape=shape,
+    facts=partial(rows_of, names=(("image", "image_sizes"),)),
+    graft=partial(padded.before_projector, LlavaOnevisionModel),
+    forwards=padded.forwards,
+    no_videos="vLLM does not keep the number of frames of a video of LLaVA-OneVision",
+)

@@ -1,0 +1,198 @@
+"""The language model in a step in which features arrive, where tokens leave inside it.
+
+Its layers run one after another on fewer and fewer tokens; after the last one, those that are left stand at their places among
+all tokens of the step, so that the engine finds the ones that it samples from. Every other step is the stock model's, compiled
+or not: it differs in the metadata of its layers only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.attention import Attention
+
+from foveate.errors import InputError, UnsupportedModelError
+from foveate.runtime.context import Action
+from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.trace import Trace
+from foveate.serving.plan import Plan
+from foveate.serving.vllm.attention import KNOWN, Seen, Watch, signal
+from foveate.serving.vllm.columns import Columns
+from foveate.serving.vllm.prompt import Ints
+from foveate.tokens import Reduction, Tokens
+
+
+@dataclass
+class Flow:
+    """The tokens of a step on their way through the layers.
+
+    Attributes:
+        hidden, residual: ``(T, C)``, two summands of the hidden states; ``residual`` may be None.
+        positions: ``(T,)`` or ``(3, T)``.
+        added: for layer 0, 1, ..., what is added to the hidden states after it, ``(T, C)``.
+        origin: ``(T,)`` place of each among all tokens of the step.
+        lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
+        tokens, rows: the visual ones, and ``(N,)`` where they are.
+        request: ``(S,)`` request of each span.
+        previous: ``(T, C)`` what the layer before began with, if somebody asks.
+        seen: of the attention of the layer before, if somebody asks.
+    """
+
+    hidden: Tensor
+    residual: Tensor | None
+    positions: Tensor
+    added: list[Tensor]
+    origin: Tensor
+    lengths: Ints
+    after: Ints
+    tokens: Tokens
+    rows: Tensor
+    request: Ints
+    previous: Tensor | None = None
+    seen: Seen | None = None
+
+    @property
+    def state(self) -> Tensor:
+        """``(T, C)`` hidden states."""
+        return self.hidden if self.residual is None else self.hidden + self.residual
+
+    def reduce(self, reduction: Reduction) -> None:
+        """Only the survivors and the text go on."""
+        state, before = self.state, np.array(self.tokens.counts)
+        stays = torch.ones(len(state), dtype=torch.bool, device=state.device)
+        stays = stays.index_fill(0, self.rows, False).index_fill(0, self.rows[reduction.keep], True)
+        # A stable sort keeps the order of what stays, without asking the device how much that is.
+        take = torch.argsort((~stays).to(torch.uint8), stable=True)[: len(state) - len(self.rows) + len(reduction.keep)]
+        self.rows = (stays.cumsum(0) - 1)[self.rows[reduction.keep]]
+        self.hidden, self.residual = state[take], None
+        if reduction.hidden is not None:
+            self.hidden = self.hidden.index_copy(0, self.rows, reduction.hidden.to(state.dtype))
+        self.positions, self.origin = self.positions[..., take], self.origin[take]
+        self.added = [rows[take] for rows in self.added]
+        self.previous = None if self.previous is None else self.previous[take]
+        if self.seen is not None:
+            self.seen = Seen(self.seen.query[take], self.seen.key[take], self.seen.value[take])
+        self.tokens = reduction.survivors(self.tokens)
+        self.lengths = self.lengths.copy()
+        np.subtract.at(self.lengths, self.request, before - np.array(reduction.counts))
+
+
+class Inner:
+    """The decoder of a model of vLLM.
+
+    Attributes:
+        attention: of each layer, where tokens leave inside the language model.
+        names: of the attention layers from each of the plan's layers on, up to the next one.
+        step: of the engine, if features arrive in it.
+        counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
+    """
+
+    def __init__(self, decoder: Any, plan: Plan) -> None:
+        self.decoder, self.plan = decoder, plan
+        ends = [*plan.layers, len(decoder.layers)][1:]
+        self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
+        self.names = [
+            [self.attention[i].layer_name for i in range(start, end)] for start, end in zip(plan.layers, ends)
+        ]
+        self.step: Any = None
+        self.counts: list[Ints] = []
+        self.trace = Trace()
+
+    def __call__(
+        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
+    ) -> Tensor:
+        """Hidden states ``(P, C)`` after the final norm; rows of tokens that have left are zeros.
+
+        Args:
+            step: of the engine.
+            positions: ``(P,)`` or ``(3, P)``.
+            embeds: ``(P, C)``, those of this step first.
+            added: for layer 0, 1, ..., what is added to the hidden states after it, ``(P, C)``.
+            columns, places: of the features, and where they are among the tokens of this step.
+        """
+        flow, planned = self._begin(step, positions, embeds, added, columns, places), iter(self.counts)
+        for i, layer in enumerate(self.decoder.layers):
+            for action in self._actions(i):
+                flow.reduce(self._decide(action, flow))
+            if i in self.plan.layers and not np.array_equal(flow.lengths, next(planned)):
+                raise InputError(f"{self.plan.method!r} left other tokens before layer {i} than were planned")
+            wanted = {name for action in self._actions(i + 1) for name in action.site.signals}
+            flow.previous = flow.state if "residual" in wanted else None
+            with Watch(self.attention[i]) if wanted & set(KNOWN) else nullcontext() as watch:
+                flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
+            if i < len(flow.added):
+                flow.hidden = flow.hidden + flow.added[i]
+            flow.seen = None if watch is None else watch.seen
+        hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
+        return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
+
+    def _actions(self, layer: int) -> list[Action]:
+        return [action for action in self.plan.inner if action.site.layer == layer]
+
+    def _decide(self, action: Action, flow: Flow) -> Reduction:
+        state = flow.state
+        signals: dict[str, Tensor] = {}
+        for name in action.site.signals:
+            if name == "residual":
+                assert flow.previous is not None
+                signals[name] = (state - flow.previous)[flow.rows]
+                continue
+            assert flow.seen is not None
+            module, last = self.attention[action.site.layer - 1], flow.lengths - 1 - flow.after
+            signals[name] = signal(name, module, flow.seen, flow.lengths.tolist(), last.tolist(), flow.rows)
+        return action.decide(self.trace, replace(flow.tokens, hidden=state[flow.rows], signals=signals))
+
+    def _begin(
+        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
+    ) -> Flow:
+        self.trace, n = Trace(), int(step.count.sum())
+        items = [placed.item for _, placed, _ in step.within]
+        counts, rows = [self.plan.entry_counts(item) for item in items], places.to(embeds.device)
+        if (patches := sum(map(sum, counts))) < len(rows):  # others stand for no patch
+            take = torch.argsort((columns.cell < 0).to(torch.uint8), stable=True)[:patches]
+            columns, rows = columns.at(take), rows[take]
+        full = tokens_of(frames([view for item in items for view in item.grid]), embeds.device)
+        first = np.cumsum([0, *(item.cells for item in items)])[:-1]
+        cell = columns.cell + torch.from_numpy(np.repeat(first, list(map(sum, counts)))).to(embeds.device)
+        tokens = replace(
+            full,
+            counts=tuple(count for each in counts for count in each),
+            index=full.index[cell],
+            sizes=columns.sizes,
+            coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
+        )
+        spans = [len(frames(list(item.grid))) for item in items]
+        return Flow(
+            hidden=embeds[:n],
+            residual=None,
+            positions=positions[..., :n],
+            added=[rows[:n] for rows in added],
+            origin=torch.arange(n, device=embeds.device),
+            lengths=step.count,
+            after=np.maximum(step.start + step.count - step.prompt_length, 0),
+            tokens=tokens,
+            rows=rows,
+            request=np.repeat([i for i, _, _ in step.within], spans),
+        )
+
+
+def _attention(plan: Plan, layer: Any) -> Any:
+    """The attention of a decoder layer.
+
+    Raises:
+        UnsupportedModelError: the layer is not called as this module does.
+    """
+    found = [module for module in layer.modules() if isinstance(module, Attention)]
+    takes = list(inspect.signature(layer.forward).parameters)
+    if len(found) != 1 or takes[:3] != ["positions", "hidden_states", "residual"]:
+        raise UnsupportedModelError(
+            f"{plan.method.name()} acts inside the language model, whose {type(layer).__name__} is not called as the layers of "
+            "Llama and Qwen are: use a method that acts before the language model"
+        )
+    return found[0]

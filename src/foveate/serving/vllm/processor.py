@@ -1,0 +1,98 @@
+"""Prompts with fewer placeholders: an image gets as many as the method will keep of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from prometheus_client import Counter
+from torch import Tensor
+from vllm.multimodal.processing.processor import PromptUpdateDetails
+
+from foveate.serving.plan import Item, Plan
+
+Shape = Callable[[str, Mapping[str, Any], int], Item]
+
+#: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
+TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "stage"))
+
+
+@dataclass
+class Shortened(PromptUpdateDetails):  # type: ignore[misc]
+    """What stands for an image in a prompt.
+
+    Attributes:
+        counts: tokens without a method, in the prompt, and in the last layer.
+    """
+
+    counts: tuple[int, int, int] = (0, 0, 0)
+
+
+def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
+    """The same processor of vLLM; what it puts into prompts is shorter, and counted.
+
+    Args:
+        processor: an instance.
+        plan: of the method.
+        shape: modality, processed data of an item, number of its features without a method -> its grids.
+    """
+    stock, apply, dummy = (
+        processor._get_mm_prompt_updates,
+        processor._maybe_apply_prompt_updates,
+        processor.get_dummy_mm_inputs,
+    )
+    counters = [TOKENS.labels(repr(plan.method), stage) for stage in ("images", "prompt", "last_layer")]
+    counting = True
+
+    def updates(mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+        found = stock(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        return {
+            modality: [
+                [_shorter(update, plan, modality, out_mm_kwargs[modality][i].get_data(), shape) for update in each]
+                for i, each in enumerate(items)
+            ]
+            for modality, items in found.items()
+        }
+
+    def count_and_apply(mm_items: Any, mm_res: Any) -> Any:
+        for items in mm_res.prompt_updates.values() if counting else ():
+            for update, *_ in items:
+                for counter, n in zip(counters, update.content.counts):
+                    counter.inc(n)
+        return apply(mm_items, mm_res)
+
+    def uncounted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal counting
+        counting = False
+        try:
+            return dummy(*args, **kwargs)
+        finally:
+            counting = True
+
+    processor._get_mm_prompt_updates = updates
+    # Else the engine plans for the features of the largest image without a method; so it asks a made-up one.
+    processor.info.get_mm_max_tokens_per_item = lambda seq_len, mm_counts: None
+    processor._maybe_apply_prompt_updates, processor.get_dummy_mm_inputs = count_and_apply, uncounted
+    return processor
+
+
+def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], shape: Shape) -> Any:
+    full, is_embed = list(update.content.full), update.content.is_embed
+    embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
+    places = embeds.nonzero().flatten().tolist()
+    item = shape(modality, data, len(places))
+    counts = plan.entry_counts(item)
+    stays = set(item.kept(counts))
+    gone = {place for i, place in enumerate(places) if i not in stays}
+    kept = [token for i, token in enumerate(full) if i not in gone]
+    mask = embeds[[i not in gone for i in range(len(full))]]
+    last = (counts, *plan.inner_counts(item))[-1]
+    content = Shortened(kept, None if is_embed is None else partial(_same, mask), (item.cells, sum(counts), sum(last)))
+    return replace(update, content=content)
+
+
+def _same(mask: Tensor, full: Sequence[int]) -> Tensor:
+    return mask

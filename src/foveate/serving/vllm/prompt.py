@@ -1,0 +1,131 @@
+"""Where the tokens of a request are: in the prompt as it would be without a method, as it is, and in each reduced layer.
+
+All of it follows from the grids of the images and from the plan, so it is known on the host, of every request, at any time: no
+step has to remember anything, and a request that was preempted is simply computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.ops.segments import offsets
+from foveate.serving.plan import Counts, Item, Plan
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An image or video in a prompt. Between the frames of a video there may be text.
+
+    Attributes:
+        item: its grids.
+        feature: what vLLM says of it.
+        places: ``(K,)`` of its features in the prompt as it is, ascending.
+        full: ``(R,)`` of the features that it has without a method, in the prompt without a method, ascending.
+        begin: first place of its range in the prompt without a method; there may be text before its features.
+    """
+
+    item: Item
+    feature: Any
+    places: Ints
+    full: Ints
+    begin: int
+
+
+class Prompt:
+    """A request's prompt.
+
+    Args:
+        plan: of the method.
+        items: ``(item, vLLM's feature, where the features of each span begin)`` of each image or video, by place. The latter
+            are places in the prompt as it is, or nothing, where there is no text between spans.
+
+    Attributes:
+        placed: the images and videos, by place.
+        ends: ``(I,)`` first place after the range of each.
+        dropped: ``(G, I + 1)`` tokens that are dropped before each of the plan's layers before that end, cumulative from 0.
+        gaps: ``(M,)`` places before which features are missing, ascending.
+        missing: ``(M + 1,)`` how many are missing before that place, cumulative from 0.
+        mrope: M-RoPE positions ``(3, L)`` in the prompt without a method, and what is added to a later place, if the model
+            has such and there are images.
+    """
+
+    mrope: tuple[Tensor, int] | None = None
+
+    def __init__(self, plan: Plan, items: Sequence[tuple[Item, Any, Ints]]) -> None:
+        self.placed: list[Placed] = []
+        gaps, numbers, missing, dropped = [_NONE], [_NONE], 0, [np.zeros(len(plan.layers), dtype=np.int64)]
+        for item, feature, begins in items:
+            here, counts, where = _places(feature.mm_position), plan.entry_counts(item), feature.mm_position.offset
+            at, gone = _at(item, counts, here, begins)
+            full = at + missing + gone.cumsum() - gone
+            self.placed.append(Placed(item, feature, here, full, where + missing))
+            gap, number = np.unique(at[gone], return_counts=True)
+            gaps.append(gap)
+            numbers.append(number)
+            missing += int(number.sum())
+            left = np.array([sum(each) for each in plan.inner_counts(item)], dtype=np.int64)
+            dropped.append(dropped[-1] + sum(counts) - left)
+        ranges = [each.feature.mm_position for each in self.placed]
+        self.ends = np.array([each.offset + each.length for each in ranges], dtype=np.int64)
+        self.dropped = np.stack(dropped, axis=1)
+        self.gaps = np.concatenate(gaps)
+        self.missing = np.concatenate([np.zeros(1, dtype=np.int64), np.concatenate(numbers).cumsum()])
+
+    def steps(self, placed: Placed) -> Tensor:
+        """``(3, R)`` M-RoPE positions of all features of an image, counted from the first one's."""
+        assert self.mrope is not None
+        own = self.mrope[0][:, torch.from_numpy(placed.full)]
+        return own - own[:, :1]
+
+    def ended(self, place: int) -> int:
+        """How many images and videos end at ``place`` or before."""
+        return int(np.searchsorted(self.ends, place, side="right"))
+
+    def within(self, start: int, end: int) -> list[tuple[Placed, int]]:
+        """Images and videos with features among the places from ``start`` to ``end``, and how many."""
+        if not len(self.ends) or start >= self.ends[-1]:
+            return []
+        found = ((each, int(np.diff(np.searchsorted(each.places, [start, end]))[0])) for each in self.placed)
+        return [(each, n) for each, n in found if n > 0]
+
+    def missing_before(self, start: int, end: int) -> Ints:
+        """``(end - start,)`` features that are missing before each place."""
+        if not len(self.gaps) or start >= self.gaps[-1]:
+            return np.full(end - start, self.missing[-1])
+        return self.missing[np.searchsorted(self.gaps, np.arange(start, end), side="right")]
+
+
+_NONE: Ints = np.zeros(0, dtype=np.int64)
+
+
+def _places(where: Any) -> Ints:
+    """Of the features in a range of vLLM."""
+    inside: Ints = np.arange(where.length) if where.is_embed is None else where.is_embed.numpy().nonzero()[0]
+    return inside + int(where.offset)
+
+
+def _at(item: Item, counts: Counts, here: Ints, begins: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where in the prompt each of an item's ``R`` features is, or would be, were it not missing; and whether it is.
+
+    A missing one comes right after those that are there of its span, or where its span begins.
+    """
+    rows, total = np.array(item.kept(counts)), item.features
+    gone = np.ones(total, dtype=np.bool_)
+    gone[rows] = False
+    last = np.searchsorted(rows, np.arange(total), side="right") - 1
+    at = np.where(last < 0, here[0], here[last] + gone)
+    if len(begins):
+        sizes = [height * width for frames, height, width in item.grid for _ in range(frames)]
+        for start, size, count, begin in zip(offsets(sizes), sizes, counts, begins):
+            if count == 0:
+                at[start : start + size] = begin
+    return at, gone

@@ -1,0 +1,193 @@
+"""Tiny models in a real vLLM, and the same models in transformers: what each says to the same requests."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import numpy as np
+import saved
+import tiny
+import tiny_shared
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.video_utils import VideoMetadata
+
+import foveate
+from foveate import Method
+
+saved.PLACES["qwen2_vl"] = saved.PLACES["qwen2_5_vl"]
+saved.KIND["qwen2_vl"] = saved.VIDEO["qwen2_vl"] = "Qwen2VL"
+
+HIDDEN = 128  # so that a head has 32 channels, the fewest that vLLM's attention on a CPU takes
+NEW = 8
+
+
+@cache
+def folder(family: str) -> Path:
+    """Where a model is saved."""
+    path = Path(tiny_shared.FOLDERS.name, f"{family}-served")
+    config = tiny.config(family, vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
+    if family == "llava_onevision":
+        config.vision_aspect_ratio = "anyres_max_9"
+    model = tiny.build(config)
+    model.generation_config.update(pad_token_id=0, eos_token_id=None)
+    model.save_pretrained(path)
+    _processor(family).save_pretrained(path)
+    described = json.loads((path / "processor_config.json").read_text())
+    for name in ("image_mean", "image_std"):  # vLLM normalises videos as images
+        if family.startswith("qwen"):
+            described["video_processor"][name] = described["image_processor"][name]
+    (path / "processor_config.json").write_text(json.dumps(described))
+    if family.startswith("llava"):  # vLLM knows the names of checkpoints on the hub, which are older
+        weights = load_file(path / "model.safetensors")
+        named = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
+        save_file(named, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def _processor(family: str) -> Any:
+    if family not in ("llava_siglip", "llava_onevision"):
+        return saved._processor(family)
+    parts: dict[str, Any] = dict(
+        image_processor=tiny.processor(family).image_processor,
+        tokenizer=saved._tokenizer(family),
+        chat_template=saved.TEMPLATE.replace("IMAGE", "<image>\n"),
+        vision_feature_select_strategy="full",
+    )
+    if family == "llava_siglip":
+        return transformers.LlavaProcessor(patch_size=tiny.PATCH, num_additional_image_tokens=0, **parts)
+    parts["video_processor"] = transformers.LlavaOnevisionVideoProcessor(size=parts["image_processor"].size)
+    tokens: dict[str, Any] = dict(num_image_tokens=16, vision_aspect_ratio="anyres_max_9", video_token="<|video_pad|>")
+    return transformers.LlavaOnevisionProcessor(**parts, **tokens)
+
+
+def place(family: str) -> str:
+    """What stands for an image in a prompt."""
+    return saved.PLACES.get(family, ("<image>\n", ""))[0]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tokens, their log-probabilities, and how long the prompt was."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt: int
+
+    def agrees(self, other: Answer) -> bool:
+        """Whether both say the same, and as surely."""
+        near = all(abs(a - b) < 1e-3 for a, b in zip(self.logprobs, other.logprobs))
+        return self.tokens == other.tokens and near
+
+
+def request(family: str, text: str, *sizes: tuple[int, int], seed: int = 1) -> dict[str, Any]:
+    """``text`` with an ``@`` for every image, whose heights and widths are ``sizes`` in pixels."""
+    prompt = f"user: {text.replace('@', place(family))}<|im_end|>\nassistant: "
+    images = [saved.picture(*size, seed + i) for i, size in enumerate(sizes)]
+    return {"prompt": prompt, "multi_modal_data": {"image": images}} if images else {"prompt": prompt}
+
+
+def requests(family: str) -> list[dict[str, Any]]:
+    """Two images of different shapes, none, and one."""
+    return [
+        request(family, "@the dog and@the cat", (24, 32), (40, 24)),
+        request(family, "the cat"),
+        request(family, "the bird@", (48, 48), seed=3),
+    ]
+
+
+@contextmanager
+def engine(family: str, method: Method | None, **options: Any) -> Iterator[Any]:
+    """A vLLM in this process, with the method if there is one."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    usual: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_batched_tokens=1024)
+    usual |= dict(max_num_seqs=8, limit_mm_per_prompt={"image": 4}, seed=0, disable_log_stats=True)
+    if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
+        usual["max_num_batched_tokens"] = 8192
+    config = {} if method is None else {"foveate": method.to_json()}
+    llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def ask(llm: Any, wanted: Sequence[dict[str, Any]], **options: Any) -> list[Answer]:
+    """What vLLM answers, all of the requests at once."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(**(dict(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1) | options))
+    found = []
+    for output in llm.generate(list(wanted), sampling, use_tqdm=False):
+        for said in output.outputs:
+            tokens = tuple(said.token_ids)
+            logprobs = tuple(step[token].logprob for token, step in zip(tokens, said.logprobs, strict=True))
+            found.append(Answer(tokens, logprobs, len(output.prompt_token_ids)))
+    return found
+
+
+@cache
+def _loaded(family: str) -> tuple[Any, Any]:
+    path = folder(family)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    return model, AutoProcessor.from_pretrained(path)
+
+
+def film(frames: int, height: int, width: int, seed: int, fps: float) -> Any:
+    """A light square that walks over a picture, and what vLLM wants to know of it."""
+    ground = np.asarray(saved.picture(height, width, seed))
+    found = np.stack([ground] * frames)
+    for i in range(frames):
+        found[i, 4:12, 4 * i % width : 4 * i % width + 8] = 255
+    about = dict(fps=fps, duration=frames / fps, total_num_frames=frames, frames_indices=list(range(frames)))
+    return found, {**about, "video_backend": "none", "do_sample_frames": False}
+
+
+def _given(family: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What transformers' processor is given for a request of vLLM."""
+    data = wanted.get("multi_modal_data", {})
+    given: dict[str, Any] = {"images": data["image"]} if "image" in data else {}
+    if "video" in data:
+        frames, facts = zip(*data["video"])
+        metadata = [VideoMetadata(**{k: v for k, v in each.items() if k != "do_sample_frames"}) for each in facts]
+        given |= dict(videos=list(frames), video_metadata=metadata, do_sample_frames=False)
+        if not family.startswith("qwen3"):
+            given["fps"] = facts[0]["fps"]
+    return given
+
+
+def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]], new: int = NEW) -> list[Answer]:
+    """What transformers answers, one request after another, in so many tokens."""
+    model, processor = _loaded(family)
+    found = []
+    with nullcontext() if method is None else foveate.compress(model, method):
+        for each in wanted:
+            inputs = processor(text=[each["prompt"]], return_tensors="pt", **_given(family, each))
+            with torch.no_grad():
+                out = model.generate(
+                    **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True
+                )
+            length = inputs["input_ids"].shape[1]
+            tokens = tuple(out.sequences[0, length:].tolist())
+            logprobs = tuple(float(x.log_softmax(-1)[0, token]) for x, token in zip(out.logits, tokens, strict=True))
+            found.append(Answer(tokens, logprobs, length))
+    return found

@@ -1,0 +1,48 @@
+"""`foveate serve` is `vllm serve` with one more option."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from typer.testing import CliRunner
+
+from foveate import ADSC, IPCV, LUVC, method_from_json
+from foveate.cli import app
+from foveate.serving.command import words
+from foveate.terminal import CommandError
+
+
+def test_words() -> None:
+    made = words("org/model", LUVC(keep=0.4), ["--port", "8001"])
+    assert made[:-1] == ["serve", "org/model", "--port", "8001", "--additional-config"]
+    assert method_from_json(json.loads(made[-1])["foveate"]) == LUVC(keep=0.4)
+
+
+@pytest.mark.parametrize("rest", [["--additional-config", '{"a": 1}'], ['--additional-config={"a": 1}']])
+def test_other_config_is_kept(rest: list[str]) -> None:
+    *others, config = words("m", LUVC(), ["--x", *rest, "--y"])
+    assert others == ["serve", "m", "--x", "--y", "--additional-config"]
+    assert set(json.loads(config)) == {"a", "foveate"}
+
+
+@pytest.mark.parametrize(
+    ("rest", "sentence"),
+    [
+        (["--additional-config"], "wants a JSON object"),
+        (["--additional-config", "{a}"], "is not JSON"),
+        (["--additional-config", "[1]"], "is not a JSON object"),
+        (["--additional-config", '{"foveate": {}}'], 'has "foveate" already'),
+    ],
+)
+def test_mistakes(rest: list[str], sentence: str) -> None:
+    with pytest.raises(CommandError, match=sentence):
+        words("m", LUVC(), rest)
+
+
+def test_show() -> None:
+    call = ["serve", "m", "--method", "ipcv+adsc", "--option", "adsc.keep=0.4", "--tensor-parallel-size", "2", "--show"]
+    shown = shlex.split(CliRunner().invoke(app, call).stdout)
+    assert shown[:5] == ["vllm", "serve", "m", "--tensor-parallel-size", "2"]
+    assert method_from_json(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)

@@ -1,0 +1,96 @@
+"""What an engine does with requests beyond answering one: chunks, preemption, shared prefixes, many at once, samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from served import Answer, ask, engine, expected, request
+
+from foveate import ADSC, IPCV, LUVC, OIM, SPU, FastV, Method, Random
+
+FAMILY = "qwen2_5_vl"
+INNER: dict[str, Method] = {"luvc": LUVC(), "ipcv + adsc": IPCV() + ADSC(keep=0.4)}
+EVERY: dict[str, Method] = {"oim": OIM(), "random": Random(keep=0.5), **INNER}
+
+
+def many(n: int, shortest: int = 0) -> list[dict[str, Any]]:
+    """Requests with none, one or two images of several sizes, and texts of several lengths."""
+    sizes = [(24, 32), (48, 48), (40, 24), (32, 64)]
+    found = []
+    for i in range(n):
+        chosen = [sizes[(i + k) % 4] for k in range(i % 3)]
+        text = " ".join(["@"] * len(chosen) + ["the cat"] * (shortest + i % 5 + 1))
+        found.append(request(FAMILY, text, *chosen, seed=i))
+    return found
+
+
+def agree(found: list[Answer], want: list[Answer]) -> None:
+    assert [each.tokens for each in found] == [each.tokens for each in want]
+    assert all(a.agrees(b) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_many_at_once_say_what_each_says_alone(name: str) -> None:
+    wanted = many(64)
+    want = expected(FAMILY, EVERY[name], wanted)
+    with engine(FAMILY, EVERY[name], max_num_seqs=16) as llm:
+        agree(ask(llm, wanted), want)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_chunks(name: str) -> None:
+    """Prompts come in pieces of at most 96 tokens, several requests in a step; images whole where tokens leave later."""
+    wanted = many(12, shortest=40)
+    want = expected(FAMILY, EVERY[name], wanted)
+    small: dict[str, Any] = dict(
+        mm_processor_kwargs={"max_pixels": 64 * 64}, limit_mm_per_prompt={"image": 2, "video": 0}
+    )
+    with engine(FAMILY, EVERY[name], max_num_batched_tokens=96, **small) as llm:
+        agree(ask(llm, wanted), want)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_preemption(name: str) -> None:
+    """Too few blocks for all: some requests give theirs up and are computed again."""
+    wanted = many(8, shortest=12)
+    want = expected(FAMILY, INNER[name], wanted, new=40)
+    options: dict[str, Any] = dict(
+        block_size=32, num_gpu_blocks_override=20, max_model_len=512, disable_log_stats=False
+    )
+    with engine(FAMILY, INNER[name], **options) as llm:
+        agree(ask(llm, wanted, max_tokens=40), want)
+        preempted = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]
+    assert sum(preempted) > 0, "nothing was preempted"
+
+
+def test_shared_prefixes() -> None:
+    """A method before the language model leaves them on; one inside it turns them off."""
+    wanted = [request(FAMILY, "the cat " * 40 + "@ " + word, (48, 48), seed=1) for word in ("dog", "bird", "cat")]
+    want = expected(FAMILY, OIM(), wanted)
+    with engine(FAMILY, OIM(), block_size=32) as llm:
+        agree([ask(llm, [each])[0] for each in wanted], want)
+        assert llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+    with engine(FAMILY, SPU(), block_size=32) as llm:
+        assert not llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_several_samples(name: str) -> None:
+    """Each is what it would be alone."""
+    wanted = many(3)
+    with engine(FAMILY, INNER[name]) as llm:
+        together = ask(llm, wanted, n=3, temperature=1.0, seed=5)
+        alone = [ask(llm, wanted, temperature=1.0, seed=5 + i) for i in range(3)]
+    agree(together, [alone[i][k] for k in range(3) for i in range(3)])
+
+
+def test_a_score_of_the_question_wants_whole_prompts() -> None:
+    wanted = many(12, shortest=5)
+    want = expected(FAMILY, FastV(keep=0.5), wanted)
+    options: dict[str, Any] = dict(enable_chunked_prefill=False, max_num_batched_tokens=1024, block_size=32)
+    with engine(FAMILY, FastV(keep=0.5), num_gpu_blocks_override=36, **options) as llm:
+        agree(ask(llm, wanted), want)

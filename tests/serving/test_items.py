@@ -1,0 +1,62 @@
+"""What a prompt has of an image whose features are not all patches."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from foveate import IPCV, Random, ToMe
+from foveate.errors import UnsupportedSiteError
+from foveate.models import families
+from foveate.serving.plan import Item, make_plan
+
+pytest.importorskip("vllm")
+
+from foveate.serving.vllm.processor import places_kept
+from foveate.serving.vllm.settings import host_of
+
+CLS = Item(grid=((1, 2, 3),), tower=((1, 2, 3),), gaps=((0, 1),))
+LINES = Item(grid=((1, 2, 2), (1, 2, 3)), tower=((1, 2, 2),) * 3, gaps=((7, 1), (10, 1)))
+
+
+def test_features_that_are_no_patches_have_no_cell() -> None:
+    assert CLS.patches().tolist() == [-1, 0, 1, 2, 3, 4, 5]
+    assert LINES.patches().tolist() == [0, 1, 2, 3, 4, 5, 6, -1, 7, 8, 9, -1]
+    assert (CLS.cells, CLS.features, LINES.cells, LINES.features) == (6, 7, 10, 12)
+
+
+def test_features_that_are_no_patches_stay() -> None:
+    assert places_kept(CLS, (2,)) == [0, 1, 2]
+    assert places_kept(LINES, (1, 4)) == [0, 4, 5, 6, 7, 8, 11]
+    assert places_kept(LINES, (0, 0)) == [7, 11]
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
+    config, family = tiny.config(name), families()[name]
+    host = host_of(family, config)
+    with pytest.raises(UnsupportedSiteError, match="tome"):
+        make_plan(ToMe(), host, family, config)
+    for method in (IPCV(), Random(keep=0.5)):
+        assert make_plan(method, host, family, config).method is method
+
+
+def test_one_layer_as_three() -> None:
+    from foveate.serving.vllm.graft import unfused
+
+    calls = []
+
+    def layer(rows: torch.Tensor) -> tuple[torch.Tensor, None]:
+        calls.append(len(rows))
+        return torch.cat([rows, 2 * rows, 3 * rows], dim=-1), None
+
+    query, key, value = unfused(layer)
+    rows = torch.randn(4, 2)
+    assert torch.equal(query(rows), rows)
+    assert torch.equal(key(rows), 2 * rows)
+    assert torch.equal(value(rows), 3 * rows)
+    assert calls == [4]
+    few = rows[:1]
+    assert [len(each) for each in (query(few), key(rows), value(rows))] == [1, 4, 4]
+    assert calls == [4, 1, 4]

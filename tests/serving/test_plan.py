@@ -1,0 +1,166 @@
+"""Counts said beforehand are those of a run in transformers; what cannot be said beforehand is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate
+from foveate import (
+    ADSC,
+    IPCV,
+    LUVC,
+    OIM,
+    SPU,
+    VTW,
+    DivPrune,
+    Downsample,
+    DyCoke,
+    FastV,
+    Host,
+    Method,
+    Random,
+    Site,
+    Stride,
+    ToMe,
+)
+from foveate.compress import host_of
+from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.models import family_of
+from foveate.serving.plan import Item, make_plan
+from foveate.serving.vllm.columns import Columns
+from foveate.serving.vllm.prompt import Prompt
+
+METHODS: list[Method] = [
+    Random(keep=0.3),
+    Stride(keep=0.4, layers=(0, 3)),
+    FastV(keep=0.25),
+    ADSC(),
+    VTW(),
+    DivPrune(keep=0.3),
+    ToMe(),
+    Downsample(keep=0.4),
+    OIM(),
+    SPU(),
+    LUVC(),
+    IPCV(),
+    LUVC(merge=1) + Random(keep=0.9, layer=2),
+]
+SIZES = [(6, 8), (4, 12), (10, 6)]  # patches
+
+
+def plan_for(method: Method) -> Any:
+    model = tiny.model("qwen2_5_vl")
+    return make_plan(method, host_of(model), family_of(model.config), model.config)
+
+
+def item(height: int, width: int, frames: int = 1) -> Item:
+    """Of patches."""
+    grid = ((frames, height // 2, width // 2),)
+    return Item(grid, grid)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_counts_are_those_of_a_run(method: Method) -> None:
+    model, plan = tiny.model("qwen2_5_vl"), plan_for(method)
+    for size in SIZES:
+        batch = tiny.inputs("qwen2_5_vl", [[3, size, 5]])
+        with foveate.compress(model, method) as handle, torch.no_grad():
+            model(**batch)
+            report = handle.report()
+        here = item(*size)
+        text = batch["input_ids"].shape[1] - here.cells
+        entry, inner = sum(plan.entry_counts(here)), [sum(counts) for counts in plan.inner_counts(here)]
+        left = [entry] * tiny.LAYERS
+        for layer, n in zip(plan.layers, inner, strict=True):
+            left[layer:] = [n] * (tiny.LAYERS - layer)
+        assert report.layer_tokens == tuple(text + n for n in left)
+
+
+def test_an_image_of_which_nothing_would_be_left_is_left_alone() -> None:
+    plan = plan_for(Random(keep=0.1))
+    assert not plan.shortens(item(2, 4))
+    assert plan.entry_counts(item(2, 4)) == (2,)
+    assert plan.shortens(item(8, 8))
+    assert plan.entry_counts(item(8, 8)) == (2,)
+
+
+@dataclass(frozen=True)
+class ByContent(Method):
+    """One whose budget nobody knows. A control, not a paper."""
+
+    fixed_budget: ClassVar[bool] = False
+
+    def sites(self, host: Host) -> list[Site]:
+        return [Site("decoder", 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "sentence"),
+    [
+        (ByContent(), ConfigError, "decides by the content of an image"),
+        (DyCoke(), UnsupportedSiteError, "acts on the KV cache while decoding"),
+        (Random(layer=99), UnsupportedSiteError, "the model has 6 decoder layers"),
+        (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
+        (IPCV(scope="global"), ConfigError, "looks at all images of a call"),
+    ],
+)
+def test_refused(method: Method, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        plan_for(method)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from(SIZES)), max_size=4),
+    st.integers(1, 9),
+    st.sampled_from([Random(keep=0.5), ADSC(layers=(1, 3)), LUVC()]),
+)
+def test_places(pieces: list[tuple[int, tuple[int, int]]], tail: int, method: Method) -> None:
+    """Against a prompt written out token by token."""
+    plan = plan_for(method)
+    full: list[bool] = []  # is the token there?
+    dropped: list[list[bool]] = []  # of those that are: has it left from each layer on?
+    items = []
+    for words, size in pieces:
+        full += [True] * words
+        dropped += [[False] * len(plan.layers)] * words
+        here = item(*size)
+        kept = sum(plan.entry_counts(here))
+        where = SimpleNamespace(offset=len(dropped), length=kept, is_embed=None)
+        items.append((here, SimpleNamespace(mm_position=where), np.zeros(0, dtype=np.int64)))
+        full += [i < kept for i in range(here.cells)]
+        dropped += [[i >= sum(counts) for counts in plan.inner_counts(here)] for i in range(kept)]
+    full += [True] * tail
+    dropped += [[False] * len(plan.layers)] * tail
+    prompt = Prompt(plan, items)
+    places = np.flatnonzero(full)
+    visual = np.zeros(len(places), dtype=bool)
+    for each in prompt.placed:
+        assert (np.array(full)[each.full].nonzero()[0] == np.arange(len(each.places))).all()
+        assert (places[each.places] == each.full[: len(each.places)]).all()
+        visual[each.places] = True
+    shifted = np.arange(len(places)) + prompt.missing_before(0, len(places))
+    assert (shifted[~visual] == places[~visual]).all()
+    for place in range(len(places) + 1):
+        if not (visual[max(place - 1, 0)] and place < len(places) and visual[place]):  # images come whole
+            gone = np.array(dropped[:place], dtype=int).reshape(place, len(plan.layers)).sum(0)
+            assert (prompt.dropped[:, prompt.ended(place)] == gone).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_columns_survive_any_dtype(dtype: torch.dtype) -> None:
+    n = 70_000
+    columns = Columns(torch.arange(n) - 1, torch.arange(n).flip(0), torch.rand(n) * 9, torch.rand(n, 2) * 300)
+    features = torch.randn(n, 6).to(dtype)
+    got, back = Columns.split(columns.beside(features)[5:])
+    assert torch.equal(got, features[5:])
+    for name in ("cell", "row", "sizes", "coords"):
+        assert torch.equal(getattr(back, name), getattr(columns, name)[5:])

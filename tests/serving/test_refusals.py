@@ -1,0 +1,93 @@
+"""What cannot be served is refused when the engine is configured, before any weight is loaded, with a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import tiny
+import vllm
+from served import folder
+from transformers import LlamaConfig
+from vllm.engine.arg_utils import EngineArgs
+
+from foveate import ADSC, OIM, FastV, Random
+from foveate.serving.vllm import register
+
+LUVC = {"method": "luvc"}
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no object": ("luvc", {}, "expected an object such as"),
+    "no method": ({"keep": 0.5}, {}, 'a method is an object with a "method" name'),
+    "unknown method": ({"method": "luvcc"}, {}, "there is no method 'luvcc'; there are"),
+    "unknown option": ({**LUVC, "ratio": 0.5}, {}, "LUVC has no option 'ratio'; it has"),
+    "keep above one": ({**LUVC, "keep": 1.5}, {}, "keep=1.5 is not a ratio"),
+    "keep of the wrong type": ({**LUVC, "keep": "half"}, {}, "LUVC.keep='half': expected float"),
+    "no such layer": ({"method": "random", "layer": 9}, {}, "there is no decoder layer 9: the model has 6"),
+    "decoding": ({"method": "dycoke"}, {}, "acts on the KV cache while decoding"),
+    "positions": (Random(positions="renumber").to_json(), {}, 'positions="renumber" is not served'),
+    "encoders side by side": (OIM().to_json(), {"mm_encoder_tp_mode": "data"}, "leave that out, or use a method"),
+    "heads apart": (OIM(similarity="keys").to_json(), {"tensor_parallel_size": 2}, "keys of all heads"),
+    "a piece of a question": (FastV().to_json(), {}, "add --no-enable-chunked-prefill"),
+    "pipelines": (ADSC().to_json(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
+}
+
+
+def configure(asked: Any, path: Any = None, **options: Any) -> Any:
+    """The engine's config, without an engine."""
+    register()
+    args = EngineArgs(str(path or folder("qwen2_5_vl")), additional_config={"foveate": asked}, **options)
+    return args.create_engine_config()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    asked, options, sentence = REFUSED[name]
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (some reach us inside a report of pydantic)
+        configure(asked, **options)
+    assert sentence in str(caught.value)
+
+
+def test_a_model_that_is_not_served(tmp_path: Any) -> None:
+    text = dict(hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    LlamaConfig(architectures=["LlamaForCausalLM"], **text).save_pretrained(tmp_path)
+    with pytest.raises(Exception, match=r"does not serve LlamaForCausalLM in vLLM; it serves .*Qwen2_5_VL"):
+        configure(LUVC, tmp_path, skip_tokenizer_init=True)
+
+
+def test_another_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "__version__", "0.33.1")
+    with pytest.raises(Exception, match=r"serves in vLLM 0\.32\.x, and this is 0\.33\.1"):
+        configure(LUVC)
+
+
+def test_another_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(Exception, match="leave VLLM_USE_V2_MODEL_RUNNER=1 out"):
+        configure(LUVC)
+
+
+def test_silent_unless_asked() -> None:
+    """Without the key nothing is changed, whatever else is in the config."""
+    register()
+    register()
+    config = EngineArgs(str(folder("qwen2_5_vl")), additional_config={"other": 1}).create_engine_config()
+    assert config.model_config.hf_config.architectures == ["Qwen2_5_VLForConditionalGeneration"]
+    assert config.cache_config.enable_prefix_caching
+
+
+def test_the_method_is_part_of_the_hash() -> None:
+    """Compiled graphs and cached prefixes of one method are not another one's."""
+    hashes = {configure({**LUVC, "keep": keep}).compute_hash() for keep in (0.5, 0.6)}
+    assert len(hashes) == 2
+
+
+def test_the_config_travels(tmp_path: Any) -> None:
+    """To other processes, by pickle, with what was checked."""
+    import copy
+
+    config = copy.deepcopy(configure(LUVC)).model_config
+    assert config._foveate_settings.method.name() == "luvc"
+    assert tiny.LAYERS - 1 in config._foveate_settings.plan.layers

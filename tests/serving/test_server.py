@@ -1,0 +1,143 @@
+"""The real server: `foveate serve`, asked over HTTP by the OpenAI client, as its users do."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import openai
+import saved
+from served import folder
+
+COMMAND = (sys.executable, "-m", "foveate", "serve")
+SMALL = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
+CHARACTERS = {"max_tokens": 6, "temperature": 0}
+
+
+class Server:
+    """One that runs."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        self.port, self.log = port, log
+        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+    def ask(self, *content: Any) -> Any:
+        """A chat of one message."""
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        (model,) = self.client.models.list().data
+        return self.client.chat.completions.create(
+            model=model.id,
+            messages=[{"role": "user", "content": parts}],  # type: ignore[misc,list-item]
+            **CHARACTERS,  # type: ignore[arg-type]
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Visual tokens by stage."""
+        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
+        found = re.findall(r'foveate_visual_tokens_total\{.*stage="(\w+)"\} (\S+)', text)
+        return {stage: float(value) for stage, value in found}
+
+
+def image(height: int, width: int, seed: int = 0) -> dict[str, Any]:
+    """A picture as a part of a message."""
+    data = io.BytesIO()
+    saved.picture(height, width, seed).save(data, "PNG")
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"},
+    }
+
+
+BROKEN = {
+    "type": "image_url",
+    "image_url": {"url": "data:image/png;base64," + base64.b64encode(b"not an image").decode()},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    command = [*COMMAND, str(folder("qwen2_5_vl")), "--method", "luvc", "--keep", "0.5", *SMALL, "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+    try:
+        for _ in range(240):
+            time.sleep(1)
+            assert process.poll() is None, log.read_text()[-4000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            except OSError:
+                continue
+        yield Server(port, log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_images_are_answered_with_fewer_tokens(server: Server) -> None:
+    before = server.metrics()
+    plain, short = server.ask("the cat"), server.ask(image(48, 48), "the cat")
+    assert short.choices[0].message.content == server.ask(image(48, 48), "the cat").choices[0].message.content
+    after = server.metrics()
+    spent = (after["prompt"] - before["prompt"]) / 2
+    assert after["images"] - before["images"] == 2 * 36
+    assert 0 < spent < 0.6 * 36
+    around = short.usage.prompt_tokens - plain.usage.prompt_tokens - spent
+    assert around in (2, 3)  # the start and the end of an image, and a space
+    assert after["last_layer"] == before["last_layer"] == 0
+
+
+def test_a_broken_image_hurts_nobody_else(server: Server) -> None:
+    want = server.ask(image(48, 48), "the cat").choices[0].message.content
+
+    def one(i: int) -> Any:
+        if i % 4 == 3:
+            with pytest.raises(openai.BadRequestError):
+                server.ask(BROKEN, "the cat")
+            return want
+        return server.ask(image(48, 48), "the cat").choices[0].message.content
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(one, range(16))) == {want}
+
+
+def test_it_says_what_it_serves(server: Server) -> None:
+    assert "foveate serves Qwen2_5_VLForConditionalGeneration with LUVC(" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--method", "luvc", "--keep", "2"), "keep=2.0 is not a ratio"),
+        (("--method", "fastv"), "add --no-enable-chunked-prefill"),
+        (("--method", "dycoke"), "acts on the KV cache while decoding"),
+        (("--method", "oim", "--mm-encoder-tp-mode", "data"), "leave that out, or use a method"),
+    ],
+)
+def test_mistakes_are_one_sentence_at_the_start(words: tuple[str, ...], sentence: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, str(folder("qwen2_5_vl")), *words, *SMALL], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
