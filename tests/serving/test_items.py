@@ -13,7 +13,6 @@ from foveate.serving.plan import Item, make_plan
 
 pytest.importorskip("vllm")
 
-from foveate.serving.vllm.processor import places_kept
 from foveate.serving.vllm.settings import host_of
 
 CLS = Item(grid=((1, 2, 3),), tower=((1, 2, 3),), gaps=((0, 1),))
@@ -27,9 +26,9 @@ def test_features_that_are_no_patches_have_no_cell() -> None:
 
 
 def test_features_that_are_no_patches_stay() -> None:
-    assert places_kept(CLS, (2,)) == [0, 1, 2]
-    assert places_kept(LINES, (1, 4)) == [0, 4, 5, 6, 7, 8, 11]
-    assert places_kept(LINES, (0, 0)) == [7, 11]
+    assert CLS.kept((2,)) == [0, 1, 2]
+    assert LINES.kept((1, 4)) == [0, 4, 5, 6, 7, 8, 11]
+    assert LINES.kept((0, 0)) == [7, 11]
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
