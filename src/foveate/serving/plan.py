@@ -21,7 +21,7 @@ from foveate.models.family import Family
 from foveate.runtime.attach import plan
 from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
-from foveate.tokens import Tokens
+from foveate.tokens import Spans, Tokens
 
 Grids = tuple[tuple[int, int, int], ...]
 Counts = tuple[int, ...]
@@ -52,10 +52,14 @@ class Item:
         """The same, and the features that stand for no patch."""
         return self.cells + sum(n for _, n in self.gaps)
 
+    @property
+    def spans(self) -> Spans:
+        """Of what the language model sees."""
+        return frames(list(self.grid))
+
     def kept(self, counts: Counts) -> list[int]:
         """Which of its features a prompt has if that many of each span stay, as if they were the first ones."""
-        sizes = [height * width for frames, height, width in self.grid for _ in range(frames)]
-        first = [cell < count for size, count in zip(sizes, counts) for cell in range(size)]
+        first = [cell < count for size, count in zip(self.spans.sizes, counts) for cell in range(size)]
         return [place for place, cell in enumerate(self.patches().tolist()) if cell < 0 or first[cell]]
 
     def patches(self) -> Tensor:
@@ -167,7 +171,7 @@ class _Counts:
 
 @lru_cache(maxsize=4096)
 def _counts(plan: Plan, item: Item) -> _Counts:
-    full, tokens = tokens_of(frames(list(item.grid))), _at_entry(plan, item)
+    full, tokens = tokens_of(item.spans), _at_entry(plan, item)
     tower = tokens.counts
     for action in plan.entry:
         tokens = _after(action, tokens)
@@ -184,7 +188,7 @@ def _counts(plan: Plan, item: Item) -> _Counts:
 
 def _at_entry(plan: Plan, item: Item) -> Tokens:
     """Made-up tokens as the tower leaves them."""
-    full = tokens_of(frames(list(item.grid)))
+    full = tokens_of(item.spans)
     reducing = [a for a in plan.tower if a.site.action == "reduce"]
     if not reducing:
         return full

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from importlib.metadata import version
 from typing import Any
 
 from foveate.errors import UnsupportedModelError
@@ -38,7 +37,7 @@ def register() -> None:
 
             settings.v1_runner()
         stock(self)
-        if mine and getattr(model, settings._PLACE, None) is None:
+        if mine and not settings.is_served(model):
             settings.configure(self)
             found = settings.settings_of(model)
             logger.info("foveate serves %s with %r", found.architecture, found.method)
@@ -49,12 +48,9 @@ def register() -> None:
 
 def check_version() -> None:
     """Raise `UnsupportedModelError` unless this is a vLLM that was tested."""
-    try:
-        import vllm
+    import vllm
 
-        found = vllm.__version__
-    except AttributeError:
-        found = version("vllm")
+    found = vllm.__version__
     if not any(found == minor or found.startswith(f"{minor}.") for minor in SUPPORTED):
         raise UnsupportedModelError(
             f"foveate serves in vLLM {', '.join(f'{minor}.x' for minor in SUPPORTED)}, and this is {found}: install one of them"

@@ -110,11 +110,7 @@ def skeleton(cls: Any, config: Any) -> Any:
 
 
 def settle(base: Any, device: torch.device) -> None:
-    """Give the buffers of a skeleton (frequencies of rotary embeddings, position ids) their values, on ``device``.
-
-    Raises:
-        RuntimeError: a weight has not been replaced by one of vLLM.
-    """
+    """Give the buffers of a skeleton (frequencies of rotary embeddings, position ids) their values, on ``device``."""
     for module in base.modules():
         own = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
         for name in own:

@@ -121,7 +121,9 @@ class Inner:
             for action in self._actions(i):
                 flow.reduce(self._decide(action, flow))
             if i in self.plan.layers and not np.array_equal(flow.lengths, next(planned)):
-                raise InputError(f"{self.plan.method!r} left other tokens before layer {i} than were planned")
+                raise InputError(
+                    f"{self.plan.method!r} left more or fewer before layer {i} than planned: its budget is not fixed"
+                )
             wanted = {name for action in self._actions(i + 1) for name in action.site.signals}
             flow.previous = flow.state if "residual" in wanted else None
             with Watch(self.attention[i]) if wanted & set(KNOWN) else nullcontext() as watch:
@@ -167,7 +169,7 @@ class Inner:
             sizes=columns.sizes,
             coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
         )
-        spans = [len(frames(list(item.grid))) for item in items]
+        spans = [len(item.spans) for item in items]
         return Flow(
             hidden=embeds[:n],
             residual=None,

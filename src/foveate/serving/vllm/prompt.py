@@ -124,7 +124,7 @@ def _at(item: Item, counts: Counts, here: Ints, begins: Ints) -> tuple[Ints, NDA
     last = np.searchsorted(rows, np.arange(total), side="right") - 1
     at = np.where(last < 0, here[0], here[last] + gone)
     if len(begins):
-        sizes = [height * width for frames, height, width in item.grid for _ in range(frames)]
+        sizes = item.spans.sizes
         for start, size, count, begin in zip(offsets(sizes), sizes, counts, begins):
             if count == 0:
                 at[start : start + size] = begin

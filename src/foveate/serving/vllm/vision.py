@@ -97,7 +97,9 @@ class Vision:
             tokens, further = reduction.survivors(tokens), further[reduction.keep]
         planned = tuple(n for item in items for n in self.plan.entry_counts(item))
         if tokens.counts != planned:
-            raise InputError(f"{self.plan.method!r} kept {tokens.counts} tokens where {planned} were planned")
+            raise InputError(
+                f"{self.plan.method!r} kept {tokens.counts}, not {planned} as planned: its budget is not fixed"
+            )
         return _rows(replace(tokens, hidden=torch.cat([tokens.hidden, further], dim=1)), rest, items)
 
 
@@ -121,13 +123,13 @@ def _only(tokens: Tokens, items: Sequence[Item], i: int) -> Tokens:
     """The tokens of one item, which has all of them."""
     first = sum(item.cells for item in items[:i])
     rows = slice(first, first + items[i].cells)
-    alone = tokens_of(frames(list(items[i].grid)), tokens.hidden.device)
+    alone = tokens_of(items[i].spans, tokens.hidden.device)
     return replace(alone, hidden=tokens.hidden[rows], sizes=tokens.sizes[rows], coords=tokens.coords[rows])
 
 
 def _rows(tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
     """The tokens of each item and, in their places, its features that stand for no patch; columns beside them."""
-    device, spans = tokens.index.device, [frames(list(item.grid)) for item in items]
+    device, spans = tokens.index.device, [item.spans for item in items]
     starts = torch.tensor([start for each in spans for start in offsets(each.sizes)[:-1]], device=device)
     widths = torch.tensor([width for each in spans for _, width in each.shape], device=device)
     start, width = starts[tokens.segment], widths[tokens.segment]
