@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from served import Answer, ask, engine, expected, request
 
-from foveate import ADSC, IPCV, LUVC, OIM, SPU, FastV, Method, Random
+from foveate import ADSC, IPCV, LUVC, OIM, SPU, VTW, FastV, Method, Random
 
 FAMILY = "qwen2_5_vl"
 INNER: dict[str, Method] = {"luvc": LUVC(), "ipcv + adsc": IPCV() + ADSC(keep=0.4)}
@@ -53,13 +53,25 @@ def test_chunks(name: str) -> None:
         agree(ask(llm, wanted), want)
 
 
+def test_an_image_waits_for_a_step_with_room() -> None:
+    """A step takes 300 tokens: one image, and some text of another request, whose image would fit in part."""
+    wanted = [request(FAMILY, "the cat@" + "the dog " * 60, (128, 128), seed=i) for i in range(4)]
+    want = expected(FAMILY, VTW(layer=2), wanted)
+    small: dict[str, Any] = dict(
+        mm_processor_kwargs={"max_pixels": 128 * 128}, limit_mm_per_prompt={"image": 1, "video": 0}
+    )
+    with engine(FAMILY, VTW(layer=2), max_num_batched_tokens=300, **small) as llm:
+        agree(ask(llm, wanted), want)
+
+
 @pytest.mark.parametrize("name", INNER)
 def test_preemption(name: str) -> None:
     """Too few blocks for all: some requests give theirs up and are computed again."""
     wanted = many(8, shortest=12)
     want = expected(FAMILY, INNER[name], wanted, new=40)
+    # Each of the six layers is a group with blocks of its own.
     options: dict[str, Any] = dict(
-        block_size=32, num_gpu_blocks_override=20, max_model_len=512, disable_log_stats=False
+        block_size=32, num_gpu_blocks_override=102, max_model_len=512, disable_log_stats=False
     )
     with engine(FAMILY, INNER[name], **options) as llm:
         agree(ask(llm, wanted, max_tokens=40), want)
@@ -92,5 +104,5 @@ def test_a_score_of_the_question_wants_whole_prompts() -> None:
     wanted = many(12, shortest=5)
     want = expected(FAMILY, FastV(keep=0.5), wanted)
     options: dict[str, Any] = dict(enable_chunked_prefill=False, max_num_batched_tokens=1024, block_size=32)
-    with engine(FAMILY, FastV(keep=0.5), num_gpu_blocks_override=36, **options) as llm:
+    with engine(FAMILY, FastV(keep=0.5), num_gpu_blocks_override=216, **options) as llm:
         agree(ask(llm, wanted), want)

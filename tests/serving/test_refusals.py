@@ -31,6 +31,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "encoders side by side": (OIM().to_json(), {"mm_encoder_tp_mode": "data"}, "leave that out, or use a method"),
     "heads apart": (OIM(similarity="keys").to_json(), {"tensor_parallel_size": 2}, "keys of all heads"),
     "a piece of a question": (FastV().to_json(), {}, "add --no-enable-chunked-prefill"),
+    "images in pieces": (
+        ADSC().to_json(),
+        {"enable_chunked_prefill": True, "long_prefill_token_threshold": 64},
+        "leave --long-prefill-token-threshold out",
+    ),
+    "contexts side by side": (
+        ADSC().to_json(),
+        {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
+        "no context parallelism",
+    ),
     "pipelines": (ADSC().to_json(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
 }
 

@@ -28,6 +28,7 @@ class Attached:
 
     Args:
         mrope: the stock model's function for M-RoPE positions, if it has one.
+        groups: whether the engine has KV-cache groups.
 
     Attributes:
         vision: encodes images.
@@ -35,11 +36,13 @@ class Attached:
         arrived: columns of the features of this step, and their places in it; None: there are none.
     """
 
-    def __init__(self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None) -> None:
+    def __init__(
+        self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None, groups: bool
+    ) -> None:
         self.engine, self.plan, self.config, self.mrope = engine, settings.plan, model.config, mrope
         self.vision = Vision(model, engine, self.plan)
         decoder = model.get_submodule(engine.decoder)
-        self.inner = Inner(decoder, self.plan)
+        self.inner = Inner(decoder, self.plan, groups)
         self.arrived: tuple[Columns, Tensor] | None = None
         if mrope is None:
             lengthen(decoder)
@@ -64,15 +67,8 @@ class Attached:
         return known
 
     def _prompt(self, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
-        found = []
-        for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
-            where, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
-            item = self.engine.shape(self.config, feature.modality, data, 0)
-            inside = np.array(tokens[where.offset : where.offset + where.length])
-            begins = (inside == getattr(self.config, self.engine.opening, -1)).nonzero()[0] + where.offset + 1
-            found.append((item, feature, begins))
-        prompt = Prompt(self.plan, found)
-        if self.mrope is not None and found:
+        prompt = Prompt.read(self.plan, self.engine, self.config, tokens, features)
+        if self.mrope is not None and prompt.placed:
             whole = np.zeros(len(tokens) + int(prompt.missing[-1]), dtype=np.int64)
             whole[np.arange(len(tokens)) + prompt.missing_before(0, len(tokens))] = tokens
             for each in prompt.placed:

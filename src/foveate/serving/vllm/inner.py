@@ -23,6 +23,7 @@ from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.trace import Trace
 from foveate.serving.plan import Plan
 from foveate.serving.vllm.attention import KNOWN, Seen, Watch, signal
+from foveate.serving.vllm.cache import reduce_groups
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Ints
 from foveate.tokens import Reduction, Tokens
@@ -86,6 +87,11 @@ class Flow:
 class Inner:
     """The decoder of a model of vLLM.
 
+    Args:
+        decoder: the module with the layers.
+        plan: of the method.
+        groups: whether the engine has KV-cache groups.
+
     Attributes:
         attention: of each layer, where tokens leave inside the language model.
         names: of the attention layers from each of the plan's layers on, up to the next one.
@@ -93,13 +99,15 @@ class Inner:
         counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
     """
 
-    def __init__(self, decoder: Any, plan: Plan) -> None:
+    def __init__(self, decoder: Any, plan: Plan, groups: bool) -> None:
         self.decoder, self.plan = decoder, plan
         ends = [*plan.layers, len(decoder.layers)][1:]
         self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
         self.names = [
             [self.attention[i].layer_name for i in range(start, end)] for start, end in zip(plan.layers, ends)
         ]
+        if groups and plan.inner:
+            reduce_groups([*self.attention.values()], plan)
         self.step: Any = None
         self.counts: list[Ints] = []
         self.trace = Trace()
@@ -196,5 +204,10 @@ def _attention(plan: Plan, layer: Any) -> Any:
         raise UnsupportedModelError(
             f"{plan.method.name()} acts inside the language model, whose {type(layer).__name__} is not called as the layers of "
             "Llama and Qwen are: use a method that acts before the language model"
+        )
+    if found[0].sliding_window is not None:
+        raise UnsupportedModelError(
+            f"{plan.method.name()} acts inside the language model, which has sliding windows, and tokens that left would "
+            "shift them: use a method that acts before the language model"
         )
     return found[0]

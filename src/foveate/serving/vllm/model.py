@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.serving.vllm.attached import Attached
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.processor import shorten
-from foveate.serving.vllm.settings import settings_of
+from foveate.serving.vllm.settings import has_groups, settings_of
 
 
 class Foveated:
@@ -27,7 +27,8 @@ class Foveated:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         uses_mrope = vllm_config.model_config.uses_mrope
         mrope = super().get_mrope_input_positions if uses_mrope else None  # type: ignore[misc]
-        self.foveate = Attached(self, self.foveate_engine, settings_of(vllm_config.model_config), mrope)
+        groups, settings = has_groups(vllm_config), settings_of(vllm_config.model_config)
+        self.foveate = Attached(self, self.foveate_engine, settings, mrope, groups)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""

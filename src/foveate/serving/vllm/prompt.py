@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foveate.ops.segments import offsets
 from foveate.serving.plan import Counts, Item, Plan
+from foveate.serving.vllm.engine import Engine
 
 Ints = NDArray[np.int64]
 
@@ -79,6 +80,22 @@ class Prompt:
         self.dropped = np.stack(dropped, axis=1)
         self.gaps = np.concatenate(gaps)
         self.missing = np.concatenate([np.zeros(1, dtype=np.int64), np.concatenate(numbers).cumsum()])
+
+    @classmethod
+    def read(cls, plan: Plan, engine: Engine, config: Any, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
+        """Of a request.
+
+        Args:
+            plan, engine, config: of the method, of the model, and vLLM's config of it.
+            tokens, features: of the request, as vLLM has them.
+        """
+        found = []
+        for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
+            where, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
+            inside = np.array(tokens[where.offset : where.offset + where.length])
+            begins = (inside == getattr(config, engine.opening, -1)).nonzero()[0] + where.offset + 1
+            found.append((engine.shape(config, feature.modality, data, 0), feature, begins))
+        return cls(plan, found)
 
     def steps(self, placed: Placed) -> Tensor:
         """``(3, R)`` M-RoPE positions of all features of an image, counted from the first one's."""

@@ -1,7 +1,6 @@
-"""The seam in vLLM's scheduler: what is known of an image reaches the workers of every request.
+"""The seam in vLLM's scheduler: what workers are told of images, which pieces of a prompt they get, and how many blocks.
 
-Stock vLLM sends nothing of an image whose keys are in the prefix cache, unless the model has M-RoPE positions, for which it
-sends the fields on the host (grids, sizes). Here they say where tokens are, whatever the positions.
+One constructor is wrapped; what it adds is of that scheduler alone, and of one whose model has a method.
 """
 
 from __future__ import annotations
@@ -20,10 +19,45 @@ def watch_schedulers() -> None:
 
     @functools.wraps(stock)
     def knowing(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        from foveate.serving.vllm.settings import is_served
+        from foveate.serving.vllm.settings import is_served, settings_of
 
         stock(self, vllm_config, *args, **kwargs)
-        self.model_uses_mrope |= is_served(vllm_config.model_config)
+        model = vllm_config.model_config
+        if not is_served(model):
+            return
+        # Stock vLLM sends nothing of an image whose keys are in the prefix cache, unless the model has M-RoPE positions, for
+        # which it sends the fields on the host (grids, sizes). Here they say where tokens are, whatever the positions.
+        self.model_uses_mrope = True
+        if settings_of(model).plan.inner:
+            _whole_images(self)
+            _own_blocks(self, model)
 
     knowing.foveate = True  # type: ignore[attr-defined]
     Scheduler.__init__ = knowing
+
+
+def _whole_images(scheduler: Any) -> None:
+    """Also of an image at which a piece of a prompt begins: ``disable_chunked_mm_input`` sees to later ones only."""
+    stock = scheduler._try_schedule_encoder_inputs
+
+    def whole(request: Any, computed: int, new: int, budget: int, *args: Any, **options: Any) -> Any:
+        ranges = [feature.mm_position for feature in request.mm_features or ()]
+        if any(computed == each.offset and computed + new < each.offset + each.length for each in ranges):
+            return [], 0, budget, [], []  # wait for a step with room for it
+        return stock(request, computed, new, budget, *args, **options)
+
+    scheduler._try_schedule_encoder_inputs = whole
+
+
+def _own_blocks(scheduler: Any, model: Any) -> None:
+    from foveate.serving.vllm.cache import share_prompts
+    from foveate.serving.vllm.prompt import Prompt
+    from foveate.serving.vllm.settings import settings_of
+
+    settings = settings_of(model)
+
+    def read(request: Any) -> Prompt:
+        tokens, features = request.prompt_token_ids, request.mm_features
+        return Prompt.read(settings.plan, settings.engine, model.hf_config, tokens, features)
+
+    share_prompts(scheduler.kv_cache_manager, read)

@@ -72,6 +72,12 @@ def settings_of(model_config: Any) -> Settings:
     return found
 
 
+def has_groups(vllm_config: Any) -> bool:
+    """Whether layers may have blocks of their own: who gives them out must see the grids of the images."""
+    disabled: bool = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
+    return not disabled and vllm_config.model_config.multimodal_config.mm_processor_cache_type != "shm"
+
+
 def configure(vllm_config: Any) -> None:
     """Check what was asked for against the model and the engine, and change the config accordingly.
 
@@ -157,6 +163,10 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} acts inside the language model, which one process must have whole: no pipeline parallelism"
         )
+    if vllm_config.parallel_config.decode_context_parallel_size > 1:
+        raise ConfigError(
+            f"{name} acts inside the language model, whose cache one process must have whole: no context parallelism"
+        )
     if vllm_config.speculative_config is not None:
         raise ConfigError(
             f"{name} acts inside the language model, where drafts are not supported: no speculative decoding"
@@ -173,6 +183,11 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
             "add --no-enable-chunked-prefill"
+        )
+    if scheduler.long_prefill_token_threshold > 0:
+        raise ConfigError(
+            f"{name} acts inside the language model, so an image must come whole: leave "
+            "--long-prefill-token-threshold out"
         )
     # A whole step as one graph would go on with the lengths that it was captured with.
     compilation = vllm_config.compilation_config
