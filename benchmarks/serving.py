@@ -4,7 +4,7 @@
 
 A Qwen2.5-VL with random weights, large enough that its language model dominates, is served by `foveate serve` with each method
 and by `vllm serve` without; a client keeps 1, 8 and 32 requests open, each with an image of its own. TTFT is the time to the
-first token. Needs `pip install 'foveate[vllm]'` and openai.
+first token, KV the share of the cache in use at the peak, as the server says. Needs `pip install 'foveate[vllm]'` and openai.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,20 @@ def picture(side: int, seed: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
+async def peak(port: int, done: asyncio.Event) -> float:
+    """The most of the KV cache that was in use until then."""
+    most = 0.0
+    while not done.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), 0.2)
+        said = await asyncio.to_thread(
+            lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        )
+        used = [float(line.split()[-1]) for line in said.splitlines() if line.startswith("vllm:kv_cache_usage_perc{")]
+        most = max(most, *used)
+    return most
+
+
 async def load(port: int, concurrency: int, images: list[str]) -> dict[str, float]:
     """So many requests open at a time until all images are asked about."""
     client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
@@ -131,21 +145,27 @@ async def load(port: int, concurrency: int, images: list[str]) -> dict[str, floa
                     first.append(time.perf_counter() - start)
                     seen = True
 
+    done = asyncio.Event()
+    watching = asyncio.create_task(peak(port, done))
     start = time.perf_counter()
     await asyncio.gather(*map(one, images))
     seconds = time.perf_counter() - start
+    done.set()
     await client.close()
-    return {"requests_per_second": len(images) / seconds, "ttft": statistics.median(first)}
+    return {"requests_per_second": len(images) / seconds, "ttft": statistics.median(first), "kv": await watching}
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """One row for each method: over stock, requests a second (more is better), time to the first token (less is better)."""
-    settings, stock = found["settings"], found["methods"]["stock"]
+    """One row for each method: over stock, requests a second (more is better), time to the first token, KV (less is better)."""
+    settings, stock, most = found["settings"], found["methods"]["stock"], CONCURRENCY[-1]
     lines = [
         f"`{settings['command']}`: {settings['shape']}, {settings['machine']['cpu']}, {settings['machine']['threads']} threads."
     ]
-    lines += ["", "| method | " + " | ".join(f"requests/s at {n} | TTFT at {n}" for n in CONCURRENCY) + " |"]
-    lines.append("|---|" + "---:|" * (2 * len(CONCURRENCY)))
+    lines += [
+        "",
+        "| method | " + " | ".join(f"requests/s at {n} | TTFT at {n}" for n in CONCURRENCY) + f" | KV at {most} |",
+    ]
+    lines.append("|---|" + "---:|" * (2 * len(CONCURRENCY) + 1))
     for name, rows in found["methods"].items():
         cells = []
         for n in map(str, CONCURRENCY):
@@ -155,6 +175,8 @@ def markdown(found: dict[str, Any]) -> str:
             else:
                 cells.append(f"{ours['requests_per_second'] / theirs['requests_per_second']:.2f}x")
                 cells.append(f"{ours['ttft'] / theirs['ttft']:.2f}x")
+        used = rows[str(most)]["kv"]
+        cells.append(f"{used:.1%}" if name == "stock" else f"{used / stock[str(most)]['kv']:.2f}x")
         lines.append(f"| {'stock' if name == 'stock' else f'`{name}`'} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

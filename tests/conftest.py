@@ -2,13 +2,15 @@
 
 And what is left out of that matrix: families in `WHOLE` differ in structure and run all of it; the others (a part of what
 these have, put together in another way) run with sdpa and one method for every kind of site, and of those that are another
-one but for a detail (`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else.
+one but for a detail (`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else;
+``--lean`` leaves as much out of all families.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--other-families", action="store_true", help="what is left out without it: all methods on all families"
     )
+    parser.addoption(
+        "--lean",
+        action="store_true",
+        help="families that differ in structure run with one method for each kind of site, too",
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
@@ -57,7 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
-    others = [_spared(item, seen) for item in items]
+    whole = () if config.getoption("--lean") else WHOLE
+    others = [_spared(item, seen, whole) for item in items]
     here = config.getoption("--other-families")
     config.hook.pytest_deselected(items=[item for item, other in zip(items, others) if other != here])
     items[:] = [item for item, other in zip(items, others) if other == here]
@@ -79,13 +87,13 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
     return family, kinds, rest
 
 
-def _spared(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
-    """Whether a test of a family outside `WHOLE` tells nothing that another one does not.
+def _spared(item: Any, seen: dict[Hashable, set[Hashable]], whole: Collection[str]) -> bool:
+    """Whether a test of a family outside ``whole`` tells nothing that another one does not.
 
     ``seen``: for a test and its other parameters (of siblings, for a test), the kinds of sites that it has met.
     """
     family, kinds, rest = _asked(item, Method, Site)
-    if family is None or family in WHOLE:
+    if family is None or family in whole:
         return False
     if ("impl", "eager") in rest:
         return True
@@ -99,12 +107,13 @@ def _spared(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
     return bool(kinds) and not new
 
 
-def _kinds(acting: Method | Site) -> set[Hashable]:
+@functools.cache
+def _kinds(acting: Method | Site) -> frozenset[Hashable]:
     """Places, actions and position policies of a method or a site."""
     if isinstance(acting, Site):
-        return {(acting.at, acting.where, acting.action)}
+        return frozenset({(acting.at, acting.where, acting.action)})
     try:
         sites = acting.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True))
     except FoveateError:
-        return {repr(acting)}
-    return {acting.parts()[0].positions}.union(*map(_kinds, sites))
+        return frozenset({repr(acting)})
+    return frozenset({acting.parts()[0].positions}).union(*map(_kinds, sites))

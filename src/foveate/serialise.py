@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from foveate.errors import ConfigError
@@ -12,7 +14,8 @@ from foveate.errors import ConfigError
 T = TypeVar("T")
 
 
-def options_of(cls: type) -> dict[str, tuple[Any, Any]]:
+@functools.cache
+def options_of(cls: type) -> Mapping[str, tuple[Any, Any]]:
     """``name -> (type, default)`` of a dataclass's fields; ``dataclasses.MISSING`` if there is no default."""
     hints = typing.get_type_hints(cls)
     return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls) if f.init}

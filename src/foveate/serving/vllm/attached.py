@@ -34,6 +34,7 @@ class Attached:
         vision: encodes images.
         inner: runs the language model in steps in which tokens leave inside it.
         arrived: columns of the features of this step, and their places in it; None: there are none.
+        batch: the requests of the last step.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Attached:
         decoder = model.get_submodule(engine.decoder)
         self.inner = Inner(decoder, self.plan, groups)
         self.arrived: tuple[Columns, Tensor] | None = None
+        self.batch: Any = None
         if mrope is None:
             lengthen(decoder)
         watch_runners()

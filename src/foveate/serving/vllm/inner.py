@@ -185,7 +185,7 @@ class Inner:
             added=[rows[:n] for rows in added],
             origin=torch.arange(n, device=embeds.device),
             lengths=step.count,
-            after=np.maximum(step.start + step.count - step.prompt_length, 0),
+            after=step.after,
             tokens=tokens,
             rows=rows,
             request=np.repeat([i for i, _, _ in step.within], spans),

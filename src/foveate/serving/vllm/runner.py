@@ -16,30 +16,69 @@ from torch import Tensor
 from foveate.serving.vllm.prompt import Ints, Placed, Prompt
 
 
+class Batch:
+    """The requests of a step, most of which are those of the step before; what is the same in every step after their prompts.
+
+    Attributes:
+        requests: as the runner has them.
+        prompts: of each.
+        length: ``(R,)`` of each prompt.
+        end: ``(R,)`` first place after its last image.
+        missing: ``(R,)`` features that are missing before that.
+        dropped: ``(G, R)`` tokens dropped before it, before each of the plan's layers.
+    """
+
+    def __init__(self, requests: list[Any], prompts: list[Prompt]) -> None:
+        self.requests, self.prompts = requests, prompts
+        self.length: Ints = np.array([request.num_prompt_tokens for request in requests], dtype=np.int64)
+        self.end: Ints = np.array([prompt.ends[-1] if len(prompt.ends) else 0 for prompt in prompts], dtype=np.int64)
+        self.missing: Ints = np.array([prompt.missing[-1] for prompt in prompts], dtype=np.int64)
+        self.dropped: Ints = np.stack([prompt.dropped[:, -1] for prompt in prompts], axis=1)
+
+    def still(self, requests: list[Any]) -> bool:
+        """Whether these are the requests; one that goes on as a session may have got images."""
+        known = zip(self.requests, self.prompts, requests)
+        same = all(mine is theirs and len(prompt.placed) == len(theirs.mm_features) for mine, prompt, theirs in known)
+        return same and len(self.requests) == len(requests)
+
+    @classmethod
+    def of(cls, runner: Any, attached: Any) -> Batch:
+        """That of the runner's next step."""
+        requests = [runner.requests[name] for name in runner.input_batch.req_ids]
+        if attached.batch is None or not attached.batch.still(requests):
+            attached.batch = cls(requests, [attached.prompt(request) for request in requests])
+        found: Batch = attached.batch
+        return found
+
+
 class Step:
     """The tokens of one step of the engine: of each request a piece of its prompt, or what it has just generated.
 
     Attributes:
+        batch: the requests.
         start, count: ``(R,)`` where each piece begins in its request, and its tokens.
-        prompt_length: ``(R,)``.
-        prompts: of each request.
+        early: requests whose piece begins before the end of their last image.
         within: images and videos with features in this step, ``(request, image or video, features)`` in the order of tokens.
     """
 
     def __init__(self, runner: Any, attached: Any, scheduled: dict[str, int]) -> None:
-        batch = runner.input_batch
-        self.attached = attached
-        requests = [runner.requests[name] for name in batch.req_ids]
-        self.count: Ints = np.array([scheduled[name] for name in batch.req_ids], dtype=np.int64)
-        self.start: Ints = batch.num_computed_tokens_cpu[: len(requests)].astype(np.int64)
-        self.prompts: list[Prompt] = [attached.prompt(request) for request in requests]
-        self.prompt_length: Ints = np.array([request.num_prompt_tokens for request in requests], dtype=np.int64)
+        self.attached, self.batch, names = attached, Batch.of(runner, attached), runner.input_batch.req_ids
+        self.count: Ints = np.array([scheduled[name] for name in names], dtype=np.int64)
+        self.start: Ints = runner.input_batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
+        self.early: list[int] = (self.start < self.batch.end).nonzero()[0].tolist()
         self.within: list[tuple[int, Placed, int]] = [
-            (i, *each) for i, (prompt, a, b) in enumerate(self._pieces()) for each in prompt.within(a, b)
+            (i, *each) for i, prompt, a, b in self._pieces() for each in prompt.within(a, b)
         ]
 
-    def _pieces(self) -> list[tuple[Prompt, int, int]]:
-        return list(zip(self.prompts, self.start.tolist(), (self.start + self.count).tolist()))
+    def _pieces(self) -> list[tuple[int, Prompt, int, int]]:
+        ends = self.start + self.count
+        return [(i, self.batch.prompts[i], int(self.start[i]), int(ends[i])) for i in self.early]
+
+    @property
+    def after(self) -> Ints:
+        """``(R,)`` tokens of each that come after its prompt."""
+        after: Ints = np.maximum(self.start + self.count - self.batch.length, 0)
+        return after
 
     # -- positions --------------------------------------------------------------------------------------------------
 
@@ -50,7 +89,9 @@ class Step:
             positions: ``(P,)`` or, M-RoPE, ``(3, P)``; the first of them are those of this step.
         """
         if positions.dim() == 1:
-            missing = np.concatenate([prompt.missing_before(a, b) for prompt, a, b in self._pieces()])
+            missing, first = np.repeat(self.batch.missing, self.count), self.count.cumsum() - self.count
+            for i, prompt, a, b in self._pieces():
+                missing[first[i] : first[i] + b - a] = prompt.missing_before(a, b)
             positions[: len(missing)] += _to(missing, positions)
         if not self.within:
             return
@@ -61,7 +102,7 @@ class Step:
         if positions.dim() == 1:
             positions[places] = _to(np.concatenate([placed.full for _, placed, _ in self.within]), positions)[index]
             return
-        steps = torch.cat([self.prompts[i].steps(placed) for i, placed, _ in self.within], dim=1)
+        steps = torch.cat([self.batch.prompts[i].steps(placed) for i, placed, _ in self.within], dim=1)
         positions[:, places] += steps.to(positions)[:, index]
 
     # -- reduced layers ---------------------------------------------------------------------------------------------
@@ -91,7 +132,11 @@ class Step:
 
     def _dropped(self, places: Ints) -> Ints:
         """``(G, R)`` tokens dropped before each reduced layer, of the first ``places (R,)`` of each request."""
-        return np.stack([prompt.dropped[:, prompt.ended(int(n))] for prompt, n in zip(self.prompts, places)], axis=1)
+        dropped: Ints = self.batch.dropped.copy()
+        for i in self.early:
+            prompt = self.batch.prompts[i]
+            dropped[:, i] = prompt.dropped[:, prompt.ended(int(places[i]))]
+        return dropped
 
 
 def _to(numbers: Ints, like: Tensor) -> Tensor:
