@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -14,11 +13,15 @@ from foveate.errors import ConfigError
 T = TypeVar("T")
 
 
-@functools.cache
+_OPTIONS: dict[type, Mapping[str, tuple[Any, Any]]] = {}  # reading annotations takes milliseconds
+
+
 def options_of(cls: type) -> Mapping[str, tuple[Any, Any]]:
     """``name -> (type, default)`` of a dataclass's fields; ``dataclasses.MISSING`` if there is no default."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls) if f.init}
+    if cls not in _OPTIONS:
+        hints = typing.get_type_hints(cls)
+        _OPTIONS[cls] = {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls) if f.init}
+    return _OPTIONS[cls]
 
 
 def build(cls: type[T], data: dict[str, Any]) -> T:
