@@ -14,6 +14,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.engine import Engine
 from foveate.serving.vllm.inner import Inner
+from foveate.serving.vllm.processor import WHOLE
 from foveate.serving.vllm.prompt import Placed, Prompt
 from foveate.serving.vllm.rope import lengthen
 from foveate.serving.vllm.runner import watch_runners
@@ -66,11 +67,9 @@ class Attached:
     def _prompt(self, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
         found = []
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
-            where, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
-            item = self.engine.shape(self.config, feature.modality, data, 0)
-            inside = np.array(tokens[where.offset : where.offset + where.length])
-            begins = (inside == getattr(self.config, self.engine.opening, -1)).nonzero()[0] + where.offset + 1
-            found.append((item, feature, begins))
+            data = feature.data.get_data()
+            inside = data[WHOLE].numpy()
+            found.append((self.engine.shape(self.config, feature.modality, data, int(inside.sum())), feature, inside))
         prompt = Prompt(self.plan, found)
         if self.mrope is not None and found:
             whole = np.zeros(len(tokens) + int(prompt.missing[-1]), dtype=np.int64)

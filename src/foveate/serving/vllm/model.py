@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.serving.vllm.attached import Attached
 from foveate.serving.vllm.engine import PREFIX, Engine
-from foveate.serving.vllm.processor import shorten
+from foveate.serving.vllm.processor import WHOLE, shorten
 from foveate.serving.vllm.settings import settings_of
 
 
@@ -31,6 +31,7 @@ class Foveated:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
+        kwargs.pop(WHOLE, None)
         return self.foveate.vision(super().embed_multimodal, kwargs)  # type: ignore[misc]
 
     def embed_input_ids(

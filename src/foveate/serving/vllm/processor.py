@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from prometheus_client import Counter
 from torch import Tensor
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from foveate.serving.plan import Item, Plan
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
+#: field of an item, for the host: ``(L,)`` bool, which places of its range without a method are features, and which are text
+WHOLE = "foveate_whole"
 
 #: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
 TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "stage"))
@@ -51,7 +54,7 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
         found = stock(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         return {
             modality: [
-                [_shorter(update, plan, modality, out_mm_kwargs[modality][i].get_data(), shape) for update in each]
+                [_shorter(update, plan, modality, out_mm_kwargs[modality][i], shape) for update in each]
                 for i, each in enumerate(items)
             ]
             for modality, items in found.items()
@@ -79,11 +82,12 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
     return processor
 
 
-def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], shape: Shape) -> Any:
+def _shorter(update: Any, plan: Plan, modality: str, kwargs: Any, shape: Shape) -> Any:
     full, is_embed = list(update.content.full), update.content.is_embed
     embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
     places = embeds.nonzero().flatten().tolist()
-    item = shape(modality, data, len(places))
+    item = shape(modality, kwargs.get_data(), len(places))
+    kwargs[WHOLE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
     counts = plan.entry_counts(item)
     stays = set(item.kept(counts))
     gone = {place for i, place in enumerate(places) if i not in stays}

@@ -5,7 +5,6 @@ All that can be wrong is said when the engine is configured, before any weight i
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,6 @@ from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
-
-logger = logging.getLogger("vllm.foveate")
 
 KEY = "foveate"
 #: where a `Settings` is kept on vLLM's ModelConfig: copied with it, and sent with it to other processes
@@ -93,8 +90,6 @@ def configure(vllm_config: Any) -> None:
     family = engine.family_of(known)
     plan = make_plan(method, host_of(family, known), family, known)
     _check(vllm_config, plan)
-    if engine.no_videos:
-        _no_videos(model_config.multimodal_config, engine)
     setattr(model_config, _PLACE, Settings(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
     register_classes()
@@ -137,17 +132,6 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         )
     if {part.positions for part in plan.method.parts()} != {"keep"}:
         raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
-
-
-def _no_videos(multimodal: Any, engine: Engine) -> None:
-    """Let the engine refuse them, unless it was told to expect some."""
-    from vllm.config.multimodal import VideoDummyOptions
-
-    limits = multimodal.limit_per_prompt
-    if limits.get("video") is not None and limits["video"].count > 0:
-        raise ConfigError(f"--limit-mm-per-prompt allows videos, but {engine.no_videos}: leave them out")
-    limits["video"] = VideoDummyOptions(count=0)
-    logger.info("foveate serves images alone: %s", engine.no_videos)
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:
