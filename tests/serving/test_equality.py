@@ -18,7 +18,7 @@ METHODS = {
     "downsample": Downsample(keep=0.5),
     "oim": OIM(),
     "tome": ToMe(keep=0.7),
-    "ipcv": IPCV(),
+    "ipcv": IPCV(min_tokens=0),  # tiny images, too
     "adsc": ADSC(),
     "luvc": LUVC(),
     "vtw": VTW(),
@@ -33,11 +33,13 @@ FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "inte
 #: elsewhere one for each place where a method may act; where tiles are put together, none that leaves holes in the tower
 FEW = ("random", "oim", "ipcv", "adsc", "luvc")
 TILED = ("random", "stride twice", "ipcv", "adsc")
+#: another family but for the experts in its decoder; the same model in another format
+SIBLINGS = ("qwen3_vl_moe", "internvl_chat")
 CASES = [
     (family, name)
     for family in FAMILIES
     for name in (METHODS if family == FAMILIES[0] else TILED if family in FAMILIES[-2:] else FEW)
-]
+] + [(family, name) for family in SIBLINGS for name in ("ipcv", "luvc")]
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
@@ -56,7 +58,7 @@ def test_vllm_says_what_transformers_says(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + SIBLINGS)
 def test_keeping_everything_is_stock(family: str, name: str) -> None:
     wanted = requests(family)
     with engine(family, None) as llm:
