@@ -22,12 +22,14 @@ from foveate.serving.vllm.settings import Settings
 from foveate.serving.vllm.vision import Vision
 
 Positions = tuple[Tensor, int]
+Mrope = Callable[..., Positions]
 
 
 class Attached:
     """Made by the model's constructor.
 
     Args:
+        longest: prompt, in tokens.
         mrope: the stock model's function for M-RoPE positions, if it has one.
 
     Attributes:
@@ -36,14 +38,13 @@ class Attached:
         arrived: columns of the features of this step, and their places in it; None: there are none.
     """
 
-    def __init__(self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None) -> None:
+    def __init__(self, model: Any, engine: Engine, settings: Settings, longest: int, mrope: Mrope | None) -> None:
         self.engine, self.plan, self.config, self.mrope = engine, settings.plan, model.config, mrope
         self.vision = Vision(model, engine, self.plan)
         decoder = model.get_submodule(engine.decoder)
         self.inner = Inner(decoder, self.plan)
         self.arrived: tuple[Columns, Tensor] | None = None
-        if mrope is None:
-            lengthen(decoder)
+        lengthen(decoder, longest)
         watch_runners()
 
     def arrive(self, features: Sequence[Tensor] | None, is_multimodal: Tensor | None) -> list[Tensor] | None:

@@ -25,9 +25,9 @@ class Foveated:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        uses_mrope = vllm_config.model_config.uses_mrope
-        mrope = super().get_mrope_input_positions if uses_mrope else None  # type: ignore[misc]
-        self.foveate = Attached(self, self.foveate_engine, settings_of(vllm_config.model_config), mrope)
+        config = vllm_config.model_config
+        mrope = super().get_mrope_input_positions if config.uses_mrope else None  # type: ignore[misc]
+        self.foveate = Attached(self, self.foveate_engine, settings_of(config), config.max_model_len, mrope)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
@@ -72,8 +72,10 @@ class _Factories:
 
     def build_processor(self, ctx: Any, **options: Any) -> Any:
         processor = self._stock.build_processor(ctx, **options)
-        settings, config = settings_of(ctx.model_config), ctx.model_config.hf_config
-        return shorten(processor, settings.plan, lambda *item: self._engine.shape(config, *item))
+        config = ctx.model_config
+        return shorten(
+            processor, settings_of(config).plan, lambda *item: self._engine.shape(config.hf_config, *item), config
+        )
 
 
 def foveated(engine: Engine) -> type[Any]:
