@@ -116,6 +116,12 @@ def _check(vllm_config: Any, plan: Plan) -> None:
             f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "
             "that acts after the tower"
         )
+    layers = getattr(vllm_config.model_config.hf_config, "vision_feature_layer", None)
+    if plan.tower and isinstance(layers, (list, tuple)) and len(layers) > 1:
+        raise ConfigError(
+            f"{name} acts in the vision tower, and this model puts features of several of its layers side by side, "
+            f"{list(layers)}: use a method that acts after the tower"
+        )
     signals = {signal for action in plan.tower for signal in action.site.signals} - {"residual"}
     if signals and parallel.tensor_parallel_size > 1:
         raise ConfigError(
