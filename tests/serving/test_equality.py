@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from served import ask, engine, expected, requests
+from served import ask, engine, expected, request, requests
 
 from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, Downsample, FastV, Random, Stride, ToMe, V2Drop, VisionZip
 
@@ -24,7 +24,7 @@ METHODS = {
     "vtw": VTW(),
     "v2drop": V2Drop(),
     "fastv": FastV(),
-    "ipcv + adsc": IPCV() + ADSC(keep=0.4),
+    "ipcv + adsc": IPCV(min_tokens=0) + ADSC(keep=0.4),
 }
 EVERYTHING = {"random": Random(keep=1.0), "ipcv + adsc": IPCV(keep=1.0) + ADSC(keep=1.0)}
 
@@ -55,6 +55,28 @@ def test_vllm_says_what_transformers_says(family: str, name: str) -> None:
         assert one.prompt == other.prompt
     stock = expected(family, None, wanted)
     assert not all(a.agrees(b) for a, b in zip(want, stock, strict=True)), "it changes nothing here"
+
+
+ODD = {
+    "qwen2_5_vl": METHODS["luvc"],
+    "qwen3_vl": METHODS["ipcv + adsc"],
+    "llava": METHODS["ipcv + adsc"],
+    "internvl": METHODS["luvc"],
+    "llava_next": METHODS["ipcv + adsc"],
+    "llava_onevision": METHODS["ipcv + adsc"],
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_images_of_odd_shapes(family: str) -> None:
+    """A single pixel, a line, a column: alone, and beside an image as there are many."""
+    shapes = [(1, 1), (3, 150), (150, 3)]
+    wanted = [request(family, "the bird@ and@", shape, (48, 48)) for shape in shapes]
+    wanted += [request(family, "the bird@", shape) for shape in shapes]
+    want = expected(family, ODD[family], wanted)
+    with engine(family, ODD[family]) as llm:
+        found = ask(llm, wanted)
+    assert all(a.agrees(b) for a, b in zip(found, want, strict=True))
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
