@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -103,6 +103,16 @@ class ByContent(Method):
         return [Site("decoder", 1)]
 
 
+@dataclass(frozen=True)
+class Asks(Method):
+    """One that wants the text. A control, not a paper."""
+
+    at: Literal["lm_entry", "decoder"] = "decoder"
+
+    def sites(self, host: Host) -> list[Site]:
+        return [Site(self.at, 2 if self.at == "decoder" else 0, signals=("text",))]
+
+
 @pytest.mark.parametrize(
     ("method", "error", "sentence"),
     [
@@ -110,7 +120,9 @@ class ByContent(Method):
         (DyCoke(), UnsupportedSiteError, "acts on the KV cache while decoding"),
         (Random(layer=99), UnsupportedSiteError, "the model has 6 decoder layers"),
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
-        (IPCV(scope="global"), ConfigError, "looks at all images of a call"),
+        (Asks(at="lm_entry"), UnsupportedSiteError, "encodes an image before it meets its question"),
+        (Asks(at="decoder"), UnsupportedSiteError, "a prompt may come in pieces, an image before its question"),
+        (IPCV(scope="global"), ConfigError, "decides across all images of a call"),
     ],
 )
 def test_refused(method: Method, error: type[Exception], sentence: str) -> None:

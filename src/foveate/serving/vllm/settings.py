@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
-from foveate.method import Host, Method
+from foveate.method import Method
 from foveate.methods import method_from_json
-from foveate.models.family import Family
+from foveate.runtime.attach import host_with
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
 from foveate.serving.vllm.engine import PREFIX, Engine
@@ -88,7 +88,7 @@ def configure(vllm_config: Any) -> None:
     engine, method = engines()[architecture], method_from_json(asked)
     known = engine.config(config)
     family = engine.family_of(known)
-    plan = make_plan(method, host_of(family, known), family, known)
+    plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)
     _check(vllm_config, plan)
     setattr(model_config, _PLACE, Settings(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
@@ -96,16 +96,6 @@ def configure(vllm_config: Any) -> None:
     watch_schedulers()
     if plan.inner:
         _for_inner(vllm_config, plan)
-
-
-def host_of(family: Family, config: Any) -> Host:
-    """What a method may know about the model."""
-    return Host(
-        family=family.name,
-        blocks=family.tower.last_block(config) + 1,
-        layers=config.get_text_config().num_hidden_layers,
-        has_cls=family.tower.leading > 0,
-    )
 
 
 def _check(vllm_config: Any, plan: Plan) -> None:
