@@ -95,6 +95,11 @@ class Method:
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
 
+    @property
+    def across_images(self) -> bool:
+        """Whether what is left of an image depends on the others of a call, which in an engine are other people's."""
+        return False
+
     def __post_init__(self) -> None:
         check(self)
         for f in fields(self):
@@ -187,6 +192,10 @@ class Composed(Method):
     def with_share(self, share: float, host: Host) -> Method:
         """Every part at the same share."""
         return replace(self, methods=tuple(method.with_share(share, host) for method in self.methods))
+
+    @property
+    def across_images(self) -> bool:
+        return any(method.across_images for method in self.methods)
 
     def to_json(self) -> dict[str, Any]:
         return {"method": "composed", "methods": [method.to_json() for method in self.methods]}

@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
+import chat
 import numpy as np
 import saved
 import tiny
@@ -31,6 +32,10 @@ from foveate import Method
 
 saved.PLACES["qwen2_vl"] = saved.PLACES["qwen2_5_vl"]
 saved.KIND["qwen2_vl"] = saved.VIDEO["qwen2_vl"] = "Qwen2VL"
+saved.PLACES["qwen3_vl_moe"] = saved.PLACES["qwen3_vl"]
+saved.KIND["qwen3_vl_moe"] = saved.VIDEO["qwen3_vl_moe"] = "Qwen3VL"
+saved.PLACES["internvl_chat"] = ("<image>\n", "<video>\n")
+saved.PLACES["llava_onevision"] = ("<image>\n", "<|video_pad|>\n")
 
 HIDDEN = 128  # so that a head has 32 channels, the fewest that vLLM's attention on a CPU takes
 NEW = 8
@@ -39,10 +44,14 @@ NEW = 8
 @cache
 def folder(family: str) -> Path:
     """Where a model is saved."""
+    if family == "internvl_chat":
+        return chat.folders()[0]
     path = Path(tiny_shared.FOLDERS.name, f"{family}-served")
     config = tiny.config(family, vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
     if family == "llava_onevision":
         config.vision_aspect_ratio = "anyres_max_9"
+    if family == "qwen3_vl_moe":
+        config.text_config.norm_topk_prob = True  # as checkpoints say; vLLM asks, transformers always does
     model = tiny.build(config)
     model.generation_config.update(pad_token_id=0, eos_token_id=None)
     model.save_pretrained(path)
@@ -52,10 +61,12 @@ def folder(family: str) -> Path:
         if family.startswith("qwen"):
             described["video_processor"][name] = described["image_processor"][name]
     (path / "processor_config.json").write_text(json.dumps(described))
-    if family.startswith("llava"):  # vLLM knows the names of checkpoints on the hub, which are older
-        weights = load_file(path / "model.safetensors")
-        named = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
-        save_file(named, path / "model.safetensors", metadata={"format": "pt"})
+    # vLLM knows the names, and the order of dimensions, of checkpoints on the hub, which are older; transformers knows both.
+    weights = load_file(path / "model.safetensors")
+    if family.startswith("llava"):
+        weights = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
+    weights = {name: x.mT.contiguous() if ".experts." in name else x for name, x in weights.items()}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
 
@@ -120,6 +131,7 @@ def engine(family: str, method: Method | None, **options: Any) -> Iterator[Any]:
     usual |= dict(max_num_seqs=8, limit_mm_per_prompt={"image": 4}, seed=0, disable_log_stats=True)
     if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
         usual["max_num_batched_tokens"] = 8192
+    usual["trust_remote_code"] = family == "internvl_chat"
     config = {} if method is None else {"foveate": method.to_json()}
     llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))
     try:
@@ -147,7 +159,7 @@ def ask(llm: Any, wanted: Sequence[dict[str, Any]], **options: Any) -> list[Answ
 
 @cache
 def _loaded(family: str) -> tuple[Any, Any]:
-    path = folder(family)
+    path = chat.folders()[1] if family == "internvl_chat" else folder(family)
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
     return model, AutoProcessor.from_pretrained(path)
 
@@ -162,17 +174,20 @@ def film(frames: int, height: int, width: int, seed: int, fps: float) -> Any:
     return found, {**about, "video_backend": "none", "do_sample_frames": False}
 
 
-def _given(family: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What transformers' processor is given for a request of vLLM."""
+def _inputs(family: str, processor: Any, wanted: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What transformers' model is given for a request of vLLM."""
+    if family == "internvl_chat":
+        return chat.inputs(processor.tokenizer, wanted)
     data = wanted.get("multi_modal_data", {})
     given: dict[str, Any] = {"images": data["image"]} if "image" in data else {}
     if "video" in data:
         frames, facts = zip(*data["video"])
         metadata = [VideoMetadata(**{k: v for k, v in each.items() if k != "do_sample_frames"}) for each in facts]
         given |= dict(videos=list(frames), video_metadata=metadata, do_sample_frames=False)
-        if not family.startswith("qwen3"):
+        if family.startswith("qwen2"):
             given["fps"] = facts[0]["fps"]
-    return given
+    made: dict[str, torch.Tensor] = processor(text=[wanted["prompt"]], return_tensors="pt", **given)
+    return made
 
 
 def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]], new: int = NEW) -> list[Answer]:
@@ -181,7 +196,7 @@ def expected(family: str, method: Method | None, wanted: Sequence[dict[str, Any]
     found = []
     with nullcontext() if method is None else foveate.compress(model, method):
         for each in wanted:
-            inputs = processor(text=[each["prompt"]], return_tensors="pt", **_given(family, each))
+            inputs = _inputs(family, processor, each)
             with torch.no_grad():
                 out = model.generate(
                     **inputs, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True

@@ -9,11 +9,8 @@ import torch
 from foveate import IPCV, Random, ToMe
 from foveate.errors import UnsupportedSiteError
 from foveate.models import families
+from foveate.runtime.attach import host_with
 from foveate.serving.plan import Item, make_plan
-
-pytest.importorskip("vllm")
-
-from foveate.serving.vllm.settings import host_of
 
 CLS = Item(grid=((1, 2, 3),), tower=((1, 2, 3),), gaps=((0, 1),))
 LINES = Item(grid=((1, 2, 2), (1, 2, 3)), tower=((1, 2, 2),) * 3, gaps=((7, 1), (10, 1)))
@@ -34,7 +31,7 @@ def test_features_that_are_no_patches_stay() -> None:
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
     config, family = tiny.config(name), families()[name]
-    host = host_of(family, config)
+    host = host_with(family, config, config.get_text_config().num_hidden_layers)
     with pytest.raises(UnsupportedSiteError, match="tome"):
         make_plan(ToMe(), host, family, config)
     for method in (IPCV(), Random(keep=0.5)):
@@ -42,6 +39,7 @@ def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
 
 
 def test_one_layer_as_three() -> None:
+    pytest.importorskip("vllm")
     from foveate.serving.vllm.graft import unfused
 
     calls = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -103,6 +103,16 @@ class ByContent(Method):
         return [Site("decoder", 1)]
 
 
+@dataclass(frozen=True)
+class Asks(Method):
+    """One that wants the text. A control, not a paper."""
+
+    at: Literal["lm_entry", "decoder"] = "decoder"
+
+    def sites(self, host: Host) -> list[Site]:
+        return [Site(self.at, 2 if self.at == "decoder" else 0, signals=("text",))]
+
+
 @pytest.mark.parametrize(
     ("method", "error", "sentence"),
     [
@@ -110,7 +120,9 @@ class ByContent(Method):
         (DyCoke(), UnsupportedSiteError, "acts on the KV cache while decoding"),
         (Random(layer=99), UnsupportedSiteError, "the model has 6 decoder layers"),
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
-        (IPCV(scope="global"), ConfigError, "looks at all images of a call"),
+        (Asks(at="lm_entry"), UnsupportedSiteError, "encodes an image before it meets its question"),
+        (Asks(at="decoder"), UnsupportedSiteError, "a prompt may come in pieces, an image before its question"),
+        (IPCV(scope="global"), ConfigError, "decides across all images of a call"),
     ],
 )
 def test_refused(method: Method, error: type[Exception], sentence: str) -> None:
@@ -119,38 +131,43 @@ def test_refused(method: Method, error: type[Exception], sentence: str) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 9), st.sampled_from(SIZES)), max_size=4),
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from(SIZES), st.integers(1, 3)), max_size=4),
     st.integers(1, 9),
     st.sampled_from([Random(keep=0.5), ADSC(layers=(1, 3)), LUVC()]),
 )
-def test_places(pieces: list[tuple[int, tuple[int, int]]], tail: int, method: Method) -> None:
-    """Against a prompt written out token by token."""
+def test_places(pieces: list[tuple[int, tuple[int, int], int]], tail: int, method: Method) -> None:
+    """Against a prompt written out token by token; of a video, the number of a frame stands before it."""
     plan = plan_for(method)
     full: list[bool] = []  # is the token there?
     dropped: list[list[bool]] = []  # of those that are: has it left from each layer on?
-    items = []
-    for words, size in pieces:
+    items, features = [], []
+    for words, size, number in pieces:
         full += [True] * words
         dropped += [[False] * len(plan.layers)] * words
-        here = item(*size)
-        kept = sum(plan.entry_counts(here))
-        where = SimpleNamespace(offset=len(dropped), length=kept, is_embed=None)
-        items.append((here, SimpleNamespace(mm_position=where), np.zeros(0, dtype=np.int64)))
-        full += [i < kept for i in range(here.cells)]
-        dropped += [[i >= sum(counts) for counts in plan.inner_counts(here)] for i in range(kept)]
+        here, first, begin, inside = item(*size, number), len(full), len(dropped), []
+        for i, (cells, kept) in enumerate(zip(here.spans.sizes, plan.entry_counts(here), strict=True)):
+            text = [True] * (number > 1)
+            full += text + [cell < kept for cell in range(cells)]
+            inside += [False] * len(text) + [True] * cells
+            dropped += [[False] * len(plan.layers)] * len(text)
+            dropped += [[cell >= counts[i] for counts in plan.inner_counts(here)] for cell in range(kept)]
+        where = SimpleNamespace(offset=begin, length=len(dropped) - begin)
+        items.append((here, SimpleNamespace(mm_position=where), np.array(inside)))
+        features.append(first + np.flatnonzero(inside))
     full += [True] * tail
     dropped += [[False] * len(plan.layers)] * tail
     prompt = Prompt(plan, items)
     places = np.flatnonzero(full)
     visual = np.zeros(len(places), dtype=bool)
-    for each in prompt.placed:
-        assert (np.array(full)[each.full].nonzero()[0] == np.arange(len(each.places))).all()
-        assert (places[each.places] == each.full[: len(each.places)]).all()
+    for each, want in zip(prompt.placed, features, strict=True):
+        assert (each.full == want).all()
+        assert (places[each.places] == want[np.array(full)[want]]).all()
         visual[each.places] = True
     shifted = np.arange(len(places)) + prompt.missing_before(0, len(places))
     assert (shifted[~visual] == places[~visual]).all()
+    ranges = [feature.mm_position for _, feature, _ in items]
     for place in range(len(places) + 1):
-        if not (visual[max(place - 1, 0)] and place < len(places) and visual[place]):  # images come whole
+        if not any(where.offset < place < where.offset + where.length for where in ranges):  # images come whole
             gone = np.array(dropped[:place], dtype=int).reshape(place, len(plan.layers)).sum(0)
             assert (prompt.dropped[:, prompt.ended(place)] == gone).all()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,10 +13,10 @@ pytest.importorskip("vllm")
 import tiny
 import vllm
 from served import folder
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from foveate import ADSC, OIM, FastV, Random
+from foveate import ADSC, IPCV, OIM, FastV, Random
 from foveate.serving.vllm import register
 
 LUVC = {"method": "luvc"}
@@ -58,6 +60,19 @@ def test_refused(name: str) -> None:
     with pytest.raises(Exception) as caught:  # noqa: PT011  (some reach us inside a report of pydantic)
         configure(asked, **options)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("layers", [[-3, -2], [-2]])
+def test_features_of_several_layers(layers: list[int], tmp_path: Any) -> None:
+    """There is no one place where tokens that were parked could come back; after the tower any method may act."""
+    config = AutoConfig.from_pretrained(folder("llava_next"))
+    config.vision_feature_layer = layers
+    config.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(folder("llava_next") / name, tmp_path)
+    configure(Random().to_json(), tmp_path)
+    with nullcontext() if len(layers) == 1 else pytest.raises(Exception, match=r"several of its layers .*\[-3, -2\]"):
+        configure(IPCV().to_json(), tmp_path)
 
 
 def test_a_model_that_is_not_served(tmp_path: Any) -> None:

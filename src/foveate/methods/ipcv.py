@@ -58,6 +58,10 @@ class IPCV(Method):
             if value is not None and value < smallest:
                 raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}{why.get(name, '')}")
 
+    @property
+    def across_images(self) -> bool:
+        return self.scope == "global"
+
     def sites(self, host: Host) -> Sequence[Site]:
         block, stabilise = self.depths(host)
         left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
@@ -76,34 +80,32 @@ class IPCV(Method):
         shallowest, early, late = (24, 7, 3) if host.has_cls else (27, 3, 7)
         share = min(1.0, host.blocks / shallowest)
         block = max(1, int(share * early + 0.5)) if self.block is None else self.block
-        if self.stabilise is not None:
-            return block, self.stabilise
-        return block, max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
+        usual = max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
+        return block, usual if self.stabilise is None else self.stabilise
 
-    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Patches of each pool (a span, or all of them), and how many of them are kept."""
+    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
+        """Patches of each pool (a span, or all of them), how many of them are kept, and how many are parked."""
         pools, least = tuple(counts), 1
         if self.scope == "global":
             pools, least = (sum(counts),), sum(map(bool, counts))
-        return pools, tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
+        kept = tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
+        return pools, kept, [n - k for n, k in zip(pools, kept)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
-        pools, counts = self._budget(tokens.counts)
+        pools, counts, _ = self._budget(tokens.counts)
         if self.scope == "span":
             return Reduction(select.top_k(score, pools, counts), counts)
         first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
         kept = select.top_k(score.index_fill(0, first, torch.inf), pools, counts)
-        per_span = torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()
-        return Reduction(kept, tuple(int(n) for n in per_span))
+        return Reduction(kept, tuple(torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()))
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         before, state = parked.tokens.hidden, parked.state
         if not state:
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
             rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            pools, kept = self._budget(parked.tokens.counts)
-            away = [n - k for n, k in zip(pools, kept)]
+            _, kept, away = self._budget(parked.tokens.counts)
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
@@ -112,8 +114,6 @@ class IPCV(Method):
         return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        pools, kept = self._budget(tokens.counts)
-        away = [n - k for n, k in zip(pools, kept)]
-        if site.action != "park" or not sum(away):  # neighbours are looked for once, and only if something is parked
-            return 0
-        return neighbours.products(away, kept, tokens.hidden.shape[-1])
+        _, kept, away = self._budget(tokens.counts)
+        looks = site.action == "park" and sum(away) > 0  # for neighbours: once, and only if something is parked
+        return neighbours.products(away, kept, tokens.hidden.shape[-1]) if looks else 0

@@ -78,15 +78,16 @@ def _base(model: nn.Module, family: Family) -> nn.Module:
 
 def host_of(model: Any, family: Family) -> Host:
     """What a method may know about a model."""
-    base, config = _base(model, family), model.config
+    base = _base(model, family)
     decoder: Any = base.get_submodule(family.decoder.module)
     layers: Any = decoder.get_submodule(family.decoder.layers)
-    return Host(
-        family=family.name,
-        blocks=family.tower.last_block(config) + 1,
-        layers=own(sources_of(layers, family.decoder, decoder.config)),
-        has_cls=family.tower.leading > 0,
-    )
+    return host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)))
+
+
+def host_with(family: Family, config: Any, layers: int) -> Host:
+    """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own."""
+    blocks = family.tower.last_block(config) + 1
+    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0)
 
 
 def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:

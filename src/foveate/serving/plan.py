@@ -130,10 +130,10 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                 f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
                 "before: use a method whose budget is fixed (`foveate methods` lists them)"
             )
-        if getattr(part, "scope", "span") == "global":
+        if part.across_images:
             raise ConfigError(
-                f'{part.name()}(scope="global") looks at all images of a call together, which are of several requests in an '
-                "engine: use the default scope"
+                f"{part!r} decides across all images of a call, which in an engine are of several requests: set its options so "
+                "that each image is decided alone, as by default"
             )
     actions = plan(method, host, family, config, host.blocks, host.layers)
     for action in actions:
@@ -143,9 +143,14 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                 f"{action.method.name()} acts on the KV cache while decoding, not in this engine"
             )
         if "text" in site.signals:
+            inside = site.at == "decoder" and site.layer > 0
+            why = (
+                "a prompt may come in pieces, an image before its question"
+                if inside
+                else "an engine encodes an image before it meets its question (and keeps it for the next one)"
+            )
             raise UnsupportedSiteError(
-                f"{action.method.name()} wants the text at {site}, but an engine encodes an image before it meets its "
-                "question (and keeps it for the next one): use a method that scores without text"
+                f"{action.method.name()} wants the text at {site}, but {why}: use a method that scores without text"
             )
     places = ("pixels", "tower", "tower_output")
     tower = tuple(a for a in actions if a.site.at in places)

@@ -17,18 +17,19 @@ from foveate.serving.vllm.inner import Inner
 from foveate.serving.vllm.prompt import Placed, Prompt
 from foveate.serving.vllm.rope import lengthen
 from foveate.serving.vllm.runner import watch_runners
-from foveate.serving.vllm.settings import Settings
+from foveate.serving.vllm.settings import has_groups, settings_of
 from foveate.serving.vllm.vision import Vision
 
 Positions = tuple[Tensor, int]
+Mrope = Callable[..., Positions]
 
 
 class Attached:
     """Made by the model's constructor.
 
     Args:
+        vllm_config: of the engine.
         mrope: the stock model's function for M-RoPE positions, if it has one.
-        groups: whether the engine has KV-cache groups.
 
     Attributes:
         vision: encodes images.
@@ -37,17 +38,15 @@ class Attached:
         batch: the requests of the last step.
     """
 
-    def __init__(
-        self, model: Any, engine: Engine, settings: Settings, mrope: Callable[..., Positions] | None, groups: bool
-    ) -> None:
-        self.engine, self.plan, self.config, self.mrope = engine, settings.plan, model.config, mrope
+    def __init__(self, model: Any, engine: Engine, vllm_config: Any, mrope: Mrope | None) -> None:
+        self.engine, self.config, self.mrope = engine, model.config, mrope
+        self.plan = settings_of(vllm_config.model_config).plan
         self.vision = Vision(model, engine, self.plan)
         decoder = model.get_submodule(engine.decoder)
-        self.inner = Inner(decoder, self.plan, groups)
+        self.inner = Inner(decoder, self.plan, has_groups(vllm_config))
         self.arrived: tuple[Columns, Tensor] | None = None
         self.batch: Any = None
-        if mrope is None:
-            lengthen(decoder)
+        lengthen(decoder, vllm_config.model_config.max_model_len)
         watch_runners()
 
     def arrive(self, features: Sequence[Tensor] | None, is_multimodal: Tensor | None) -> list[Tensor] | None:
@@ -69,7 +68,7 @@ class Attached:
         return known
 
     def _prompt(self, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
-        prompt = Prompt.read(self.plan, self.engine, self.config, tokens, features)
+        prompt = Prompt.read(self.plan, self.engine, self.config, features)
         if self.mrope is not None and prompt.placed:
             whole = np.zeros(len(tokens) + int(prompt.missing[-1]), dtype=np.int64)
             whole[np.arange(len(tokens)) + prompt.missing_before(0, len(tokens))] = tokens

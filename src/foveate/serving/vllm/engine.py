@@ -26,15 +26,12 @@ class Engine:
         architecture: its name in ``config.architectures``.
         stock: ``module:class``.
         family: the same model in transformers; ``variants``: with other vision towers.
-        no_videos: why they are not served, "" if they are.
         config: the config of the model -> that of transformers, which a family reads.
-        shape: config, modality, processed data of an image or video, number of its features -> its grids.
+        shape: config, modality, processed data of an image or video, number of its features without a method -> its grids.
         facts: arguments of ``embed_multimodal`` -> modality and data for `shape`, of each item in order.
         graft: the model -> the vision side of transformers' model, made of vLLM's parts (see `graft`).
         forwards: the model, that vision side -> modules of vLLM, and what is to run when they are called.
         decoder: path of the module with the decoder layers.
-        opening: name in the config of the token after which the features of a frame begin, where there is text between the
-            frames of a video.
         added: the model, tokens of a step -> what its decoder adds to their hidden states after layer 0, 1, ..., ``(P, C)``
             each (deepstack); whoever asks must add it, as the model has it no more.
     """
@@ -48,9 +45,7 @@ class Engine:
     forwards: Callable[[Any, Any], list[tuple[Any, Callable[..., Any]]]]
     decoder: str = "language_model.model"
     variants: tuple[Family, ...] = ()
-    no_videos: str = ""
     config: Callable[[Any], Any] = lambda config: config
-    opening: str = ""
     added: Callable[[Any, int], list[Tensor]] = lambda model, tokens: []
 
     def family_of(self, config: Any) -> Family:

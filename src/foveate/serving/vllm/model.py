@@ -11,7 +11,8 @@ from torch import Tensor
 from foveate.serving.vllm.attached import Attached
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.processor import shorten
-from foveate.serving.vllm.settings import has_groups, settings_of
+from foveate.serving.vllm.prompt import INSIDE
+from foveate.serving.vllm.settings import settings_of
 
 
 class Foveated:
@@ -27,11 +28,11 @@ class Foveated:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         uses_mrope = vllm_config.model_config.uses_mrope
         mrope = super().get_mrope_input_positions if uses_mrope else None  # type: ignore[misc]
-        groups, settings = has_groups(vllm_config), settings_of(vllm_config.model_config)
-        self.foveate = Attached(self, self.foveate_engine, settings, mrope, groups)
+        self.foveate = Attached(self, self.foveate_engine, vllm_config, mrope)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
+        kwargs.pop(INSIDE, None)
         return self.foveate.vision(super().embed_multimodal, kwargs)  # type: ignore[misc]
 
     def embed_input_ids(
@@ -72,8 +73,10 @@ class _Factories:
 
     def build_processor(self, ctx: Any, **options: Any) -> Any:
         processor = self._stock.build_processor(ctx, **options)
-        settings, config = settings_of(ctx.model_config), ctx.model_config.hf_config
-        return shorten(processor, settings.plan, lambda *item: self._engine.shape(config, *item))
+        config = ctx.model_config
+        return shorten(
+            processor, settings_of(config).plan, lambda *item: self._engine.shape(config.hf_config, *item), config
+        )
 
 
 def foveated(engine: Engine) -> type[Any]:

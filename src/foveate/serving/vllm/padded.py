@@ -77,9 +77,8 @@ def tiled(tiles: View, side: int, count: int) -> Item:
     Args:
         count: of the tower's images, the whole view included.
     """
-    lines = range(side**2 + tiles.width, side**2 + tiles.height * tiles.width + 1, tiles.width)
     return Item(
         grid=((1, side, side), (1, tiles.height, tiles.width)),
         tower=((1, side, side),) * count,
-        gaps=tuple((end, 1) for end in lines),
+        gaps=tuple((side**2 + line * tiles.width, 1) for line in range(1, tiles.height + 1)),
     )

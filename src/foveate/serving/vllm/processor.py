@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from prometheus_client import Counter
 from torch import Tensor
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
+from foveate.errors import InputError
 from foveate.serving.plan import Item, Plan
+from foveate.serving.vllm.prompt import INSIDE
+from foveate.serving.vllm.rope import FACTOR, beyond
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
 
@@ -26,18 +30,21 @@ class Shortened(PromptUpdateDetails):  # type: ignore[misc]
 
     Attributes:
         counts: tokens without a method, in the prompt, and in the last layer.
+        beyond: positions that it may have beyond the tokens that stand for it.
     """
 
     counts: tuple[int, int, int] = (0, 0, 0)
+    beyond: int = 0
 
 
-def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
+def shorten(processor: Any, plan: Plan, shape: Shape, config: Any) -> Any:
     """The same processor of vLLM; what it puts into prompts is shorter, and counted.
 
     Args:
         processor: an instance.
         plan: of the method.
         shape: modality, processed data of an item, number of its features without a method -> its grids.
+        config: vLLM's, of the model.
     """
     stock, apply, dummy = (
         processor._get_mm_prompt_updates,
@@ -51,17 +58,18 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
         found = stock(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
         return {
             modality: [
-                [_shorter(update, plan, modality, out_mm_kwargs[modality][i].get_data(), shape) for update in each]
+                [_shorter(update, plan, modality, out_mm_kwargs[modality][i], shape, config) for update in each]
                 for i, each in enumerate(items)
             ]
             for modality, items in found.items()
         }
 
     def count_and_apply(mm_items: Any, mm_res: Any) -> Any:
-        for items in mm_res.prompt_updates.values() if counting else ():
-            for update, *_ in items:
-                for counter, n in zip(counters, update.content.counts):
-                    counter.inc(n)
+        if counting:
+            contents = [update.content for items in mm_res.prompt_updates.values() for update, *_ in items]
+            _check_positions(plan, sum(content.beyond for content in contents), config.max_model_len)
+            for counter, *n in zip(counters, *(content.counts for content in contents)):
+                counter.inc(sum(n))
         return apply(mm_items, mm_res)
 
     def uncounted(*args: Any, **kwargs: Any) -> Any:
@@ -79,19 +87,35 @@ def shorten(processor: Any, plan: Plan, shape: Shape) -> Any:
     return processor
 
 
-def _shorter(update: Any, plan: Plan, modality: str, data: Mapping[str, Any], shape: Shape) -> Any:
+def _shorter(update: Any, plan: Plan, modality: str, kwargs: Any, shape: Shape, config: Any) -> Any:
     full, is_embed = list(update.content.full), update.content.is_embed
     embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
     places = embeds.nonzero().flatten().tolist()
-    item = shape(modality, data, len(places))
+    item = shape(modality, kwargs.get_data(), len(places))
+    kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
     counts = plan.entry_counts(item)
     stays = set(item.kept(counts))
     gone = {place for i, place in enumerate(places) if i not in stays}
     kept = [token for i, token in enumerate(full) if i not in gone]
     mask = embeds[[i not in gone for i in range(len(full))]]
     last = (counts, *plan.inner_counts(item))[-1]
-    content = Shortened(kept, None if is_embed is None else partial(_same, mask), (item.cells, sum(counts), sum(last)))
+    content = Shortened(
+        kept,
+        None if is_embed is None else partial(_same, mask),
+        (item.cells, sum(counts), sum(last)),
+        beyond(item, counts, config.uses_mrope),
+    )
     return replace(update, content=content)
+
+
+def _check_positions(plan: Plan, further: int, longest: int) -> None:
+    """The model has rows for so many (`rope.lengthen`), and an engine dies of one that it has none for."""
+    if further > (FACTOR - 1) * longest:
+        raise InputError(
+            f"this prompt's images have {further} positions beyond its tokens, as {plan.method!r} leaves each token its own, "
+            f"and the server has {FACTOR} times as many positions as --max-model-len, {longest}: send fewer or smaller images, "
+            "or keep more of them"
+        )
 
 
 def _same(mask: Tensor, full: Sequence[int]) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foveate.ops.segments import offsets
-from foveate.serving.plan import Counts, Item, Plan
+from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.engine import Engine
 
 Ints = NDArray[np.int64]
+#: field of an image or video, for the host: ``(L,)`` bool, which places of its range without a method are features, not text
+INSIDE = "foveate_inside"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,8 @@ class Prompt:
 
     Args:
         plan: of the method.
-        items: ``(item, vLLM's feature, where the features of each span begin)`` of each image or video, by place. The latter
-            are places in the prompt as it is, or nothing, where there is no text between spans.
+        items: ``(item, vLLM's feature, inside)`` of each image or video, by place; ``inside (L,)`` says of its range without a
+            method which places are features, and which are text.
 
     Attributes:
         placed: the images and videos, by place.
@@ -61,14 +62,16 @@ class Prompt:
 
     mrope: tuple[Tensor, int] | None = None
 
-    def __init__(self, plan: Plan, items: Sequence[tuple[Item, Any, Ints]]) -> None:
+    def __init__(self, plan: Plan, items: Sequence[tuple[Item, Any, NDArray[np.bool_]]]) -> None:
         self.placed: list[Placed] = []
         gaps, numbers, missing, dropped = [_NONE], [_NONE], 0, [np.zeros(len(plan.layers), dtype=np.int64)]
-        for item, feature, begins in items:
-            here, counts, where = _places(feature.mm_position), plan.entry_counts(item), feature.mm_position.offset
-            at, gone = _at(item, counts, here, begins)
-            full = at + missing + gone.cumsum() - gone
-            self.placed.append(Placed(item, feature, here, full, where + missing))
+        for item, feature, inside in items:
+            counts, begin = plan.entry_counts(item), feature.mm_position.offset + missing
+            gone = np.ones(item.features, dtype=np.bool_)
+            gone[item.kept(counts)] = False
+            full = inside.nonzero()[0] + begin
+            at = full - missing - (gone.cumsum() - gone)  # where it is in the prompt as it is, or would be
+            self.placed.append(Placed(item, feature, at[~gone], full, begin))
             gap, number = np.unique(at[gone], return_counts=True)
             gaps.append(gap)
             numbers.append(number)
@@ -82,19 +85,18 @@ class Prompt:
         self.missing = np.concatenate([np.zeros(1, dtype=np.int64), np.concatenate(numbers).cumsum()])
 
     @classmethod
-    def read(cls, plan: Plan, engine: Engine, config: Any, tokens: Sequence[int], features: Sequence[Any]) -> Prompt:
+    def read(cls, plan: Plan, engine: Engine, config: Any, features: Sequence[Any]) -> Prompt:
         """Of a request.
 
         Args:
             plan, engine, config: of the method, of the model, and vLLM's config of it.
-            tokens, features: of the request, as vLLM has them.
+            features: what vLLM says of the request's images and videos.
         """
         found = []
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
-            where, data = feature.mm_position, {} if feature.data is None else feature.data.get_data()
-            inside = np.array(tokens[where.offset : where.offset + where.length])
-            begins = (inside == getattr(config, engine.opening, -1)).nonzero()[0] + where.offset + 1
-            found.append((engine.shape(config, feature.modality, data, 0), feature, begins))
+            data = feature.data.get_data()
+            inside = data[INSIDE].numpy()
+            found.append((engine.shape(config, feature.modality, data, int(inside.sum())), feature, inside))
         return cls(plan, found)
 
     def steps(self, placed: Placed) -> Tensor:
@@ -122,27 +124,3 @@ class Prompt:
 
 
 _NONE: Ints = np.zeros(0, dtype=np.int64)
-
-
-def _places(where: Any) -> Ints:
-    """Of the features in a range of vLLM."""
-    inside: Ints = np.arange(where.length) if where.is_embed is None else where.is_embed.numpy().nonzero()[0]
-    return inside + int(where.offset)
-
-
-def _at(item: Item, counts: Counts, here: Ints, begins: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """Where in the prompt each of an item's ``R`` features is, or would be, were it not missing; and whether it is.
-
-    A missing one comes right after those that are there of its span, or where its span begins.
-    """
-    rows, total = np.array(item.kept(counts)), item.features
-    gone = np.ones(total, dtype=np.bool_)
-    gone[rows] = False
-    last = np.searchsorted(rows, np.arange(total), side="right") - 1
-    at = np.where(last < 0, here[0], here[last] + gone)
-    if len(begins):
-        sizes = item.spans.sizes
-        for start, size, count, begin in zip(offsets(sizes), sizes, counts, begins):
-            if count == 0:
-                at[start : start + size] = begin
-    return at, gone

@@ -57,7 +57,6 @@ def _own_blocks(scheduler: Any, model: Any) -> None:
     settings = settings_of(model)
 
     def read(request: Any) -> Prompt:
-        tokens, features = request.prompt_token_ids, request.mm_features
-        return Prompt.read(settings.plan, settings.engine, model.hf_config, tokens, features)
+        return Prompt.read(settings.plan, settings.engine, model.hf_config, request.mm_features)
 
     share_prompts(scheduler.kv_cache_manager, read)

@@ -5,22 +5,19 @@ All that can be wrong is said when the engine is configured, before any weight i
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
-from foveate.method import Host, Method
+from foveate.method import Method
 from foveate.methods import method_from_json
-from foveate.models.family import Family
+from foveate.runtime.attach import host_with
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
-
-logger = logging.getLogger("vllm.foveate")
 
 KEY = "foveate"
 #: where a `Settings` is kept on vLLM's ModelConfig: copied with it, and sent with it to other processes
@@ -97,26 +94,14 @@ def configure(vllm_config: Any) -> None:
     engine, method = engines()[architecture], method_from_json(asked)
     known = engine.config(config)
     family = engine.family_of(known)
-    plan = make_plan(method, host_of(family, known), family, known)
+    plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)
     _check(vllm_config, plan)
-    if engine.no_videos:
-        _no_videos(model_config.multimodal_config, engine)
     setattr(model_config, _PLACE, Settings(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
     register_classes()
     watch_schedulers()
     if plan.inner:
         _for_inner(vllm_config, plan)
-
-
-def host_of(family: Family, config: Any) -> Host:
-    """What a method may know about the model."""
-    return Host(
-        family=family.name,
-        blocks=family.tower.last_block(config) + 1,
-        layers=config.get_text_config().num_hidden_layers,
-        has_cls=family.tower.leading > 0,
-    )
 
 
 def _check(vllm_config: Any, plan: Plan) -> None:
@@ -126,6 +111,12 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "
             "that acts after the tower"
+        )
+    layers = getattr(vllm_config.model_config.hf_config, "vision_feature_layer", None)
+    if plan.tower and isinstance(layers, (list, tuple)) and len(layers) > 1:
+        raise ConfigError(
+            f"{name} acts in the vision tower, and this model puts features of several of its layers side by side, "
+            f"{list(layers)}: use a method that acts after the tower"
         )
     signals = {signal for action in plan.tower for signal in action.site.signals} - {"residual"}
     if signals and parallel.tensor_parallel_size > 1:
@@ -143,17 +134,6 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         )
     if {part.positions for part in plan.method.parts()} != {"keep"}:
         raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
-
-
-def _no_videos(multimodal: Any, engine: Engine) -> None:
-    """Let the engine refuse them, unless it was told to expect some."""
-    from vllm.config.multimodal import VideoDummyOptions
-
-    limits = multimodal.limit_per_prompt
-    if limits.get("video") is not None and limits["video"].count > 0:
-        raise ConfigError(f"--limit-mm-per-prompt allows videos, but {engine.no_videos}: leave them out")
-    limits["video"] = VideoDummyOptions(count=0)
-    logger.info("foveate serves images alone: %s", engine.no_videos)
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:

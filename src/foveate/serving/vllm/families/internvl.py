@@ -14,18 +14,16 @@ from foveate.serving.vllm import padded
 from foveate.serving.vllm.engine import Engine, rows_of
 from foveate.serving.vllm.graft import WHOLE, Part, skeleton
 
-NO_VIDEOS = "the frames of a video of InternVL stand in a prompt with text between them"
-
 
 def shape(config: Any, modality: str, data: Mapping[str, Any], features: int) -> Item:
-    """Tiles of one size, one after another."""
+    """Tiles or frames of one size, one after another."""
     vision = config.vision_config
     height, width = (round(n // p * config.downsample_ratio) for n, p in zip(vision.image_size, vision.patch_size))
-    grid = ((1, height, width),) * int(data["image_num_patches"])
+    grid = ((1, height, width),) * int(data[f"{modality}_num_patches"])
     return Item(grid, grid)
 
 
-facts = partial(rows_of, names=(("image", "image_num_patches"),))
+facts = partial(rows_of, names=(("image", "image_num_patches"), ("video", "video_num_patches")))
 
 
 def graft(model: Any) -> Any:
@@ -57,5 +55,4 @@ ENGINE = Engine(
     facts=facts,
     graft=graft,
     forwards=lambda model, base: padded.last_rows(model.vision_tower, base),
-    no_videos=NO_VIDEOS,
 )

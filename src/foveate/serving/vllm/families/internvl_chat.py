@@ -12,7 +12,7 @@ from foveate.models import internvl
 from foveate.serving.plan import Item
 from foveate.serving.vllm import padded
 from foveate.serving.vllm.engine import Engine
-from foveate.serving.vllm.families.internvl import NO_VIDEOS, facts
+from foveate.serving.vllm.families.internvl import facts
 from foveate.serving.vllm.families.internvl import shape as tiles
 from foveate.serving.vllm.graft import WHOLE, AllHeads, Part, skeleton, unfused
 
@@ -47,7 +47,7 @@ def config_of(config: Any) -> InternVLConfig:
 
 
 def shape(config: Any, modality: str, data: Mapping[str, Any], features: int) -> Item:
-    """Tiles of one size, one after another."""
+    """Tiles or frames of one size, one after another."""
     return tiles(config_of(config), modality, data, features)
 
 
@@ -81,6 +81,5 @@ ENGINE = Engine(
     facts=facts,
     graft=graft,
     forwards=lambda model, base: padded.last_rows(model.vision_model, base),
-    no_videos=NO_VIDEOS,
     config=config_of,
 )

@@ -55,6 +55,5 @@ ENGINE = Engine(
     facts=qwen2_5_vl.facts,
     graft=graft,
     forwards=forwards,
-    opening="vision_start_token_id",
     added=added,
 )
