@@ -48,16 +48,17 @@ def batches(request: pytest.FixtureRequest) -> list[Batch]:
         asked.clear()
         padded = 0 if step.within else len(next(iter(slots.values())))
         deepen(step, runner, metadata, slots)
-        slow = [_by_hand(runner, step, group) for group in range(len(step.attached.plan.layers))]
-        reduced = [each for each in slow if any(gone for *_, gone in each)]
-        for said, each in zip(asked, reduced, strict=True):
-            made = _builder(runner).build(0, said)
+        slow = {gid: _by_hand(runner, step, gid) for gid in range(len(runner.kv_cache_config.kv_cache_groups))}
+        reduced = {gid: each for gid, each in slow.items() if any(gone for *_, gone in each)}
+        assert sorted(gid for gid, _ in asked) == sorted(reduced)
+        for gid, said in asked:
+            each, made = reduced[gid], _builder(runner).build(0, said)
             made.block_table = made.block_table.clone()  # a view: the next step writes into it
             found.append(Batch(said, made, [known for *known, _ in each], padded))
 
-    def note(*args: Any) -> Any:
-        asked.append(common(*args))
-        return asked[-1]
+    def note(runner: Any, gid: int, *args: Any) -> Any:
+        asked.append((gid, common(runner, gid, *args)))
+        return asked[-1][1]
 
     patch = pytest.MonkeyPatch()
     patch.setattr(ours.Step, "deepen", keep)
@@ -80,18 +81,20 @@ def _builder(runner: Any) -> FlashAttentionMetadataBuilder:
     return FlashAttentionMetadataBuilder(spec, [], runner.vllm_config, torch.device("cpu"))
 
 
-def _by_hand(runner: Any, step: Any, group: int) -> list[tuple[int, int, list[int], int]]:
-    """Of each request: tokens before and after this step in the layers of a group, its blocks, and tokens that are gone."""
-    found = []
+def _by_hand(runner: Any, step: Any, gid: int) -> list[tuple[int, int, list[int], int]]:
+    """Of each request: tokens before and after this step in a layer, its blocks, and tokens that are gone."""
+    (name,) = runner.kv_cache_config.kv_cache_groups[gid].layer_names  # the model is so small that each has a group
+    layer = int(name.split("layers.")[1].split(".")[0])
+    found, depth = [], sum(at <= layer for at in step.attached.plan.layers)
     for i, name in enumerate(runner.input_batch.req_ids):
         request, start = runner.requests[name], int(step.start[i])
         end, ends, attached = start + int(step.count[i]), [], step.attached
         for feature in request.mm_features:
             item = attached.engine.shape(attached.config, feature.modality, feature.data.get_data(), 0)
-            left = sum(attached.plan.entry_counts(item)) - sum(attached.plan.inner_counts(item)[group])
-            ends.append((feature.mm_position.offset + feature.mm_position.length, left))
+            counts = [attached.plan.entry_counts(item), *attached.plan.inner_counts(item)]
+            ends.append((feature.mm_position.offset + feature.mm_position.length, sum(counts[0]) - sum(counts[depth])))
         before, after = (sum(n for last, n in ends if last <= place) for place in (start, end))
-        found.append((start - before, end - after, list(request.block_ids[0]), after))
+        found.append((start - before, end - after, list(request.block_ids[gid]), after))
     return found
 
 
