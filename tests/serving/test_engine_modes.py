@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,10 @@ MODES = {
     ),
 }
 METHODS = ['{"method": "luvc"}', '{"method": "fastv", "keep": 0.5}']
+HEADS = '{"method": "visionzip", "keep": 0.5}'  # reads keys and attention of all heads of the tower
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "mode"), [*product(METHODS, MODES), (HEADS, "two processes")])
 def test_modes(mode: str, method: str, tmp_path: Path) -> None:
     options, environment = MODES[mode]
     if "fastv" in method:

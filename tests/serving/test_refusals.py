@@ -31,7 +31,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "decoding": ({"method": "dycoke"}, {}, "acts on the KV cache while decoding"),
     "positions": (Random(positions="renumber").to_json(), {}, 'positions="renumber" is not served'),
     "encoders side by side": (OIM().to_json(), {"mm_encoder_tp_mode": "data"}, "leave that out, or use a method"),
-    "heads apart": (OIM(similarity="keys").to_json(), {"tensor_parallel_size": 2}, "keys of all heads"),
     "a piece of a question": (FastV().to_json(), {}, "add --no-enable-chunked-prefill"),
     "images in pieces": (
         ADSC().to_json(),

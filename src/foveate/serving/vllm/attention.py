@@ -72,16 +72,19 @@ def signal(name: str, module: Any, seen: Seen, lengths: Sequence[int], last: Seq
     if name == "last_row":
         slots = torch.tensor([[last[i]] for i in used], device=rows.device)
         found = attention(query, key, None, how, slots)[:, :, 0].transpose(1, 2)  # (B, W, H)
-        return _all_heads(found.flatten(0, 1)[place[rows]])
+        return all_heads(name, found.flatten(0, 1)[place[rows]])
     valid = torch.arange(max(counts), device=rows.device) < torch.tensor(counts, device=rows.device)[:, None]
-    return _all_heads(received(query, key, None, how, valid).flatten()[place[rows]][:, None]).mean(1)
+    return all_heads(name, received(query, key, None, how, valid).flatten()[place[rows]])
 
 
-def _all_heads(x: Tensor) -> Tensor:
-    """``(n, H)`` of all processes, which have some heads each."""
+def all_heads(name: str, x: Tensor) -> Tensor:
+    """A signal ``(n, H, ...)``, or of attention received ``(n,)``, of the heads of all processes, which have some each."""
     from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
-    if get_tensor_model_parallel_world_size() == 1:
+    if name == "residual" or get_tensor_model_parallel_world_size() == 1:
         return x
-    gathered: Tensor = tensor_model_parallel_all_gather(x.contiguous(), dim=-1)
+    if name == "received":  # a mean over heads, as many in each process
+        mean: Tensor = tensor_model_parallel_all_gather(x[:, None].contiguous(), dim=1).mean(1)
+        return mean
+    gathered: Tensor = tensor_model_parallel_all_gather(x.contiguous(), dim=1)
     return gathered

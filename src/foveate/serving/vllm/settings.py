@@ -105,7 +105,7 @@ def configure(vllm_config: Any) -> None:
 
 
 def _check(vllm_config: Any, plan: Plan) -> None:
-    parallel, multimodal = vllm_config.parallel_config, vllm_config.model_config.multimodal_config
+    multimodal = vllm_config.model_config.multimodal_config
     name = plan.method.name() if len(plan.method.parts()) == 1 else repr(plan.method)
     if plan.tower and multimodal.mm_encoder_tp_mode == "data":
         raise ConfigError(
@@ -117,12 +117,6 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} acts in the vision tower, and this model puts features of several of its layers side by side, "
             f"{list(layers)}: use a method that acts after the tower"
-        )
-    signals = {signal for action in plan.tower for signal in action.site.signals} - {"residual"}
-    if signals and parallel.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"{name} reads {', '.join(sorted(signals))} of all heads in the vision tower, and with --tensor-parallel-size "
-            f"{parallel.tensor_parallel_size} each process has some of them: use one that needs hidden states only"
         )
     if vllm_config.compilation_config.cudagraph_mm_encoder:
         raise ConfigError(f"{name} cannot act on features that come from a CUDA graph: leave cudagraph_mm_encoder out")

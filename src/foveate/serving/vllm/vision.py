@@ -17,9 +17,18 @@ from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
 from foveate.serving.plan import Item, Plan
+from foveate.serving.vllm.attention import all_heads
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.engine import Engine
 from foveate.tokens import Tokens
+
+
+class _AllHeads(TowerHooks):
+    """Where a process has some of the heads of a tower: a method sees all of them."""
+
+    def _tokens(self, *args: Any, **kwargs: Any) -> Tokens:
+        tokens = super()._tokens(*args, **kwargs)
+        return replace(tokens, signals={name: all_heads(name, x) for name, x in tokens.signals.items()})
 
 
 class Vision:
@@ -41,7 +50,7 @@ class Vision:
         self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
             base = engine.graft(model)
-            TowerHooks(base, base.config, engine.family_of(base.config), list(plan.tower), self.context).attach(Hooks())
+            _AllHeads(base, base.config, engine.family_of(base.config), list(plan.tower), self.context).attach(Hooks())
             self.forwards = engine.forwards(model, base)
             self._install()
 
