@@ -5,7 +5,7 @@
 #                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-families  what `make test` leaves out: every method on every family
 #   make lint           ruff and mypy
-#   make test-oldest    `make test` on the oldest transformers that is supported
+#   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make bench          the benchmarks
@@ -37,7 +37,7 @@ lint: .venv/.stamp
 
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp
-	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) --lean $(TESTS)
 
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest -q tests/serving $(VLLM_ARGS)
