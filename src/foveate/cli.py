@@ -101,6 +101,62 @@ def run(
         face.show(result, terminal.out)
 
 
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image file, repeatable.  [default: drawn scenes with their questions]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to ask: one for each image, one for all, or several about one.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.  [default: luvc, ipcv, adsc]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+    ] = None,
+    method_json: Annotated[
+        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
+    ] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="A results.json of `foveate eval`, for its curves; repeatable.")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw, without --image.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    from foveate.report import collect, page, plots
+
+    terminal.quiet_libraries(bars=True)
+    page.check(out, overwrite)
+    curves, measured = (
+        [plots.of_results(path) for path in results or ()],
+        [plots.of_bench(path) for path in bench or ()],
+    )
+    chosen = collect.methods_of(method or (), option or (), method_json or ())
+    asked = tuple(image or ()), tuple(prompt or ())
+    request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, max_new_tokens)
+    with terminal.Bar() as bar:
+        content = collect.collect(request, bar.tell)
+    written = page.write(out, content, curves, measured)
+    if json:
+        terminal.emit(page.summary(content, written))
+    else:
+        page.show(content, written, terminal.out)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(
     context: typer.Context,

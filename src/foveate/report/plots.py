@@ -1,0 +1,147 @@
+"""Curves from the JSON of other commands, as plain series that the page draws.
+
+Of ``foveate eval``, ``results.json``: accuracy over what was spent. Of anything else, a file with the field ``plots``:
+
+    {"plots": [{"title": "prefill", "note": "two x86-64 cores",
+                "x": {"label": "visual tokens", "log": true}, "y": {"label": "seconds", "log": true},
+                "series": [{"label": "dense", "points": [[256, 0.11], [1024, 0.52, 0.50, 0.55]]}]}]}
+
+A point is ``[x, y]`` or ``[x, y, low, high]``. ``note``, ``log`` and, of a series, ``quiet`` (a control, drawn in grey) may be
+left out, and ``percent`` says of an axis that its numbers are shares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from foveate.terminal import CommandError
+
+QUIET = ("random", "stride", "downsample")  # controls
+COSTS = {"tokens": "visual tokens per decoder layer", "flops": "FLOPs of the whole call", "kv": "KV cache"}
+
+Point = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is along it. ``percent``: numbers are shares of one."""
+
+    label: str
+    log: bool = False
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line. A point is ``(x, y)`` or ``(x, y, low, high)``; ``level``: it is a level line through its only point."""
+
+    label: str
+    points: tuple[Point, ...]
+    quiet: bool = False
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines over the same axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Plots of one file, to be looked at one at a time."""
+
+    title: str
+    plots: tuple[Plot, ...]
+    note: str = field(default="")
+
+
+def of_results(path: Path) -> Group:
+    """Accuracy over each cost, from what ``foveate eval`` wrote."""
+    data = _read(path)
+    try:
+        rows, name = data["rows"], str(data["model"])
+        plots = tuple(_over(cost, words, rows) for cost, words in COSTS.items())
+        note = f"{int(data['questions'])} questions of the {data['split']} split, {len(data['tasks'])} tasks"
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        _refuse(path, "a results.json of `foveate eval`", error)
+    return Group(name, plots, note)
+
+
+def of_bench(path: Path) -> Group:
+    """The plots of a file that has them in the shape above."""
+    data = _read(path)
+    try:
+        plots = tuple(map(_plot, data["plots"]))
+        if not plots:
+            raise ValueError("it has no plot")
+        note = str(data.get("note", ""))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        _refuse(path, 'a JSON of `foveate bench`, nor of anything else with the field "plots"', error)
+    return Group(path.stem, plots, note)
+
+
+def _over(cost: str, words: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
+    lines: dict[str, list[Point]] = {}
+    levels: list[Series] = []
+    for row in rows:
+        accuracy = row["accuracy"]
+        point = (row["spent"][cost], accuracy["value"], accuracy["low"], accuracy["high"])
+        if row["label"] in ("dense", "blind"):
+            levels.append(Series(row["label"], (_point(point),), quiet=row["label"] == "blind", level=True))
+        else:
+            lines.setdefault(row["label"], []).append(_point(point))
+    guess = rows[0]["chance"][1]
+    levels.append(Series("most frequent answer", (_point((1.0, guess)),), quiet=True, level=True))
+    series = [Series(label, tuple(sorted(points)), quiet=label in QUIET) for label, points in lines.items()]
+    x, y = Axis(f"{words}, share of the stock model's", percent=True), Axis("accuracy, mean over tasks", percent=True)
+    return Plot(words, x, y, (*series, *levels))
+
+
+def _plot(data: Mapping[str, Any]) -> Plot:
+    series = tuple(
+        Series(str(line["label"]), tuple(sorted(map(_point, line["points"]))), bool(line.get("quiet", False)))
+        for line in data["series"]
+    )
+    x, y = _axis(data["x"]), _axis(data["y"])
+    for axis, place in ((x, 0), (y, 1)):
+        if axis.log and any(point[place] <= 0 for line in series for point in line.points):
+            raise ValueError(f"{axis.label!r} is logarithmic, and has a point that is not above 0")
+    return Plot(str(data["title"]), x, y, series, str(data.get("note", "")))
+
+
+def _axis(data: Mapping[str, Any]) -> Axis:
+    return Axis(str(data["label"]), bool(data.get("log", False)), bool(data.get("percent", False)))
+
+
+def _point(numbers: Sequence[Any]) -> Point:
+    point = tuple(float(number) for number in numbers)
+    if len(point) not in (2, 4) or not all(map(math.isfinite, point)):
+        raise ValueError(f"{list(numbers)} is not a point: give [x, y] or [x, y, low, high]")
+    return point
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CommandError(f"there is no file {str(path)!r}") from None
+    except IsADirectoryError:
+        raise CommandError(f"{str(path)!r} is a folder: give the JSON file in it") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CommandError(f"cannot read {str(path)!r} as JSON: {error}") from None
+
+
+def _refuse(path: Path, expected: str, error: Exception) -> NoReturn:
+    why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    raise CommandError(f"{str(path)!r} is not {expected}: {why}") from None
