@@ -49,7 +49,9 @@ def _common(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures of surviving patches.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Folder for the page and pictures of surviving patches.")] = Path(
+        "demo-output"
+    ),
     images: Annotated[int | None, typer.Option(help="How many scenes to draw.  [default: 16; 2 with --quick]")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
     keep: Annotated[float, typer.Option(help="Visual tokens per decoder layer, on average, for every method.")] = 0.5,
@@ -58,14 +60,16 @@ def demo(
 ) -> None:
     """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
     from foveate import demo as face
+    from foveate.report import page
 
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
         found = face.play(images if images is not None else 2 if quick else 16, seed, keep, out, bar.tell)
+    written = page.write(out / "report.html", face.to_content(found))
     if json:
-        terminal.emit(face.to_json(found))
+        terminal.emit(face.to_json(found, written))
     else:
-        face.show(found, terminal.out)
+        face.show(found, written, terminal.out)
 
 
 @app.command()

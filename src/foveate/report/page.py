@@ -82,6 +82,7 @@ def to_json(content: Content, curves: Sequence[Group], bench: Sequence[Group]) -
         "family": content.family,
         "versions": {"foveate": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "methods": [{"label": label, "options": options} for label, options in content.methods.items()],
+        "steps": [asdict(step) for step in next(iter(content.cases[0].told.values())).story.steps],
         "cases": [_case(case, list(content.methods), pictures) for case in content.cases],
         "pictures": pictures.found,
         "curves": [asdict(group) for group in curves],
@@ -101,10 +102,7 @@ def summary(content: Content, written: Path) -> dict[str, Any]:
                 "question": case.prompt,
                 "truth": case.truth,
                 "answers": {"dense": case.dense, **{name: told.answer for name, told in case.told.items()}},
-                "spent": {
-                    name: {"tokens": told.tokens, "flops": told.flops, "kv": told.kv}
-                    for name, told in case.told.items()
-                },
+                "spent": {name: _spent(told) for name, told in case.told.items()},
             }
             for case in content.cases
         ],
@@ -159,12 +157,15 @@ def _case(case: Case, methods: Sequence[str], pictures: _Pictures) -> dict[str, 
     }
 
 
+def _spent(told: Told) -> dict[str, float]:
+    return {"tokens": told.tokens, "flops": told.flops, "kv": told.kv}
+
+
 def _told(told: Told, image: int, tiles: Sequence[int]) -> dict[str, Any]:
     story = told.story
     return {
         "answer": told.answer,
-        "spent": {"tokens": told.tokens, "flops": told.flops, "kv": told.kv},
-        "steps": [{"name": step.name, "stage": step.stage} for step in story.steps],
+        "spent": {name: round(share, 6) for name, share in _spent(told).items()},
         "frames": [_frame(frame) for frame in story.frames],
         "shown": [_panels(story, number, image, tiles) for number in range(len(story.steps))],
         "tokens": story.tokens,

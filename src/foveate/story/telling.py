@@ -152,7 +152,7 @@ class _Walk:
         shares = [np.mean(layers, axis=0) for layers in zip(*self.held)] if cached and self.held else []
         frames = [view.frame(lends, shares[i] if shares else None) for i, view in enumerate(self.views)]
         self.shown.append(tuple(map(self._number, frames)))
-        self.tokens.append(round(sum(view.tokens() for view in self.views), 2))
+        self.tokens.append(round(self._running(), 2))
         language = step.stage in ("language", "cache")
         grids = self.trace.views if language else self.trace.grid
         self.full.append(sum(h * w for h, w in self._mine([(h, w) for t, h, w in grids for _ in range(t)])))
@@ -195,6 +195,7 @@ class _Walk:
         kept = self._of_spans(visit.index, visit.after)
         present = self._of_spans(visit.present, visit.before)
         groups, places = self._groups(visit), self._places(visit)
+        waiting = self._running()
         shapes = self._mine(visit.shapes)
         for i, view in enumerate(self.views):
             if site.action == "restore":
@@ -210,7 +211,12 @@ class _Walk:
                 view.reduce(present[i], kept[i], groups[i] if groups else None, places[i] if places else {}, letter)
         action = site.action if site.action != "reduce" else _word(visit)
         before, after = (sum(map(len, each)) for each in (present, kept))
+        if site.action == "restore":  # it may have been patches that were parked
+            before, after = round(waiting), round(self._running())
         yield Act(visit.method, action, before, after, site.unit == "patch")
+
+    def _running(self) -> float:
+        return sum(view.tokens() for view in self.views)
 
     def _of_spans(self, index: Tensor, counts: Sequence[int]) -> list[list[int]]:
         ends, numbers = offsets(counts), index.tolist()

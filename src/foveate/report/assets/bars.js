@@ -1,15 +1,15 @@
 /* Bars along the steps of the forward pass: what a method spends there, before what the stock model does. */
 const BARS = [
-  ["visual tokens", (told, i) => [told.tokens[i], told.full[i]], (n) => `${Math.round(n * 10) / 10}`],
+  ["tokens", (told, i) => [told.tokens[i], told.full[i]], (n) => `${Math.round(n * 10) / 10}`],
   ["FLOPs", (told, i) => told.flops[i], (n) => amount(n)],
-  ["KV cache entries", (told, i) => told.kv[i], (n) => `${n}`],
+  ["KV entries", (told, i) => told.kv[i], (n) => `${n}`],
 ];
 
 /* Three charts; `go` is called with the step that is clicked. Gives a function that points at a step. */
 function bars(parent, told, go) {
-  const steps = told.steps.length;
+  const steps = data.steps.length;
   const charts = BARS.map(([words, pick, say]) => {
-    const pairs = told.steps.map((_, i) => pick(told, i));
+    const pairs = data.steps.map((_, i) => pick(told, i));
     const most = Math.max(1e-9, ...pairs.filter(Boolean).map((pair) => Math.max(...pair)));
     const svg = draw("svg", { viewBox: `0 0 ${steps * 10} 34`, preserveAspectRatio: "none", "aria-hidden": "true" });
     const parts = pairs.map((pair, i) => {
@@ -27,7 +27,8 @@ function bars(parent, told, go) {
       go(Math.min(steps - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * steps))));
     });
     const value = make("b");
-    parent.append(make("div", {}, words, value), svg);
+    const shared = words === "FLOPs" && told.rows > 1 ? ` of ${told.rows} prompts` : "";
+    parent.append(make("div", {}, words + shared, value), svg);
     return (i) => {
       parts.forEach((part, j) => part && part.setAttribute("class", i === j ? "here" : "part"));
       cursor.setAttribute("x", i * 10 + 1);

@@ -68,7 +68,10 @@ function cell(pen, frame, i, x, y, w, h) {
   if (frame.layers) {
     const gone = 1 - Number(frame.layers[i]) / 9;
     if (gone) fill(`rgba(${colours.veil}, ${0.92 * gone})`);
-    if (state === "h") lines(pen, x, y, w, h, `rgba(${colours.hidden}, 0.95)`, "|");
+    if (state === "h") {
+      fill(`rgba(${colours.veil}, 0.4)`);
+      lines(pen, x, y, w, h, `rgba(${colours.hidden}, 0.95)`, "|");
+    }
     return;
   }
   if (state === "m") fill(`hsla(${hue(frame.owners[i])}, 85%, 55%, 0.5)`);
@@ -87,7 +90,10 @@ function cell(pen, frame, i, x, y, w, h) {
     pen.lineTo(x + side, y);
     pen.lineTo(x, y + side);
     pen.fill();
-  } else if (state === "h") lines(pen, x, y, w, h, `rgba(${colours.hidden}, 0.95)`, "|");
+  } else if (state === "h") {
+    fill(`rgba(${colours.veil}, 0.5)`);
+    lines(pen, x, y, w, h, `rgba(${colours.hidden}, 0.95)`, "|");
+  }
 }
 
 function lines(pen, x, y, w, h, style, kind) {

@@ -64,6 +64,7 @@ function styles(series) {
   let loud = 0, quiet = 0;
   return series.map((line) => {
     if (line.level && !line.quiet) return { stroke: ink, dash: "", width: 1.5 };
+    if (line.level) return { stroke: grey, dash: "1 4", width: 1.5 };
     if (line.quiet) return { stroke: grey, dash: DASHES[1 + (quiet++ % 3)], width: 1.5 };
     const number = loud++;
     return { stroke: (dark ? BRIGHT : PALETTE)[number % 10], dash: DASHES[Math.floor(number / 10) % 4], width: 2.2 };
@@ -72,7 +73,7 @@ function styles(series) {
 
 function plotOf(plot) {
   const width = Math.min(920, Math.max(300, byId("answers").clientWidth - 34)), height = width < 500 ? 300 : 400;
-  const [left, right, top, bottom] = [58, 14, 12, 46];
+  const [left, right, top, bottom] = [50, 14, 12, 28];
   const points = plot.series.flatMap((line) => (line.level ? [] : line.points));
   const heights = plot.series.flatMap((line) => line.points.flatMap(([, y, low, high]) => [y, low ?? y, high ?? y]));
   const x = scaleOf(plot.x, (points.length ? points : plot.series[0].points).map(([n]) => n), left, width - right);
@@ -84,12 +85,11 @@ function plotOf(plot) {
     svg.append(draw("line", { class: "axis", x1: x.place(n), x2: x.place(n), y1: height - bottom, y2: height - bottom + 5 }));
     if (i % every === 0) svg.append(draw("text", { x: x.place(n), y: height - bottom + 20, "text-anchor": "middle" }, written(plot.x, n)));
   });
-  svg.append(draw("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, plot.x.label));
-  svg.append(draw("text", { x: 13, y: (top + height - bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 13 ${(top + height - bottom) / 2})` }, plot.y.label));
   const style = styles(plot.series);
   const lines = plot.series.map((line, i) => lineOf(line, style[i], plot, x, y, left, width - right));
   svg.append(...lines);
-  return [svg, keysOf(plot, style, lines), numbersOf(plot), ...(plot.note ? [make("p", { className: "note" }, plot.note)] : [])];
+  const [above, below] = [plot.y, plot.x].map((axis, i) => make("p", { className: i ? "axis below" : "axis" }, axis.label));
+  return [above, svg, below, keysOf(plot, style, lines), numbersOf(plot), ...(plot.note ? [make("p", { className: "note" }, plot.note)] : [])];
 }
 
 function lineOf(line, { stroke, dash, width }, plot, x, y, left, right) {

@@ -6,7 +6,7 @@ for (const entry of data.cases) {
   if (known) known.cases.push(entry);
   else images.push({ picture: entry.image, name: entry.name, cases: [entry] });
 }
-const steps = data.cases[0].told[0].steps;
+const { steps } = data;
 const loaded = data.pictures.map(({ src }) => make("img", { src, alt: "" }));
 const DENSE = "stock model";
 let cards = [];
@@ -14,12 +14,14 @@ let cards = [];
 const differs = (entry, told) => told.answer !== entry.dense;
 
 function header() {
-  byId("title").textContent = `What ${data.methods.map((method) => method.label).join(", ")} ${data.methods.length > 1 ? "do" : "does"} with an image`;
+  const names = data.methods.map((method) => method.label);
+  const who = names.length > 3 ? `${names.length} methods` : names.join(", ").replace(/, ([^,]*)$/, " and $1");
+  byId("title").textContent = `What ${who} ${names.length > 1 ? "do" : "does"} with an image`;
   const versions = Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", ");
   byId("facts").textContent =
-    `Model ${data.model} (${data.family}). ${count(images.length, "image")}, ${count(data.cases.length, "question")}, ` +
-    `${count(data.methods.length, "method")}, each answered next to the stock model.`;
-  byId("footer").textContent = `Written by foveate report: ${versions}. This file needs no network and sends nothing.`;
+    `Model ${data.model} (${data.family}): ${count(images.length, "image")}, ${count(data.cases.length, "question")}, ` +
+    `${count(data.methods.length, "method")}, each next to the stock model. Move the slider to follow the tokens through the model.`;
+  byId("footer").textContent = `Written with ${versions}. This file needs no network and sends nothing.`;
 }
 
 /* -- choosing ---------------------------------------------------------------------------------------------------- */
@@ -102,8 +104,20 @@ function doing(told, step) {
     const what = act.patches ? "patches" : "tokens";
     return make("span", {}, make("b", {}, `${act.method} ${ACTION[act.action]}`), ` ${act.before} → ${act.after} ${what}. `);
   });
-  if (steps[step].stage === "cache") acts.push("The paler a cell, the fewer layers have it in their cache.");
-  return acts.length ? acts : [make("span", { className: "truth" }, "nothing changes here")];
+  if (steps[step].stage === "cache") acts.push("The fainter a cell, the fewer layers cache it. ");
+  return [...acts, make("span", { className: "truth" }, tally(told, step))];
+}
+
+/* How many cells are in which state, all grids of the step together. */
+function tally(told, step) {
+  const frames = told.shown[step].map(([number]) => told.frames[number]);
+  const cells = frames.reduce((sum, frame) => sum + frame.states.length, 0);
+  const words = STATES.map(([letter, word]) => {
+    const found = frames.reduce((sum, frame) => sum + frame.states.split(letter).length - 1, 0);
+    const into = letter === "m" ? ` into ${frames.reduce((sum, frame) => sum + (frame.marks ? frame.marks.length : 0), 0)}` : "";
+    return found ? `${found} ${word}${into}` : "";
+  }).filter(Boolean);
+  return `${cells > told.full[step] ? "Patches" : "Tokens"}: ${words.join(", ")}`;
 }
 
 function answerOf(entry, text, same) {
@@ -120,12 +134,17 @@ function answerOf(entry, text, same) {
 function denseCard(entry) {
   const image = data.pictures[entry.image];
   const canvas = make("canvas", { role: "img", "aria-label": `${entry.name}, as the model sees it` });
-  const frame = { height: 1, width: 1, states: "a" };
+  const frame = { height: 1, width: 1, states: "a" }, charts = make("div", { className: "bars" }), { full } = entry.told[0];
+  const whole = (cost) => entry.told[0][cost].map((pair) => pair && [pair[1], pair[1]]);
   const node = make("article", { className: "card", "aria-label": DENSE },
-    make("h3", {}, DENSE), make("p", { className: "spent" }, "100 % of everything"), make("div", { className: "views" }, canvas),
-    make("p", { className: "doing" }, make("span", { className: "truth" }, `${entry.name}, ${image.width} × ${image.height} px here`)),
+    make("h3", {}, DENSE), make("p", { className: "spent" }, "everything: 100 % of the tokens, FLOPs and KV cache"), make("div", { className: "views" }, canvas),
+    make("p", { className: "doing" }, make("span", { className: "truth" }, `${entry.name}, ${image.width} × ${image.height} pixels on this page`)), charts,
     answerOf(entry, entry.dense, null));
-  return [node, () => paint(canvas, loaded[entry.image], frame, canvas.clientWidth || 280)];
+  const point = bars(charts, { ...entry.told[0], tokens: full, flops: whole("flops"), kv: whole("kv") }, go);
+  return [node, (step) => {
+    paint(canvas, loaded[entry.image], frame, canvas.clientWidth || 280);
+    point(step);
+  }];
 }
 
 function card(entry, told, method) {
