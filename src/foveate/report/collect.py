@@ -48,7 +48,9 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """What is asked about an image, and the right answer if it is known."""
+
     name: str
     image: Image.Image
     prompt: str
@@ -78,38 +80,51 @@ def label(method: Method) -> str:
 
 
 def collect(request: Request, tell_user: Callable[[str, float], None]) -> Content:
-    """Load, ask the stock model, ask again with each method. ``tell_user`` gets what happens and the share that is done."""
+    """Load and ask. ``tell_user`` gets what happens and the share that is done."""
     check_dtype(request.dtype)
     questions = _questions(request)
     device = device_of(request.device)
     tell_user(f"loading {request.model}", 0.0)
     model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
+    return ask(model, processor, request.model, questions, request.methods, request.max_new_tokens, tell_user)
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    name: str,
+    questions: Sequence[Question],
+    methods: Mapping[str, Method],
+    max_new_tokens: int,
+    tell_user: Callable[[str, float], None],
+) -> Content:
+    """Ask the stock model, then again with each method; ``name`` is what the page calls the model."""
     inputs = [
-        prompting.inputs_of(processor, [question.image], question.prompt, request.model).to(device, model.dtype)
+        prompting.inputs_of(processor, [question.image], question.prompt, name).to(model.device, model.dtype)
         for question in questions
     ]
-    work = len(questions) * (1 + len(request.methods))
+    work = len(questions) * (1 + len(methods))
     dense: list[str] = []
     for asked in inputs:
         tell_user("the stock model answers", len(dense) / work)
-        dense.append(prompting.ask(model, processor, asked, request.max_new_tokens)[0])
+        dense.append(prompting.ask(model, processor, asked, max_new_tokens)[0])
     told: list[dict[str, Told]] = [{} for _ in questions]
-    for turn, (name, method) in enumerate(request.methods.items()):
+    for turn, (short, method) in enumerate(methods.items()):
         with compress(model, method) as handle:
             for number, asked in enumerate(inputs):
-                tell_user(f"{name} answers", (len(questions) * (1 + turn) + number) / work)
-                answer, _ = prompting.ask(model, processor, asked, request.max_new_tokens)
+                tell_user(f"{short} answers", (len(questions) * (1 + turn) + number) / work)
+                answer, _ = prompting.ask(model, processor, asked, max_new_tokens)
                 report = handle.report()
-                told[number][name] = Told.of(answer, tell(handle.trace(), report), report)
+                told[number][short] = Told.of(answer, tell(handle.trace(), report), report)
     tell_user("done", 1.0)
     cases = []
     for question, asked, answer, stories in zip(questions, inputs, dense, told, strict=True):
         (image,) = prompting.seen(processor, asked, [question.image])
         tiles = tuple(prompting.tiles(processor, asked, [question.image]))
         cases.append(Case(question.name, image, tiles, question.prompt, answer, question.truth, stories))
-    shown = {name: repr(method) for name, method in request.methods.items()}
-    return Content(request.model, model.config.model_type, shown, tuple(cases))
+    shown = {short: repr(method) for short, method in methods.items()}
+    return Content(name, model.config.model_type, shown, tuple(cases))
 
 
 def _label(method: Method) -> str:
@@ -121,7 +136,7 @@ def _label(method: Method) -> str:
     return method.name() + (f"({', '.join(f'{name}={value}' for name, value in own.items())})" if own else "")
 
 
-def _questions(request: Request) -> list[_Question]:
+def _questions(request: Request) -> list[Question]:
     if not request.images:
         return _drawn(request)
     for prompt in request.prompts:
@@ -135,10 +150,10 @@ def _questions(request: Request) -> list[_Question]:
     pairs = zip(
         opened * (prompts if images == 1 else 1), request.prompts * (images if prompts == 1 else 1), strict=True
     )
-    return [_Question(name, image, prompt) for (name, image), prompt in pairs]
+    return [Question(name, image, prompt) for (name, image), prompt in pairs]
 
 
-def _drawn(request: Request) -> list[_Question]:
+def _drawn(request: Request) -> list[Question]:
     """Scenes that no reference model has seen, and questions about them with the right answers."""
     if request.prompts:
         raise CommandError("--prompt needs --image: the drawn scenes come with questions of their own")
@@ -160,7 +175,7 @@ def _drawn(request: Request) -> list[_Question]:
         for question in reference.ask(scene, seed):
             of_task.setdefault(question.task, question)
         asked = [of_task[task] for task in _turned(sorted(of_task), number * QUESTIONS)][:QUESTIONS]
-        found += [_Question(f"scene {number + 1}", image, each.text, each.answer) for each in asked]
+        found += [Question(f"scene {number + 1}", image, each.text, each.answer) for each in asked]
     return found
 
 

@@ -113,6 +113,11 @@ def _plot(data: Mapping[str, Any]) -> Plot:
         Series(str(line["label"]), tuple(sorted(map(_point, line["points"]))), bool(line.get("quiet", False)))
         for line in data["series"]
     )
+    if not series:
+        raise ValueError("a plot has no series")
+    for line in series:
+        if not line.points:
+            raise ValueError(f"the series {line.label!r} has no point")
     x, y = _axis(data["x"]), _axis(data["y"])
     for axis, place in ((x, 0), (y, 1)):
         if axis.log and any(point[place] <= 0 for line in series for point in line.points):
@@ -131,15 +136,18 @@ def _point(numbers: Sequence[Any]) -> Point:
     return point
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"there is no file {str(path)!r}") from None
     except IsADirectoryError:
         raise CommandError(f"{str(path)!r} is a folder: give the JSON file in it") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CommandError(f"cannot read {str(path)!r} as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CommandError(f"{str(path)!r} holds a {type(data).__name__}, not the JSON object that a command writes")
+    return data
 
 
 def _refuse(path: Path, expected: str, error: Exception) -> NoReturn:
