@@ -141,20 +141,19 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    from foveate.report import bench as measured
     from foveate.report import collect, page, plots
 
     terminal.quiet_libraries(bars=True)
     page.check(out, overwrite)
-    curves, measured = (
-        [plots.of_results(path) for path in results or ()],
-        [plots.of_bench(path) for path in bench or ()],
-    )
+    curves = [plots.of_results(path) for path in results or ()]
+    measurements = [group for path in bench or () for group in measured.of_bench(path)]
     chosen = collect.methods_of(method or (), option or (), method_json or ())
     asked = tuple(image or ()), tuple(prompt or ())
     request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, max_new_tokens)
     with terminal.Bar() as bar:
         content = collect.collect(request, bar.tell)
-    written = page.write(out, content, curves, measured)
+    written = page.write(out, content, curves, measurements)
     if json:
         terminal.emit(page.summary(content, written))
     else:

@@ -14,6 +14,7 @@ import pytest
 from pages import METHODS, NASTY
 
 from foveate.report import page, plots
+from foveate.report.bench import of_bench
 from foveate.story import Content
 
 sync_api: Any = None
@@ -59,7 +60,7 @@ def browser() -> Iterator[Any]:
 def address(content: Content, results: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
     (folder / "bench.json").write_text(json.dumps(BENCH))
-    curves, bench = [plots.of_results(results)], [plots.of_bench(folder / "bench.json")]
+    curves, bench = [plots.of_results(results)], of_bench(folder / "bench.json")
     return page.write(folder / "a page.html", content, curves, bench).as_uri()
 
 

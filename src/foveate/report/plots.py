@@ -1,14 +1,4 @@
-"""Curves from the JSON of other commands, as plain series that the page draws.
-
-Of ``foveate eval``, ``results.json``: accuracy over what was spent. Of anything else, a file with the field ``plots``:
-
-    {"plots": [{"title": "prefill", "note": "two x86-64 cores",
-                "x": {"label": "visual tokens", "log": true}, "y": {"label": "seconds", "log": true},
-                "series": [{"label": "dense", "points": [[256, 0.11], [1024, 0.52, 0.50, 0.55]]}]}]}
-
-A point is ``[x, y]`` or ``[x, y, low, high]``. ``note``, ``log`` and, of a series, ``quiet`` (a control, drawn in grey) may be
-left out, and ``percent`` says of an axis that its numbers are shares.
-"""
+"""Plots as plain series that the page draws, and those of ``foveate eval``: accuracy over what was spent."""
 
 from __future__ import annotations
 
@@ -23,6 +13,8 @@ from foveate.terminal import CommandError
 
 QUIET = ("random", "stride", "downsample")  # controls
 COSTS = {"tokens": "visual tokens per decoder layer", "flops": "FLOPs of the whole call", "kv": "KV cache"}
+
+BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)  # what a wrong shape raises
 
 Point = tuple[float, ...]
 
@@ -68,27 +60,14 @@ class Group:
 
 def of_results(path: Path) -> Group:
     """Accuracy over each cost, from what ``foveate eval`` wrote."""
-    data = _read(path)
+    data = read(path)
     try:
         rows, name = data["rows"], str(data["model"])
         plots = tuple(_over(cost, words, rows) for cost, words in COSTS.items())
         note = f"{int(data['questions'])} questions of the {data['split']} split, {len(data['tasks'])} tasks"
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        _refuse(path, "a results.json of `foveate eval`", error)
+    except BROKEN as error:
+        refuse(path, "a results.json of `foveate eval`", error)
     return Group(name, plots, note)
-
-
-def of_bench(path: Path) -> Group:
-    """The plots of a file that has them in the shape above."""
-    data = _read(path)
-    try:
-        plots = tuple(map(_plot, data["plots"]))
-        if not plots:
-            raise ValueError("it has no plot")
-        note = str(data.get("note", ""))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        _refuse(path, 'a JSON of `foveate bench`, nor of anything else with the field "plots"', error)
-    return Group(path.stem, plots, note)
 
 
 def _over(cost: str, words: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
@@ -98,19 +77,20 @@ def _over(cost: str, words: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
         accuracy = row["accuracy"]
         point = (row["spent"][cost], accuracy["value"], accuracy["low"], accuracy["high"])
         if row["label"] in ("dense", "blind"):
-            levels.append(Series(row["label"], (_point(point),), quiet=row["label"] == "blind", level=True))
+            levels.append(Series(row["label"], (point_of(point),), quiet=row["label"] == "blind", level=True))
         else:
-            lines.setdefault(row["label"], []).append(_point(point))
+            lines.setdefault(row["label"], []).append(point_of(point))
     guess = rows[0]["chance"][1]
-    levels.append(Series("most frequent answer", (_point((1.0, guess)),), quiet=True, level=True))
+    levels.append(Series("most frequent answer", (point_of((1.0, guess)),), quiet=True, level=True))
     series = [Series(label, tuple(sorted(points)), quiet=label in QUIET) for label, points in lines.items()]
     x, y = Axis(f"{words}, share of the stock model's", percent=True), Axis("accuracy, mean over tasks", percent=True)
     return Plot(words, x, y, (*series, *levels))
 
 
-def _plot(data: Mapping[str, Any]) -> Plot:
+def plot_of(data: Mapping[str, Any]) -> Plot:
+    """A plot in the shape that `foveate.report.bench` describes."""
     series = tuple(
-        Series(str(line["label"]), tuple(sorted(map(_point, line["points"]))), bool(line.get("quiet", False)))
+        Series(str(line["label"]), tuple(sorted(map(point_of, line["points"]))), bool(line.get("quiet", False)))
         for line in data["series"]
     )
     if not series:
@@ -129,14 +109,16 @@ def _axis(data: Mapping[str, Any]) -> Axis:
     return Axis(str(data["label"]), bool(data.get("log", False)), bool(data.get("percent", False)))
 
 
-def _point(numbers: Sequence[Any]) -> Point:
+def point_of(numbers: Sequence[Any]) -> Point:
+    """Two or four finite numbers; `ValueError` for anything else."""
     point = tuple(float(number) for number in numbers)
     if len(point) not in (2, 4) or not all(map(math.isfinite, point)):
         raise ValueError(f"{list(numbers)} is not a point: give [x, y] or [x, y, low, high]")
     return point
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -150,6 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _refuse(path: Path, expected: str, error: Exception) -> NoReturn:
+def refuse(path: Path, expected: str, error: Exception) -> NoReturn:
+    """Say in a sentence that a file is not what was ``expected``."""
     why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     raise CommandError(f"{str(path)!r} is not {expected}: {why}") from None
