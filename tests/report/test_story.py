@@ -66,7 +66,7 @@ def check(story: Story, trace: Trace) -> None:
         assert story.tokens[entry] == (len(tokens) if reduction is None else sum(reduction.counts))
     for number in range(len(story.steps)):
         found = states(story, number)
-        gone = found["d"] + found["w"]
+        gone = found["d"] + found["w"] + found["x"]
         cells = sum(found.values())
         assert (story.tokens[number] == 0) == (gone + found["p"] + found["l"] == cells)
     assert len(story.flops) == len(story.kv) == len(story.steps) == len(story.acts)

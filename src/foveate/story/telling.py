@@ -14,7 +14,7 @@ from foveate.errors import ConfigError
 from foveate.method import Site
 from foveate.ops.segments import offsets
 from foveate.runtime.trace import SiteTrace, Trace
-from foveate.story.view import DROPPED, WITHDRAWN, Frame, Shape, View
+from foveate.story.view import ABSENT, DROPPED, WITHDRAWN, Frame, Shape, View
 
 Pair = tuple[int, int]
 
@@ -54,7 +54,7 @@ class Story:
         shown: for each step, which of them, one for each grid of tokens there.
         tokens: for each step, the visual tokens that go through it (a fraction where single patches are parked).
         full_tokens: the same in the stock model.
-        acts: for each step, what was done there.
+        acts: for each step, what was done there, where it changed anything.
         flops: for each step, FLOPs of it and of the stock model's, where it is a block or layer.
         kv: for each step, tokens in its cache entry and in the stock model's, where it has one.
         rows: prompts that shared the call; FLOPs are of all of them.
@@ -188,7 +188,7 @@ class _Walk:
             if reduction is not None:
                 index, counts = index[reduction.keep], reduction.counts
             for view, kept in zip(self.views, self._of_spans(index, counts)):
-                view.reduce([], kept, None, {}, DROPPED)
+                view.reduce([], kept, None, {}, ABSENT)
 
     def _visit(self, visit: SiteTrace) -> Iterator[Act]:
         site = visit.site
@@ -213,7 +213,8 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        yield Act(visit.method, action, before, after, site.unit == "patch")
+        if before != after:
+            yield Act(visit.method, action, before, after, site.unit == "patch")
 
     def _running(self) -> float:
         return sum(view.tokens() for view in self.views)

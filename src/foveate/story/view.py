@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Shape = tuple[int, int]
 
-ALIVE, MERGED, PARKED, LENT, RESTORED, DROPPED, WITHDRAWN, HIDDEN = "amplrdwh"
+ALIVE, MERGED, PARKED, LENT, RESTORED, DROPPED, WITHDRAWN, HIDDEN, ABSENT = "amplrdwhx"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Frame:
         height, width: cells; four to a token where single patches of a 2x2 unit are parked, else one.
         states: a letter for each cell in raster order: ``a`` a token of its own, ``m`` part of a merged one, ``p`` parked,
             ``l`` parked and lending keys and values, ``r`` back after it was parked, ``d`` dropped before any decoder layer
-            has read it, ``w`` withdrawn after that, ``h`` in the cache but hidden from the last generated token.
+            has read it, ``w`` withdrawn after that, ``h`` in the cache but hidden from the last generated token, ``x``
+            absent from a grid that stock code has put together: left earlier, or part of another token.
         owners: the token that each cell is part of (-1: none), where some are merged; else None.
         marks: where the merged tokens are, ``(y, x)`` in cells; None as above.
         layers: of the cache, a digit for each cell: 9 if all decoder layers hold it, 0 if none does; else None.

@@ -20,7 +20,7 @@ function draw(tag, attributes = {}, ...children) {
   return node;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
 const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
 function amount(number) {

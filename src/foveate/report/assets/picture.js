@@ -8,12 +8,13 @@ const STATES = [
   ["d", "dropped", "left before the language model read it"],
   ["w", "withdrawn", "left after some layers had read it"],
   ["h", "hidden", "cached, not seen by the last word"],
+  ["x", "absent", "left earlier, or part of another token"],
 ];
 
 let colours = {};
 function readColours() {
   const style = getComputedStyle(document.documentElement);
-  for (const name of ["veil", "grid", "parked", "strike", "restored", "hidden", "soft", "line"]) {
+  for (const name of ["veil", "grid", "parked", "strike", "restored", "hidden", "plain"]) {
     colours[name] = style.getPropertyValue(`--${name}`).trim();
   }
 }
@@ -41,7 +42,7 @@ function paint(canvas, image, frame, width) {
 
 function underlay(pen, image, frame, width, height) {
   if (!image) {
-    pen.fillStyle = colours.soft;
+    pen.fillStyle = colours.plain;
     pen.fillRect(0, 0, width, height);
     return;
   }
@@ -75,7 +76,7 @@ function cell(pen, frame, i, x, y, w, h) {
     return;
   }
   if (state === "m") fill(`hsla(${hue(frame.owners[i])}, 85%, 55%, 0.5)`);
-  else if (state === "d") fill(`rgba(${colours.veil}, 0.93)`);
+  else if (state === "d" || state === "x") fill(`rgba(${colours.veil}, 0.93)`);
   else if (state === "w") {
     fill(`rgba(${colours.veil}, 0.78)`);
     lines(pen, x, y, w, h, `rgba(${colours.strike}, 0.8)`, "\\");

@@ -15,7 +15,7 @@ const differs = (entry, told) => told.answer !== entry.dense;
 
 function header() {
   const names = data.methods.map((method) => method.label);
-  const who = names.length > 3 ? `${names.length} methods` : names.join(", ").replace(/, ([^,]*)$/, " and $1");
+  const who = names.join("").length > 30 ? `${names.length} methods` : names.join(", ").replace(/, ([^,]*)$/, " and $1");
   byId("title").textContent = `What ${who} ${names.length > 1 ? "do" : "does"} with an image`;
   const versions = Object.entries(data.versions).map(([name, version]) => `${name} ${version}`).join(", ");
   byId("facts").textContent =
