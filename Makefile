@@ -4,6 +4,7 @@
 #   make test           the test suite: families that differ in structure with every method, the others with one for each
 #                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-families  what `make test` leaves out: every method on every family
+#   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
@@ -20,7 +21,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-vllm lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-browser test-vllm lint test-oldest wheel-test bench venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -29,6 +30,12 @@ test test-families: export OMP_NUM_THREADS = 1
 test-families: WHICH = --other-families
 test test-families: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS)
+
+test-browser: export OMP_NUM_THREADS = 1
+test-browser: .venv/.stamp
+	command -v chromium || { test "$$(id -u)" = 0 && apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+		|| { echo "There is no chromium: install it, on Debian and Ubuntu by 'sudo apt-get install chromium'."; exit 1; }
+	FOVEATE_BROWSER=required .venv/bin/python -m pytest tests/report/test_browser.py
 
 lint: .venv/.stamp
 	.venv/bin/ruff check .

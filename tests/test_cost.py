@@ -111,6 +111,25 @@ def test_flops_of_a_forward(family: str, impl: str, method: Method) -> None:
     assert report.flops_ratio == total(report.flops) / total(report.full_flops)
 
 
+@pytest.mark.parametrize("method", [IPCV(min_tokens=0), ToMe(), foveate.VTW(layer=2)], ids=lambda method: method.name())
+def test_flops_by_block_and_layer(family: str, method: Method) -> None:
+    """They are what makes the difference to the stock model; those of the stock model are the same whoever asks."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with foveate.compress(model, method) as handle:
+        forward(model, batch)
+        report = handle.report()
+    with foveate.compress(model, Random(keep=1.0)) as handle:
+        forward(model, batch)
+        stock = handle.report()
+    saved = {stage: report.full_flops[stage] - report.flops[stage] for stage in report.flops}
+    assert sum(report.full_layer_flops) - sum(report.layer_flops) == saved["prefill"]
+    if family not in tiny.cpm.FAMILIES:  # whose tower saves in its merger, too
+        assert sum(report.full_block_flops) - sum(report.block_flops) == saved["tower"]
+    assert report.full_layer_flops == stock.full_layer_flops == stock.layer_flops
+    assert report.full_block_flops == stock.full_block_flops == stock.block_flops
+    assert len(report.layer_flops) == len(report.layer_tokens)
+
+
 @dataclass(frozen=True)
 class Park(Method):
     """Every second token skips two blocks."""

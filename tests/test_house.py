@@ -90,7 +90,7 @@ def test_only_the_plugin_imports_vllm(path: Path) -> None:
     assert plugin or path.name == "cli.py" or not under(of_ours(path), "serving")
 
 
-FACES = ("demo", "run", "catalog", "training", "evaluation", "serving")
+FACES = ("demo", "run", "catalog", "training", "evaluation", "report", "serving")
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -110,6 +110,16 @@ def test_nothing_executes_data(path: Path) -> None:
     assert not calls(path) & {"eval", "exec", "compile", "__import__", "torch.load"}
     roots = {name.split(".")[0] for name in imports(path)}
     assert not roots & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("path", files("story"), ids=name_of)
+def test_a_story_knows_no_face(path: Path) -> None:
+    assert not under(of_ours(path), "cli", *FACES)
+
+
+@pytest.mark.parametrize("path", [*files("report"), *files("story")], ids=name_of)
+def test_a_file_of_the_page_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 280
 
 
 @pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)

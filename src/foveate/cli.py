@@ -49,7 +49,9 @@ def _common(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures of surviving patches.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Folder for the page and pictures of surviving patches.")] = Path(
+        "demo-output"
+    ),
     images: Annotated[int | None, typer.Option(help="How many scenes to draw.  [default: 16; 2 with --quick]")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
     keep: Annotated[float, typer.Option(help="Visual tokens per decoder layer, on average, for every method.")] = 0.5,
@@ -58,14 +60,16 @@ def demo(
 ) -> None:
     """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
     from foveate import demo as face
+    from foveate.report import page
 
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
         found = face.play(images if images is not None else 2 if quick else 16, seed, keep, out, bar.tell)
+    written = page.write(out / "report.html", face.to_content(found))
     if json:
-        terminal.emit(face.to_json(found))
+        terminal.emit(face.to_json(found, written))
     else:
-        face.show(found, terminal.out)
+        face.show(found, written, terminal.out)
 
 
 @app.command()
@@ -99,6 +103,61 @@ def run(
         terminal.emit(face.to_json(result))
     else:
         face.show(result, terminal.out)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image file, repeatable.  [default: drawn scenes with their questions]")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to ask: one for each image, one for all, or several about one.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.  [default: luvc, ipcv, adsc]"),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+    ] = None,
+    method_json: Annotated[
+        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
+    ] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="A results.json of `foveate eval`, for its curves; repeatable.")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw, without --image.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    from foveate.report import bench as measured
+    from foveate.report import collect, page, plots
+
+    terminal.quiet_libraries(bars=True)
+    page.check(out, overwrite)
+    curves = [plots.of_results(path) for path in results or ()]
+    measurements = [group for path in bench or () for group in measured.of_bench(path)]
+    chosen = collect.methods_of(method or (), option or (), method_json or ())
+    asked = tuple(image or ()), tuple(prompt or ())
+    request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, max_new_tokens)
+    with terminal.Bar() as bar:
+        content = collect.collect(request, bar.tell)
+    written = page.write(out, content, curves, measurements)
+    if json:
+        terminal.emit(page.summary(content, written))
+    else:
+        page.show(content, written, terminal.out)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -19,6 +19,7 @@ from foveate.methods import make
 from foveate.models import family_of
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
+from foveate.runtime.trace import Trace
 
 _attached: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -51,6 +52,12 @@ class Handle:
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call report() before remove()")
         return report(self._target, self._family, self._runtime.context.trace)
+
+    def trace(self) -> Trace:
+        """What the last call of this thread left for the report, token by token (`foveate.story` makes pictures of it)."""
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call trace() before remove()")
+        return self._runtime.context.trace
 
     def remove(self) -> None:
         """The stock model again. Calling it twice does nothing."""

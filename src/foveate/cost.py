@@ -7,6 +7,7 @@ are left out, as they are there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ class Report:
         kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length. The
             states of recurrent layers, which do not grow with the prompt, are left out.
         kv_lengths: tokens in each cache entry that holds any.
+        block_flops, full_block_flops: FLOPs of each vision block; ``tower`` is their sum and what is around them.
+        layer_flops, full_layer_flops: FLOPs of each decoder layer in the prefill.
         seconds: wall time of ``tower``, ``prefill`` and ``decode``.
         decode_steps: tokens generated after the prefill.
     """
@@ -66,6 +69,10 @@ class Report:
     kv_bytes: int
     full_kv_bytes: int
     kv_lengths: tuple[int, ...]
+    block_flops: tuple[int, ...]
+    full_block_flops: tuple[int, ...]
+    layer_flops: tuple[int, ...]
+    full_layer_flops: tuple[int, ...]
     seconds: dict[str, float]
     decode_steps: int
 
@@ -120,9 +127,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     stock = [BlockTrace(i, 0, 0, lengths) for i, lengths in enumerate(segments)]
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)
-        full["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
-    for block_trace in trace.blocks or stock:  # a tower without sites is stock
-        now["tower"] += _block_flops(blocks[block_trace.block], spec, block_trace)
+    # A tower without sites is stock.
+    in_blocks, full_in_blocks = (_by_block(blocks, spec, traces) for traces in (trace.blocks or stock, stock))
+    now["tower"] += sum(in_blocks)
+    full["tower"] += sum(full_in_blocks)
     if spec.merger is not None and trace.grid:
         merger, patches = tower.get_submodule(spec.merger.module), sum(spec.rows(config, trace.grid, 0))
         merged = spec.merger.rows(config)
@@ -134,12 +142,12 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
     full["projector"] = trace.full_output_rows * (projector + sum(taps))
     outside = _weights(decoder) - sum(map(_weights, layers))  # of all tokens, there or not
+    in_layers: dict[str, list[tuple[int, int]]] = {}
     for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
         now[stage] = full[stage] = sum(each.batch * each.full_queries * outside for each in log[::n])
-        for i, layer_trace in enumerate(log):
-            a, b = _layer_flops(layers[i % n], family.decoder, layer_trace)
-            now[stage] += a
-            full[stage] += b
+        in_layers[stage] = [_layer_flops(layers[i % n], family.decoder, each) for i, each in enumerate(log)]
+        now[stage] += sum(a for a, _ in in_layers[stage])
+        full[stage] += sum(b for _, b in in_layers[stage])
     now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
     now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
     full["sites"] = 0
@@ -159,6 +167,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         kv_bytes=trace.kv_bytes,
         full_kv_bytes=trace.full_kv_bytes,
         kv_lengths=tuple(trace.kv_lengths),
+        block_flops=in_blocks,
+        full_block_flops=full_in_blocks,
+        layer_flops=tuple(sum(a for a, _ in in_layers["prefill"][i::n]) for i in range(n)),
+        full_layer_flops=tuple(sum(b for _, b in in_layers["prefill"][i::n]) for i in range(n)),
         seconds={stage: trace.seconds(stage) for stage in ("tower", "prefill", "decode")},
         decode_steps=trace.decode_steps,
     )
@@ -177,7 +189,7 @@ def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:
 
 
 def _visit(site: SiteTrace) -> Visit:
-    index = [] if site.index is None else site.index.tolist()
+    index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
     return Visit(site.name, site.method, site.before, site.after, site.shapes, kept)
@@ -221,6 +233,14 @@ def _width(attention: Any) -> int:
     """Heads x head size of an attention module."""
     heads = getattr(attention, "num_heads", None) or attention.config.num_attention_heads
     return int(heads) * int(attention.head_dim)
+
+
+def _by_block(blocks: Sequence[nn.Module], spec: Tower, traces: Sequence[BlockTrace]) -> tuple[int, ...]:
+    """FLOPs of each block, over all calls of the tower; without one, of none."""
+    found = [0] * (len(blocks) if traces else 0)
+    for trace in traces:
+        found[trace.block] += _block_flops(blocks[trace.block], spec, trace)
+    return tuple(found)
 
 
 def _block_flops(block: nn.Module, spec: Tower, trace: BlockTrace) -> int:

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foveate import overlay, reference
+from foveate import overlay, reference, story
 from foveate.compress import compress, host_of
 from foveate.cost import Report
 from foveate.dial import Dial
 from foveate.method import Host, Method
 from foveate.methods import make
+from foveate.story import Case, Content, Told
 from foveate.terminal import CommandError, group_sites
 
 QUESTIONS = 6  # per image
@@ -34,11 +35,12 @@ VISUAL_TOKENS = 100  # of an image of the reference model
 
 @dataclass(frozen=True)
 class Row:
-    """A question about an image, and the word that each contender answered (``dense`` among them)."""
+    """A question about an image, the word that each contender answered (``dense`` too), and how each method got there."""
 
     image: int
     question: reference.Question
     answers: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Score:
 class Demo:
     """Everything that the demo found out."""
 
+    images: tuple[Image.Image, ...]
     rows: tuple[Row, ...]
     dense_right: int
     scores: dict[str, Score]
@@ -145,7 +148,9 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
             )
             with compress(model, method) as handle:
                 _record(batch, name, _answer(model, processor, inputs, watch[name]))
-                reports[name] = handle.report()
+                reports[name], trace = handle.report(), handle.trace()
+            for place, row in enumerate(batch):
+                row.told[name] = Told.of(row.answers[name], story.tell(trace, reports[name], place), reports[name])
             for number in sorted({row.image for row in batch}):
                 span = next(i for i, row in enumerate(batch) if row.image == number)
                 picture = Image.fromarray(scenes[number].image)
@@ -158,11 +163,31 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
     dense = watch[DENSE].best
     scores = {name: _score(rows, name, methods[name], reports[name], watch[name].best / dense) for name in methods}
     right = sum(row.answers[DENSE] == row.question.answer for row in rows)
-    return Demo(tuple(rows), right, scores, VISUAL_TOKENS, keep, tuple(overlays))
+    pictures = tuple(Image.fromarray(scene.image) for scene in scenes)
+    return Demo(pictures, tuple(rows), right, scores, VISUAL_TOKENS, keep, tuple(overlays))
 
 
-def to_json(demo: Demo) -> dict[str, Any]:
-    """Plain data."""
+def to_content(demo: Demo) -> Content:
+    """What a page of it shows."""
+    cases = [
+        Case(
+            f"image {row.image + 1}",
+            demo.images[row.image],
+            (),
+            row.question.text,
+            row.answers[DENSE],
+            row.question.answer,
+            row.told,
+        )
+        for row in demo.rows
+    ]
+    return Content(
+        "reference", "qwen2_5_vl", {name: repr(score.method) for name, score in demo.scores.items()}, tuple(cases)
+    )
+
+
+def to_json(demo: Demo, page: Path) -> dict[str, Any]:
+    """Plain data, and where the page is."""
     return {
         "questions": [
             {
@@ -192,11 +217,12 @@ def to_json(demo: Demo) -> dict[str, Any]:
             for name, score in demo.scores.items()
         ],
         "overlays": [str(path) for path in demo.overlays],
+        "page": str(page),
     }
 
 
-def show(demo: Demo, console: Console) -> None:
-    """Tables for a person."""
+def show(demo: Demo, page: Path, console: Console) -> None:
+    """Tables for a person, and where the page is."""
     numbers = sorted({row.image for row in demo.rows})
     for number in numbers[:SHOWN]:
         console.print(_answer_table(number, [row for row in demo.rows if row.image == number], list(demo.scores)))
@@ -210,6 +236,10 @@ def show(demo: Demo, console: Console) -> None:
     )
     console.print(f"\n{len(demo.overlays)} pictures of the surviving patches are in", end=" ")
     console.print(f"[bold]{escape(str(demo.overlays[0].parent))}[/bold]", soft_wrap=True)
+    console.print(
+        f"and layer by layer, next to the answers, in [bold]{escape(str(page))}[/bold]: open it in a browser",
+        soft_wrap=True,
+    )
 
 
 def _scene_seeds(images: int, seed: int) -> list[int]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from foveate import overlay
+from foveate import overlay, prompting
 from foveate.compress import compress
 from foveate.cost import Report
-from foveate.errors import first_line
 from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method
 from foveate.terminal import CommandError
@@ -66,29 +63,28 @@ class Result:
 
 def run(request: Request, tell: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long."""
-    if not request.prompt.strip():
-        raise CommandError("the prompt is empty: ask something, e.g. --prompt 'What is in the image?'")
+    prompting.check(request.prompt)
     check_dtype(request.dtype)
-    images = [_open(path) for path in request.images]
+    images = [prompting.open_image(path) for path in request.images]
     device = device_of(request.device)
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
-    inputs = _inputs(processor, images, request.prompt, request.model).to(device, model.dtype)
+    inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)
 
     tell(f"asking with {request.method!r}")
     # The compressed run goes first: whatever the first call pays for warming up is not counted in its favour.
     with compress(model, request.method) as handle:
-        answer, seconds = _ask(model, processor, inputs, request.max_new_tokens)
+        answer, seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
         report = handle.report()
     dense_answer, dense_seconds = None, None
     if request.compare:
         tell("asking the stock model")
-        dense_answer, dense_seconds = _ask(model, processor, inputs, request.max_new_tokens)
+        dense_answer, dense_seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
 
     overlays: list[Path] = []
     if request.overlay is not None:
-        overlays = _draw(request.overlay, _seen(processor, inputs, images), request, report)
+        overlays = _draw(request.overlay, prompting.seen(processor, inputs, images), request, report)
     return Result(
         request, model.config.model_type, answer, seconds, report, dense_answer, dense_seconds, tuple(overlays)
     )
@@ -127,55 +123,6 @@ def show(result: Result, console: Console) -> None:
         console.print("                (one call each, the first one cold: not a measurement)")
     for path in result.overlays:
         console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise CommandError(f"there is no image {str(path)!r}") from None
-    except IsADirectoryError:
-        raise CommandError(f"{str(path)!r} is a folder: give --image once for each image file") from None
-    except UnidentifiedImageError:
-        raise CommandError(f"{str(path)!r} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise CommandError(f"cannot read the image {str(path)!r}: {error}") from None
-
-
-def _inputs(processor: Any, images: Sequence[Image.Image], prompt: str, name: str) -> Any:
-    if not getattr(processor, "chat_template", None):
-        raise CommandError(f"the processor of {name!r} has no chat template, so a prompt cannot be put in its format")
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
-    try:
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    except ValueError as error:  # an image of a shape that this model does not take
-        raise CommandError(f"the processor of {name!r} refuses the input: {first_line(error)}") from None
-
-
-def _ask(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, float]:
-    start = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = output[:, inputs["input_ids"].shape[1] :].cpu()  # waits for the device
-    seconds = time.perf_counter() - start
-    return processor.batch_decode(new, skip_special_tokens=True)[0].strip(), seconds
-
-
-def _seen(processor: Any, inputs: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images as the model saw them: some processors crop. Packed patches are the whole image, resized."""
-    pixels = inputs["pixel_values"]
-    if pixels.dim() != 4:
-        return list(images)
-    mean, std = (torch.tensor(getattr(processor.image_processor, name)) for name in ("image_mean", "image_std"))
-    restored = pixels.float().cpu() * std[:, None, None] + mean[:, None, None]
-    bytes_ = (restored.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(image.numpy()) for image in bytes_]
 
 
 def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report: Report) -> list[Path]:

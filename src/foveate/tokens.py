@@ -6,7 +6,7 @@ padding, text or batch. ``N`` tokens, ``S`` spans, ``C`` channels, ``H`` heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -160,6 +160,8 @@ class Reduction:
         coords: ``(K, 3)`` new coordinates, or None: unchanged.
         shape: at a ``pixels`` site, the ``(height, width)`` token grid that each span is resized to; ``keep`` is then the
             original token that stands for each cell of the new grid, in raster order.
+        groups: of a method that merges, for whoever wants to look: gives ``(N,)`` int64, the survivor that each token has
+            become part of, as an index into ``keep``, or ``K`` where it is in none. Nobody calls it while the model runs.
     """
 
     keep: Tensor
@@ -168,6 +170,7 @@ class Reduction:
     sizes: Tensor | None = None
     coords: Tensor | None = None
     shape: tuple[tuple[int, int], ...] | None = None
+    groups: Callable[[], Tensor] | None = None
 
     def survivors(self, tokens: Tokens) -> Tokens:
         """The survivors as tokens, new values in place."""

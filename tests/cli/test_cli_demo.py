@@ -34,7 +34,8 @@ def test_json(tmp_path: Path) -> None:
     # A machine may round differently, so this is loose: the model sees, and it is not the method that answers.
     assert found["dense"]["accuracy"] > 0.6
 
-    pictures = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").iterdir()}
+    assert (tmp_path / found["page"]).read_text().startswith("<!doctype html>")
+    pictures = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "pictures").glob("*.png")}
     assert len(pictures) == len(found["overlays"]) == 2 * (len(methods) + 1)
     assert all((tmp_path / path).is_file() for path in found["overlays"])
     for first, second in pairwise(sorted(methods)):
@@ -49,3 +50,5 @@ def test_tables(here: Here, tmp_path: Path) -> None:
     for part in ("image 1", "truth", "dense", "FLOPs", "100 → 30, decoder 0", "demo-output"):
         assert part in done.stdout
     assert (tmp_path / "demo-output" / "image-01-all.png").is_file()
+    assert "demo-output/report.html" in done.stdout
+    assert ' ?"' in (tmp_path / "demo-output" / "report.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import ClassVar, Literal
 
@@ -97,6 +98,7 @@ class OIM(Method):
         hidden, sizes, coords = tokens.hidden[order], tokens.sizes[order], tokens.coords[order]
         features = tokens.keys[order].mean(1) if self.similarity == "keys" else hidden
         place = order
+        joined: list[torch.Tensor] = []
         for _, axis, share in (p for p in passes if p[0] == site.layer):
             small = grid.shorter(shapes, axis, share)
             if self.merge is not None and axis == "height":
@@ -109,6 +111,9 @@ class OIM(Method):
             features, hidden, coords = (merge.weighted_mean(x, weight, group, n) for x in (features, hidden, coords))
             sizes = segment_sum(sizes, group, n)
             place = place[grid.thin(shapes, small).to(place.device, non_blocking=True)]
+            joined.append(group)
             shapes = small
         keep, rank = place.sort()
-        return Reduction(keep, tuple(h * w for h, w in shapes), hidden[rank], sizes[rank], coords[rank])
+        groups = partial(merge.chained, order, joined, rank) if joined else None
+        counts = tuple(h * w for h, w in shapes)
+        return Reduction(keep, counts, hidden[rank], sizes[rank], coords[rank], groups=groups)

@@ -56,6 +56,7 @@ class ToMe(Method):
             counts,
             hidden=merge.weighted_mean(tokens.hidden, tokens.sizes, group, sum(counts)),
             sizes=segment_sum(tokens.sizes, group, sum(counts)),
+            groups=lambda: group,
         )
 
     def flops(self, tokens: Tokens, site: Site) -> int:

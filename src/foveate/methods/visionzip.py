@@ -62,7 +62,15 @@ class VisionZip(Method):
         contextual = tokens.hidden[rest][target] + segment_mean(tokens.hidden[rest], bucket, len(target) + 1)[:-1]
 
         keep, order = torch.cat([dominant, rest[target]]).sort()
-        return Reduction(keep, counts, hidden=torch.cat([tokens.hidden[dominant], contextual])[order])
+
+        def groups() -> torch.Tensor:
+            place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+            found = torch.full_like(is_rest, len(keep), dtype=torch.long)
+            found[dominant] = place[: len(dominant)]
+            found[rest] = torch.nn.functional.pad(place[len(dominant) :], (0, 1), value=len(keep))[group]
+            return found
+
+        return Reduction(keep, counts, torch.cat([tokens.hidden[dominant], contextual])[order], groups=groups)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         counts = tokens.budget(site.keep)

@@ -69,6 +69,23 @@ def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: 
     return assigned
 
 
+def chained(order: Tensor, steps: Sequence[Tensor], rank: Tensor) -> Tensor:
+    """The group of each token after merging several times, for tokens that are sorted before and after it.
+
+    Args:
+        order: ``(N,)`` the token that comes first, second, ... when merging begins.
+        steps: for each merging ``(n,)`` the group of each of what is there then.
+        rank: ``(K,)`` the last group that comes first, second, ... when it is over.
+
+    Returns:
+        ``(N,)`` int64 in ``[0, K)``.
+    """
+    group = torch.arange(len(order), device=order.device)
+    for step in steps:
+        group = step[group]
+    return torch.empty_like(group).index_copy(0, order, rank.argsort()[group])
+
+
 def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Tensor:
     """``sum(w x) / sum(w)`` by group.
 

@@ -58,13 +58,17 @@ class Action:
         """Note a visit of the site."""
         trace.sites.append(
             SiteTrace(
-                str(self.site),
+                self.site,
                 self.method.name(),
                 tokens.counts,
                 reduction.counts,
                 self.method.flops(tokens, self.site),
+                tokens.index,
                 tokens.index[reduction.keep],
                 tokens.spans.shape,
+                reduction.shape,
+                reduction.coords,
+                reduction.groups,
             )
         )
 

@@ -131,6 +131,8 @@ class DecoderHooks:
             return None
         call.records = self.context.records
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        if call.layout is not None:
+            call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.spec.deepstack:  # the stock loop would add to all tokens
             features, of = self.spec.deepstack
             mask = kwargs.pop(of, None)
@@ -371,14 +373,16 @@ def _text(call: DecoderPass, layout: Rows, hidden: Tensor) -> tuple[Tensor, tupl
 def _weigh(trace: Trace, cache: Any) -> None:
     """Bytes held by the cache tensors, and what full-length ones would take."""
     held = full = 0
-    lengths = []
-    for entry in getattr(cache, "layers", []):
+    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths = [], [], []
+    for i, entry in enumerate(getattr(cache, "layers", [])):
         keys = getattr(entry, "keys", None)
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
             continue
         size = keys.nbytes + entry.values.nbytes
         held += size
-        lengths.append(keys.shape[-2])
         total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
         full += size // keys.shape[-2] * total
-    trace.kv_bytes, trace.full_kv_bytes, trace.kv_lengths = held, full, lengths
+        trace.kv_layers.append(i)
+        trace.kv_lengths.append(keys.shape[-2])
+        trace.full_kv_lengths.append(total)
+    trace.kv_bytes, trace.full_kv_bytes = held, full

@@ -316,8 +316,9 @@ class TowerHooks:
         lot, call.lot = call.lot, None
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         full = (layout if lot is None else lot.outer).tokens
-        after = full.counts, action.method.flops(tokens, action.site), full.index, full.spans.shape
-        call.trace.sites.append(SiteTrace(str(action.site), action.method.name(), tokens.counts, *after))
+        flops = action.method.flops(tokens, action.site)
+        known = tokens.index, full.index, full.spans.shape
+        call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
         if lot is None:  # nothing had to be parked
             return hidden
         call.layout, call.merged = lot.outer, lot.merged

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from foveate.method import Site
+from foveate.tokens import Reduction, Tokens
 
 
 @dataclass
@@ -53,15 +57,32 @@ class LayerTrace:
 
 @dataclass
 class SiteTrace:
-    """One visit of a site: visual tokens before and after per span, and what it cost."""
+    """One visit of a site: visual tokens before and after per span, and what it cost.
 
-    name: str
+    The tensors are those that the site worked with, packed; pictures are made of them when somebody asks.
+
+    Attributes:
+        present, index: raster indices of the tokens before, and of the survivors.
+        shapes: token grid of each span; of patches, where single patches are parked.
+        resized, coords, groups: as in `Reduction`, where it says so.
+    """
+
+    site: Site
     method: str
     before: tuple[int, ...]
     after: tuple[int, ...]
     flops: int
-    index: Tensor | None = None  # raster index of the survivors, packed
-    shapes: tuple[tuple[int, int], ...] = ()
+    present: Tensor
+    index: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    resized: tuple[tuple[int, int], ...] | None = None
+    coords: Tensor | None = None
+    groups: Callable[[], Tensor] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        return str(self.site)
 
 
 @dataclass
@@ -70,7 +91,8 @@ class Trace:
 
     `grid` is what the tower saw, `views` what the language model sees of it, as so many `features`; `segments` are the rows of
     the tower's images with their padding, where there is some, and `around` the FLOPs of the tower that no site changes.
-    `placeholders` counts, on the device, those of each forward that no site looked at (beams repeat them).
+    `placeholders` counts, on the device, those of each forward that no site looked at (beams repeat them). `arrived` are the
+    visual tokens that the language model was shown, and which are no holes (None: all), if a site or a hole is to be expected.
     """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
@@ -88,6 +110,7 @@ class Trace:
     full_output_rows: int = 0
     tap_rows: list[tuple[int, int]] = field(default_factory=list)  # (which tap, tokens)
     sites: list[SiteTrace] = field(default_factory=list)
+    arrived: list[tuple[Tokens, Reduction | None]] = field(default_factory=list)
     prefill: list[LayerTrace] = field(default_factory=list)
     decode: list[LayerTrace] = field(default_factory=list)
     decode_steps: int = 0
@@ -95,6 +118,8 @@ class Trace:
     kv_bytes: int = 0
     full_kv_bytes: int = 0
     kv_lengths: list[int] = field(default_factory=list)
+    full_kv_lengths: list[int] = field(default_factory=list)
+    kv_layers: list[int] = field(default_factory=list)  # whose entries these are
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
 

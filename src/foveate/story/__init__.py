@@ -1,0 +1,9 @@
+"""What became of every visual token in a call, as plain data: from a handle's trace to frames that a page can draw.
+
+`tell` walks through the sites in the order of the forward pass and gives a `Story`. Shared by the commands.
+"""
+
+from foveate.story.content import Case, Content, Told
+from foveate.story.telling import Act, Step, Story, tell
+
+__all__ = ["Act", "Case", "Content", "Step", "Story", "Told", "tell"]
