@@ -90,7 +90,7 @@ def test_only_the_plugin_imports_vllm(path: Path) -> None:
     assert plugin or path.name == "cli.py" or not under(of_ours(path), "serving")
 
 
-FACES = ("demo", "run", "catalog", "training", "evaluation", "serving")
+FACES = ("demo", "run", "catalog", "training", "evaluation", "bench", "serving")
 
 
 @pytest.mark.parametrize("face", FACES)

@@ -46,6 +46,37 @@ def method_from_words(
     return parts[0] if len(parts) == 1 else Composed(parts)
 
 
+def options_by_method(names: Sequence[str], assignments: Sequence[str]) -> list[list[str]]:
+    """Which of ``assignments`` belong to each of several methods or sums, as `method_from_words` wants them.
+
+    Args:
+        names: methods, or sums joined by ``+``; each once.
+        assignments: ``option=value`` where there is one of them, ``method.option=value`` where there are several.
+    """
+    unused = list(assignments)
+    found: list[list[str]] = []
+    for name in names:
+        parts = [part.strip() for part in name.split("+")]
+        own: list[str] = []
+        for word in assignments:
+            part, dot, _ = word.partition("=")[0].strip().partition(".")
+            if dot and part in parts:
+                own.append(word if len(parts) > 1 else word.partition(".")[2])
+            elif not dot and len(names) == 1:
+                own.append(word)
+            else:
+                continue
+            if word in unused:
+                unused.remove(word)
+        found.append(own)
+    if unused:
+        raise CommandError(
+            f"--option {unused[0]!r} belongs to no method that is asked for: with several, name one, "
+            "e.g. --option fastv.layer=3"
+        )
+    return found
+
+
 def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:
     """``["seed=3"]`` -> ``{"seed": 3}``, read as the types of a dataclass's fields suggest."""
     found = {}

@@ -15,7 +15,7 @@ from foveate.evaluation.bounds import AntiOracle, Oracle
 from foveate.evaluation.subject import Subject
 from foveate.method import Composed, Host, Method, Positions
 from foveate.methods import methods
-from foveate.options import method_from_words
+from foveate.options import method_from_words, options_by_method
 from foveate.reference.data import Sample
 from foveate.terminal import CommandError
 
@@ -137,32 +137,8 @@ def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     """Methods by name, with the options that belong to each."""
     names = [name for name in dict.fromkeys(names) if name not in (DENSE, BLIND)]
     plain = [name for name in names if name not in BOUNDS]
-    unused = list(options)
-    found: list[Method] = []
-    for name in names:
-        bound = BOUNDS.get(name)
-        if bound is not None:
-            found.append(bound)
-            continue
-        parts = [part.strip() for part in name.split("+")]
-        own: list[str] = []
-        for word in options:
-            part, dot, _ = word.partition("=")[0].strip().partition(".")
-            if dot and part in parts:
-                own.append(word if len(parts) > 1 else word.partition(".")[2])
-            elif not dot and len(plain) == 1:
-                own.append(word)
-            else:
-                continue
-            if word in unused:
-                unused.remove(word)
-        found.append(method_from_words(name, None, own, None))
-    if unused:
-        raise CommandError(
-            f"--option {unused[0]!r} belongs to no method that is asked for: with several, name one, "
-            "e.g. --option fastv.layer=3"
-        )
-    return found
+    own = dict(zip(plain, options_by_method(plain, options)))
+    return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
 
 
 def _shipped(subject: Subject) -> tuple[list[Method], list[str]]:
