@@ -17,7 +17,7 @@ from foveate.models import family_of
 from foveate.terminal import CommandError
 
 TEXT = 32  # words of a prompt
-LARGEST = 4480  # pixels: side of the largest image that a processor is shown
+SMALLEST, LARGEST = 56, 3584  # pixels: sides of the images that a processor is shown, doubled from one to the other
 QUESTION = "Describe what you see, from left to right and from top to bottom, and count what is there."
 
 
@@ -86,7 +86,10 @@ class Processed:
 
     def layout(self, tokens: int) -> Layout:
         """The square image that comes nearest; where the largest is not enough, several of those that give most."""
-        low, high = 28, LARGEST
+        high = SMALLEST
+        while self._count(high) < tokens and high < LARGEST and self._grows(high):
+            high *= 2
+        low = high // 2
         while high - low > 7:  # sides that matter are some patches apart
             middle = (low + high) // 2
             low, high = (middle, high) if self._count(middle) < tokens else (low, middle)
@@ -101,6 +104,10 @@ class Processed:
         pictures = [Image.fromarray(noise.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
         rows = [pictures[start : start + layout.images] for start in range(0, len(pictures), layout.images)]
         return dict(self._prepare(rows))
+
+    def _grows(self, side: int) -> bool:
+        """Whether a larger image than this gives more tokens; small ones may all be made larger first."""
+        return side < 448 or self._count(2 * side) > self._count(side)
 
     def _tokens(self, images: int, side: int) -> int:
         made = self._prepare([[Image.new("RGB", (side, side))] * images])
