@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bench.result import DENSE, Result
-from foveate.bench.summary import Comparison, Spread, compare
+from foveate.bench.summary import Comparison, Spread, compare, crossovers
 from foveate.terminal import CommandError
 
 Value = Callable[[Comparison], "Spread | None"]
@@ -39,7 +39,7 @@ def require() -> None:
 
 
 def draw(result: Result, path: Path) -> None:
-    """A row of panels over visual tokens for every model and batch; bands are quartiles."""
+    """Six panels over visual tokens for every model and batch; bands are quartiles, a star is a crossover."""
     from matplotlib.figure import Figure
 
     groups: dict[tuple[str, int], dict[str, list[Comparison]]] = {}
@@ -58,21 +58,30 @@ def draw(result: Result, path: Path) -> None:
     for number, ((model, batch), curves) in enumerate(groups.items()):
         for axes, (title, value) in zip(rows[2 * number : 2 * number + 2].flat, PANELS):
             _panel(axes, curves, value, styles)
+            if value is PANELS[0][1]:
+                _crossovers(axes, result, model, batch, styles)
             axes.set_title(f"{model}, batch {batch}: {title}" if len(groups) > 1 else title, fontsize="medium")
     handles, names = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", fontsize="small")
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="small")
     settings = result.settings
     (model, batch), *others = groups
     what = "" if others else f"{model}, batch {batch}: "
     figure.suptitle(
         f"{what}over the stock model in the same round, median and quartiles "
-        f"({settings['device']}, {settings['threads']} threads)",
+        f"({settings['device']}, threads: {settings['threads']})",
         fontsize="medium",
     )
     try:
         figure.savefig(path, dpi=110)
     except OSError as error:
         raise CommandError(f"cannot write the plot to {str(path)!r}: {error}") from None
+
+
+def _crossovers(axes: Any, result: Result, model: str, batch: int, styles: dict[str, dict[str, Any]]) -> None:
+    """A star where the lower quartile crosses 1 between two sizes."""
+    for found in crossovers(result):
+        if (found.model, found.batch) == (model, batch) and found.tokens is not None and found.tokens > found.smallest:
+            axes.plot(found.tokens, 1.0, marker="*", markersize=10, color=styles[found.label]["color"], zorder=3)
 
 
 def _styles(labels: list[str]) -> dict[str, dict[str, Any]]:

@@ -148,10 +148,9 @@ def _look(model: Any, inputs: Inputs, method: Method | None, line: Line, new_tok
 
 
 def _turned(order: list[str], number: int) -> list[str]:
-    """Every label is first once in as many rounds as there are labels, and every second round runs backwards."""
-    start = number % len(order)
-    turned = order[start:] + order[:start]
-    return turned[::-1] if number % 2 else turned
+    """Another label is first in every round, and every second round runs backwards."""
+    step = -1 if number % 2 else 1
+    return [order[(number + step * place) % len(order)] for place in range(len(order))]
 
 
 def _subject(name: str, request: Request, methods: Methods, device: torch.device) -> Subject:
