@@ -9,7 +9,7 @@
 #   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
-#   make bench          the benchmarks
+#   make bench          `foveate bench` on a small shape, then the other benchmarks
 #   make venv           the development environment, .venv
 #   make clean          remove all of it
 
@@ -55,6 +55,7 @@ wheel-test: .venv-wheel/.stamp
 		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
 
 bench: .venv/.stamp
+	.venv/bin/foveate bench --out bench.json --plot bench.png --table bench.md
 	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
 
 venv: .venv/.stamp

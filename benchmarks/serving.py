@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 import openai
-import shapes
 import torch
 import vllm
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from foveate import ADSC, IPCV, LUVC, Method, Random, reference
+from foveate.bench.result import machine
 
 METHODS: dict[str, Method | None] = {
     "stock": None,
@@ -213,7 +213,7 @@ def main() -> None:
     found["settings"] = {
         "command": f"{command} --requests {options.requests}",
         "shape": f"{options.layers} layers of {options.width}, fp32, {int(grid.prod()) // 4} visual tokens, {NEW} new ones",
-        "machine": {**shapes.machine(threads), "vllm": vllm.__version__},
+        "machine": {**machine(torch.device("cpu")), "threads": threads, "vllm": vllm.__version__},
         "requests": counts,
     }
     options.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -16,16 +16,22 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import IMAGE, build, machine, prompt, tower
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, SPU, Method, Stride
+from foveate.bench import shapes
+from foveate.bench.measure import timed
+from foveate.bench.result import machine
+from foveate.bench.workload import Shaped
 
 NEW = 9  # tokens that are generated
+CPU = torch.device("cpu")
+STAGES = ("tower", "prefill", "first", "decode")
 CASES: dict[str, Method] = {
     "Stride(keep=0.5)": Stride(keep=0.5),
     "SPU()": SPU(),
@@ -34,29 +40,6 @@ CASES: dict[str, Method] = {
     "IPCV()": IPCV(),
     "IPCV() + ADSC()": IPCV() + ADSC(),
 }
-
-
-class Clock:
-    """Seconds spent in a module, the hooks of others on what is inside it included."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.calls: list[float] = []
-        self.began = 0.0
-        module.register_forward_pre_hook(lambda *_: setattr(self, "began", time.perf_counter()))
-        module.register_forward_hook(lambda *_: self.calls.append(time.perf_counter() - self.began))
-
-
-@torch.inference_mode()
-def run(model: Any, batch: dict[str, torch.Tensor], clocks: dict[str, Clock]) -> dict[str, float]:
-    """Seconds of the tower, of the language model's prefill, of the first token, and per token after it."""
-    for clock in clocks.values():
-        clock.calls.clear()
-    start = time.perf_counter()
-    model.generate(**batch, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
-    total = time.perf_counter() - start
-    tower, language = clocks["tower"].calls, clocks["language"].calls
-    rest = sum(language[1:])
-    return {"tower": sum(tower), "prefill": language[0], "first": total - rest, "decode": rest / (len(language) - 1)}
 
 
 @torch.inference_mode()
@@ -78,26 +61,30 @@ def ideal(model: Any, held: list[int]) -> float:
     return sum(seconds[length] for length in held[1:]) / (len(held) - 1) / seconds[held[0]]
 
 
-def compare(model: Any, batch: Any, method: Method, pairs: int, clocks: dict[str, Clock]) -> dict[str, Any]:
+def prompt(config: Any, visual: int, images: int) -> dict[str, torch.Tensor]:
+    """So many images of ``visual`` tokens each."""
+    one = Shaped(config).layout(visual)
+    return Shaped(config).inputs(replace(one, tokens=images * one.tokens, images=images), batch=1, seed=0)
+
+
+def compare(model: Any, batch: Any, method: Method, pairs: int) -> dict[str, Any]:
     """Stock and compressed runs in turn; medians of the ratios of neighbours."""
     ratios: dict[str, list[float]] = {}
     length = int(batch["input_ids"].shape[1])
-    text = length - int((batch["input_ids"] == IMAGE).sum())
-    for pair in range(pairs + 1):
-        stock = run(model, batch, clocks) if pair % 2 else None
-        with foveate.compress(model, method) as handle:
-            ours = run(model, batch, clocks)
-            report = handle.report()
-        stock = stock or run(model, batch, clocks)
-        if not pair:  # the first pair warms up
-            continue
-        found = {name: stock[name] / ours[name] for name in stock}
-        share = ideal(model, [length, *(count + text for count in report.layer_tokens)])
-        found["prefill_of_ideal"] = found["prefill"] * share
-        found["tower_of_ideal"] = (
-            found["tower"] * (report.flops["tower"] + report.flops["sites"]) / report.full_flops["tower"]
-        )
-        for name, value in found.items():
+    timed(model, batch, None, NEW)  # it and the next one warm up
+    with foveate.compress(model, method) as handle:
+        model.generate(**batch, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+        report = handle.report()
+    for pair in range(pairs):
+        order = (None, method) if pair % 2 else (method, None)
+        found = {each: timed(model, batch, each, NEW) for each in order}
+        stock, ours = found[None], found[method]
+        speed = {name: stock[name] / ours[name] for name in STAGES}
+        share = ideal(model, [length, *report.layer_tokens])
+        speed["prefill_of_ideal"] = speed["prefill"] * share
+        spent = report.flops["tower"] + report.flops["sites"]
+        speed["tower_of_ideal"] = speed["tower"] * spent / report.full_flops["tower"]
+        for name, value in speed.items():
             ratios.setdefault(name, []).append(value)
     return {
         "method": method.to_json(),
@@ -168,22 +155,24 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = build(options.width, options.layers, tower(options.blocks))
+    config = shapes.qwen2_5_small(options.width, options.layers, tower=320, blocks=options.blocks, head=80)
+    model = shapes.build(config, torch.float32, CPU, None, seed=0)
     if options.peak:
-        print_peak(model, prompt(options.visual, options.images[0]), json.loads(options.peak))
+        print_peak(model, prompt(config, options.visual, options.images[0]), json.loads(options.peak))
         return
-    clocks = {"tower": Clock(model.model.visual), "language": Clock(model.model.language_model)}
     runs = []
     for images in options.images or [1]:
-        batch, rows = prompt(options.visual, images), {}
+        batch, rows = prompt(config, options.visual, images), {}
         most = peak(options, images, None)
         for name, method in CASES.items():
-            row = compare(model, batch, method, options.pairs, clocks) | {"peak": peak(options, images, method) / most}
+            row = compare(model, batch, method, options.pairs) | {"peak": peak(options, images, method) / most}
             rows[name] = row
             print(f"{images} images, {name}: " + " ".join(f"{k} {v:.2f}" for k, v in row["ratios"].items()), flush=True)
-        runs.append({"images": images, "visual": int((batch["input_ids"] == IMAGE).sum()), "cases": rows})
+        runs.append(
+            {"images": images, "visual": int((batch["input_ids"] == config.image_token_id).sum()), "cases": rows}
+        )
     shape = {k: getattr(options, k) for k in ("width", "layers", "blocks", "visual", "pairs")}
-    found = {"machine": machine(options.threads), "shape": shape, "runs": runs}
+    found = {"machine": machine(CPU), "shape": shape, "runs": runs}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     text = markdown(found)

@@ -90,7 +90,7 @@ def test_only_the_plugin_imports_vllm(path: Path) -> None:
     assert plugin or path.name == "cli.py" or not under(of_ours(path), "serving")
 
 
-FACES = ("demo", "run", "catalog", "training", "evaluation", "report", "serving")
+FACES = ("demo", "run", "catalog", "training", "bench", "evaluation", "report", "serving")
 
 
 @pytest.mark.parametrize("face", FACES)

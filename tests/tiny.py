@@ -30,10 +30,12 @@ import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
 from PIL import Image
-from tiny_parts import base, blocks, end, entries, flop_counter, lm, positions, projector, text_logits, tower  # noqa: F401 - for tests
+from tiny_parts import base, blocks, end, entries, lm, positions, projector, text_logits, tower  # noqa: F401 - for tests
 from tiny_shared import BLOCKS, GRID, LAYERS, PATCH, SPECIAL, TOKEN_ID, VIDEO_HERE, VIDEO_TOKEN, WORDS  # noqa: F401 - for tests
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from foveate.bench.flops import flop_counter  # noqa: F401 - for tests
 
 GROUPS: tuple[Any, ...] = (llava, packed, tiles, gemma, rows_of, gemma4, cpm)
 GROUP = {family: group for group in GROUPS for family in group.FAMILIES}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tiny_shared import BLOCKS
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.models import family_of
 
@@ -78,18 +75,3 @@ def text_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """``(M, V)`` logits of every position that is not padding, without gradients."""
     with torch.no_grad():
         return model(**batch).logits[batch["attention_mask"].bool()]
-
-
-def flop_counter() -> FlopCounterMode:
-    """Torch's counter, which by itself knows neither the products of a mixture of experts nor triangular systems."""
-
-    def grouped(rows: Sequence[int], experts: Sequence[int], *others: Any, **options: Any) -> int:
-        return 2 * rows[0] * experts[1] * experts[2]
-
-    def triangular(system: Sequence[int], right: Sequence[int], **options: Any) -> int:
-        return 2 * math.prod(right) * system[-1]  # as the product with the inverse, which older versions compute
-
-    products = [(torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")]
-    known: dict[Any, Any] = {getattr(library, name): grouped for library, name in products if hasattr(library, name)}
-    known[torch.ops.aten.linalg_solve_triangular] = triangular
-    return FlopCounterMode(display=False, custom_mapping=known)

@@ -273,6 +273,75 @@ def evaluate(
         report.show(found, written, terminal.out)
 
 
+@app.command()
+def bench(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.  [default: small-qwen2.5-vl]"),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A real model: folder or hub id; repeatable.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method or a sum; repeatable.  [default: three controls, luvc, ipcv, adsc]"),
+    ] = None,
+    keep: Annotated[list[float] | None, typer.Option(help="Each method at this share of tokens; repeatable.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+    ] = None,
+    method_json: Annotated[
+        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Visual tokens of a row, about; repeatable.  [default: 256, 1024, 4096]")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.  [default: 1]")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds in which the stock model and every method run once.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that a call generates.")] = 16,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, flash_attention_2 ...")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, pixels and order.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON of every measurement; a run stopped there goes on.")] = Path(
+        "bench.json"
+    ),
+    source: Annotated[Path | None, typer.Option("--from", help="Measure nothing: show this JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this file (.png, .pdf or .svg).")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the tables into this file, as Markdown.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure time and memory of the stock model and of methods, in turn, over visual tokens, batch and keep."""
+    from foveate.bench import Request, show, sweep
+
+    terminal.quiet_libraries()
+    request = Request(
+        out,
+        shapes=tuple(shape or ()),
+        models=tuple(model or ()),
+        methods=tuple(method or ()),
+        keeps=tuple(keep or ()),
+        options=tuple(option or ()),
+        described=tuple(method_json or ()),
+        tokens=tuple(tokens or ()),
+        batches=tuple(batch or ()),
+        repeats=repeats,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        device=device,
+        attn=attn,
+        seed=seed,
+        source=source,
+        plot=plot,
+        table=table,
+    )
+    with terminal.Bar() as bar:
+        found = sweep.run(request, bar.tell)
+    written = show.write(found, request)
+    if json:
+        terminal.emit(found.to_json())
+    else:
+        show.show(found, written, terminal.out)
+
+
 @train_app.command("reference")
 def train_reference(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint and model.")],

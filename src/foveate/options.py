@@ -46,12 +46,15 @@ def method_from_words(
     return parts[0] if len(parts) == 1 else Composed(parts)
 
 
-def options_of_each(names: Sequence[str], assignments: Sequence[str]) -> list[list[str]]:
-    """Which of the assignments belong to each of several methods (or sums), without the name that says so.
+def options_by_method(names: Sequence[str], assignments: Sequence[str]) -> list[list[str]]:
+    """Which of ``assignments`` belong to each of several methods or sums, as `method_from_words` wants them.
 
-    ``method.option=value`` belongs to every sum that has the method, ``option=value`` to the only method there is.
+    Args:
+        names: methods, or sums joined by ``+``; each once.
+        assignments: ``option=value`` where there is one of them, ``method.option=value`` where there are several.
     """
-    unused, found = list(assignments), []
+    unused = list(assignments)
+    found: list[list[str]] = []
     for name in names:
         parts = [part.strip() for part in name.split("+")]
         own: list[str] = []

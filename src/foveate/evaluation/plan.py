@@ -15,7 +15,7 @@ from foveate.evaluation.bounds import AntiOracle, Oracle
 from foveate.evaluation.subject import Subject
 from foveate.method import Composed, Host, Method, Positions
 from foveate.methods import methods
-from foveate.options import method_from_words, options_of_each
+from foveate.options import method_from_words, options_by_method
 from foveate.reference.data import Sample
 from foveate.terminal import CommandError
 
@@ -137,7 +137,7 @@ def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     """Methods by name, with the options that belong to each."""
     names = [name for name in dict.fromkeys(names) if name not in (DENSE, BLIND)]
     plain = [name for name in names if name not in BOUNDS]
-    own = dict(zip(plain, options_of_each(plain, options)))
+    own = dict(zip(plain, options_by_method(plain, options)))
     return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
 
 

@@ -17,7 +17,7 @@ from foveate.evaluation.protocol import Evaluation, Request
 from foveate.evaluation.results import Row
 from foveate.evaluation.statistics import Share
 from foveate.reference.vocabulary import STANDS_FOR
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, aligned, markdown_table
 
 JSON, MARKDOWN, CURVE = "results.json", "results.md", "accuracy.png"
 
@@ -74,10 +74,10 @@ def command(request: Request) -> str:
 def markdown(found: Evaluation) -> str:
     """Two tables: methods with costs, and methods by task."""
     lines = [f"# {found.model}: accuracy and cost", "", f"    {command(found.request)}", "", summary(found), ""]
-    lines += _markdown_table(columns(found), [_cells(row) for row in ordered(found.rows)])
+    lines += markdown_table(columns(found), [_cells(row) for row in ordered(found.rows)])
     lines += ["", *(f"* {line}" for line in remarks(found)), "", "## By task", ""]
     tasks = list(found.rows[0].tasks)
-    lines += _markdown_table(("method", "budget", *tasks), [_task_cells(row, tasks) for row in ordered(found.rows)])
+    lines += markdown_table(("method", "budget", *tasks), [_task_cells(row, tasks) for row in ordered(found.rows)])
     lines += [
         "",
         "Accuracy in %. What each task stands for: " + "; ".join(f"{t}: {STANDS_FOR[t]}" for t in tasks) + ".",
@@ -102,12 +102,6 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(
         rows, key=lambda row: (row.budget is not None, -(row.budget or 0), -row.accuracy.value if row.budget else 0)
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells in columns: the first one left, all others right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
 
 
 def columns(found: Evaluation) -> tuple[str, ...]:
@@ -174,8 +168,3 @@ def _task_cells(row: Row, tasks: Sequence[str]) -> tuple[str, ...]:
 
 def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

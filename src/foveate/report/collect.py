@@ -14,7 +14,7 @@ from foveate.compress import compress
 from foveate.loading import REFERENCES, check_dtype, device_of, load
 from foveate.method import Method
 from foveate.methods import make
-from foveate.options import method_from_words, options_of_each
+from foveate.options import method_from_words, options_by_method
 from foveate.story import Case, Content, Told, tell
 from foveate.terminal import CommandError
 
@@ -62,7 +62,7 @@ def methods_of(names: Sequence[str], options: Sequence[str], described: Sequence
     if options and not names:
         raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
     named = [
-        method_from_words(name, None, own, None) for name, own in zip(names, options_of_each(names, options) or [])
+        method_from_words(name, None, own, None) for name, own in zip(names, options_by_method(names, options) or [])
     ]
     chosen = [*named, *(method_from_words(None, None, [], text) for text in described)]
     chosen = chosen or [make(name) for name in SYSTEMS]
