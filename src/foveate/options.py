@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def method_from_words(
         options[part][option] = _value(value, options_of(classes[part]).get(option, (None, None))[0])
     parts = tuple(cls.from_options(given) for cls, given in zip(classes, options, strict=True))
     return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """``{"keep": 0.3, "adsc.keep": 0.2}`` -> ``["keep=0.3", "adsc.keep=0.2"]``."""
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
 
 
 def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:
