@@ -84,9 +84,11 @@ class Memory:
         found = []
         for request in requests:
             name = f"{request.task_name}/{request.doc_id}/{request.idx}"
-            found.append(f"{name}/{seen[name]}")
-            # lmms-eval asks some questions again so that all processes ask equally many
-            seen[name] += not request.metadata.get("__padding_only__")
+            if request.metadata.get("__padding_only__"):
+                found.append(f"{name}/0")  # asked once more by lmms-eval, so that all processes ask equally many
+            else:
+                found.append(f"{name}/{seen[name]}")
+                seen[name] += 1
         return found
 
     def _learn(self, store: Store[_Line]) -> None:

@@ -65,7 +65,7 @@ def evaluate(request: Request, tell: Tell) -> Public | None:
 
 
 def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
-    from accelerate import PartialState
+    from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
 
     from foveate.evaluation.lmms.harness import Harness
@@ -73,9 +73,9 @@ def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
     tell("reading lmms-eval's tasks", 0.0)
     harness = Harness(request, log)
     tell("loading the model", 0.0)
-    state = PartialState()
-    several = state.num_processes > 1
-    asker, trained = subject(request, state.device if several else None)
+    processes = Accelerator()
+    several = processes.num_processes > 1
+    asker, trained = subject(request, processes.device if several else None)
     labelled = methods(request, asker, trained)
     identity = _identity(request, asker)
     check_folder(request.out / "answers", identity)
@@ -91,14 +91,14 @@ def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
         if kept[pair] is None:
             entry, task = pair
             tell(f"{task}: {entry}", number / len(pairs))
-            found = _answered(harness, asker, request, entry, task, headers[pair], state.process_index)
+            found = _answered(harness, asker, request, entry, task, headers[pair], processes.process_index)
             if found is not None:
                 save(_scores(request, *pair), headers[pair], found)
                 kept[pair] = found
     if several:
-        state.wait_for_everyone()
-        state.destroy_process_group()
-    if not state.is_main_process:
+        processes.wait_for_everyone()
+        processes.end_training()
+    if not processes.is_main_process:
         return None
     of_entry = {e: [found for t in request.tasks if (found := kept[e, t]) is not None] for e in made[0].entries}
     lines, notes = rows(made[0].entries, of_entry)
