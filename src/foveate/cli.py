@@ -168,7 +168,9 @@ def evaluate(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit]"),
+        typer.Option(
+            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit, without --tasks]"
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
@@ -178,11 +180,15 @@ def evaluate(
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1]"),
+        typer.Option(
+            help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1; with --tasks none]"
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="What a budget counts: tokens or flops.")] = "tokens",
     positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.  [default: all]")
+    ] = None,
     per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.  [default: 100]")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.  [default: 0]")] = None,
     split: Annotated[str | None, typer.Option(help="test, validation or train.  [default: test]")] = None,

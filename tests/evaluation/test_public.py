@@ -159,6 +159,7 @@ def test_memory_of_several_processes(tmp_path: Path) -> None:
     )
     assert first.names(asked(4, 5, padding=(5,))) == ["t/4/0/0", "t/5/0/0", "t/5/0/0"]
     first.add({"t/4/0/0": Note("a", 1, COST), "t/5/0/0": Note("b", 2, COST)})
+    Memory(tmp_path / "t-dense-at-0.5-0.jsonl", {"limit": 9}).add({"t/7/0/0": Note("c", 1, None)})
     second = Memory(tmp_path / "t-dense-1.jsonl", header)
     second.add({"t/6/0/0": Note("greedy", 0, None, 0.25)})
     together = Memory(tmp_path / "t-dense-2.jsonl", header)

@@ -27,9 +27,9 @@ def asker(family: str) -> Asker:
     return Asker(*saved.load(family))
 
 
-def pictures(family: str) -> list[Chat]:
+def pictures() -> list[Chat]:
     """Several images, images between words, several turns; of different sizes."""
-    small, wide = saved.picture(24, 32, 1), saved.picture(24 if family == "llava_next" else 40, 32, 2)
+    small, wide = saved.picture(24, 32, 1), saved.picture(40, 32, 2)
     turns = [
         {"role": "user", "content": [{"type": "text", "text": "the cat"}, {"type": "image", "url": small}]},
         {"role": "assistant", "content": [{"type": "text", "text": "and"}]},
@@ -53,9 +53,7 @@ def alike(asker: Asker, chats: list[Chat]) -> list[str]:
 @pytest.mark.parametrize("family", IMAGES)
 def test_images(family: str) -> None:
     """Every family that the tests save to disk; the method changes what is spent."""
-    them, chats = asker(family), pictures(family)
-    if family == "llava_next":  # its batches are of rows with equally many tiles
-        chats = chats[1:]
+    them, chats = asker(family), pictures()
     for method in METHODS.values():
         with them.carrying(method):
             alike(them, chats)
@@ -113,7 +111,7 @@ def test_what_cannot_be_seen(visual: Any, sentence: str) -> None:
 def test_losses_are_those_of_the_model() -> None:
     """Against the loss that transformers computes from labels, one ending at a time."""
     them = asker("qwen2_5_vl")
-    first, second, _ = pictures("qwen2_5_vl")
+    first, second, _ = pictures()
     endings = {"the cat": 2, "dog": 1, "the bird and the dog": 5}  # tokens, after a space
     found = them.loss([first, second, first], list(endings))
     for each, (ending, n), (loss, greedy, cost) in zip((first, second, first), endings.items(), found):
@@ -140,7 +138,7 @@ def test_what_tasks_say_about_generation() -> None:
 
 
 def test_answers_stop_where_the_task_says() -> None:
-    them, (first, *_) = asker("qwen2_5_vl"), pictures("qwen2_5_vl")
+    them, (first, *_) = asker("qwen2_5_vl"), pictures()
     whole = them.generate([first], OPTIONS, 9)[0].text
     for stop in (whole[-1], whole[1:3]):
         found = them.generate([first], {**OPTIONS, "until": ["never", stop]}, 9)[0].text

@@ -38,7 +38,7 @@ def quiet(what: str, done: float) -> None:
 def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
     out = tmp_path_factory.mktemp("runs") / "out"
     methods = ("stride", "fastv", "dense")
-    options = ("stride.keep=0.5", "fastv.keep=0.4", "fastv.layer=2")
+    options = ("stride.keep=0.5", "fastv.keep=0.4", "fastv.layer=1")
     return Request(
         out,
         "reference",
@@ -70,14 +70,14 @@ def test_what_is_run(found: Public) -> None:
     assert rows == [
         ("dense", None),
         ("stride", 0.5),
-        ("fastv(layer=2)", 0.52),
+        ("fastv(layer=1)", 0.46),
         ("downsample", 0.5),
-        ("downsample", 0.52),
+        ("downsample", 0.46),
     ]
     dense, stride, fastv, *small = found.rows
     assert (dense.spent.tokens, dense.spent.flops) == (1, 1)
     assert stride.spent.tokens == pytest.approx(0.5)
-    assert fastv.spent.tokens == pytest.approx(0.52, abs=0.005)
+    assert fastv.spent.tokens == pytest.approx(0.46, abs=0.005)
     assert all(row.spent.tokens == pytest.approx(0.5, abs=0.03) for row in small)
     assert all(row.spent.flops < 0.9 for row in found.rows[1:])
     assert {name: row.accuracy.n for name, row in dense.tasks.items()} == dict.fromkeys(found.request.tasks, LIMIT)
@@ -85,16 +85,13 @@ def test_what_is_run(found: Public) -> None:
 
 def test_what_is_compared(request_: Request, found: Public) -> None:
     """Each number again, from the scores of single questions."""
-    (
-        dense,
-        stride,
-        *_,
-    ) = found.rows
+    dense, stride = found.rows[:2]
     stock, mine = scores(request_, "scenes-dense"), scores(request_, "scenes-stride-at-0.5-tokens")
     small = scores(request_, "scenes-downsample-at-0.5-tokens")
     assert set(stock["scenes"]) <= {0.0, 1.0}
     here = stride.tasks["scenes"]
-    assert dense.tasks["scenes"].accuracy.value == pytest.approx(stock["scenes"].mean()) > 0.8
+    assert dense.tasks["scenes"].accuracy.value == pytest.approx(stock["scenes"].mean())
+    assert stock["scenes"].mean() > 0.8
     assert here.accuracy.value == pytest.approx(mine["scenes"].mean())
     assert here.retention is not None
     assert here.retention.value == pytest.approx(mine["scenes"].mean() / stock["scenes"].mean())
@@ -267,6 +264,13 @@ def test_mistakes(again: Request, mistake: str) -> None:
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert all(path.read_bytes() == content for path, content in before.items()), "what was measured stays"
+
+
+def test_the_folder_is_a_file(request_: Request, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("here first")
+    with pytest.raises(CommandError, match="cannot keep answers in"):
+        evaluate(replace(request_, out=tmp_path / "out"), quiet)
+    assert (tmp_path / "out").read_text() == "here first"
 
 
 def test_the_command(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

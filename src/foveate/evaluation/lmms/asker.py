@@ -102,9 +102,13 @@ class Asker:
 
     def spend(self, inputs: Any, method: Method) -> Cost:
         """What one step of a prepared batch costs with ``method``."""
-        with torch.inference_mode(), compress(self.model, method) as handle:
-            self.model.generate(**inputs, **generation({}, most=1), pad_token_id=self._pad)
-            return Cost.of(handle.report(), len(inputs["input_ids"]))
+        rows = len(inputs["input_ids"])
+        try:
+            with torch.inference_mode(), compress(self.model, method) as handle:
+                self.model.generate(**inputs, **generation({}, most=1), pad_token_id=self._pad)
+                return Cost.of(handle.report(), rows)
+        except torch.OutOfMemoryError:
+            raise InputError(f"{rows} questions at once are too many for this device's memory: ask fewer") from None
 
     def prepare(self, chats: Sequence[Chat], endings: Sequence[str] = ()) -> Any:
         """Inputs of the model, on its device; with what each chat ends on, if anything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ CHOICES = ("multiple_choice", "loglikelihood")
 SUPPORTED = ("generate_until", *CHOICES)
 
 
+@cache
+def _manager(include: str | None) -> Any:
+    """The index of all tasks: thousands of files are read for it."""
+    return TaskManager("ERROR", include_path=include, model_name="foveate")
+
+
 class Harness:
     """The tasks of a request.
 
@@ -35,8 +42,7 @@ class Harness:
             CommandError: lmms-eval knows no such task.
         """
         self.request, self.log = request, log
-        include = None if request.include is None else str(request.include)
-        self._manager = TaskManager("ERROR", include_path=include, model_name="foveate")
+        self._manager = _manager(None if request.include is None else str(request.include))
         for task in request.tasks:
             if task not in self._manager.all_tasks:
                 near = [name for name in self._manager.all_tasks if task.lower() in name.lower()][:5]

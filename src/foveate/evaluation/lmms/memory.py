@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ class Memory:
         self._store: Store[_Line] | None = None
         if path is None:
             return
-        for other in sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-*.jsonl")):
-            if other != path:
+        name, _, _ = path.stem.rpartition("-")
+        for other in sorted(path.parent.glob("*.jsonl")):
+            if other != path and re.fullmatch(re.escape(name) + r"-\d+", other.stem):
                 self._learn(Store(other, header or {}, _Line))
         self._store = Store(path, header or {}, _Line)
         self._learn(self._store)
