@@ -19,6 +19,7 @@ from PIL import Image
 
 from foveate import Stride
 from foveate.cli import main
+from foveate.errors import FoveateError
 from foveate.evaluation.lmms import report
 from foveate.evaluation.lmms.asker import Asker
 from foveate.evaluation.lmms.plan import Request
@@ -214,10 +215,16 @@ def test_more_methods_and_tasks_later(again: Request, monkeypatch: pytest.Monkey
 
 def test_budgets(again: Request) -> None:
     """Methods are set to them; what cannot be reached is said, and Downsample is there for each."""
-    made = evaluate(replace(again, tasks=("scenes",), methods=("vtw",), options=(), budgets=(0.5, 0.02)), quiet)
+    wanted = replace(again, tasks=("scenes",), methods=("vtw", "ipcv"), options=(), budgets=(0.6,))
+    made = evaluate(wanted, quiet)
     assert made is not None
-    assert [(row.label, row.budget) for row in made.rows] == [("dense", None), ("vtw", 0.5), ("downsample", 0.5)]
-    assert [(missed.label, missed.budget) for missed in made.plan.missed] == [("vtw", 0.02)]
+    assert [(row.label, row.budget) for row in made.rows] == [("dense", None), ("vtw", 0.6), ("downsample", 0.6)]
+    assert [(missed.label, missed.budget) for missed in made.plan.missed] == [("ipcv", 0.6)]
+    flops = evaluate(replace(wanted, by="flops", methods=("ipcv",), budgets=(0.9,)), quiet)
+    assert flops is not None
+    assert [row.label for row in flops.rows] == ["dense", "ipcv", "downsample"]
+    assert flops.rows[1].spent.flops == pytest.approx(0.9, abs=0.05)
+    assert flops.rows[1].spent.tokens == 1
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -259,7 +266,7 @@ def test_mistakes(again: Request, mistake: str) -> None:
     before = {path: path.read_bytes() for path in again.out.glob("*/*")}
     if "options" not in changed and "methods" in changed:
         changed = {"options": (), **changed}
-    with pytest.raises((CommandError, Exception)) as error:
+    with pytest.raises(FoveateError) as error:
         evaluate(replace(again, **changed), quiet)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
