@@ -96,7 +96,7 @@ def test_choices(local: Path, tmp_path: Path) -> None:
 
 def test_a_mistake(local: Path) -> None:
     done = lmms_eval("--model_args", "method=fastvv", "--tasks", "scenes", "--include_path", str(local))
-    assert "Error during evaluation: there is no method 'fastvv'" in done.stderr, done.stderr[-2000:]
+    assert "Error during evaluation: there is no method 'fastvv'" in done.stdout + done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
