@@ -8,6 +8,7 @@
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
+#   make test-lmms      the tests of public benchmarks, with a real lmms-eval
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make bench          `foveate bench` on a small shape, then the other benchmarks
 #   make venv           the development environment, .venv
@@ -21,7 +22,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-browser test-vllm lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test bench venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -49,6 +50,10 @@ test-oldest: .venv-oldest/.stamp
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest -q tests/serving $(VLLM_ARGS)
 
+test-lmms: export OMP_NUM_THREADS = 1
+test-lmms: .venv-lmms/.stamp
+	.venv-lmms/bin/python -m pytest -q tests/lmms $(LMMS_ARGS)
+
 wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
 	elsewhere=$$(mktemp -d) && cd $$elsewhere && $(CURDIR)/.venv-wheel/bin/foveate demo --quick --out pictures \
@@ -72,7 +77,7 @@ venv: .venv/.stamp
 .venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[eval,video]' av pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[video]' av matplotlib pytest pytest-xdist hypothesis
 	.venv-oldest/bin/python tools/torchvision_ops.py
 	touch $@
 
@@ -86,6 +91,13 @@ venv: .venv/.stamp
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
+	touch $@
+
+.venv-lmms/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lmms
+	.venv-lmms/$(PIP) $(TORCH)
+	.venv-lmms/$(PIP) -c constraints.txt -e '.[eval]' pytest
+	.venv-lmms/bin/python tools/torchvision_ops.py
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -90,6 +90,16 @@ def test_only_the_plugin_imports_vllm(path: Path) -> None:
     assert plugin or path.name == "cli.py" or not under(of_ours(path), "serving")
 
 
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_only_public_benchmarks_import_lmms_eval(path: Path) -> None:
+    """And of those, only what is imported when they are asked for."""
+    place = SRC / "evaluation" / "lmms"
+    allowed = {place / name for name in ("__init__.py", "model.py", "harness.py")}
+    assert path in allowed or not any(name.split(".")[0] == "lmms_eval" for name in imports(path))
+    others = path.is_relative_to(place) or path == SRC / "evaluation" / "front.py"
+    assert others or not under(of_ours(path), "evaluation.lmms")
+
+
 FACES = ("demo", "run", "catalog", "training", "bench", "evaluation", "report", "serving")
 
 

@@ -213,14 +213,23 @@ def families(json: Json = False) -> None:
 
 @app.command("eval")
 def evaluate(
-    reference: Annotated[str, typer.Option(help="Which shipped model: qwen2_5_vl or llava.")] = "qwen2_5_vl",
-    model: Annotated[Path | None, typer.Option(help="Folder of another model trained on the benchmark.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.  [default: qwen2_5_vl]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Another one: a folder; with --tasks also a hub id, reference, reference-llava.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Public benchmarks, as lmms-eval names them: mme,textvqa_val.")
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit]"),
+        typer.Option(
+            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit, without --tasks]"
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
@@ -230,47 +239,47 @@ def evaluate(
     ] = None,
     budget: Annotated[
         list[float] | None,
-        typer.Option(help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1]"),
+        typer.Option(
+            help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1; with --tasks none]"
+        ),
     ] = None,
     by: Annotated[str, typer.Option(help="What a budget counts: tokens or flops.")] = "tokens",
     positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
-    per_task: Annotated[int, typer.Option(help="Questions of each task, for each seed.")] = 100,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.  [default: all]")
+    ] = None,
+    per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.  [default: 100]")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.  [default: 0]")] = None,
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    split: Annotated[str | None, typer.Option(help="test, validation or train.  [default: test]")] = None,
+    limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.  [default: all]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="With --tasks: asked together.  [default: 1]")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further tasks.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --tasks: auto, float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --tasks: auto, cpu, cuda, cuda:1, mps ...")] = None,
+    attn: Annotated[str | None, typer.Option(help="With --tasks: attention implementation.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
         "eval-output"
     ),
     json: Json = False,
 ) -> None:
-    """Measure what methods lose at given budgets, on questions that the reference models can answer."""
-    from foveate.evaluation import curve, protocol, report
+    """Measure what methods lose at given budgets: on questions that the reference models can answer, or (--tasks) on public
+    benchmarks."""
+    from foveate.evaluation import front as face
 
     terminal.quiet_libraries()
-    curve.require()
-    request = protocol.Request(
-        out,
-        reference,
-        model,
-        adapter,
-        methods=tuple(method or ()),
-        options=tuple(option or ()),
-        described=tuple(method_json or ()),
-        budgets=tuple(budget or ()),
-        by=by,
-        positions=positions,
-        tasks=tuple(task or ()),
-        per_task=per_task,
-        seeds=tuple(seed or (0,)),
-        split=split,
+    words = face.Words(
+        out=out,
+        model=model,
+        tasks=tasks,
+        common=dict(adapter=adapter, methods=method, options=option, described=method_json, budgets=budget, by=by)
+        | dict(positions=positions),
+        reference=dict(reference=reference, tasks=task, per_task=per_task, seeds=seed, split=split),
+        public=dict(limit=limit, batch_size=batch_size, include=include_path, dtype=dtype, device=device, attn=attn),
     )
     with terminal.Bar() as bar:
-        found = protocol.evaluate(request, bar.tell)
-    written = report.write(found)
-    if json:
-        terminal.emit(report.to_json(found))
-    else:
-        report.show(found, written, terminal.out)
+        found = face.evaluate(words, bar.tell)
+    if found is not None:
+        terminal.emit(found.data) if json else found.show(terminal.out)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ def options_by_method(names: Sequence[str], assignments: Sequence[str]) -> list[
             "e.g. --option fastv.layer=3"
         )
     return found
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """``{"keep": 0.3, "adsc.keep": 0.2}`` -> ``["keep=0.3", "adsc.keep=0.2"]``."""
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
 
 
 def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:

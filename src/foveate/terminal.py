@@ -65,7 +65,10 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
         )
-        self._progress = Progress(*columns, console=log, transient=True)
+        # A console of its own: it goes on where it began, even if somebody sends stderr elsewhere meanwhile.
+        console = Console(file=sys.stderr, highlight=False)
+        others = os.environ.get("RANK", "0") != "0"  # of several processes only the first one draws
+        self._progress = Progress(*columns, console=console, transient=True, disable=others)
         self._task = self._progress.add_task("", total=1.0)
 
     def tell(self, what: str, done: float) -> None:

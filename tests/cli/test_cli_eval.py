@@ -75,6 +75,13 @@ MISTAKES = {
     "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
     "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with an adapter"),
     "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
+    "limit of nothing public": (("--limit", "3"), "--limit belongs to public benchmarks: say which, with --tasks"),
+    "tasks of nobody": (("--tasks", "mme"), "--tasks asks a model of yours: say which, --model FOLDER"),
+    "no tasks": (("--tasks", " , ", "--model", "reference"), "--tasks names nothing"),
+    "seeds of public tasks": (
+        ("--tasks", "mme", "--model", "reference", "--seed", "1"),
+        "--seed belongs to the reference benchmark: leave it out, or --tasks",
+    ),
     "out is a file": ((*SHORT, "--out", "file"), "cannot keep answers in 'file"),
 }
 
@@ -100,6 +107,16 @@ def test_matplotlib_is_missing(here: Here, monkeypatch: pytest.MonkeyPatch) -> N
     done = here("eval")
     assert done.returncode == 2
     assert "pip install 'foveate[eval]'" in done.stderr
+
+
+@needs_matplotlib
+def test_lmms_eval_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lmms_eval" else find(name))
+    done = here("eval", "--tasks", "mme", "--model", "reference", "--method", "fastv", "--out", "out")
+    assert done.returncode == 2
+    assert "public benchmarks need lmms-eval: pip install 'foveate[eval]'" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @needs_weights

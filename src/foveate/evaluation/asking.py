@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.compress import compress
+from foveate.cost import Report
 from foveate.evaluation.batches import Batch
 from foveate.evaluation.bounds import asked
 from foveate.evaluation.subject import Subject
@@ -31,6 +32,18 @@ class Cost:
     full_flops: float
     full_kv: float
 
+    @classmethod
+    def of(cls, report: Report, n: int) -> Cost:
+        """The mean over the ``n`` questions of a call."""
+        return cls(
+            report.mean_tokens,
+            sum(report.flops.values()) / n,
+            report.kv_bytes / n,
+            report.visual_tokens / n,
+            sum(report.full_flops.values()) / n,
+            report.full_kv_bytes / n,
+        )
+
 
 def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[str], Cost | None]:
     """One generated word for each question, and what it cost; nobody measures the stock model, which costs all of it."""
@@ -38,16 +51,7 @@ def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[
         return _generate(subject, batch), None
     with asked(batch.evidence), compress(subject.model, method) as handle:
         words = _generate(subject, batch)
-        report = handle.report()
-    n = len(batch.samples)
-    return words, Cost(
-        report.mean_tokens,
-        sum(report.flops.values()) / n,
-        report.kv_bytes / n,
-        report.visual_tokens / n,
-        sum(report.full_flops.values()) / n,
-        report.full_kv_bytes / n,
-    )
+        return words, Cost.of(handle.report(), len(batch.samples))
 
 
 @torch.inference_mode()

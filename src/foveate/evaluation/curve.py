@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.evaluation.protocol import Evaluation
-from foveate.evaluation.results import Row
+from foveate.evaluation.results import Line
 from foveate.terminal import CommandError
 
 #: Controls and bounds are grey or black, so that methods stand out.
@@ -26,28 +25,35 @@ def require() -> None:
         raise CommandError("the curve needs matplotlib: pip install 'foveate[eval]'")
 
 
-def draw(found: Evaluation, path: Path) -> None:
-    """Two panels: over visual tokens per decoder layer, and over FLOPs of the whole call."""
+def draw(rows: Sequence[Line], path: Path, title: str, guess: float | None = None) -> None:
+    """Two panels: over visual tokens per decoder layer, and over FLOPs of the whole call.
+
+    Args:
+        rows: what was measured.
+        path: of the picture.
+        title: above it.
+        guess: accuracy of the most frequent answer.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     over_tokens, over_flops = figure.subplots(1, 2, sharey=True)
-    panels: tuple[tuple[Any, str, Callable[[Row], float]], ...] = (
+    panels: tuple[tuple[Any, str, Callable[[Line], float]], ...] = (
         (over_tokens, "visual tokens per decoder layer", lambda row: row.spent.tokens),
         (over_flops, "FLOPs of the whole call", lambda row: row.spent.flops),
     )
     for axes, name, cost in panels:
-        _panel(axes, found.rows, cost)
+        _panel(axes, rows, cost, guess)
         axes.set_xlabel(f"{name}, share of the stock model's")
         axes.grid(alpha=0.25)
     over_tokens.set_ylabel("accuracy, mean over tasks")
     handles, labels = over_tokens.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
-    figure.suptitle(f"{found.model}: {found.rows[0].accuracy.n} questions", fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=120)
 
 
-def _panel(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float]) -> None:
+def _panel(axes: Any, rows: Sequence[Line], cost: Callable[[Line], float], guess: float | None) -> None:
     for row in rows:
         if row.label in ("dense", "blind"):
             style = "-" if row.label == "dense" else "--"
@@ -55,8 +61,9 @@ def _panel(axes: Any, rows: Sequence[Row], cost: Callable[[Row], float]) -> None
             axes.axhspan(row.accuracy.low, row.accuracy.high, color="tab:red", alpha=0.08, linewidth=0)
         elif row.budget is None:
             axes.plot(cost(row), row.accuracy.value, "kx", label=row.label)
-    axes.axhline(rows[0].chance[1], color="tab:red", linestyle=":", linewidth=1, label="most frequent answer")
-    curves: dict[str, list[Row]] = {}
+    if guess is not None:
+        axes.axhline(guess, color="tab:red", linestyle=":", linewidth=1, label="most frequent answer")
+    curves: dict[str, list[Line]] = {}
     for row in rows:
         if row.budget is not None:
             curves.setdefault(row.label, []).append(row)

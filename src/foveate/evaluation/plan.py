@@ -76,7 +76,7 @@ def contenders(
     """
     notes: list[str] = []
     if names or described:
-        found = [*_named(names, options), *(method_from_words(None, None, [], text) for text in described)]
+        found = [*named(names, options), *(method_from_words(None, None, [], text) for text in described)]
     elif options:
         raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
     else:
@@ -86,9 +86,9 @@ def contenders(
     if BLIND in names or not (names or described):
         labelled[BLIND] = None
     for method in found:
-        positioned = method if positions is None else _positioned(method, positions)
-        check_fit(positioned, subject)
-        labelled[label(positioned, subject.host)] = positioned
+        placed = method if positions is None else positioned(method, positions)
+        check_fit(placed, subject)
+        labelled[label(placed, subject.host)] = placed
     return labelled, notes
 
 
@@ -106,7 +106,7 @@ def entries(
     missed: list[Missed] = []
     for number, (name, method) in enumerate(contenders.items()):
         tell(f"finding the budgets of {name}", number / len(contenders))
-        if method is None or not _has_dial(method, subject.host):
+        if method is None or not has_dial(method, subject.host):
             found.append(Entry(name, method))
             continue
         dial = Dial(method, subject.host, cost)
@@ -133,7 +133,7 @@ def check_fit(method: Method, subject: Subject) -> None:
     compress(subject.model, method).remove()
 
 
-def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
+def named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     """Methods by name, with the options that belong to each."""
     names = [name for name in dict.fromkeys(names) if name not in (DENSE, BLIND)]
     plain = [name for name in names if name not in BOUNDS]
@@ -157,13 +157,15 @@ def _shipped(subject: Subject) -> tuple[list[Method], list[str]]:
     return found, notes
 
 
-def _positioned(method: Method, positions: Positions) -> Method:
+def positioned(method: Method, positions: Positions) -> Method:
+    """The method, and all parts of a sum, with another policy."""
     if isinstance(method, Composed):
-        return replace(method, methods=tuple(_positioned(part, positions) for part in method.methods))
+        return replace(method, methods=tuple(positioned(part, positions) for part in method.methods))
     return replace(method, positions=positions)
 
 
-def _has_dial(method: Method, host: Host) -> bool:
+def has_dial(method: Method, host: Host) -> bool:
+    """Whether it can be set to a budget."""
     try:
         method.with_share(0.5, host)
     except ConfigError:
@@ -172,7 +174,7 @@ def _has_dial(method: Method, host: Host) -> bool:
 
 
 def _label(method: Method, host: Host) -> str:
-    turned = [method.with_share(share, host) for share in (0.25, 0.75)] if _has_dial(method, host) else [method] * 2
+    turned = [method.with_share(share, host) for share in (0.25, 0.75)] if has_dial(method, host) else [method] * 2
     own: dict[str, Any] = {}
     for f in fields(method):
         one, other, here = (getattr(m, f.name) for m in (*turned, method))

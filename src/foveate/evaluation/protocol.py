@@ -136,7 +136,7 @@ def _evaluate(request: Request, tell: Tell) -> Evaluation:
     )
 
 
-def ask(subject: Subject, samples: Sequence[Sample], stores: dict[Entry, Store], tell: Tell) -> None:
+def ask(subject: Subject, samples: Sequence[Sample], stores: dict[Entry, Store[Record]], tell: Tell) -> None:
     """Ask every entry what it has not answered yet. A batch is prepared once for all of them."""
     done, total = 0, len(samples) * len(stores)
     for group in grouped(samples):
@@ -197,7 +197,7 @@ def _identity(request: Request, subject: Subject) -> dict[str, Any]:
 
 def _stores(
     folder: Path, request: Request, identity: dict[str, Any], seed: int, plan: Sequence[Entry], asked: Sequence[Sample]
-) -> dict[Entry, Store]:
+) -> dict[Entry, Store[Record]]:
     digest = _digest(asked)
     found = {}
     for entry in plan:
@@ -211,7 +211,7 @@ def _stores(
             "seed": seed,
             "questions": digest,
         }
-        found[entry] = Store(folder / file_name(str(entry), by, seed), header)
+        found[entry] = Store(folder / file_name(str(entry), by, seed), header, Record)
     return found
 
 

@@ -7,19 +7,21 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
 from foveate.evaluation.curve import draw
 from foveate.evaluation.protocol import Evaluation, Request
-from foveate.evaluation.results import Row
+from foveate.evaluation.results import Line, Row
 from foveate.evaluation.statistics import Share
 from foveate.reference.vocabulary import STANDS_FOR
 from foveate.terminal import CommandError, aligned, markdown_table
 
 JSON, MARKDOWN, CURVE = "results.json", "results.md", "accuracy.png"
+
+L = TypeVar("L", bound=Line)
 
 FEW = 5  # questions of a task
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV", "seeds")
@@ -46,7 +48,8 @@ def write(found: Evaluation) -> list[Path]:
     try:
         (folder / JSON).write_text(json.dumps(to_json(found), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / MARKDOWN).write_text(markdown(found), encoding="utf-8")
-        draw(found, folder / CURVE)
+        dense = found.rows[0]
+        draw(found.rows, folder / CURVE, f"{found.model}: {dense.accuracy.n} questions", dense.chance[1])
     except OSError as error:
         raise CommandError(f"cannot write the report to {str(folder)!r}: {error}") from None
     return [folder / name for name in (JSON, MARKDOWN, CURVE)]
@@ -97,7 +100,7 @@ def show(found: Evaluation, written: Sequence[Path], console: Console) -> None:
     console.print("\nwritten: " + ", ".join(escape(str(path)) for path in written), soft_wrap=True)
 
 
-def ordered(rows: Sequence[Row]) -> list[Row]:
+def ordered(rows: Sequence[L]) -> list[L]:
     """What has no budget as it came, then from the largest budget to the smallest, the best first."""
     return sorted(
         rows, key=lambda row: (row.budget is not None, -(row.budget or 0), -row.accuracy.value if row.budget else 0)
@@ -149,15 +152,20 @@ def remarks(found: Evaluation) -> list[str]:
     return [*lines, *found.notes]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def cells(row: Line) -> tuple[str, ...]:
+    """Of the first table, but for the seeds."""
     interval = f"{100 * row.accuracy.low:.1f}-{100 * row.accuracy.high:.1f}"
     costs = (f"{value:.1%}" for value in (row.spent.tokens, row.spent.flops, row.spent.kv))
     kept = "-" if row.retention is None else f"{row.retention.value:.1%}"
     group = "-" if row.group_a is None else f"{row.group_a.value:.1%} of {row.group_a.n}"
     budget = "-" if row.budget is None else f"{row.budget:.3g}"
+    return row.label, budget, f"{row.accuracy.value:.1%}", interval, kept, p_value(row.paired.p), group, *costs
+
+
+def _cells(row: Row) -> tuple[str, ...]:
     accuracies = row.seeds.values()
     seeds = () if len(accuracies) == 1 else (f"{100 * min(accuracies):.1f}-{100 * max(accuracies):.1f}",)
-    return row.label, budget, f"{row.accuracy.value:.1%}", interval, kept, _p(row.paired.p), group, *costs, *seeds
+    return *cells(row), *seeds
 
 
 def _task_cells(row: Row, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -166,5 +174,6 @@ def _task_cells(row: Row, tasks: Sequence[str]) -> tuple[str, ...]:
     return row.label, budget, *("-" if share is None else f"{100 * share.value:.0f}" for share in shares)
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """Three digits."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"

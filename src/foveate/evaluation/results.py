@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,6 +37,25 @@ class Spent:
     tokens: float
     flops: float
     kv: float
+
+
+class Line(Protocol):
+    """What every table and picture has of an entry, whatever the questions were; see `Row`."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def budget(self) -> float | None: ...
+    @property
+    def accuracy(self) -> Share: ...
+    @property
+    def retention(self) -> Share | None: ...
+    @property
+    def paired(self) -> Paired: ...
+    @property
+    def group_a(self) -> Share | None: ...
+    @property
+    def spent(self) -> Spent: ...
 
 
 @dataclass(frozen=True)

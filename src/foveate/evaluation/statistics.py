@@ -1,6 +1,7 @@
 """How sure a comparison is. Plain arrays in, numbers out; nothing here knows of models or methods.
 
-``tasks (N,)`` are task names of N questions, ``right (N,)`` whether each was answered rightly, always in the same order.
+``tasks (N,)`` are task names of N questions, ``right (N,)`` whether each was answered rightly, always in the same order; or
+how well it was answered, where scores are no yes or no.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
+Scores = NDArray[np.bool_] | NDArray[np.float64]
 
 _Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 10_000
+_AT_ONCE = 500
 _SEED = 20_260_101
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of ``n`` questions, or a ratio of two, with its 95 % confidence interval."""
+    """A share of ``n`` questions, or a mean or a ratio of two, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -31,9 +34,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Paired:
-    """The questions on which two disagree: ``gained`` only the first answers rightly, ``lost`` only the second.
+    """The questions on which two disagree: ``gained`` the first answers better, ``lost`` the second.
 
-    `p` is that of the exact two-sided McNemar test (the binomial test of ``gained`` against 1/2).
+    `p` is that of the exact two-sided sign test (the binomial test of ``gained`` against 1/2); where answers are right or
+    wrong, that is McNemar's test.
     """
 
     gained: int
@@ -55,18 +59,18 @@ def by_task(tasks: Sequence[str], right: Bools) -> dict[str, Share]:
     return {task: wilson(int(right[rows].sum()), len(rows)) for task, rows in _strata(tasks).items()}
 
 
-def macro(tasks: Sequence[str], right: Bools) -> Share:
+def macro(tasks: Sequence[str], right: Scores) -> Share:
     """Mean over tasks of their accuracies; percentile bootstrap (Efron 1979), stratified by task."""
     draws = _resampled(tasks, right)[0].mean(0)
     return Share(mean(tasks, right), *_interval(draws), len(right))
 
 
-def mean(tasks: Sequence[str], right: Bools) -> float:
+def mean(tasks: Sequence[str], right: Scores) -> float:
     """Mean over tasks of their accuracies."""
     return float(np.mean([right[rows].mean() for rows in _strata(tasks).values()]))
 
 
-def retention(tasks: Sequence[str], right: Bools, dense: Bools) -> Share | None:
+def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | None:
     """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing."""
     one, other = (draws.mean(0) for draws in _resampled(tasks, right, dense))
     if not dense.any():
@@ -75,9 +79,9 @@ def retention(tasks: Sequence[str], right: Bools, dense: Bools) -> Share | None:
     return Share(mean(tasks, right) / mean(tasks, dense), *_interval(one[some] / other[some]), len(right))
 
 
-def mcnemar(right: Bools, dense: Bools) -> Paired:
-    """Exact McNemar test on pooled questions: do the two differ by more than chance?"""
-    gained, lost = int((right & ~dense).sum()), int((dense & ~right).sum())
+def mcnemar(right: Scores, dense: Scores) -> Paired:
+    """Exact test on pooled questions: do the two differ by more than chance?"""
+    gained, lost = int((right > dense).sum()), int((dense > right).sum())
     n = gained + lost
     term = tail = 1  # binomial coefficients n over 0, 1, ..., as whole numbers
     for i in range(min(gained, lost)):
@@ -101,20 +105,32 @@ def _strata(tasks: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     return {task: np.flatnonzero(names == task) for task in dict.fromkeys(tasks)}
 
 
-def _resampled(tasks: Sequence[str], *outcomes: Bools) -> NDArray[np.float64]:
-    """Accuracies of resampled questions: ``(outcomes, tasks, draws)``.
+def _resampled(tasks: Sequence[str], *outcomes: Scores) -> NDArray[np.float64]:
+    """Means of resampled questions: ``(outcomes, tasks, draws)``.
 
-    A question is one of 2^k patterns of right and wrong, so drawing n questions is drawing their counts.
+    A question is one of few patterns of scores (of right and wrong: 2^k), so drawing n questions is drawing their counts.
     """
     generator = np.random.default_rng(_SEED)
-    pattern = sum(right.astype(np.int64) << i for i, right in enumerate(outcomes))
+    pattern, values = _patterns(outcomes)
     found = []
     for rows in _strata(tasks).values():
-        counts = np.bincount(np.asarray(pattern)[rows], minlength=1 << len(outcomes))
-        drawn = generator.multinomial(len(rows), counts / len(rows), size=_DRAWS)  # (draws, patterns)
-        is_right = np.arange(len(counts))[None] >> np.arange(len(outcomes))[:, None] & 1
-        found.append(is_right @ drawn.T / len(rows))
+        counts = np.bincount(pattern[rows], minlength=len(values))
+        drawn = [
+            values.T @ generator.multinomial(len(rows), counts / len(rows), size=_AT_ONCE).T / len(rows)
+            for _ in range(_DRAWS // _AT_ONCE)
+        ]
+        found.append(np.concatenate(drawn, axis=1))
     return np.stack(found, axis=1)
+
+
+def _patterns(outcomes: Sequence[Scores]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The pattern of each question ``(N,)``, and the scores in each pattern ``(patterns, outcomes)``."""
+    if all(right.dtype == np.bool_ for right in outcomes):
+        k = len(outcomes)
+        bits = np.stack([right.astype(np.int64) << i for i, right in enumerate(outcomes)])
+        return bits.sum(0), (np.arange(1 << k)[:, None] >> np.arange(k)[None] & 1).astype(np.float64)
+    values, pattern = np.unique(np.stack(outcomes, axis=1).astype(np.float64), axis=0, return_inverse=True)
+    return pattern.reshape(-1), values
 
 
 def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:

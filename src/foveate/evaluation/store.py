@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from foveate.evaluation.asking import Cost
 from foveate.terminal import CommandError
@@ -34,16 +34,28 @@ class Record:
     cost: Cost | None
 
 
-class Store:
+class Line(Protocol):
+    """What is kept: a dataclass with an ``id`` and a ``cost``, and other fields that JSON knows."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Line)
+
+
+class Store(Generic[R]):
     """The answers of one method at one budget to one benchmark.
 
     Attributes:
         records: by id, in the order of the file.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        self.records: dict[str, Record] = {}
+    def __init__(self, path: Path, header: dict[str, Any], kind: Callable[..., R]) -> None:
+        self.path, self._kind = path, kind
+        self.records: dict[str, R] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -53,7 +65,7 @@ class Store:
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
 
-    def add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[R]) -> None:
         """Write those that are not there yet."""
         new = [record for record in records if record.id not in self.records]
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)
@@ -78,7 +90,7 @@ class Store:
             data = _object(self.path, number, line)
             try:
                 cost = data.pop("cost")
-                record = Record(**data, cost=None if cost is None else Cost(**cost))
+                record = self._kind(**data, cost=None if cost is None else Cost(**cost))
             except (KeyError, TypeError):
                 raise CommandError(f"line {number} of {str(self.path)!r} is not an answer: delete the file") from None
             self.records[record.id] = record

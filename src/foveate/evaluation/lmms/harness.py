@@ -1,0 +1,132 @@
+"""lmms-eval's Python interface: which tasks there are, their questions, and a run of one of them."""
+
+from __future__ import annotations
+
+import argparse
+import traceback
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.evaluator_utils import get_task_list
+from lmms_eval.tasks import TaskManager, get_task_dict
+
+from foveate.errors import FoveateError, first_line
+from foveate.evaluation.lmms.asker import Asker
+from foveate.evaluation.lmms.memory import Memory
+from foveate.evaluation.lmms.model import Conversational, Simple
+from foveate.evaluation.lmms.plan import Request
+from foveate.terminal import CommandError
+
+CHOICES = ("multiple_choice", "loglikelihood")
+SUPPORTED = ("generate_until", *CHOICES)
+
+
+@cache
+def _manager(include: str | None) -> Any:
+    """The index of all tasks: thousands of files are read for it."""
+    return TaskManager("ERROR", include_path=include, model_name="foveate")
+
+
+class Harness:
+    """The tasks of a request.
+
+    Attributes:
+        kinds: for each task that was asked for the class of model that it needs.
+    """
+
+    def __init__(self, request: Request, log: Path) -> None:
+        """
+        Raises:
+            CommandError: lmms-eval knows no such task.
+        """
+        self.request, self.log = request, log
+        self._manager = _manager(None if request.include is None else str(request.include))
+        for task in request.tasks:
+            if task not in self._manager.all_tasks:
+                near = [name for name in self._manager.all_tasks if task.lower() in name.lower()][:5]
+                hint = f"; there are {', '.join(near)}" if near else "; `lmms-eval tasks list` shows all"
+                raise CommandError(f"lmms-eval has no task {task!r}{hint}")
+        self.kinds: dict[str, type[Simple]] = {}
+
+    def inputs(self, asker: Asker, each: int) -> list[Any]:
+        """The first ``each`` questions of every task, in batches as they will be asked.
+
+        Raises:
+            CommandError: the data of a task cannot be loaded, it has nothing to see, or it asks in a way that is not supported.
+        """
+        found: list[Any] = []
+        for name in self.request.tasks:
+            leaves = self._loaded(name, "chat")
+            kinds = {leaf.OUTPUT_TYPE for leaf in leaves}
+            for kind in kinds - set(SUPPORTED):
+                raise CommandError(f"the task {name!r} is of type {kind}, which foveate does not support: leave it out")
+            if kinds & set(CHOICES):
+                leaves = self._loaded(name, "simple")
+            self.kinds[name] = Simple if kinds & set(CHOICES) else Conversational
+            found += self._prepared(name, leaves, asker, each)
+        return found
+
+    def run(self, asker: Asker, memory: Memory, task: str) -> dict[str, Any] | None:
+        """All questions of a task, and lmms-eval's results; None: another process has them."""
+        lm = self._model(task, asker, memory)
+        arguments = argparse.Namespace(process_with_media=False, output_path=str(self.request.out))
+        try:
+            results: dict[str, Any] | None = simple_evaluate(
+                model=lm,
+                tasks=[task],
+                task_manager=self._manager,
+                limit=self.request.limit,
+                batch_size=self.request.batch_size,
+                bootstrap_iters=0,
+                log_samples=True,
+                cli_args=arguments,
+                verbosity="INFO",
+            )
+        except FoveateError:
+            raise
+        except Exception as error:
+            raise self._failed(f"lmms-eval failed on the task {task!r}", error) from None
+        return results
+
+    def _model(self, task: str, asker: Asker, memory: Memory) -> Simple:
+        return self.kinds[task](asker=asker, memory=memory, batch_size=self.request.batch_size)
+
+    def _loaded(self, name: str, kind: str) -> list[Any]:
+        try:
+            return [output.task for output in get_task_list(get_task_dict([name], self._manager, kind))]
+        except Exception as error:
+            raise self._failed(f"the data of the task {name!r} cannot be loaded", error) from None
+
+    def _prepared(self, name: str, leaves: list[Any], asker: Asker, each: int) -> list[Any]:
+        lm = self._model(name, asker, Memory())
+        found, seen = [], False
+        size = self.request.batch_size
+        for leaf in leaves:
+            try:
+                lm.task_dict[leaf.task_name] = leaf.dataset
+                leaf.set_config(key="num_fewshot", value=leaf.get_config("num_fewshot") or 0)
+                leaf.build_all_requests(limit=min(each, self.request.limit or each), rank=0, world_size=1)
+                chats = [lm.chat(request) for request in leaf.instances[:each]]
+            except FoveateError:
+                raise
+            except Exception as error:
+                raise self._failed(f"the questions of the task {name!r} cannot be made", error) from None
+            seen = seen or any(any(chat.media) for chat in chats)
+            for media in dict.fromkeys(chat.media for chat in chats):
+                alike = [chat for chat in chats if chat.media == media]
+                found += [asker.prepare(alike[i : i + size]) for i in range(0, len(alike), size)]
+        if not seen:
+            raise CommandError(
+                f"the task {name!r} has no images or videos in its questions, so there is nothing to compress: leave it out"
+            )
+        return found
+
+    def _failed(self, what: str, error: Exception) -> CommandError:
+        """A sentence; everything else is in the log."""
+        with self.log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        attempt = getattr(error, "last_attempt", None)  # lmms-eval tries some things five times
+        inner = error if attempt is None else attempt.exception() or error
+        return CommandError(f"{what}: {type(inner).__name__}: {first_line(inner)} (all of it is in {str(self.log)!r})")

@@ -1,0 +1,132 @@
+"""``lmms-eval --model foveate`` as a user runs it: the installed command, which finds foveate by its entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lmms_eval")
+
+import tasks
+
+from foveate import ADSC, IPCV, Stride
+from foveate.errors import FoveateError
+from foveate.evaluation.asking import answer
+from foveate.evaluation.batches import grouped
+from foveate.evaluation.subject import load
+from foveate.method import Method
+
+if not entry_points(group="lmms_eval.models"):
+    pytest.skip("foveate is not installed here, so lmms-eval cannot find it", allow_module_level=True)
+
+BIN = Path(sys.executable).parent
+
+
+def ours(reference: str, method: Method | None) -> dict[str, str]:
+    """What the reference benchmark's own path answers to the same questions, by their id."""
+    subject, found = load(reference, None), {}
+    for group in grouped(tasks.samples()):
+        words, _ = answer(subject, subject.preparation.batch(group), method)
+        found |= {sample.id: word for sample, word in zip(group, words)}
+    return found
+
+
+def lmms_eval(*words: str, several: bool = False) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    start = [str(BIN / "lmms-eval")]
+    if several:
+        start = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
+    done = subprocess.run(
+        [*start, "--model", "foveate", *words], capture_output=True, text=True, env=env, timeout=300, check=False
+    )
+    return done
+
+
+def run(local: Path, out: Path, arguments: str, *words: str, task: str = "scenes", several: bool = False) -> Any:
+    """Results and answers by document."""
+    asked = ("--model_args", arguments, "--tasks", task, "--include_path", str(local), "--limit", "-1")
+    done = lmms_eval(*asked, "--log_samples", "--output_path", str(out), *words, several=several)
+    results = next(iter(out.rglob("*_results.json")), None)
+    assert results is not None, done.stderr[-3000:]
+    samples = next(iter(out.rglob(f"*_samples_{task}.jsonl"))).read_text().splitlines()
+    names = [sample.id for sample in tasks.samples()]
+    said = {names[sample["doc_id"]]: sample["filtered_resps"] for sample in map(json.loads, samples)}
+    return json.loads(results.read_text())["results"][task], said
+
+
+def right(answers: dict[str, str]) -> float:
+    truth = {sample.id: sample.answer for sample in tasks.samples()}
+    return sum(answers[name] == truth[name] for name in truth) / len(truth)
+
+
+def test_the_stock_model_answers_what_it_answers_elsewhere(local: Path, tmp_path: Path) -> None:
+    results, answers = run(local, tmp_path, "pretrained=reference-llava", "--batch_size", "5")
+    expected = ours("llava", None)
+    assert answers == expected
+    assert results["accuracy,none"] == pytest.approx(right(expected))
+    assert results["accuracy,none"] > 0.8
+
+
+def test_a_method_answers_what_it_answers_elsewhere(local: Path, tmp_path: Path) -> None:
+    arguments = "pretrained=reference,method=stride,keep=0.3"
+    results, answers = run(local, tmp_path / "one", arguments)
+    expected = ours("qwen2_5_vl", Stride(keep=0.3))
+    assert answers == expected
+    assert results["accuracy,none"] == pytest.approx(right(expected))
+    assert answers != ours("qwen2_5_vl", None)
+    described = tmp_path / "stride.json"
+    described.write_text(json.dumps(Stride(keep=0.3).to_json()))
+    again = run(local, tmp_path / "two", f"pretrained=reference,method_json={described}", several=True)
+    assert again[1] == answers, "two processes, half of the questions each"
+    assert again[0]["accuracy,none"] == pytest.approx(results["accuracy,none"])
+
+
+def test_choices(local: Path, tmp_path: Path) -> None:
+    """The answer is one word, so the likeliest of the choices is what would be generated, where that is a choice."""
+    results, _ = run(local, tmp_path, "pretrained=reference", "--force_simple", "--batch_size", "7", task="choices")
+    assert results["acc,none"] >= right(ours("qwen2_5_vl", None))
+
+
+def test_a_mistake(local: Path) -> None:
+    done = lmms_eval("--model_args", "method=fastvv", "--tasks", "scenes", "--include_path", str(local))
+    assert "Error during evaluation: there is no method 'fastvv'" in done.stdout + done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("pretrained=reference,method=fastv,layr=3", "FastV has no option 'layr'"),
+        ("pretrained=reference,keep=0.3", "keep: no such argument; an option of a method needs method=NAME, too"),
+        ("pretrained=reference,method=fastv,method_json=x.json", "either --method NAME or --method-json"),
+        ("pretrained=reference,method=./nowhere,keep=0.3", "keep: the method in './nowhere' has its options already"),
+        ("pretrained=./nowhere", "there is no model folder './nowhere'"),
+        ("pretrained=reference,batch_size=auto", "batch_size='auto': give a whole number, at least 1"),
+    ],
+)
+def test_mistakes(arguments: str, sentence: str) -> None:
+    from lmms_eval.models import get_model
+
+    kind = get_model("foveate")
+    assert not kind.is_simple
+    assert get_model("foveate", force_simple=True).is_simple
+    with pytest.raises(FoveateError, match=sentence.replace("(", r"\(")):
+        kind.create_from_arg_string(arguments)
+
+
+def test_sums_and_lists_of_options() -> None:
+    from lmms_eval.models import get_model
+
+    words = "pretrained=reference,method=ipcv+adsc,adsc.keep=0.4,device=cpu,max_num_frames=4"
+    lm = get_model("foveate").create_from_arg_string(words, {"batch_size": "3"})
+    assert lm.asker.handle.method == IPCV() + ADSC(keep=0.4)
+    assert (lm.batch_size, lm.frames.most) == (3, 4)
+    lm.clean()
+    with pytest.raises(FoveateError, match="has been cleaned away"):
+        _ = lm.asker
