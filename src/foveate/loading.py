@@ -1,4 +1,4 @@
-"""A model and its processor by name: a folder, a hub id, or a reference model. Shared by the commands."""
+"""A model and its processor by name (a folder, a hub id, or a reference model), and images. Shared by the commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 
 # `transformers.AutoImageProcessor` is a placeholder in 5.16 where torchvision is missing; the class itself does without.
@@ -76,6 +77,25 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
         where = "" if folder.is_dir() else " (no such folder, so it was looked for on the Hugging Face hub)"
         raise CommandError(f"cannot load the model {name!r}{where}: {first_line(error)}") from None
     return model.eval(), processor
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file in RGB, turned as its EXIF data say.
+
+    Raises:
+        CommandError: there is no such file, or Pillow cannot read it.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise CommandError(f"there is no image {str(path)!r}") from None
+    except IsADirectoryError:
+        raise CommandError(f"{str(path)!r} is a folder, not an image file: name each image") from None
+    except UnidentifiedImageError:
+        raise CommandError(f"{str(path)!r} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
+        raise CommandError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
 def _processor(name: str, config: Any) -> Any:

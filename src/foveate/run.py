@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
@@ -17,7 +17,7 @@ from foveate import overlay
 from foveate.compress import compress
 from foveate.cost import Report
 from foveate.errors import first_line
-from foveate.loading import check_dtype, device_of, load
+from foveate.loading import check_dtype, device_of, load, open_image
 from foveate.method import Method
 from foveate.terminal import CommandError
 
@@ -69,7 +69,7 @@ def run(request: Request, tell: Callable[[str], None]) -> Result:
     if not request.prompt.strip():
         raise CommandError("the prompt is empty: ask something, e.g. --prompt 'What is in the image?'")
     check_dtype(request.dtype)
-    images = [_open(path) for path in request.images]
+    images = [open_image(path) for path in request.images]
     device = device_of(request.device)
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype, request.attn)
@@ -127,20 +127,6 @@ def show(result: Result, console: Console) -> None:
         console.print("                (one call each, the first one cold: not a measurement)")
     for path in result.overlays:
         console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise CommandError(f"there is no image {str(path)!r}") from None
-    except IsADirectoryError:
-        raise CommandError(f"{str(path)!r} is a folder: give --image once for each image file") from None
-    except UnidentifiedImageError:
-        raise CommandError(f"{str(path)!r} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise CommandError(f"cannot read the image {str(path)!r}: {error}") from None
 
 
 def _inputs(processor: Any, images: Sequence[Image.Image], prompt: str, name: str) -> Any:
