@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.compress import compress
+from foveate.cost import Report
 from foveate.evaluation.batches import Batch
 from foveate.evaluation.bounds import asked
 from foveate.evaluation.subject import Subject
@@ -31,6 +32,22 @@ class Cost:
     full_flops: float
     full_kv: float
 
+    def of(self, by: str) -> tuple[float, float]:
+        """What was spent of ``tokens``, ``flops`` or ``kv``, and what the stock model spends."""
+        return getattr(self, by), getattr(self, f"full_{by}")
+
+    @classmethod
+    def mean(cls, report: Report, questions: int) -> Cost:
+        """That of a call that asked so many."""
+        return cls(
+            report.mean_tokens,
+            sum(report.flops.values()) / questions,
+            report.kv_bytes / questions,
+            report.visual_tokens / questions,
+            sum(report.full_flops.values()) / questions,
+            report.full_kv_bytes / questions,
+        )
+
 
 def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[str], Cost | None]:
     """One generated word for each question, and what it cost; nobody measures the stock model, which costs all of it."""
@@ -38,16 +55,7 @@ def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[
         return _generate(subject, batch), None
     with asked(batch.evidence), compress(subject.model, method) as handle:
         words = _generate(subject, batch)
-        report = handle.report()
-    n = len(batch.samples)
-    return words, Cost(
-        report.mean_tokens,
-        sum(report.flops.values()) / n,
-        report.kv_bytes / n,
-        report.visual_tokens / n,
-        sum(report.full_flops.values()) / n,
-        report.full_kv_bytes / n,
-    )
+        return words, Cost.mean(handle.report(), len(batch.samples))
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.evaluation.curve import draw
+from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.protocol import Evaluation, Request
 from foveate.evaluation.results import Row
 from foveate.evaluation.statistics import Share
@@ -55,7 +56,7 @@ def write(found: Evaluation) -> list[Path]:
 def command(request: Request) -> str:
     """The command line that repeats the run, but for its folder."""
     words = ["foveate", "eval"]
-    words += ["--reference", request.reference] if request.model is None else ["--model", str(request.model)]
+    words += ["--reference", request.reference] if request.model is None else ["--model", request.model]
     words += ["--adapter", request.adapter] if request.adapter else []
     for name, values in (
         ("method", request.methods),
@@ -66,7 +67,8 @@ def command(request: Request) -> str:
         ("seed", request.seeds),
     ):
         words += [word for value in values for word in (f"--{name}", str(value))]
-    words += ["--by", request.by] + (["--positions", request.positions] if request.positions else [])
+    words += ["--as-is"] if request.as_is else ["--by", request.by]
+    words += ["--positions", request.positions] if request.positions else []
     words += ["--per-task", str(request.per_task), "--split", request.split]
     return shlex.join(words)
 
@@ -74,10 +76,10 @@ def command(request: Request) -> str:
 def markdown(found: Evaluation) -> str:
     """Two tables: methods with costs, and methods by task."""
     lines = [f"# {found.model}: accuracy and cost", "", f"    {command(found.request)}", "", summary(found), ""]
-    lines += _markdown_table(columns(found), [_cells(row) for row in ordered(found.rows)])
+    lines += markdown_table(columns(found), [_cells(row) for row in ordered(found.rows)])
     lines += ["", *(f"* {line}" for line in remarks(found)), "", "## By task", ""]
     tasks = list(found.rows[0].tasks)
-    lines += _markdown_table(("method", "budget", *tasks), [_task_cells(row, tasks) for row in ordered(found.rows)])
+    lines += markdown_table(("method", "budget", *tasks), [_task_cells(row, tasks) for row in ordered(found.rows)])
     lines += [
         "",
         "Accuracy in %. What each task stands for: " + "; ".join(f"{t}: {STANDS_FOR[t]}" for t in tasks) + ".",
@@ -126,9 +128,11 @@ def summary(found: Evaluation) -> str:
 
 def remarks(found: Evaluation) -> list[str]:
     """What a reader must know to read the table, and what is not in it."""
-    by = "visual tokens per decoder layer" if found.request.by == "tokens" else "FLOPs of the whole call"
     lines = [
-        f"Budget: {by}, over those of the stock model (tokens, FLOPs and KV: what was really spent).",
+        "No budget: every method as its options say (tokens, FLOPs and KV: over those of the stock model)."
+        if found.request.as_is
+        else f"Budget: {COUNTED[found.request.by]}, over those of the stock model (tokens, FLOPs and KV: what was really "
+        "spent).",
         "Accuracy: mean over tasks; 95 % intervals by bootstrap, stratified by task. Retention: over the stock model's, "
         "the same questions drawn for both.",
         "p: exact McNemar test against the stock model on the same questions, not corrected for the number of lines.",
@@ -176,6 +180,7 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column left, all others right."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]

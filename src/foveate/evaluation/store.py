@@ -5,12 +5,13 @@ The first line says what the answers are to; every other line is one question.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from foveate.evaluation.asking import Cost
 from foveate.terminal import CommandError
@@ -34,16 +35,28 @@ class Record:
     cost: Cost | None
 
 
-class Store:
+class Kept(Protocol):
+    """A dataclass of plain data, and its name in a file."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Kept)
+
+
+class Store(Generic[R]):
     """The answers of one method at one budget to one benchmark.
 
     Attributes:
         records: by id, in the order of the file.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        self.records: dict[str, Record] = {}
+    def __init__(self, path: Path, header: dict[str, Any], kind: Callable[..., R]) -> None:
+        self.path, self.kind = path, kind
+        self.records: dict[str, R] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -53,7 +66,7 @@ class Store:
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
 
-    def add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[R]) -> None:
         """Write those that are not there yet."""
         new = [record for record in records if record.id not in self.records]
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in new)
@@ -78,20 +91,25 @@ class Store:
             data = _object(self.path, number, line)
             try:
                 cost = data.pop("cost")
-                record = Record(**data, cost=None if cost is None else Cost(**cost))
+                record = self.kind(**data, cost=None if cost is None else Cost(**cost))
             except (KeyError, TypeError):
                 raise CommandError(f"line {number} of {str(self.path)!r} is not an answer: delete the file") from None
             self.records[record.id] = record
 
 
-def file_name(entry: str, by: str | None, seed: int) -> str:
+def file_name(entry: str, by: str | None, seed: int | None = None) -> str:
     """``fastv(layer=4) at 0.25`` by tokens -> ``fastv-layer=4-at-0.25-tokens-seed0.jsonl``."""
-    words = re.sub(r"[^\w.+=]+", "-", entry if by is None else f"{entry} {by}").strip("-")
-    return f"{words}-seed{seed}.jsonl"
+    text = entry if by is None else f"{entry} {by}"
+    words = re.sub(r"[^\w.+=]+", "-", text).strip("-")
+    if len(words) > 160:  # file systems take 255 bytes
+        words = f"{words[:140]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{words}.jsonl" if seed is None else f"{words}-seed{seed}.jsonl"
 
 
 def check_folder(folder: Path, common: dict[str, Any]) -> None:
-    """Raise `CommandError` if the answers in a folder are to other questions, or another model's."""
+    """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone."""
+    if not folder.exists() and (report := folder.parent / "results.json").exists():
+        raise CommandError(f"{str(report)!r} is there already, without its answers: choose another --out, or delete it")
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8") as file:
