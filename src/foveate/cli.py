@@ -21,6 +21,11 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, 
 app.add_typer(train_app, name="train")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Data = Annotated[Path | None, typer.Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')]
+Images = Annotated[list[Path] | None, typer.Option(help="An image to ask about; repeatable, with --prompt.")]
+Prompts = Annotated[list[str] | None, typer.Option(help="One for all images, or one for each.")]
+NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 
 
 def main() -> None:
@@ -155,7 +160,10 @@ def families(json: Json = False) -> None:
 @app.command("eval")
 def evaluate(
     reference: Annotated[str, typer.Option(help="Which shipped model: qwen2_5_vl or llava.")] = "qwen2_5_vl",
-    model: Annotated[Path | None, typer.Option(help="Folder of another model trained on the benchmark.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of another model trained on the benchmark; with --fidelity any, or a hub id."),
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
     ] = None,
@@ -173,7 +181,8 @@ def evaluate(
         list[float] | None,
         typer.Option(help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1]"),
     ] = None,
-    by: Annotated[str, typer.Option(help="What a budget counts: tokens or flops.")] = "tokens",
+    by: Annotated[str, typer.Option(help="What a budget counts: tokens, flops or kv.")] = "tokens",
+    as_is: Annotated[bool, typer.Option("--as-is", help="No budgets: every method as its options say.")] = False,
     positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all]")] = None,
     per_task: Annotated[int, typer.Option(help="Questions of each task, for each seed.")] = 100,
@@ -182,14 +191,31 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
         "eval-output"
     ),
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Without labels: how far next-token distributions move.")
+    ] = False,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.  [default: all]")] = None,
+    new_tokens: NewTokens = 32,
+    batch_size: BatchSize = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
     json: Json = False,
 ) -> None:
-    """Measure what methods lose at given budgets, on questions that the reference models can answer."""
+    """Measure what methods lose at given budgets: accuracy on the reference benchmark, or fidelity on anything."""
     from foveate.evaluation import curve, protocol, report
+    from foveate.evaluation import fidelity as face
+    from foveate.evaluation.fidelity import table
 
     terminal.quiet_libraries()
-    curve.require()
-    request = protocol.Request(
+    own = face.Own(data, tuple(image or ()), tuple(prompt or ()), samples, new_tokens, batch_size, dtype, device, attn)
+    if not fidelity:
+        own.unused()
+        curve.require()
+    request = face.Request(
         out,
         reference,
         model,
@@ -204,7 +230,18 @@ def evaluate(
         per_task=per_task,
         seeds=tuple(seed or (0,)),
         split=split,
+        as_is=as_is,
+        own=own,
     )
+    if fidelity:
+        with terminal.Bar() as bar:
+            heard = face.measure(request, bar.tell)
+        files = table.write(heard)
+        if json:
+            terminal.emit(table.to_json(heard))
+        else:
+            table.show(heard, files, terminal.out)
+        return
     with terminal.Bar() as bar:
         found = protocol.evaluate(request, bar.tell)
     written = report.write(found)
@@ -212,6 +249,57 @@ def evaluate(
         terminal.emit(report.to_json(found))
     else:
         report.show(found, written, terminal.out)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    adapter: Annotated[str | None, typer.Option(help="What `foveate train adsc` wrote for it.")] = None,
+    method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+fastv' for both at once.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
+    ] = None,
+    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="The cheapest setting within this divergence, in nats.")] = None,
+    budget: Annotated[float | None, typer.Option(help="The most faithful setting for this share of the cost.")] = None,
+    by: Annotated[str, typer.Option(help="What is spent: flops, kv or tokens.")] = "flops",
+    search: Annotated[
+        str, typer.Option(help="auto, dial or greedy (for --max-kl), sigmoid or options (for --budget).")
+    ] = "auto",
+    trials: Annotated[int, typer.Option(help="Settings to judge at most.")] = 100,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use.  [default: all; 80 of the benchmark]")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
+    new_tokens: NewTokens = 16,
+    batch_size: BatchSize = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for method.json, trials and report; a run stopped there goes on.")
+    ] = Path("tune-output"),
+    json: Json = False,
+) -> None:
+    """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
+    from foveate.evaluation import tune as face
+    from foveate.evaluation.fidelity import Own
+    from foveate.evaluation.tune import table
+    from foveate.options import method_from_words
+
+    terminal.quiet_libraries()
+    chosen = method_from_words(method, None, option or [], method_json)
+    own = Own(data, tuple(image or ()), tuple(prompt or ()), samples, new_tokens, batch_size, dtype, device, attn)
+    request = face.Request(out, chosen, model, adapter, own, max_kl, budget, by, search, trials, held_out, seed)
+    with terminal.Bar() as bar:
+        found = face.tune(request, bar.tell)
+    written = table.write(found)
+    if json:
+        terminal.emit(table.to_json(found))
+    else:
+        table.show(found, written, terminal.out)
 
 
 @train_app.command("reference")
