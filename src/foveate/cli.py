@@ -21,6 +21,11 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, 
 app.add_typer(train_app, name="train")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Data = Annotated[Path | None, typer.Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')]
+Images = Annotated[list[Path] | None, typer.Option(help="An image to ask about; repeatable, with --prompt.")]
+Prompts = Annotated[list[str] | None, typer.Option(help="One for all images, or one for each.")]
+NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 
 
 def main() -> None:
@@ -217,7 +222,10 @@ def evaluate(
         str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.  [default: qwen2_5_vl]")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Another one: a folder; with --tasks also a hub id, reference, reference-llava.")
+        str | None,
+        typer.Option(
+            help="Another one: a folder; with --tasks or --fidelity also a hub id, reference, reference-llava."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Public benchmarks, as lmms-eval names them: mme,textvqa_val.")
@@ -243,7 +251,8 @@ def evaluate(
             help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1; with --tasks none]"
         ),
     ] = None,
-    by: Annotated[str, typer.Option(help="What a budget counts: tokens or flops.")] = "tokens",
+    by: Annotated[str, typer.Option(help="What a budget counts: tokens, flops or kv.")] = "tokens",
+    as_is: Annotated[bool, typer.Option("--as-is", help="No budgets: every method as its options say.")] = False,
     positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.  [default: all]")
@@ -252,18 +261,34 @@ def evaluate(
     seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.  [default: 0]")] = None,
     split: Annotated[str | None, typer.Option(help="test, validation or train.  [default: test]")] = None,
     limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.  [default: all]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="With --tasks: asked together.  [default: 1]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="With --tasks or --fidelity: asked together.  [default: 1; 8]")
+    ] = None,
     include_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further tasks.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="With --tasks: auto, float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="With --tasks: auto, cpu, cuda, cuda:1, mps ...")] = None,
-    attn: Annotated[str | None, typer.Option(help="With --tasks: attention implementation.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --tasks or --fidelity: auto, float32, bfloat16 or float16.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --tasks or --fidelity: auto, cpu, cuda, cuda:1, mps ...")
+    ] = None,
+    attn: Annotated[str | None, typer.Option(help="With --tasks or --fidelity: attention implementation.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
         "eval-output"
     ),
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Without labels: how far next-token distributions move.")
+    ] = False,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.  [default: all]")] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="With --fidelity: of an answer at most.  [default: 32]")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure what methods lose at given budgets: on questions that the reference models can answer, or (--tasks) on public
-    benchmarks."""
+    """Measure what methods lose at given budgets: on questions that the reference models can answer, on public benchmarks
+    (--tasks), or without labels, on anything (--fidelity)."""
     from foveate.evaluation import front as face
 
     terminal.quiet_libraries()
@@ -271,10 +296,15 @@ def evaluate(
         out=out,
         model=model,
         tasks=tasks,
+        fidelity=fidelity,
         common=dict(adapter=adapter, methods=method, options=option, described=method_json, budgets=budget, by=by)
         | dict(positions=positions),
-        reference=dict(reference=reference, tasks=task, per_task=per_task, seeds=seed, split=split),
-        public=dict(limit=limit, batch_size=batch_size, include=include_path, dtype=dtype, device=device, attn=attn),
+        reference=dict(
+            reference=reference, tasks=task, per_task=per_task, seeds=seed, split=split, as_is=as_is or None
+        ),
+        running=dict(batch_size=batch_size, dtype=dtype, device=device, attn=attn),
+        public=dict(limit=limit, include=include_path),
+        own=dict(data=data, images=image, prompts=prompt, samples=samples, new_tokens=new_tokens),
     )
     with terminal.Bar() as bar:
         found = face.evaluate(words, bar.tell)
@@ -349,6 +379,57 @@ def bench(
         terminal.emit(found.to_json())
     else:
         show.show(found, written, terminal.out)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    adapter: Annotated[str | None, typer.Option(help="What `foveate train adsc` wrote for it.")] = None,
+    method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+fastv' for both at once.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
+    ] = None,
+    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="The cheapest setting within this divergence, in nats.")] = None,
+    budget: Annotated[float | None, typer.Option(help="The most faithful setting for this share of the cost.")] = None,
+    by: Annotated[str, typer.Option(help="What is spent: flops, kv or tokens.")] = "flops",
+    search: Annotated[
+        str, typer.Option(help="auto, dial or greedy (for --max-kl), sigmoid or options (for --budget).")
+    ] = "auto",
+    trials: Annotated[int, typer.Option(help="Settings to judge at most.")] = 100,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use.  [default: all; 80 of the benchmark]")] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
+    new_tokens: NewTokens = 16,
+    batch_size: BatchSize = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for method.json, trials and report; a run stopped there goes on.")
+    ] = Path("tune-output"),
+    json: Json = False,
+) -> None:
+    """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
+    from foveate.evaluation import tune as face
+    from foveate.evaluation.fidelity import Own
+    from foveate.evaluation.tune import table
+    from foveate.options import method_from_words
+
+    terminal.quiet_libraries()
+    chosen = method_from_words(method, None, option or [], method_json)
+    own = Own(data, tuple(image or ()), tuple(prompt or ()), samples, new_tokens, batch_size, dtype, device, attn)
+    request = face.Request(out, chosen, model, adapter, own, max_kl, budget, by, search, trials, held_out, seed)
+    with terminal.Bar() as bar:
+        found = face.tune(request, bar.tell)
+    written = table.write(found)
+    if json:
+        terminal.emit(table.to_json(found))
+    else:
+        table.show(found, written, terminal.out)
 
 
 @train_app.command("reference")

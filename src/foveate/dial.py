@@ -46,18 +46,26 @@ class _Point:
 class Dial:
     """The dial of a method on a model, and the costs of all its places that were tried."""
 
-    def __init__(self, method: Method, host: Host, cost: Callable[[Method], float]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        host: Host,
+        cost: Callable[[Method], float],
+        turn: Callable[[float], Method] | None = None,
+    ) -> None:
         """Try both ends.
 
         Args:
             method: what to turn; where its dial is does not matter.
             host: facts about the model (`foveate.compress.host_of`).
             cost: measures a method, relative to the stock model. It must not fall as the share grows.
+            turn: another dial than the method's own: share -> method.
 
         Raises:
             ConfigError: the method has no dial.
         """
-        self._method, self._host, self._cost = method, host, cost
+        self._turn = turn or (lambda share: method.with_share(share, host))
+        self._cost = cost
         self._points: list[_Point] = []  # in order of share
         self._try(0.0)
         self._try(1.0)
@@ -77,7 +85,7 @@ class Dial:
         return Setting(best.method, budget, best.cost, least - TOLERANCE <= budget <= most + TOLERANCE)
 
     def _try(self, share: float) -> None:
-        method = self._method.with_share(share, self._host)
+        method = self._turn(share)
         same = next((point.cost for point in self._points if point.method == method), None)
         self._points.append(_Point(share, method, self._cost(method) if same is None else same))
         self._points.sort(key=lambda point: point.share)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.schedule import check_ratio
+from foveate.schedule import Stage, check_ratio
 from foveate.serialise import build, check, plain
 from foveate.tokens import Parked, Reduction, Signal, Tokens
 
@@ -146,6 +146,13 @@ class Method:
         keep: dict[str, Any] = {"keep": share}
         return replace(self, **keep)
 
+    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+        """This method, its tokens leaving the decoder by a schedule: (layer, share of all tokens from there on).
+
+        What `foveate tune` searches in methods that override this: those whose decision can be asked again, deeper.
+        """
+        raise ConfigError(f"{self.name()} follows no schedule: it does not override `with_stages`")
+
     @classmethod
     def name(cls) -> str:
         """The name in command lines and configs: the class name in lower case."""
@@ -196,6 +203,15 @@ class Composed(Method):
     @property
     def across_images(self) -> bool:
         return any(method.across_images for method in self.methods)
+
+    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+        """The part that follows a schedule at another one, the others as they are."""
+        able = [number for number, part in enumerate(self.methods) if type(part).with_stages is not Method.with_stages]
+        if len(able) != 1:
+            names = ", ".join(self.methods[number].name() for number in able) or "none"
+            raise ConfigError(f"a schedule is for exactly one part of a sum, and here {names} would follow it")
+        paced = self.methods[able[0]].with_stages(stages, host)
+        return replace(self, methods=(*self.methods[: able[0]], paced, *self.methods[able[0] + 1 :]))
 
     def to_json(self) -> dict[str, Any]:
         return {"method": "composed", "methods": [method.to_json() for method in self.methods]}

@@ -28,7 +28,7 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise CommandError(f"there is no image {str(path)!r}") from None
     except IsADirectoryError:
-        raise CommandError(f"{str(path)!r} is a folder: give --image once for each image file") from None
+        raise CommandError(f"{str(path)!r} is a folder, not an image file: name each image") from None
     except UnidentifiedImageError:
         raise CommandError(f"{str(path)!r} is not an image that Pillow can read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG

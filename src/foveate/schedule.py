@@ -102,6 +102,36 @@ def turned(stages: Sequence[Stage], keep: float) -> list[Stage]:
     return [(layer, float(share**power)) for layer, share in stages]
 
 
+def sigmoid(layers: int, steepness: float, offset: float) -> list[float]:
+    """The curve of P-Sigmoid (arXiv 2412.00556): ``1 / (1 + exp(steepness * depth - offset))`` of all tokens in each layer.
+
+    Args:
+        layers: of the decoder; their depths are 0 to 1.
+        steepness: 0 is a flat curve, more than 30 a cliff.
+        offset: where it falls: at a half of the depth if it is half of the steepness.
+    """
+    return [1 / (1 + math.exp(steepness * layer / max(layers - 1, 1) - offset)) for layer in range(layers)]
+
+
+def stages_of(curve: Sequence[float], first: int = 0, step: float = 0.02) -> list[Stage]:
+    """The stages that follow a falling curve of shares, layer by layer.
+
+    Args:
+        curve: share of all tokens in each layer.
+        first: tokens leave before this layer at the earliest.
+        step: a share that has fallen by less waits for the next layer, as each stage costs a choice; less than half of it
+            left is nothing.
+    """
+    found: list[Stage] = []
+    present = 1.0
+    for layer in range(first, len(curve)):
+        share = round(curve[layer], 4) if curve[layer] >= step / 2 else 0.0
+        if present - share >= step or (share == 0 < present):
+            found.append((layer, share))
+            present = share
+    return found
+
+
 def of_present(stages: Sequence[Stage]) -> list[Stage]:
     """Shares of the whole as shares of those present, for `Site.keep`; up to the stage that leaves nothing."""
     found, present = [], 1.0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from foveate import reference
+from foveate.evaluation.fidelity.stock import Stock, load_stock
 from foveate.evaluation.subject import Subject, load
+from foveate.loading import REFERENCES
 
 
 @pytest.fixture(scope="session", params=reference.ARCHITECTURES)
@@ -22,3 +26,20 @@ def loaded(name: str) -> Subject:
     if not (reference.PATHS[name] / "model.safetensors").is_file():
         pytest.skip(f"the weights of the reference model {name!r} are missing")
     return load(name, None)
+
+
+@pytest.fixture(scope="session", params=reference.ARCHITECTURES)
+def stock(request: pytest.FixtureRequest) -> Stock:
+    return stocked(request.param)
+
+
+@pytest.fixture(scope="session")
+def stock_qwen() -> Stock:
+    return stocked("qwen2_5_vl")
+
+
+@cache
+def stocked(name: str) -> Stock:
+    if not (reference.PATHS[name] / "model.safetensors").is_file():
+        pytest.skip(f"the weights of the reference model {name!r} are missing")
+    return load_stock(next(word for word, known in REFERENCES.items() if known == name), None, "auto", "cpu", None)

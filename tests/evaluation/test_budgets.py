@@ -32,8 +32,8 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
     for sample in asked:
         _, cost = answer(subject, subject.preparation.batch([sample]), method)
         assert cost is not None
-        now += cost.tokens if by == "tokens" else cost.flops
-        full += cost.full_tokens if by == "tokens" else cost.full_flops
+        now += cost.of(by)[0]
+        full += cost.of(by)[1]
     return now / full
 
 
@@ -88,6 +88,30 @@ def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -
         ("antioracle", AntiOracle(), None),
     ]
     assert not missed
+
+
+def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
+    """No budget, so a dial says where it is; two settings of a method are two."""
+    described = (
+        '{"method": "fastv", "keep": 0.25}',
+        '{"method": "fastv", "stages": [[3, 0.5], [5, 0.2], [7, 0.1], [8, 0.1], [9, 0]]}',
+    )
+    methods, _ = contenders(("vtw",), (), described, None, qwen, as_is=True)
+    plan, missed = entries(methods, (), "tokens", qwen, asked, silent)
+    assert not missed
+    assert [entry.budget for entry in plan] == [None] * 4
+    assert [entry.label for entry in plan[:3]] == ["dense", "vtw", "fastv(keep=0.25)"]
+    with pytest.raises(FoveateError, match="fastv is given twice"):
+        contenders(("fastv",), (), described[:1], None, qwen)
+    assert plan[3].label.startswith("fastv(stages=#"), "a long schedule does not fill the table"
+    assert plan[3].method == FastV(stages=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
+
+
+def test_a_budget_of_kv(qwen: Subject, asked: list[Sample]) -> None:
+    plan, _ = entries({"dense": None, "fastv": FastV(layer=3)}, (0.6,), "kv", qwen, asked, silent)
+    method = plan[1].method
+    assert method is not None
+    assert spent(qwen, asked, method, "kv") == pytest.approx(0.6, abs=TOLERANCE)
 
 
 def test_by_default_all_that_fits(subject: Subject) -> None:

@@ -32,16 +32,20 @@ class Cost:
     full_flops: float
     full_kv: float
 
+    def of(self, by: str) -> tuple[float, float]:
+        """What was spent of ``tokens``, ``flops`` or ``kv``, and what the stock model spends."""
+        return getattr(self, by), getattr(self, f"full_{by}")
+
     @classmethod
-    def of(cls, report: Report, n: int) -> Cost:
-        """The mean over the ``n`` questions of a call."""
+    def mean(cls, report: Report, questions: int) -> Cost:
+        """That of a call that asked so many."""
         return cls(
             report.mean_tokens,
-            sum(report.flops.values()) / n,
-            report.kv_bytes / n,
-            report.visual_tokens / n,
-            sum(report.full_flops.values()) / n,
-            report.full_kv_bytes / n,
+            sum(report.flops.values()) / questions,
+            report.kv_bytes / questions,
+            report.visual_tokens / questions,
+            sum(report.full_flops.values()) / questions,
+            report.full_kv_bytes / questions,
         )
 
 
@@ -51,7 +55,7 @@ def answer(subject: Subject, batch: Batch, method: Method | None) -> tuple[list[
         return _generate(subject, batch), None
     with asked(batch.evidence), compress(subject.model, method) as handle:
         words = _generate(subject, batch)
-        return words, Cost.of(handle.report(), len(batch.samples))
+        return words, Cost.mean(handle.report(), len(batch.samples))
 
 
 @torch.inference_mode()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from foveate.compress import compress
 from foveate.dial import Dial
@@ -19,7 +20,13 @@ from foveate.options import method_from_words, options_by_method
 from foveate.reference.data import Sample
 from foveate.terminal import CommandError
 
-By = Literal["tokens", "flops"]
+By = Literal["tokens", "flops", "kv"]
+#: What a budget counts, in words.
+COUNTED: dict[str, str] = {
+    "tokens": "visual tokens per decoder layer",
+    "flops": "FLOPs of the whole call",
+    "kv": "bytes of the KV cache",
+}
 
 DENSE, BLIND = "dense", "blind"
 #: What can be measured besides the methods; None: the stock model.
@@ -58,12 +65,26 @@ class Missed:
     closest: float
 
 
+class Attachable(Protocol):
+    """A model that methods are attached to."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def host(self) -> Host: ...
+
+
 def contenders(
     names: Sequence[str],
     options: Sequence[str],
     described: Sequence[str],
     positions: Positions | None,
-    subject: Subject,
+    subject: Attachable,
+    *,
+    as_is: bool = False,
+    bounds: bool = True,
+    words: int = 1,
 ) -> tuple[dict[str, Method | None], list[str]]:
     """Label -> method, its dial not yet set, and notes on what was left out. The stock model is always the first.
 
@@ -73,22 +94,33 @@ def contenders(
         described: methods as JSON, or files of it.
         positions: for all methods, or None: what each says.
         subject: the model.
+        as_is: dials stay where they are, so labels name their options, too.
+        bounds: whether what is asked has evidence and answers, as bounds need.
+        words: tokens of an answer at most.
     """
     notes: list[str] = []
+    for name in names:
+        if name in BOUNDS and name != DENSE and not bounds:
+            raise CommandError(
+                f"{name} needs the benchmark's evidence and answers, and here there are none: leave it out"
+            )
     if names or described:
         found = [*named(names, options), *(method_from_words(None, None, [], text) for text in described)]
     elif options:
         raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
     else:
-        shipped, notes = _shipped(subject)
-        found = [*(bound for bound in BOUNDS.values() if bound is not None), *shipped]
+        shipped, notes = _shipped(subject, words)
+        found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *shipped]
     labelled: dict[str, Method | None] = {DENSE: None}
-    if BLIND in names or not (names or described):
+    if bounds and (BLIND in names or not (names or described)):
         labelled[BLIND] = None
     for method in found:
-        placed = method if positions is None else positioned(method, positions)
-        check_fit(placed, subject)
-        labelled[label(placed, subject.host)] = placed
+        method = method if positions is None else positioned(method, positions)
+        check_fit(method, subject, words)
+        name = label(method, subject.host, as_is)
+        if name in labelled:
+            raise CommandError(f"{name} is given twice: a method at a budget is the same wherever its dial was")
+        labelled[name] = method
     return labelled, notes
 
 
@@ -100,16 +132,29 @@ def entries(
     samples: Sequence[Sample],
     tell: Callable[[str, float], None],
 ) -> tuple[list[Entry], list[Missed]]:
-    """Every contender at every budget; two that a dial in steps sets alike stay two, as their budgets differ."""
-    cost = _cost(subject, samples, by)
+    """Every contender at every budget; two that a dial in steps sets alike stay two, as their budgets differ.
+
+    Without budgets, every contender as it is.
+    """
+    return placed(contenders, budgets, subject.host, _cost(subject, samples, by), tell)
+
+
+def placed(
+    contenders: dict[str, Method | None],
+    budgets: Sequence[float],
+    host: Host,
+    cost: Callable[[Method], float],
+    tell: Callable[[str, float], None],
+) -> tuple[list[Entry], list[Missed]]:
+    """`entries` by any cost, relative to the stock model's."""
     found: list[Entry] = []
     missed: list[Missed] = []
     for number, (name, method) in enumerate(contenders.items()):
-        tell(f"finding the budgets of {name}", number / len(contenders))
-        if method is None or not has_dial(method, subject.host):
+        if method is None or not budgets or not has_dial(method, host):
             found.append(Entry(name, method))
             continue
-        dial = Dial(method, subject.host, cost)
+        tell(f"finding the budgets of {name}", number / len(contenders))
+        dial = Dial(method, host, cost)
         for budget in budgets:
             setting = dial.set(budget)
             if setting.reachable:
@@ -119,14 +164,14 @@ def entries(
     return found, missed
 
 
-def label(method: Method, host: Host) -> str:
-    """The name, and every option that is neither the default nor the dial: ``fastv(layer=4)``."""
-    return "+".join(_label(part, host) for part in method.parts())
+def label(method: Method, host: Host, as_is: bool = False) -> str:
+    """The name, and every option that is neither the default nor (unless ``as_is``) the dial: ``fastv(layer=4)``."""
+    return "+".join(_label(part, host, as_is) for part in method.parts())
 
 
-def check_fit(method: Method, subject: Subject) -> None:
+def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
     """Raise an error that says why ``method`` cannot be measured on this model, if so."""
-    if all(site.at == "decode" for site in method.sites(subject.host)):
+    if words == 1 and all(site.at == "decode" for site in method.sites(subject.host)):
         raise UnsupportedSiteError(
             f"{method.name()} acts on the tokens that follow the first one of an answer, and the answers here have one"
         )
@@ -141,13 +186,13 @@ def named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
 
 
-def _shipped(subject: Subject) -> tuple[list[Method], list[str]]:
+def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
     """Every method that fits the model, with its defaults; and why the others do not."""
     found, notes = [], []
     for name, cls in methods().items():
         try:
             method = cls()
-            check_fit(method, subject)
+            check_fit(method, subject, words)
         except TypeError:
             notes.append(f"left out: {name} has options without a default, so it must be asked for")
         except FoveateError as error:
@@ -173,15 +218,29 @@ def has_dial(method: Method, host: Host) -> bool:
     return True
 
 
-def _label(method: Method, host: Host) -> str:
-    turned = [method.with_share(share, host) for share in (0.25, 0.75)] if has_dial(method, host) else [method] * 2
+def on_the_dial(method: Method, host: Host) -> set[str]:
+    """The options that a budget turns."""
+    if not has_dial(method, host):
+        return set()
+    one, other = (method.with_share(share, host) for share in (0.25, 0.75))
+    return {f.name for f in fields(method) if getattr(one, f.name) != getattr(other, f.name)}
+
+
+def _label(method: Method, host: Host, as_is: bool) -> str:
+    hidden = set() if as_is else on_the_dial(method, host)
     own: dict[str, Any] = {}
     for f in fields(method):
-        one, other, here = (getattr(m, f.name) for m in (*turned, method))
-        if one == other and (f.default is MISSING or here != f.default):
+        here = getattr(method, f.name)
+        if f.name not in hidden and (f.default is MISSING or here != f.default):
             own[f.name] = here
-    options = ", ".join(f"{name}={value}" for name, value in own.items())
+    options = ", ".join(f"{name}={_short(value)}" for name, value in own.items())
     return method.name() + (f"({options})" if own else "")
+
+
+def _short(value: Any) -> str:
+    """A schedule of many layers fills no line; what it is stands in the JSON."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"#{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _cost(subject: Subject, samples: Sequence[Sample], by: By) -> Callable[[Method], float]:
@@ -195,8 +254,8 @@ def _cost(subject: Subject, samples: Sequence[Sample], by: By) -> Callable[[Meth
         for batch, weight in fixed if all(part.fixed_budget for part in method.parts()) else varying:
             _, spent = answer(subject, batch, method)
             if spent is not None:
-                now += weight * (spent.tokens if by == "tokens" else spent.flops)
-                full += weight * (spent.full_tokens if by == "tokens" else spent.full_flops)
+                now += weight * spent.of(by)[0]
+                full += weight * spent.of(by)[1]
         return now / full
 
     return cost

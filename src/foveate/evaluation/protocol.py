@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 
 import foveate
 from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped
-from foveate.evaluation.plan import By, Entry, Missed, contenders, entries
+from foveate.evaluation.plan import COUNTED, By, Entry, Missed, contenders, entries
 from foveate.evaluation.results import Key, Question, Row, rows
 from foveate.evaluation.store import Record, Store, check_folder, file_name
 from foveate.evaluation.subject import Subject, load
@@ -28,6 +28,7 @@ Tell = Callable[[str, float], None]
 
 #: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
 BUDGETS: dict[By, tuple[float, ...]] = {"tokens": (0.5, 0.35, 0.25, 0.15, 0.1), "flops": (0.9, 0.8, 0.7, 0.6, 0.5)}
+BUDGETS["kv"] = BUDGETS["tokens"]
 THREADS = 2  # the reference models' layers are too small for more
 
 
@@ -41,7 +42,8 @@ class Request:
         adapter: folder or hub id of what ``foveate train`` wrote, for that model; its method, where no other is given.
         methods, options, described: see `foveate.evaluation.plan.contenders`.
         budgets: shares of what the stock model spends, in (0, 1]; none: `BUDGETS`.
-        by: what a budget counts: ``tokens`` (visual tokens per decoder layer) or ``flops`` (of the whole call).
+        by: what a budget counts: ``tokens`` (visual tokens per decoder layer), ``flops`` (of the whole call) or ``kv``.
+        as_is: no budgets: every method as its options say.
         positions: ``keep`` or ``renumber`` for all methods; None: what each says.
         tasks: none: all.
         per_task: questions of each task, per seed.
@@ -51,7 +53,7 @@ class Request:
 
     out: Path
     reference: str = "qwen2_5_vl"
-    model: Path | None = None
+    model: str | None = None
     adapter: str | None = None
     methods: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Request:
     per_task: int = 100
     seeds: tuple[int, ...] = (0,)
     split: str = "test"
+    as_is: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def evaluate(request: Request, tell: Tell) -> Evaluation:
     Raises:
         FoveateError: something in the request is wrong; nothing has been measured then.
     """
-    _check(request)
+    check(request)
     threads = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, threads))
     try:
@@ -103,24 +106,26 @@ def evaluate(request: Request, tell: Tell) -> Evaluation:
 
 def _evaluate(request: Request, tell: Tell) -> Evaluation:
     tell("loading the model", 0.0)
-    subject = load(request.reference, request.model, request.adapter)
+    place = None if request.model is None else Path(request.model)
+    subject = load(request.reference, place, request.adapter)
     by, positions = cast(By, request.by), cast("Positions | None", request.positions)
     described = request.described
     if subject.trained is not None and not (request.methods or described or request.options):
         described = (json.dumps(subject.trained.to_json()),)
-    methods, notes = contenders(request.methods, request.options, described, positions, subject)
+    methods, notes = contenders(request.methods, request.options, described, positions, subject, as_is=request.as_is)
     tell("drawing the questions", 0.0)
-    asked = _samples(request, request.seeds[0])
+    asked = questions_of(request, request.seeds[0])
     identity = _identity(request, subject)
     folder = request.out / "answers"
     check_folder(folder, identity)
-    plan, missed = entries(methods, request.budgets or BUDGETS[by], by, subject, asked, tell)
+    budgets = () if request.as_is else request.budgets or BUDGETS[by]
+    plan, missed = entries(methods, budgets, by, subject, asked, tell)
     questions: dict[Key, Question] = {}
     answers: dict[Entry, dict[Key, Record]] = {entry: {} for entry in plan}
     for number, seed in enumerate(request.seeds):
         if number:
             tell(f"seed {seed}: drawing the questions", number / len(request.seeds))
-            asked = _samples(request, seed)
+            asked = questions_of(request, seed)
         stores = _stores(folder, request, identity, seed, plan, asked)
 
         def share(what: str, done: float, number: int = number) -> None:
@@ -156,16 +161,20 @@ def ask(subject: Subject, samples: Sequence[Sample], stores: dict[Entry, Store[R
             done += len(group)
 
 
-def _samples(request: Request, seed: int) -> list[Sample]:
+def questions_of(request: Request, seed: int) -> list[Sample]:
+    """What is asked of the benchmark."""
     try:
         return samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
     except ValueError as error:
         raise CommandError(str(error)) from None
 
 
-def _check(request: Request) -> None:
-    if request.by not in get_args(By):
-        raise CommandError(f"--by {request.by!r}: choose {' or '.join(get_args(By))}")
+def check(request: Request) -> None:
+    """Raise `CommandError` for what is wrong with a request, before anything is loaded."""
+    if request.by not in COUNTED:
+        raise CommandError(f"--by {request.by!r}: choose tokens, flops or kv")
+    if request.as_is and request.budgets:
+        raise CommandError("--as-is takes methods as their options say, and --budget sets them: give one of the two")
     if request.positions not in (None, "keep", "renumber"):
         raise CommandError(f"--positions {request.positions!r}: choose keep or renumber")
     for budget in request.budgets:

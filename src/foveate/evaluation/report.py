@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.evaluation.curve import draw
+from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.protocol import Evaluation, Request
 from foveate.evaluation.results import Line, Row
 from foveate.evaluation.statistics import Share
@@ -58,7 +59,7 @@ def write(found: Evaluation) -> list[Path]:
 def command(request: Request) -> str:
     """The command line that repeats the run, but for its folder."""
     words = ["foveate", "eval"]
-    words += ["--reference", request.reference] if request.model is None else ["--model", str(request.model)]
+    words += ["--reference", request.reference] if request.model is None else ["--model", request.model]
     words += ["--adapter", request.adapter] if request.adapter else []
     for name, values in (
         ("method", request.methods),
@@ -69,7 +70,8 @@ def command(request: Request) -> str:
         ("seed", request.seeds),
     ):
         words += [word for value in values for word in (f"--{name}", str(value))]
-    words += ["--by", request.by] + (["--positions", request.positions] if request.positions else [])
+    words += ["--as-is"] if request.as_is else ["--by", request.by]
+    words += ["--positions", request.positions] if request.positions else []
     words += ["--per-task", str(request.per_task), "--split", request.split]
     return shlex.join(words)
 
@@ -123,9 +125,11 @@ def summary(found: Evaluation) -> str:
 
 def remarks(found: Evaluation) -> list[str]:
     """What a reader must know to read the table, and what is not in it."""
-    by = "visual tokens per decoder layer" if found.request.by == "tokens" else "FLOPs of the whole call"
     lines = [
-        f"Budget: {by}, over those of the stock model (tokens, FLOPs and KV: what was really spent).",
+        "No budget: every method as its options say (tokens, FLOPs and KV: over those of the stock model)."
+        if found.request.as_is
+        else f"Budget: {COUNTED[found.request.by]}, over those of the stock model (tokens, FLOPs and KV: what was really "
+        "spent).",
         "Accuracy: mean over tasks; 95 % intervals by bootstrap, stratified by task. Retention: over the stock model's, "
         "the same questions drawn for both.",
         "p: exact McNemar test against the stock model on the same questions, not corrected for the number of lines.",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Bools = NDArray[np.bool_]
 Scores = NDArray[np.bool_] | NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 _Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 10_000
@@ -24,7 +25,7 @@ _SEED = 20_260_101
 
 @dataclass(frozen=True)
 class Share:
-    """A share of ``n`` questions, or a mean or a ratio of two, with its 95 % confidence interval."""
+    """A share of ``n`` questions, a ratio of two, or a mean, with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -77,6 +78,17 @@ def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | Non
         return None
     some = other > 0  # of very few questions, a draw may hold none that dense can answer
     return Share(mean(tasks, right) / mean(tasks, dense), *_interval(one[some] / other[some]), len(right))
+
+
+def average(values: Floats) -> Share:
+    """Mean of ``values (N,)``, N > 0; percentile bootstrap. Of differences on the same questions: a paired comparison."""
+    generator = np.random.default_rng(_SEED)
+    at_once = max(1, 2_000_000 // len(values))  # draws that are held in memory together
+    draws = [
+        values[generator.integers(len(values), size=(min(at_once, _DRAWS - start), len(values)))].mean(1)
+        for start in range(0, _DRAWS, at_once)
+    ]
+    return Share(float(values.mean()), *_interval(np.concatenate(draws)), len(values))
 
 
 def mcnemar(right: Scores, dense: Scores) -> Paired:

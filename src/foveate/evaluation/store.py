@@ -5,6 +5,7 @@ The first line says what the answers are to; every other line is one question.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -34,8 +35,8 @@ class Record:
     cost: Cost | None
 
 
-class Line(Protocol):
-    """What is kept: a dataclass with an ``id`` and a ``cost``, and other fields that JSON knows."""
+class Kept(Protocol):
+    """A dataclass of plain data, and its name in a file."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -43,7 +44,7 @@ class Line(Protocol):
     def id(self) -> str: ...
 
 
-R = TypeVar("R", bound=Line)
+R = TypeVar("R", bound=Kept)
 
 
 class Store(Generic[R]):
@@ -54,7 +55,7 @@ class Store(Generic[R]):
     """
 
     def __init__(self, path: Path, header: dict[str, Any], kind: Callable[..., R]) -> None:
-        self.path, self._kind = path, kind
+        self.path, self.kind = path, kind
         self.records: dict[str, R] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,20 +91,25 @@ class Store(Generic[R]):
             data = _object(self.path, number, line)
             try:
                 cost = data.pop("cost")
-                record = self._kind(**data, cost=None if cost is None else Cost(**cost))
+                record = self.kind(**data, cost=None if cost is None else Cost(**cost))
             except (KeyError, TypeError):
                 raise CommandError(f"line {number} of {str(self.path)!r} is not an answer: delete the file") from None
             self.records[record.id] = record
 
 
-def file_name(entry: str, by: str | None, seed: int) -> str:
+def file_name(entry: str, by: str | None, seed: int | None = None) -> str:
     """``fastv(layer=4) at 0.25`` by tokens -> ``fastv-layer=4-at-0.25-tokens-seed0.jsonl``."""
-    words = re.sub(r"[^\w.+=]+", "-", entry if by is None else f"{entry} {by}").strip("-")
-    return f"{words}-seed{seed}.jsonl"
+    text = entry if by is None else f"{entry} {by}"
+    words = re.sub(r"[^\w.+=]+", "-", text).strip("-")
+    if len(words) > 160:  # file systems take 255 bytes
+        words = f"{words[:140]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{words}.jsonl" if seed is None else f"{words}-seed{seed}.jsonl"
 
 
 def check_folder(folder: Path, common: dict[str, Any]) -> None:
-    """Raise `CommandError` if the answers in a folder are to other questions, or another model's."""
+    """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone."""
+    if not folder.exists() and (report := folder.parent / "results.json").exists():
+        raise CommandError(f"{str(report)!r} is there already, without its answers: choose another --out, or delete it")
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8") as file:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from foveate.method import Host, Method, Site
+from foveate.schedule import Stage, check_stages, of_present, turned
 from foveate.tokens import Tokens
 
 
@@ -24,15 +25,30 @@ class FastV(Method):
     Attributes:
         keep: share of each span that survives.
         layer: decoder layer before which the others leave (K).
+        stages: in place of both, a schedule: (layer, share of all tokens from there on). Tokens are ranked anew by each
+            previous layer, as G-Search and P-Sigmoid do (arXiv 2412.00556, CVPR 2025); `foveate tune` searches one.
     """
 
     keep: float = 0.5
     layer: int = 2
+    stages: tuple[tuple[int, float], ...] = ()
 
     paper: ClassVar[str] = "FastV (ECCV 2024, 2403.06764)"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stages("stages", self.stages)
+
     def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("decoder", self.layer, self.keep, signals=("last_row",))]
+        stages = of_present(self.stages) if self.stages else [(self.layer, self.keep)]
+        return [Site("decoder", layer, keep, signals=("last_row",)) for layer, keep in stages]
+
+    def with_share(self, share: float, host: Host) -> Method:
+        """Its one ratio, or the schedule steeper or flatter."""
+        return replace(self, stages=tuple(turned(self.stages, share))) if self.stages else replace(self, keep=share)
+
+    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+        return replace(self, stages=tuple(stages))
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         return tokens.last_row.mean(-1)

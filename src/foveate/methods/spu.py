@@ -13,7 +13,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
-from foveate.schedule import check_stages, named, of_present, turned
+from foveate.schedule import Stage, check_stages, named, of_present, turned
 from foveate.tokens import Tokens
 
 
@@ -78,6 +78,9 @@ class SPU(Method):
         if self.schedule is None:
             return replace(self, stages=tuple(turned(self.stages, share)))
         return replace(self, keep=share)
+
+    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+        return replace(self, schedule=None, every=None, stages=tuple(stages))
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         if site.keep in (0, 1):  # nobody will look

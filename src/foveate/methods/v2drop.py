@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
-from foveate.schedule import check_ratio
+from foveate.schedule import Stage, check_ratio, of_present
 from foveate.tokens import Tokens
 
 
@@ -50,6 +50,10 @@ class V2Drop(Method):
     def with_share(self, share: float, host: Host) -> Method:
         """Every stage that keeps something keeps ``share`` of what is there."""
         return replace(self, keeps=tuple(share if keep else 0.0 for keep in self.keeps))
+
+    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+        layers, keeps = zip(*of_present(stages))
+        return replace(self, layers=layers, keeps=keeps)
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         variation: Tensor = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)

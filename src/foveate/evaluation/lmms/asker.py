@@ -106,7 +106,7 @@ class Asker:
         try:
             with torch.inference_mode(), compress(self.model, method) as handle:
                 self.model.generate(**inputs, **generation({}, most=1), pad_token_id=self._pad)
-                return Cost.of(handle.report(), rows)
+                return Cost.mean(handle.report(), rows)
         except torch.OutOfMemoryError:
             raise InputError(f"{rows} questions at once are too many for this device's memory: ask fewer") from None
 
@@ -135,7 +135,7 @@ class Asker:
         return inputs.to(self.model.device, self.model.dtype)
 
     def _cost(self, rows: int) -> Cost | None:
-        return None if self.handle is None else Cost.of(self.handle.report(), rows)
+        return None if self.handle is None else Cost.mean(self.handle.report(), rows)
 
 
 def generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:
