@@ -9,6 +9,9 @@
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make bench          the benchmarks
+#   make result NAME=x  run the experiment benchmarks/experiments/x.yaml, keep its result, write the tables that show it
+#   make tables         write every table of README and docs from benchmarks/results
+#   make results-check  fail if one of them is not what its result says
 #   make venv           the development environment, .venv
 #   make clean          remove all of it
 
@@ -20,7 +23,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-vllm lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-vllm lint test-oldest wheel-test bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -49,6 +52,15 @@ wheel-test: .venv-wheel/.stamp
 
 bench: .venv/.stamp
 	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
+
+result: .venv/.stamp
+	.venv/bin/python benchmarks/store.py run $(or $(NAME),$(error say NAME=..., one of benchmarks/experiments))
+
+tables: .venv/.stamp
+	.venv/bin/python benchmarks/store.py tables
+
+results-check: .venv/.stamp
+	.venv/bin/python benchmarks/store.py check
 
 venv: .venv/.stamp
 
