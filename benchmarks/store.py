@@ -33,13 +33,13 @@ def run(
     """Run an experiment, keep its result, and write the tables that show it."""
     result = running.run(pages.experiment(name), pages.root, pages.results, again)
     terminal.note(f"kept: benchmarks/results/{name}.json" + (" (of a checkout with changes)" if result.dirty else ""))
-    _say(pages.write([name]))
+    _write()
 
 
 @app.command()
 def tables() -> None:
     """Write every table and picture from the results."""
-    _say(pages.write())
+    _write()
 
 
 @app.command()
@@ -60,8 +60,11 @@ def names() -> None:
         print(f"{name:<32} {experiment.says}")
 
 
-def _say(changed: list[Path]) -> None:
+def _write() -> None:
+    changed, problems = pages.write()
     terminal.note(f"changed: {', '.join(str(path.relative_to(pages.root)) for path in changed) or 'nothing'}")
+    if problems:
+        raise terminal.CommandError("; ".join(problems))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,3 @@ def _shown(path: Path, name: str, entry: Any, where: str | None) -> Shown:
 def read_all(folder: Path) -> dict[str, Experiment]:
     """Every experiment by name."""
     return {path.stem: read(path) for path in sorted(folder.glob("*.yaml"))}
-
-
-def all_shown(experiments: Iterable[Experiment]) -> list[Shown]:
-    """Every table and file, of all of them."""
-    return [shown for experiment in experiments for shown in experiment.shown]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from stored.experiment import Experiment
 from stored.result import Result
@@ -11,13 +11,16 @@ from stored.result import Result
 PAGE = "docs"  # the folder of the page, which links are relative to
 
 
-def markdown(experiments: Iterable[Experiment], results: Mapping[str, Result]) -> str:
+def markdown(experiments: Mapping[str, Experiment], results: Mapping[str, Result]) -> str:
     """A section for each: what it says, its command, its result, where that is shown."""
-    return "\n\n".join(_section(one, results.get(one.name)) for one in experiments)
+    shown = [one for experiment in experiments.values() for one in experiment.shown]
+    return "\n\n".join(
+        _section(experiment, results.get(name), list(dict.fromkeys(one.file for one in shown if name in one.of)))
+        for name, experiment in experiments.items()
+    )
 
 
-def _section(experiment: Experiment, result: Result | None) -> str:
-    shown = dict.fromkeys(one.file for one in experiment.shown)
+def _section(experiment: Experiment, result: Result | None, files: list[str]) -> str:
     lines = [f"### {experiment.name}", "", _sentence(experiment.says)]
     if experiment.needs:
         lines[-1] += f" Needs {', '.join(f'{module} (`{how}`)' for module, how in experiment.needs.items())}."
@@ -31,8 +34,8 @@ def _section(experiment: Experiment, result: Result | None) -> str:
     lines.append(", ".join(part for part in about if part) + ".")
     if experiment.differs is not None:
         lines.append(_sentence(experiment.differs))
-    if shown:
-        lines.append(f"Shown in {', '.join(f'[{file}]({os.path.relpath(file, PAGE)})' for file in shown)}.")
+    if files:
+        lines.append(f"Shown in {', '.join(f'[{file}]({os.path.relpath(file, PAGE)})' for file in files)}.")
     return "\n".join(lines)
 
 

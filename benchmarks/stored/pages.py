@@ -18,13 +18,17 @@ from PIL.PngImagePlugin import PngInfo
 from foveate.terminal import CommandError
 
 from stored import listing
-from stored.experiment import Experiment, Shown, all_shown, read_all
+from stored.experiment import Experiment, Shown, read_all
 from stored.result import Result, read
 
 OPEN, CLOSE = "<!-- table: {} -->", "<!-- /table -->"
-MARKED = re.compile(r"(?P<open><!-- table: (?P<name>[\w-]+) -->)(?P<text>.*?)(?P<close><!-- /table -->)", re.S)
+#: Not in code: a page may say how markers look.
+BEGIN = r"(?<!`)<!-- table: (?P<name>[\w-]+) -->"
+MARKED = re.compile(BEGIN + r"(?P<text>.*?)<!-- /table -->", re.S)
 STAMP = "results"  # the text in a picture that says what it was drawn from
-LIST = "experiments"  # the table of all experiments, made here
+LINES = 40  # of a difference at most
+#: The table of all experiments.
+LIST = Shown("experiments", "docs/results.md", "", (), whole=False)
 
 
 class Pages:
@@ -47,44 +51,38 @@ class Pages:
     def result(self, name: str) -> Result:
         return read(self.results / f"{self.experiment(name).name}.json")
 
+    def shown(self) -> list[Shown]:
+        """Every table and file, the list of all experiments among them."""
+        experiments = self.experiments.values()
+        return [*(one for experiment in experiments for one in experiment.shown), LIST]
+
     def marked(self) -> dict[Path, list[str]]:
         """Names of the tables in every page that has some: Markdown files that git knows, or would."""
         found = {}
         for path in sorted(_markdown_files(self.root)):
-            names = re.findall(OPEN.format(r"([\w-]+)"), path.read_text(encoding="utf-8"))
+            names = re.findall(BEGIN, path.read_text(encoding="utf-8"))
             if names:
                 found[path] = names
         return found
 
-    def write(self, names: Iterable[str] | None = None) -> list[Path]:
-        """Every table and file as its result says it, or those of some experiments; the files that changed."""
-        wanted = None if names is None else set(names)
-        changed = []
-        for shown in all_shown(self.experiments.values()):
-            if wanted is None or wanted & set(shown.of):
+    def write(self) -> tuple[list[Path], list[str]]:
+        """Every table and file as its result says it: the files that changed, and why others could not be written."""
+        changed, problems = [], []
+        for shown in self.shown():
+            try:
                 changed += [self.root / shown.file] if self._write(shown) else []
-        for path in (path for path, tables in self.marked().items() if LIST in tables):
-            text = path.read_text(encoding="utf-8")
-            new = placed(text, LIST, self._list())
-            path.write_text(new, encoding="utf-8")
-            changed += [path] if new != text else []
-        return list(dict.fromkeys(changed))
+            except CommandError as error:
+                problems.append(f"{shown.file}: {_what(shown)}: {error}")
+        return list(dict.fromkeys(changed)), problems
 
     def problems(self) -> Iterator[str]:
         """Everything that is not as it should be, a sentence each; a difference is below its sentence."""
         yield from self._strays()
-        for shown in all_shown(self.experiments.values()):
+        for shown in self.shown():
             try:
                 yield from self._compare(shown)
             except CommandError as error:
                 yield f"{shown.file}: {_what(shown)}: {error}"
-        for path, tables in self.marked().items():
-            if LIST in tables:
-                text = path.read_text(encoding="utf-8")
-                new = placed(text, LIST, self._list())
-                if new != text:
-                    name = str(path.relative_to(self.root))
-                    yield f"{name}: the table {LIST} is not what the store holds: run `make tables`\n{_diff(name, text, new)}"
 
     def _strays(self) -> Iterator[str]:
         """Files, tables and markers without a partner."""
@@ -106,7 +104,7 @@ class Pages:
         for path in sorted(self.results.glob("*.json")):
             if path.stem not in self.experiments:
                 yield f"results/{path.name} has no experiment: write experiments/{path.stem}.yaml, or delete it"
-        shown = all_shown(self.experiments.values())
+        shown = self.shown()
         tables = [(one.name, self.root / one.file) for one in shown if not one.whole]
         for name in sorted({one.name for one in shown if [other.name for other in shown].count(one.name) > 1}):
             yield f"the table {name} is there twice: give each a name of its own"
@@ -115,7 +113,7 @@ class Pages:
                 where = path.relative_to(self.root)
                 if names.count(name) > 1:
                     yield f"{where}: the marker of the table {name} is there twice"
-                if (name, path) not in tables and name != LIST:
+                if (name, path) not in tables:
                     yield f"{where}: the marker {OPEN.format(name)} belongs to no experiment's table"
 
     def _write(self, shown: Shown) -> bool:
@@ -151,13 +149,12 @@ class Pages:
         return old, text.rstrip() + "\n" if shown.whole else placed(old, shown.name, text)
 
     def _rendered(self, shown: Shown) -> Any:
+        if shown is LIST:
+            return listing.markdown(self.experiments, self._results())
         return self._function(shown.by)(*(self.result(name).found for name in shown.of))
 
     def _digests(self, shown: Shown) -> str:
         return " ".join(self.result(name).digest() for name in shown.of)
-
-    def _list(self) -> str:
-        return listing.markdown(self.experiments.values(), self._results())
 
     def _results(self) -> Mapping[str, Result]:
         there = (name for name in self.experiments if (self.results / f"{name}.json").is_file())
@@ -210,12 +207,15 @@ def _what(shown: Shown) -> str:
 
 
 def _files(shown: Shown) -> str:
-    return ", ".join(f"benchmarks/results/{name}.json" for name in shown.of)
+    return ", ".join(f"benchmarks/results/{name}.json" for name in shown.of) or "benchmarks/experiments"
 
 
 def _diff(name: str, old: str, new: str) -> str:
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), name, "what the result says", lineterm="", n=0)
-    return "\n".join(f"    {line}" for line in lines)
+    lines = list(
+        difflib.unified_diff(old.splitlines(), new.splitlines(), name, "what the result says", lineterm="", n=0)
+    )
+    more = [f"... and {len(lines) - LINES} lines more"] if len(lines) > LINES else []
+    return "\n".join(f"    {line}" for line in [*lines[:LINES], *more])
 
 
 def _markdown_files(root: Path) -> Iterable[Path]:
