@@ -33,13 +33,16 @@ def run(
     """Run an experiment, keep its result, and write the tables that show it."""
     result = running.run(pages.experiment(name), pages.root, pages.results, again)
     terminal.note(f"kept: benchmarks/results/{name}.json" + (" (of a checkout with changes)" if result.dirty else ""))
-    _write()
+    for problem in _write():
+        terminal.note(problem)
 
 
 @app.command()
 def tables() -> None:
     """Write every table and picture from the results."""
-    _write()
+    problems = _write()
+    if problems:
+        raise terminal.CommandError("; ".join(problems))
 
 
 @app.command()
@@ -60,11 +63,11 @@ def names() -> None:
         print(f"{name:<32} {experiment.says}")
 
 
-def _write() -> None:
+def _write() -> list[str]:
+    """Why tables could not be written, if some could not."""
     changed, problems = pages.write()
     terminal.note(f"changed: {', '.join(str(path.relative_to(pages.root)) for path in changed) or 'nothing'}")
-    if problems:
-        raise terminal.CommandError("; ".join(problems))
+    return problems
 
 
 if __name__ == "__main__":

@@ -151,7 +151,11 @@ class Pages:
     def _rendered(self, shown: Shown) -> Any:
         if shown is LIST:
             return listing.markdown(self.experiments, self._results())
-        return self._function(shown.by)(*(self.result(name).found for name in shown.of))
+        function, found = self._function(shown.by), [self.result(name).found for name in shown.of]
+        try:
+            return function(*found)
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise CommandError(f"{shown.by} cannot make it of {_files(shown)}: {error!r}") from error
 
     def _digests(self, shown: Shown) -> str:
         return " ".join(self.result(name).digest() for name in shown.of)
@@ -196,10 +200,12 @@ def stamped(picture: bytes, text: str) -> bytes:
 
 def stamp(path: Path) -> str | None:
     """What a PNG says of it."""
-    if not path.is_file():
+    try:
+        with Image.open(path) as image:
+            said = image.info.get(STAMP)
+    except OSError:  # there is none, or it is broken
         return None
-    with Image.open(path) as image:
-        return image.info.get(STAMP)
+    return None if said is None else str(said)
 
 
 def _what(shown: Shown) -> str:

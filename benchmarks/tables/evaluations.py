@@ -59,7 +59,9 @@ def reference(*results: dict[str, Any]) -> str:
     """Accuracy of everything at three budgets, the models side by side."""
     budgets = (0.5, 0.25, 0.1)
     heads = [
-        f"{MODELS[found['model']]} {budgets[0]}" if not n else str(b) for found in results for n, b in _counted(budgets)
+        f"{MODELS[found['model']]} {budget}" if budget == budgets[0] else str(budget)
+        for found in results
+        for budget in budgets
     ]
     labels = _ordered({row["label"] for found in results for row in found["rows"]})
     rows = []
@@ -89,15 +91,16 @@ def systems(found: dict[str, Any]) -> str:
 
 def positions(*results: dict[str, Any]) -> str:
     """Accuracy with positions kept and renumbered, for each model in turn."""
+    found = [_by_method(result) for result in results]
+    shown = {"stride": "Stride", "random": "Random", "divprune": "DivPrune", "fastv": "FastV, layer 4"}
     rows = []
-    first = results[0]
-    for label in ("stride", "random", "divprune", "fastv(layer=4)"):
-        for budget in sorted({row["budget"] for row in first["rows"] if row["label"] == label}, reverse=True):
-            cells = (_row(found, label, budget) for found in results)
-            name = NAMES[label].strip("*")
+    for method, name in shown.items():
+        for budget in sorted({key[1] for key in found[0] if key[0] == method}, reverse=True):
+            cells = (one.get((method, budget)) for one in found)
             rows.append([name, str(budget), *("-" if row is None else _percent(row) for row in cells)])
-    words = ("keep", "renumber")
-    heads = [f"{MODELS[found['model']]} {words[0]}" if n % 2 == 0 else words[1] for n, found in _counted(results)]
+    heads = []
+    for result, kept in zip(results, ("keep", "renumber") * len(results)):
+        heads.append(f"{MODELS[result['model']]} {kept}" if kept == "keep" else kept)
     return table(["", "budget", *heads], rows)
 
 
@@ -161,6 +164,11 @@ def _at(found: dict[str, Any], label: str, budgets: Sequence[float]) -> list[str
     return ["-" if row is None else _percent(row) for row in rows]
 
 
+def _by_method(found: dict[str, Any]) -> dict[tuple[str, float], dict[str, Any]]:
+    """Rows by name of the method and budget: labels say how positions are numbered, too."""
+    return {(row["method"]["method"], row["budget"]): row for row in found["rows"] if row["method"] is not None}
+
+
 def _row(found: dict[str, Any], label: str, budget: float | None) -> dict[str, Any] | None:
     rows = [row for row in found["rows"] if row["label"] == label and row["budget"] == budget]
     return rows[0] if rows else None
@@ -168,7 +176,3 @@ def _row(found: dict[str, Any], label: str, budget: float | None) -> dict[str, A
 
 def _percent(row: dict[str, Any]) -> str:
     return f"{100 * row['accuracy']['value']:.1f}"
-
-
-def _counted(items: Sequence[Any]) -> list[tuple[int, Any]]:
-    return list(enumerate(items))

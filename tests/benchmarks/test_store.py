@@ -311,6 +311,10 @@ def no_module(root: Path) -> None:
     redo(root, "shown:table", "hidden:table")
 
 
+def other_shape(root: Path) -> None:
+    change(root / "benchmarks" / "results" / "counts.json", '"n": 7', '"m": 7')
+
+
 def old_schema(root: Path) -> None:
     change(root / "benchmarks" / "results" / "counts.json", '"schema": 1', '"schema": 0')
 
@@ -340,6 +344,10 @@ def half_result(root: Path) -> None:
         (twice, "page.md: the marker of the table counts is there twice"),
         (no_function, "page.md: the table counts: benchmarks/tables/shown.py has no function nothing"),
         (no_module, "page.md: the table counts: there is no file benchmarks/tables/hidden.py"),
+        (
+            other_shape,
+            "page.md: the table counts: shown:table cannot make it of benchmarks/results/counts.json: KeyError('n')",
+        ),
         (old_schema, "results/counts.json is no result of schema 1"),
         (half_result, "results/counts.json is no whole result (seed)"),
     ],
@@ -394,6 +402,9 @@ def test_a_picture_says_what_it_was_drawn_from(root: Path) -> None:
     with Image.open(root / "red.png") as image:
         assert image.getpixel((0, 0)) == (7, 0, 0)
     assert problems(root) == []
+    (root / "red.png").write_bytes(b"no picture")
+    assert "red.png was not drawn from benchmarks/results/counts.json: run `make tables`" in problems(root)
+    assert run(root).digest() == stamp(root / "red.png")
     spoil_result(root)
     assert "red.png was not drawn from benchmarks/results/counts.json: run `make tables`" in problems(root)
 
