@@ -3,6 +3,7 @@
     python benchmarks/store.py run NAME      # run an experiment, keep its result, write its tables
     python benchmarks/store.py tables        # write every table and picture from the results
     python benchmarks/store.py check         # fail if one of them is not what its result says
+    python benchmarks/store.py adopt NAME FILE   # keep a result that was measured outside of the store
     python benchmarks/store.py list
 
 ``make result NAME=...``, ``make tables`` and ``make results-check`` do the first three. See docs/results.md.
@@ -33,6 +34,17 @@ def run(
     """Run an experiment, keep its result, and write the tables that show it."""
     result = running.run(pages.experiment(name), pages.root, pages.results, again)
     terminal.note(f"kept: benchmarks/results/{name}.json" + (" (of a checkout with changes)" if result.dirty else ""))
+    for problem in _write():
+        terminal.note(problem)
+
+
+@app.command()
+def adopt(
+    name: Annotated[str, typer.Argument(help="Of the experiment.")],
+    file: Annotated[Path, typer.Argument(help="The JSON that its command wrote.")],
+) -> None:
+    """Keep a result that was measured outside of the store, with what its JSON says of how; the rest is null."""
+    running.adopt(pages.experiment(name), pages.root, pages.results, file)
     for problem in _write():
         terminal.note(problem)
 

@@ -59,6 +59,38 @@ def run(experiment: Experiment, root: Path, results: Path, again: bool) -> Resul
     return result
 
 
+def adopt(experiment: Experiment, root: Path, results: Path, file: Path) -> Result:
+    """A result that was measured outside of the store, written; what its JSON does not say of how is None.
+
+    Its commit is the one that brought the file, if any did.
+    """
+    found = _read(file, f"what {file} holds")
+    commit, date = surroundings.brought(root, file)
+    versions, machine = (_said(found, key) for key in ("versions", "machine"))
+    result = Result(
+        experiment=experiment.name,
+        command=experiment.run,
+        seed=experiment.seed,
+        date=date,
+        seconds=None,
+        commit=commit,
+        dirty=None,
+        versions=dict.fromkeys(surroundings.versions(experiment.needs)) | versions,
+        machine=machine,
+        methods=methods_in(found),
+        found=found,
+    )
+    result.write(results / f"{experiment.name}.json")
+    return result
+
+
+def _said(found: Any, key: str) -> dict[str, Any]:
+    """What a JSON says of its versions or machine, at its top or a level below."""
+    places = [found, *found.values()] if isinstance(found, dict) else []
+    said = (place[key] for place in places if isinstance(place, dict) and isinstance(place.get(key), dict))
+    return next(said, {})
+
+
 def _begin(experiment: Experiment, root: Path, work: Path, again: bool) -> dict[str, Any]:
     """What is noted of a run when it begins: it goes on under the same code only."""
     commit, dirty = surroundings.commit(root)
@@ -108,15 +140,19 @@ def _command(experiment: Experiment, root: Path, work: Path) -> None:
 
 
 def _found(experiment: Experiment, work: Path) -> Any:
+    if not (work / OUT).is_file():
+        raise CommandError(f"{experiment.name} ended, but wrote no {OUT}: its command has to name {{out}}")
+    return _read(work / OUT, f"what {experiment.name} left")
+
+
+def _read(path: Path, what: str) -> Any:
     def refuse(word: str) -> None:
         raise ValueError(f"{word} is not JSON")
 
     try:
-        return json.loads((work / OUT).read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise CommandError(f"{experiment.name} ended, but wrote no {OUT}: its command has to name {{out}}") from None
-    except ValueError as error:
-        raise CommandError(f"what {experiment.name} left is no JSON: {error}") from None
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{what} is no JSON: {error}") from None
 
 
 def _relative(path: Path, root: Path) -> Path:

@@ -46,6 +46,13 @@ def commit(root: Path) -> tuple[str | None, bool | None]:
     return head.strip(), bool(_git(root, "status", "--porcelain", "--", *CODE))
 
 
+def brought(root: Path, file: Path) -> tuple[str | None, str | None]:
+    """The commit that brought a file as it is, and its date."""
+    said = _git(root, "log", "-1", "--format=%H %cs", "--", str(file.resolve()))
+    commit, _, date = (said or "").strip().partition(" ")
+    return commit or None, date or None
+
+
 def _git(root: Path, *words: str) -> str | None:
     try:
         return subprocess.run(["git", "-C", str(root), *words], check=True, capture_output=True, text=True).stdout

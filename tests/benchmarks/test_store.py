@@ -189,6 +189,28 @@ def test_what_is_printed_is_the_result_where_nothing_is_named(root: Path) -> Non
     assert run(root).found["n"] == 7
 
 
+def test_what_was_measured_elsewhere_says_no_more_than_it_knows(root: Path) -> None:
+    git(root, "init", "-q")
+    (root / "found.json").write_text(
+        json.dumps({"n": 9, "settings": {"versions": {"torch": "2.6"}, "machine": {"cores": 4}}})
+    )
+    pages = Pages(root)
+    unknown = running.adopt(pages.experiment("counts"), root, pages.results, root / "found.json")
+    assert (unknown.commit, unknown.date, unknown.dirty, unknown.seconds) == (None,) * 4
+    assert unknown.versions == {"python": None, "foveate": None, "torch": "2.6", "transformers": None}
+    assert unknown.machine == {"cores": 4}
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "one")
+    known = running.adopt(pages.experiment("counts"), root, pages.results, root / "found.json")
+    assert known.commit == git(root, "rev-parse", "HEAD")
+    assert pages.write()[1] == []
+    assert "| 9 |" in (root / "page.md").read_text()
+    assert problems(root) == []
+    (root / "found.json").write_text("{")
+    with pytest.raises(CommandError, match="is no JSON"):
+        running.adopt(pages.experiment("counts"), root, pages.results, root / "found.json")
+
+
 FAILS_FIRST = """\
 import json, os, pathlib, signal, sys
 
