@@ -11,6 +11,9 @@
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make bench          `foveate bench` on a small shape, then the other benchmarks
+#   make result NAME=x  run the experiment benchmarks/experiments/x.yaml, keep its result, write the tables that show it
+#   make tables         write every table of README and docs from benchmarks/results
+#   make results-check  fail if one of them is not what its result says
 #   make venv           the development environment, .venv
 #   make clean          remove all of it
 
@@ -22,7 +25,8 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test bench result tables \
+	results-check venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -62,6 +66,15 @@ wheel-test: .venv-wheel/.stamp
 bench: .venv/.stamp
 	.venv/bin/foveate bench --out bench.json --plot bench.png --table bench.md
 	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
+
+result: .venv/.stamp
+	.venv/bin/python benchmarks/store.py run $(or $(NAME),$(error say NAME=..., one of benchmarks/experiments))
+
+tables: .venv/.stamp
+	.venv/bin/python benchmarks/store.py tables
+
+results-check: .venv/.stamp
+	.venv/bin/python benchmarks/store.py check
 
 venv: .venv/.stamp
 

@@ -95,6 +95,7 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
         "runs": {
             label: [
                 {
+                    "method": row["method"],
                     "budget": row["budget"] or 1.0,
                     "tokens": row["spent"]["tokens"],
                     "flops": row["spent"]["flops"],
@@ -149,8 +150,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="folder for adapters and answers; default: a temporary one")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/adsc_training.json"))
-    parser.add_argument("--markdown", type=Path, default=Path("benchmarks/adsc_training.md"))
+    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(options.threads)
@@ -187,10 +187,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
             found["models"][name] = study(name, (options.work or Path(temporary)) / name, recipe, options)
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
-    text = markdown(found)
-    options.markdown.write_text(text)
-    print(text)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(markdown(found))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/fidelity_ranks.py [qwen2_5_vl | llava ...]
 
-reads what is committed: `foveate eval --fidelity` (docs/results/fidelity) and `foveate eval` on other questions
-(docs/results/reference; methods that are not in there: docs/results/systems).
+reads what is committed: `foveate eval --fidelity` (docs/results/fidelity) and, of the store, `foveate eval` on other questions
+(`reference-MODEL`; methods that are not in there: `systems-tokens-MODEL`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+HERE = Path(__file__).parent
 
 
 def rows(path: Path) -> dict[tuple[str, float], dict[str, Any]]:
     """Those at a budget, by label and budget."""
-    found = json.loads(path.read_text())["rows"]
-    return {(row["label"], row["budget"]): row for row in found if row["budget"] is not None}
+    data = json.loads(path.read_text())
+    found = data.get("found", data)  # of the store, or of `foveate eval` itself
+    return {(row["label"], row["budget"]): row for row in found["rows"] if row["budget"] is not None}
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -31,9 +32,9 @@ def spearman(one: list[float], other: list[float]) -> float:
 
 def main() -> None:
     for model in sys.argv[1:] or ["qwen2_5_vl", "llava"]:
-        accuracy = rows(RESULTS / "systems" / model / "tokens" / "results.json")
-        accuracy |= rows(RESULTS / "reference" / model / "results.json")
-        heard = rows(RESULTS / "fidelity" / model / "results.json")
+        accuracy = rows(HERE / "results" / f"systems-tokens-{model}.json")
+        accuracy |= rows(HERE / "results" / f"reference-{model}.json")
+        heard = rows(HERE.parent / "docs" / "results" / "fidelity" / model / "results.json")
         for budget in sorted({budget for _, budget in heard}, reverse=True):
             known = [key for key in heard if key[1] == budget and key in accuracy]
             known.sort(key=lambda key: heard[key]["kl"]["value"])

@@ -1,7 +1,7 @@
 """What each choice of IPCV does to the reference models: depth, stabilised blocks, neighbours, scope, share, controls.
 
     python benchmarks/ipcv_choices.py [--per-task 12] [--split validation] [--seed 0] [--reference NAME ...]
-                                      [--json FILE] [--markdown FILE]
+                                      [--json FILE]
 
 Every variant answers the same questions as the stock model. *Agrees* is the share of questions that it judges as the stock
 model does (right stays right, wrong stays wrong), which says more than the accuracy where questions are few. FLOPs are those
@@ -29,6 +29,8 @@ from foveate.evaluation.batches import grouped
 from foveate.evaluation.subject import Subject, load
 from foveate.reference.data import samples
 from foveate.reference.vocabulary import TASKS
+
+from tables import ipcv as tables
 
 
 @dataclass(frozen=True)
@@ -153,49 +155,6 @@ def authors_shape(patches: int = 5120, blocks: int = 32, width: int = 1280) -> l
     return found
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The tables of docs/methods/ipcv.md."""
-    lines = []
-    for name, found in results["references"].items():
-        lines += [
-            f"### `{name}`",
-            "",
-            f"{found['questions']} questions of the {results['split']} split; the stock model answers "
-            f"{found['dense']:.1%} of them. In percent of the stock model's:",
-            "",
-            "| | block | stabilise | right answers | agrees | tower FLOPs | all FLOPs |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-        ]
-        for group, members in found["groups"].items():
-            lines.append(f"| **{group}** | | | | | | |")
-            for member in members:
-                row = found["variants"][member]
-                figures = (f"{row[key]:.1%}" for key in ("of_dense", "agrees", "tower_flops", "flops"))
-                block, stabilise = row["depths"]
-                lines.append(f"| {_short(row['options'])} | {block} | {stabilise} | {' | '.join(figures)} |")
-        lines.append("")
-    lines += [
-        "### The authors' encoder, by formula",
-        "",
-        "| keep | queries of kept patches | queries of all |",
-        "|---:|---:|---:|",
-    ]
-    lines += [f"| {row['keep']} | {row['flops']:.2f} | {row['all_queries']:.2f} |" for row in results["authors_shape"]]
-    return "\n".join(lines) + "\n"
-
-
-def _short(options: dict[str, Any]) -> str:
-    """The name, and what is no default (but for the depths, which have columns of their own)."""
-    usual = IPCV().to_json()
-    apart = [f"{k}={v}" for k, v in options.items() if k not in ("method", "block", "stabilise") and v != usual[k]]
-    names = {
-        "ipcv": "IPCV",
-        "randomchoice": "random patches",
-        "frozen": "frozen, not reconstructed",
-    }
-    return ", ".join([names[options["method"]], *apart])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-task", type=int, default=12)
@@ -203,7 +162,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reference", action="append", choices=("qwen2_5_vl", "llava"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     results = {
         "split": given.split,
@@ -223,10 +181,9 @@ def main() -> None:
     }
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")
-    text = markdown(results)
-    if given.markdown:
-        given.markdown.write_text(text)
-    print("\n" + text)
+    for name in results["references"]:
+        print(f"\n{name}: {tables.choices(results, name)}")
+    print(f"\n{tables.encoder(results)}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """The choices that LUVC's paper leaves open, measured: every variant on the reference models, at one share of the LLM's FLOPs.
 
-    python benchmarks/luvc_choices.py --reference qwen2_5_vl --per-task 15 --out benchmarks/luvc_choices.json
-    python benchmarks/luvc_choices.py --table --out benchmarks/luvc_choices.json
+    python benchmarks/luvc_choices.py [--reference qwen2_5_vl] [--per-task 15] [--group NAME] [--out FILE]
 
 The dial of each variant is set so that the prefill of the language model costs ``--budget`` of what it costs the stock
 model; then it answers questions of the validation split. Variants that are in the file already are not measured again
-(``--again`` forgets them). ``--table`` prints the Markdown of the file.
+(``--again`` forgets them).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,8 @@ from foveate.evaluation.subject import Subject, load
 from foveate.ops import select
 from foveate.reference.data import Sample, samples
 from foveate.reference.vocabulary import TASKS
+
+from tables import luvc as tables
 
 
 @dataclass(frozen=True)
@@ -189,14 +189,13 @@ def measure(subject: Subject, asked: Sequence[Sample], method: Method | None) ->
     }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure what the file lacks."""
+def run(reference: str, found: dict[str, Any], args: argparse.Namespace) -> None:
+    """Measure what the file lacks of a model."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() and not args.again else {}
-    subject = load(args.reference, None)
+    subject = load(reference, None)
     asked = samples(args.split, tasks=TASKS, per_task=args.per_task, seed=args.seed)
     groups = probes(asked, 2)
-    key = f"{args.reference} {args.split} per_task={args.per_task} seed={args.seed} budget={args.budget}"
+    key = f"{reference} {args.split} per_task={args.per_task} seed={args.seed} budget={args.budget}"
     table = found.setdefault(key, {"digest": subject.digest, "torch": torch.__version__, "rows": {}})
     if table["digest"] != subject.digest:
         raise SystemExit(f"{args.out} has results of other weights: say --again to forget them")
@@ -217,32 +216,9 @@ def run(args: argparse.Namespace) -> None:
             args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The tables of a file."""
-    lines = []
-    for key, table in found.items():
-        stock = table["rows"]["stock"]
-        n, dense = stock["n"], stock["accuracy"]
-        error = math.sqrt(dense * (1 - dense) / n)
-        lines += [f"**{key}**: stock model {dense:.1%} of {n} questions (standard error {error:.1%})", ""]
-        for group in dict.fromkeys(row["group"] for row in table["rows"].values() if row["group"] != "stock"):
-            lines += [
-                f"| {group} | accuracy | of stock | LLM FLOPs | tower FLOPs | mean tokens |",
-                "|---|---:|---:|---:|---:|---:|",
-            ]
-            for row in (row for row in table["rows"].values() if row["group"] == group):
-                note = "" if row["reachable"] else " (budget out of reach)"
-                lines.append(
-                    f"| {row['name']}{note} | {row['accuracy']:.1%} | {row['accuracy'] / dense:.1%} | {row['prefill']:.2f} | "
-                    f"{row['tower']:.2f} | {row['tokens']:.2f} |"
-                )
-            lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", default="qwen2_5_vl", choices=("qwen2_5_vl", "llava"))
+    parser.add_argument("--reference", action="append", choices=("qwen2_5_vl", "llava"), help="default: both")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--per-task", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
@@ -250,12 +226,11 @@ def main() -> None:
     parser.add_argument("--group", help="only variants of which `table: name` contains this")
     parser.add_argument("--out", type=Path, default=Path("luvc_choices.json"))
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if args.table:
-        print(markdown(json.loads(args.out.read_text())))
-    else:
-        run(args)
+    found = json.loads(args.out.read_text()) if args.out.exists() and not args.again else {}
+    for reference in args.reference or ("qwen2_5_vl", "llava"):
+        run(reference, found, args)
+    print(tables.choices(found))
 
 
 if __name__ == "__main__":

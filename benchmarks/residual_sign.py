@@ -1,12 +1,13 @@
 """Which end of V2Drop's score is redundant? Keep the tokens that a layer changed most, then those it changed least.
 
-    python benchmarks/residual_sign.py
+    python benchmarks/residual_sign.py [--json FILE]
 
 Validation split, ten questions of each core task; the answer is in docs/reference-benchmark.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ class Reversed(V2Drop):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
     samples = reference.samples("validation", tasks=reference.CORE, per_task=10)
     rows = []
     for name in reference.ARCHITECTURES:
@@ -38,12 +42,13 @@ def main() -> None:
                 for group in grouped(samples):
                     words, _ = answer(subject, subject.preparation.batch(group), method)
                     right += sum(word == sample.answer for word, sample in zip(words, group))
-                row = {"model": name, "layer": layer, "keep": keep, "kept": "least changed"}
+                row = {"model": name, "layer": layer, "keep": keep, "kept": "least changed", "questions": len(samples)}
                 if not isinstance(method, Reversed):
                     row["kept"] = "most changed"
-                rows.append(row | {"accuracy": round(right / len(samples), 3)})
+                rows.append(row | {"accuracy": round(right / len(samples), 3), "method": method.to_json()})
                 print(rows[-1])
-    Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

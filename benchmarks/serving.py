@@ -1,6 +1,6 @@
 """What methods are worth under load: a real server, a real client over loopback, stock and methods in one run.
 
-    python benchmarks/serving.py [--requests 24] [--image 448] [--json benchmarks/serving.json]
+    python benchmarks/serving.py [--requests 24] [--image 448] [--json FILE]
 
 A Qwen2.5-VL with random weights, large enough that its language model dominates, is served by `foveate serve` with each method
 and by `vllm serve` without; a client keeps 1, 8 and 32 requests open, each with an image of its own. TTFT is the time to the
@@ -36,6 +36,8 @@ from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForCondition
 
 from foveate import ADSC, IPCV, LUVC, Method, Random, reference
 from foveate.bench.result import machine
+
+from tables import speed as tables
 
 METHODS: dict[str, Method | None] = {
     "stock": None,
@@ -155,39 +157,13 @@ async def load(port: int, concurrency: int, images: list[str]) -> dict[str, floa
     return {"requests_per_second": len(images) / seconds, "ttft": statistics.median(first), "kv": await watching}
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """One row for each method: over stock, requests a second (more is better), time to the first token, KV (less is better)."""
-    settings, stock, most = found["settings"], found["methods"]["stock"], CONCURRENCY[-1]
-    lines = [
-        f"`{settings['command']}`: {settings['shape']}, {settings['machine']['cpu']}, {settings['machine']['threads']} threads."
-    ]
-    lines += [
-        "",
-        "| method | " + " | ".join(f"requests/s at {n} | TTFT at {n}" for n in CONCURRENCY) + f" | KV at {most} |",
-    ]
-    lines.append("|---|" + "---:|" * (2 * len(CONCURRENCY) + 1))
-    for name, rows in found["methods"].items():
-        cells = []
-        for n in map(str, CONCURRENCY):
-            ours, theirs = rows[n], stock[n]
-            if name == "stock":
-                cells += [f"{ours['requests_per_second']:.2f}", f"{ours['ttft']:.2f} s"]
-            else:
-                cells.append(f"{ours['requests_per_second'] / theirs['requests_per_second']:.2f}x")
-                cells.append(f"{ours['ttft'] / theirs['ttft']:.2f}x")
-        used = rows[str(most)]["kv"]
-        cells.append(f"{used:.1%}" if name == "stock" else f"{used / stock[str(most)]['kv']:.2f}x")
-        lines.append(f"| {'stock' if name == 'stock' else f'`{name}`'} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--image", type=int, default=448, help="pixels a side")
     parser.add_argument("--requests", type=int, default=24, help="at 8 open requests; a third of it at 1, twice at 32")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/serving.json"))
+    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     threads = os.cpu_count() or 1
     options.environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "WARNING"}
@@ -215,9 +191,11 @@ def main() -> None:
         "shape": f"{options.layers} layers of {options.width}, fp32, {int(grid.prod()) // 4} visual tokens, {NEW} new ones",
         "machine": {**machine(torch.device("cpu")), "threads": threads, "vllm": vllm.__version__},
         "requests": counts,
+        "options": {name: method.to_json() for name, method in METHODS.items() if method is not None},
     }
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
-    print(markdown(found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(tables.serving(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What LUVC, IPCV and ADSC save: time of prefill, vision tower and decoding, KV cache, peak memory; and how near the ideal.
 
-    python benchmarks/systems.py [--json FILE] [--markdown FILE] [--images 1 --images 4] [--pairs 5] [--threads 2]
+    python benchmarks/systems.py [--json FILE] [--images 1 --images 4] [--pairs 5] [--threads 2]
 
 A Qwen2.5-VL with random weights, fp32; every image has ``--visual`` tokens. Stock and compressed runs alternate in one
 process, and every figure is the median of the ratios of neighbours. The ideal time of the language model is the sum over its
@@ -28,6 +28,8 @@ from foveate.bench import shapes
 from foveate.bench.measure import timed
 from foveate.bench.result import machine
 from foveate.bench.workload import Shaped
+
+from tables import speed as tables
 
 NEW = 9  # tokens that are generated
 CPU = torch.device("cpu")
@@ -121,30 +123,9 @@ def resident(name: str) -> int:
     return 1024 * int(status.partition(f"{name}:")[2].split()[0])
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """A table for each number of images."""
-    lines = []
-    for rows in found["runs"]:
-        lines += [
-            f"{rows['visual']} visual tokens ({rows['images']} images), {found['machine']['threads']} threads:",
-            "",
-            "| | FLOPs left | KV left | tower | prefill | of the ideal | first token | decoding | peak memory |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        for name, row in rows["cases"].items():
-            ratio = row["ratios"]
-            lines.append(
-                f"| `{name}` | {row['flops']:.0%} | {row['kv']:.0%} | {ratio['tower']:.2f}x | {ratio['prefill']:.2f}x | "
-                f"{ratio['prefill_of_ideal']:.2f} | {ratio['first']:.2f}x | {ratio['decode']:.2f}x | {row['peak']:.0%} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--images", type=int, action="append", help="how many, repeatable; default: 1")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--width", type=int, default=1024)
@@ -175,10 +156,7 @@ def main() -> None:
     found = {"machine": machine(CPU), "shape": shape, "runs": runs}
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
-    text = markdown(found)
-    if options.markdown:
-        options.markdown.write_text(text)
-    print(text)
+    print(tables.systems(found))
 
 
 if __name__ == "__main__":

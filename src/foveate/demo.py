@@ -199,6 +199,7 @@ def to_json(demo: Demo, page: Path) -> dict[str, Any]:
             }
             for row in demo.rows
         ],
+        "keep": demo.keep,
         "visual_tokens": demo.visual_tokens,
         "dense": {"right": demo.dense_right, "accuracy": demo.dense_right / len(demo.rows)},
         "methods": [

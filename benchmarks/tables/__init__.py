@@ -1,0 +1,1 @@
+"""Tables of README and docs: functions from what experiments found to Markdown."""

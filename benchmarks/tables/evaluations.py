@@ -1,0 +1,178 @@
+"""Tables, pages and pictures of what ``foveate eval`` found."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from foveate.evaluation import report
+from foveate.evaluation.plan import Missed
+from foveate.evaluation.protocol import Evaluation, Request
+from foveate.evaluation.results import Row, Spent
+from foveate.evaluation.statistics import Paired, Share
+
+from tables.cells import MODELS, table
+
+#: How a table calls what a report calls by its label; controls and bounds are in italics.
+NAMES = {
+    "dense": "dense",
+    "oracle": "*oracle*",
+    "luvc": "LUVC",
+    "spu": "SPU (LUVC's pruner)",
+    "adsc": "ADSC, untrained",
+    "ipcv+adsc": "IPCV + ADSC",
+    "divprune": "DivPrune",
+    "visionzip": "VisionZip",
+    "tome": "ToMe",
+    "fastv(layer=4)": "FastV, layer 4",
+    "fastv": "FastV, layer 2",
+    "vtw": "VTW",
+    "v2drop": "V2Drop",
+    "random": "*Random*",
+    "stride": "*Stride*",
+    "downsample": "*Downsample*",
+    "antioracle": "*anti-oracle* (questions with evidence)",
+    "blind": "*blind*",
+}
+#: Options of `foveate eval` that a `Request` calls otherwise.
+FIELDS = {"method": "methods", "option": "options", "method-json": "described", "budget": "budgets", "task": "tasks"}
+
+
+def page(found: dict[str, Any]) -> str:
+    """The report as ``foveate eval`` writes it."""
+    return report.markdown(evaluation(found))
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """The curve as ``foveate eval`` draws it."""
+    with tempfile.TemporaryDirectory() as folder:
+        read = evaluation(found)
+        report.write(replace(read, request=replace(read.request, out=Path(folder))))
+        return (Path(folder) / report.CURVE).read_bytes()
+
+
+def reference(*results: dict[str, Any]) -> str:
+    """Accuracy of everything at three budgets, the models side by side."""
+    budgets = (0.5, 0.25, 0.1)
+    heads = [
+        f"{MODELS[found['model']]} {budget}" if budget == budgets[0] else str(budget)
+        for found in results
+        for budget in budgets
+    ]
+    labels = _ordered({row["label"] for found in results for row in found["rows"]})
+    rows = []
+    for label in labels:
+        cells = [NAMES.get(label, label)]
+        for found in results:
+            cells += _at(found, label, budgets)
+        rows.append(cells)
+    return table(["", *heads], rows)
+
+
+def systems(found: dict[str, Any]) -> str:
+    """Accuracy at every budget, in brackets the FLOPs that were really spent."""
+    rows = found["rows"]
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+    lines = []
+    for label in _ordered({row["label"] for row in rows if row["budget"] is not None}):
+        cells = [NAMES.get(label, label)]
+        for budget in budgets:
+            row = _row(found, label, budget)
+            cells.append("-" if row is None else f"{_percent(row)} ({row['spent']['flops']:.2f})")
+        lines.append(cells)
+    dense = next(row for row in rows if row["label"] == "dense")
+    head = f"**{MODELS[found['model']]}**, dense {_percent(dense)}:\n\n"
+    return head + table(["", *map(str, budgets)], lines)
+
+
+def positions(*results: dict[str, Any]) -> str:
+    """Accuracy with positions kept and renumbered, for each model in turn."""
+    found = [_by_method(result) for result in results]
+    shown = {"stride": "Stride", "random": "Random", "divprune": "DivPrune", "fastv": "FastV, layer 4"}
+    rows = []
+    for method, name in shown.items():
+        for budget in sorted({key[1] for key in found[0] if key[0] == method}, reverse=True):
+            cells = (one.get((method, budget)) for one in found)
+            rows.append([name, str(budget), *("-" if row is None else _percent(row) for row in cells)])
+    heads = []
+    for result, kept in zip(results, ("keep", "renumber") * len(results)):
+        heads.append(f"{MODELS[result['model']]} {kept}" if kept == "keep" else kept)
+    return table(["", "budget", *heads], rows)
+
+
+def evaluation(found: dict[str, Any]) -> Evaluation:
+    """What `foveate.evaluation.report.to_json` made plain, as it was."""
+    known = ("command", "model", "seeds", "by", "questions", "rows", "out_of_reach", "notes")
+    return Evaluation(
+        request=request(found["command"]),
+        model=found["model"],
+        identity={key: value for key, value in found.items() if key not in known},
+        rows=tuple(map(_read_row, found["rows"])),
+        missed=tuple(Missed(**missed) for missed in found["out_of_reach"]),
+        notes=tuple(found["notes"]),
+    )
+
+
+def request(command: str) -> Request:
+    """What a command asked for; `foveate.evaluation.report.command` the other way round."""
+    hints, given = get_type_hints(Request), dict[str, Any]()
+    words = iter(shlex.split(command)[2:])
+    for word in words:
+        name = word.removeprefix("--")
+        field = FIELDS.get(name, "seeds" if name == "seed" else name.replace("-", "_"))
+        kind = hints[field]
+        if kind is bool:
+            given[field] = True
+        elif get_origin(kind) is tuple:
+            given[field] = (*given.get(field, ()), get_args(kind)[0](next(words)))
+        else:
+            given[field] = (kind if isinstance(kind, type) else get_args(kind)[0])(next(words))
+    return Request(Path(), **given)
+
+
+def _read_row(row: dict[str, Any]) -> Row:
+    shares = {key: None if row[key] is None else Share(**row[key]) for key in ("retention", "group_a", "group_b")}
+    return Row(
+        **{
+            **row,
+            **shares,
+            "accuracy": Share(**row["accuracy"]),
+            "paired": Paired(**row["paired"]),
+            "spent": Spent(**row["spent"]),
+            "chance": tuple(row["chance"]),
+            "tasks": {task: Share(**share) for task, share in row["tasks"].items()},
+            "seeds": {int(seed): value for seed, value in row["seeds"].items()},
+        }
+    )
+
+
+def _ordered(labels: set[str]) -> list[str]:
+    """As in `NAMES`; what that does not know comes last."""
+    return [*(name for name in NAMES if name in labels), *sorted(labels - set(NAMES))]
+
+
+def _at(found: dict[str, Any], label: str, budgets: Sequence[float]) -> list[str]:
+    """Cells of a label; what has no budget has one cell."""
+    plain = _row(found, label, None)
+    if plain is not None:
+        return [_percent(plain), *[""] * (len(budgets) - 1)]
+    rows = [_row(found, label, budget) for budget in budgets]
+    return ["-" if row is None else _percent(row) for row in rows]
+
+
+def _by_method(found: dict[str, Any]) -> dict[tuple[str, float], dict[str, Any]]:
+    """Rows by name of the method and budget: labels say how positions are numbered, too."""
+    return {(row["method"]["method"], row["budget"]): row for row in found["rows"] if row["method"] is not None}
+
+
+def _row(found: dict[str, Any], label: str, budget: float | None) -> dict[str, Any] | None:
+    rows = [row for row in found["rows"] if row["label"] == label and row["budget"] == budget]
+    return rows[0] if rows else None
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']['value']:.1f}"

@@ -1,0 +1,71 @@
+"""Tables of what was timed: `overhead.py`, `systems.py`, `serving.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tables.cells import table
+
+OVERHEAD = {
+    "keep = 1": "nothing removed, three sites",
+    "keep = 0.5 before layer 0": "half of the tokens before layer 0",
+    "keep = 0.5 at 1/3 and 2/3 of the depth": "half at 1/3 and again at 2/3 of the depth",
+}
+
+
+def overhead(found: dict[str, Any]) -> str:
+    """What the hooks cost, and how much of the ideal arrives."""
+    rows = []
+    for name, case in found["cases"].items():
+        low, high = case["speed_up_quartiles"]
+        speed = f"{case['speed_up']:.2f} ({low:.2f} to {high:.2f})"
+        rows.append((OVERHEAD[name], speed, f"{case['ideal_speed_up']:.2f}", f"{case['realised_over_ideal']:.2f}"))
+    return table(("`Stride`", "speed-up of a forward", "by its FLOPs", "realised / ideal"), rows)
+
+
+def systems(found: dict[str, Any]) -> str:
+    """A table for each number of images."""
+    heads = ("", "FLOPs left", "KV left", "tower", "prefill", "of the ideal", "first token", "decoding", "peak memory")
+    parts = []
+    for run in found["runs"]:
+        rows = []
+        for name, row in run["cases"].items():
+            ratio = row["ratios"]
+            times = [f"{ratio[key]:.2f}x" for key in ("tower", "prefill", "first", "decode")]
+            times.insert(2, f"{ratio['prefill_of_ideal']:.2f}")
+            rows.append((f"`{name}`", f"{row['flops']:.0%}", f"{row['kv']:.0%}", *times, f"{row['peak']:.0%}"))
+        images = "1 image" if run["images"] == 1 else f"{run['images']} images"
+        head = f"{run['visual']} visual tokens ({images}), {found['machine']['threads']} threads:"
+        parts += [head, table(heads, rows)]
+    return "\n\n".join(parts)
+
+
+def serving(found: dict[str, Any]) -> str:
+    """A row for each method: over stock, requests a second (more is better), time to the first token (less is better)."""
+    stock = found["methods"]["stock"]
+    heads = [head for n in stock for head in (f"requests/s at {n}", f"TTFT at {n}")]
+    most = next(reversed(stock))
+    if told := "kv" in stock[most]:  # the share of the cache in use at the peak; less is better
+        heads.append(f"KV at {most}")
+    rows = []
+    for name, loads in found["methods"].items():
+        cells = ["stock" if name == "stock" else f"`{name}`"]
+        for n, load in loads.items():
+            if name == "stock":
+                cells += [f"{load['requests_per_second']:.2f}", f"{load['ttft']:.2f} s"]
+            else:
+                cells += [f"{load[key] / stock[n][key]:.2f}x" for key in ("requests_per_second", "ttft")]
+        if told:
+            used = loads[most]["kv"]
+            cells.append(f"{used:.1%}" if name == "stock" else f"{used / stock[most]['kv']:.2f}x")
+        rows.append(cells)
+    return table(["method", *heads], rows)
+
+
+def serving_gain(found: dict[str, Any]) -> str:
+    """The smallest and the largest gain in requests per second."""
+    methods = dict(found["methods"])
+    stock = methods.pop("stock")
+    key = "requests_per_second"
+    gains = [load[key] / stock[n][key] for loads in methods.values() for n, load in loads.items()]
+    return f"{min(gains):.1f} to {max(gains):.1f}"
