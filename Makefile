@@ -8,6 +8,8 @@
 #   make test-oldest    `make test` on the oldest transformers that is supported
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
+#   make site           the documentation as a website, in build/site; make site-serve shows it while you write
+#   make docs-check     what CI asks of it: a strict build (dead links fail) that loads nothing from elsewhere
 #   make bench          the benchmarks
 #   make venv           the development environment, .venv
 #   make clean          remove all of it
@@ -20,7 +22,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-vllm lint test-oldest wheel-test bench venv clean
+.PHONY: demo test test-families test-vllm lint test-oldest wheel-test site site-serve docs-check bench venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -46,6 +48,17 @@ wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
 	elsewhere=$$(mktemp -d) && cd $$elsewhere && $(CURDIR)/.venv-wheel/bin/foveate demo --quick --out pictures \
 		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
+
+site: export NO_MKDOCS_2_WARNING = 1
+site: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs build --strict
+	@echo "open build/site/index.html"
+
+site-serve: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs serve
+
+docs-check: site
+	.venv-docs/bin/python tools/pages/check.py build/site
 
 bench: .venv/.stamp
 	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
@@ -78,6 +91,12 @@ venv: .venv/.stamp
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
+	touch $@
+
+.venv-docs/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/$(PIP) $(TORCH)
+	.venv-docs/$(PIP) -c constraints.txt -e '.[docs]'
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -18,11 +18,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny
 import torch
+from matrix import kinds_of, refused
 from tiny import SIBLINGS, WHOLE
 from transformers import logging
 
-from foveate import Host, Method, Site
-from foveate.errors import FoveateError
+from foveate import Method, Site
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -48,12 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         family, kinds, _ = _asked(item, Method)
-        if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
-            item.add_marker(pytest.mark.skip(reason="sliding layers have no decode sites"))
-        if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
-            item.add_marker(pytest.mark.skip(reason="its tower takes images of one size"))
-        if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:
-            item.add_marker(pytest.mark.skip(reason="parked where the tower merges: see runtime/test_merger.py"))
+        reason = refused(family, kinds)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
@@ -73,7 +70,7 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
         table = getattr(item.module, {"plan": "PLANS", "full": "FULL"}.get(name, ""), {})
         value = table.get(value, value) if name in ("plan", "full") else value
         if isinstance(value, acting):
-            kinds |= _kinds(value)
+            kinds |= kinds_of(value)
         else:
             rest.append((name, str(value)))
     return family, kinds, rest
@@ -97,14 +94,3 @@ def _spared(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
     new = kinds - met
     met |= kinds
     return bool(kinds) and not new
-
-
-def _kinds(acting: Method | Site) -> set[Hashable]:
-    """Places, actions and position policies of a method or a site."""
-    if isinstance(acting, Site):
-        return {(acting.at, acting.where, acting.action)}
-    try:
-        sites = acting.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True))
-    except FoveateError:
-        return {repr(acting)}
-    return {acting.parts()[0].positions}.union(*map(_kinds, sites))

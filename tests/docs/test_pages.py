@@ -1,0 +1,69 @@
+"""Every program and command of the written pages runs, in an empty folder, and prints what the page says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reader
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+RUN = {"index", "get-started", "concepts", "add-a-method", "add-a-family"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Empty but for the command ``foveate``, which is this checkout's."""
+    command = tmp_path / "bin" / "foveate"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m foveate "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "page").mkdir()
+    return tmp_path / "page"
+
+
+@pytest.mark.parametrize("name", sorted(RUN))
+def test_a_page_does_what_it_says(name: str, folder: Path) -> None:
+    page = ROOT / "docs" / f"{name}.md"
+    paths = [str(folder), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = {
+        **os.environ,
+        "PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    words = [sys.executable, str(ROOT / "tests" / "docs" / "reader.py"), str(page), "--json"]
+    done = subprocess.run(words, cwd=folder, env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    for block, got in zip(reader.blocks(page), printed, strict=True):
+        assert block.prints is None or reader.same(block.prints, got), f"{block.text}\nprints\n{got}"
+
+
+def test_programs_are_on_pages_that_run() -> None:
+    """A page with programs is run, or has none: the older ones show fragments that need a model of the reader's."""
+    fragments = {"evaluation", "bench", "fidelity", "results", "serving"}
+    for page in PAGES:
+        if page.stem not in RUN | fragments:
+            assert all(
+                block.language == "console" or block.text.startswith("foveate eval") for block in reader.blocks(page)
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_installed_exists(page: Path) -> None:
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.M)
+    for asked in re.findall(r"pip install '\.\[([\w,]+)\]'", page.read_text()):
+        assert set(asked.split(",")) <= set(extras)
+
+
+def test_a_wrong_page_is_noticed() -> None:
+    assert reader.same("a 1.5\n...\nb  2\n", "a 7\nx\ny\nb 3\n")
+    assert reader.same("a\n...\n", "a\nb\nc")
+    assert not reader.same("a 1\n", "b 1\n")
+    assert not reader.same("a\n...\nb\n", "a\nc\n")
