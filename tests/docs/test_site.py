@@ -54,7 +54,7 @@ def test_a_page_has_what_the_class_says(name: str) -> None:
         assert says.get(option), f"the docstring of {cls.__name__} does not say what `{option}` is"
         kind = facts["type"].replace("|", "\\|")
         assert f"| `{option}` | `{kind}` |" in page
-    assert ("served" in page) == cls.fixed_budget
+    assert ("so it can be [served]" in page) == (cls.fixed_budget and name != "dycoke")
     for number in re.findall(r"arXiv (\d{4}\.\d{4,5})", cls.__doc__ or ""):
         assert f"https://arxiv.org/abs/{number}" in page
 
@@ -69,7 +69,7 @@ def test_the_example_of_a_page_runs(name: str, capsys: pytest.CaptureFixture[str
 
 
 def test_curves_are_those_of_the_results() -> None:
-    [qwen, llava] = results.of_method("divprune", "tokens")
+    [qwen, llava] = results.of_method("divprune")
     assert (qwen.model, llava.model) == ("qwen2_5_vl", "llava")
     for run in (qwen, llava):
         picture = ElementTree.fromstring(curves.chart(run, "divprune"))
@@ -84,8 +84,15 @@ def test_curves_are_those_of_the_results() -> None:
             assert curves.TOP <= y <= curves.HEIGHT - curves.BOTTOM
 
 
+def test_a_method_that_saves_no_tokens_is_shown_over_flops() -> None:
+    """By tokens there are only sums with IPCV in them, which say little of IPCV."""
+    runs = results.of_method("ipcv")
+    assert [run.by for run in runs] == ["flops"] * 2
+    assert all("ipcv" in run.of("ipcv") for run in runs)
+
+
 def test_what_was_not_measured_says_so() -> None:
-    measured = [name for name in NAMES if results.of_method(name, "tokens") or results.of_method(name, "flops")]
+    measured = [name for name in NAMES if results.of_method(name)]
     assert {"luvc", "ipcv", "adsc", "fastv", "random"} <= set(measured)
     for name in NAMES:
         assert ("There is no curve" in methods.page(name)) == (name not in measured)
@@ -94,9 +101,7 @@ def test_what_was_not_measured_says_so() -> None:
 def test_the_choice_is_from_the_results() -> None:
     table = choice.table()
     [line] = [line for line in table.splitlines() if "catalog/divprune.md" in line]
-    [half] = [
-        row for row in results.of_method("divprune", "tokens")[0].of("divprune")["divprune"] if row["budget"] == 0.5
-    ]
+    [half] = [row for row in results.of_method("divprune")[0].of("divprune")["divprune"] if row["budget"] == 0.5]
     assert f"**{half['retention']['value']:.1%}** ({half['spent']['flops']:.0%})" in line
     assert "*[Random](catalog/random.md)*" in table
     assert "+" not in table
@@ -128,7 +133,7 @@ def test_sections() -> None:
 
 
 def _page(uri: str) -> Any:
-    return SimpleNamespace(file=SimpleNamespace(src_uri=uri, generated_by=None))
+    return SimpleNamespace(file=SimpleNamespace(src_uri=uri, generated_by=None), meta={})
 
 
 def test_what_written_pages_ask_for_is_made() -> None:

@@ -24,7 +24,7 @@ def table() -> str:
 
 
 def _rows(name: str) -> Iterator[tuple[float, list[str]]]:
-    runs = {run.model: run for run in results.of_method(name, "tokens")}
+    runs = {run.model: run for run in results.of_method(name) if run.by == "tokens"}
     labels = dict.fromkeys(label for run in runs.values() for label in run.of(name) if "+" not in label)
     for label in labels:
         half = [_at(runs, model, name, label, HALF) for model in MODELS]

@@ -26,6 +26,8 @@ MADE: dict[str, Callable[[], str]] = {
     "survivors": survivors.figure,
 }
 
+#: Pages whose tables take the place of the table of contents; reports, too.
+WIDE = ("families.md", "pairs.md")
 #: The `offline` plugin's theme loads the first; we have written the second.
 FETCHED, WORKER = "https://unpkg.com/iframe-worker/shim", "assets/worker.js"
 
@@ -55,6 +57,8 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """What a written page asks for, and its links to files outside of docs/."""
     uri = page.file.src_uri
+    if uri in WIDE or uri.startswith("results/"):
+        page.meta.setdefault("hide", ["toc"])
     if page.file.generated_by:
         return markdown
 

@@ -118,9 +118,7 @@ def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
         "acts at": f"{group_sites(facts['sites'])} (in a tower of {EXAMPLE.blocks} blocks before a language model of "
         f"{EXAMPLE.layers} layers)",
         "asks for": _codes(signals) or "nothing but hidden states and places",
-        "budget": "fixed: how many tokens stay follows from the image's size, so it can be [served](../serving.md)"
-        if facts["fixed_budget"]
-        else "by content: a serving engine cannot plan for it",
+        "budget": _budget(cls),
         "training": "none" if facts["training_free"] else "made to be trained for; runs untrained, too",
         "runs on": f"{runs} ([table](../pairs.md))",
     }
@@ -130,8 +128,19 @@ def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
     return f'<div class="fv-facts" markdown>\n\n{listed}\n\n</div>'
 
 
+def _budget(cls: type[Method]) -> str:
+    if not cls.fixed_budget:
+        return "by content: a serving engine cannot plan for it"
+    fixed = "fixed: how many tokens stay follows from the image's size"
+    return f"{fixed}, so it can be [served](../serving.md)" if not _only_decodes(cls) else f"{fixed}; not served"
+
+
+def _only_decodes(cls: type[Method]) -> bool:
+    return all(site.at == "decode" for site in _sites(cls))
+
+
 def _accuracy(name: str) -> str:
-    found = results.of_method(name, "tokens") or results.of_method(name, "flops")
+    found = results.of_method(name)
     if not found:
         return _unmeasured(foveate.methods()[name])
     charts = "".join(curves.chart(run, name) for run in found)
@@ -147,7 +156,7 @@ def _accuracy(name: str) -> str:
 
 
 def _unmeasured(cls: type[Method]) -> str:
-    if all(site.at == "decode" for site in _sites(cls)):
+    if _only_decodes(cls):
         return (
             "There is no curve: the method acts after the first token of an answer, and the answers of the "
             "[reference benchmark](../reference-benchmark.md) have one."

@@ -64,7 +64,7 @@ def table() -> str:
     lines = [["family", *(f"[{foveate.methods()[name].__name__}](catalog/{name}.md)" for name in names)]]
     lines.append(["---"] * len(lines[0]))
     for family, row in found.items():
-        lines.append([f"`{family}`", *(_cell(row[name], notes) for name in names)])
+        lines.append([f"`{family}`", *(_cell(row[name], family, notes) for name in names)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     said = "\n".join(f"{number}. {escape(sentence)}" for sentence, number in notes.items())
     return f'<div class="fv-matrix" markdown>\n\n{text}\n\n</div>\n\n## What is refused, and what is said\n\n{said}\n'
@@ -77,19 +77,19 @@ def exceptions(method: str) -> tuple[list[str], dict[str, str]]:
     return refused, {family: pair.words for family, pair in column.items() if pair.options}
 
 
-def _cell(pair: Pair, notes: dict[str, int]) -> str:
+def _cell(pair: Pair, family: str, notes: dict[str, int]) -> str:
     if not pair.sentence:
         return '<span class="fv-yes" title="runs with its defaults">✓</span>'
-    number = notes.setdefault(_shortened(pair.sentence), len(notes) + 1)
+    number = notes.setdefault(_shortened(pair.sentence, family), len(notes) + 1)
     if pair.options is None:
         return f'<span class="fv-no" title="{escape(pair.sentence)}">–</span> <sup>{number}</sup>'
     return f'<span class="fv-with" title="{escape(pair.sentence)}">`{pair.words}`</span> <sup>{number}</sup>'
 
 
-def _shortened(sentence: str) -> str:
-    """Without the lists of layers at the end, which differ with a family's depth."""
+def _shortened(sentence: str, family: str) -> str:
+    """Without the family's name, and the list of layers at the end, which differs with its depth."""
     head, mark, _ = sentence.partition("in this model use layer")
-    return f"{head}{mark} …" if mark else sentence
+    return (f"{head}{mark} …" if mark else sentence).replace(f"'{family}'", "'…'")
 
 
 def _ask(model: Any, method: Method) -> Pair:

@@ -56,16 +56,19 @@ def runs() -> tuple[Run, ...]:
         data = data.get("found", data)  # the result store keeps it in an envelope
         if isinstance(data, dict) and {"rows", "by", "model"} <= set(data) and not _renumbered(data["rows"]):
             found.append(_run(data))
-    return tuple(sorted(found, key=lambda run: (-run.questions, run.model != "qwen2_5_vl")))
+    return tuple(sorted(found, key=lambda run: (-run.questions, run.model != "qwen2_5_vl", run.command)))
 
 
-def of_method(name: str, by: str) -> list[Run]:
-    """For each model the largest run that has the method and counts budgets so."""
-    found: dict[str, Run] = {}
-    for run in runs():
-        if run.by == by and run.of(name):
-            found.setdefault(run.model, run)
-    return list(found.values())
+def of_method(name: str) -> list[Run]:
+    """For each model the largest run that has the method alone: with budgets of tokens, or else with budgets of FLOPs."""
+    for by in ("tokens", "flops"):
+        found: dict[str, Run] = {}
+        for run in runs():
+            if run.by == by and any("+" not in label for label in run.of(name)):
+                found.setdefault(run.model, run)
+        if found:
+            return list(found.values())
+    return []
 
 
 def _run(data: dict[str, Any]) -> Run:
