@@ -1,10 +1,10 @@
 """Reads a page as a person would: writes the files that it shows, and runs its programs and commands one after another.
 
-    python tests/docs/reader.py PAGE        # in an empty folder: prints every block with what it printed
+    python tests/docs/reader.py PAGE ...        # in an empty folder: prints every block with what it printed
 
-A block with a title is a file. ``python`` blocks run in one process, ``bash`` blocks in its folder. ``console`` blocks are what
-a test cannot run (they install or download); of these only ``pip install -e .`` is done, as far as it registers entry
-points. A ``text`` block is what the block before it prints.
+A block with a title is a file. ``python`` blocks of a page share their names, ``bash`` blocks run in its folder. ``console``
+blocks are what a test cannot run (they install or download); of these only ``pip install -e .`` is done, as far as it
+registers entry points. A ``text`` block is what the block before it prints.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def read(page: Path) -> list[tuple[Block, str]]:
             with contextlib.redirect_stdout(printed):
                 exec(compile(block.text, f"<{page.name}>", "exec"), names)
         elif block.language == "bash":
-            done = subprocess.run(["bash", "-euc", block.text], capture_output=True, text=True, check=False)
+            here = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+            done = subprocess.run(["bash", "-euc", block.text], env=here, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{block.text}\n{done.stdout}\n{done.stderr}")
             printed.write(done.stdout)
@@ -85,11 +87,20 @@ def read(page: Path) -> list[tuple[Block, str]]:
     return found
 
 
-if __name__ == "__main__":
+def main(pages: list[Path], as_json: bool) -> None:
+    """Read each page in a folder of its own; print what its blocks printed."""
+    home, found = Path.cwd(), {}
     sys.path.insert(0, "")
-    outcome = read(Path(sys.argv[1]))
-    if "--json" in sys.argv:
-        print(json.dumps([printed for _, printed in outcome]))
-    else:
-        for block, printed in outcome:
-            print(f"{block.text}{'-' * 80}\n{printed}")
+    for page in pages:
+        (home / page.stem).mkdir()
+        os.chdir(home / page.stem)
+        outcome = read(page)
+        found[page.stem] = [printed for _, printed in outcome]
+        if not as_json:
+            print("\n".join(f"{block.text}{'-' * 80}\n{printed}" for block, printed in outcome))
+    if as_json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([Path(word).resolve() for word in sys.argv[1:] if word != "--json"], "--json" in sys.argv)
