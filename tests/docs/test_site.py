@@ -97,6 +97,8 @@ def test_a_method_that_saves_no_tokens_is_shown_over_flops() -> None:
     runs = results.of_method("ipcv")
     assert [run.by for run in runs] == ["flops"] * 2
     assert all("ipcv" in run.of("ipcv") for run in runs)
+    assert "stride dashed" in curves.legend(runs, "ipcv")
+    assert "random" not in curves.legend(runs, "ipcv"), "these runs have no such line"
 
 
 def test_what_was_not_measured_says_so() -> None:

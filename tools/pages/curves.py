@@ -57,7 +57,7 @@ def legend(found: Sequence[Run], name: str) -> str:
     labels = dict.fromkeys(label for run in found for label in run.of(name))
     colors = ("--fv-kept", "--fv-other", "--fv-bad")
     named = (f'<b style="color:var({color})">{escape(label)}</b>' for label, color in zip(labels, colors))
-    controls = [control for control in CONTROLS if control != name]
+    controls = [control for control in CONTROLS if control != name and any(run.of(control) for run in found)]
     dashes = {"random": "dotted", "stride": "dashed", "downsample": "dash-dotted"}
     grey = ", ".join(f"{control} {dashes[control]}" for control in controls)
     return f"{', '.join(named)}; in grey {grey}; the line at the top: the stock model. Bands: 95 % intervals."
