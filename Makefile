@@ -10,6 +10,8 @@
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
+#   make site           the documentation as a website, in build/site; make site-serve shows it while you write
+#   make docs-check     what CI asks of it: a strict build (dead links fail) that loads nothing from elsewhere
 #   make bench          `foveate bench` on a small shape, then the other benchmarks
 #   make result NAME=x  run the experiment benchmarks/experiments/x.yaml, keep its result, write the tables that show it
 #   make tables         write every table of README and docs from benchmarks/results
@@ -25,8 +27,8 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test bench result tables \
-	results-check venv clean
+.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test site site-serve docs-check \
+	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
@@ -62,6 +64,17 @@ wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
 	elsewhere=$$(mktemp -d) && cd $$elsewhere && $(CURDIR)/.venv-wheel/bin/foveate demo --quick --out pictures \
 		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
+
+site: export NO_MKDOCS_2_WARNING = 1
+site: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs build --strict
+	@echo "open build/site/index.html"
+
+site-serve: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs serve
+
+docs-check: site
+	.venv-docs/bin/python tools/pages/check.py build/site
 
 bench: .venv/.stamp
 	.venv/bin/foveate bench --out bench.json --plot bench.png --table bench.md
@@ -111,6 +124,12 @@ venv: .venv/.stamp
 	.venv-lmms/$(PIP) $(TORCH)
 	.venv-lmms/$(PIP) -c constraints.txt -e '.[eval]' pytest
 	.venv-lmms/bin/python tools/torchvision_ops.py
+	touch $@
+
+.venv-docs/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/$(PIP) $(TORCH)
+	.venv-docs/$(PIP) -c constraints.txt -e '.[docs]'
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

@@ -8,7 +8,6 @@ one but for a detail (`SIBLINGS`) each test runs once. ``--other-families`` runs
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Collection, Hashable
 from typing import Any
@@ -20,11 +19,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny
 import torch
+from matrix import kinds_of, refused
 from tiny import SIBLINGS, WHOLE
 from transformers import logging
 
-from foveate import Host, Method, Site
-from foveate.errors import FoveateError
+from foveate import Method, Site
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -55,12 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         family, kinds, _ = _asked(item, Method)
-        if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
-            item.add_marker(pytest.mark.skip(reason="sliding layers have no decode sites"))
-        if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
-            item.add_marker(pytest.mark.skip(reason="its tower takes images of one size"))
-        if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:
-            item.add_marker(pytest.mark.skip(reason="parked where the tower merges: see runtime/test_merger.py"))
+        reason = refused(family, kinds)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
@@ -81,7 +77,7 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
         table = getattr(item.module, {"plan": "PLANS", "full": "FULL"}.get(name, ""), {})
         value = table.get(value, value) if name in ("plan", "full") else value
         if isinstance(value, acting):
-            kinds |= _kinds(value)
+            kinds |= kinds_of(value)
         else:
             rest.append((name, str(value)))
     return family, kinds, rest
@@ -105,15 +101,3 @@ def _spared(item: Any, seen: dict[Hashable, set[Hashable]], whole: Collection[st
     new = kinds - met
     met |= kinds
     return bool(kinds) and not new
-
-
-@functools.cache
-def _kinds(acting: Method | Site) -> frozenset[Hashable]:
-    """Places, actions and position policies of a method or a site."""
-    if isinstance(acting, Site):
-        return frozenset({(acting.at, acting.where, acting.action)})
-    try:
-        sites = acting.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True))
-    except FoveateError:
-        return frozenset({repr(acting)})
-    return frozenset({acting.parts()[0].positions}).union(*map(_kinds, sites))

@@ -33,6 +33,8 @@ PLACES = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "gemma4": {"vision_config": {}},
+    "idefics3": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},  # which has room for its padding token
+    "smolvlm": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},
     "ovis2": {"vision_config": {"hidden_stride": 2}},
     "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
     "llava_siglip": {

@@ -1,0 +1,191 @@
+"""What is made for the site: pages of methods, curves, links. The site itself is built by `make docs-check`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import check
+import choice
+import curves
+import hook
+import methods
+import pairs
+import pytest
+import repository
+import results
+import torch
+
+import foveate
+
+ROOT = Path(__file__).parents[2]
+NAMES = list(foveate.methods())
+
+
+@pytest.fixture(autouse=True)
+def _one_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Asking all families takes a while, and test_pairs.py does: here one of them is enough."""
+    llava = foveate.families()["llava"]
+    monkeypatch.setattr(pairs, "families", lambda: {"llava": llava})
+    pairs.pairs.cache_clear()
+    yield
+    pairs.pairs.cache_clear()
+
+
+def test_every_method_is_under_one_heading() -> None:
+    assert sorted(name for names in methods.groups().values() for name in names) == sorted(NAMES)
+    assert {"random", "stride", "downsample"} == set(methods.groups()["Controls"])
+    assert {"tome", "visionzip"} < set(methods.groups()["In the vision tower, or at its output"])
+    assert "luvc" in methods.groups()["At several places"]
+    assert all(f"]({name}.md) |" in methods.table() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_has_what_the_class_says(name: str) -> None:
+    page, cls = methods.page(name), foveate.methods()[name]
+    assert page.startswith(f"# {cls.__name__}\n")
+    assert "``" not in page[: page.index("## The file")].replace("```", "")
+    says = methods.meanings(cls)
+    for option, facts in methods.describe_methods(name)["options"].items():
+        assert says.get(option), f"the docstring of {cls.__name__} does not say what `{option}` is"
+        kind = facts["type"].replace("|", "\\|")
+        assert f"| `{option}` | `{kind}` |" in page
+    assert ("so it can be [served]" in page) == (cls.fixed_budget and name != "dycoke")
+    for number in re.findall(r"arXiv (\d{4}\.\d{4,5})", cls.__doc__ or ""):
+        assert f"https://arxiv.org/abs/{number}" in page
+
+
+def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """They differ in the name of the class only, so the model is loaded once."""
+    loads = ""
+    names: dict[str, Any] = {}
+    for name in NAMES:
+        [program] = re.findall(r"## Use\n\n```python\n(.*?)```", methods.page(name), re.S)
+        head, with_, rest = program.partition("with foveate.compress(")
+        if head != loads:
+            exec(head, names)
+            assert not loads, "they begin alike"
+            loads = head
+        exec(with_ + rest, names)
+        printed = capsys.readouterr().out
+        assert re.match(r"color of \w+ \? \w+\n", printed)
+        assert f" {name}: " in printed, "it was not visited"
+
+
+def test_curves_are_those_of_the_results() -> None:
+    [qwen, llava] = results.of_method("divprune")
+    assert (qwen.model, llava.model) == ("qwen2_5_vl", "llava")
+    for run in (qwen, llava):
+        picture = ElementTree.fromstring(curves.chart(run, "divprune"))
+        titles = {title.text for title in picture.iter("title")}
+        for row in run.of("divprune")["divprune"]:
+            assert f"divprune: {row['accuracy']['value']:.1%} at {row['spent']['tokens']:.1%}" in titles
+        assert any(title and title.startswith("random: ") for title in titles)
+        assert (ROOT / "docs" / run.report).is_file()
+        for mark in picture.iter("circle"):
+            x, y = float(mark.attrib["cx"]), float(mark.attrib["cy"])
+            assert curves.LEFT <= x <= curves.WIDTH - curves.RIGHT
+            assert curves.TOP <= y <= curves.HEIGHT - curves.BOTTOM
+
+
+def test_a_method_that_saves_no_tokens_is_shown_over_flops() -> None:
+    """By tokens there are only sums with IPCV in them, which say little of IPCV."""
+    runs = results.of_method("ipcv")
+    assert [run.by for run in runs] == ["flops"] * 2
+    assert all("ipcv" in run.of("ipcv") for run in runs)
+    assert "stride dashed" in curves.legend(runs, "ipcv")
+    assert "random" not in curves.legend(runs, "ipcv"), "these runs have no such line"
+
+
+def test_what_was_not_measured_says_so() -> None:
+    measured = [name for name in NAMES if results.of_method(name)]
+    assert {"luvc", "ipcv", "adsc", "fastv", "random"} <= set(measured)
+    for name in NAMES:
+        assert ("There is no curve" in methods.page(name)) == (name not in measured)
+
+
+def test_the_choice_is_from_the_results() -> None:
+    table = choice.table()
+    [line] = [line for line in table.splitlines() if "catalog/divprune.md" in line]
+    [half] = [row for row in results.of_method("divprune")[0].of("divprune")["divprune"] if row["budget"] == 0.5]
+    assert f"**{half['retention']['value']:.1%}** ({half['spent']['flops']:.0%})" in line
+    assert "*[Random](catalog/random.md)*" in table
+    assert "+" not in table
+
+
+def test_links_out_of_the_docs() -> None:
+    page, there = ROOT / "docs" / "reference-benchmark.md", "reference-benchmark.md"
+    link = repository.relink("see [it](../src/foveate/reference/README.md#x)", page, there)
+    assert link == "see [it](reference/card.md#x)"
+    assert repository.relink("[a](../CONTRIBUTING.md)", page, there) == "[a](contributing.md)"
+    assert (
+        repository.relink("[a](systems.md) ![b](results/x.png)", page, there) == "[a](systems.md) ![b](results/x.png)"
+    )
+    assert repository.relink("[a](https://x.org/y)", page, there) == "[a](https://x.org/y)"
+    assert repository.relink("[the file](../Makefile)", page, there) == "the file"
+    assert repository.relink("[a](../missing.md)", page, there) == "[a](../missing.md)", (
+        "the strict build is to find it"
+    )
+    assert repository.relink("`[a](../Makefile)`", page, there) == "`[a](../Makefile)`"
+    card = repository.relink("[a](docs/serving.md)", ROOT / "README.md", "deep/page.md")
+    assert card == "[a](../serving.md)"
+
+
+def test_sections() -> None:
+    assert repository.section("docs/serving.md", "Limits").startswith("* ")
+    assert "## " not in repository.section("README.md", "Limits")
+    with pytest.raises(ValueError, match="no heading 'Nothing'"):
+        repository.section("README.md", "Nothing")
+
+
+def _page(uri: str) -> Any:
+    return SimpleNamespace(file=SimpleNamespace(src_uri=uri, generated_by=None), meta={})
+
+
+def test_what_written_pages_ask_for_is_made() -> None:
+    limits = hook.on_page_markdown((ROOT / "docs" / "limits.md").read_text(), _page("limits.md"), None, None)
+    assert "<!--" not in limits
+    assert "StaticCache" in limits
+    concepts = hook.on_page_markdown((ROOT / "docs" / "concepts.md").read_text(), _page("concepts.md"), None, None)
+    ElementTree.fromstring(re.findall(r"<figure.*?</figure>", concepts, re.S)[0])
+    with pytest.raises(KeyError):
+        hook.on_page_markdown("<!-- make: nothing -->", _page("x.md"), None, None)
+
+
+def test_the_navigation_has_every_method() -> None:
+    config = SimpleNamespace(nav=[{"Methods": ["catalog/index.md", "catalog/*", {"More": ["a.md"]}]}])
+    [section] = hook.on_config(config).nav
+    pages = {page for item in section["Methods"] if isinstance(item, dict) for part in item.values() for page in part}
+    assert pages == {*(f"catalog/{name}.md" for name in NAMES), "a.md"}
+
+
+def test_the_picture_of_the_first_page() -> None:
+    threads = torch.get_num_threads()
+    figure = hook.MADE["survivors"]()
+    assert torch.get_num_threads() == threads
+    ElementTree.fromstring(figure)
+    assert figure.count("25 of 100 tokens<br/>") == 3
+    assert figure.count("<svg") == 4
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ('<script src="https://cdn.org/x.js"></script>', "loads https://cdn.org/x.js"),
+        ('<link rel="stylesheet" href="//cdn.org/x.css">', "loads //cdn.org/x.css"),
+        ('<img src="http://cdn.org/x.png">', "loads http://cdn.org/x.png"),
+        ("<!-- make: it -->", "nothing was made of 'make: it'"),
+    ],
+)
+def test_what_is_loaded_from_elsewhere_is_found(page: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(f'<a href="https://arxiv.org">fine</a><img src="a.png">{page}')
+    [problem] = check.problems(tmp_path)
+    assert says in problem
+
+
+def test_a_site_that_is_not_there_is_no_success(tmp_path: Path) -> None:
+    assert "build the site first" in next(check.problems(tmp_path))
