@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 import check
 import choice
 import curves
+import evidence
 import hook
 import methods
 import pairs
 import pytest
 import repository
-import results
 import torch
 
 import foveate
@@ -77,7 +77,7 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_curves_are_those_of_the_results() -> None:
-    [qwen, llava] = results.of_method("divprune")
+    [qwen, llava] = evidence.of_method("divprune")
     assert (qwen.model, llava.model) == ("qwen2_5_vl", "llava")
     for run in (qwen, llava):
         picture = ElementTree.fromstring(curves.chart(run, "divprune"))
@@ -94,7 +94,7 @@ def test_curves_are_those_of_the_results() -> None:
 
 def test_a_method_that_saves_no_tokens_is_shown_over_flops() -> None:
     """By tokens there are only sums with IPCV in them, which say little of IPCV."""
-    runs = results.of_method("ipcv")
+    runs = evidence.of_method("ipcv")
     assert [run.by for run in runs] == ["flops"] * 2
     assert all("ipcv" in run.of("ipcv") for run in runs)
     assert "stride dashed" in curves.legend(runs, "ipcv")
@@ -102,7 +102,7 @@ def test_a_method_that_saves_no_tokens_is_shown_over_flops() -> None:
 
 
 def test_what_was_not_measured_says_so() -> None:
-    measured = [name for name in NAMES if results.of_method(name)]
+    measured = [name for name in NAMES if evidence.of_method(name)]
     assert {"luvc", "ipcv", "adsc", "fastv", "random"} <= set(measured)
     for name in NAMES:
         assert ("There is no curve" in methods.page(name)) == (name not in measured)
@@ -111,7 +111,7 @@ def test_what_was_not_measured_says_so() -> None:
 def test_the_choice_is_from_the_results() -> None:
     table = choice.table()
     [line] = [line for line in table.splitlines() if "catalog/divprune.md" in line]
-    [half] = [row for row in results.of_method("divprune")[0].of("divprune")["divprune"] if row["budget"] == 0.5]
+    [half] = [row for row in evidence.of_method("divprune")[0].of("divprune")["divprune"] if row["budget"] == 0.5]
     assert f"**{half['retention']['value']:.1%}** ({half['spent']['flops']:.0%})" in line
     assert "*[Random](catalog/random.md)*" in table
     assert "+" not in table

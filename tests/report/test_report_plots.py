@@ -32,7 +32,7 @@ def test_results_of_eval(results: Path) -> None:
     group = plots.of_results(results)
     assert group.title == "qwen2_5_vl"
     assert [plot.title for plot in group.plots] == list(plots.COSTS.values())
-    rows = json.loads(results.read_text())["rows"]
+    rows = json.loads(results.read_text())["found"]["rows"]
     for plot, cost in zip(group.plots, plots.COSTS):
         lines = {line.label: line for line in plot.series}
         assert lines["dense"].level

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import curves
-import results
+import evidence
 
 import foveate
 
@@ -24,7 +24,7 @@ def table() -> str:
 
 
 def _rows(name: str) -> Iterator[tuple[float, list[str]]]:
-    runs = {run.model: run for run in results.of_method(name) if run.by == "tokens"}
+    runs = {run.model: run for run in evidence.of_method(name) if run.by == "tokens"}
     labels = dict.fromkeys(label for run in runs.values() for label in run.of(name) if "+" not in label)
     for label in labels:
         half = [_at(runs, model, name, label, HALF) for model in MODELS]
@@ -36,7 +36,7 @@ def _rows(name: str) -> Iterator[tuple[float, list[str]]]:
         yield order, [f"*{link}*" if control else link, *map(_cell, [*half, *few])]
 
 
-def _at(runs: dict[str, results.Run], model: str, name: str, label: str, budgets: tuple[float, ...]) -> Any:
+def _at(runs: dict[str, evidence.Run], model: str, name: str, label: str, budgets: tuple[float, ...]) -> Any:
     """The row at the first of the budgets that was measured."""
     rows = runs[model].of(name).get(label, []) if model in runs else []
     return next((row for budget in budgets for row in rows if row["budget"] == budget), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from results import Run
+from evidence import Run
 
 CONTROLS = ("random", "stride", "downsample")
 MODELS = {"qwen2_5_vl": "Qwen2.5-VL", "llava": "LLaVA"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import curves
+import evidence
 import pairs
-import results
 from repository import DOCS
 
 import foveate
@@ -140,7 +140,7 @@ def _only_decodes(cls: type[Method]) -> bool:
 
 
 def _accuracy(name: str) -> str:
-    found = results.of_method(name)
+    found = evidence.of_method(name)
     if not found:
         return _unmeasured(foveate.methods()[name])
     charts = "".join(curves.chart(run, name) for run in found)
@@ -164,7 +164,7 @@ def _unmeasured(cls: type[Method]) -> str:
     return "There is no curve: no committed run of `foveate eval` has this method alone."
 
 
-def _numbers(name: str, found: list[results.Run]) -> Iterator[str]:
+def _numbers(name: str, found: list[evidence.Run]) -> Iterator[str]:
     yield "| model | method | accuracy | 95 % interval | tokens | FLOPs | KV |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for run in found:

@@ -59,8 +59,9 @@ class Group:
 
 
 def of_results(path: Path) -> Group:
-    """Accuracy over each cost, from what ``foveate eval`` wrote."""
+    """Accuracy over each cost, from what ``foveate eval`` wrote, or from a stored result of it (``benchmarks/results``)."""
     data = read(path)
+    data = data.get("found", data)
     try:
         rows, name = data["rows"], str(data["model"])
         plots = tuple(_over(cost, words, rows) for cost, words in COSTS.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 from repository import DOCS, ROOT
 
-FILES = ("docs/results/**/results.json", "benchmarks/results/*.json")
+FILES = "benchmarks/results/*.json"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,14 @@ class Run:
 def runs() -> tuple[Run, ...]:
     """All runs with the original position ids, those with most questions first."""
     found = []
-    for file in sorted(file for pattern in FILES for file in ROOT.glob(pattern)):
+    for file in sorted(ROOT.glob(FILES)):
         data = json.loads(file.read_text(encoding="utf-8"))
         data = data.get("found", data)  # the result store keeps it in an envelope
-        if isinstance(data, dict) and {"rows", "by", "model"} <= set(data) and not _renumbered(data["rows"]):
+        if (
+            isinstance(data, dict)
+            and {"rows", "by", "model", "questions"} <= set(data)
+            and not _renumbered(data["rows"])
+        ):
             found.append(_run(data))
     return tuple(sorted(found, key=lambda run: (-run.questions, run.model != "qwen2_5_vl", run.command)))
 
