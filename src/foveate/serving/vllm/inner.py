@@ -104,7 +104,7 @@ class Inner:
         ends = [*plan.layers, len(decoder.layers)][1:]
         self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
         self.names = [
-            [self.attention[i].layer_name for i in range(start, end)] for start, end in zip(plan.layers, ends)
+            frozenset(self.attention[i].layer_name for i in range(start, end)) for start, end in zip(plan.layers, ends)
         ]
         if groups and plan.inner:
             reduce_groups([*self.attention.values()], plan)

@@ -117,18 +117,16 @@ class Step:
             inner.counts.append(after - before)
             if not starts[g].any() and not ends[g].any():
                 continue
+            pieces = Pieces(before, after, 0 if self.within else padded)
             for gid, groups in enumerate(runner.attn_groups):
                 for group in groups:
-                    mine = [name for name in names if name in group.layer_names]
+                    mine = [name for name in group.layer_names if name in names]
                     if not mine:
                         continue
-                    slot = _slots_of(
-                        runner.input_batch.block_table[gid], before, after, padded if not self.within else 0
-                    )
-                    common = _common(runner, gid, before, after, slot)
+                    common = _common(runner, gid, pieces)
                     made = group.build_metadata(common)
                     for name in mine:
-                        metadata[name], slots[name] = made, slot
+                        metadata[name], slots[name] = made, common.slot_mapping
 
     def _dropped(self, places: Ints) -> Ints:
         """``(G, R)`` tokens dropped before each reduced layer, of the first ``places (R,)`` of each request."""
@@ -143,37 +141,64 @@ def _to(numbers: Ints, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device, like.dtype, non_blocking=True)
 
 
-def _slots_of(table: Any, before: Ints, after: Ints, padded: int) -> Tensor:
-    """Slots of the places from ``before`` to ``after`` of each request, and -1 up to ``padded``."""
-    lengths = after - before
-    which = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(lengths.sum()) + np.repeat(before - (lengths.cumsum() - lengths), lengths)
-    blocks = table.get_device_tensor(len(lengths))
-    request, block, inside = (
-        _to(x, blocks).long() for x in (which, place // table.block_size, place % table.block_size)
-    )
-    slot = blocks[request, block].long() * table.block_size + inside
-    return torch.nn.functional.pad(slot, (0, max(padded - len(slot), 0)), value=-1)
+class Pieces:
+    """The pieces of requests that a reduced layer has, and what of it is on the device; groups of layers share it.
+
+    Args:
+        before, after: ``(R,)`` tokens of each request in this layer before this step and after it.
+        padded: slots to fill up with -1.
+    """
+
+    def __init__(self, before: Ints, after: Ints, padded: int) -> None:
+        self.before, self.after, self.padded, self.lengths = before, after, padded, after - before
+        self.starts = torch.from_numpy(np.concatenate([[0], self.lengths.cumsum()]).astype(np.int32))
+        self.ends = torch.from_numpy(after.astype(np.int32))
+        self._lengths: tuple[Tensor, Tensor] | None = None
+        self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """``(R + 1,)`` where pieces begin and ``(R,)`` what they end at, int32."""
+        if self._lengths is None:
+            self._lengths = self.starts.to(device, non_blocking=True), self.ends.to(device, non_blocking=True)
+        return self._lengths
+
+    def slots(self, blocks: Tensor, size: int) -> Tensor:
+        """Slots of its tokens, then -1, int64.
+
+        Args:
+            blocks: ``(R, B)`` of each request, each of ``size`` tokens.
+        """
+        if size not in self._places:
+            which = np.repeat(np.arange(len(self.lengths)), self.lengths)
+            first = self.before - (self.lengths.cumsum() - self.lengths)
+            place = np.arange(len(which)) + np.repeat(first, self.lengths)
+            request, block, inside = (
+                torch.from_numpy(x).to(blocks.device, non_blocking=True) for x in (which, place // size, place % size)
+            )
+            self._places[size] = request, block, inside
+        request, block, inside = self._places[size]
+        slot = blocks[request, block].long() * size + inside
+        return torch.nn.functional.pad(slot, (0, max(self.padded - len(slot), 0)), value=-1)
 
 
-def _common(runner: Any, gid: int, before: Ints, after: Ints, slot: Tensor) -> Any:
-    """vLLM's description of a batch, of these pieces."""
+def _common(runner: Any, gid: int, pieces: Pieces) -> Any:
+    """vLLM's description of a batch, of these pieces, for a group of layers."""
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
-    lengths, table = after - before, runner.input_batch.block_table[gid].get_device_tensor(len(after))
-    starts = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
-    ends = torch.from_numpy(after.astype(np.int32))
+    table = runner.input_batch.block_table[gid]
+    blocks = table.get_device_tensor(len(pieces.after))
+    starts, ends = pieces.on(blocks.device)
     return CommonAttentionMetadata(
-        query_start_loc=starts.to(table.device, non_blocking=True),
-        query_start_loc_cpu=starts,
-        seq_lens=ends.to(table.device, non_blocking=True),
-        seq_lens_cpu_upper_bound=ends,
-        num_reqs=len(after),
-        num_actual_tokens=int(lengths.sum()),
-        max_query_len=int(lengths.max()),
-        max_seq_len=int(after.max()),
-        block_table_tensor=table,
-        slot_mapping=slot,
+        query_start_loc=starts,
+        query_start_loc_cpu=pieces.starts,
+        seq_lens=ends,
+        seq_lens_cpu_upper_bound=pieces.ends,
+        num_reqs=len(pieces.after),
+        num_actual_tokens=int(pieces.lengths.sum()),
+        max_query_len=int(pieces.lengths.max()),
+        max_seq_len=int(pieces.after.max()),
+        block_table_tensor=blocks,
+        slot_mapping=pieces.slots(blocks, table.block_size),
         causal=True,
     )
 
