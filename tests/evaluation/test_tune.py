@@ -168,6 +168,12 @@ def test_verdicts(tmp_path: Path) -> None:
     for low, high, told in ((0.1, 0.3, "KL is lower"), (-0.3, -0.1, "keep what was given"), (-0.1, 0.1, "cannot tell")):
         shown = replace(found, gain=replace(found.gain, low=low, high=high), held_out=(other, found.held_out[1]))
         assert told in table.verdict(shown)[0]
+        folder = tmp_path / told
+        folder.mkdir()
+        table.write(replace(shown, request=replace(shown.request, out=folder)))
+        lost = high < 0
+        assert method_from_json(json.loads((folder / "method.json").read_text())) == (VTW() if lost else found.found)
+        assert (folder / "found.json").exists() == lost
     same = replace(found, held_out=(found.held_out[1], found.held_out[1]))
     assert "Nothing was found that is better" in table.verdict(same)[0]
     assert np.isfinite(found.gain.value)

@@ -21,6 +21,7 @@ from foveate.evaluation.tune.tuning import FOUND, Tuned
 from foveate.terminal import CommandError, aligned, markdown_table
 
 METHOD, JSON, MARKDOWN = "method.json", "results.json", "results.md"
+LOST = "found.json"  # what was found, where what was given is better
 COLUMNS = ("setting", "prompts", "tokens", "FLOPs", "KV", "KL", "95 % CI", "first KL", "top-1", "same answer")
 
 
@@ -34,6 +35,7 @@ def to_json(found: Tuned) -> dict[str, Any]:
         "trials": found.trials,
         "exhausted": found.exhausted,
         "method": found.method.to_json(),
+        "found": found.found.to_json(),
         "calibration": [asdict(line) for line in found.calibration],
         "held_out": [asdict(line) for line in found.held_out],
         "gain": None if found.gain is None else asdict(found.gain),
@@ -42,13 +44,15 @@ def to_json(found: Tuned) -> dict[str, Any]:
 
 
 def write(found: Tuned) -> list[Path]:
-    """The method and the report into the folder of the run."""
+    """The method to use, the one that was found where that is another, and the report, into the folder of the run."""
     folder = found.request.out
     texts = {
         METHOD: json.dumps(found.method.to_json(), indent=2) + "\n",
         JSON: json.dumps(to_json(found), indent=2, allow_nan=False) + "\n",
         MARKDOWN: markdown(found),
     }
+    if found.lost:
+        texts[LOST] = json.dumps(found.found.to_json(), indent=2) + "\n"
     try:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -125,7 +129,7 @@ def verdict(found: Tuned) -> list[str]:
     before, gain = found.held_out[-2], found.gain
     if before.method == last.method:
         return [*lines, "Nothing was found that is better than what was given, at this cost."]
-    helped = "lower" if gain.low > 0 else "higher, so keep what was given" if gain.high < 0 else None
+    helped = "lower" if gain.low > 0 else f"higher, so keep what was given: {METHOD} does" if found.lost else None
     told = f"KL is {helped}" if helped else "these prompts cannot tell the two apart"
     lines.append(
         f"Against what was given, at this cost, on prompts held out: {told}: {nats(before.kl.value)} before, "

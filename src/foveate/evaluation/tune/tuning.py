@@ -22,6 +22,7 @@ from foveate.evaluation.tune import search
 from foveate.evaluation.tune.goal import Request, asking, check
 from foveate.evaluation.tune.trials import Enough, Trial, Trials
 from foveate.method import Host, Method
+from foveate.methods import method_from_json
 from foveate.terminal import CommandError
 
 GIVEN, SAME_COST, FOUND = "given", "given, at this cost", "found"
@@ -36,7 +37,7 @@ class Tuned:
         request: what was looked for.
         model: its name or folder; ``identity``: as in the header of every file.
         search: how.
-        method: what was found.
+        found: what was found.
         trials: how many settings were judged; ``exhausted``: the search wanted to judge more.
         calibration, held_out: what was given and what was found (the last), on the prompts of the search and on the others.
         gain: KL of what was given, at this cost, less that of what was found, on the prompts held out; None: nothing to
@@ -47,12 +48,22 @@ class Tuned:
     model: str
     identity: dict[str, Any]
     search: str
-    method: Method
+    found: Method
     trials: int
     exhausted: bool
     calibration: tuple[Line, ...]
     held_out: tuple[Line, ...]
     gain: Share | None
+
+    @property
+    def lost(self) -> bool:
+        """Whether what was given is better, at the same cost, on prompts that the search has not seen."""
+        return self.gain is not None and self.gain.high < 0
+
+    @property
+    def method(self) -> Method:
+        """The one to use."""
+        return method_from_json(self.held_out[-2].method) if self.lost else self.found
 
 
 def tune(request: Request, tell: Tell) -> Tuned:
