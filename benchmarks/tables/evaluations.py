@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from foveate.evaluation import report
 from foveate.evaluation.plan import Missed
@@ -16,6 +15,7 @@ from foveate.evaluation.results import Row, Spent
 from foveate.evaluation.statistics import Paired, Share
 
 from tables.cells import MODELS, table
+from tables.commands import fields_of, options
 
 #: How a table calls what a report calls by its label; controls and bounds are in italics.
 NAMES = {
@@ -38,8 +38,6 @@ NAMES = {
     "antioracle": "*anti-oracle* (questions with evidence)",
     "blind": "*blind*",
 }
-#: Options of `foveate eval` that a `Request` calls otherwise.
-FIELDS = {"method": "methods", "option": "options", "method-json": "described", "budget": "budgets", "task": "tasks"}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -119,19 +117,7 @@ def evaluation(found: dict[str, Any]) -> Evaluation:
 
 def request(command: str) -> Request:
     """What a command asked for; `foveate.evaluation.report.command` the other way round."""
-    hints, given = get_type_hints(Request), dict[str, Any]()
-    words = iter(shlex.split(command)[2:])
-    for word in words:
-        name = word.removeprefix("--")
-        field = FIELDS.get(name, "seeds" if name == "seed" else name.replace("-", "_"))
-        kind = hints[field]
-        if kind is bool:
-            given[field] = True
-        elif get_origin(kind) is tuple:
-            given[field] = (*given.get(field, ()), get_args(kind)[0](next(words)))
-        else:
-            given[field] = (kind if isinstance(kind, type) else get_args(kind)[0])(next(words))
-    return Request(Path(), **given)
+    return Request(Path(), **fields_of(Request, options(command)))
 
 
 def _read_row(row: dict[str, Any]) -> Row:

@@ -1,9 +1,8 @@
-"""Pictures from results, measured or not; and the page of the docs is made of its JSON."""
+"""Pictures from results, measured or not."""
 
 from __future__ import annotations
 
 import importlib.util
-import runpy
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,3 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(CommandError, match="cannot write the plot"):
         draw(result(case(64, [1.0], [2.0])), tmp_path / "taken.png")
-
-
-def test_the_page_is_made_of_its_result() -> None:
-    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "bench_page.py"))
-    assert tool["page"]() == tool["PAGE"].read_text(encoding="utf-8"), "run: python tools/bench_page.py"

@@ -114,16 +114,22 @@ def read(path: Path) -> Result:
         raise CommandError(f"there is no result {str(path)!r}: `foveate bench --out {path}` makes one") from None
     except (OSError, ValueError) as error:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench`: {error}") from None
-    if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench` (schema {SCHEMA}): give another file")
     try:
-        cases = [
-            Case(**{**case, "lines": {name: Line(**line) for name, line in case["lines"].items()}})
-            for case in data.pop("cases")
-        ]
-        return Result(**data, cases=cases)
+        return of_json(data)
     except (TypeError, KeyError, AttributeError) as error:
         raise CommandError(f"{str(path)!r} is not a whole result of `foveate bench`: {error}; delete it") from None
+
+
+def of_json(data: dict[str, Any]) -> Result:
+    """What `Result.to_json` made plain, as it was."""
+    given = {name: value for name, value in data.items() if name not in ("schema", "cases")}
+    cases = [
+        Case(**{**case, "lines": {name: Line(**line) for name, line in case["lines"].items()}})
+        for case in data["cases"]
+    ]
+    return Result(**given, cases=cases)
 
 
 def resume(path: Path, settings: dict[str, Any], command: str) -> Result:
