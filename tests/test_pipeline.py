@@ -12,6 +12,7 @@ import transformers
 from transformers.utils.import_utils import is_torchvision_available
 
 import foveate
+from foveate import loading
 
 if not is_torchvision_available():
     pytest.skip("video processors need torchvision", allow_module_level=True)
@@ -82,6 +83,26 @@ def test_everything_comes_from_disk(family: str) -> None:
     assert type(model).__name__.endswith("ForConditionalGeneration")
     assert processor.chat_template
     assert hasattr(processor, "video_processor") == (family in saved.VIDEO)
+
+
+@every
+@pytest.mark.parametrize("missing", [ImportError, OSError, ValueError])
+def test_a_model_by_name_where_the_video_half_is_missing(
+    family: str, missing: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without torchvision: for images the processor is the same, down to the number of placeholders."""
+    _, whole = load(family)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise missing("requires torchvision")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", refuse)
+    model, images_only = loading.load(str(saved.folder(family)))
+    shown = picture(70, 100)
+    text = whole.apply_chat_template(ask("What?", shown), add_generation_prompt=True)
+    expected, inputs = (each(text=[text], images=[shown], return_tensors="pt") for each in (whole, images_only))
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    model(**inputs)  # stock code compares features and placeholders
 
 
 @every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from foveate.terminal import CommandError
 
 REFERENCES = {"reference": "qwen2_5_vl", **{f"reference-{name}": name for name in reference.ARCHITECTURES}}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: What a processor consists of; the rest of its configuration are numbers and names.
+PARTS = ("image_processor", "tokenizer", "video_processor", "feature_extractor")
 
 _BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
 
@@ -82,15 +86,18 @@ def _processor(name: str, config: Any) -> Any:
     """The model's processor; without torchvision, one for images only if the video half cannot be made."""
     try:
         return transformers.AutoProcessor.from_pretrained(name)
-    except (ImportError, OSError):  # OSError: the folder has no video half
+    except (ImportError, OSError, ValueError):  # depends on which file misses the video half
         images = AutoImageProcessor.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         kind: Any = transformers.PROCESSOR_MAPPING[type(config)]
-        return type(kind.__name__, (_ImagesOnly, kind), {})(images, tokenizer, chat_template=tokenizer.chat_template)
+        saved, _ = kind.get_processor_dict(name)
+        own = {key: saved[key] for key in inspect.signature(kind).parameters if key in saved and key not in PARTS}
+        images_only = type(kind.__name__, (_ImagesOnly, kind), {})
+        return images_only(images, tokenizer, **{"chat_template": tokenizer.chat_template} | own)
 
 
 class _ImagesOnly:
     """Transformers reads a processor's parts off this signature."""
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[call-arg]
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **own: Any) -> None:
+        super().__init__(image_processor, tokenizer, **own)  # type: ignore[call-arg]
