@@ -7,15 +7,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pages import METHODS, NASTY
+from PIL import Image
 
 from foveate.report import page, plots
 from foveate.report.bench import of_bench
 from foveate.story import Content
+from foveate.story.view import Frame
 
 sync_api: Any = None
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -30,6 +33,7 @@ if not REQUIRED:
 
 PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+SHARE = {"label": "share", "percent": True}
 BENCH = {
     "plots": [
         {
@@ -43,6 +47,12 @@ BENCH = {
             "x": {"label": "x"},
             "y": {"label": "y"},
             "series": [{"label": "a", "points": [[1, 1]]}],
+        },
+        {
+            "title": "same cost",
+            "x": SHARE,
+            "y": SHARE,
+            "series": [{"label": "a", "points": [[0.5, 0.2], [0.503, 0.9]]}],
         },
     ]
 }
@@ -62,6 +72,23 @@ def address(content: Content, results: Path, tmp_path_factory: pytest.TempPathFa
     (folder / "bench.json").write_text(json.dumps(BENCH))
     curves, bench = [plots.of_results(results)], of_bench(folder / "bench.json")
     return page.write(folder / "a page.html", content, curves, bench).as_uri()
+
+
+@pytest.fixture(scope="module")
+def extreme(content: Content, results: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page of a long question, long words, a tall image, a wide one of many tokens, and the curves of every method."""
+    case, label = content.cases[0], METHODS[0]
+    told = case.told[label]
+    many = replace(told.story, frames=tuple(Frame(20, 48, "a" * 960) for _ in told.story.frames))
+    tall, wide = (Image.new("RGB", size, (30, 120, 90)) for size in ((200, 1000), (1000, 400)))
+    long = "What is left of the picture's middle? " * 100
+    cases = (
+        replace(case, name="tall", image=tall, prompt=long, dense="magenta" * 20, told={label: told}),
+        replace(case, name="wide", image=wide, told={label: replace(told, story=many)}),
+    )
+    path = tmp_path_factory.mktemp("extreme") / "page.html"
+    curves = [plots.of_results(results.with_name("reference-qwen2_5_vl.json"))]
+    return page.write(path, replace(content, methods={label: content.methods[label]}, cases=cases), curves).as_uri()
 
 
 @pytest.fixture
@@ -194,6 +221,73 @@ def test_a_phone_never_scrolls_sideways(opened: Any) -> None:
         assert min(box["width"], box["height"]) >= 44, "a finger can hit it"
 
 
+@pytest.mark.parametrize("shape", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_long_words_and_tall_images_leave_room(browser: Any, extreme: str, shape: dict[str, Any]) -> None:
+    tab = browser.new_page(**shape)
+    tab.goto(extreme)
+    tab.wait_for_selector(".card canvas")
+    height = "each => each.getBoundingClientRect().height"
+    assert tab.eval_on_selector("#questions button", height) < 150
+    assert tab.locator("#questions button").inner_text().count("middle?") == 100, "a screen reader has all of it"
+    assert tab.eval_on_selector("tbody tr", height) < 400
+    tab.locator("tbody summary").click()
+    assert tab.locator("tbody details").inner_text().count("middle?") > 100
+    assert tab.eval_on_selector(".card canvas", height) <= 560
+    box = tab.locator(".card canvas").first.bounding_box()
+    assert box["height"] == pytest.approx(5 * box["width"], rel=0.02), "not squeezed"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= shape["viewport"]["width"]
+    tab.close()
+
+
+@pytest.mark.parametrize("shape", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_cells_can_be_told_apart(browser: Any, extreme: str, shape: dict[str, Any]) -> None:
+    tab = browser.new_page(**shape)
+    tab.goto(extreme)
+    tab.locator("#images button").nth(1).click()
+    assert tab.locator(".card canvas").nth(1).bounding_box()["width"] / 48 > 6
+    tab.close()
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_no_column_is_narrower_than_a_word(opened: Any) -> None:
+    count = """all => all.map((each) => {
+      const range = document.createRange();
+      range.selectNodeContents(each);
+      return [each.textContent, range.getClientRects().length];
+    })"""
+    lines = dict(opened.eval_on_selector_all("#table th", count))
+    assert {label: lines[label] for label in METHODS} == dict.fromkeys(METHODS, 1)
+
+
+@pytest.mark.parametrize("opened", [DESKTOP, PHONE], indirect=True, ids=["desktop", "phone"])
+def test_the_focus_covers_no_words(opened: Any) -> None:
+    slider = opened.locator("#slider")
+    slider.press("ArrowRight")
+    box = slider.bounding_box()
+    reach = slider.evaluate(
+        "each => parseFloat(getComputedStyle(each).outlineOffset) + parseFloat(getComputedStyle(each).outlineWidth)"
+    )
+    words, dots = opened.locator("#step").bounding_box(), opened.locator("#ticks").bounding_box()
+    assert slider.evaluate("each => getComputedStyle(each).outlineStyle") == "solid"
+    assert words["y"] + words["height"] <= box["y"] - reach
+    assert box["y"] + box["height"] + reach <= dots["y"]
+
+
+def test_a_step_is_spoken_once(opened: Any) -> None:
+    """The slider says its step itself; after a press of a button nobody else does."""
+    opened.locator("#slider").press("ArrowRight")
+    assert opened.get_attribute("#step", "aria-live") == "off"
+    opened.get_by_role("button", name="Step on").press("Enter")
+    assert opened.get_attribute("#step", "aria-live") == "polite"
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_on_a_phone_pictures_come_before_the_legend(opened: Any) -> None:
+    assert not opened.locator("#legend").is_visible()
+    opened.get_by_text("What the marks mean").click()
+    assert "outlined, what the stock model does" in opened.inner_text("#legend")
+
+
 CONTRAST = """() => {
   const light = (colour) => {
     const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map((n) => n / 255)
@@ -225,6 +319,19 @@ def test_text_can_be_read(opened: Any) -> None:
     assert [(html, ratio) for ratio, html in found if ratio < 4.5] == []
 
 
+@pytest.mark.parametrize("opened", [DESKTOP, {**DESKTOP, "color_scheme": "dark"}], indirect=True, ids=["light", "dark"])
+def test_bars_can_be_seen(opened: Any) -> None:
+    """What a method spends, and the outline of what the stock model does: three to one, as of anything but text."""
+    parts = CONTRAST.split("const texts")[0]
+    ratio = f"""(name) => {{ {parts.removeprefix("() => {")}
+      const node = document.querySelector(`.card .${{name}}`), style = getComputedStyle(node);
+      const front = name === "full" ? style.stroke : style.fill;
+      const [a, b] = [light(front), light(behind(node.closest(".card")))].sort((x, y) => y - x);
+      return (a + 0.05) / (b + 0.05);
+    }}"""
+    assert min(opened.evaluate(ratio, name) for name in ("part", "full", "here")) >= 3
+
+
 def test_light_and_dark_are_two_pages(opened: Any) -> None:
     opened.locator("#slider").fill("17")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -233,6 +340,14 @@ def test_light_and_dark_are_two_pages(opened: Any) -> None:
     opened.wait_for_timeout(100)
     assert opened.evaluate(background) != light
     assert pictures(opened) != pages, "what is gone takes the colour of the page"
+
+
+def test_no_two_lines_look_alike(browser: Any, extreme: str) -> None:
+    tab = browser.new_page()
+    tab.goto(extreme)
+    keys = tab.eval_on_selector_all("#curves .keys line", "all => all.map(each => each.outerHTML)")
+    assert len(set(keys)) == len(keys) > 10
+    tab.close()
 
 
 def test_curves(opened: Any) -> None:
@@ -251,3 +366,6 @@ def test_curves(opened: Any) -> None:
     assert bench.locator("circle").count() == 3
     bench.get_by_role("button", name="one point").click()
     assert bench.locator("circle").count() == 1
+    bench.get_by_role("button", name="same cost").click()
+    first, second = (bench.locator("circle").nth(i).bounding_box() for i in range(2))
+    assert abs(first["x"] - second["x"]) < 40, "0.3 points of a hundred are next to nothing, and look like it"

@@ -67,10 +67,10 @@ def test_a_bench(tmp_path: Path) -> None:
         measured("small", 256, dense=[1.0], luvc=[2.0], random=[]),
         measured("other", 256, dense=[1.0], luvc=[1.0]),
     ]
-    data = {"schema": 1, "settings": {"device": "cpu", "threads": 2}, "command": "foveate bench", "cases": cases}
+    data = {"schema": 1, "settings": {"device": "cpu", "threads": 1}, "command": "foveate bench", "cases": cases}
     small, other = of_bench(written(tmp_path / "bench.json", data))
     assert (small.title, other.title) == ("small, batch 1", "other, batch 1")
-    assert "2 threads" in small.note
+    assert "1 thread." in small.note
     (plot,) = small.plots
     lines = {line.label: line for line in plot.series}
     assert lines["luvc"].points == ((256.0, 0.5, 0.5, 0.5), (1024.0, 2.0, 1.5, 3.0))

@@ -51,7 +51,8 @@ def _measured(data: Mapping[str, Any]) -> list[Group]:
     for case in data["cases"]:
         cases.setdefault((str(case["model"]), int(case["batch"])), []).append(case)
     settings = data["settings"]
-    note = f"{settings['device']}, {settings['threads']} threads. Medians and quartiles of ratios in the same round."
+    threads = settings["threads"]
+    note = f"{settings['device']}, {threads} thread{'s' * (threads != 1)}. Medians and quartiles of ratios in the same round."
     groups = []
     for (model, batch), several in cases.items():
         plots = [_speed(words, stage, several) for stage, words in STAGES.items()]

@@ -20,7 +20,7 @@ function draw(tag, attributes = {}, ...children) {
   return node;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)}\u00a0%`;
 const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
 
 function amount(number) {
@@ -28,6 +28,12 @@ function amount(number) {
     if (number >= size) return `${(number / size).toPrecision(3)} ${sign}`;
   }
   return `${Math.round(number * 100) / 100} `;
+}
+
+/* Text for a cell of a table: what is long is folded. */
+function folded(text) {
+  const signs = [...text];
+  return signs.length <= 240 ? text : make("details", { className: "long" }, make("summary", {}, `${signs.slice(0, 160).join("")} …`), text);
 }
 
 /* Buttons of which one is pressed; arrow keys walk through them. */

@@ -23,9 +23,18 @@ function hue(owner) {
   return (owner * 137.508 + 40) % 360;
 }
 
+const shapeOf = (image, frame) => (image ? image.naturalHeight / image.naturalWidth : frame.height / frame.width);
+const TALLEST = 560; // CSS pixels: a tall picture is narrower than its card, so that all of it is seen at once
+
+/* Paint `frame` as wide as there is room for. */
+function show(canvas, image, frame) {
+  canvas.style.maxWidth = `${Math.round(TALLEST / shapeOf(image, frame))}px`;
+  paint(canvas, image, frame, canvas.clientWidth || 280);
+}
+
 /* Paint `frame` on a canvas `width` CSS pixels wide; `image` may be null, where nobody knows what lies below. */
 function paint(canvas, image, frame, width) {
-  const height = Math.round(width * (image ? image.naturalHeight / image.naturalWidth : frame.height / frame.width));
+  const height = Math.max(1, Math.round(width * shapeOf(image, frame)));
   const sharp = Math.min(window.devicePixelRatio || 1, 3);
   canvas.width = Math.round(width * sharp);
   canvas.height = Math.round(height * sharp);
@@ -168,5 +177,5 @@ function swatch(canvas, state) {
     height: merged ? 2 : 1, width: merged ? 2 : 1, states: merged ? "mmmm" : state,
     owners: merged ? [0, 0, 3, 3] : undefined, marks: merged ? [[0.5, 1], [1.5, 1]] : undefined,
   };
-  paint(canvas, swatch.ground, frame, 26);
+  paint(canvas, null, frame, 26);
 }

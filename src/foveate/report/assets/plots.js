@@ -30,6 +30,8 @@ function groupsOf(section, all) {
 function scaleOf(axis, numbers, from, to) {
   const of = axis.log ? Math.log10 : (n) => n;
   let low = Math.min(...numbers.map(of)), high = Math.max(...numbers.map(of));
+  const least = axis.percent && !axis.log ? 0.1 : 0; // a few thousandths of a share are not worth the width of a plot
+  if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
   if (high - low < 1e-9) { low -= axis.log ? 0.3 : Math.abs(low) * 0.1 || 1; high += axis.log ? 0.3 : Math.abs(high) * 0.1 || 1; }
   const pad = (high - low) * 0.05;
   low -= pad;
@@ -57,14 +59,14 @@ function logTicks(low, high) {
   return found;
 }
 
-const written = (axis, n) => (axis.percent ? `${Math.round(1000 * n) / 10} %` : Math.abs(n) >= 1e4 ? amount(n).trim() : String(Number(n.toPrecision(3))));
+const written = (axis, n) => (axis.percent ? `${Math.round(1000 * n) / 10}\u00a0%` : Math.abs(n) >= 1e4 ? amount(n).trim() : String(Number(n.toPrecision(3))));
 
 function styles(series) {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches, ink = dark ? "#ebe9e3" : "#1d1c1a", grey = dark ? "#9a968c" : "#7d796f";
-  let loud = 0, quiet = 0;
+  let loud = 0, quiet = 0, level = 0;
   return series.map((line) => {
     if (line.level && !line.quiet) return { stroke: ink, dash: "", width: 1.5 };
-    if (line.level) return { stroke: grey, dash: "1 4", width: 1.5 };
+    if (line.level) return { stroke: grey, dash: ["1 4", "12 6"][level++ % 2], width: 1.5 };
     if (line.quiet) return { stroke: grey, dash: DASHES[1 + (quiet++ % 3)], width: 1.5 };
     const number = loud++;
     return { stroke: (dark ? BRIGHT : PALETTE)[number % 10], dash: DASHES[Math.floor(number / 10) % 4], width: 2.2 };

@@ -40,7 +40,7 @@ function chooseImage(number) {
   const labels = images[number].cases.map((entry) => {
     const others = entry.told.filter((told) => differs(entry, told)).length;
     const words = others ? `${others} of ${entry.told.length} answer differently` : "all answer as the stock model";
-    return make("span", {}, entry.prompt, make("small", { className: others ? "differ" : "" }, words));
+    return make("span", {}, make("span", { className: "words" }, entry.prompt), make("small", { className: others ? "differ" : "" }, words));
   });
   pressQuestion = choice(byId("questions"), labels, chooseQuestion);
   chooseQuestion(Math.min(state.question, images[number].cases.length - 1));
@@ -90,7 +90,9 @@ function go(step) {
   slider.setAttribute("aria-valuetext", name);
   byId("back").disabled = state.step === 0;
   byId("on").disabled = state.step === steps.length - 1;
-  byId("step").replaceChildren(name, make("span", {}, `step ${state.step + 1} of ${steps.length}`));
+  const where = `step ${state.step + 1} of ${steps.length}`, fainter = "; the fainter a cell, the fewer layers cache it";
+  byId("step").setAttribute("aria-live", document.activeElement === slider ? "off" : "polite"); // the slider says it itself
+  byId("step").replaceChildren(name, make("span", {}, where + (stage === "cache" ? fainter : "")));
   for (const span of byId("stages").children) span.classList.toggle("here", span.dataset.stage === stage);
   cards.forEach((card) => card(state.step));
 }
@@ -104,7 +106,6 @@ function doing(told, step) {
     const what = act.patches ? "patches" : "tokens";
     return make("span", {}, make("b", {}, `${act.method} ${ACTION[act.action]}`), ` ${act.before} → ${act.after} ${what}. `);
   });
-  if (steps[step].stage === "cache") acts.push("The fainter a cell, the fewer layers cache it. ");
   return [...acts, make("span", { className: "truth" }, tally(told, step))];
 }
 
@@ -138,11 +139,11 @@ function denseCard(entry) {
   const whole = (cost) => entry.told[0][cost].map((pair) => pair && [pair[1], pair[1]]);
   const node = make("article", { className: "card", "aria-label": DENSE },
     make("h3", {}, DENSE), make("p", { className: "spent" }, "everything: 100 % of the tokens, FLOPs and KV cache"), make("div", { className: "views" }, canvas),
-    make("p", { className: "doing" }, make("span", { className: "truth" }, `${entry.name}, ${image.width} × ${image.height} pixels on this page`)), charts,
+    make("p", { className: "doing" }, make("span", { className: "truth" }, `${entry.name}, ${image.width}\u00a0×\u00a0${image.height} pixels on this page`)), charts,
     answerOf(entry, entry.dense, null));
   const point = bars(charts, { ...entry.told[0], tokens: full, flops: whole("flops"), kv: whole("kv") }, go);
   return [node, (step) => {
-    paint(canvas, loaded[entry.image], frame, canvas.clientWidth || 280);
+    show(canvas, loaded[entry.image], frame);
     point(step);
   }];
 }
@@ -165,7 +166,7 @@ function card(entry, told, method) {
     panels.forEach(([number, picture], i) => {
       const frame = told.frames[number], canvas = views.children[i];
       canvas.setAttribute("aria-label", spoken(method, frame, step));
-      paint(canvas, picture === null ? null : loaded[picture], frame, canvas.clientWidth || 280);
+      show(canvas, picture === null ? null : loaded[picture], frame);
     });
     line.replaceChildren(...doing(told, step));
     point(step);
@@ -177,8 +178,15 @@ function spoken(method, frame, step) {
   return `${method.label} at ${steps[step].name}: ${found.map(([word, n]) => `${n} cells ${word}`).join(", ")}`;
 }
 
+/* Cells from left to right, where there are most: so many have to be told apart on a card. */
+function finest(entry) {
+  const across = (told) => told.shown.flatMap((panels) => panels.map(([number]) => told.frames[number].width * Math.min(3, panels.length)));
+  return Math.max(...entry.told.flatMap(across));
+}
+
 function layCards() {
   const entry = current();
+  byId("cards").classList.toggle("fine", finest(entry) > 40);
   const made = [denseCard(entry), ...entry.told.map((told, i) => card(entry, told, data.methods[i]))];
   byId("cards").replaceChildren(...made.map(([node]) => node));
   cards = made.map(([, show]) => show);
@@ -192,13 +200,16 @@ function legend() {
     swatch(canvas, letter);
     return make("li", {}, canvas, make("b", {}, word), make("span", {}, meaning));
   });
+  const sample = draw("svg", { viewBox: "0 0 26 26", "aria-hidden": "true", class: "bars" },
+    ...[[3, 20], [15, 9]].flatMap(([x, height]) => [draw("rect", { class: "full", x, y: 3, width: 8, height: 20 }), draw("rect", { class: "part", x, y: 23 - height, width: 8, height })]));
+  items.push(make("li", {}, sample, make("b", {}, "bars"), make("span", {}, "what a step spends; outlined, what the stock model does. Press one to go there")));
   byId("legend").replaceChildren(...items);
 }
 
 /* -- all answers --------------------------------------------------------------------------------------------------- */
 
 function table() {
-  const cell = (tag, text, className = "") => make(tag, { className }, text);
+  const cell = (tag, text, className = "") => make(tag, { className }, folded(text));
   const head = make("tr", {}, ...["image", "question", ...(data.cases.some((entry) => entry.truth !== null) ? ["right answer"] : []), DENSE, ...data.methods.map((method) => method.label)].map((text) => make("th", { scope: "col" }, text)));
   const rows = images.flatMap(({ name, cases }) => cases.map((entry, i) => make("tr", { className: i ? "" : "first" },
     cell("td", i ? "" : name), cell("td", entry.prompt),
@@ -219,7 +230,7 @@ function table() {
 
 function start() {
   readColours();
-  swatch.ground = loaded[data.cases[0].image];
+  byId("marks").open = innerWidth > 480; // on a phone the pictures come first
   header();
   pickers();
   stepper();
