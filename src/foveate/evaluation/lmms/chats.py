@@ -109,7 +109,7 @@ def _part(part: Mapping[str, Any], frames: Frames, films: list[dict[str, Any]]) 
             source = next((source[name] for name in ("url", "path", "video") if source.get(name)), None)
         video, film = _video(source, frames, start, end)
     except _BROKEN as error:
-        raise InputError(f"the {kind} {_named(source)} of a question cannot be read: {first_line(error)}") from None
+        raise InputError(f"the {kind} {_named(source)} cannot be read: {first_line(error)}") from None
     films.append(film)
     return {"type": "video", "video": video}
 
@@ -123,6 +123,9 @@ def _image(source: Any) -> Image.Image:
         source = Image.open(source)
     if source is None:
         raise ValueError("there is none")
+    if isinstance(source, (str, Path)) and "://" not in str(source) and Path(source).suffix.lower() in IMAGES:
+        if not Path(source).is_file():  # transformers would take it for base64
+            raise ValueError("there is no such file")
     return load_image(str(source) if isinstance(source, Path) else source).convert("RGB")
 
 
