@@ -228,7 +228,11 @@ def test_budgets(again: Request) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown task": (dict(tasks=("scens",)), "lmms-eval has no task 'scens'; `lmms-eval tasks list` shows all"),
+    "unknown task": (dict(tasks=("scens",)), "lmms-eval has no task 'scens'; there are scenes"),
+    "nothing like a task": (
+        dict(tasks=("qqqqqqqqqq",)),
+        "lmms-eval has no task 'qqqqqqqqqq'; `lmms-eval tasks list` shows all",
+    ),
     "nearly a task": (dict(tasks=("mm",)), "lmms-eval has no task 'mm'; there are "),
     "task without images": (
         dict(tasks=("nothing_to_see",)),
@@ -236,7 +240,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "task whose column is missing": (
         dict(tasks=("torn",)),
-        "the questions of the task 'torn' cannot be made: KeyError: 'images'",
+        "question 0 of the task 'torn' cannot be made: KeyError: 'images'",
+    ),
+    "broken image": (
+        dict(tasks=("broken",)),
+        "question 2 of the task 'broken' cannot be made: UnidentifiedImageError",
+    ),
+    "missing image": (
+        dict(tasks=("missing",)),
+        "question 0 of the task 'missing': the image 'nowhere.png' cannot be read: there is no such file",
     ),
     "task without data": (
         dict(tasks=("nowhere",)),
