@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import random
 import traceback
 from difflib import get_close_matches
 from functools import cache
@@ -35,6 +37,8 @@ class Harness:
 
     Attributes:
         kinds: for each task that was asked for the class of model that it needs.
+        digests: and SHA-256 of its first questions, of how many there are and of how answers are generated: where these
+            change, answers that were kept are to something else.
     """
 
     def __init__(self, request: Request, log: Path) -> None:
@@ -50,10 +54,13 @@ class Harness:
         known = self._manager.all_tasks
         for task in request.tasks:
             if task not in known:
-                near = [name for name in known if task.lower() in name.lower()] or get_close_matches(task.lower(), known)
+                near = [name for name in known if task.lower() in name.lower()] or get_close_matches(
+                    task.lower(), known
+                )
                 hint = f"; there are {', '.join(near[:5])}" if near else "; `lmms-eval tasks list` shows all"
                 raise CommandError(f"lmms-eval has no task {task!r}{hint}")
         self.kinds: dict[str, type[Simple]] = {}
+        self.digests: dict[str, str] = {}
 
     def inputs(self, asker: Asker, each: int) -> list[Any]:
         """The first ``each`` questions of every task, in batches as they will be asked.
@@ -107,7 +114,8 @@ class Harness:
 
     def _prepared(self, name: str, leaves: list[Any], asker: Asker, each: int) -> list[Any]:
         lm = self._model(name, asker, Memory())
-        found, seen = [], False
+        found, seen, digest = [], False, hashlib.sha256()
+        random.seed(0)  # as lmms-eval does before it makes the questions of a task
         size = self.request.batch_size
         for leaf in leaves:
             try:
@@ -120,10 +128,14 @@ class Harness:
                 raise
             except Exception as error:
                 raise self._failed(f"the questions of the task {name!r} cannot be made", error) from None
+            digest.update(f"{leaf.task_name} {len(leaf.eval_docs)} {leaf.config.generation_kwargs}".encode())
+            for chat in chats:
+                digest.update(chat.digest())
             seen = seen or any(any(chat.media) for chat in chats)
             for media in dict.fromkeys(chat.media for chat in chats):
                 alike = [chat for chat in chats if chat.media == media]
                 found += [asker.prepare(alike[i : i + size]) for i in range(0, len(alike), size)]
+        self.digests[name] = digest.hexdigest()
         if not seen:
             raise CommandError(
                 f"the task {name!r} has no images or videos in its questions, so there is nothing to compress: leave it out"

@@ -84,7 +84,7 @@ def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
     if several:  # counted in floating point, on what may be different devices
         broadcast_object_list(made)
     pairs = [(entry, task) for entry in made[0].entries for task in request.tasks]
-    headers = {pair: {**identity, **_about(*pair, request.by)} for pair in pairs}
+    headers = {pair: {**identity, **_about(*pair, request.by), "questions": harness.digests[pair[1]]} for pair in pairs}
     kept = {pair: read(scores_of(request, *pair), headers[pair]) for pair in pairs}
     for number, pair in enumerate(pairs):
         if kept[pair] is None:
