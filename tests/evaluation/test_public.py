@@ -15,7 +15,9 @@ from foveate import Downsample, FastV
 from foveate.evaluation import statistics
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.lmms.memory import Memory, Note
+from foveate.evaluation.lmms.plan import Request
 from foveate.evaluation.lmms.rows import rows
+from foveate.evaluation.lmms.run import scores_of
 from foveate.evaluation.lmms.scores import Finished, Scored, finished, read, save
 from foveate.evaluation.plan import Entry
 from foveate.terminal import CommandError
@@ -79,6 +81,15 @@ def test_scores_on_disk(tmp_path: Path) -> None:
         read(path, header)
 
 
+def test_names_of_files_fit_every_file_system(tmp_path: Path) -> None:
+    request = Request(tmp_path, "reference", ("t",))
+    one, other = (Entry("+".join([f"fastv(layer={layer}, keep=0.123456)"] * 12), FastV(), 0.5) for layer in (1, 2))
+    first, second = (scores_of(request, entry, "t" * 40) for entry in (one, other))
+    assert first.name != second.name
+    assert max(len(first.name), len(second.name)) < 200
+    assert scores_of(request, FASTV, "t").name == "t-fastv-at-0.25-tokens.json"
+
+
 def compared(*scores: Sequence[float]) -> Any:
     """Lines of dense, fastv and downsample on one task."""
     entries = (DENSE, FASTV, SMALL)
@@ -125,6 +136,32 @@ def test_scores_of_another_scale_and_none_at_all() -> None:
     assert notes == ["u is not in the table: lmms-eval gives its answers no score one by one."]
 
 
+def test_a_task_in_which_a_method_has_answers_without_a_score() -> None:
+    """It is left out for all, with a note; the report is made."""
+    full, part = Finished({"t": Scored({"0": 1.0}, {}), "u": Scored({"0": 1.0}, {})}, None), Scored({}, {})
+    found = {DENSE: [full], FASTV: [Finished({**full.tasks, "u": part}, COST)]}
+    (dense, fastv), notes = rows((DENSE, FASTV), found)
+    assert list(dense.tasks) == list(fastv.tasks) == ["t"]
+    assert notes == ["u is not in the table: lmms-eval gives some answers of fastv at 0.25 no score."]
+    with pytest.raises(CommandError, match="no task can be compared: t is not in the table"):
+        rows((DENSE, FASTV), {DENSE: [Finished({"t": full.tasks["t"]}, None)], FASTV: [Finished({"t": part}, COST)]})
+
+
+def test_scores_below_zero() -> None:
+    """Retention of nothing, or of less, is no number."""
+    for stock in ((-1.0, 1.0), (-1.0, -1.0), (0.0, 0.0)):
+        (_, fastv, _), _ = compared(stock, (1.0, 1.0), (0.0, 0.0))
+        assert fastv.retention is None
+        assert fastv.tasks["t"].retention is None
+
+
+def test_the_order_of_answers_does_not_change_the_cost() -> None:
+    """An interrupted run has them in another one."""
+    costs = [Cost(x, x, x, x, x, x) for x in (0.1, 1e16, 0.3, -1e16, 0.7)]
+    results = returned([{"doc_id": 0, "acc": 1}], acc=True)
+    assert finished(results, costs) == finished(results, costs[::-1])
+
+
 def test_intervals_of_grades_are_those_of_right_and_wrong() -> None:
     """The same questions as numbers, with one more pattern that never comes up, have nearly the same intervals."""
     generator = np.random.default_rng(1)
@@ -149,6 +186,25 @@ def asked(*numbers: int, padding: Sequence[int] = ()) -> list[Any]:
     return made + [
         SimpleNamespace(task_name="t", doc_id=n, idx=0, metadata={"__padding_only__": True}) for n in padding
     ]
+
+
+def test_files_of_other_processes_stay_as_they_are(tmp_path: Path) -> None:
+    """They may be in the middle of a line; one's own file is cut there."""
+    header = {"limit": 3}
+    Memory(tmp_path / "t-dense-1.jsonl", header).add({"t/4/0/0": Note("one\n\u2028two", 1, None)})
+    for end in (b"", b'{"id": "t/5'):
+        other, empty = tmp_path / "t-dense-1.jsonl", tmp_path / "t-dense-2.jsonl"
+        other.write_bytes(other.read_bytes() + end)
+        empty.write_bytes(b"")
+        before = other.read_bytes()
+        assert Memory(tmp_path / "t-dense-0.jsonl", header)["t/4/0/0"] == Note("one\n\u2028two", 1, None)
+        assert (other.read_bytes(), empty.read_bytes()) == (before, b"")
+    mine = Memory(other, header)
+    mine.add({"t/5/0/0": Note("b", 1, None)})
+    assert other.read_bytes().count(b"\n") == 3
+    assert Memory(other, header)["t/5/0/0"] == Note("b", 1, None)
+    assert Memory(empty, header).get("t/4/0/0") is not None
+    assert json.loads(empty.read_text()) == header
 
 
 def test_memory_of_several_processes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image, List
 
 from foveate import reference
 
@@ -41,8 +41,13 @@ def size(items):
     return float(len(items))
 
 
+def nowhere(doc):
+    return ["nowhere.png"]
+
+
 def choices(doc):
-    return doc["choices"]
+    """Three are enough: the model is asked about each."""
+    return [*[choice for choice in doc["choices"] if choice != doc["answer"]][:2], doc["answer"]]
 '''
 
 TASK = """
@@ -82,7 +87,8 @@ def samples(tasks: Sequence[str] = ASKED, per_task: int = PER_TASK) -> list[refe
 
 def write(folder: Path) -> Path:
     """Data and tasks: ``scenes`` (right or wrong), ``letters`` (graded), ``choices`` (by loss), ``handed_in`` (no score),
-    ``nothing_to_see`` (no images), ``torn`` (a column that is not there), ``nowhere`` (no data)."""
+    ``nothing_to_see`` (no images), ``torn`` (a column that is not there), ``broken`` and ``missing`` (images), ``nowhere`` (no
+    data)."""
     data = folder / "data"
     asked = reference.to_dataset(samples())
     DatasetDict({"test": asked}).save_to_disk(str(data))
@@ -105,8 +111,19 @@ def write(folder: Path) -> Path:
     _task(folder, "nothing_to_see", folder / "blank", scored, visual="null")
     _task(folder, "torn", folder / "blank", scored)
     _task(folder, "nowhere", folder / "nothing", scored)
+    _task(folder, "missing", folder / "blank", scored, visual="!function utils.nowhere")
+    DatasetDict({"test": _broken(asked)}).save_to_disk(str(folder / "files"))
+    _task(folder, "broken", folder / "files", scored)
     (folder / "both.yaml").write_text("group: both\ntask:\n  - scenes\n  - handed_in\n")
     return folder
+
+
+def _broken(asked: Dataset) -> Dataset:
+    """The third image is no image."""
+    column = asked.cast_column("images", List(Image(decode=False)))
+    rows = [dict(row) for row in column.select(range(4))]
+    rows[2]["images"] = [{"bytes": b"no image", "path": None}]
+    return Dataset.from_list(rows, features=asked.features)
 
 
 def _task(folder: Path, name: str, data: Path, more: str, **other: Any) -> None:

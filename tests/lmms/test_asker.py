@@ -96,9 +96,9 @@ def test_media_in_all_its_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("visual", "sentence"),
     [
-        ("nowhere.png", "the image 'nowhere.png' of a question cannot be read"),
-        ("nowhere.mp4", "the video 'nowhere.mp4' of a question cannot be read"),
-        (None, "the image (NoneType) of a question cannot be read"),
+        ("nowhere.png", "the image 'nowhere.png' cannot be read: there is no such file"),
+        ("nowhere.mp4", "the video 'nowhere.mp4' cannot be read"),
+        (None, "the image (NoneType) cannot be read"),
         ("a.wav", "'audio'; only text, images and videos can be asked about"),
         ({"array": [0.0], "sampling_rate": 1}, "'audio'; only text, images and videos can be asked about"),
     ],
@@ -133,6 +133,8 @@ def test_what_tasks_say_about_generation() -> None:
     assert generation({"until": ["\n"], "max_gen_toks": 3}, 7) == {"max_new_tokens": 3, **greedy}
     sampled = generation({"temperature": 0.5, "top_p": 0.9}, 7)
     assert sampled == {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "do_sample": True}
+    half = {"temperature": 0.2, "do_sample": False}  # as mmvet has it
+    assert generation(half, 7) == generation({"temperature": 0.0}, 7), "what is drawn by chance cannot be compared"
     with pytest.raises(ConfigError, match="sets 'num_beems' for generation, which transformers does not know"):
         generation({"num_beems": 2}, 7)
 

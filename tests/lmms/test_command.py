@@ -38,27 +38,25 @@ def ours(reference: str, method: Method | None) -> dict[str, str]:
     return found
 
 
-def lmms_eval(*words: str, several: bool = False) -> subprocess.CompletedProcess[str]:
+def run(local: Path, out: Path, arguments: str, *words: str, several: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Results and answers by document, for each task."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     start = [str(BIN / "lmms-eval")]
     if several:
         start = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
+    asked = ("--model", "foveate", "--model_args", arguments, "--include_path", str(local), "--limit", "-1")
+    kept = ("--log_samples", "--output_path", str(out))
     done = subprocess.run(
-        [*start, "--model", "foveate", *words], capture_output=True, text=True, env=env, timeout=300, check=False
+        [*start, *asked, *kept, *words], capture_output=True, text=True, env=env, timeout=300, check=False
     )
-    return done
-
-
-def run(local: Path, out: Path, arguments: str, *words: str, task: str = "scenes", several: bool = False) -> Any:
-    """Results and answers by document."""
-    asked = ("--model_args", arguments, "--tasks", task, "--include_path", str(local), "--limit", "-1")
-    done = lmms_eval(*asked, "--log_samples", "--output_path", str(out), *words, several=several)
     results = next(iter(out.rglob("*_results.json")), None)
     assert results is not None, done.stderr[-3000:]
-    samples = next(iter(out.rglob(f"*_samples_{task}.jsonl"))).read_text().splitlines()
-    names = [sample.id for sample in tasks.samples()]
-    said = {names[sample["doc_id"]]: sample["filtered_resps"] for sample in map(json.loads, samples)}
-    return json.loads(results.read_text())["results"][task], said
+    names, found = [sample.id for sample in tasks.samples()], {}
+    for task, numbers in json.loads(results.read_text())["results"].items():
+        samples = next(iter(out.rglob(f"*_samples_{task}.jsonl"))).read_text().splitlines()
+        said = {names[sample["doc_id"]]: sample["filtered_resps"] for sample in map(json.loads, samples)}
+        found[task] = numbers, said
+    return found
 
 
 def right(answers: dict[str, str]) -> float:
@@ -67,41 +65,31 @@ def right(answers: dict[str, str]) -> float:
 
 
 def test_the_stock_model_answers_what_it_answers_elsewhere(local: Path, tmp_path: Path) -> None:
-    results, answers = run(local, tmp_path, "pretrained=reference-llava", "--batch_size", "5")
+    """And it takes the choice that it would generate: the answer is one word, the likeliest of all where it is a choice."""
+    words = ("--tasks", "scenes,choices", "--force_simple", "--batch_size", "5")
+    found = run(local, tmp_path, "pretrained=reference-llava", *words)
+    results, answers = found["scenes"]
     expected = ours("llava", None)
     assert answers == expected
     assert results["accuracy,none"] == pytest.approx(right(expected))
     assert results["accuracy,none"] > 0.8
+    assert found["choices"][0]["acc,none"] >= right(expected)
 
 
 def test_a_method_answers_what_it_answers_elsewhere(local: Path, tmp_path: Path) -> None:
+    """In two processes, which have half of the questions each."""
     arguments = "pretrained=reference,method=stride,keep=0.3"
-    results, answers = run(local, tmp_path / "one", arguments)
+    results, answers = run(local, tmp_path, arguments, "--tasks", "scenes", "--batch_size", "5", several=True)["scenes"]
     expected = ours("qwen2_5_vl", Stride(keep=0.3))
     assert answers == expected
     assert results["accuracy,none"] == pytest.approx(right(expected))
     assert answers != ours("qwen2_5_vl", None)
-    described = tmp_path / "stride.json"
-    described.write_text(json.dumps(Stride(keep=0.3).to_json()))
-    again = run(local, tmp_path / "two", f"pretrained=reference,method_json={described}", several=True)
-    assert again[1] == answers, "two processes, half of the questions each"
-    assert again[0]["accuracy,none"] == pytest.approx(results["accuracy,none"])
-
-
-def test_choices(local: Path, tmp_path: Path) -> None:
-    """The answer is one word, so the likeliest of the choices is what would be generated, where that is a choice."""
-    results, _ = run(local, tmp_path, "pretrained=reference", "--force_simple", "--batch_size", "7", task="choices")
-    assert results["acc,none"] >= right(ours("qwen2_5_vl", None))
-
-
-def test_a_mistake(local: Path) -> None:
-    done = lmms_eval("--model_args", "method=fastvv", "--tasks", "scenes", "--include_path", str(local))
-    assert "Error during evaluation: there is no method 'fastvv'" in done.stdout + done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("method=fastvv", "there is no method 'fastvv'"),
         ("pretrained=reference,method=fastv,layr=3", "FastV has no option 'layr'"),
         ("pretrained=reference,keep=0.3", "keep: no such argument; an option of a method needs method=NAME, too"),
         ("pretrained=reference,method=fastv,method_json=x.json", "either --method NAME or --method-json"),
@@ -118,6 +106,15 @@ def test_mistakes(arguments: str, sentence: str) -> None:
     assert get_model("foveate", force_simple=True).is_simple
     with pytest.raises(FoveateError, match=sentence.replace("(", r"\(")):
         kind.create_from_arg_string(arguments)
+
+
+def test_a_method_in_a_file(tmp_path: Path) -> None:
+    from lmms_eval.models import get_model
+
+    described = tmp_path / "stride.json"
+    described.write_text(json.dumps(Stride(keep=0.3).to_json()))
+    lm = get_model("foveate").create_from_arg_string(f"pretrained=reference,method_json={described}")
+    assert lm.asker.handle.method == Stride(keep=0.3)
 
 
 def test_sums_and_lists_of_options() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image
 from foveate import Stride
 from foveate.cli import main
 from foveate.errors import FoveateError
-from foveate.evaluation.lmms import report
+from foveate.evaluation.lmms import report, run
 from foveate.evaluation.lmms.asker import Asker
 from foveate.evaluation.lmms.plan import Request
 from foveate.evaluation.lmms.run import Public, evaluate
@@ -33,6 +33,14 @@ LIMIT = 12
 def quiet(what: str, done: float) -> None:
     assert what
     assert 0 <= done <= 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_probes() -> Iterator[None]:
+    """Budgets are measured on as many questions of a task as one batch has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "PROBES", 5)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +194,9 @@ def test_a_finished_run_asks_nothing(again: Request, found: Public, monkeypatch:
 
 def test_an_interrupted_run_goes_on(again: Request, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a task, and of a line: what was answered is kept, and nothing else is asked."""
-    shutil.rmtree(again.out)
+    for path in again.out.glob("*/*"):
+        if not path.name.startswith("choices-"):  # those are there, as of an earlier run
+            path.unlink()
     first = asking(monkeypatch, LIMIT + 8)  # a method later than the stock model, a batch into a task
     with pytest.raises(Stop):
         evaluate(again, quiet)
@@ -228,7 +238,11 @@ def test_budgets(again: Request) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown task": (dict(tasks=("scens",)), "lmms-eval has no task 'scens'; `lmms-eval tasks list` shows all"),
+    "unknown task": (dict(tasks=("scens",)), "lmms-eval has no task 'scens'; there are scenes"),
+    "nothing like a task": (
+        dict(tasks=("qqqqqqqqqq",)),
+        "lmms-eval has no task 'qqqqqqqqqq'; `lmms-eval tasks list` shows all",
+    ),
     "nearly a task": (dict(tasks=("mm",)), "lmms-eval has no task 'mm'; there are "),
     "task without images": (
         dict(tasks=("nothing_to_see",)),
@@ -236,7 +250,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "task whose column is missing": (
         dict(tasks=("torn",)),
-        "the questions of the task 'torn' cannot be made: KeyError: 'images'",
+        "question 0 of the task 'torn' cannot be made: KeyError: 'images'",
+    ),
+    "broken image": (
+        dict(tasks=("broken",)),
+        "question 2 of the task 'broken' cannot be made: UnidentifiedImageError",
+    ),
+    "missing image": (
+        dict(tasks=("missing",)),
+        "question 0 of the task 'missing': the image 'nowhere.png' cannot be read: there is no such file",
     ),
     "task without data": (
         dict(tasks=("nowhere",)),
@@ -258,6 +280,19 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "other settings": (dict(limit=3), "belongs to another run: its limit is 12, now it is 3; choose another --out"),
     "other model": (dict(model="reference-llava"), "belongs to another run: its model is"),
 }
+
+
+def test_a_task_that_has_changed(again: Request, local: Path, tmp_path: Path) -> None:
+    """What was answered to other questions is no answer to these."""
+    shutil.copytree(local, tmp_path / "tasks")
+    task = tmp_path / "tasks" / "scenes.yaml"
+    for before, after in (("doc_to_text: question", "doc_to_text: id"), ("max_new_tokens: 1", "max_new_tokens: 2")):
+        text = task.read_text()
+        assert before in text
+        task.write_text(text.replace(before, after))
+        with pytest.raises(CommandError, match="belongs to another run: its questions is"):
+            evaluate(replace(again, tasks=("scenes",), include=tmp_path / "tasks"), quiet)
+        task.write_text(text)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -72,10 +72,10 @@ def mean(tasks: Sequence[str], right: Scores) -> float:
 
 
 def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | None:
-    """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing."""
-    one, other = (draws.mean(0) for draws in _resampled(tasks, right, dense))
-    if not dense.any():
+    """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing, or less."""
+    if mean(tasks, dense) <= 0:
         return None
+    one, other = (draws.mean(0) for draws in _resampled(tasks, right, dense))
     some = other > 0  # of very few questions, a draw may hold none that dense can answer
     return Share(mean(tasks, right) / mean(tasks, dense), *_interval(one[some] / other[some]), len(right))
 

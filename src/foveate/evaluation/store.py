@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -60,8 +61,10 @@ class Store(Generic[R]):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                self._read(header)
-            if not path.exists():
+                self.records, size = _read(path, header, kind)
+                if size < path.stat().st_size:  # the last line was cut off in the middle
+                    os.truncate(path, size)
+            if not path.exists() or not path.stat().st_size:
                 path.write_text(json.dumps(header) + "\n", encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
@@ -77,33 +80,46 @@ class Store(Generic[R]):
             raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
         self.records |= {record.id: record for record in new}
 
-    def _read(self, header: dict[str, Any]) -> None:
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # the last line was cut off in the middle
-            self.path.write_bytes(whole)
-        if not whole:
-            self.path.unlink()
-            return
+
+def kept(path: Path, header: dict[str, Any], kind: Callable[..., R]) -> list[R]:
+    """The answers in a file that somebody else may be writing: it stays as it is."""
+    try:
+        return list(_read(path, header, kind)[0].values())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read {str(path)!r}: {error}") from None
+
+
+def _read(path: Path, header: dict[str, Any], kind: Callable[..., R]) -> tuple[dict[str, R], int]:
+    """Answers by id, and how many bytes of the file are whole lines."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    records: dict[str, R] = {}
+    if whole:
         first, *lines = whole.decode("utf-8").splitlines()
-        check_header(self.path, _object(self.path, 1, first), header)
+        check_header(path, _object(path, 1, first), header)
         for number, line in enumerate(lines, start=2):
-            data = _object(self.path, number, line)
+            data = _object(path, number, line)
             try:
                 cost = data.pop("cost")
-                record = self.kind(**data, cost=None if cost is None else Cost(**cost))
+                record = kind(**data, cost=None if cost is None else Cost(**cost))
             except (KeyError, TypeError):
-                raise CommandError(f"line {number} of {str(self.path)!r} is not an answer: delete the file") from None
-            self.records[record.id] = record
+                raise CommandError(f"line {number} of {str(path)!r} is not an answer: delete the file") from None
+            records[record.id] = record
+    return records, len(whole)
 
 
 def file_name(entry: str, by: str | None, seed: int | None = None) -> str:
     """``fastv(layer=4) at 0.25`` by tokens -> ``fastv-layer=4-at-0.25-tokens-seed0.jsonl``."""
-    text = entry if by is None else f"{entry} {by}"
+    words = file_stem(entry if by is None else f"{entry} {by}")
+    return f"{words}.jsonl" if seed is None else f"{words}-seed{seed}.jsonl"
+
+
+def file_stem(text: str) -> str:
+    """``text`` as a name that every file system takes."""
     words = re.sub(r"[^\w.+=]+", "-", text).strip("-")
     if len(words) > 160:  # file systems take 255 bytes
         words = f"{words[:140]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return f"{words}.jsonl" if seed is None else f"{words}-seed{seed}.jsonl"
+    return words
 
 
 def check_folder(folder: Path, common: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ class Asker:
 
 
 def generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """What `generate` is told: greedy unless the task asks for a temperature.
+    """What `generate` is told: greedy unless the task asks for a temperature, and not for ``do_sample: false`` beside it.
 
     Raises:
         ConfigError: transformers does not know an option of the task.
@@ -151,7 +151,8 @@ def generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"the task sets {unknown[0]!r} for generation, which transformers does not know")
     known.setdefault("max_new_tokens", int(options.get("max_gen_toks") or most))
-    if float(known.get("temperature", known.get("do_sample", False))) > 0:
+    sampled = float(known.get("temperature", known.get("do_sample", False))) > 0
+    if sampled and known.get("do_sample", True):
         return {**known, "do_sample": True}
     return {**known, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 

@@ -6,6 +6,7 @@ a path, or a mapping that says which part of it. Videos are decoded here, with P
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -54,6 +55,16 @@ class Chat:
         """Whether there are images, and videos: processors want rows that are alike in this."""
         kinds = {part["type"] for message in self.messages for part in message["content"]}
         return "image" in kinds, "video" in kinds
+
+    def digest(self) -> bytes:
+        """SHA-256 of every word and pixel."""
+        digest = hashlib.sha256()
+        for message in self.messages:
+            digest.update(message["role"].encode())
+            for part in message["content"]:
+                what = part[part["type"]]
+                digest.update(what.encode() if isinstance(what, str) else np.asarray(what).tobytes())
+        return digest.digest()
 
 
 def chat(messages: Sequence[Mapping[str, Any]], frames: Frames, system: str | None = None) -> Chat:
@@ -109,7 +120,7 @@ def _part(part: Mapping[str, Any], frames: Frames, films: list[dict[str, Any]]) 
             source = next((source[name] for name in ("url", "path", "video") if source.get(name)), None)
         video, film = _video(source, frames, start, end)
     except _BROKEN as error:
-        raise InputError(f"the {kind} {_named(source)} of a question cannot be read: {first_line(error)}") from None
+        raise InputError(f"the {kind} {_named(source)} cannot be read: {first_line(error)}") from None
     films.append(film)
     return {"type": "video", "video": video}
 
@@ -123,7 +134,13 @@ def _image(source: Any) -> Image.Image:
         source = Image.open(source)
     if source is None:
         raise ValueError("there is none")
+    if isinstance(source, (str, Path)) and _is_path(str(source)) and not Path(source).is_file():
+        raise ValueError("there is no such file")  # transformers would take it for base64
     return load_image(str(source) if isinstance(source, Path) else source).convert("RGB")
+
+
+def _is_path(text: str) -> bool:
+    return "://" not in text and Path(text).suffix.lower() in IMAGES
 
 
 def _video(source: Any, frames: Frames, start: float | None, end: float | None) -> tuple[Any, dict[str, Any]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import random
 import traceback
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ class Harness:
 
     Attributes:
         kinds: for each task that was asked for the class of model that it needs.
+        digests: and SHA-256 of its first questions, of how many there are and of how answers are generated: where these
+            change, answers that were kept are to something else.
     """
 
     def __init__(self, request: Request, log: Path) -> None:
@@ -42,13 +47,20 @@ class Harness:
             CommandError: lmms-eval knows no such task.
         """
         self.request, self.log = request, log
-        self._manager = _manager(None if request.include is None else str(request.include))
+        try:
+            self._manager = _manager(None if request.include is None else str(request.include))
+        except Exception as error:
+            raise self._failed(f"the tasks in --include-path {str(request.include)!r} cannot be read", error) from None
+        known = self._manager.all_tasks
         for task in request.tasks:
-            if task not in self._manager.all_tasks:
-                near = [name for name in self._manager.all_tasks if task.lower() in name.lower()][:5]
-                hint = f"; there are {', '.join(near)}" if near else "; `lmms-eval tasks list` shows all"
+            if task not in known:
+                near = [name for name in known if task.lower() in name.lower()] or get_close_matches(
+                    task.lower(), known
+                )
+                hint = f"; there are {', '.join(near[:5])}" if near else "; `lmms-eval tasks list` shows all"
                 raise CommandError(f"lmms-eval has no task {task!r}{hint}")
         self.kinds: dict[str, type[Simple]] = {}
+        self.digests: dict[str, str] = {}
 
     def inputs(self, asker: Asker, each: int) -> list[Any]:
         """The first ``each`` questions of every task, in batches as they will be asked.
@@ -84,7 +96,8 @@ class Harness:
                 cli_args=arguments,
                 verbosity="INFO",
             )
-        except FoveateError:
+        except FoveateError as error:
+            self._log(error)
             raise
         except Exception as error:
             raise self._failed(f"lmms-eval failed on the task {task!r}", error) from None
@@ -101,7 +114,8 @@ class Harness:
 
     def _prepared(self, name: str, leaves: list[Any], asker: Asker, each: int) -> list[Any]:
         lm = self._model(name, asker, Memory())
-        found, seen = [], False
+        found, seen, digest = [], False, hashlib.sha256()
+        random.seed(0)  # as lmms-eval does before it makes the questions of a task
         size = self.request.batch_size
         for leaf in leaves:
             try:
@@ -109,14 +123,19 @@ class Harness:
                 leaf.set_config(key="num_fewshot", value=leaf.get_config("num_fewshot") or 0)
                 leaf.build_all_requests(limit=min(each, self.request.limit or each), rank=0, world_size=1)
                 chats = [lm.chat(request) for request in leaf.instances[:each]]
-            except FoveateError:
+            except FoveateError as error:
+                self._log(error)
                 raise
             except Exception as error:
                 raise self._failed(f"the questions of the task {name!r} cannot be made", error) from None
+            digest.update(f"{leaf.task_name} {len(leaf.eval_docs)} {leaf.config.generation_kwargs}".encode())
+            for chat in chats:
+                digest.update(chat.digest())
             seen = seen or any(any(chat.media) for chat in chats)
             for media in dict.fromkeys(chat.media for chat in chats):
                 alike = [chat for chat in chats if chat.media == media]
                 found += [asker.prepare(alike[i : i + size]) for i in range(0, len(alike), size)]
+        self.digests[name] = digest.hexdigest()
         if not seen:
             raise CommandError(
                 f"the task {name!r} has no images or videos in its questions, so there is nothing to compress: leave it out"
@@ -125,8 +144,11 @@ class Harness:
 
     def _failed(self, what: str, error: Exception) -> CommandError:
         """A sentence; everything else is in the log."""
-        with self.log.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
+        self._log(error)
         attempt = getattr(error, "last_attempt", None)  # lmms-eval tries some things five times
         inner = error if attempt is None else attempt.exception() or error
         return CommandError(f"{what}: {type(inner).__name__}: {first_line(inner)} (all of it is in {str(self.log)!r})")
+
+    def _log(self, error: Exception) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)

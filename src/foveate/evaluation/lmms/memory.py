@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.evaluation.asking import Cost
-from foveate.evaluation.store import Store
+from foveate.evaluation.store import Store, kept
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Memory:
         name, _, _ = path.stem.rpartition("-")
         for other in sorted(path.parent.glob("*.jsonl")):
             if other != path and re.fullmatch(re.escape(name) + r"-\d+", other.stem):
-                self._learn(Store(other, header or {}, _Line))
+                self._learn(kept(other, header or {}, _Line))
         self._store = Store(path, header or {}, _Line)
-        self._learn(self._store)
+        self._learn(self._store.records.values())
 
     def __getitem__(self, name: str) -> Note:
         return self._notes[name]
@@ -93,6 +93,6 @@ class Memory:
                 seen[name] += 1
         return found
 
-    def _learn(self, store: Store[_Line]) -> None:
-        for line in store.records.values():
+    def _learn(self, lines: Iterable[_Line]) -> None:
+        for line in lines:
             self._notes[line.id] = Note(line.text, line.tokens, line.cost, line.loss)

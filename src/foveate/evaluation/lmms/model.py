@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from foveate import adapter
 from foveate.compress import compress
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.evaluation.lmms.asker import Asker, group_key
 from foveate.evaluation.lmms.chats import Chat, Frames, chat, question
 from foveate.evaluation.lmms.memory import Memory, Note
@@ -123,7 +123,20 @@ class Simple(lmms):  # type: ignore[misc]
             torch.cuda.empty_cache()
 
     def chat(self, request: Any) -> Chat:
-        """The conversation of a request."""
+        """The conversation of a request.
+
+        Raises:
+            InputError: it cannot be made, or something in it cannot be seen; and which question it is.
+        """
+        which = f"question {request.doc_id} of the task {request.task_name!r}"
+        try:
+            return self._chat(request)
+        except FoveateError as error:
+            raise InputError(f"{which}: {error}") from None
+        except Exception as error:  # of the task's own functions, or of the dataset that decodes an image
+            raise InputError(f"{which} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+
+    def _chat(self, request: Any) -> Chat:
         text, _, visuals, doc, task, split = request.args
         seen = None if visuals is None else visuals(self.task_dict[task][split][doc])
         return chat(question(seen, text), self.frames, self.system_prompt)
@@ -190,7 +203,7 @@ class Conversational(Simple):
 
     is_simple = False
 
-    def chat(self, request: Any) -> Chat:
+    def _chat(self, request: Any) -> Chat:
         _, messages, _, doc, task, split = request.args
         return chat(messages(self.task_dict[task][split][doc]), self.frames, self.system_prompt)
 

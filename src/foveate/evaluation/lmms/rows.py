@@ -15,6 +15,7 @@ from foveate.evaluation.plan import Entry
 from foveate.evaluation.results import Spent
 from foveate.evaluation.statistics import Paired, Share
 from foveate.methods.downsample import Downsample
+from foveate.terminal import CommandError
 
 RIGHT = 0.5
 """A graded answer counts as right from here on, where something must be right or wrong (Group-A)."""
@@ -77,12 +78,11 @@ def rows(entries: Sequence[Entry], found: Mapping[Entry, Sequence[Finished]]) ->
     """
     tasks = {entry: {name: s for each in found[entry] for name, s in each.tasks.items()} for entry in entries}
     dense = tasks[entries[0]]
-    compared = [name for name, scored in dense.items() if scored.scores]
-    notes = [
-        f"{name} is not in the table: lmms-eval gives its answers no score one by one."
-        for name in dense
-        if name not in compared
-    ]
+    without = {name: [entry for entry in entries if not tasks[entry][name].scores] for name in dense}
+    compared = [name for name in dense if not without[name]]
+    notes = [_left_out(name, whose) for name, whose in without.items() if whose]
+    if not compared:
+        raise CommandError(f"no task can be compared: {' '.join(notes)}")
     keys = [(name, question) for name in compared for question in dense[name].scores]
     values = {entry: _values(tasks[entry], keys) for entry in entries}
     graded = [name for name in compared if not _within(values.values(), keys, name)]
@@ -121,6 +121,13 @@ def rows(entries: Sequence[Entry], found: Mapping[Entry, Sequence[Finished]]) ->
             )
         )
     return made, notes
+
+
+def _left_out(name: str, whose: Sequence[Entry]) -> str:
+    """Why a task is not compared."""
+    if whose[0].method is None:
+        return f"{name} is not in the table: lmms-eval gives its answers no score one by one."
+    return f"{name} is not in the table: lmms-eval gives some answers of {', '.join(map(str, whose))} no score."
 
 
 def _values(tasks: Mapping[str, Scored], keys: Sequence[Key]) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods,
 from foveate.evaluation.lmms.rows import PublicRow, rows
 from foveate.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.evaluation.plan import By, Entry
-from foveate.evaluation.store import check_folder
+from foveate.evaluation.store import check_folder, file_stem
 from foveate.terminal import CommandError
 
 Tell = Callable[[str, float], None]
@@ -85,15 +84,15 @@ def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
     if several:  # counted in floating point, on what may be different devices
         broadcast_object_list(made)
     pairs = [(entry, task) for entry in made[0].entries for task in request.tasks]
-    headers = {pair: {**identity, **_about(*pair, request.by)} for pair in pairs}
-    kept = {pair: read(_scores(request, *pair), headers[pair]) for pair in pairs}
+    headers = {pair: {**identity, **_about(*pair, request.by), "questions": harness.digests[pair[1]]} for pair in pairs}
+    kept = {pair: read(scores_of(request, *pair), headers[pair]) for pair in pairs}
     for number, pair in enumerate(pairs):
         if kept[pair] is None:
             entry, task = pair
             tell(f"{task}: {entry}", number / len(pairs))
             found = _answered(harness, asker, request, entry, task, headers[pair], processes.process_index)
             if found is not None:
-                save(_scores(request, *pair), headers[pair], found)
+                save(scores_of(request, *pair), headers[pair], found)
                 kept[pair] = found
     if several:
         processes.wait_for_everyone()
@@ -115,7 +114,7 @@ def _answered(
     if results is None:
         return None
     found = finished(results, Memory(path, header).costs())  # read again: other processes have written, too
-    if not any(scored.scores for scored in found.tasks.values()):
+    if entry.method is None and not any(scored.scores for scored in found.tasks.values()):
         metrics = (
             ", ".join(dict.fromkeys(name for scored in found.tasks.values() for name in scored.official)) or "none"
         )
@@ -172,11 +171,11 @@ def _about(entry: Entry, task: str, by: str) -> dict[str, Any]:
 
 def _name(entry: Entry, task: str, request: Request) -> str:
     """``fastv(layer=4) at 0.25`` by tokens on mme -> ``mme-fastv-layer=4-at-0.25-tokens``."""
-    words = f"{task} {entry}" + ("" if entry.budget is None else f" {request.by}")
-    return re.sub(r"[^\w.+=]+", "-", words).strip("-")
+    return file_stem(f"{task} {entry}" + ("" if entry.budget is None else f" {request.by}"))
 
 
-def _scores(request: Request, entry: Entry, task: str) -> Path:
+def scores_of(request: Request, entry: Entry, task: str) -> Path:
+    """The file that an entry's scores on a task are in."""
     return request.out / "scores" / f"{_name(entry, task, request)}.json"
 
 

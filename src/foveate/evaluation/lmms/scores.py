@@ -91,7 +91,8 @@ def _mean(costs: Sequence[Cost]) -> Cost | None:
     if not costs:
         return None
     rows = [asdict(cost) for cost in costs]
-    return Cost(**{name: sum(row[name] for row in rows) / len(rows) for name in rows[0]})
+    # Exact sums: a run that was interrupted has its answers in another order.
+    return Cost(**{name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]})
 
 
 def save(path: Path, header: dict[str, Any], found: Finished) -> None:
