@@ -122,9 +122,9 @@ def _text(described: str) -> str:
     if described.lstrip().startswith("{"):
         return described
     path = Path(described)
-    if not path.is_file():
-        raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
     try:
+        if not path.is_file():
+            raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {described}: {error}") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,7 @@ from foveate import ADSC, IPCV, LUVC, Downsample, FastV, Host, Method, Reduction
 from foveate.bench import shapes
 from foveate.bench.measure import probe, timed
 from foveate.bench.workload import Shaped
+from foveate.runtime.trace import tick
 
 SMALL = [name for name in shapes.SHAPES if name.startswith("small-")]
 METHODS = [Downsample(keep=0.5), LUVC(), IPCV(), ADSC(), ToMe() + FastV(keep=0.5)]
@@ -68,6 +71,40 @@ def test_times_fit_together() -> None:
     assert all(seconds > 0 for seconds in found.values())
     assert found["tower"] + found["prefill"] < found["first"] < found["total"]
     assert found["first"] + 3 * found["decode"] <= found["total"]
+
+
+def test_what_calls_before_left_in_cycles_is_gone() -> None:
+    """Else it would be given back in the middle, and the peak above what was held too small."""
+    model, inputs = subject("small-qwen2.5-vl")
+    knot: list[Any] = [torch.empty(10)]
+    knot.append(knot)
+    left, seen = weakref.ref(knot[0]), []
+    watch = model.register_forward_pre_hook(lambda *_: seen.append(left()))
+    gc.disable()
+    try:
+        del knot
+        timed(model, inputs, None, 1)
+    finally:
+        gc.enable()
+        watch.remove()
+    assert seen == [None]
+
+
+def test_events_are_recorded_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another than the current device, the current stream has nothing to do, and its events tell nothing."""
+    recorded = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any = None) -> None:
+            recorded.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    tick(torch.device("cuda:1"))
+    assert recorded == ["stream of cuda:1"]
 
 
 def test_a_single_token_has_no_decoding() -> None:

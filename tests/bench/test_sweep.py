@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from foveate.bench import memory, shapes, sweep
 from foveate.bench import result as results
-from foveate.bench import shapes
+from foveate.bench.measure import timed
 from foveate.bench.plan import DEFAULT, Request, contenders, label
 from foveate.bench.sweep import _turned, command, run
 from foveate.errors import ConfigError, FoveateError
@@ -115,6 +117,44 @@ def test_an_interrupted_run_loses_nothing_that_was_done(request_: Request, stop:
             line.repeats[0] == there.cases[1].lines[name].repeats[0] for name, line in whole.cases[1].lines.items()
         )
     assert list(request.out.parent.iterdir()) == [request.out]
+
+
+def test_a_round_that_there_is_no_memory_for(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured before stays, the others go on, and nothing of the failed call is held."""
+    calls, held = 0, []
+
+    def fails(model: Any, inputs: Any, method: Any, new_tokens: int) -> dict[str, float]:
+        nonlocal calls
+        if method is not None and method.keep == 0.25:
+            calls += 1
+            if calls == 3:  # warming up was the first
+                own = torch.empty(10)
+                held.append(weakref.ref(own))
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return timed(model, inputs, method, new_tokens)
+
+    def give_back(device: torch.device) -> None:
+        assert [each() for each in held] == [None]
+        held.clear()
+
+    monkeypatch.setattr(sweep, "timed", fails)
+    monkeypatch.setattr(memory, "give_back", give_back)
+    request = replace(request_, tokens=(4,), repeats=3)
+    found, _ = measure(request)
+    lines = found.cases[0].lines
+    assert held == []
+    assert [len(line.repeats) for line in lines.values()] == [3, 1, 3]
+    assert [line.error for line in lines.values()] == [None, "out of memory", None]
+    assert measure(request)[0] == results.read(request.out) == found
+
+
+def test_a_model_that_there_is_no_memory_for(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*words: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(shapes, "build", build)
+    with pytest.raises(CommandError, match=r"small-qwen2\.5-vl does not fit into the memory that is free"):
+        measure(request_)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_a_folder_with_a_model(here: Here, tmp_path: Path) -> None:
     assert "batch 2, bfloat16, eager" in done.stdout
 
 
+@needs_weights
+def test_more_images_than_there_is_memory_for(here: Here) -> None:
+    done = here("bench", "--model", "reference", "--method", "stride", "--tokens", "999999999")
+    assert done.returncode == 2
+    assert "--tokens 999999999: the pixels of" in done.stderr
+
+
 MISTAKES = {
     "unknown shape": (("--shape", "qwen9"), "--shape 'qwen9': choose one of qwen2.5-vl-7b"),
     "a shape as model": (("--model", "small-llava"), "is a shape: say --shape small-llava"),
@@ -94,7 +101,22 @@ MISTAKES = {
     "table is a folder": (("--table", "empty"), "--table 'empty' cannot be written"),
     "nothing to show": (("--from", "none.json"), "there is no result 'none.json'"),
     "something else to show": (("--from", "file"), "'file' is not a result"),
-    "a run to show": (("--from", "file", "--tokens", "3"), "and nothing about tokens"),
+    "a run to show": (("--from", "file", "--tokens", "3"), "--table and --json, and not --tokens"),
+    "methods to show": (("--from", "file", "--method-json", "{}"), "and not --method-json"),
+    "table over out": (("--table", "bench.json"), "--table 'bench.json' is the file of --out: give another name"),
+    "plot over out": (("--out", "./x.png", "--plot", "x.png"), "--plot 'x.png' is the file of --out"),
+    "table over plot": (("--plot", "x.png", "--table", "x.png"), "--table 'x.png' is the file of --plot"),
+    "table over what is shown": (("--from", "file", "--table", "empty/../file"), "is the file of --from"),
+    "long name": (("--out", 300 * "x"), "cannot be written"),
+    "long name of a table": (("--table", 300 * "x"), "cannot be written"),
+    "long name to show": (("--from", 300 * "x"), "is not a result"),
+    "long name of a method": (("--method-json", 300 * "x"), "cannot read"),
+    "a number of nothing": (("--tokens", 400 * "9"), "give a number up to 1000000000"),
+    "an answer without end": (("--new-tokens", "999999999"), "GiB free: choose a smaller --shape"),
+    "FlashAttention in float32": (
+        ("--attn", "flash_attention_2", "--dtype", "float32"),
+        "--attn 'flash_attention_2' needs --dtype bfloat16 or float16",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def check_fit(name: str, skeleton: nn.Module, tokens: int, dtype: torch.dtype, d
     Args:
         name: of the shape.
         skeleton: its model on the device ``meta``.
-        tokens: in the KV cache of the largest call, all rows of the batch together.
+        tokens: in the KV cache of the largest call, all rows of the batch together, with text and answer.
         dtype, device: of weights and cache.
     """
     config: Any = skeleton.config
@@ -95,7 +96,15 @@ def check_fit(name: str, skeleton: nn.Module, tokens: int, dtype: torch.dtype, d
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch's says that there is no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def give_back(device: torch.device) -> None:
+    """Make free what a failed call has left; not while its error is being handled, which holds the tensors of its frames."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _gib(size: int) -> str:

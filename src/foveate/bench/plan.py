@@ -20,6 +20,11 @@ from foveate.terminal import CommandError
 DEFAULT = ("random", "stride", "downsample", "luvc", "ipcv", "adsc")
 #: Without sizes: what a CPU does in a few minutes.
 SHAPE, TOKENS, BATCHES = "small-qwen2.5-vl", (256, 1024, 4096), (1,)
+#: Nobody means more than this, of anything.
+MOST = 10**9
+#: Fields of `Request` that are not named after their option.
+OPTIONS = dict(shapes="shape", models="model", methods="method", keeps="keep", options="option")
+OPTIONS |= dict(described="method-json", batches="batch", new_tokens="new-tokens")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ def check(request: Request) -> None:
         for count in counts:
             if count < 1:
                 raise CommandError(f"--{name} {count}: give a number above 0")
+            if count > MOST:
+                raise CommandError(f"--{name} {count}: give a number up to {MOST}")
     if not 0 <= request.seed < 2**63:
         raise CommandError(f"--seed {request.seed}: give a number from 0 to 2**63 - 1")
     _check_writable("out", request.out)
@@ -104,13 +111,25 @@ def check_shown(request: Request) -> None:
         _check_writable("plot", request.plot)
     if request.table is not None:
         _check_writable("table", request.table)
+    measured = ("out", request.out) if request.source is None else ("from", request.source)
+    taken: dict[str, str] = {}
+    for option, path in (measured, ("plot", request.plot), ("table", request.table)):
+        other = option if path is None else taken.setdefault(os.path.realpath(path), option)
+        if other != option:  # the measurements would be gone
+            raise CommandError(f"--{option} {str(path)!r} is the file of --{other}: give another name")
 
 
 def _check_writable(option: str, path: Path) -> None:
     folder = path.parent
-    if not folder.is_dir():
-        raise CommandError(f"there is no folder {str(folder)!r} for --{option} {path.name!r}: make it first")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+    try:
+        if not folder.is_dir():
+            raise CommandError(f"there is no folder {str(folder)!r} for --{option} {path.name!r}: make it first")
+        allowed = not path.is_dir() and os.access(path if path.exists() else folder, os.W_OK)
+        # The result is written next to its place and moved there.
+        allowed = allowed and (option != "out" or os.access(folder, os.W_OK))
+    except OSError:  # a name that is too long
+        allowed = False
+    if not allowed:
         raise CommandError(f"--{option} {str(path)!r} cannot be written: give the name of a file")
 
 
@@ -119,8 +138,9 @@ def check_source(request: Request) -> None:
     usual = Request(request.out, source=request.source, plot=request.plot, table=request.table)
     for f in fields(Request):
         if getattr(request, f.name) != getattr(usual, f.name):
+            option = OPTIONS.get(f.name, f.name)
             raise CommandError(
-                f"--from shows what was measured before: it takes --plot, --table and --json, and nothing about {f.name}"
+                f"--from shows what was measured before: it takes --plot, --table and --json, and not --{option}"
             )
 
 

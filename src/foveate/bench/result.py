@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -112,14 +113,17 @@ def read(path: Path) -> Result:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"there is no result {str(path)!r}: `foveate bench --out {path}` makes one") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench`: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench` (schema {SCHEMA}): give another file")
     try:
         return of_json(data)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise CommandError(f"{str(path)!r} is not a whole result of `foveate bench`: {error}; delete it") from None
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise CommandError(
+            f"{str(path)!r} is not a whole result of `foveate bench`: {what}; give another file"
+        ) from None
 
 
 def of_json(data: dict[str, Any]) -> Result:
@@ -129,7 +133,41 @@ def of_json(data: dict[str, Any]) -> Result:
         Case(**{**case, "lines": {name: Line(**line) for name, line in case["lines"].items()}})
         for case in data["cases"]
     ]
-    return Result(**given, cases=cases)
+    result = Result(**given, cases=cases)
+    _check(result)
+    return result
+
+
+def _check(result: Result) -> None:
+    """Raise an error for what is not as `Result` says: files are edited by hand, and tables are made of them."""
+    settings = result.settings
+    _positive(settings, "new_tokens", "threads")
+    names = [*settings["versions"].values(), settings["cpu"], settings["device"], settings["commit"] or ""]
+    names += [case.model for case in result.cases]
+    if not all(isinstance(name, str) for name in [*names, result.command]):
+        raise ValueError("what was measured, or with what, is no text")
+    for case in result.cases:
+        _positive(vars(case), "tokens", "batch", "images", "text")
+        if list(case.lines) != list(settings["methods"]) or DENSE not in case.lines:
+            raise ValueError(f"the methods at {case.tokens} visual tokens are not those of the whole")
+        for label, line in case.lines.items():
+            if line.probe is not None:
+                _positive(line.probe, "new_tokens", "counted", "kv", "peak")
+            if line.probe is not None and line.method is not None:
+                for flops in (line.probe["full_flops"], line.probe["flops"]):
+                    _positive(flops, "prefill", "head")
+                    sum(flops.values())
+                if not 0 <= line.probe["tokens"] < math.inf:
+                    raise ValueError(f"tokens of {label} is {line.probe['tokens']!r}")
+            for times in line.repeats:
+                _positive(times, "tower", "prefill", "first", "total", *times)
+
+
+def _positive(found: dict[str, Any], *names: str) -> None:
+    for name in names:
+        value = found[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}")
 
 
 def resume(path: Path, settings: dict[str, Any], command: str) -> Result:

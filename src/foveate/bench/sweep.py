@@ -14,7 +14,7 @@ from foveate.bench import memory, plan, shapes
 from foveate.bench.measure import Inputs, probe, timed
 from foveate.bench.plan import Request
 from foveate.bench.result import Case, Line, Result, machine, read, resume
-from foveate.bench.workload import Layout, Processed, Shaped
+from foveate.bench.workload import TEXT, Layout, Processed, Shaped
 from foveate.compress import compress
 from foveate.loading import DTYPES, device_of, load
 from foveate.method import Method
@@ -77,7 +77,14 @@ class Subject:
 
     @cached_property
     def model(self) -> Any:
-        return self._make()
+        try:
+            return self._make()
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        raise CommandError(
+            f"{self.name} does not fit into the memory that is free: choose another model, --dtype or --device"
+        )
 
 
 def _measure(name: str, request: Request, methods: Methods, device: torch.device, result: Result, tell: Tell) -> None:
@@ -121,30 +128,39 @@ def _case(
     for number in range(case.rounds, request.repeats if order else 0):
         found = {}
         for place, label in enumerate(_turned(order, number)):
+            if case.lines[label].error is not None:  # in a round before
+                continue
             done = number + 2 + place / len(order)  # looking and warming up took about two rounds
             tell(f"round {number + 1} of {request.repeats}, {label}", done / (request.repeats + 2))
-            found[label] = timed(model, inputs, methods[label], request.new_tokens)
+            times = _tried(case.lines[label], timed, model, inputs, methods[label], request.new_tokens)
+            if times is not None:
+                found[label] = times
         for label, times in found.items():
             case.lines[label].repeats.append(times)
         result.write(request.out)
 
 
 def _look(model: Any, inputs: Inputs, method: Method | None, line: Line, new_tokens: int) -> None:
-    """Fill in the probe, and warm up. A call that there is not enough memory for is a finding, too."""
-    if line.error is not None:
+    """Fill in the probe, and warm up."""
+    if line.probe is None and line.error is None:
+        line.probe = _tried(line, probe, model, inputs, method, new_tokens)
+    if line.probe is None:
         return
+    warm = _tried(line, timed, model, inputs, method, new_tokens)
+    if warm is not None and "peak" in warm:
+        line.probe["peak"] = warm["peak"]
+
+
+def _tried(line: Line, call: Callable[..., dict[str, Any]], model: Any, *words: Any) -> dict[str, Any] | None:
+    """What ``call`` finds. That there is not enough memory for it is a finding of the line, too, and the others go on."""
     try:
-        if line.probe is None:
-            line.probe = probe(model, inputs, method, new_tokens)
-        warm = timed(model, inputs, method, new_tokens)
-        if "peak" in warm:
-            line.probe["peak"] = warm["peak"]
+        return call(model, *words)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
-        line.probe, line.error = None, "out of memory"
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+    line.probe, line.error = None, "out of memory"
+    memory.give_back(model.device)
+    return None
 
 
 def _turned(order: list[str], number: int) -> list[str]:
@@ -158,6 +174,7 @@ def _subject(name: str, request: Request, methods: Methods, device: torch.device
         config, dtype = shapes.config_of(name), _dtype(request, device)
         return Subject(name, Shaped(config), lambda: shapes.build(config, dtype, device, request.attn, request.seed))
     model, processor = load(name, request.dtype, request.attn)
+    _check_attention(request.attn, model.dtype)
     _check_methods(model, methods)
     return Subject(name, Processed(name, model.config, processor), lambda: model.to(device))
 
@@ -176,10 +193,19 @@ def _dtype(request: Request, device: torch.device) -> torch.dtype:
 
 def _check_shape(name: str, request: Request, methods: Methods, device: torch.device) -> None:
     """What can be known before anything is allocated: whether the methods fit the model, and the model the memory."""
-    skeleton = shapes.skeleton(name)
+    skeleton, dtype = shapes.skeleton(name), _dtype(request, device)
+    _check_attention(request.attn, dtype)
     _check_methods(skeleton, methods)
-    longest = max(Shaped(skeleton.config).layout(tokens).tokens for tokens in request.tokens)
-    memory.check_fit(name, skeleton, max(request.batches) * longest, _dtype(request, device), device)
+    longest = (
+        max(Shaped(skeleton.config).layout(tokens).tokens for tokens in request.tokens) + TEXT + request.new_tokens
+    )
+    memory.check_fit(name, skeleton, max(request.batches) * longest, dtype, device)
+
+
+def _check_attention(attn: str | None, dtype: torch.dtype) -> None:
+    """Raise `CommandError` for FlashAttention in float32, which its kernels find out in the middle of a call."""
+    if dtype == torch.float32 and "flash_att" in (attn or "").replace("-", "_"):
+        raise CommandError(f"--attn {attn!r} needs --dtype bfloat16 or float16")
 
 
 def _settings(request: Request, methods: Methods, device: torch.device) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from foveate.bench.memory import available
 from foveate.errors import first_line
 from foveate.models import family_of
 from foveate.terminal import CommandError
@@ -95,6 +96,9 @@ class Processed:
             low, high = (middle, high) if self._count(middle) < tokens else (low, middle)
         side = min((low, high), key=lambda side: abs(self._count(side) - tokens))
         images = max(1, round(tokens / max(self._count(side), 1)))
+        pixels, free = images * 3 * side**2 * torch.float32.itemsize, available(torch.device("cpu"))
+        if free is not None and pixels > free:
+            raise CommandError(f"--tokens {tokens}: the pixels of {images:,} images do not fit into memory: give fewer")
         return Layout(self._tokens(images, side), images, (side, side))
 
     def inputs(self, layout: Layout, batch: int, seed: int) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ def tick(device: torch.device) -> Any:
     """A point in time: an event on CUDA (no synchronisation), a clock reading elsewhere."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(device))  # not that of the device that is current
         return event
     return time.perf_counter()
 
