@@ -98,6 +98,8 @@ def _row(model: str, search: dict[str, Any], place: int, evaluation: dict[str, A
     gain = f"{nats(search['gain']['value'])} ({interval(Share(**search['gain']))})" if place == -1 else ""
     kls = (nats(each["kl"]["value"]) for each in (on_seen, on_unseen))
     row = _at(evaluation, on_unseen["method"])
+    if place == -1 and on_unseen["method"] == search["held_out"][-2]["method"]:
+        gain = "nothing better was found"
     tokens = f"{row['spent']['tokens']:.1%}"
     return model, f"{name}, {'tuned' if place == -1 else 'as given'}", tokens, *kls, gain, _accuracy(row)
 

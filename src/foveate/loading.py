@@ -64,6 +64,8 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
                 raise CommandError(f"--attn {attn!r} cannot be used here: {first_line(error)}") from None
         return model, processor
     folder = Path(name)
+    if len(folder.name) > 255:
+        raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
     if not folder.is_dir() and (folder.is_absolute() or folder.exists() or name.startswith((".", "~"))):

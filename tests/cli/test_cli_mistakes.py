@@ -52,6 +52,7 @@ MISTAKES = {
     "a folder as image": ((*FASTV, "--image", "empty"), "'empty' is a folder"),
     "unknown dtype": ((*FASTV, "--dtype", "int8"), "choose auto, float32"),
     "unknown device": ((*FASTV, "--device", "abacus"), "--device 'abacus' cannot be used here"),
+    "endless model name": ((*FASTV, "--model", "x" * 400), "no folder and no model has so long a name"),
     "missing model folder": ((*FASTV, "--model", "./nowhere"), "there is no model folder './nowhere'"),
     "a folder without a model": ((*FASTV, "--model", "empty"), "has no config.json"),
     "unknown model": ((*FASTV, "--model", "nobody/nothing"), "cannot load the model 'nobody/nothing'"),

@@ -119,7 +119,8 @@ def contenders(
         check_fit(method, subject, words)
         name = label(method, subject.host, as_is)
         if name in labelled:
-            raise CommandError(f"{name} is given twice: a method at a budget is the same wherever its dial was")
+            why = "" if as_is else ": a method at a budget is the same wherever its dial was"
+            raise CommandError(f"{name} is given twice{why}")
         labelled[name] = method
     return labelled, notes
 
