@@ -40,6 +40,17 @@ def systems(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def systems_gain(found: dict[str, Any]) -> str:
+    """The speed-ups that the three systems are built for, in a sentence."""
+    ratios = {name: row["ratios"] for name, row in found["runs"][0]["cases"].items()}
+    prefill = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
+    return (
+        "prefill {} times as fast with LUVC and {} with ADSC, ".format(*prefill)
+        + f"the tower {ratios['IPCV()']['tower']:.1f} with IPCV, the first token {ratios['IPCV() + ADSC()']['first']:.1f} with "
+        "IPCV + ADSC"
+    )
+
+
 def serving(found: dict[str, Any]) -> str:
     """A row for each method: over stock, requests a second (more is better), time to the first token (less is better)."""
     stock = found["methods"]["stock"]

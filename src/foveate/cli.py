@@ -20,12 +20,25 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens.")
 app.add_typer(train_app, name="train")
 
+#: What several commands have in common.
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 Data = Annotated[Path | None, typer.Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')]
 Images = Annotated[list[Path] | None, typer.Option(help="An image to ask about; repeatable, with --prompt.")]
 Prompts = Annotated[list[str] | None, typer.Option(help="One for all images, or one for each.")]
 NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
+Model = Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")]
+OneMethod = Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")]
+Keep = Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")]
+OptionsOfOne = Annotated[list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")]
+OneAsJson = Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")]
+OptionsOfMany = Annotated[
+    list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+]
+ManyAsJson = Annotated[list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...")]
 
 
 def main() -> None:
@@ -81,16 +94,14 @@ def demo(
 def run(
     image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several.")],
     prompt: Annotated[str, typer.Option(help="What to ask about them.")],
-    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
-    method: Annotated[str | None, typer.Option(help="Its name; 'tome+fastv' for both at once.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
-    ] = None,
-    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    model: Model = "reference",
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer at most.")] = 64,
     overlay: Annotated[Path | None, typer.Option(help="Folder for pictures of the surviving patches.")] = None,
     compare: Annotated[bool, typer.Option(help="Ask the stock model, too.")] = True,
@@ -123,24 +134,20 @@ def report(
         list[str] | None,
         typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.  [default: luvc, ipcv, adsc]"),
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
-    ] = None,
-    method_json: Annotated[
-        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
-    ] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
     results: Annotated[
         list[Path] | None, typer.Option(help="A results.json of `foveate eval`, for its curves; repeatable.")
     ] = None,
     bench: Annotated[
         list[Path] | None, typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    model: Model = "reference",
     scenes: Annotated[int, typer.Option(help="How many scenes to draw, without --image.")] = 3,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
     json: Json = False,
@@ -169,12 +176,10 @@ def report(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A folder, a hub id or 'reference'.")],
-    method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
-    ] = None,
-    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
     show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
 ) -> None:
     """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
@@ -239,12 +244,8 @@ def evaluate(
             help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit, without --tasks]"
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
-    ] = None,
-    method_json: Annotated[
-        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
-    ] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
     budget: Annotated[
         list[float] | None,
         typer.Option(
@@ -324,21 +325,17 @@ def bench(
         typer.Option(help="A method or a sum; repeatable.  [default: three controls, luvc, ipcv, adsc]"),
     ] = None,
     keep: Annotated[list[float] | None, typer.Option(help="Each method at this share of tokens; repeatable.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
-    ] = None,
-    method_json: Annotated[
-        list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")
-    ] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
     tokens: Annotated[
         list[int] | None, typer.Option(help="Visual tokens of a row, about; repeatable.  [default: 256, 1024, 4096]")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.  [default: 1]")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds in which the stock model and every method run once.")] = 5,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a call generates.")] = 16,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, flash_attention_2 ...")] = None,
+    attn: Attn = None,
     seed: Annotated[int, typer.Option(help="Of weights, pixels and order.")] = 0,
     out: Annotated[Path, typer.Option(help="JSON of every measurement; a run stopped there goes on.")] = Path(
         "bench.json"
@@ -383,13 +380,11 @@ def bench(
 
 @app.command()
 def tune(
-    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    model: Model = "reference",
     adapter: Annotated[str | None, typer.Option(help="What `foveate train adsc` wrote for it.")] = None,
-    method: Annotated[str | None, typer.Option(help="Its name; 'ipcv+fastv' for both at once.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")
-    ] = None,
-    method_json: Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")] = None,
+    method: OneMethod = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
     max_kl: Annotated[float | None, typer.Option(help="The cheapest setting within this divergence, in nats.")] = None,
     budget: Annotated[float | None, typer.Option(help="The most faithful setting for this share of the cost.")] = None,
     by: Annotated[str, typer.Option(help="What is spent: flops, kv or tokens.")] = "flops",
@@ -405,9 +400,9 @@ def tune(
     seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
     new_tokens: NewTokens = 16,
     batch_size: BatchSize = 8,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
-    attn: Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, ...")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
     out: Annotated[
         Path, typer.Option(help="Folder for method.json, trials and report; a run stopped there goes on.")
     ] = Path("tune-output"),
@@ -458,7 +453,7 @@ def train_reference(
 @train_app.command("adsc")
 def train_adsc(
     out: Annotated[Path, typer.Option(help="Folder for the adapter; give it to foveate.compress.")],
-    model: Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")] = "reference",
+    model: Model = "reference",
     data: Annotated[
         str,
         typer.Option(help="'reference', a folder, file or hub id of chats with columns `messages` and `images`."),
@@ -476,8 +471,8 @@ def train_adsc(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of data order, first matrices and dropout.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")] = "auto",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
