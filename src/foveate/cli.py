@@ -70,7 +70,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page and pictures of surviving patches.")] = Path(
         "demo-output"
     ),
-    images: Annotated[int | None, typer.Option(help="How many scenes to draw.  [default: 16; 2 with --quick]")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="How many scenes to draw.", show_default="16; 2 with --quick")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
     keep: Annotated[float, typer.Option(help="Visual tokens per decoder layer, on average, for every method.")] = 0.5,
     quick: Annotated[bool, typer.Option("--quick", help="Two scenes only.")] = False,
@@ -125,14 +127,15 @@ def run(
 def report(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     image: Annotated[
-        list[Path] | None, typer.Option(help="An image file, repeatable.  [default: drawn scenes with their questions]")
+        list[Path] | None,
+        typer.Option(help="An image file, repeatable.", show_default="drawn scenes with their questions"),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What to ask: one for each image, one for all, or several about one.")
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.  [default: luvc, ipcv, adsc]"),
+        typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.", show_default="luvc, ipcv, adsc"),
     ] = None,
     option: OptionsOfMany = None,
     method_json: ManyAsJson = None,
@@ -224,7 +227,7 @@ def families(json: Json = False) -> None:
 @app.command("eval")
 def evaluate(
     reference: Annotated[
-        str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.  [default: qwen2_5_vl]")
+        str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.", show_default="qwen2_5_vl")
     ] = None,
     model: Annotated[
         str | None,
@@ -241,7 +244,8 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.  [default: all that fit, without --tasks]"
+            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
+            show_default="all that fit, without --tasks",
         ),
     ] = None,
     option: OptionsOfMany = None,
@@ -249,21 +253,22 @@ def evaluate(
     budget: Annotated[
         list[float] | None,
         typer.Option(
-            help="Share of what the stock model spends; repeatable.  [default: five from 0.5 to 0.1; with --tasks none]"
+            help="Share of what the stock model spends; repeatable.",
+            show_default="five from 0.5 to 0.1; with --tasks none",
         ),
     ] = None,
     by: Annotated[str, typer.Option(help="What a budget counts: tokens, flops or kv.")] = "tokens",
     as_is: Annotated[bool, typer.Option("--as-is", help="No budgets: every method as its options say.")] = False,
     positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.  [default: all]")
+        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.", show_default="all")
     ] = None,
-    per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.  [default: 100]")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.  [default: 0]")] = None,
-    split: Annotated[str | None, typer.Option(help="test, validation or train.  [default: test]")] = None,
-    limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.  [default: all]")] = None,
+    per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.", show_default="100")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.", show_default="0")] = None,
+    split: Annotated[str | None, typer.Option(help="test, validation or train.", show_default="test")] = None,
+    limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.", show_default="all")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="With --tasks or --fidelity: asked together.  [default: 1; 8]")
+        int | None, typer.Option(help="With --tasks or --fidelity: asked together.", show_default="1; 8")
     ] = None,
     include_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further tasks.")] = None,
     dtype: Annotated[
@@ -282,9 +287,9 @@ def evaluate(
     data: Data = None,
     image: Images = None,
     prompt: Prompts = None,
-    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.  [default: all]")] = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.", show_default="all")] = None,
     new_tokens: Annotated[
-        int | None, typer.Option(help="With --fidelity: of an answer at most.  [default: 32]")
+        int | None, typer.Option(help="With --fidelity: of an answer at most.", show_default="32")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -317,20 +322,23 @@ def evaluate(
 def bench(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.  [default: small-qwen2.5-vl]"),
+        typer.Option(
+            help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.", show_default="small-qwen2.5-vl"
+        ),
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="A real model: folder or hub id; repeatable.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method or a sum; repeatable.  [default: three controls, luvc, ipcv, adsc]"),
+        typer.Option(help="A method or a sum; repeatable.", show_default="three controls, luvc, ipcv, adsc"),
     ] = None,
     keep: Annotated[list[float] | None, typer.Option(help="Each method at this share of tokens; repeatable.")] = None,
     option: OptionsOfMany = None,
     method_json: ManyAsJson = None,
     tokens: Annotated[
-        list[int] | None, typer.Option(help="Visual tokens of a row, about; repeatable.  [default: 256, 1024, 4096]")
+        list[int] | None,
+        typer.Option(help="Visual tokens of a row, about; repeatable.", show_default="256, 1024, 4096"),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.  [default: 1]")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.", show_default="1")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds in which the stock model and every method run once.")] = 5,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a call generates.")] = 16,
     dtype: Dtype = "auto",
@@ -395,7 +403,9 @@ def tune(
     data: Data = None,
     image: Images = None,
     prompt: Prompts = None,
-    samples: Annotated[int | None, typer.Option(help="Prompts to use.  [default: all; 80 of the benchmark]")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Prompts to use.", show_default="all; 80 of the benchmark")
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
     new_tokens: NewTokens = 16,
@@ -459,7 +469,7 @@ def train_adsc(
         typer.Option(help="'reference', a folder, file or hub id of chats with columns `messages` and `images`."),
     ] = "reference",
     split: Annotated[str, typer.Option(help="Of the data.")] = "train",
-    samples: Annotated[int | None, typer.Option(help="Chats to use.  [default: all; 8000 of 'reference']")] = None,
+    samples: Annotated[int | None, typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'")] = None,
     keep: Annotated[float, typer.Option(help="Mean share of visual tokens per decoder layer to train for.")] = 1 / 3,
     method_option: Annotated[list[str] | None, typer.Option(help="name=value of ADSC, repeatable.")] = None,
     curriculum: Annotated[

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
-from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, overlay
+from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, cli, overlay
 from foveate.cost import Visit
 from foveate.options import method_from_words
 from foveate.terminal import group_sites
@@ -28,6 +29,18 @@ from foveate.terminal import group_sites
 )
 def test_words_make_methods(words, method) -> None:
     assert method_from_words(*words) == method
+
+
+def test_help_shows_all_that_is_said_of_an_option() -> None:
+    """Words in brackets are taken for markup and vanish: defaults are told by `show_default`."""
+    commands = [typer.main.get_command(cli.app)]
+    texts = []
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        texts += [command.help, *(getattr(option, "help", None) for option in command.params)]
+    assert sum(text is not None for text in texts) > 100
+    assert [text for text in texts if text and "[" in text] == []
 
 
 def test_site_names_are_grouped() -> None:
