@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
@@ -116,6 +117,7 @@ class Harness:
         lm = self._model(name, asker, Memory())
         found, seen, digest = [], False, hashlib.sha256()
         random.seed(0)  # as lmms-eval does before it makes the questions of a task
+        np.random.seed(1234)
         size = self.request.batch_size
         for leaf in leaves:
             try:
