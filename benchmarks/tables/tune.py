@@ -16,9 +16,9 @@ from foveate.evaluation.tune.tuning import Tuned
 
 from tables.cells import MODELS, table
 from tables.commands import fields_of, options
-from tables.evaluations import NAMES
 from tables.fidelity import line
 
+SHORT = {"fastv": "FastV", "spu": "SPU"}
 REFERENCES = {"reference": "qwen2_5_vl", "reference-llava": "llava"}
 
 
@@ -94,7 +94,7 @@ def withdrawn(*results: dict[str, Any]) -> str:
 
 def _row(model: str, search: dict[str, Any], place: int, evaluation: dict[str, Any]) -> tuple[str, ...]:
     on_seen, on_unseen = search["calibration"][place], search["held_out"][place]
-    name = NAMES.get(search["found"]["method"], search["found"]["method"])
+    name = SHORT[search["found"]["method"]]
     gain = f"{nats(search['gain']['value'])} ({interval(Share(**search['gain']))})" if place == -1 else ""
     kls = (nats(each["kl"]["value"]) for each in (on_seen, on_unseen))
     row = _at(evaluation, on_unseen["method"])
