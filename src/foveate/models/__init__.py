@@ -6,10 +6,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from importlib.metadata import version
+
+from packaging.version import Version
 
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
+
+#: The versions of transformers that these files describe: from the first to before the last.
+TRANSFORMERS = ("5.16", "5.24")
 
 
 @cache
@@ -22,6 +28,7 @@ def families() -> dict[str, Family]:
 
 def family_of(config: object) -> Family:
     """The spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
+    check_version(version("transformers"))
     model_type = getattr(config, "model_type", None)
     if model_type in REFUSED:
         raise UnsupportedModelError(
@@ -42,3 +49,13 @@ def family_of(config: object) -> Family:
             f"{' or '.join(repr(family.tower_type) for family in found)}"
         )
     return fitting[0]
+
+
+def check_version(installed: str) -> None:
+    """Raise `UnsupportedModelError` for a transformers in which things may be elsewhere: numbers would be wrong in silence."""
+    first, end = map(Version, TRANSFORMERS)
+    if not first.release <= Version(installed).release[:2] < end.release:
+        raise UnsupportedModelError(
+            f"foveate knows the models of transformers {first} and later, but not yet those of {end}, and this is {installed}: "
+            f"pip install 'transformers>={first},<{end}'"
+        )
