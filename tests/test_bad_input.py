@@ -56,7 +56,10 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: met
 def test_a_transformers_that_is_not_known(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "version", lambda name: installed)
     refused(
-        tiny.model("llava"), Stride(), UnsupportedModelError, f"this is {installed}: pip install 'transformers>=5.16,<5.24'"
+        tiny.model("llava"),
+        Stride(),
+        UnsupportedModelError,
+        f"this is {installed}: pip install 'transformers>=5.16,<5.24'",
     )
 
 

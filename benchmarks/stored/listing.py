@@ -30,7 +30,7 @@ def _section(experiment: Experiment, result: Result | None, files: list[str]) ->
     about = [f"[Result](../benchmarks/results/{experiment.name}.json) of {result.date}"]
     about += [f"commit {result.commit[:7]}{' with changes' if result.dirty else ''}"] if result.commit else []
     about += [f"{name} {version}" for name, version in result.versions.items() if version and name != "foveate"]
-    about += [_machine(result)]
+    about += [_machine(result), "" if result.seconds is None else _duration(result.seconds)]
     lines.append(", ".join(part for part in about if part) + ".")
     if experiment.differs is not None:
         lines.append(_sentence(experiment.differs))
@@ -47,6 +47,10 @@ def _machine(result: Result) -> str:
     if machine.get("accelerator") not in (None, "none"):
         words.append(f"and {machine['accelerator']}")
     return " ".join(dict.fromkeys(words))
+
+
+def _duration(seconds: float) -> str:
+    return f"in {seconds / 60:.0f} minutes" if seconds >= 90 else f"in {seconds:.0f} seconds"
 
 
 def _sentence(text: str) -> str:

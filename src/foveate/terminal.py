@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from foveate.errors import FoveateError
 #: Results go to stdout; progress, notes and errors to stderr, so that stdout can be piped.
 out = Console(highlight=False)
 log = Console(stderr=True, highlight=False)
+
+#: Seconds between two lines of a `Bar` that is not watched.
+EVERY = 10.0
 
 
 class CommandError(FoveateError):
@@ -56,7 +60,7 @@ def quiet_libraries(bars: bool = False) -> None:
 
 
 class Bar:
-    """A progress bar on stderr."""
+    """A progress bar on stderr; where nobody watches, in a log, a line now and then."""
 
     def __init__(self) -> None:
         columns = (
@@ -68,12 +72,17 @@ class Bar:
         # A console of its own: it goes on where it began, even if somebody sends stderr elsewhere meanwhile.
         console = Console(file=sys.stderr, highlight=False)
         others = os.environ.get("RANK", "0") != "0"  # of several processes only the first one draws
-        self._progress = Progress(*columns, console=console, transient=True, disable=others)
+        self._lines = not console.is_terminal and not others
+        self._said, self._at = "", -EVERY
+        self._progress = Progress(*columns, console=console, transient=True, disable=others or self._lines)
         self._task = self._progress.add_task("", total=1.0)
 
     def tell(self, what: str, done: float) -> None:
         """What happens now, and the share of the work that is done."""
         self._progress.update(self._task, description=escape(what), completed=done)
+        if self._lines and what != self._said and time.monotonic() - self._at >= EVERY:
+            self._said, self._at = what, time.monotonic()
+            note(f"{done:4.0%} {what}")
 
     def __enter__(self) -> Bar:
         self._progress.start()

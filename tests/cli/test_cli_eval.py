@@ -83,7 +83,7 @@ MISTAKES = {
         ("--tasks", "mme", "--model", "reference", "--seed", "1"),
         "--seed belongs to the reference benchmark: leave it out, or --tasks",
     ),
-    "out is a file": ((*SHORT, "--out", "file"), "cannot keep answers in 'file"),
+    "out is a file": ((*SHORT, "--out", "file"), "'file' is a file; give the name of a folder"),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from PIL import Image
 
-from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, cli, overlay
+from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, cli, overlay, terminal
 from foveate.cost import Visit
 from foveate.options import method_from_words
 from foveate.terminal import group_sites
@@ -41,6 +41,17 @@ def test_help_shows_all_that_is_said_of_an_option() -> None:
         texts += [command.help, *(getattr(option, "help", None) for option in command.params)]
     assert sum(text is not None for text in texts) > 100
     assert [text for text in texts if text and "[" in text] == []
+
+
+def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nobody watches, a line now and then instead of a bar."""
+    clock = iter([0.0, 0.0, 5.0, 12.0, 12.0])
+    with terminal.Bar() as bar:
+        monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+        for what, done in (("loading", 0.0), ("asking [a]", 0.1), ("asking [b]", 0.5), ("asking [b]", 0.9)):
+            bar.tell(what, done)
+        monkeypatch.undo()
+    assert capsys.readouterr().err.split("\n") == ["  0% loading", " 50% asking [b]", ""]
 
 
 def test_site_names_are_grouped() -> None:

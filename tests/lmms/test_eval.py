@@ -238,12 +238,15 @@ def test_budgets(again: Request) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown task": (dict(tasks=("scens",)), "lmms-eval has no task 'scens'; there are scenes"),
+    "unknown task": (
+        dict(tasks=("scens",)),
+        "lmms-eval has no task 'scens': did you mean scenes? `lmms-eval tasks list`",
+    ),
     "nothing like a task": (
         dict(tasks=("qqqqqqqqqq",)),
-        "lmms-eval has no task 'qqqqqqqqqq'; `lmms-eval tasks list` shows all",
+        "lmms-eval has no task 'qqqqqqqqqq': `lmms-eval tasks list` shows all",
     ),
-    "nearly a task": (dict(tasks=("mm",)), "lmms-eval has no task 'mm'; there are "),
+    "nearly a task": (dict(tasks=("mm",)), "lmms-eval has no task 'mm': did you mean "),
     "task without images": (
         dict(tasks=("nothing_to_see",)),
         "'nothing_to_see' has no images or videos in its questions",

@@ -17,7 +17,7 @@ from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped
 from foveate.evaluation.plan import COUNTED, By, Entry, Missed, contenders, entries
 from foveate.evaluation.results import Key, Question, Row, rows
-from foveate.evaluation.store import Record, Store, check_folder, file_name
+from foveate.evaluation.store import Record, Store, check_folder, check_out, file_name
 from foveate.evaluation.subject import Subject, load
 from foveate.method import Positions
 from foveate.reference.data import Sample, samples
@@ -171,6 +171,7 @@ def questions_of(request: Request, seed: int) -> list[Sample]:
 
 def check(request: Request) -> None:
     """Raise `CommandError` for what is wrong with a request, before anything is loaded."""
+    check_out(request.out)
     if request.by not in COUNTED:
         raise CommandError(f"--by {request.by!r}: choose tokens, flops or kv")
     if request.as_is and request.budgets:

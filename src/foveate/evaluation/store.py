@@ -122,6 +122,13 @@ def file_stem(text: str) -> str:
     return words
 
 
+def check_out(out: Path) -> None:
+    """Raise `CommandError` if there is a file where a folder is wanted: better before a long run than in it."""
+    for path in (out, *out.parents):
+        if path.is_file():
+            raise CommandError(f"--out {str(out)!r}: {str(path)!r} is a file; give the name of a folder")
+
+
 def check_folder(folder: Path, common: dict[str, Any]) -> None:
     """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone."""
     if not folder.exists() and (report := folder.parent / "results.json").exists():

@@ -116,7 +116,7 @@ def _of_line(line: str, name: str, folder: Path) -> Prompt:
     try:
         data = json.loads(line)
     except json.JSONDecodeError as error:
-        raise CommandError(f"not JSON: {error}") from None
+        raise CommandError(f"not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(data, dict):
         raise CommandError('a prompt is an object, such as {"image": "cat.jpg", "prompt": "What is it?"}')
     images: Any = data.get("images", [data["image"]] if "image" in data else [])

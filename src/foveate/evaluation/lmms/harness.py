@@ -58,8 +58,8 @@ class Harness:
                 near = [name for name in known if task.lower() in name.lower()] or get_close_matches(
                     task.lower(), known
                 )
-                hint = f"; there are {', '.join(near[:5])}" if near else "; `lmms-eval tasks list` shows all"
-                raise CommandError(f"lmms-eval has no task {task!r}{hint}")
+                hint = f"did you mean {', '.join(near[:5])}? " if near else ""
+                raise CommandError(f"lmms-eval has no task {task!r}: {hint}`lmms-eval tasks list` shows all")
         self.kinds: dict[str, type[Simple]] = {}
         self.digests: dict[str, str] = {}
 

@@ -17,7 +17,7 @@ from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods,
 from foveate.evaluation.lmms.rows import PublicRow, rows
 from foveate.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.evaluation.plan import By, Entry
-from foveate.evaluation.store import check_folder, file_stem
+from foveate.evaluation.store import check_folder, check_out, file_stem
 from foveate.terminal import CommandError
 
 Tell = Callable[[str, float], None]
@@ -127,6 +127,7 @@ def _answered(
 
 def _check(request: Request) -> None:
     require()
+    check_out(request.out)
     if request.by not in get_args(By):
         raise CommandError(f"--by {request.by!r}: choose {' or '.join(get_args(By))}")
     if request.positions not in (None, "keep", "renumber"):
