@@ -142,6 +142,8 @@ def test_a_result_that_was_changed_is_found_wherever_it_is_shown(copy: Path) -> 
     )
     folder = "docs/results/reference/llava"
     assert found == [
+        "README.md: the table fidelity-span",
+        "docs/fidelity.md: the table fidelity-ranks",
         "docs/reference-benchmark.md: the table reference",
         f"{folder}/accuracy.png",
         f"{folder}/results.md: the file",
