@@ -240,7 +240,7 @@ def test_budgets(again: Request) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown task": (
         dict(tasks=("scens",)),
-        "lmms-eval has no task 'scens': did you mean scenes? `lmms-eval tasks list`",
+        "lmms-eval has no task 'scens': did you mean scenes",
     ),
     "nothing like a task": (
         dict(tasks=("qqqqqqqqqq",)),
