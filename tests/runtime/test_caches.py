@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from packaging.version import Version
 from plans import PLANS, ROWS, close, depends_on_text
 from test_identity import generate
 from transformers import DynamicCache, LlavaConfig
@@ -207,12 +208,15 @@ def test_an_offloaded_cache(family: str, plan: str) -> None:
 
 
 @pytest.mark.usefixtures("full_attention")
-def test_a_cache_that_makes_its_entries_when_asked(family: str) -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_that_makes_its_entries_when_asked(family: str, name: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    if name == "cache" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("a name since transformers 5.24")
     with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))) as handle:
         expected = model(**batch).logits
         lengths = handle.report().kv_lengths
         cache = DynamicCache()
-        assert torch.equal(model(**batch, past_key_values=cache).logits, expected)
+        assert torch.equal(model(**batch, **{name: cache}).logits, expected)
         assert handle.report().kv_lengths == lengths
         assert sum(isinstance(entry, CompactMixin) for entry in cache.layers) == tiny.LAYERS

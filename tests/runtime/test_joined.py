@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
+from packaging.version import Version
 from plans import ROWS, Ragged, close, foveate
 from test_tiles import Hear
 from torch import Tensor
@@ -158,6 +160,8 @@ def test_tiles_that_are_no_squares(family: str) -> None:
 def test_features_that_come_as_one_tensor() -> None:
     """Computed beforehand, and handed over without the rest of what the encoder puts out."""
     model, batch = tiny.model("idefics3"), tiny.inputs("idefics3", ROWS["idefics3"])
+    if Version("5.24") <= Version(transformers.__version__):
+        pytest.skip("stock code announces it, and fails on it: its output asks a tensor for `get`")
     name = next(
         n for n in ("mm_encoder_outputs", "image_hidden_states") if n in signature(type(model.model).forward).parameters
     )

@@ -17,6 +17,7 @@ from foveate.bench.memory import LiveTensors
 from foveate.compress import compress
 from foveate.method import Method
 from foveate.models import family_of
+from foveate.runtime.cache import cache_among
 from foveate.runtime.trace import Trace, tick
 
 Inputs = dict[str, Tensor]
@@ -80,7 +81,7 @@ def probe(model: Any, inputs: Inputs, method: Method | None, new_tokens: int) ->
     found: dict[str, Any] = {
         "new_tokens": new_tokens,
         "counted": int(counter.get_total_flops()),
-        "kv": cache_bytes(output.past_key_values),
+        "kv": cache_bytes(cache_among(output.values())),
     }
     if report is not None:
         found |= {"flops": report.flops, "full_flops": report.full_flops, "tokens": report.mean_tokens}

@@ -15,7 +15,7 @@ from foveate.models.family import Family
 from foveate.models.refused import REFUSED
 
 #: The versions of transformers that these files describe: from the first to before the last.
-TRANSFORMERS = ("5.16", "5.24")
+TRANSFORMERS = ("5.16", "6")
 
 
 @cache

@@ -8,9 +8,10 @@ physically there.
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -259,19 +260,24 @@ class CompactMixin:
         self.state.clear()  # what a method remembered belongs to other rows now
 
 
-@cache
+@functools.cache
 def _compact_type(base: type) -> type:
     return type(f"Compact{base.__name__}", (CompactMixin, base), {})
 
 
-def entry_of(past_key_values: Any, layer: int) -> Any | None:
+def cache_among(values: Iterable[Any]) -> Cache | None:
+    """The cache that stock code passes or returns, whatever it calls it: its name changed with transformers 5.24."""
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def entry_of(cache: Cache | None, layer: int) -> Any | None:
     """The cache entry of a layer, created if the cache makes its entries lazily; None without a cache."""
-    if not isinstance(past_key_values, Cache):
+    if cache is None:
         return None
-    if past_key_values.layer_class_to_replicate is not None:
-        while len(past_key_values.layers) <= layer:
-            past_key_values.layers.append(past_key_values.layer_class_to_replicate())
-    return past_key_values.layers[layer]
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= layer:
+            cache.layers.append(cache.layer_class_to_replicate())
+    return cache.layers[layer]
 
 
 def window_of(entry: Any) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, compact, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, compact, entry_of, window_of
 from foveate.runtime.context import (
     Action,
     Context,
@@ -107,7 +107,7 @@ class DecoderHooks:
         self.context.decoder = None
         if embeds is None:
             return None
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = cache_among(kwargs.values()), kwargs.get("attention_mask")
         inputs, self.context.inputs = self.context.inputs or Inputs(None, None, ()), None
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
@@ -162,7 +162,7 @@ class DecoderHooks:
             (call.start, tick(output[0].device))
         )
         call.trace.decode_steps += decoding
-        _weigh(call.trace, getattr(output, "past_key_values", None))
+        _weigh(call.trace, cache_among(output if isinstance(output, tuple) else output.values()))
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class DecoderHooks:
 
     def _keys(self, call: DecoderPass, i: int, layer: nn.Module, kwargs: dict[str, Any]) -> tuple[KVIndex | None, Any]:
         """What the attention of layer ``i`` will see (None: all of the sequence), and the cache entry that holds it."""
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = cache_among(kwargs.values())
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
             keys, layout = call.keys[source]
@@ -222,7 +222,7 @@ class DecoderHooks:
         args, kwargs = by_name(layer, args, kwargs)
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
-        entry = entry_of(kwargs.get("past_key_values"), source) if call.past else None
+        entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
         self._log(call, first_argument(args, kwargs, "hidden_states"), None, entry)
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
