@@ -313,7 +313,7 @@ def test_mistakes(again: Request, mistake: str) -> None:
 
 def test_the_folder_is_a_file(request_: Request, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("here first")
-    with pytest.raises(CommandError, match="cannot keep answers in"):
+    with pytest.raises(CommandError, match="is a file; give the name of a folder"):
         evaluate(replace(request_, out=tmp_path / "out"), quiet)
     assert (tmp_path / "out").read_text() == "here first"
 
