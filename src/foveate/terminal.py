@@ -43,6 +43,15 @@ def emit(data: Any) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
+def check_once(**given: Sequence[Any]) -> None:
+    """Raise `CommandError` where an option that may be repeated says the same twice; of ``name=value``, the name."""
+    for name, values in given.items():
+        words = [value.partition("=")[0].strip() if name == "option" else value for value in values]
+        for word in words:
+            if words.count(word) > 1:
+                raise CommandError(f"--{name} {word} is given twice")
+
+
 def quiet_libraries(bars: bool = False) -> None:
     """Keep warnings of transformers (that it works without torchvision, for one) out of a command's output.
 

@@ -69,7 +69,7 @@ MISTAKES = {
         "--option layer is given twice",
     ),
     "budget and none": (("--as-is", "--budget", "0.5"), "--as-is takes methods as their options say"),
-    "unknown cost": (("--by", "seconds"), "choose tokens, flops or kv"),
+    "unknown cost": (("--by", "seconds"), "choose tokens, flops, kv"),
     "unknown positions": (("--positions", "native"), "choose keep or renumber"),
     "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
     "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),

@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no samples": ({"own": Own(samples=0)}, "--samples 0: give at least 1"),
     "two sources": ({"own": Own(data=Path("a"), prompts=("What?",))}, "leave out --image and --prompt"),
     "unknown task": ({"tasks": ("colour",)}, "'colour'"),
-    "unknown cost": ({"by": "seconds"}, "choose tokens, flops or kv"),
+    "unknown cost": ({"by": "seconds"}, "choose tokens, flops, kv"),
 }
 
 

@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "two goals": ({"budget": 0.5}, "either --max-kl 0.01"),
     "KL of nothing": ({"max_kl": 0.0}, "--max-kl 0.0: give nats above 0"),
     "budget of all": ({"max_kl": None, "budget": 1.0}, "--budget 1.0: give a share"),
-    "unknown cost": ({"by": "seconds"}, "choose flops, kv or tokens"),
+    "unknown cost": ({"by": "seconds"}, "choose tokens, flops, kv"),
     "unknown search": ({"search": "best"}, "choose auto, dial"),
     "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial or greedy"),
     "no trials": ({"trials": 0}, "--trials 0"),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from foveate.bench import plot
 from foveate.bench.result import DENSE
@@ -14,7 +13,7 @@ from foveate.bench.shapes import SHAPES, config_of
 from foveate.loading import check_dtype
 from foveate.method import Method
 from foveate.options import method_from_words, options_by_method
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, check_once
 
 #: Without a method: controls, and the systems that this library is built around.
 DEFAULT = ("random", "stride", "downsample", "luvc", "ipcv", "adsc")
@@ -82,13 +81,8 @@ def check(request: Request) -> None:
     for name in request.models:
         if name in SHAPES:
             raise CommandError(f"--model {name!r} is a shape: say --shape {name}")
-    lists: dict[str, Sequence[Any]] = {"shape": request.shapes, "model": request.models, "method": request.methods}
-    lists |= {"keep": request.keeps, "tokens": request.tokens, "batch": request.batches}
-    lists |= {"option": [word.partition("=")[0].strip() for word in request.options]}
-    for name, values in lists.items():
-        for value in values:
-            if list(values).count(value) > 1:
-                raise CommandError(f"--{name} {value} is given twice")
+    check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options)
+    check_once(keep=request.keeps, tokens=request.tokens, batch=request.batches)
     numbers: dict[str, Sequence[int]] = {"tokens": request.tokens, "batch": request.batches}
     numbers |= {"repeats": [request.repeats], "new-tokens": [request.new_tokens]}
     for name, counts in numbers.items():

@@ -65,6 +65,17 @@ class Missed:
     closest: float
 
 
+def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> None:
+    """Raise `CommandError` for budgets, or a policy for positions, that no method can be set to."""
+    if by not in COUNTED:
+        raise CommandError(f"--by {by!r}: choose {', '.join(COUNTED)}")
+    if positions not in (None, "keep", "renumber"):
+        raise CommandError(f"--positions {positions!r}: choose keep or renumber")
+    for budget in budgets:
+        if not 0 < budget <= 1:
+            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
+
+
 class Attachable(Protocol):
     """A model that methods are attached to."""
 

@@ -15,14 +15,14 @@ import torch
 import foveate
 from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped
-from foveate.evaluation.plan import COUNTED, By, Entry, Missed, contenders, entries
+from foveate.evaluation.plan import By, Entry, Missed, check_budgets, contenders, entries
 from foveate.evaluation.results import Key, Question, Row, rows
 from foveate.evaluation.store import Record, Store, check_folder, check_out, file_name
 from foveate.evaluation.subject import Subject, load
 from foveate.method import Positions
 from foveate.reference.data import Sample, samples
 from foveate.reference.vocabulary import TASKS
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, check_once
 
 Tell = Callable[[str, float], None]
 
@@ -172,21 +172,12 @@ def questions_of(request: Request, seed: int) -> list[Sample]:
 def check(request: Request) -> None:
     """Raise `CommandError` for what is wrong with a request, before anything is loaded."""
     check_out(request.out)
-    if request.by not in COUNTED:
-        raise CommandError(f"--by {request.by!r}: choose tokens, flops or kv")
+    check_budgets(request.budgets, request.by, request.positions)
+    check_once(
+        budget=request.budgets, seed=request.seeds, task=request.tasks, method=request.methods, option=request.options
+    )
     if request.as_is and request.budgets:
         raise CommandError("--as-is takes methods as their options say, and --budget sets them: give one of the two")
-    if request.positions not in (None, "keep", "renumber"):
-        raise CommandError(f"--positions {request.positions!r}: choose keep or renumber")
-    for budget in request.budgets:
-        if not 0 < budget <= 1:
-            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
-    given = (("budget", request.budgets), ("seed", request.seeds), ("task", request.tasks), ("method", request.methods))
-    options = tuple(word.partition("=")[0].strip() for word in request.options)
-    for name, values in (*given, ("option", options)):
-        for value in values:
-            if values.count(value) > 1:
-                raise CommandError(f"--{name} {value} is given twice")
     for seed in request.seeds:  # a wrong one is found now, not when the others are done
         try:
             samples(request.split, tasks=(request.tasks or TASKS)[:1], per_task=1, seed=seed)

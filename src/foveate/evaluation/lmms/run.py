@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import foveate
 from foveate.evaluation.lmms.asker import Asker
@@ -16,9 +16,9 @@ from foveate.evaluation.lmms.memory import Memory
 from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods, plan, subject
 from foveate.evaluation.lmms.rows import PublicRow, rows
 from foveate.evaluation.lmms.scores import Finished, finished, read, save
-from foveate.evaluation.plan import By, Entry
+from foveate.evaluation.plan import Entry, check_budgets
 from foveate.evaluation.store import check_folder, check_out, file_stem
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, check_once
 
 Tell = Callable[[str, float], None]
 LOG = "lmms-eval.log"
@@ -128,21 +128,11 @@ def _answered(
 def _check(request: Request) -> None:
     require()
     check_out(request.out)
-    if request.by not in get_args(By):
-        raise CommandError(f"--by {request.by!r}: choose {' or '.join(get_args(By))}")
-    if request.positions not in (None, "keep", "renumber"):
-        raise CommandError(f"--positions {request.positions!r}: choose keep or renumber")
-    for budget in request.budgets:
-        if not 0 < budget <= 1:
-            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
+    check_budgets(request.budgets, request.by, request.positions)
+    check_once(tasks=request.tasks, budget=request.budgets, method=request.methods, option=request.options)
     for name, least in (("limit", request.limit), ("batch_size", request.batch_size)):
         if least is not None and least < 1:
             raise CommandError(f"--{name.replace('_', '-')} {least}: give a whole number, at least 1")
-    given = (("tasks", request.tasks), ("budget", request.budgets), ("method", request.methods))
-    for name, values in given:
-        for value in values:
-            if values.count(value) > 1:
-                raise CommandError(f"--{name} {value} is given twice")
     if request.include is not None and not request.include.is_dir():
         raise CommandError(f"--include-path {str(request.include)!r}: there is no such folder")
 

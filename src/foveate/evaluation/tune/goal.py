@@ -64,7 +64,7 @@ def check(request: Request) -> None:
             f"--budget {request.budget}: give a share of what the stock model spends, above 0 and below 1"
         )
     if request.by not in COUNTED:
-        raise CommandError(f"--by {request.by!r}: choose flops, kv or tokens")
+        raise CommandError(f"--by {request.by!r}: choose {', '.join(COUNTED)}")
     if request.search not in SEARCHES:
         raise CommandError(f"--search {request.search!r}: choose {', '.join(SEARCHES)}")
     by_kl = request.max_kl is not None
