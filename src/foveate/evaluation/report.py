@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.evaluation import written
 from foveate.evaluation.curve import draw
 from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.protocol import Evaluation, Request
 from foveate.evaluation.results import Line, Row
 from foveate.evaluation.statistics import Share
+from foveate.evaluation.written import CURVE, JSON, MARKDOWN
 from foveate.reference.vocabulary import STANDS_FOR
-from foveate.terminal import CommandError, aligned, markdown_table
-
-JSON, MARKDOWN, CURVE = "results.json", "results.md", "accuracy.png"
+from foveate.terminal import aligned, markdown_table
 
 L = TypeVar("L", bound=Line)
 
@@ -45,15 +45,10 @@ def to_json(found: Evaluation) -> dict[str, Any]:
 
 def write(found: Evaluation) -> list[Path]:
     """JSON, Markdown and curve into the folder of the run."""
-    folder = found.request.out
-    try:
-        (folder / JSON).write_text(json.dumps(to_json(found), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / MARKDOWN).write_text(markdown(found), encoding="utf-8")
-        dense = found.rows[0]
-        draw(found.rows, folder / CURVE, f"{found.model}: {dense.accuracy.n} questions", dense.chance[1])
-    except OSError as error:
-        raise CommandError(f"cannot write the report to {str(folder)!r}: {error}") from None
-    return [folder / name for name in (JSON, MARKDOWN, CURVE)]
+    dense = found.rows[0]
+    title = f"{found.model}: {dense.accuracy.n} questions"
+    curve = partial(draw, found.rows, title=title, guess=dense.chance[1])
+    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), CURVE: curve})
 
 
 def command(request: Request) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,13 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.evaluation import written
 from foveate.evaluation.fidelity.lines import Line
 from foveate.evaluation.fidelity.measuring import Found, Own, Request
 from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.statistics import Share
-from foveate.terminal import CommandError, aligned, markdown_table
+from foveate.evaluation.written import JSON, MARKDOWN
+from foveate.terminal import aligned, markdown_table
 
-JSON, MARKDOWN = "results.json", "results.md"
 COLUMNS = (
     "method",
     "budget",
@@ -52,13 +52,7 @@ def to_json(found: Found) -> dict[str, Any]:
 
 def write(found: Found) -> list[Path]:
     """JSON and Markdown into the folder of the run."""
-    folder = found.request.out
-    try:
-        (folder / JSON).write_text(json.dumps(to_json(found), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / MARKDOWN).write_text(markdown(found), encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"cannot write the report to {str(folder)!r}: {error}") from None
-    return [folder / JSON, folder / MARKDOWN]
+    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found)})
 
 
 def command(request: Request) -> str:

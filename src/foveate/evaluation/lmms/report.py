@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.evaluation import written
 from foveate.evaluation.curve import draw
 from foveate.evaluation.lmms.plan import Request
 from foveate.evaluation.lmms.rows import RIGHT, PublicRow, TaskRow
 from foveate.evaluation.lmms.run import Public
-from foveate.evaluation.report import COLUMNS, CURVE, JSON, MARKDOWN, cells, ordered, p_value
-from foveate.terminal import CommandError, aligned, markdown_table
+from foveate.evaluation.report import COLUMNS, cells, ordered, p_value
+from foveate.evaluation.written import CURVE, JSON, MARKDOWN
+from foveate.terminal import aligned, markdown_table
 
 TASK_COLUMNS = ("task", "method", "budget", "score", "95 % CI", "retention", "95 % CI", "p", "Group-A")
 
@@ -37,14 +39,8 @@ def to_json(found: Public) -> dict[str, Any]:
 
 def write(found: Public) -> list[Path]:
     """JSON, Markdown and curve into the folder of the run."""
-    folder = found.request.out
-    try:
-        (folder / JSON).write_text(json.dumps(to_json(found), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (folder / MARKDOWN).write_text(markdown(found), encoding="utf-8")
-        draw(found.rows, folder / CURVE, f"{found.request.model}: {', '.join(found.rows[0].tasks)}")
-    except OSError as error:
-        raise CommandError(f"cannot write the report to {str(folder)!r}: {error}") from None
-    return [folder / name for name in (JSON, MARKDOWN, CURVE)]
+    curve = partial(draw, found.rows, title=f"{found.request.model}: {', '.join(found.rows[0].tasks)}")
+    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), CURVE: curve})
 
 
 def command(request: Request) -> str:

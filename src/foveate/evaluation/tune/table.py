@@ -12,15 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.evaluation import written
 from foveate.evaluation.fidelity import table
 from foveate.evaluation.fidelity.lines import Line
 from foveate.evaluation.fidelity.table import FEW, interval, nats
 from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.tune.goal import Request, asking
 from foveate.evaluation.tune.tuning import FOUND, Tuned
-from foveate.terminal import CommandError, aligned, markdown_table
+from foveate.evaluation.written import JSON, MARKDOWN, Content
+from foveate.terminal import aligned, markdown_table
 
-METHOD, JSON, MARKDOWN = "method.json", "results.json", "results.md"
+METHOD = "method.json"
 LOST = "found.json"  # what was found, where what was given is better
 COLUMNS = ("setting", "prompts", "tokens", "FLOPs", "KV", "KL", "95 % CI", "first KL", "top-1", "same answer")
 
@@ -45,20 +47,10 @@ def to_json(found: Tuned) -> dict[str, Any]:
 
 def write(found: Tuned) -> list[Path]:
     """The method to use, the one that was found where that is another, and the report, into the folder of the run."""
-    folder = found.request.out
-    texts = {
-        METHOD: json.dumps(found.method.to_json(), indent=2) + "\n",
-        JSON: json.dumps(to_json(found), indent=2, allow_nan=False) + "\n",
-        MARKDOWN: markdown(found),
-    }
+    files: dict[str, Content] = {METHOD: found.method.to_json(), JSON: to_json(found), MARKDOWN: markdown(found)}
     if found.lost:
-        texts[LOST] = json.dumps(found.found.to_json(), indent=2) + "\n"
-    try:
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandError(f"cannot write the report to {str(folder)!r}: {error}") from None
-    return [folder / name for name in texts]
+        files[LOST] = found.found.to_json()
+    return written.write(found.request.out, files)
 
 
 def command(request: Request) -> str:
