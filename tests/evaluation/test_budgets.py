@@ -10,7 +10,7 @@ from foveate.dial import TOLERANCE
 from foveate.errors import ConfigError, FoveateError
 from foveate.evaluation.asking import answer
 from foveate.evaluation.bounds import AntiOracle, Oracle
-from foveate.evaluation.plan import BOUNDS, By, contenders, entries, label
+from foveate.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entries, label, spending
 from foveate.evaluation.subject import Subject
 from foveate.reference.data import Sample, samples
 
@@ -22,8 +22,12 @@ def asked() -> list[Sample]:
     return samples("test", tasks=("color",), per_task=1)
 
 
-def silent(what: str, done: float) -> None:
-    pass
+def planned(
+    methods: dict[str, Method | None], budgets: tuple[float, ...], by: By, subject: Subject, asked: list[Sample]
+) -> tuple[list[Entry], list[Missed]]:
+    """`entries` at what methods spend on ``asked``."""
+    measure = spending(subject, asked)
+    return entries(methods, budgets, subject.host, lambda method: measure(method).share(by), lambda what, done: None)
 
 
 def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> float:
@@ -41,7 +45,7 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
 @pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
 def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
     methods, _ = contenders((name,), (), (), None, subject)
-    plan, missed = entries(methods, (budget,), by, subject, asked, silent)
+    plan, missed = planned(methods, (budget,), by, subject, asked)
     if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
         assert [(m.label, m.budget, m.closest) for m in missed] == [("ipcv", budget, 1.0)]
         return
@@ -64,7 +68,7 @@ def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: B
 def test_a_budget_is_that_of_all_layouts_together(qwen: Subject) -> None:
     """Two images for each single one: neither kind alone costs 70 % then, but both together do."""
     mixed = [*samples(tasks=("pair",), per_task=2), *samples(tasks=("color",), per_task=1)]
-    plan, _ = entries({"dense": None, "tome": ToMe()}, (0.7,), "flops", qwen, mixed, silent)
+    plan, _ = planned({"dense": None, "tome": ToMe()}, (0.7,), "flops", qwen, mixed)
     method = plan[1].method
     assert method is not None
     assert abs(spent(qwen, mixed, method, "flops") - 0.7) <= TOLERANCE
@@ -72,16 +76,14 @@ def test_a_budget_is_that_of_all_layouts_together(qwen: Subject) -> None:
 
 def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
     late = FastV(layer=4)
-    plan, missed = entries(
-        {"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked, silent
-    )
+    plan, missed = planned({"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked)
     assert [str(entry) for entry in plan] == ["dense", "fastv at 0.95", "fastv at 0.5", "vtw at 0.5", "vtw at 0.1"]
     assert [(m.label, m.budget, round(m.closest, 6)) for m in missed] == [("fastv", 0.1, 0.4), ("vtw", 0.95, 0.9)]
 
 
 def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -> None:
     methods, _ = contenders(("blind", "antioracle"), (), (), None, qwen)
-    plan, missed = entries(methods, (0.5, 0.1), "tokens", qwen, asked, silent)
+    plan, missed = planned(methods, (0.5, 0.1), "tokens", qwen, asked)
     assert [(entry.label, entry.method, entry.budget) for entry in plan] == [
         ("dense", None, None),
         ("blind", None, None),
@@ -97,7 +99,7 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
         '{"method": "fastv", "stages": [[3, 0.5], [5, 0.2], [7, 0.1], [8, 0.1], [9, 0]]}',
     )
     methods, _ = contenders(("vtw",), (), described, None, qwen, as_is=True)
-    plan, missed = entries(methods, (), "tokens", qwen, asked, silent)
+    plan, missed = planned(methods, (), "tokens", qwen, asked)
     assert not missed
     assert [entry.budget for entry in plan] == [None] * 4
     assert [entry.label for entry in plan[:3]] == ["dense", "vtw", "fastv(keep=0.25)"]
@@ -108,7 +110,7 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
 
 
 def test_a_budget_of_kv(qwen: Subject, asked: list[Sample]) -> None:
-    plan, _ = entries({"dense": None, "fastv": FastV(layer=3)}, (0.6,), "kv", qwen, asked, silent)
+    plan, _ = planned({"dense": None, "fastv": FastV(layer=3)}, (0.6,), "kv", qwen, asked)
     method = plan[1].method
     assert method is not None
     assert spent(qwen, asked, method, "kv") == pytest.approx(0.6, abs=TOLERANCE)

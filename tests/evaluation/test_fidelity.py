@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from foveate import DivPrune, FastV
-from foveate.evaluation.fidelity import measuring, table
+from foveate.evaluation.fidelity import measuring, meter, table
 from foveate.evaluation.fidelity.forced import hear
 from foveate.evaluation.fidelity.measuring import Own, Request, measure
 from foveate.evaluation.fidelity.meter import asked
@@ -93,7 +93,8 @@ def test_an_interrupted_run_ends_like_any_other(whole: Path, tmp_path: Path, mom
 
 def test_a_finished_run_asks_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
-    monkeypatch.setattr(measuring, "hear", lambda *given: pytest.fail("everything has been heard"))
+    for module in (measuring, meter):
+        monkeypatch.setattr(module, "hear", lambda *given: pytest.fail("everything has been heard"))
     table.write(measure(request(whole), silent))
     assert contents(whole) == before
 

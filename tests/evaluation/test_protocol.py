@@ -10,7 +10,7 @@ import pytest
 
 from foveate import reference
 from foveate.errors import FoveateError
-from foveate.evaluation import protocol, report
+from foveate.evaluation import plan, protocol, report
 from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped, probes
 from foveate.evaluation.protocol import Request, evaluate
@@ -76,7 +76,8 @@ def test_an_interrupted_run_ends_like_any_other(whole: Path, tmp_path: Path, mom
 
 def test_a_finished_run_asks_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
-    monkeypatch.setattr(protocol, "answer", lambda *args: pytest.fail("everything has been answered"))
+    for module in (protocol, plan):
+        monkeypatch.setattr(module, "answer", lambda *args: pytest.fail("everything has been answered"))
     report.write(evaluate(request(whole, seeds=(0, 3)), lambda what, done: None))
     assert contents(whole) == before
 

@@ -188,6 +188,7 @@ def same(one: Public | None, other: Public) -> bool:
 
 def test_a_finished_run_asks_nothing(again: Request, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asking(monkeypatch, 0)
+    monkeypatch.setattr(Asker, "spend", lambda *given: pytest.fail("what methods spend is known"))
     assert same(evaluate(again, quiet), found)
     assert not asked
 
@@ -235,6 +236,9 @@ def test_budgets(again: Request) -> None:
     assert [row.label for row in flops.rows] == ["dense", "ipcv", "downsample"]
     assert flops.rows[1].spent.flops == pytest.approx(0.9, abs=0.05)
     assert flops.rows[1].spent.tokens == 1
+    kv = evaluate(replace(wanted, by="kv", methods=("stride",), budgets=(0.7,)), quiet)
+    assert kv is not None
+    assert kv.rows[1].spent.kv == pytest.approx(0.7, abs=0.05)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

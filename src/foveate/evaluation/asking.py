@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -35,6 +36,17 @@ class Cost:
     def of(self, by: str) -> tuple[float, float]:
         """What was spent of ``tokens``, ``flops`` or ``kv``, and what the stock model spends."""
         return getattr(self, by), getattr(self, f"full_{by}")
+
+    def share(self, by: str) -> float:
+        """What was spent over what the stock model spends; 1 where that is nothing."""
+        now, full = self.of(by)
+        return now / full if full else 1.0
+
+    @classmethod
+    def total(cls, costs: Iterable[tuple[Cost, float]]) -> Cost:
+        """Of several together, each counted by its weight, so that an image counts by what it costs."""
+        weighted = list(costs)
+        return cls(*(sum(getattr(cost, field.name) * weight for cost, weight in weighted) for field in fields(cls)))
 
     @classmethod
     def mean(cls, report: Report, questions: int) -> Cost:

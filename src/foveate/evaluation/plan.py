@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from foveate.compress import compress
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError
-from foveate.evaluation.asking import answer
+from foveate.evaluation.asking import Cost, answer
 from foveate.evaluation.batches import probes
 from foveate.evaluation.bounds import AntiOracle, Oracle
 from foveate.evaluation.subject import Subject
@@ -139,26 +139,14 @@ def contenders(
 def entries(
     contenders: dict[str, Method | None],
     budgets: Sequence[float],
-    by: By,
-    subject: Subject,
-    samples: Sequence[Sample],
-    tell: Callable[[str, float], None],
-) -> tuple[list[Entry], list[Missed]]:
-    """Every contender at every budget; two that a dial in steps sets alike stay two, as their budgets differ.
-
-    Without budgets, every contender as it is.
-    """
-    return placed(contenders, budgets, subject.host, _cost(subject, samples, by), tell)
-
-
-def placed(
-    contenders: dict[str, Method | None],
-    budgets: Sequence[float],
     host: Host,
     cost: Callable[[Method], float],
     tell: Callable[[str, float], None],
 ) -> tuple[list[Entry], list[Missed]]:
-    """`entries` by any cost, relative to the stock model's."""
+    """Every contender at every budget; two that a dial in steps sets alike stay two, as their budgets differ.
+
+    Without budgets, every contender as it is. ``cost`` is relative to the stock model's.
+    """
     found: list[Entry] = []
     missed: list[Missed] = []
     for number, (name, method) in enumerate(contenders.items()):
@@ -255,19 +243,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"#{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _cost(subject: Subject, samples: Sequence[Sample], by: By) -> Callable[[Method], float]:
-    """Cost of a method over that of the stock model, measured on questions of every image layout."""
+def spending(subject: Subject, samples: Sequence[Sample]) -> Callable[[Method], Cost]:
+    """Measures what a method spends, on questions of every image layout."""
     fixed, varying = (
         [(subject.preparation.batch(few), weight) for few, weight in probes(samples, each)] for each in (1, 8)
     )
 
-    def cost(method: Method) -> float:
-        now = full = 0.0
-        for batch, weight in fixed if all(part.fixed_budget for part in method.parts()) else varying:
-            _, spent = answer(subject, batch, method)
-            if spent is not None:
-                now += weight * spent.of(by)[0]
-                full += weight * spent.of(by)[1]
-        return now / full
+    def measure(method: Method) -> Cost:
+        batches = fixed if all(part.fixed_budget for part in method.parts()) else varying
+        spent = ((answer(subject, batch, method)[1], weight) for batch, weight in batches)
+        return Cost.total((cost, weight) for cost, weight in spent if cost is not None)
 
-    return cost
+    return measure

@@ -15,7 +15,8 @@ import torch
 import foveate
 from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped
-from foveate.evaluation.plan import By, Entry, Missed, check_budgets, contenders, entries
+from foveate.evaluation.costs import Costs
+from foveate.evaluation.plan import By, Entry, Missed, check_budgets, contenders, entries, spending
 from foveate.evaluation.results import Key, Question, Row, rows
 from foveate.evaluation.store import Record, Store, check_folder, check_out, file_name
 from foveate.evaluation.subject import Subject, load
@@ -119,7 +120,9 @@ def _evaluate(request: Request, tell: Tell) -> Evaluation:
     folder = request.out / "answers"
     check_folder(folder, identity)
     budgets = () if request.as_is else request.budgets or BUDGETS[by]
-    plan, missed = entries(methods, budgets, by, subject, asked, tell)
+    probed = {**identity, "seed": request.seeds[0], "questions": _digest(asked)}
+    costs = Costs(spending(subject, asked), request.out / f"costs-seed{request.seeds[0]}.jsonl", probed)
+    plan, missed = entries(methods, budgets, subject.host, lambda method: costs(method).share(by), tell)
     questions: dict[Key, Question] = {}
     answers: dict[Entry, dict[Key, Record]] = {entry: {} for entry in plan}
     for number, seed in enumerate(request.seeds):

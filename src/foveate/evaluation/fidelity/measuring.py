@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import foveate
 from foveate.evaluation import protocol
+from foveate.evaluation.costs import Costs
 from foveate.evaluation.fidelity.forced import Heard, hear
 from foveate.evaluation.fidelity.lines import Line
 from foveate.evaluation.fidelity.meter import Meter, asked
 from foveate.evaluation.fidelity.prompts import Prompt, drawn, from_file, from_words, grouped, of_benchmark
 from foveate.evaluation.fidelity.stock import Stock, load_stock
-from foveate.evaluation.plan import By, Entry, Missed, contenders, placed
+from foveate.evaluation.plan import By, Entry, Missed, contenders, entries
 from foveate.evaluation.protocol import BUDGETS, Tell
 from foveate.evaluation.store import Store, check_folder, file_name
 from foveate.method import Positions
@@ -118,7 +119,8 @@ def measure(request: Request, tell: Tell) -> Found:
     check_folder(folder, identity)
     budgets = () if request.as_is else request.budgets or BUDGETS[by]
     meter = Meter(stock, prompts, request.own.batch, request.own.new_tokens)
-    plan, missed = placed(dict(methods), budgets, stock.host, lambda method: meter(method, by), tell)
+    costs = Costs(meter, request.out / "costs.jsonl", identity)
+    plan, missed = entries(dict(methods), budgets, stock.host, lambda method: costs(method).share(by), tell)
     stores = {entry: store_of(folder, identity, entry, request.by) for entry in plan}
     listen(stock, grouped(prompts, request.own.batch), stores, request.own.new_tokens, tell)
     tell("adding up", 1.0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foveate.evaluation.asking import Cost
 from foveate.evaluation.fidelity.forced import Said, hear, say
 from foveate.evaluation.fidelity.prompts import Prompt
 from foveate.evaluation.fidelity.stock import Stock
-from foveate.evaluation.plan import By
 from foveate.method import Method
 
 #: Prompts of each layout, and layouts at most.
@@ -15,7 +15,7 @@ PROBES, LAYOUTS = 4, 6
 
 
 class Meter:
-    """What methods spend over what the stock model spends, on a few prompts of the most frequent layouts."""
+    """What methods spend on a few prompts of the most frequent layouts."""
 
     def __init__(self, stock: Stock, prompts: Sequence[Prompt], batch: int, new_tokens: int) -> None:
         self.stock, self.batch, self.new_tokens = stock, batch, new_tokens
@@ -25,15 +25,13 @@ class Meter:
         self.layouts = sorted(layouts.values(), key=len, reverse=True)[:LAYOUTS]
         self._said: dict[int, list[Said]] = {}
 
-    def __call__(self, method: Method, by: By) -> float:
+    def __call__(self, method: Method) -> Cost:
         """A method whose counts follow from the grid alone is measured on one prompt of each layout."""
-        now = full = 0.0
-        for said, layout in zip(self._probes(1 if _fixed(method) else PROBES), self.layouts):
-            spent = hear(self.stock.model, method, said)[0].cost
-            assert spent is not None
-            now += len(layout) * spent.of(by)[0]
-            full += len(layout) * spent.of(by)[1]
-        return now / full
+        probes = self._probes(1 if _fixed(method) else PROBES)
+        heard = (
+            (hear(self.stock.model, method, said)[0].cost, len(layout)) for said, layout in zip(probes, self.layouts)
+        )
+        return Cost.total((cost, weight) for cost, weight in heard if cost is not None)
 
     def _probes(self, each: int) -> list[Said]:
         if each not in self._said:

@@ -13,8 +13,9 @@ from foveate.compress import compress, host_of
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import FoveateError
 from foveate.evaluation.asking import Cost
+from foveate.evaluation.costs import Costs
 from foveate.evaluation.lmms.asker import Asker
-from foveate.evaluation.plan import BOUNDS, DENSE, By, Entry, Missed, has_dial, label, named, positioned
+from foveate.evaluation.plan import BOUNDS, DENSE, Entry, Missed, has_dial, label, named, positioned
 from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method, Positions
 from foveate.methods.downsample import Downsample
@@ -112,17 +113,21 @@ def methods(request: Request, asker: Asker, trained: Method | None) -> dict[str,
     return labelled
 
 
+def spending(asker: Asker, inputs: Sequence[Any]) -> Callable[[Method], Cost]:
+    """Measures what a method spends."""
+    return lambda method: Cost.total((asker.spend(each, method), 1) for each in inputs)
+
+
 def plan(
-    request: Request, asker: Asker, labelled: dict[str, Method], inputs: Sequence[Any], tell: Callable[[str], None]
+    request: Request, asker: Asker, labelled: dict[str, Method], costs: Costs, tell: Callable[[str], None]
 ) -> Plan:
-    """Set every method to every budget, and `Downsample` to what each of them spends on ``inputs``."""
-    by, host = cast(By, request.by), host_of(asker.model)
+    """Set every method to every budget, and `Downsample` to what each of them spends."""
+    host = host_of(asker.model)
     entries, missed = [Entry(DENSE)], list[Missed]()
     notes: list[str] = []
 
     def cost(method: Method) -> float:
-        spent = [asker.spend(each, method) for each in inputs]
-        return share(spent, by)
+        return costs(method).share(request.by)
 
     for name, method in labelled.items():
         tell(f"finding what {name} spends")
@@ -153,13 +158,6 @@ def plan(
         else:
             missed.append(Missed(Downsample.name(), budget, setting.cost))
     return Plan(tuple(entries), tuple(missed), tuple(notes))
-
-
-def share(costs: Sequence[Cost], by: By) -> float:
-    """Totals over totals, so that an image counts by what it costs."""
-    if by == "tokens":
-        return sum(c.tokens for c in costs) / max(sum(c.full_tokens for c in costs), 1e-9)
-    return sum(c.flops for c in costs) / max(sum(c.full_flops for c in costs), 1e-9)
 
 
 def digest(model: Any) -> str:

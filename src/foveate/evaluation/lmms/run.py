@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import foveate
+from foveate.evaluation.costs import Costs
 from foveate.evaluation.lmms.asker import Asker
 from foveate.evaluation.lmms.memory import Memory
-from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods, plan, subject
+from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods, plan, spending, subject
 from foveate.evaluation.lmms.rows import PublicRow, rows
 from foveate.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.evaluation.plan import Entry, check_budgets
@@ -80,7 +81,10 @@ def _evaluate(request: Request, tell: Tell, log: Path) -> Public | None:
     check_folder(request.out / "answers", identity)
     tell("looking at the questions", 0.0)
     inputs = harness.inputs(asker, PROBES)
-    made = [plan(request, asker, labelled, inputs, lambda what: tell(what, 0.0))]
+    # Other tasks are other questions; every process measures for itself.
+    path = request.out / f"{file_stem('costs ' + ' '.join(request.tasks))}-{processes.process_index}.jsonl"
+    costs = Costs(spending(asker, inputs), path, {**identity, "questions": harness.digests})
+    made = [plan(request, asker, labelled, costs, lambda what: tell(what, 0.0))]
     if several:  # counted in floating point, on what may be different devices
         broadcast_object_list(made)
     pairs = [(entry, task) for entry in made[0].entries for task in request.tasks]

@@ -43,8 +43,7 @@ class Trial:
 
     def spent(self, by: str) -> float:
         """Over the stock model's."""
-        now, full = self.cost.of(by)
-        return now / full
+        return self.cost.share(by)
 
 
 class Enough(Exception):  # noqa: N818 - not a mistake: the search may try no more

@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from foveate.dial import TOLERANCE, Dial
 from foveate.evaluation import statistics
+from foveate.evaluation.costs import Costs
 from foveate.evaluation.fidelity.forced import Heard
 from foveate.evaluation.fidelity.lines import Line, kls
 from foveate.evaluation.fidelity.measuring import identity_of, listen, prepare
 from foveate.evaluation.fidelity.meter import Meter
 from foveate.evaluation.fidelity.prompts import Prompt, grouped
 from foveate.evaluation.fidelity.stock import Stock
-from foveate.evaluation.plan import By, Entry, check_fit, has_dial
+from foveate.evaluation.plan import Entry, check_fit, has_dial
 from foveate.evaluation.protocol import Tell
 from foveate.evaluation.statistics import Share
 from foveate.evaluation.store import Store, check_folder, file_name
@@ -88,10 +89,10 @@ def tune(request: Request, tell: Tell) -> Tuned:
     check_folder(request.out / "answers", header)
     batches, length = grouped(seen, request.own.batch), request.own.new_tokens
     trials = Trials(stock, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
-    meter = Meter(stock, seen, request.own.batch, length)
+    costs = Costs(Meter(stock, seen, request.own.batch, length), request.out / "costs.jsonl", header)
 
     def cost(method: Method) -> float:
-        return meter(method, cast(By, request.by))
+        return costs(method).share(request.by)
 
     how, exhausted = _search(request, stock.host, trials, cost)
     best = _best(request, list(trials.judged.values()))
