@@ -81,9 +81,9 @@ class Bar:
         # A console of its own: it goes on where it began, even if somebody sends stderr elsewhere meanwhile.
         console = Console(file=sys.stderr, highlight=False)
         others = os.environ.get("RANK", "0") != "0"  # of several processes only the first one draws
-        self._lines = not console.is_terminal and not others
+        self._lines, self._drawn = not console.is_terminal and not others, console.is_terminal and not others
         self._said, self._at = "", -EVERY
-        self._progress = Progress(*columns, console=console, transient=True, disable=others or self._lines)
+        self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("", total=1.0)
 
     def tell(self, what: str, done: float) -> None:
@@ -94,11 +94,13 @@ class Bar:
             note(f"{done:4.0%} {what}")
 
     def __enter__(self) -> Bar:
-        self._progress.start()
+        if self._drawn:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._drawn:  # rich 13.8 ends what was never drawn with an empty line
+            self._progress.stop()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
