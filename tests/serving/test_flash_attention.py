@@ -22,7 +22,8 @@ from vllm.v1.attention.backends.flash_attn import FlashAttentionMetadata, FlashA
 
 from foveate import ADSC, LUVC
 from foveate.serving.vllm import runner as ours
-from foveate.serving.vllm import settings
+from foveate.serving.vllm.configure import _for_inner
+from foveate.serving.vllm.settings import settings_of
 
 METHODS = {"luvc": LUVC(), "adsc twice": ADSC(layers=(1, 3))}
 
@@ -158,5 +159,5 @@ def test_no_graph_holds_attention(mode: CUDAGraphMode) -> None:
     """It would go on with the lengths that it was captured with; pieces between attention layers may be graphs."""
     config = configure(LUVC().to_json())
     config.compilation_config.cudagraph_mode = mode
-    settings._for_inner(config, settings.settings_of(config.model_config).plan)
+    _for_inner(config, settings_of(config.model_config).plan)
     assert config.compilation_config.cudagraph_mode == GRAPHS[mode]

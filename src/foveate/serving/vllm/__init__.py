@@ -33,13 +33,14 @@ def register() -> None:
         mine = asked and model is not None and not model.is_submodel_config
         if mine:
             check_version()
-            from foveate.serving.vllm import settings
+            from foveate.serving.vllm.configure import configure, v1_runner
+            from foveate.serving.vllm.settings import is_served, settings_of
 
-            settings.v1_runner()
+            v1_runner()
         stock(self)
-        if mine and not settings.is_served(model):
-            settings.configure(self)
-            found = settings.settings_of(model)
+        if mine and not is_served(model):
+            configure(self)
+            found = settings_of(model)
             logger.info("foveate serves %s with %r", found.architecture, found.method)
 
     configured.foveate = True  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from foveate.serving.vllm.settings import is_served, settings_of
+
 
 def watch_schedulers() -> None:
     """Wrap the scheduler's constructor, once in a process."""
@@ -19,8 +21,6 @@ def watch_schedulers() -> None:
 
     @functools.wraps(stock)
     def knowing(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        from foveate.serving.vllm.settings import is_served, settings_of
-
         stock(self, vllm_config, *args, **kwargs)
         model = vllm_config.model_config
         if not is_served(model):
@@ -52,7 +52,6 @@ def _whole_images(scheduler: Any) -> None:
 def _own_blocks(scheduler: Any, model: Any) -> None:
     from foveate.serving.vllm.cache import share_prompts
     from foveate.serving.vllm.prompt import Prompt
-    from foveate.serving.vllm.settings import settings_of
 
     settings = settings_of(model)
 

@@ -1,26 +1,16 @@
-"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33}}'``: read, checked and kept with the model's config.
-
-All that can be wrong is said when the engine is configured, before any weight is loaded.
-"""
+"""What an engine serves with: kept with the model's config, and sent with it to other processes."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method
-from foveate.methods import method_from_json
-from foveate.runtime.attach import host_with
-from foveate.serving.plan import Plan, make_plan
-from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
-from foveate.serving.vllm.engine import PREFIX, Engine
+from foveate.serving.plan import Plan
+from foveate.serving.vllm.engine import Engine
 from foveate.serving.vllm.families import engines
-from foveate.serving.vllm.scheduler import watch_schedulers
 
-KEY = "foveate"
-#: where a `Settings` is kept on vLLM's ModelConfig: copied with it, and sent with it to other processes
+#: where a `Settings` is kept on vLLM's ModelConfig
 _PLACE = "_foveate_settings"
 
 
@@ -38,24 +28,15 @@ class Settings:
     architecture: str
     plan: Plan
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In another process: its vLLM must know the model classes and the seam, too."""
-        self.__dict__.update(state)
-        register_classes()
-        watch_schedulers()
-
     @property
     def engine(self) -> Engine:
         """The description of the model."""
         return engines()[self.architecture]
 
 
-def register_classes() -> None:
-    """Tell vLLM of the model classes, by name."""
-    from vllm import ModelRegistry
-
-    for name in set(engines()) - {known.removeprefix(PREFIX) for known in ModelRegistry.models if PREFIX in known}:
-        ModelRegistry.register_model(f"{PREFIX}{name}", f"foveate.serving.vllm.model:{PREFIX}{name}")
+def keep(model_config: Any, settings: Settings) -> None:
+    """From now on the model is served with them."""
+    setattr(model_config, _PLACE, settings)
 
 
 def is_served(model_config: Any) -> bool:
@@ -73,109 +54,3 @@ def has_groups(vllm_config: Any) -> bool:
     """Whether layers may have blocks of their own: who gives them out must see the grids of the images."""
     disabled: bool = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
     return not disabled and vllm_config.model_config.multimodal_config.mm_processor_cache_type != "shm"
-
-
-def configure(vllm_config: Any) -> None:
-    """Check what was asked for against the model and the engine, and change the config accordingly.
-
-    Raises:
-        FoveateError: something does not fit.
-    """
-    model_config = vllm_config.model_config
-    asked = vllm_config.additional_config.get(KEY)
-    if not isinstance(asked, dict):
-        raise ConfigError(f'--additional-config: "{KEY}" is {asked!r}, expected an object such as {{"method": "luvc"}}')
-    (architecture, *_), config = model_config.hf_config.architectures or [""], model_config.hf_config
-    if architecture.removeprefix(PREFIX) not in engines():
-        raise UnsupportedModelError(
-            f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
-        )
-    architecture = architecture.removeprefix(PREFIX)
-    engine, method = engines()[architecture], method_from_json(asked)
-    known = engine.config(config)
-    family = engine.family_of(known)
-    plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)
-    _check(vllm_config, plan)
-    setattr(model_config, _PLACE, Settings(method, architecture, plan))
-    config.architectures = [f"{PREFIX}{architecture}"]
-    register_classes()
-    watch_schedulers()
-    if plan.inner:
-        _for_inner(vllm_config, plan)
-
-
-def _check(vllm_config: Any, plan: Plan) -> None:
-    multimodal = vllm_config.model_config.multimodal_config
-    name = plan.method.name() if len(plan.method.parts()) == 1 else repr(plan.method)
-    if plan.tower and multimodal.mm_encoder_tp_mode == "data":
-        raise ConfigError(
-            f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "
-            "that acts after the tower"
-        )
-    layers = getattr(vllm_config.model_config.hf_config, "vision_feature_layer", None)
-    if plan.tower and isinstance(layers, (list, tuple)) and len(layers) > 1:
-        raise ConfigError(
-            f"{name} acts in the vision tower, and this model puts features of several of its layers side by side, "
-            f"{list(layers)}: use a method that acts after the tower"
-        )
-    if vllm_config.compilation_config.cudagraph_mm_encoder:
-        raise ConfigError(f"{name} cannot act on features that come from a CUDA graph: leave cudagraph_mm_encoder out")
-    if multimodal.is_multimodal_pruning_enabled():
-        raise ConfigError(f"--video-pruning-rate drops tokens of videos that {name} must count: leave it out")
-    if vllm_config.compilation_config.compile_mm_encoder and plan.tower:
-        raise ConfigError(
-            f"{name} acts in the vision tower, which cannot be compiled then: leave compile_mm_encoder out"
-        )
-    if {part.positions for part in plan.method.parts()} != {"keep"}:
-        raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
-
-
-def _for_inner(vllm_config: Any, plan: Plan) -> None:
-    """What tokens that leave inside the language model ask of the engine."""
-    name = plan.method.name()
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        raise ConfigError(
-            f"{name} acts inside the language model, which one process must have whole: no pipeline parallelism"
-        )
-    if vllm_config.parallel_config.decode_context_parallel_size > 1:
-        raise ConfigError(
-            f"{name} acts inside the language model, whose cache one process must have whole: no context parallelism"
-        )
-    if vllm_config.speculative_config is not None:
-        raise ConfigError(
-            f"{name} acts inside the language model, where drafts are not supported: no speculative decoding"
-        )
-    if vllm_config.kv_transfer_config is not None:
-        raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
-    signals = {signal for action in plan.inner for signal in action.site.signals}
-    if unknown := signals - {"residual", *KNOWN}:
-        raise ConfigError(
-            f"{name} wants {', '.join(sorted(unknown))} inside the language model, which is not read in vLLM"
-        )
-    scheduler = vllm_config.scheduler_config
-    if (whole := signals & set(OF_THE_WHOLE)) and scheduler.enable_chunked_prefill:
-        raise ConfigError(
-            f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
-            "add --no-enable-chunked-prefill"
-        )
-    if scheduler.long_prefill_token_threshold > 0:
-        raise ConfigError(
-            f"{name} acts inside the language model, so an image must come whole: leave "
-            "--long-prefill-token-threshold out"
-        )
-    # A whole step as one graph would go on with the lengths that it was captured with.
-    compilation = vllm_config.compilation_config
-    if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
-        none, pieces = type(compilation.cudagraph_mode).NONE, type(compilation.cudagraph_mode).PIECEWISE
-        compilation.cudagraph_mode = pieces if compilation.cudagraph_mode.has_piecewise_cudagraphs() else none
-    # Slots of deeper layers are compact: where a token's keys are depends on what has left before it, so two prompts that begin
-    # alike cannot share blocks.
-    vllm_config.cache_config.enable_prefix_caching = False
-    scheduler.disable_chunked_mm_input = True
-
-
-def v1_runner() -> None:
-    """The seam is in vLLM's first model runner."""
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
-        raise ConfigError("foveate needs vLLM's first model runner: leave VLLM_USE_V2_MODEL_RUNNER=1 out")
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
