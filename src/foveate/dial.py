@@ -6,7 +6,7 @@ at one budget needs every method's own dial, `Method.with_share`, at another pla
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,7 +44,10 @@ class _Point:
 
 
 class Dial:
-    """The dial of a method on a model, and the costs of all its places that were tried."""
+    """The dial of a method on a model, and the costs of all its places that were tried.
+
+    Every budget is looked for from both ends, so its setting does not depend on which others were asked for before.
+    """
 
     def __init__(
         self,
@@ -66,29 +69,31 @@ class Dial:
         """
         self._turn = turn or (lambda share: method.with_share(share, host))
         self._cost = cost
-        self._points: list[_Point] = []  # in order of share
-        self._try(0.0)
-        self._try(1.0)
+        self._known: list[_Point] = []
+        self._ends = [self._try(0.0), self._try(1.0)]
 
     def set(self, budget: float) -> Setting:
         """The place whose cost is nearest to ``budget``; of two as near, the cheaper one."""
-        least, most = self._points[0].cost, self._points[-1].cost
+        points = list(self._ends)  # in order of share
+        least, most = points[0].cost, points[-1].cost
         bisect = False  # interpolation is exact for smooth dials, bisection safe for those with steps: they take turns
-        while least < budget < most and abs(self._nearest(budget).cost - budget) > TOLERANCE:
-            low, high = next(pair for pair in pairwise(self._points) if pair[1].cost > budget)
+        while least < budget < most and abs(_nearest(points, budget).cost - budget) > TOLERANCE:
+            low, high = next(pair for pair in pairwise(points) if pair[1].cost > budget)
             if high.share - low.share <= FINEST:
                 break
             part = 0.5 if bisect else (budget - low.cost) / (high.cost - low.cost)
-            self._try(low.share + part * (high.share - low.share))
+            points.append(self._try(low.share + part * (high.share - low.share)))
+            points.sort(key=lambda point: point.share)
             bisect = not bisect
-        best = self._nearest(budget)
+        best = _nearest(points, budget)
         return Setting(best.method, budget, best.cost, least - TOLERANCE <= budget <= most + TOLERANCE)
 
-    def _try(self, share: float) -> None:
+    def _try(self, share: float) -> _Point:
         method = self._turn(share)
-        same = next((point.cost for point in self._points if point.method == method), None)
-        self._points.append(_Point(share, method, self._cost(method) if same is None else same))
-        self._points.sort(key=lambda point: point.share)
+        same = next((point.cost for point in self._known if point.method == method), None)
+        self._known.append(_Point(share, method, self._cost(method) if same is None else same))
+        return self._known[-1]
 
-    def _nearest(self, budget: float) -> _Point:
-        return min(self._points, key=lambda point: (round(abs(point.cost - budget), 9), point.cost))
+
+def _nearest(points: Sequence[_Point], budget: float) -> _Point:
+    return min(points, key=lambda point: (round(abs(point.cost - budget), 9), point.cost))

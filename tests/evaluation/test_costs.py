@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_of_other_questions(tmp_path: Path) -> None:
     Costs(Measure(), tmp_path / "costs.jsonl", HEADER)(Stride(keep=0.1))
     with pytest.raises(CommandError, match="belongs to another run: its weights is"):
         Costs(Measure(), tmp_path / "costs.jsonl", {"weights": "def"})
+
+
+def test_a_file_that_was_edited(tmp_path: Path) -> None:
+    path = tmp_path / "costs.jsonl"
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps({"id": json.dumps(Stride().to_json()), "cost": None}) + "\n")
+    with pytest.raises(CommandError, match="has a method without what it spends: delete the file"):
+        Costs(Measure(), path, HEADER)
 
 
 def test_of_several() -> None:

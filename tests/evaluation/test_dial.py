@@ -63,6 +63,15 @@ def test_a_straight_line_takes_one_guess_for_each_budget() -> None:
     assert meter.asked == 2 + 4
 
 
+@given(st.integers(2, 40), st.floats(0.5, 3), st.permutations(BUDGETS))
+def test_other_budgets_do_not_matter(steps: int, power: float, order: list[float]) -> None:
+    """Nor does their order: answers that are kept are to a setting."""
+    dial = Dial(Stride(), HOST, Meter(0.1, power=power, steps=steps))
+    for budget in order:
+        alone = Dial(Stride(), HOST, Meter(0.1, power=power, steps=steps)).set(budget)
+        assert dial.set(budget) == alone
+
+
 def test_where_the_dial_was_does_not_matter() -> None:
     found = [Dial(Stride(keep=keep), HOST, Meter(power=2)).set(0.3) for keep in (0.0, 0.2, 1.0)]
     assert found[0] == found[1] == found[2]

@@ -11,6 +11,7 @@ from typing import Any
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.store import Store
 from foveate.method import Method
+from foveate.terminal import CommandError
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Costs:
         """
         self._measure = measure
         self._store = Store(path, header, Spending)
+        if any(record.cost is None for record in self._store.records.values()):
+            raise CommandError(f"{str(path)!r} has a method without what it spends: delete the file")
 
     def __call__(self, method: Method) -> Cost:
         """As it is known, or measured now."""
