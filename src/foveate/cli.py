@@ -48,6 +48,10 @@ def main() -> None:
     except FoveateError as error:
         terminal.fail(error)
         raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            terminal.note("stopped; eval, tune and bench keep what they measured, and the same command goes on")
+        raise
 
 
 def _version(wanted: bool) -> None:

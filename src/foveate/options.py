@@ -12,7 +12,7 @@ from foveate.errors import ConfigError
 from foveate.method import Composed, Method
 from foveate.methods import method_class, method_from_json
 from foveate.serialise import options_of
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, check_once
 
 
 def method_from_words(
@@ -32,6 +32,7 @@ def method_from_words(
         if keep is not None or assignments:
             raise CommandError("--keep and --option belong to --method: write them into the JSON of --method-json")
         return method_from_json(_text(described))
+    check_once(option=assignments)
     names = [part.strip() for part in str(name).split("+")]
     classes = [method_class(part) for part in names]
     if keep is not None and (len(names) > 1 or any(word.partition("=")[0].strip() == "keep" for word in assignments)):

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from foveate import overlay, prompting
+from foveate import overlay, prompting, terminal
 from foveate.compress import compress
 from foveate.cost import Report
 from foveate.loading import check_dtype, device_of, load
@@ -64,6 +64,8 @@ class Result:
 def run(request: Request, tell: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long."""
     prompting.check(request.prompt)
+    if request.overlay is not None:
+        terminal.check_folder("overlay", request.overlay)
     check_dtype(request.dtype)
     images = [prompting.open_image(path) for path in request.images]
     device = device_of(request.device)

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -41,6 +42,13 @@ def fail(error: FoveateError) -> None:
 def emit(data: Any) -> None:
     """Plain data as JSON, and nothing else, on stdout."""
     print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise `CommandError` if there is a file where a folder is wanted: better before a long run than in it."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise CommandError(f"--{option} {str(folder)!r}: {str(path)!r} is a file; give the name of a folder")
 
 
 def check_once(**given: Sequence[Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import typer
 from PIL import Image
 
-from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, cli, overlay, terminal
+from foveate import DivPrune, FastV, Stride, ToMe, V2Drop, catalog, cli, overlay, terminal
 from foveate.cost import Visit
 from foveate.options import method_from_words
-from foveate.terminal import group_sites
+from foveate.terminal import CommandError, group_sites
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,30 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             bar.tell(what, done)
         monkeypatch.undo()
     assert capsys.readouterr().err.split("\n") == ["  0% loading", " 50% asking [b]", ""]
+
+
+def test_an_option_is_given_once() -> None:
+    with pytest.raises(CommandError, match="--option keep is given twice"):
+        method_from_words("fastv", None, ["keep=0.3", "layer=3", " keep=0.4"], None)
+
+
+def test_a_file_where_pictures_are_to_go(tmp_path: Path) -> None:
+    """Said before a model is asked anything."""
+    (tmp_path / "here").write_text("first")
+    with pytest.raises(CommandError, match=r"--overlay .* is a file; give the name of a folder"):
+        terminal.check_folder("overlay", tmp_path / "here" / "pictures")
+
+
+def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(name: str | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "describe_methods", stop)
+    monkeypatch.setattr(sys, "argv", ["foveate", "methods"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_site_names_are_grouped() -> None:

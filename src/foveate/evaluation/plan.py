@@ -53,7 +53,7 @@ class Entry:
         return self.label == BLIND
 
     def __str__(self) -> str:
-        return self.label if self.budget is None else f"{self.label} at {self.budget:.3g}"
+        return self.label if self.budget is None else f"{self.label} at {self.budget:.6g}"
 
 
 @dataclass(frozen=True)

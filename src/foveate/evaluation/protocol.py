@@ -13,12 +13,13 @@ from typing import Any, cast
 import torch
 
 import foveate
+from foveate import terminal
 from foveate.evaluation.asking import answer
 from foveate.evaluation.batches import grouped
 from foveate.evaluation.costs import Costs
 from foveate.evaluation.plan import By, Entry, Missed, check_budgets, contenders, entries, spending
 from foveate.evaluation.results import Key, Question, Row, rows
-from foveate.evaluation.store import Record, Store, check_folder, check_out, file_name
+from foveate.evaluation.store import Record, Store, check_folder, file_name
 from foveate.evaluation.subject import Subject, load
 from foveate.method import Positions
 from foveate.reference.data import Sample, samples
@@ -174,7 +175,7 @@ def questions_of(request: Request, seed: int) -> list[Sample]:
 
 def check(request: Request) -> None:
     """Raise `CommandError` for what is wrong with a request, before anything is loaded."""
-    check_out(request.out)
+    terminal.check_folder("out", request.out)
     check_budgets(request.budgets, request.by, request.positions)
     check_once(
         budget=request.budgets, seed=request.seeds, task=request.tasks, method=request.methods, option=request.options

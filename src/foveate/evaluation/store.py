@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from foveate.evaluation.asking import Cost
+from foveate.evaluation.written import JSON, MARKDOWN
 from foveate.terminal import CommandError
 
 
@@ -122,17 +123,13 @@ def file_stem(text: str) -> str:
     return words
 
 
-def check_out(out: Path) -> None:
-    """Raise `CommandError` if there is a file where a folder is wanted: better before a long run than in it."""
-    for path in (out, *out.parents):
-        if path.is_file():
-            raise CommandError(f"--out {str(out)!r}: {str(path)!r} is a file; give the name of a folder")
-
-
 def check_folder(folder: Path, common: dict[str, Any]) -> None:
     """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone."""
-    if not folder.exists() and (report := folder.parent / "results.json").exists():
-        raise CommandError(f"{str(report)!r} is there already, without its answers: choose another --out, or delete it")
+    for report in (folder.parent / JSON, folder.parent / MARKDOWN):
+        if report.exists() and not folder.exists():
+            raise CommandError(
+                f"{str(report)!r} is there already, without its answers: choose another --out, or delete it"
+            )
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8") as file:

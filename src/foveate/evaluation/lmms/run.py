@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import foveate
+from foveate import terminal
 from foveate.evaluation.costs import Costs
 from foveate.evaluation.lmms.asker import Asker
 from foveate.evaluation.lmms.memory import Memory
@@ -18,7 +19,7 @@ from foveate.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods,
 from foveate.evaluation.lmms.rows import PublicRow, rows
 from foveate.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.evaluation.plan import Entry, check_budgets
-from foveate.evaluation.store import check_folder, check_out, file_stem
+from foveate.evaluation.store import check_folder, file_stem
 from foveate.terminal import CommandError, check_once
 
 Tell = Callable[[str, float], None]
@@ -131,7 +132,7 @@ def _answered(
 
 def _check(request: Request) -> None:
     require()
-    check_out(request.out)
+    terminal.check_folder("out", request.out)
     check_budgets(request.budgets, request.by, request.positions)
     check_once(tasks=request.tasks, budget=request.budgets, method=request.methods, option=request.options)
     for name, least in (("limit", request.limit), ("batch_size", request.batch_size)):

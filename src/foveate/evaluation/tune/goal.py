@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from foveate import terminal
 from foveate.evaluation import fidelity
 from foveate.evaluation.fidelity.measuring import Own
 from foveate.evaluation.plan import COUNTED
-from foveate.evaluation.store import check_out
 from foveate.method import Method
 from foveate.reference.vocabulary import TASKS
 from foveate.terminal import CommandError
@@ -52,7 +52,7 @@ class Request:
 
 def check(request: Request) -> None:
     """Raise `CommandError` for what is wrong with a request, before anything is loaded."""
-    check_out(request.out)
+    terminal.check_folder("out", request.out)
     if (request.max_kl is None) == (request.budget is None):
         raise CommandError(
             "say what to look for: either --max-kl 0.01, the most divergence, or --budget 0.5, the most cost"
