@@ -78,7 +78,7 @@ WITH_WEIGHTS = {
     "layer out of range": ((*FASTV, "--option", "layer=99"), "the model has 10 decoder layers, 0 to 9"),
     "unknown attention": ((*FASTV, "--attn", "flashy"), "--attn 'flashy' cannot be used here"),
     "an image too wide for the model": ((*FASTV, "--image", "wide.png"), "refuses the input: absolute aspect ratio"),
-    "overlay folder is a file": ((*FASTV, "--overlay", "file"), "cannot write overlays to 'file'"),
+    "overlay folder is a file": ((*FASTV, "--overlay", "file"), "--overlay 'file': 'file' is a file"),
     "demo folder is a file": (("demo", "--quick", "--out", "file"), "cannot write to 'file'"),
     "demo without images": (("demo", "--images", "0"), "choose 1 to"),
     "demo with a seed that has no scenes": (("demo", "--seed", "-1"), "--seed -1"),
