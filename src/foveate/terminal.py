@@ -89,7 +89,8 @@ class Bar:
         # A console of its own: it goes on where it began, even if somebody sends stderr elsewhere meanwhile.
         console = Console(file=sys.stderr, highlight=False)
         others = os.environ.get("RANK", "0") != "0"  # of several processes only the first one draws
-        self._lines, self._drawn = not console.is_terminal and not others, console.is_terminal and not others
+        self._drawn = console.is_terminal and not others
+        self._lines = not console.is_terminal and not others
         self._said, self._at = "", -EVERY
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("", total=1.0)

@@ -74,6 +74,12 @@ def test_a_budget_is_that_of_all_layouts_together(qwen: Subject) -> None:
     assert abs(spent(qwen, mixed, method, "flops") - 0.7) <= TOLERANCE
 
 
+def test_two_budgets_are_two_names() -> None:
+    """Files of answers are called so."""
+    one, other = (str(Entry("stride", foveate.Stride(), budget)) for budget in (0.333, 0.3333))
+    assert (one, other) == ("stride at 0.333", "stride at 0.3333")
+
+
 def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
     late = FastV(layer=4)
     plan, missed = planned({"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked)

@@ -116,11 +116,12 @@ def test_other_settings_are_refused(whole: Path, stock_qwen: Stock, monkeypatch:
     assert contents(whole) == before
 
 
-def test_a_report_without_its_answers_is_not_written_over(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text("{}")
+@pytest.mark.parametrize("name", ["results.json", "results.md"])
+def test_a_report_without_its_answers_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
     with pytest.raises(CommandError, match="is there already, without its answers"):
         measure(request(tmp_path), silent)
-    assert (tmp_path / "results.json").read_text() == "{}"
+    assert (tmp_path / name).read_text() == "{}"
 
 
 def test_as_is(tmp_path: Path) -> None:
