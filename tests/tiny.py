@@ -30,7 +30,7 @@ import tiny_rows as rows_of
 import tiny_tiles as tiles
 import torch
 from PIL import Image
-from tiny_parts import base, blocks, end, entries, lm, positions, projector, text_logits, tower  # noqa: F401 - for tests
+from tiny_parts import base, blocks, end, entries, lm, marked, positions, projector, text_logits, tower  # noqa: F401 - for tests
 from tiny_shared import BLOCKS, GRID, LAYERS, PATCH, SPECIAL, TOKEN_ID, VIDEO_HERE, VIDEO_TOKEN, WORDS  # noqa: F401 - for tests
 from torch import Tensor, nn
 from transformers import PreTrainedModel

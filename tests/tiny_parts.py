@@ -22,6 +22,23 @@ def lm(model: Any) -> Any:
     return base(model).get_submodule(family_of(model.config).decoder.module)
 
 
+def marked(model: Any, batch: dict[str, Tensor], function: str = "get_image_features") -> Any:
+    """What stock code is given of the images of a prompt: at full length, with marks where tokens have left."""
+    inner, found = base(model), []
+    stock, own = getattr(inner, function), vars(inner).get(function)
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        found.append(stock(*args, **kwargs))
+        return found[-1]
+
+    setattr(inner, function, listen)
+    try:
+        model(**batch)
+    finally:
+        delattr(inner, function) if own is None else setattr(inner, function, own)
+    return found[0]
+
+
 def tower(model: Any) -> Any:
     """The vision tower."""
     names = ("visual", "vision_tower", "vision_model")

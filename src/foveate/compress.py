@@ -13,13 +13,14 @@ from torch import nn
 
 from foveate import adapter
 from foveate.cost import Report, report
-from foveate.errors import ConfigError, UnsupportedModelError
+from foveate.errors import ConfigError, InputError, UnsupportedModelError
 from foveate.method import Host, Method
 from foveate.methods import make
 from foveate.models import family_of
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
 from foveate.runtime.trace import Trace
+from foveate.tokens import Tokens
 
 _attached: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -58,6 +59,17 @@ class Handle:
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call trace() before remove()")
         return self._runtime.context.trace
+
+    @property
+    def encoded(self) -> Tokens:
+        """The visual tokens that the last ``get_image_features`` of the model has left, when you called it yourself.
+
+        What it returns are their features, in this order (and where a family puts newlines between them, those). Features may
+        be kept and brought back in any order and together with others, as ``mm_encoder_outputs`` or in ``inputs_embeds``.
+        """
+        if self._runtime is None or self._runtime.encodings.left is None:
+            raise InputError("no features were asked for under this handle: call model.get_image_features(...) first")
+        return self._runtime.encodings.left
 
     def remove(self) -> None:
         """The stock model again. Calling it twice does nothing."""

@@ -365,7 +365,7 @@ def test_gemma3_with_fewer_units(impl: str, block: int, mid: bool) -> None:
     """Images that keep different numbers are what they are alone; what is gone is a hole after the projector."""
     model, batch = tiny.model("gemma3", impl), tiny.inputs("gemma3", ROWS["gemma3"])
     with torch.no_grad(), foveate.compress(model, Ragged(block=block, mid=mid)):
-        found = model.get_image_features(batch["pixel_values"]).pooler_output
+        found = tiny.marked(model, batch).pooler_output
     assert len({len(units) for units in Ragged.kept}) > 1
     with torch.no_grad():
         expected = gemma3_tower(model, batch["pixel_values"], Ragged.kept, block, mid)
@@ -379,7 +379,7 @@ def test_a_resized_image_is_what_the_tower_makes_of_it(impl: str, keep: float) -
     """Its features stand at the places of the full grid that the report names, and holes everywhere else."""
     model, batch = tiny.model("gemma3", impl), tiny.inputs("gemma3", ROWS["gemma3"])
     with torch.no_grad(), foveate.compress(model, foveate.Downsample(keep=keep)) as handle:
-        found = model.get_image_features(batch["pixel_values"]).pooler_output
+        found = tiny.marked(model, batch).pooler_output
         model(**batch)
         visit = handle.report().visits[0]
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector

@@ -265,8 +265,7 @@ def test_dropping_in_a_packed_tower(name: str, impl: str) -> None:
     """Features are those of the survivors alone; holes are NaN and stand where the dropped tokens stood."""
     model, batch = tiny.model(name, impl), tiny.inputs(name, [[3, (8, 8), 4, (4, 12)]])
     with torch.no_grad(), foveate.compress(model, DropBlocks(block=2)) as handle:
-        output = model.get_image_features(batch["pixel_values"], batch["image_grid_thw"])
-        model(**batch)
+        output = tiny.marked(model, batch)
         kept = handle.report().visits[0].kept
     units = torch.cat([torch.tensor(kept[0]), torch.tensor(kept[1]) + 16])
     with torch.no_grad():
@@ -310,8 +309,8 @@ def test_features_added_in_the_decoder_are_those_of_the_survivors(name: str, imp
     hook.remove()
     with torch.no_grad(), foveate.compress(model, method.parts()[0]):
         features = {
-            "image": model.get_image_features(batch["pixel_values"], batch["image_grid_thw"]),
-            "video": model.get_video_features(batch["pixel_values_videos"], batch["video_grid_thw"]),
+            "image": tiny.marked(model, batch),
+            "video": tiny.marked(model, batch, "get_video_features"),
         }
     embeds = lm.embed_tokens(batch["input_ids"]).detach().clone()
     added = torch.zeros(3, int(visual.sum()), embeds.shape[-1])

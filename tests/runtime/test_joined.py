@@ -115,10 +115,8 @@ def check(family: str, found: Any, expected: list[Tensor]) -> None:
 def test_fewer_units(family: str, impl: str, block: int, mid: bool) -> None:
     """Tiles that keep different numbers are what they are alone; what is gone is a hole after the projector."""
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
-    given = {name: batch[name] for name in ("pixel_values", "pixel_attention_mask") if name in batch}
     with torch.no_grad(), foveate.compress(model, Ragged(block=block, mid=mid)) as handle:
-        found = model.get_image_features(**given).pooler_output
-        model(**batch)
+        found = tiny.marked(model, batch).pooler_output
         report = handle.report()
     assert len({len(units) for units in Ragged.kept}) > 1
     assert report.flops["projector"] < report.full_flops["projector"]
@@ -135,8 +133,7 @@ def test_tiles_that_are_padded(family: str, impl: str, block: int) -> None:
     mask[0, 1, 20:], mask[1, 0, :, 12:], mask[1, 2, 24:, 8:] = 0, 0, 0
     stock = tiny.text_logits(model, batch)
     with torch.no_grad(), foveate.compress(model, Ragged(block=block)):
-        found = model.get_image_features(batch["pixel_values"], mask).pooler_output
-        model(**batch)
+        found = tiny.marked(model, batch).pooler_output
     with torch.no_grad():
         check(family, found, features_by_hand(family, model, batch, Ragged.kept, block))
     with foveate.compress(model, Keep()):
@@ -193,8 +190,7 @@ def test_internvl_with_an_earlier_layer() -> None:
     with foveate.compress(model, foveate.Stride(keep=1.0) + Keep()):
         assert torch.equal(tiny.text_logits(model, batch), stock)
     with torch.no_grad(), foveate.compress(model, Ragged(block=2)):
-        found = model.get_image_features(batch["pixel_values"]).pooler_output
-        model(**batch)
+        found = tiny.marked(model, batch).pooler_output
     last = model.model.vision_tower.encoder.layer[-1]
     del model.model.vision_tower.encoder.layer[-1]
     with torch.no_grad():

@@ -63,6 +63,9 @@ def by_hand(model: Any, image: tuple[Tensor, Tensor], units: Sequence[int], firs
 
 
 def encode(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+    """Features of each image; without those that have left, where there is no prompt for them."""
+    if "input_ids" in batch:
+        return list(tiny.marked(model, batch).pooler_output)
     return list(model.get_image_features(batch["pixel_values"], batch["image_position_ids"]).pooler_output)
 
 
@@ -158,9 +161,8 @@ def test_images_as_the_processor_makes_them() -> None:
     model = tiny.model(NAME)
     with torch.no_grad(), foveate.compress(model, Ragged(block=1)):
         found = encode(model, batch)
-        assert [len(features) for features in found] == sizes
         for image, units, features in zip(images_of(batch), Ragged.kept, found, strict=True):
-            close(features[units], by_hand(model, image, units, 1))
+            close(features, by_hand(model, image, units, 1))
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="its processor of videos wants torchvision")

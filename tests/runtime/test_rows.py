@@ -152,8 +152,7 @@ def features_by_hand(
 def test_every_image_is_what_it_is_alone(family: str, impl: str, method: Ragged) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, method) as handle:
-        found = model.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"]).pooler_output
-        model(**batch)
+        found = tiny.marked(model, batch).pooler_output
         report = handle.report()
     kept = [list(units) for units in Ragged.kept]
     assert len({len(units) for units in kept}) > 1
@@ -204,8 +203,7 @@ def test_a_smaller_image_in_the_tower(family: str) -> None:
     given = dict(pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"])
     with torch.no_grad():
         with foveate.compress(model, foveate.Downsample(keep=0.5)) as handle:
-            found = model.get_image_features(**given).pooler_output
-            model(**batch)
+            found = tiny.marked(model, batch).pooler_output
             shapes = [
                 (1, len({i // width for i in kept}), len({i % width for i in kept}))
                 for kept, (_, width) in zip(

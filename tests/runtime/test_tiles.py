@@ -172,10 +172,9 @@ def check(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("family", ANYRES)
 def test_features_are_means_of_what_is_left(family: str, every: int) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    given = {name: batch[name] for name in ("pixel_values", "image_sizes", "batch_num_images") if name in batch}
     features: list[Tensor] = []
     with torch.no_grad(), foveate.compress(model, Drop(every=every)):
-        rows = projected(model, lambda: features.extend(model.get_image_features(**given).pooler_output))
+        rows = projected(model, lambda: features.extend(tiny.marked(model, batch).pooler_output))
     assert Drop.dropped
     assert rows[Drop.dropped].isfinite().all()
     for found, sources in zip(features, image_sources(family, batch), strict=True):
@@ -186,10 +185,13 @@ def test_features_are_means_of_what_is_left(family: str, every: int) -> None:
 def test_pooled_videos_are_means_of_what_is_left(every: int) -> None:
     family = "llava_onevision"
     model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
+    videos = {
+        name: value for name, value in batch.items() if name not in ("pixel_values", "image_sizes", "batch_num_images")
+    }
     features: list[Tensor] = []
 
     def call() -> None:
-        features.extend(model.get_video_features(batch["pixel_values_videos"]).pooler_output)
+        features.extend(tiny.marked(model, videos, "get_video_features").pooler_output)
 
     with torch.no_grad(), foveate.compress(model, Drop(every=every)):
         rows = projected(model, call)

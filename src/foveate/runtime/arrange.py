@@ -8,7 +8,6 @@ dropped or merged rows, on a few channels that say so (which share of each featu
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Arrangement, Grid, Kwargs, View
 from foveate.ops.segments import offsets
-from foveate.runtime.layout import frames, numbered, tokens_of
+from foveate.runtime.layout import HOLE, frames, tokens_of
 
 LEAST = 1e-3  # a smaller share of a feature is nothing: the rounding of a weight that should be zero
 
@@ -121,29 +120,31 @@ class Arranged:
         self.order = Order(grid, patch, tuple(offsets([len(part) for part in parts])))
         return left
 
-    def finish(self, features: Any) -> tuple[Any, Tensor, Tensor | None, Tensor | None]:
+    def finish(self, features: Any) -> tuple[Any, Tensor | None, Tensor | None, Tensor | None]:
         """Features as stock code made them, with zeros where rows were dropped.
 
         Returns:
-            The same with each a mean over what is left, or a hole; all of them in one ``(R, C)``, and for each cell of
-            the grid its size, and its coordinates, where something was merged or moved.
+            The same with each a mean over what is left; which of them are holes, ``(R,)`` bool, or None: none; and for each
+            cell of the grid its size, and its coordinates, where something was merged or moved.
         """
         order, left = self.order, self._left
         assert order is not None
         parts: list[Tensor] = list(features)
         if left is None:
-            return features, _whole(parts, order), None, None
+            return features, None, None, None
         rows = _channels(left, self._shape)
         arranged = self.spec.arrange(self.base, self.arguments, rows, rows.new_zeros(rows.shape[-1]))
         fixed = [
-            numbered(_mean_of_left(part.flatten(0, -2), shares), start).view(part.shape)
-            for part, shares, start in zip(parts, arranged, order.starts)
+            _mean_of_left(part.flatten(0, -2), shares, HOLE).view(part.shape)
+            for part, shares in zip(parts, arranged, strict=True)
         ]
-        shares = torch.cat(list(arranged))[(order.patch >= 0).nonzero().flatten().to(rows.device)]
+        of_features = torch.cat(list(arranged))
+        hole = (of_features[:, 0] <= LEAST) & (of_features[:, 1] > 0)
+        shares = of_features[(order.patch >= 0).nonzero().flatten().to(rows.device)]
         sizes = None if left.sizes is None else shares[:, 2]
         coords = None if left.shift is None else self._coords(_shift(shares))
         same = torch.stack(fixed) if isinstance(features, Tensor) else type(features)(fixed)
-        return same, _whole(fixed, order), sizes, coords
+        return same, hole, sizes, coords
 
     def _coords(self, shift: Tensor) -> Tensor:
         """``(N, 3)`` of cells that are ``shift`` tower units away from their places; none leaves its view."""
@@ -181,26 +182,12 @@ def _shift(shares: Tensor) -> Tensor:
     return shares[..., -2:] / shares[..., :1].clamp(min=LEAST)
 
 
-def _mean_of_left(part: Tensor, shares: Tensor, hole: float = math.nan) -> Tensor:
+def _mean_of_left(part: Tensor, shares: Tensor, hole: float) -> Tensor:
     """Features ``(R, C)`` of which ``shares (R, >= 2)`` is left and gone (both 0: a newline; there may be more of these)."""
     left, gone = shares[: len(part), :2].to(part.device).unsqueeze(-1).unbind(1)
     mean = part / torch.where(left > LEAST, left, 1.0).to(part.dtype)
     mean = torch.where(left > LEAST, mean, part.new_full((), hole))
     return torch.where(gone > 0, mean, part)  # what has lost nothing stays as it is, to the bit
-
-
-def _whole(parts: Sequence[Tensor], order: Order) -> Tensor:
-    """All features in one tensor; newlines that older transformers add later are left open."""
-    parts = [part.detach().flatten(0, -2) for part in parts]
-    lengths = [b - a for a, b in zip(order.starts, order.starts[1:])]
-    return torch.cat(
-        [
-            torch.cat([part, part.new_full((length - len(part), part.shape[-1]), float("nan"))])
-            if len(part) < length
-            else part
-            for part, length in zip(parts, lengths)
-        ]
-    )
 
 
 def _as_list(value: Any) -> Any:

@@ -16,6 +16,7 @@ from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.encodings import Encodings
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
@@ -42,9 +43,11 @@ class Runtime:
         outside = [a for a in actions if a not in inside]
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
+        self.encodings = Encodings(model, base, family, self.context, acts=bool(inside))
         self.hooks = Hooks()
         try:
             self.tower.attach(self.hooks)
+            self.encodings.attach(self.hooks)
             self.decoder.attach(self.hooks)
             self._count_head(model)
         except BaseException:

@@ -95,20 +95,29 @@ class Record:
 
     Attributes:
         order: what each row stands for, in the grid of the language model.
-        features: ``(R, C)`` as handed to stock code, holes and all.
+        hole: ``(R,)`` bool, the rows whose token has left; None: there are none.
         sizes, coords: of every cell of that grid, ``(N,)`` and ``(N, 3)``; None where nothing was merged, or nothing moved.
+        pixels: the argument whose images these are, once the function that encodes them has returned; "" before that.
+        parts: the features that stock code was given, in pieces.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
     order: Order
-    features: Tensor
+    hole: Tensor | None
     sizes: Tensor | None
     coords: Tensor | None
+    pixels: str = ""
+    parts: tuple[Tensor, ...] = ()
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """``(R, C)``: all rows, marks and all."""
+        return torch.cat(self.parts)
 
 
 @dataclass
@@ -119,6 +128,7 @@ class Inputs:
     inputs_embeds: Tensor | None
     modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
     mask: Tensor | None = None  # ``(B, T)`` attention mask, as long as that is what it is
+    places: dict[str, Tensor] = field(default_factory=dict)  # ``(B, L)`` bool, where features are in place already
 
 
 @dataclass
@@ -227,6 +237,29 @@ class DecoderPass:
         return self.present if self.reduced is None else self.reduced.valid
 
 
+@dataclass
+class Prompt:
+    """A call of ``generate()``, or of the base model alone, which encodes images for itself.
+
+    Attributes:
+        alone: it is a call of the base model.
+        places: ``(B, L)`` bool for each pixel argument, where the caller has put features into ``inputs_embeds``.
+        done: columns of them that forwards have brought so far (chunked prefill).
+    """
+
+    alone: bool
+    places: dict[str, Tensor] = field(default_factory=dict)
+    done: int = 0
+
+    def take(self, batch: int, length: int) -> dict[str, Tensor]:
+        """What the next ``length`` columns bring, each row repeated for its beams."""
+        columns = slice(self.done, self.done + length)
+        self.done += length
+        taken = {pixels: place[:, columns] for pixels, place in self.places.items()}
+        taken = {pixels: place for pixels, place in taken.items() if place.shape[1] == length}
+        return {pixels: place.repeat_interleave(batch // len(place), 0) for pixels, place in taken.items()}
+
+
 class Context(threading.local):
     """Calls in flight in this thread."""
 
@@ -236,6 +269,8 @@ class Context(threading.local):
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
         self.arranged: Arranged | None = None
+        self.prompt: Prompt | None = None
+        self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = Trace()
 
 

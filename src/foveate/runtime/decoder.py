@@ -95,7 +95,7 @@ class DecoderHooks:
     # -- the call ---------------------------------------------------------------------------------------------------
 
     def _inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.context.inputs = self.entry.inputs(args, kwargs)
+        self.context.inputs = self.entry.inputs(self.context.prompt, args, kwargs)
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
         self.context.inputs = self.context.decoder = None
@@ -112,8 +112,7 @@ class DecoderHooks:
         past = cache.get_seq_length() if cache is not None else 0
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
-            last, brings = self.context.trace, bool(inputs.modalities)
-            self.context.trace = Trace(grid=last.grid, views=last.views, features=last.features) if brings else Trace()
+            self.context.trace = Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         if not (isinstance(mask, Tensor) and mask.dim() == 2):
             mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from foveate.errors import InputError
 from foveate.models.family import Family
 from foveate.ops.segments import offsets
-from foveate.runtime.context import DecoderPass, Inputs, Record
+from foveate.runtime.context import DecoderPass, Inputs, Prompt, Record
+from foveate.runtime.encodings import encoded_of
 from foveate.runtime.layout import Rows, frames, tokens_of
+from foveate.runtime.marks import holes
 from foveate.runtime.positions import places_of
 from foveate.tokens import Reduction, Spans, Tokens
 
@@ -31,30 +33,29 @@ class Entry:
     def __init__(self, base: nn.Module, config: Any, family: Family, holes: bool) -> None:
         self.base, self.config, self.family, self.holes = base, config, family, holes
 
-    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-        """What the base model was called with."""
-        encoded = kwargs.get("mm_encoder_outputs")
-        if encoded is None:
-            encoded = kwargs.get("image_hidden_states")  # what some models called it before
-        encoded = {"image": encoded} if isinstance(encoded, Tensor) else encoded or {}
+    def inputs(self, prompt: Prompt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """What the base model was called with, as a part of ``prompt``."""
+        encoded, embeds = encoded_of(kwargs), kwargs.get("inputs_embeds")
+        places = {} if embeds is None or prompt is None else prompt.take(*embeds.shape[:2])
         brings = tuple(
             pixels
             for pixels in self.family.modalities
-            if kwargs.get(pixels) is not None or encoded.get(_OUTPUTS[pixels]) is not None
+            if kwargs.get(pixels) is not None or _OUTPUTS[pixels] in encoded or pixels in places
         )
         mask = kwargs.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        return Inputs(kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds"), brings, mask)
+        return Inputs(kwargs.get("input_ids", args[0] if args else None), embeds, brings, mask, places)
 
     def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor) -> Tensor:
         """Note what arrives in ``embeds (B, L, C)``; the same without holes."""
         masks = [self._placeholders(inputs, pixels) for pixels in inputs.modalities]
         flags = [*masks, torch.ones_like(masks[0]) if call.present is None else call.present]
         if self.holes:
-            flags.append(embeds[..., 0].isnan())
+            flags.append(holes(embeds))
         host = torch.stack([flag.to(embeds.device) for flag in flags]).cpu()
         visual, present = list(host[: len(masks)]), host[len(masks)]
-        call.records = call.records[-len(masks) :] if len(call.records) >= len(masks) else []
+        made = {record.pixels: record for record in call.records}
+        call.records = [made[pixels] for pixels in inputs.modalities] if made.keys() >= set(inputs.modalities) else []
         for record in call.records:
             record.consumed = True
             if call.past == 0:
@@ -83,6 +84,8 @@ class Entry:
 
     def _placeholders(self, inputs: Inputs, pixels: str) -> Tensor:
         """``(B, L)`` bool: the placeholders of one modality, found as stock code finds them."""
+        if pixels in inputs.places:
+            return inputs.places[pixels]
         token = getattr(self.config, self.family.modalities[pixels])
         if inputs.input_ids is not None:
             return inputs.input_ids == int(token)

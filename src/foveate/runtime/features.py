@@ -14,7 +14,7 @@ from foveate.models.family import Grid, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
-from foveate.runtime.layout import HOLE, Packed, Rows, frames, numbered, starts, take_rows, tokens_of, whole
+from foveate.runtime.layout import HOLE, Packed, Rows, frames, starts, take_rows, tokens_of, whole
 from foveate.runtime.trace import tick
 from foveate.tokens import Reduction, Tokens
 
@@ -146,28 +146,42 @@ def without_missing(call: TowerPass, x: Tensor) -> Tensor:
     return torch.where(present.view(*x.shape[:2], 1), x, x.new_full((), HOLE))
 
 
+def pooled_of(output: Any) -> Any:
+    """The features in what the function that encodes a modality returns: one tensor, or one for every image."""
+    return output[1] if isinstance(output, tuple) else output.pooler_output  # a tuple, where no dict was asked for
+
+
+def with_pooled(output: Any, features: Any) -> Any:
+    """The same output with other features."""
+    if isinstance(output, tuple):
+        return (output[0], features, *output[2:])
+    output.pooler_output = features
+    return output
+
+
 # -- the record -----------------------------------------------------------------------------------------------------------
 
 
-def in_tower_order(call: TowerPass, rows: Tensor, kept_rows: int) -> tuple[Tensor, Record]:
-    """Features that are the rows of the output module ``(R, C)``, and their record.
+def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Record:
+    """The record of features that are the rows of the output module.
 
     In front of each image, ``kept_rows`` stand for no patch.
     """
-    left, parts, start = left_of(call, rows.device), [], 0
+    left, parts, start = left_of(call, device), [], 0
     counts = [t * h * w for t, h, w in call.grid]
     for n in counts:
         parts += [torch.full((kept_rows,), -1), torch.arange(start, start + n)]
         start += n
     order = Order(call.grid, torch.cat(parts), tuple(offsets([kept_rows + n for n in counts])))
     if left is None:
-        return rows, Record(order, rows.detach(), None, None)
+        return Record(order, None, None, None)
+    patch = order.patch.to(device, non_blocking=True)
+    hole = (patch >= 0) & (left.present[patch.clamp(min=0)] == 0)
     coords = None
     if left.shift is not None:
-        coords = tokens_of(frames(call.grid), rows.device).coords
+        coords = tokens_of(frames(call.grid), device).coords
         coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
-    rows = numbered(rows)
-    return rows, Record(order, rows.detach(), left.sizes, coords)
+    return Record(order, hole, left.sizes, coords)
 
 
 def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:

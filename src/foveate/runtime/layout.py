@@ -309,20 +309,6 @@ def with_padding(rows: Rows) -> Rows:
     return replace(rows, lengths=lengths, valid=torch.arange(rows.width, device=ends.device) < ends[:, None])
 
 
-def numbered(features: Tensor, start: int = 0) -> Tensor:
-    """Features ``(R, C)`` whose holes (NaN in the first channel) say which they are in the next three.
-
-    So that a part of a prompt which brings nothing but holes can still be found among all features (chunked prefill). Three
-    digits to the base of 256 survive every dtype.
-    """
-    if features.shape[-1] < 4:
-        return features
-    number = torch.arange(start, start + len(features), device=features.device)
-    digits = torch.stack([number % 256, number // 256 % 256, number // 65536], dim=-1).to(features.dtype)
-    first, some, rest = features.split([1, 3, features.shape[-1] - 4], dim=-1)
-    return torch.cat([first, torch.where(first.isnan(), digits, some), rest], dim=-1)
-
-
 def starts(spans: Spans, device: torch.device) -> Tensor:
     """``(S,)`` first row of each span among the rows of all spans in raster order."""
     return torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long, device=device)

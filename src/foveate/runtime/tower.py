@@ -39,8 +39,10 @@ from foveate.runtime.features import (
     in_tower_order,
     left_of,
     note,
+    pooled_of,
     present_units,
     units,
+    with_pooled,
     with_rows,
     without_missing,
 )
@@ -140,13 +142,9 @@ class TowerHooks:
         call, self.context.tower = self.context.tower, None
         if output is None or call is None or arranged is None or arranged.order is None:
             return output
-        plain = isinstance(output, tuple)  # return_dict=False
-        features, whole, sizes, coords = arranged.finish(output[1] if plain else output.pooler_output)
-        self._close(call, Record(arranged.order, whole, sizes, coords))
-        if plain:
-            return (output[0], features, *output[2:])
-        output.pooler_output = features
-        return output
+        features, hole, sizes, coords = arranged.finish(pooled_of(output))
+        self._close(call, Record(arranged.order, hole, sizes, coords))
+        return with_pooled(output, features)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Records of a prompt that the language model has read are over; image and video of one prompt stay together.
@@ -182,14 +180,12 @@ class TowerHooks:
         if call.resized is not None and call.grid_now != call.grid:
             for name in self.spec.features:
                 setattr(output, name, full_grid(call, getattr(output, name)))
-        output.pooler_output = self._finish(call, output.pooler_output)
+        self._finish(call, output.pooler_output.device)
         return output
 
-    def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
-        """Rows of the output module are the features; the same, with holes that say which they are."""
-        features, record = in_tower_order(call, rows, self.spec.kept_rows(self.config))
-        self._close(call, record)
-        return features
+    def _finish(self, call: TowerPass, device: torch.device) -> None:
+        """Rows of the output module are the features."""
+        self._close(call, in_tower_order(call, device, self.spec.kept_rows(self.config)))
 
     def _close(self, call: TowerPass, record: Record) -> None:
         note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
@@ -411,7 +407,8 @@ class TowerHooks:
             output = full_grid(call, output, self.spec.kept_rows(self.config))
         arranged = self.context.arranged
         if arranged is None:
-            return self._finish(call, output.flatten(0, -2)).view(output.shape)
+            self._finish(call, output.device)
+            return output
         left = arranged.arrive(call.grid, left_of(call, output.device))
         if self._pools:
             call.pooled = output.shape[:-1].numel()

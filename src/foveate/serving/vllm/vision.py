@@ -14,6 +14,7 @@ from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
 from foveate.runtime.context import Context, Hooks, Record
 from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.marks import holes, mark
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
 from foveate.serving.plan import Item, Plan
@@ -96,9 +97,9 @@ class Vision:
 
     def _shortened(self, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
         if self.holes:
-            hole = tokens.hidden[:, 0].isnan()
             counts = tuple(n for item in items for n in self.plan.tower_counts(item))
-            tokens = tokens.select(torch.argsort(hole.to(torch.uint8), stable=True)[: sum(counts)], counts)
+            order = torch.argsort(holes(tokens.hidden).to(torch.uint8), stable=True)
+            tokens = tokens.select(order[: sum(counts)], counts)
         trace = Trace()
         tokens, further = replace(tokens, hidden=tokens.hidden[:, : self.width]), tokens.hidden[:, self.width :]
         for action in self.plan.entry:
@@ -113,8 +114,11 @@ class Vision:
 
 
 def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record]) -> tuple[Tokens, Tensor]:
-    """All tokens of the items, holes and all, and the features that stand for no patch."""
+    """All tokens of the items, those that have left marked, and the features that stand for no patch."""
     features = torch.cat(list(outputs))
+    known = [record.hole for record in records if record.hole is not None]
+    if known:
+        features = mark(features, torch.cat(known).to(features.device), encoding=0)
     hidden, rest = features, features[:0]
     if any(item.gaps for item in items):
         patch = torch.cat([item.patches() for item in items])

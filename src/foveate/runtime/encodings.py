@@ -1,0 +1,383 @@
+"""Features of images on their way from the vision tower to a prompt, and those that a caller has kept.
+
+While the model encodes images for a prompt of its own (`forward` or `generate` with pixels), features go to the prompt at full
+length, marked where tokens have left (`foveate.runtime.marks`). A caller who asks for features (`get_image_features`) gets
+those that are left, all finite, and may bring them back later, in any order, as ``mm_encoder_outputs`` or inside
+``inputs_embeds``: they are recognised (`foveate.runtime.memory`), and their geometry comes with them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import InputError, UnsupportedModelError
+from foveate.models.family import Family, Grid
+from foveate.ops.segments import offsets
+from foveate.runtime.arrange import Order
+from foveate.runtime.context import Context, Hooks, Prompt, Record
+from foveate.runtime.features import pooled_of, with_pooled
+from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.marks import holes, mark
+from foveate.runtime.memory import Encoding, Memory, encodings_of, record_of
+from foveate.runtime.trace import Trace
+from foveate.tokens import Tokens
+
+_FUNCTIONS = {"get_image_features": "pixel_values", "get_video_features": "pixel_values_videos"}
+_KINDS = {"pixel_values": "image", "pixel_values_videos": "video"}  # as stock code calls them
+_GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+_TYPES = {"pixel_values": 1, "pixel_values_videos": 2}  # of tokens, in ``mm_token_type_ids``
+
+Known = list[tuple[Encoding, slice]]  # images one after another, and where their rows are
+
+
+class Encodings:
+    """Hooks of the functions that encode images, and of the calls that bring their features.
+
+    Args:
+        model, base: the whole model, and the module whose forward joins vision and text.
+        family: of the model.
+        context: calls in flight.
+        acts: whether a method acts in the vision tower, so that features from elsewhere would be without it.
+
+    Attributes:
+        left: the visual tokens of the last encoding that a caller asked for, those that are left; None before there was one.
+    """
+
+    def __init__(self, model: nn.Module, base: nn.Module, family: Family, context: Context, acts: bool) -> None:
+        self.base, self.family, self.context, self.acts = base, family, context, acts
+        self.model: Any = model
+        self.left: Tokens | None = None
+        self._memory, self._number, self._warned = Memory(acts), itertools.count(), False
+        self._width: int | None = None  # features of each image, where stock code has all of them in one tensor
+
+    def attach(self, hooks: Hooks) -> None:
+        """Hook the model: around what the tower's hooks make of features, and before the language model's hooks."""
+        for name, pixels in _FUNCTIONS.items():
+            if hasattr(self.base, name):
+                hooks.around(self.base, name, partial(self._begin, pixels), self._end)
+        if hasattr(self.model, "generate"):
+            hooks.instead(self.model, "generate", self._generate)
+        hooks.pre(self.base, self._forward)
+        hooks.post(self.base, self._forwarded, always=True)
+
+    # -- features that are made ---------------------------------------------------------------------------------------
+
+    def _begin(self, pixels: str, *args: Any, **kwargs: Any) -> None:
+        if self.context.prompt is None and not self.context.encoding:
+            self.context.records = []
+        self.context.encoding.append(pixels)
+
+    def _end(self, output: Any) -> Any:
+        """Features are ready, of the outermost of the functions: one may call another."""
+        pixels, nested = self.context.encoding.pop(), bool(self.context.encoding)
+        record = self.context.records[-1] if self.context.records else None
+        if nested or output is None or record is None or record.pixels:
+            return output
+        features, hole, number = pooled_of(output), record.hole, next(self._number)
+        pieces = _pieces(features)
+        self._width = features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
+        starts = self._starts(pieces, record)
+        if hole is not None:
+            pieces = [mark(piece, hole[a : a + len(piece)], number, a) for piece, a in zip(pieces, starts)]
+        record.pixels, record.parts = pixels, tuple(_with_newlines(pieces, record))
+        encodings, images = encodings_of(record, number), _images(record)
+        self._memory.add(encodings, images, self._dtype)
+        if self.context.prompt is not None:
+            return output if hole is None else with_pooled(output, _like(features, pieces))
+        self.context.records, self.left = [], _left(record)
+        if hole is None:
+            return output
+        self._memory.add(encodings, [_finite(image, e.hole) for e, image in zip(encodings, images)], self._dtype)
+        finite = [_finite(piece, hole[a : a + len(piece)]) for piece, a in zip(pieces, starts)]
+        return _with_deepstack(
+            with_pooled(output, _like(features, finite)), lambda piece, a: _finite(piece, hole[a : a + len(piece)])
+        )
+
+    def _starts(self, pieces: Sequence[Tensor], record: Record) -> Sequence[int]:
+        """Number of the first feature of each piece; to some, stock code adds newlines later."""
+        n, starts = sum(map(len, pieces)), record.order.starts
+        if n > starts[-1] or (n < starts[-1] and len(pieces) != len(starts) - 1):
+            raise UnsupportedModelError(
+                f"{type(self.base).__name__} returned {n} features of images, and the vision tower gave {starts[-1]}: mend "
+                f"what the family {self.family.name!r} says of its output module"
+            )
+        return _offsets(pieces) if n == starts[-1] else starts
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    # -- calls that bring features ------------------------------------------------------------------------------------
+
+    def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.context.prompt is not None:
+            return stock(*args, **kwargs)
+        kwargs = self._open(
+            kwargs, kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None)), alone=False
+        )
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            self.context.prompt = None
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.context.prompt is not None:
+            return None
+        return args, self._open(kwargs, kwargs.get("input_ids", args[0] if args else None), alone=True)
+
+    def _forwarded(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.context.prompt is not None and self.context.prompt.alone:
+            self.context.prompt = None
+
+    def _open(self, kwargs: dict[str, Any], ids: Any, alone: bool) -> dict[str, Any]:
+        """A prompt begins: take in the features that come with it."""
+        context = self.context
+        context.records, context.encoding, context.prompt = [], [], Prompt(alone)
+        try:
+            embeds, encoded = kwargs.get("inputs_embeds"), encoded_of(kwargs)
+            for pixels in self.family.modalities:
+                if _KINDS[pixels] in encoded:
+                    kwargs = {**kwargs, **self._adopt(kwargs, pixels, encoded[_KINDS[pixels]])}
+                elif isinstance(embeds, Tensor) and kwargs.get(pixels) is None:
+                    self._find_merged(kwargs, pixels, ids, embeds)
+            if isinstance(embeds, Tensor) and not encoded and not self._is_said(kwargs, ids):
+                self._search_merged(kwargs, embeds)
+        except BaseException:
+            context.prompt = None
+            raise
+        return kwargs
+
+    def _adopt(self, kwargs: dict[str, Any], pixels: str, output: Any) -> dict[str, Any]:
+        """Features come as such: note what they are; the arguments that change, as some are not at full length."""
+        features = output if isinstance(output, (Tensor, list)) else pooled_of(output)
+        pieces = _pieces(features)
+        known = self._memory.find(torch.cat(pieces)) if pieces else None
+        if known is None:
+            self._note_unknown(kwargs, pixels, pieces)
+            return {}
+        if all(len(encoding.patch) == where.stop - where.start for encoding, where in known):
+            self._note(kwargs, pixels, known, pieces)
+            return {}
+        whole = _complete(known, torch.cat(pieces), 0)
+        self._note(kwargs, pixels, known, [whole])
+        if self._width is not None:  # stock code has these in one tensor
+            given: Any = whole.view(-1, self._width, whole.shape[-1])
+        else:
+            given = type(features)(_complete(known, piece, a) for piece, a in zip(pieces, _offsets(pieces)))
+        if output is features:
+            return {"image_hidden_states": given}
+        made = _with_deepstack(with_pooled(copy.copy(output), given), partial(_complete, known))
+        return {"mm_encoder_outputs": {**kwargs["mm_encoder_outputs"], _KINDS[pixels]: made}}
+
+    def _find_merged(self, kwargs: dict[str, Any], pixels: str, ids: Any, embeds: Tensor) -> None:
+        """Features are in place already, where token ids or types say."""
+        types, length = kwargs.get("mm_token_type_ids"), embeds.shape[1]
+        token = int(getattr(self.model.config, self.family.modalities[pixels]))
+        if isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] >= length:
+            place = ids[:, -length:] == token
+        elif isinstance(types, Tensor) and types.shape[1] >= length:
+            place = types[:, -length:] == _TYPES[pixels]
+        else:
+            return
+        rows = embeds[place.to(embeds.device)]
+        placeholder = self.model.get_input_embeddings()(torch.tensor(token, device=rows.device))
+        if len(rows) and not bool((rows == placeholder).all()):
+            self._note_merged(kwargs, pixels, place, rows)
+
+    def _is_said(self, kwargs: dict[str, Any], ids: Any) -> bool:
+        """Whether ids, types or pixels tell where images are."""
+        given = [ids, kwargs.get("mm_token_type_ids"), *(kwargs.get(pixels) for pixels in self.family.modalities)]
+        return any(each is not None for each in given)
+
+    def _search_merged(self, kwargs: dict[str, Any], embeds: Tensor) -> None:
+        """Nothing says where images are: those that were encoded here are found, no others."""
+        if embeds.shape[1] < 2:  # a generated token
+            return
+        place = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        for row, line in zip(place, embeds):
+            for where in self._memory.search(line):
+                row[where] = True
+        if bool((holes(embeds) & ~place.to(embeds.device)).any()):
+            raise InputError(
+                "inputs_embeds holds features of a compressed image, and nothing says where the image is: give input_ids "
+                "(to generate()) or mm_token_type_ids with it, or the features as mm_encoder_outputs"
+            )
+        if bool(place.any()):
+            self._note_merged(kwargs, next(iter(self.family.modalities)), place, embeds[place.to(embeds.device)])
+        elif not self._warned:
+            self._warned = True
+            warnings.warn(
+                "foveate was given inputs_embeds without input_ids or mm_token_type_ids, and takes all of it for text: give "
+                "one of them if there is an image in it",
+                stacklevel=2,
+            )
+
+    # -- what is known of them ----------------------------------------------------------------------------------------
+
+    def _note_merged(self, kwargs: dict[str, Any], pixels: str, place: Tensor, rows: Tensor) -> None:
+        known, prompt = self._memory.find(rows), self.context.prompt
+        if known is None:
+            self._note_unknown(kwargs, pixels, [rows])
+        elif any(len(encoding.patch) > where.stop - where.start for encoding, where in known):
+            raise InputError(
+                "inputs_embeds holds what is left of an image's features, fewer than its placeholders: give the features as "
+                "mm_encoder_outputs with input_ids, and they come to their places"
+            )
+        else:
+            self._note(kwargs, pixels, known, [rows])
+        if prompt is not None:
+            prompt.places[pixels] = place
+
+    def _note(self, kwargs: dict[str, Any], pixels: str, known: Known, rows: Sequence[Tensor]) -> None:
+        """Features that were encoded under this handle: as if the tower had made them just now."""
+        found = [encoding for encoding, _ in known]
+        grid, said = [entry for encoding in found for entry in encoding.grid], self._said(kwargs, pixels)
+        if said is not None and said != grid:
+            raise InputError(
+                f"{_GRIDS[pixels]} says {_grids(said)}, but the features with it are of images of {_grids(grid)} (frames, "
+                "height and width in tokens): give the grids of these images, in their order"
+            )
+        self._keep(record_of(found, pixels, rows))
+
+    def _note_unknown(self, kwargs: dict[str, Any], pixels: str, rows: Sequence[Tensor]) -> None:
+        """Features that were not encoded under this handle: what is known of them is what the caller says."""
+        if self.acts:
+            raise InputError(
+                f"these {_KINDS[pixels]} features were not encoded under this handle, whose method acts in the vision tower: "
+                f"encode them with get_{_KINDS[pixels]}_features while it is attached, or give the pixels"
+            )
+        grid, n = self._said(kwargs, pixels), sum(map(len, rows))
+        if grid is None:
+            return
+        counts = [t * h * w for t, h, w in grid]
+        if sum(counts) != n:
+            raise InputError(
+                f"{_GRIDS[pixels]} says {_grids(grid)} (frames, height and width in tokens), which is {sum(counts)} features, "
+                f"but {n} came with it: give the grids of these images"
+            )
+        order = Order(grid, torch.arange(n), tuple(offsets(counts)))
+        self._keep(Record(order, None, None, None, pixels, tuple(row.detach() for row in rows)))
+
+    def _keep(self, record: Record) -> None:
+        if not self.context.records:
+            self.context.trace = Trace()
+        self.context.records.append(record)
+        self.context.trace.views += record.order.grid
+        self.context.trace.features += record.order.starts[-1]
+
+    def _said(self, kwargs: dict[str, Any], pixels: str) -> Grid | None:
+        """The grids that the caller gives with features, in tokens; None: the family takes none, or something else."""
+        grid, tower = kwargs.get(_GRIDS[pixels]), self.family.tower
+        if not isinstance(grid, Tensor) or tower.layout != "packed" or tower.arrangements:
+            return None
+        side = isqrt(tower.unit(self.model.config))
+        return [(t, h // side, w // side) for t, h, w in grid.tolist()]
+
+
+def encoded_of(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Features that a caller brings, by ``image`` and ``video``."""
+    encoded = kwargs.get("mm_encoder_outputs")
+    if encoded is None:
+        encoded = kwargs.get("image_hidden_states")  # what some models called it before
+    encoded = {"image": encoded} if isinstance(encoded, (Tensor, list)) else encoded or {}
+    return {kind: output for kind, output in encoded.items() if output is not None}
+
+
+def _grids(grid: Grid) -> str:
+    return ", ".join("x".join(map(str, entry)) for entry in grid)
+
+
+def _offsets(pieces: Sequence[Tensor]) -> list[int]:
+    return offsets([len(piece) for piece in pieces])
+
+
+def _pieces(features: Any) -> list[Tensor]:
+    """Features as stock code gives them, one tensor or several, in pieces ``(n, C)``."""
+    if isinstance(features, Tensor):
+        return [features] if features.dim() < 3 else list(features.flatten(1, -2))
+    return [piece.flatten(0, -2) for piece in features]
+
+
+def _like(features: Any, pieces: Sequence[Tensor]) -> Any:
+    """New pieces in the form that stock code gave; a list, where they do not fit into one tensor any more."""
+    if not isinstance(features, Tensor):
+        old = [piece.shape for piece in features]
+        return type(features)(
+            new.view(shape) if len(new) == shape[:-1].numel() else new for new, shape in zip(pieces, old)
+        )
+    if features.dim() < 3:
+        return pieces[0]
+    if len({len(piece) for piece in pieces}) > 1:
+        return list(pieces)
+    new = torch.stack(list(pieces))
+    return new.view(features.shape) if new.numel() == features.numel() else new
+
+
+def _with_newlines(pieces: Sequence[Tensor], record: Record) -> list[Tensor]:
+    """The same pieces with a row for every feature; newlines that stock code adds later are left open."""
+    starts = record.order.starts
+    if sum(map(len, pieces)) == starts[-1]:
+        return [piece.detach() for piece in pieces]
+    lengths = [b - a for a, b in zip(starts, starts[1:])]
+    return [
+        torch.cat([piece.detach(), piece.new_full((n - len(piece), piece.shape[-1]), torch.nan)])
+        for piece, n in zip(pieces, lengths)
+    ]
+
+
+def _images(record: Record) -> list[Tensor]:
+    """The features of each image or video."""
+    starts = record.order.starts
+    lengths = [b - a for a, b in zip(starts, starts[1:])]
+    if [len(part) for part in record.parts] == lengths:
+        return list(record.parts)
+    return list(record.features.split(lengths))
+
+
+def _left(record: Record) -> Tokens:
+    """The visual tokens that an encoding has left."""
+    stays = record.order.patch >= 0
+    if record.hole is not None:
+        stays &= ~record.hole.cpu()
+    kept = record.order.patch[stays].sort().values
+    full = tokens_of(frames(record.order.grid), "cpu" if record.hole is None else record.hole.device)
+    full = full if record.sizes is None else replace(full, sizes=record.sizes)
+    full = full if record.coords is None else replace(full, coords=record.coords)
+    counts = torch.bincount(full.segment.cpu()[kept], minlength=len(full.counts))
+    return full.select(kept.to(full.index.device), tuple(counts.tolist()))
+
+
+def _finite(rows: Tensor, hole: Tensor | None) -> Tensor:
+    return rows if hole is None else rows[~hole.to(rows.device)]
+
+
+def _complete(known: Known, rows: Tensor, start: int) -> Tensor:
+    """A piece of features at full length; ``start``: its first row among all those in which images are ``known``."""
+    here = [(encoding, where) for encoding, where in known if start <= where.start < start + len(rows)]
+    complete = [encoding.complete(rows[where.start - start : where.stop - start]) for encoding, where in here]
+    return torch.cat(complete) if complete else rows
+
+
+def _with_deepstack(output: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
+    """The same output, ``change(rows, number of the first)`` done to the features that the decoder's layers add."""
+    layers = getattr(output, "deepstack_features", None)
+    if layers is not None:
+        output.deepstack_features = [_changed(layer, change) for layer in layers]
+    return output
+
+
+def _changed(layer: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
+    if isinstance(layer, Tensor):
+        return change(layer, 0)
+    return type(layer)(change(piece, a) for piece, a in zip(layer, _offsets(layer)))
