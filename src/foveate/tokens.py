@@ -27,7 +27,12 @@ class Spans:
     shape: tuple[tuple[int, int], ...]  # token grid (height, width)
     clip: tuple[int, ...]  # frames of one video share a clip number; an image is a clip of its own
     frame: tuple[int, ...]  # index of the frame in its clip, 0 for an image
-    row: tuple[int, ...]  # sample of the batch (inside the tower, where samples are not known: the clip)
+    row: tuple[int, ...]  # of the batch (inside the tower, where rows are not known: the clip)
+    sample: tuple[int, ...] = ()  # of the batch: the row, where a row is not packed with several
+
+    def __post_init__(self) -> None:
+        if not self.sample:
+            object.__setattr__(self, "sample", self.row)
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -52,7 +57,7 @@ class Tokens:
             a token is that whole unit and ``C`` is ``u`` times the tower's width, patch after patch.
         signals: what the site asked for, by name; read them through the properties below.
         seen: ``(S,)`` ints, tokens of the span that earlier forwards already brought here (chunked prefill), else 0.
-        text_counts: text tokens per row of the batch, for the signal ``text``.
+        text_counts: text tokens per sample of the batch, for the signal ``text``.
         state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
     """
 
@@ -117,7 +122,7 @@ class Tokens:
 
     @property
     def text(self) -> Tensor:
-        """``(M, C)``: hidden states of the text tokens, row after row of the batch (``text_counts`` each)."""
+        """``(M, C)``: hidden states of the text tokens, sample after sample of the batch (``text_counts`` each)."""
         return self._signal("text")
 
     def budget(self, keep: float) -> tuple[int, ...]:

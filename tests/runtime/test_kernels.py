@@ -19,6 +19,7 @@ from plans import PLANS, ROWS, close, depends_on_text
 from test_caches import TYPES, WINDOW
 from test_generate import HANDS_OVER_FEATURES
 from test_identity import generate
+from test_samples import packed, text_of
 from torch import Tensor
 from torch.nn.attention import flex_attention
 from transformers import LlavaConfig, masking_utils
@@ -151,11 +152,17 @@ class Flash:
         if kwargs.get("cu_seq_lens_q") is not None:
             ends, key_ends = (kwargs[f"cu_seq_lens_{x}"].tolist() for x in "qk")
             parts = zip(ends, ends[1:], key_ends, key_ends[1:])
-            out = [attend(query[0, :, a:b], key[0, :, c:d], value[0, :, c:d], False) for a, b, c, d in parts]
+            out = [attend(query[0, :, a:b], key[0, :, c:d], value[0, :, c:d], causal) for a, b, c, d in parts]
             return torch.cat(out, dim=1).transpose(0, 1)[None], None
         ids = kwargs.get("position_ids")
         if attention_mask is None and ids is not None and len(query) == 1 and query.shape[2] > 1:
-            steps = (ids if ids.dim() == 2 else ids[0]).diff()
+            ids = ids if ids.dim() == 2 else ids[0]
+            starts = (ids[0] == 0).nonzero().flatten().tolist()
+            if len(starts) > 1:  # samples that are packed into the row
+                ends = zip(starts, [*starts[1:], query.shape[2]])
+                out = [attend(query[0, :, a:b], key[0, :, a:b], value[0, :, a:b], causal) for a, b in ends]
+                return torch.cat(out, dim=1).transpose(0, 1)[None], None
+            steps = ids.diff()
             assert not bool((steps != 1).any()), "gaps in positions look like packed sequences"
         if getattr(module, "layer_idx", None) is not None:  # of the language model
             self.masks.append(attention_mask)
@@ -198,6 +205,21 @@ def with_flash(family: str) -> Any:
 @pytest.mark.parametrize("plan", FEW)
 def test_flash(family: str, plan: str, flash: Flash) -> None:
     compare(family, plan, with_flash(family), tiny.model(family))
+
+
+@pytest.mark.parametrize("plan", ["cascade", "fastv", "visionzip"])
+def test_flash_of_packed_samples(plan: str, flash: Flash) -> None:
+    """Position ids of reduced layers have gaps, which it would take for borders: it is told the lengths in their place."""
+    row, alone = packed("llava", tiny.model("llava"))
+    found = []
+    for model in (with_flash("llava"), tiny.model("llava")):
+        with torch.no_grad(), foveate.compress(model, PLANS[plan]):
+            found.append(torch.cat(text_of("llava", model(**row, use_cache=False).logits, alone)))
+    close(*found)
+    with torch.no_grad(), foveate.compress(with_flash("llava"), PLANS[plan]):
+        two = {name: torch.cat([value, value]) for name, value in row.items()}
+        with pytest.raises(UnsupportedModelError, match="pack all samples into one row"):
+            with_flash("llava")(**two, use_cache=False)
 
 
 # Stock glm4v_moe hands the positions of all three axes to the kernel, where a lone prompt then counts as packed ones: wrong

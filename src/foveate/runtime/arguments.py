@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
+from foveate.ops.segments import offsets
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
 from foveate.runtime.layout import Rows, take_rows
@@ -96,6 +97,8 @@ class LayerArguments:
                 )
         if layout is not None:
             self._refuse_unknown(call, layer, args, kwargs)
+            if kind == "keys" and attention is not None and call.samples is not None and call.samples.several:
+                new |= call.memo.once("borders", (layout,), partial(_borders, call, layout))
         if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
             ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
             if ids.shape[-1] > width:
@@ -177,6 +180,18 @@ class LayerArguments:
             assert call.position_ids is not None
             ids, earlier = call.position_ids, keys.shift
         return ids if earlier is None else ids - earlier[None, :, None]
+
+
+def _borders(call: DecoderPass, layout: Rows) -> dict[str, Any]:
+    """What tells flash kernels where the samples of a row end: the position ids that told them have gaps now."""
+    if call.batch > 1 or call.past or call.samples is None:
+        raise UnsupportedModelError(
+            "flash attention takes the borders of packed samples in one row and without a cache only: pack all samples into "
+            "one row, or use sdpa or eager attention"
+        )
+    lengths = call.samples.lengths(layout.tokens)
+    ends = torch.tensor(offsets(lengths), dtype=torch.int32).to(layout.row.device, non_blocking=True)
+    return dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=max(lengths), max_length_k=max(lengths))
 
 
 def _take(value: Any, axis: int | str, layout: Rows, width: int) -> Any:

@@ -20,6 +20,7 @@ from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
+from foveate.runtime.samples import Samples
 from foveate.runtime.signals import Reading
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
@@ -127,7 +128,7 @@ class Inputs:
     input_ids: Tensor | None
     inputs_embeds: Tensor | None
     modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
-    mask: Tensor | None = None  # ``(B, T)`` attention mask, as long as that is what it is
+    mask: Any = None  # as the caller gave it, of whatever shape
     places: dict[str, Tensor] = field(default_factory=dict)  # ``(B, L)`` bool, where features are in place already
 
 
@@ -194,9 +195,7 @@ class DecoderPass:
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
-        trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
-        question: ``(B, R)`` distances of the text after the last visual token from the row's last token, -1 where there
-            is less.
+        samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
         previous: input of the layer before, for the residual update.
         readings: layer -> what is read from its attention.
@@ -217,8 +216,7 @@ class DecoderPass:
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
     present: Tensor | None = None
-    trailing: Tensor | None = None
-    question: Tensor | None = None
+    samples: Samples | None = None
     position_ids: Tensor | None = None
     previous: Tensor | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
@@ -231,6 +229,24 @@ class DecoderPass:
     def reduced(self) -> Rows | None:
         """The layout, if something is missing from it."""
         return self.layout if self.layout is not None and self.layout.index is not None else None
+
+    def slots(self, places: Tensor, width: int) -> Tensor:
+        """Where tokens of text now are among the last ``width`` rows of a layer, ``(B, ...)``; -1 where there is none."""
+        layout = self.reduced
+        if layout is not None and layout.index is not None:
+            where = self.memo.once("slots", (layout,), layout.slots)
+            places = torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
+        cut = (self.length if layout is None else layout.width) - width
+        return (places - cut).clamp(min=-1)
+
+    def sizes(self) -> Tensor | None:
+        """``(B, S)``: tokens present of each sample; None: a row is a sample."""
+        if self.samples is None or not self.samples.several or self.layout is None:
+            return None
+        real, layout = self.real(), self.layout
+        if real is None:
+            real = torch.ones(self.batch, layout.width, dtype=torch.bool, device=layout.row.device)
+        return self.samples.count(layout.index, real)
 
     def real(self) -> Tensor | None:
         """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""

@@ -33,6 +33,7 @@ from foveate.runtime.context import (
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.recurrent import attention_of, row_by_row
+from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.steps import DecodeSite
@@ -114,10 +115,8 @@ class DecoderHooks:
             # A new prompt that no tower call announced: text only, or features computed beforehand.
             self.context.trace = Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
-        if not (isinstance(mask, Tensor) and mask.dim() == 2):
-            mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding
-        if mask is not None:
-            call.present = mask[:, -call.length :].bool()
+        if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
+            inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
         self.context.decoder = call
         if not self.reduces:
             for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
@@ -129,7 +128,8 @@ class DecoderHooks:
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records
-        kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
+        call.present = present_in(inputs.mask, call.batch, call.length, past)
+        kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.spec.deepstack:  # the stock loop would add to all tokens
@@ -290,7 +290,8 @@ class DecoderHooks:
             elif name == "text":
                 signals[name], text_counts = _text(call, layout, hidden)
             elif name not in _NOT_ATTENTION and reading is not None:
-                signals[name] = of_tokens(name, reading, layout)
+                several = call.samples.last.shape[1] if call.samples is not None else 1
+                signals[name] = of_tokens(name, reading, layout, samples=several)
             else:
                 raise UnsupportedSiteError(f"the signal {name!r} is not available at {site}")
         if reading is not None:
@@ -322,15 +323,15 @@ class DecoderHooks:
         if not signals and not gaps:
             return
         reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])
-        end = torch.full((call.batch, 1), hidden.shape[1] - 1, device=hidden.device)
-        if call.trailing is not None and call.reduced is None:
-            end = end - call.trailing[:, None]
         if "received" in signals:
             reading.valid = call.real()
+            reading.queries_of = call.sizes()
+        samples, width = call.samples, hidden.shape[1]
         if "last_row" in signals:
-            reading.queries["last_row"] = end
-        if "text_rows" in signals and call.question is not None:
-            reading.queries["text_rows"] = torch.where(call.question < 0, -1, end - call.question)
+            alone = torch.full((call.batch, 1), width - 1, device=hidden.device)  # a generated token
+            reading.queries["last_row"] = alone if samples is None else call.slots(samples.last, width)
+        if "text_rows" in signals and samples is not None:
+            reading.queries["text_rows"] = call.slots(samples.question.flatten(1), width)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -364,9 +365,12 @@ def _text(call: DecoderPass, layout: Rows, hidden: Tensor) -> tuple[Tensor, tupl
     """Hidden states of the text tokens, packed, and how many each row has."""
     is_text = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     is_text[layout.row, layout.slot] = False
-    real = call.real()
+    real, samples = call.real(), call.samples
     is_text = is_text if real is None else is_text & real
-    return hidden[is_text], tuple(int(n) for n in is_text.sum(1).tolist())
+    if samples is None or not samples.several:
+        return hidden[is_text], tuple(int(n) for n in is_text.sum(1).tolist())
+    counts = samples.count(layout.index, is_text)
+    return hidden[is_text], tuple(int(n) for n in counts.flatten().tolist())
 
 
 def _weigh(trace: Trace, cache: Any) -> None:

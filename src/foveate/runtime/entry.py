@@ -22,13 +22,14 @@ from foveate.runtime.encodings import encoded_of
 from foveate.runtime.layout import Rows, frames, tokens_of
 from foveate.runtime.marks import holes
 from foveate.runtime.positions import places_of
+from foveate.runtime.samples import begins_in, samples_of
 from foveate.tokens import Reduction, Spans, Tokens
 
 _OUTPUTS = {"pixel_values": "image", "pixel_values_videos": "video"}  # names of pre-encoded features in generate()
 
 
 class Entry:
-    """Finds the visual tokens of a prompt, and the holes among them."""
+    """Finds the visual tokens of a prompt, the holes among them, and the samples that are packed into its rows."""
 
     def __init__(self, base: nn.Module, config: Any, family: Family, holes: bool) -> None:
         self.base, self.config, self.family, self.holes = base, config, family, holes
@@ -42,16 +43,18 @@ class Entry:
             for pixels in self.family.modalities
             if kwargs.get(pixels) is not None or _OUTPUTS[pixels] in encoded or pixels in places
         )
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        return Inputs(kwargs.get("input_ids", args[0] if args else None), embeds, brings, mask, places)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        return Inputs(ids, embeds, brings, kwargs.get("attention_mask"), places)
 
-    def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor) -> Tensor:
-        """Note what arrives in ``embeds (B, L, C)``; the same without holes."""
+    def arrive(self, call: DecoderPass, inputs: Inputs, embeds: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Note what arrives in ``embeds (B, L, C)``, with ``kwargs`` of the language model; the same without holes."""
         masks = [self._placeholders(inputs, pixels) for pixels in inputs.modalities]
         flags = [*masks, torch.ones_like(masks[0]) if call.present is None else call.present]
         if self.holes:
             flags.append(holes(embeds))
+        begins = begins_in(kwargs, inputs.mask, call.batch, call.length, call.past)
+        if begins is not None:
+            flags.append(begins)
         host = torch.stack([flag.to(embeds.device) for flag in flags]).cpu()
         visual, present = list(host[: len(masks)]), host[len(masks)]
         made = {record.pixels: record for record in call.records}
@@ -65,18 +68,22 @@ class Entry:
         if call.present is not None and not bool(present.all()):
             lengths = tuple(int(n) for n in present.sum(1))
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
-        call.trailing = present.flip(1).to(torch.uint8).argmax(1).to(embeds.device)
-        call.question = _question(torch.stack(visual).any(0), present).to(embeds.device)
+        begins = None if begins is None else host[-1]
+        call.samples = samples_of(torch.stack(visual).any(0), present, begins, embeds.device)
         tokens = call.layout.tokens
-        if not self.holes or not bool(host[-1].any()):
+        if call.samples.several:
+            tokens = replace(tokens, spans=call.samples.spans(tokens, call.layout.slot.cpu()))
+            call.layout = replace(call.layout, tokens=tokens)
+        hole = host[len(masks) + 1] if self.holes else None
+        if hole is None or not bool(hole.any()):
             if call.layout.place is not None:  # nothing is missing, but what was merged may have moved
                 call.arrived = Reduction(torch.arange(len(tokens), device=embeds.device), tokens.counts)
             return embeds
-        hole = host[-1][call.layout.row.cpu(), call.layout.slot.cpu()]
-        keep = (~hole).nonzero().flatten()
+        missing = hole[call.layout.row.cpu(), call.layout.slot.cpu()]
+        keep = (~missing).nonzero().flatten()
         counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()
         call.arrived = Reduction(keep.to(embeds.device), tuple(int(n) for n in counts))
-        return torch.where(flags[-1][..., None], embeds.new_zeros(()), embeds)
+        return torch.where(flags[len(masks) + 1][..., None], embeds.new_zeros(()), embeds)
 
     def count(self, inputs: Inputs) -> Tensor:
         """How many placeholders a forward brings that no site looks at, on its device."""
@@ -94,15 +101,6 @@ class Entry:
         table: Any = self.base.get_input_embeddings()  # type: ignore[operator]
         vector: Tensor = table(torch.tensor(token, device=inputs.inputs_embeds.device))
         return (inputs.inputs_embeds == vector).all(-1)
-
-
-def _question(visual: Tensor, present: Tensor) -> Tensor:
-    """How far the text after each row's last visual token is from the row's end: ``(B, R)``, -1 where there is less."""
-    place = torch.arange(visual.shape[1])
-    after = (torch.where(visual, place, -1).amax(1, keepdim=True) < place) & present
-    end = torch.where(present, place, -1).amax(1, keepdim=True)
-    distance = torch.where(after, end - place, -1).sort(1, descending=True).values
-    return distance[:, : int(after.sum(1).max())].contiguous()
 
 
 def visual_rows(

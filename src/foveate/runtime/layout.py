@@ -143,6 +143,12 @@ class Rows:
         assert self.index is not None
         return self.index if self.place is None else self.index.index_put((self.row, self.slot), self.place)
 
+    def slots(self) -> Tensor:
+        """``(B, L)`` where each token of the full sequence is now; of no use for one that has left."""
+        assert self.index is not None
+        here = torch.arange(self.width, device=self.index.device).expand_as(self.index)
+        return here.new_zeros(len(self.index), self.full).scatter(1, self.index, here)
+
     def scatter(self, x: Tensor, length: int, fill: float = 0.0) -> Tensor:
         """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows, ``fill`` elsewhere."""
         if self.index is None:

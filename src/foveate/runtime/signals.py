@@ -23,6 +23,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import rows_of
 from foveate.runtime.parking import Attending
+from foveate.tokens import Tokens
 
 PREFIX = "foveate|"
 _CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
@@ -93,6 +94,7 @@ class Reading:
         signals: names as in `foveate.tokens.Signal`.
         queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
+        queries_of: ``(B, S)`` queries of each of the samples that are packed into a row, or None: it is one.
         parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
@@ -105,6 +107,7 @@ class Reading:
     signals: frozenset[str] = frozenset()
     queries: dict[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
+    queries_of: Tensor | None = None
     parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
     drop_positions: bool = False
@@ -183,7 +186,7 @@ class Probe:
                 reading.seen.flops += 2 * query.shape[:3].numel() * key.shape[2] * key.shape[3]
 
 
-def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Tensor:
+def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0, samples: int = 1) -> Tensor:
     """A signal of the visual tokens of ``layout``, from the attention that was read.
 
     Args:
@@ -191,6 +194,7 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
         reading: the attention of a padded batch.
         layout: the tokens present.
         leading: positions that the layout has lost at the front since (CLS).
+        samples: packed into a row, each of which has rows of its own; see `foveate.tokens.Spans.sample`.
 
     Returns:
         ``(N, H, d)`` keys or values, ``(N,)`` attention received, ``(N, H)`` the last or the CLS row, ``(N, R)`` text rows.
@@ -201,11 +205,28 @@ def of_tokens(name: str, reading: Reading, layout: Rows, leading: int = 0) -> Te
     elif name == "received":
         found = torch.cat(seen.received, dim=1)[:, -width:]  # one call, or one part of a single row after another
     else:
-        rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H, R, K)
-        found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows[:, :, 0].transpose(1, 2)
+        rows = torch.cat(seen.rows[name])[..., -width:]  # (B, H or 1, S * R, K)
+        found = rows[:, 0].transpose(1, 2) if name == "text_rows" else rows.permute(0, 3, 2, 1).flatten(2)
     if reading.take is not None:
         found = take_rows(found, reading.take)
-    return of_units(name, layout.rows(found[:, leading:].contiguous()), layout.unit)
+    picked = layout.rows(found[:, leading:].contiguous())
+    if samples > 1:
+        picked = _of_samples(name, picked, reading, layout.tokens, samples)
+    return of_units(name, picked, layout.unit)
+
+
+def _of_samples(name: str, picked: Tensor, reading: Reading, tokens: Tokens, samples: int) -> Tensor:
+    """A signal of the visual tokens of rows that hold several ``samples``: of each token, what its own sample says."""
+    segment = tokens.segment
+    own = torch.tensor(tokens.spans.sample).to(segment.device, non_blocking=True)[segment]  # among those of all rows
+    if name in ("last_row", "text_rows"):
+        rows = picked.view(len(picked), samples, -1)
+        return rows[torch.arange(len(rows), device=segment.device), own % samples]
+    if name == "received" and reading.queries_of is not None:  # other samples' queries pay it none
+        queries = reading.queries_of
+        share = queries.sum(1).repeat_interleave(samples) / queries.flatten().clamp(min=1)
+        return picked * share.to(picked)[own]
+    return picked
 
 
 def of_packed(name: str, reading: Reading, layout: Packed) -> Tensor:
