@@ -13,7 +13,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
-from foveate.schedule import Stage, check_stages, named, of_present, turned
+from foveate.schedule import Stage, check_stages, named, turned
 from foveate.tokens import Tokens
 
 
@@ -71,7 +71,7 @@ class SPU(Method):
         stages = list(self.stages)
         if self.schedule is not None:
             stages = turned(named(self.schedule, host.layers, self.every), self.keep)
-        return [Site("decoder", layer, share) for layer, share in of_present(stages)]
+        return Site.cascade("decoder", stages)
 
     def with_share(self, share: float, host: Host) -> Method:
         """The schedule steeper or flatter."""
@@ -95,12 +95,13 @@ class SPU(Method):
         if self.mode == "low_frequency_energy":
             return low.abs().sum(-1)
         residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
-        return _even(residual, tokens.counts) if self.along == "tokens" else residual
+        keeps_mean = float(spectrum.gain(torch.zeros(1), self.cutoff, self.filter)) == 1
+        return _even(residual, tokens.counts) if self.along == "tokens" and keeps_mean else residual
 
 
 def _even(residual: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same, without rounding where two tokens are all of a span: these are equally far from whatever passes, so the
-    earlier one shall stay, in every batch and under every attention."""
+    """The same, without rounding where two tokens are all of a span: these are equally far from what passes if their mean
+    passes whole, so the earlier one shall stay, in every batch and under every attention."""
     pairs = [start for start, n in zip(offsets(counts), counts) if n == 2]
     rows = ranges(pairs, [2] * len(pairs), residual.device)
     return residual.index_copy(0, rows, residual[rows].view(-1, 2).mean(1).repeat_interleave(2))

@@ -34,6 +34,7 @@ class Action:
     site: Site
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
+    part: int = 0  # rank of the method in the sum
 
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
         """What the method says at its site, checked by shape and noted."""
@@ -98,7 +99,7 @@ class Record:
         features: ``(R, C)`` as handed to stock code, holes and all.
         sizes, coords: of every cell of that grid, ``(N,)`` and ``(N, 3)``; None where nothing was merged, or nothing moved.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
-        seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
+        seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
@@ -109,6 +110,14 @@ class Record:
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def brought(self) -> list[int]:
+        """Tokens of each image or video, an entry of the grid, that are no holes. This asks the device once."""
+        there = self.order.patch[~self.features[:, 0].isnan().cpu() & (self.order.patch >= 0)]
+        ends = torch.tensor([t * h * w for t, h, w in self.order.grid]).cumsum(0)
+        per_clip = torch.bincount(torch.searchsorted(ends, there, right=True), minlength=len(ends))
+        return [int(n) for n in per_clip]
 
 
 @dataclass
@@ -182,7 +191,7 @@ class DecoderPass:
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
-        records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
+        records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
         trailing: ``(B,)`` padding at the right end of each row, gone once the layout is reduced.
         question: ``(B, R)`` distances of the text after the last visual token from the row's last token, -1 where there
