@@ -230,7 +230,7 @@ def from_start(layer: int, depth: int) -> int:
 
 
 def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
-    """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of a span's tokens per layer.
+    """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of an image's tokens per layer.
 
     Layer ``l`` of ``depth`` holds ``ratio ** c`` of them, where ``c`` of ``layers`` are at most ``l``.
 
@@ -250,6 +250,8 @@ def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
             f"a mean of {mean:.4g} cannot be reached: the {starts[0]} layers before the first cut hold all tokens, so "
             f"{starts[0] / depth:.4g} is the least; cut earlier, or ask for more"
         )
+    if mean * depth <= starts[0] * (1 + 1e-9):
+        return 0.0
     low, high = 0.0, 1.0
     for _ in range(60):  # the mean grows with the ratio
         middle = (low + high) / 2

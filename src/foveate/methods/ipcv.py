@@ -25,9 +25,11 @@ class IPCV(Method):
     its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
     to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
     were parked, in fp32, equal weights; single patches, not 2x2 units; original rotary rows; block 3 and 7 stabilised blocks
-    (Qwen2-VL), 7 and 3 (InternVL). Ours: in towers shallower than any that the authors ran (27 blocks, with CLS 24) these in
-    proportion; budget and neighbours per span (``global``, as in the code: per call); one patch of a span at least; nearest
-    count; in stabilised blocks queries of kept patches only, with the same result; CLS goes on and is nobody's neighbour.
+    (Qwen2-VL), 7 and 3 (InternVL); for Qwen2-VL all of a call shares budget and neighbours (``global``), for InternVL a tile has
+    its own budget, and neighbours are shared (``neighbours``). Ours: in towers shallower than any that the authors ran (27
+    blocks, with CLS 24) these in proportion; budget per image or video, neighbours per image or frame; one patch of each at
+    least; nearest count (the code rounds down); in stabilised blocks queries of kept patches only, with the same result; CLS
+    goes on and is nobody's neighbour (in the code it may be).
 
     Attributes:
         keep: share of the patches that go on through the tower.
@@ -36,7 +38,8 @@ class IPCV(Method):
         neighbours: kept patches whose mean change a parked one takes over (the paper's k).
         min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
         changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
-        scope: what shares a budget and neighbours: ``span``, or ``global``, all images of a call.
+        scope: whose kept patches are neighbours: those of the own ``span``, or of all images of a call, which share
+            ``neighbours`` only, or also the budget (``global``).
     """
 
     keep: float = 0.35
@@ -45,7 +48,7 @@ class IPCV(Method):
     neighbours: int = 10
     min_tokens: int = 29
     changed: Literal["most", "least"] = "most"
-    scope: Literal["span", "global"] = "span"
+    scope: Literal["span", "neighbours", "global"] = "span"
 
     paper: ClassVar[str] = "IPCV (2512.18747)"
 
@@ -60,7 +63,7 @@ class IPCV(Method):
 
     @property
     def across_images(self) -> bool:
-        return self.scope == "global"
+        return self.scope != "span"
 
     def sites(self, host: Host) -> Sequence[Site]:
         block, stabilise = self.depths(host)
@@ -83,29 +86,35 @@ class IPCV(Method):
         usual = max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
         return block, usual if self.stabilise is None else self.stabilise
 
-    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
-        """Patches of each pool (a span, or all of them), how many of them are kept, and how many are parked."""
-        pools, least = tuple(counts), 1
+    def _kept(self, tokens: Tokens) -> tuple[int, ...]:
+        """Patches kept of each span, or of all of a call if it has one budget."""
+        pools, kept, least = tokens.counts, tokens.budget(self.keep), 1
         if self.scope == "global":
-            pools, least = (sum(counts),), sum(map(bool, counts))
-        kept = tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
-        return pools, kept, [n - k for n, k in zip(pools, kept)]
+            pools, kept = (len(tokens),), (survivors(len(tokens), self.keep),)
+            least = sum(map(bool, tokens.counts))
+        return tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
+
+    def _pools(self, tokens: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Patches parked, and kept, of each pool of neighbours: a span, or all of a call."""
+        kept = self._kept(tokens)
+        if self.scope == "span":
+            return tuple(n - k for n, k in zip(tokens.counts, kept)), kept
+        return (len(tokens) - sum(kept),), (sum(kept),)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
-        pools, counts, _ = self._budget(tokens.counts)
-        if self.scope == "span":
-            return Reduction(select.top_k(score, pools, counts), counts)
+        kept = self._kept(tokens)
+        if self.scope != "global":
+            return Reduction(select.top_k(score, tokens.counts, kept), kept)
         first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
-        kept = select.top_k(score.index_fill(0, first, torch.inf), pools, counts)
-        return Reduction(kept, tuple(torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()))
+        return tokens.keep_indices(select.top_k(score.index_fill(0, first, torch.inf), (len(tokens),), kept))
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         before, state = parked.tokens.hidden, parked.state
         if not state:
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
             rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            _, kept, away = self._budget(parked.tokens.counts)
+            away, kept = self._pools(parked.tokens)
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
@@ -114,6 +123,6 @@ class IPCV(Method):
         return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        _, kept, away = self._budget(tokens.counts)
+        away, kept = self._pools(tokens)
         looks = site.action == "park" and sum(away) > 0  # for neighbours: once, and only if something is parked
         return neighbours.products(away, kept, tokens.hidden.shape[-1]) if looks else 0
