@@ -37,7 +37,7 @@ class Even(SPU):
     """Control: evenly spaced tokens, on SPU's schedule."""
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        counts = tokens.budget(site)
         return Reduction(select.stride(tokens.counts, counts), counts)
 
 
@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         for name, options in {
             "L1 norm (notch of 1)": {"cutoff": 1.0},
             **{f"energy, notch {c}": {"cutoff": c} for c in (0.5, 0.7, 0.85)},
+            "energy, notch 0.85, wrap-around (VTC-LFC's score)": {"cutoff": 0.85, "mirror": False},
             **{f"energy, gaussian {c}": _gaussian(c) for c in (0.1, 0.2, 0.4, 0.8)},
             **{f"residual, gaussian {c}": {**_gaussian(c), "mode": "residual"} for c in (0.1, 0.2, 0.4, 0.8)},
             "residual, notch 0.85": {"mode": "residual", "cutoff": 0.85},
@@ -109,6 +110,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "evenly spaced": Even(schedule="early"),
         "random": Lots(schedule="early"),
         "energy, notch 0.85": SPU(schedule="early", **_score(cutoff=0.85)),
+        "energy, notch 0.85, wrap-around (VTC-LFC's score)": SPU(schedule="early", **_score(cutoff=0.85, mirror=False)),
         "energy, gaussian 0.2": SPU(schedule="early", **_score(**_gaussian(0.2))),
         "residual, gaussian 0.2, not normed": SPU(schedule="early", **{**_RESIDUAL, "normalise": False}),
         "L1 norm, RMS-normed": SPU(schedule="early", **_score(cutoff=1.0, normalise=True)),

@@ -24,12 +24,11 @@ class IPCV(Method):
     From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
     its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
     to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
-    were parked, in fp32, equal weights; single patches, not 2x2 units; original rotary rows; block 3 and 7 stabilised blocks
-    (Qwen2-VL), 7 and 3 (InternVL); for Qwen2-VL all of a call shares budget and neighbours (``global``), for InternVL a tile has
-    its own budget, and neighbours are shared (``neighbours``). Ours: in towers shallower than any that the authors ran (27
-    blocks, with CLS 24) these in proportion; budget per image or video, neighbours per image or frame; one patch of each at
-    least; nearest count (the code rounds down); in stabilised blocks queries of kept patches only, with the same result; CLS
-    goes on and is nobody's neighbour (in the code it may be).
+    were parked, in fp32, equal weights; single patches; original rotary rows; block 3 and 7 stabilised blocks (Qwen2-VL), 7 and
+    3 (InternVL); a call shares budget and neighbours (Qwen2-VL: ``global``), or neighbours (InternVL: ``neighbours``). Ours: in
+    shallower towers (than 27 blocks, with CLS 24) these in proportion; by default an image or video has its own budget, a span
+    its neighbours; one patch of it at least; nearest count (the code rounds down); in stabilised blocks queries of kept patches
+    only, with the same result; CLS goes on and is nobody's neighbour (in the code it may be).
 
     Attributes:
         keep: share of the patches that go on through the tower.
@@ -38,8 +37,7 @@ class IPCV(Method):
         neighbours: kept patches whose mean change a parked one takes over (the paper's k).
         min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
         changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
-        scope: whose kept patches are neighbours: those of the own ``span``, or of all images of a call, which share
-            ``neighbours`` only, or also the budget (``global``).
+        scope: what is shared by all images of a call: nothing (``span``), ``neighbours``, or the budget, too (``global``).
     """
 
     keep: float = 0.35
@@ -55,11 +53,10 @@ class IPCV(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"block": 1, "stabilise": 0, "neighbours": 1, "min_tokens": 0}
-        why = {"block": " (block - 1 gives the score)"}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
-                raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}{why.get(name, '')}")
+                raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}")
 
     @property
     def across_images(self) -> bool:
@@ -86,24 +83,18 @@ class IPCV(Method):
         usual = max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
         return block, usual if self.stabilise is None else self.stabilise
 
-    def _kept(self, tokens: Tokens) -> tuple[int, ...]:
-        """Patches kept of each span, or of all of a call if it has one budget."""
+    def _budget(self, tokens: Tokens) -> tuple[tuple[int, ...], list[int], list[int]]:
+        """Patches kept of each span, or of all (``global``); of each pool of neighbours, those parked and those kept."""
         pools, kept, least = tokens.counts, tokens.budget(self.keep), 1
         if self.scope == "global":
-            pools, kept = (len(tokens),), (survivors(len(tokens), self.keep),)
-            least = sum(map(bool, tokens.counts))
-        return tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
-
-    def _pools(self, tokens: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Patches parked, and kept, of each pool of neighbours: a span, or all of a call."""
-        kept = self._kept(tokens)
-        if self.scope == "span":
-            return tuple(n - k for n, k in zip(tokens.counts, kept)), kept
-        return (len(tokens) - sum(kept),), (sum(kept),)
+            pools, kept, least = (len(tokens),), (survivors(len(tokens), self.keep),), sum(map(bool, tokens.counts))
+        kept = tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
+        away = [n - k for n, k in zip(pools, kept)]
+        return (kept, away, list(kept)) if self.scope == "span" else (kept, [sum(away)], [sum(kept)])
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
-        kept = self._kept(tokens)
+        kept, _, _ = self._budget(tokens)
         if self.scope != "global":
             return Reduction(select.top_k(score, tokens.counts, kept), kept)
         first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
@@ -114,7 +105,7 @@ class IPCV(Method):
         if not state:
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
             rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            away, kept = self._pools(parked.tokens)
+            _, away, kept = self._budget(parked.tokens)
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
@@ -123,6 +114,6 @@ class IPCV(Method):
         return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        away, kept = self._pools(tokens)
+        _, away, kept = self._budget(tokens)
         looks = site.action == "park" and sum(away) > 0  # for neighbours: once, and only if something is parked
         return neighbours.products(away, kept, tokens.hidden.shape[-1]) if looks else 0
