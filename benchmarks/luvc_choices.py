@@ -139,6 +139,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
     },
     _AS_IT_IS: {
         "the default": LUVC(),
+        "the default on the halving cascade": LUVC(schedule="halving"),
         **{
             f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
             for every, pairs in {
@@ -206,7 +207,9 @@ def run(reference: str, found: dict[str, Any], args: argparse.Namespace) -> None
         rows["stock"] = {"group": "stock", **measure(subject, asked, None)}
     for group, variants in VARIANTS.items():
         for name, method in variants.items():
-            if f"{group}: {name}" in rows or (args.group and args.group not in f"{group}: {name}"):
+            if f"{group}: {name}" in rows or (
+                args.group and not any(part in f"{group}: {name}" for part in args.group)
+            ):
                 continue
             reachable = True
             if group != _AS_IT_IS:
@@ -225,7 +228,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--group", help="only variants of which `table: name` contains this")
+    parser.add_argument("--group", action="append", help="only variants of which `table: name` contains one of these")
     parser.add_argument("--out", type=Path, default=Path("luvc_choices.json"))
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()

@@ -32,7 +32,8 @@ from foveate import (
     V2Drop,
     VisionZip,
 )
-from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.cache import _joined
+from foveate.runtime.layout import Rows, frames, tokens_of
 from foveate.schedule import budget, named, spread
 
 HOST = Host("llava", blocks=32, layers=32, has_cls=True)
@@ -240,6 +241,18 @@ def test_v2drop_follows_its_authors_by_host() -> None:
     assert llava == [(3, 0.5), (17, 0.5), (22, 0.0)]
     assert qwen == [(3, 0.25), (16, 0.05), (22, 0.0)]
     assert [site.keep for site in V2Drop(keeps=(0.9, 0.8, 0.5)).sites(HOST)] == pytest.approx([0.9, 0.8, 0.5])
+
+
+def test_images_of_two_turns_are_not_one_clip() -> None:
+    def turn(clips: tuple[int, ...], rows: tuple[int, ...]) -> Rows:
+        tokens = video(*(3 for _ in clips))
+        tokens = replace(tokens, spans=replace(tokens.spans, clip=clips, row=rows))
+        slot = torch.arange(3).repeat(len(clips))
+        return Rows(4, 4, (4, 4), tokens, torch.tensor(rows).repeat_interleave(3), slot)
+
+    both = _joined(turn((0, 3), (0, 1)), turn((1,), (1,))).tokens
+    assert both.spans.clips == ((0,), (1,), (2,))
+    assert both.budget(0.1) == (1, 1, 1)
 
 
 def test_layers_in_any_order() -> None:

@@ -19,15 +19,16 @@ from foveate.tokens import Tokens
 
 @dataclass(frozen=True)
 class SPU(Method):
-    """Score visual tokens by a low-pass filter and drop them in a cascade, until the last layer has none.
+    """Score visual tokens by a low-pass filter and drop them at a few layers, until the last one has none.
 
     The second half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
     From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
-    pruning is gradual and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio is
-    published. ``low_frequency_energy`` through a ``notch`` of 0.85 is the score of VTC-LFC (NeurIPS 2022), the one earlier
-    pruner of this kind, without its attention factor; it lost to a random cut, so the default is ours: tokens that the
-    low-pass image explains are redundant (docs/methods/luvc.md). A span is filtered by itself, survivors in raster order,
-    and keeps its budget; survivors keep their positions.
+    pruning is gradual, a cascade, and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio
+    is published. ``low_frequency_energy`` through a ``notch`` of 0.85 with ``mirror=False, normalise=False`` is the score of
+    VTC-LFC (NeurIPS 2022), the one earlier pruner of this kind, without its attention factor; on a cascade it lost to a random
+    cut (docs/methods/luvc.md). So the default is ours: tokens that the low-pass image explains are redundant. Its schedule is
+    one cut at the start and one at the end, as good here at one cost; it gives up the gradual pruning, which is ``halving``.
+    A span is filtered by itself, survivors in raster order; survivors keep their positions.
 
     Attributes:
         keep: what is left where the named schedule says a half (its shares to a power); 1: everything, in the last layer too.
