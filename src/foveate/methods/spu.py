@@ -96,8 +96,10 @@ class SPU(Method):
         if self.mode == "low_frequency_energy":
             return low.abs().sum(-1)
         residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
-        keeps_mean = float(spectrum.gain(torch.zeros(1), self.cutoff, self.filter)) == 1
-        return _even(residual, tokens.counts) if self.along == "tokens" and keeps_mean else residual
+        if self.along == "channels":
+            return residual
+        mean_passes = spectrum.gain(residual.new_zeros(()), self.cutoff, self.filter) == 1
+        return torch.where(mean_passes, _even(residual, tokens.counts), residual)
 
 
 def _even(residual: Tensor, counts: Sequence[int]) -> Tensor:
