@@ -253,8 +253,3 @@ def test_images_of_two_turns_are_not_one_clip() -> None:
     both = _joined(turn((0, 3), (0, 1)), turn((1,), (1,))).tokens
     assert both.spans.clips == ((0,), (1,), (2,))
     assert both.budget(0.1) == (1, 1, 1)
-
-
-def test_layers_in_any_order() -> None:
-    assert Stride(layers=(4, -32)).sites(HOST)[0].layer == -32
-    assert walk(Stride(keep=0.5, layers=(8, 0)), video(10)) == [(5,), (3,)]

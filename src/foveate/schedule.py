@@ -224,11 +224,6 @@ def of_whole(stages: Sequence[Stage]) -> list[Stage]:
     return [(layer, math.prod(share for _, share in stages[: i + 1])) for i, (layer, _) in enumerate(stages)]
 
 
-def from_start(layer: int, depth: int) -> int:
-    """A layer counted from the first one, where it may be counted from the end of ``depth`` layers (-1 is the last)."""
-    return layer + depth if -depth <= layer < 0 else layer
-
-
 def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
     """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of an image's tokens per layer.
 

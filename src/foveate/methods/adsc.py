@@ -10,7 +10,7 @@ import torch
 
 from foveate.method import Host, Method, Site
 from foveate.ops import lattice, select
-from foveate.schedule import check_ratio, from_start, ratio_for_mean
+from foveate.schedule import check_ratio, ratio_for_mean
 from foveate.tokens import Reduction, Tokens
 
 #: Visual tokens removed, averaged over the layers, and the ``keep`` that removes them; see the docstring for their sources.
@@ -80,7 +80,7 @@ class ADSC(Method):
         """In order, counted from the beginning."""
         n = host.layers
         if self.layers:  # `ratio_for_mean` says what is wrong with them
-            return sorted(from_start(layer, n) for layer in self.layers)
+            return sorted(layer + n if -n <= layer < 0 else layer for layer in self.layers)
         halvings = 0
         while True:
             layers = sorted({round(n * stage / DEPTH / 2**halvings) for stage in STAGES})

@@ -9,7 +9,6 @@ from typing import ClassVar
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import select
-from foveate.schedule import from_start
 from foveate.tokens import Reduction, Tokens
 
 
@@ -36,8 +35,7 @@ class Stride(Method):
             raise ConfigError("Stride needs at least one layer")
 
     def sites(self, host: Host) -> Sequence[Site]:
-        layers = sorted(self.layers, key=lambda layer: from_start(layer, host.layers))
-        return Site.cascade("decoder", [(layer, self.keep**cut) for cut, layer in enumerate(layers, 1)])
+        return Site.cascade("decoder", [(layer, self.keep**cut) for cut, layer in enumerate(self.layers, 1)])
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tokens.budget(site)

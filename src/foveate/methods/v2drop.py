@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
-from foveate.schedule import Stage, check_ratio, from_start, of_present, of_whole
+from foveate.schedule import Stage, check_ratio, of_present, of_whole
 from foveate.tokens import Tokens
 
 #: The authors' settings: decoder layers of their model, those before which tokens leave, share of those present that stays.
@@ -52,8 +52,7 @@ class V2Drop(Method):
             raise ConfigError("V2Drop's default has three stages: give `layers` to use another number of `keeps`")
 
     def sites(self, host: Host) -> Sequence[Site]:
-        stages = sorted(self._stages(host), key=lambda stage: from_start(stage[0], host.layers))
-        return Site.cascade("decoder", of_whole(stages), signals=("residual",))
+        return Site.cascade("decoder", of_whole(self._stages(host)), signals=("residual",))
 
     def _stages(self, host: Host) -> list[Stage]:
         """Layers, and the share of the tokens present that survives at each."""
