@@ -37,7 +37,7 @@ class Even(SPU):
     """Control: evenly spaced tokens, on SPU's schedule."""
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        counts = tokens.budget(site)
         return Reduction(select.stride(tokens.counts, counts), counts)
 
 
@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         for name, options in {
             "L1 norm (notch of 1)": {"cutoff": 1.0},
             **{f"energy, notch {c}": {"cutoff": c} for c in (0.5, 0.7, 0.85)},
+            "energy, notch 0.85, wrap-around (VTC-LFC's score)": {"cutoff": 0.85, "mirror": False},
             **{f"energy, gaussian {c}": _gaussian(c) for c in (0.1, 0.2, 0.4, 0.8)},
             **{f"residual, gaussian {c}": {**_gaussian(c), "mode": "residual"} for c in (0.1, 0.2, 0.4, 0.8)},
             "residual, notch 0.85": {"mode": "residual", "cutoff": 0.85},
@@ -109,6 +110,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "evenly spaced": Even(schedule="early"),
         "random": Lots(schedule="early"),
         "energy, notch 0.85": SPU(schedule="early", **_score(cutoff=0.85)),
+        "energy, notch 0.85, wrap-around (VTC-LFC's score)": SPU(schedule="early", **_score(cutoff=0.85, mirror=False)),
         "energy, gaussian 0.2": SPU(schedule="early", **_score(**_gaussian(0.2))),
         "residual, gaussian 0.2, not normed": SPU(schedule="early", **{**_RESIDUAL, "normalise": False}),
         "L1 norm, RMS-normed": SPU(schedule="early", **_score(cutoff=1.0, normalise=True)),
@@ -137,6 +139,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
     },
     _AS_IT_IS: {
         "the default": LUVC(),
+        "the default on the halving cascade": LUVC(schedule="halving"),
         **{
             f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
             for every, pairs in {
@@ -204,7 +207,9 @@ def run(reference: str, found: dict[str, Any], args: argparse.Namespace) -> None
         rows["stock"] = {"group": "stock", **measure(subject, asked, None)}
     for group, variants in VARIANTS.items():
         for name, method in variants.items():
-            if f"{group}: {name}" in rows or (args.group and args.group not in f"{group}: {name}"):
+            if f"{group}: {name}" in rows or (
+                args.group and not any(part in f"{group}: {name}" for part in args.group)
+            ):
                 continue
             reachable = True
             if group != _AS_IT_IS:
@@ -223,7 +228,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--group", help="only variants of which `table: name` contains this")
+    parser.add_argument("--group", action="append", help="only variants of which `table: name` contains one of these")
     parser.add_argument("--out", type=Path, default=Path("luvc_choices.json"))
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()

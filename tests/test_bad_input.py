@@ -173,7 +173,7 @@ def test_layer_out_of_range(family: str) -> None:
         ({"stabilise": -1}, "stabilise=-1 is too small: give at least 0"),
         ({"neighbours": 0}, "neighbours=0 is too small: give at least 1"),
         ({"min_tokens": -1}, "min_tokens=-1 is too small: give at least 0"),
-        ({"scope": "batch"}, "choose one of 'span', 'global'"),
+        ({"scope": "batch"}, "choose one of 'span', 'neighbours', 'global'"),
         ({"block": tiny.BLOCKS}, f"block=4 leaves none to save work in.*give 1 to {tiny.BLOCKS - 1}"),
         ({"block": 2, "stabilise": 3}, "stabilise=3 is too many.*from block 2 on 2"),
     ],

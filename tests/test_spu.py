@@ -68,6 +68,13 @@ def test_the_earlier_of_two_stays(mirror: bool) -> None:
         assert (kept[0], kept[-1]) == (0, 8)
 
 
+def test_of_two_that_a_notch_leaves_differently_the_farther_stays() -> None:
+    """A notch of cut-off 0 lets little of the mean pass, so what it leaves of two tokens is not the same."""
+    tokens = replace(tokens_at([(1, 1, 2)], 0), index=torch.arange(2), hidden=torch.tensor([[1.0, 1.0], [5.0, 3.0]]))
+    method = SPU(filter="notch", cutoff=0.0, normalise=False, mirror=False)
+    assert method.reduce(tokens, Site("decoder", 1, 0.5)).keep.tolist() == [1]
+
+
 @pytest.mark.parametrize("along", ["tokens", "channels"])
 def test_spans_without_tokens(along: Any) -> None:
     tokens = tokens_at([(1, 1, 1), (1, 2, 3)], 0)

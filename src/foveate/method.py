@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.schedule import Stage, check_ratio
+from foveate.schedule import Stage, check_ratio, of_present
 from foveate.serialise import build, check, plain
 from foveate.tokens import Parked, Reduction, Signal, Tokens
 
@@ -31,6 +31,8 @@ class Site:
             layer), ``decode`` (the KV cache of a decoder layer and of all after it, at every generated token).
         layer: block or decoder layer; negative counts from the end.
         keep: share of the tokens present that survive, for `Tokens.budget`.
+        shares: at one of several cuts of a schedule: the shares of the tokens at its first cut that it leaves after each of
+            them, up to this one, so that the schedule is rounded and not each cut. `cascade` makes such sites.
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
         action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
@@ -47,10 +49,20 @@ class Site:
     action: Literal["reduce", "park", "attend", "restore"] = "reduce"
     unit: Literal["merge", "patch"] = "merge"
     signals: tuple[Signal, ...] = ()
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check(self)
         check_ratio("keep", self.keep)
+
+    @classmethod
+    def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
+        """The sites of a schedule: before each layer of ``stages`` its share of all tokens is left; up to none."""
+        shares = tuple(share for _, share in stages)
+        return [
+            cls(at, layer, keep, shares=shares[: cut + 1], **options)
+            for cut, (layer, keep) in enumerate(of_present(stages))
+        ]
 
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
@@ -111,7 +123,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} must say its sites")
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        """``(N,)`` scores; the best ``site.keep`` of every span survive."""
+        """``(N,)`` scores; the best of every span survive, as many as `Tokens.budget` of ``site`` says."""
         raise NotImplementedError(f"{type(self).__name__} must implement score() or reduce()")
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
@@ -120,7 +132,7 @@ class Method:
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
             shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
             raise ConfigError(f"{type(self).__name__}.score at {site} returned {shape}, expected ({len(tokens)},)")
-        return tokens.keep_best(score, site.keep)
+        return tokens.keep_best(score, site)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         """Hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.

@@ -9,19 +9,96 @@ from itertools import pairwise
 from foveate.errors import ConfigError
 
 
-def survivors(n: int, keep: float) -> int:
-    """``round(keep * n)`` with halves rounded up. The one rounding rule of the library."""
-    return math.floor(n * keep + 0.5)
+def survivors(n: int, keep: float, least: int = 1) -> int:
+    """The one rounding rule: ``round(keep * n)``, halves up, and at least ``least`` of them unless ``keep`` is 0."""
+    return max(math.floor(n * keep + 0.5), min(n, least) if keep > 0 else 0)
 
 
-def budget(counts: Sequence[int], keep: float, seen: Sequence[int] = ()) -> tuple[int, ...]:
-    """Survivors per span at ratio ``keep``.
+def budget(
+    counts: Sequence[int],
+    keep: float | Sequence[float],
+    seen: Sequence[int] = (),
+    *,
+    clips: Sequence[Sequence[int]] | None = None,
+    history: Sequence[Sequence[int]] = (),
+    total: Sequence[int] = (),
+) -> tuple[int, ...]:
+    """Survivors per span, rounded once for every clip (an image, or all frames of a video) and over all cuts of a schedule.
 
-    A span that arrives in several chunks gets what the whole would get: of ``seen + n`` tokens, less what the
-    ``seen`` were given.
+    A clip that arrives in several chunks gets what the whole would get: of all that has come so far, less what the earlier
+    part was given.
+
+    Args:
+        counts: ``(S,)`` tokens present per span.
+        keep: the share of them that survives; of a schedule: the shares that are left after each of its cuts, up to this one,
+            of what was there at the first.
+        seen: ``(S,)`` tokens of the span's clip that earlier forwards brought here.
+        clips: the spans of each clip, in order; None: every span is one.
+        history: ``(S,)`` counts before each reduction so far, the last one last. Where they are not what the schedule leaves
+            (others acted in between), it goes on from what is present.
+        total: ``(S,)`` tokens of the span's clip that all chunks together bring to the first cut, 0 where that is unknown;
+            empty: there is one chunk.
     """
-    earlier = seen or (0,) * len(counts)
-    return tuple(survivors(n + s, keep) - survivors(s, keep) for n, s in zip(counts, earlier))
+    shares = [keep] if isinstance(keep, (int, float)) else list(keep)
+    recent = history[max(0, len(history) - len(shares) + 1) :]
+    found = [0] * len(counts)
+    for clip in [[span] for span in range(len(counts))] if clips is None else clips:
+        here = [counts[span] for span in clip]
+        if total or any(seen):
+            earlier, whole = (facts[clip[0]] if facts else 0 for facts in (seen, total))
+            kept, base = _of_chunk(sum(here), earlier, shares, whole), here
+        else:
+            kept, base = _of_clip([[then[span] for span in clip] for then in recent], here, shares)
+        for span, n in zip(clip, spread(kept, base, here)):
+            found[span] = n
+    return tuple(found)
+
+
+def _of_clip(history: Sequence[list[int]], here: list[int], shares: Sequence[float]) -> tuple[int, list[int]]:
+    """Survivors of a clip at the last cut of ``shares``, and the tokens per span that they are a share of.
+
+    That is what was there at the first cut from which on the schedule alone has decided.
+    """
+    left = [1.0, *shares]
+    for cuts in range(min(len(shares) - 1, len(history)), -1, -1):  # how many cuts ago
+        base, before = history[-cuts] if cuts else here, left[-2 - cuts]
+        expected, after = (survivors(sum(base), share / before if before else 0.0) for share in left[-2:])
+        if expected == sum(here):
+            break
+    return after, base
+
+
+def _of_chunk(n: int, seen: int, shares: Sequence[float], total: int) -> int:
+    """Survivors of a clip's ``n`` tokens that come after ``seen`` others, of ``total`` in all (0: unknown)."""
+    if not total:
+        share = shares[-1] / shares[-2] if len(shares) > 1 and shares[-2] else shares[-1]
+        return survivors(seen + n, share) - survivors(seen, share)
+    before, after = (survivors(total, share) for share in [1.0, *shares][-2:])
+    return _nearest(after * (seen + n), before) - _nearest(after * seen, before)
+
+
+def spread(total: int, weights: Sequence[int], room: Sequence[int]) -> list[int]:
+    """``total`` over several spans in proportion to ``weights``, by cumulative rounding.
+
+    Args:
+        total: at most the sum of ``room``.
+        weights: where they are equal, the spans get equally many, or one more or less.
+        room: the most that each span can have; what does not fit goes to the next one that has room.
+    """
+    whole, end, given, found = sum(weights), 0, 0, []
+    for weight, most in zip(weights, room):
+        end += weight
+        found.append(max(0, min(most, _nearest(total * end, whole) - given)))
+        given += found[-1]
+    for i in reversed(range(len(found))):
+        more = min(room[i] - found[i], total - given)
+        found[i], given = found[i] + more, given + more
+    return found
+
+
+def _nearest(numerator: int, denominator: int) -> int:
+    """The whole number nearest to a fraction, halves up; 0 if it is of nothing."""
+    return (2 * numerator + denominator) // (2 * denominator) if denominator else 0
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -142,8 +219,13 @@ def of_present(stages: Sequence[Stage]) -> list[Stage]:
     return found
 
 
+def of_whole(stages: Sequence[Stage]) -> list[Stage]:
+    """Shares of those present as shares of the whole; what `of_present` undoes."""
+    return [(layer, math.prod(share for _, share in stages[: i + 1])) for i, (layer, _) in enumerate(stages)]
+
+
 def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
-    """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of a span's tokens per layer.
+    """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of an image's tokens per layer.
 
     Layer ``l`` of ``depth`` holds ``ratio ** c`` of them, where ``c`` of ``layers`` are at most ``l``.
 
@@ -163,6 +245,8 @@ def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
             f"a mean of {mean:.4g} cannot be reached: the {starts[0]} layers before the first cut hold all tokens, so "
             f"{starts[0] / depth:.4g} is the least; cut earlier, or ask for more"
         )
+    if mean * depth <= starts[0] * (1 + 1e-9):
+        return 0.0
     low, high = 0.0, 1.0
     for _ in range(60):  # the mean grows with the ratio
         middle = (low + high) / 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch import Tensor
 from foveate.errors import UnknownNameError
 from foveate.ops import segments, select
 from foveate.schedule import budget
+
+if TYPE_CHECKING:
+    from foveate.method import Site
 
 Signal = Literal["residual", "keys", "values", "last_row", "text_rows", "received", "cls_row", "text"]
 
@@ -42,6 +46,12 @@ class Spans:
         """Tokens per span before any reduction."""
         return tuple(height * width for height, width in self.shape)
 
+    @property
+    def clips(self) -> tuple[tuple[int, ...], ...]:
+        """The spans of each clip: those of a video's frames, which come one after another, or that of an image."""
+        runs = groupby(range(len(self)), key=lambda span: (self.row[span], self.clip[span]))
+        return tuple(tuple(run) for _, run in runs)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -56,7 +66,10 @@ class Tokens:
         hidden: ``(N, C)`` hidden states. In a tower whose projector joins ``u`` patches to one token (2x2 mergers),
             a token is that whole unit and ``C`` is ``u`` times the tower's width, patch after patch.
         signals: what the site asked for, by name; read them through the properties below.
-        seen: ``(S,)`` ints, tokens of the span that earlier forwards already brought here (chunked prefill), else 0.
+        seen: ``(S,)`` ints, tokens of the span's clip that earlier forwards already brought here (chunked prefill), else 0.
+        total: ``(S,)`` ints, where a prompt comes in chunks: tokens of the span's clip that all of them bring to the method's
+            first site in the language model, 0 if unknown; else empty.
+        history: ``(S,)`` counts before each reduction so far, from the first to the last one.
         text_counts: text tokens per sample of the batch, for the signal ``text``.
         state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
     """
@@ -69,6 +82,8 @@ class Tokens:
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     seen: tuple[int, ...] = ()
+    total: tuple[int, ...] = ()
+    history: tuple[tuple[int, ...], ...] = ()
     text_counts: tuple[int, ...] = ()
     state: MutableMapping[str, Any] = field(default_factory=dict)
 
@@ -125,9 +140,22 @@ class Tokens:
         """``(M, C)``: hidden states of the text tokens, sample after sample of the batch (``text_counts`` each)."""
         return self._signal("text")
 
-    def budget(self, keep: float) -> tuple[int, ...]:
-        """Survivors per span for a ratio: ``round(keep * n)``, halves up (`foveate.schedule.budget`)."""
-        return budget(self.counts, keep, self.seen)
+    @property
+    def clip_counts(self) -> tuple[int, ...]:
+        """Tokens now present per clip: an image, or all frames of a video; sums to ``N``."""
+        return tuple(sum(self.counts[span] for span in clip) for clip in self.spans.clips)
+
+    def budget(self, keep: float | Site) -> tuple[int, ...]:
+        """Survivors per span, rounded once per image or video (`foveate.schedule.budget`).
+
+        Args:
+            keep: the share that survives of the tokens present; or a site, for its share. At a site of `Site.cascade` the
+                schedule is rounded, not each of its cuts.
+        """
+        share = keep if isinstance(keep, (int, float)) else keep.shares or keep.keep
+        # Of a share of what is present, parts of an image add up whatever the whole will be.
+        total = self.total if isinstance(share, tuple) else ()
+        return budget(self.counts, share, self.seen, clips=self.spans.clips, history=self.history, total=total)
 
     def select(self, keep: Tensor, counts: tuple[int, ...]) -> Tokens:
         """The same tokens, only those at the packed indices ``keep``; signals are dropped."""
@@ -139,18 +167,22 @@ class Tokens:
             coords=self.coords[keep],
             hidden=self.hidden[keep] if self.hidden.numel() else self.hidden,
             signals={},
+            history=(*self.history, self.counts),
         )
 
-    def keep_best(self, score: Tensor, keep: float) -> Reduction:
+    def keep_best(self, score: Tensor, keep: float | Site) -> Reduction:
         """Keep the ``budget(keep)`` highest scores ``(N,)`` of each span."""
         counts = self.budget(keep)
         return Reduction(select.top_k(score, self.counts, counts), counts)
 
+    def keep_indices(self, keep: Tensor) -> Reduction:
+        """Keep the packed indices ``keep``, ascending; asks the device once how many that are in each span."""
+        per_span = torch.bincount(self.segment[keep], minlength=len(self.counts)).tolist()
+        return Reduction(keep, tuple(int(count) for count in per_span))
+
     def keep_mask(self, mask: Tensor) -> Reduction:
-        """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device once."""
-        kept = mask.nonzero().flatten()
-        per_span = torch.bincount(self.segment[kept], minlength=len(self.counts)).tolist()
-        return Reduction(kept, tuple(int(count) for count in per_span))
+        """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device."""
+        return self.keep_indices(mask.nonzero().flatten())
 
 
 @dataclass(frozen=True)

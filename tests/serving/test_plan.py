@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,7 @@ from foveate import (
 from foveate.compress import host_of
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.models import family_of
+from foveate.runtime.layout import tokens_of
 from foveate.serving.plan import Item, make_plan
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Prompt
@@ -86,11 +87,26 @@ def test_counts_are_those_of_a_run(method: Method) -> None:
 
 
 def test_an_image_of_which_nothing_would_be_left_is_left_alone() -> None:
-    plan = plan_for(Random(keep=0.1))
+    plan = plan_for(Random(keep=0.0))
     assert not plan.shortens(item(2, 4))
     assert plan.entry_counts(item(2, 4)) == (2,)
-    assert plan.shortens(item(8, 8))
-    assert plan.entry_counts(item(8, 8)) == (2,)
+    plan = plan_for(Random(keep=0.1))  # a small one keeps a token
+    assert plan.shortens(item(2, 4))
+    assert plan.entry_counts(item(2, 4)) == (1,)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_later_cuts_of_a_schedule_know_what_was_there_at_its_first(frames: int) -> None:
+    """What the engine hands to the layers gives the counts that were planned: the schedule's, rounded once for a video."""
+    stages = ((0, 0.7), (2, 0.45), (4, 0.2))
+    plan, here = plan_for(SPU(schedule=None, stages=stages)), item(6, 10, frames)
+    assert plan.entry_history(here) == ((15,) * frames,)
+    counts = (plan.entry_counts(here), *plan.inner_counts(here))
+    assert [sum(each) for each in counts] == [int(15 * frames * share + 0.5) for _, share in stages]
+    tokens = replace(tokens_of(here.spans), counts=counts[0], history=plan.entry_history(here))
+    for action, planned in zip(plan.inner, counts[1:], strict=True):
+        assert tokens.budget(action.site) == planned
+        tokens = replace(tokens, counts=planned, history=(*tokens.history, tokens.counts))
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,7 @@ class Asks(Method):
         (Asks(at="lm_entry"), UnsupportedSiteError, "encodes an image before it meets its question"),
         (Asks(at="decoder"), UnsupportedSiteError, "a prompt may come in pieces, an image before its question"),
         (IPCV(scope="global"), ConfigError, "decides across all images of a call"),
+        (IPCV(scope="neighbours"), ConfigError, "decides across all images of a call"),
     ],
 )
 def test_refused(method: Method, error: type[Exception], sentence: str) -> None:

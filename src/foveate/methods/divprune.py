@@ -18,10 +18,11 @@ class DivPrune(Method):
     "DivPrune: Diversity-based Visual Token Pruning" (arXiv 2503.02175, CVPR 2025), section 3.2.
     From the paper: cosine distance of projected tokens, greedy max-min, seed = the token farthest from its nearest
     neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
-    gives theirs). Ours: all images of the batch at once, budget per span.
+    gives theirs). Ours: all images of the batch at once, each by itself, and of a video every frame (the code: all visual
+    tokens of a prompt together); at least one token stays of an image.
 
     Attributes:
-        keep: share of each span that survives.
+        keep: share of each image that survives.
     """
 
     keep: float = 0.098
@@ -32,7 +33,7 @@ class DivPrune(Method):
         return [Site("lm_entry", keep=self.keep)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        counts = tokens.budget(site)
         return Reduction(select.farthest_point(tokens.hidden, tokens.counts, counts), counts)
 
     def flops(self, tokens: Tokens, site: Site) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from foveate.method import Host, Method, Site
 from foveate.ops import select
+from foveate.ops.segments import segment_ids
 from foveate.schedule import check_ratio
 from foveate.tokens import Reduction, Tokens
 
@@ -22,10 +23,12 @@ class DyCoke(Method):
     KV cache; the temporal merging of section 3.2 acts before the LLM and is not here yet).
     From the paper: attention of layer 3's predecessor, 30 % of the visual tokens kept, a new choice only when the
     attention has turned (cosine below 0.9). Hidden keys and values are not freed, so they can come back. The authors'
-    code falls back to the whole cache when the attention has not turned; as in the paper, ours keeps the last choice.
+    code rounds the count down, and falls back to the whole cache when the attention has not turned; ours is the nearest count
+    and, as in the paper, keeps the last choice. As in the code, all frames of a video share one budget and one ranking; ours:
+    every image and video of a prompt has its own.
 
     Attributes:
-        keep: share of the visual tokens that a step sees.
+        keep: share of the visual tokens of an image or video that a step sees.
         layer: first decoder layer that sees less; the attention of the one before it chooses.
         threshold: cosine between two steps' attention below which the choice is made anew.
     """
@@ -44,20 +47,20 @@ class DyCoke(Method):
         return [Site("decode", self.layer, self.keep, signals=("last_row",))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        spans, counts = tokens.budget(site), tokens.clip_counts
+        kept = [sum(spans[span] for span in clip) for clip in tokens.spans.clips]  # an image, or a whole video
         attention = tokens.last_row.float().mean(-1)
-        keep = select.top_k(attention, tokens.counts, counts)
+        keep = select.top_k(attention, counts, kept)
         before = tokens.state.get("attention")
         if before is not None and before.shape == attention.shape:
-            segment, n_spans = tokens.segment, len(tokens.counts)
-            turned = _cosine(before, attention, segment, n_spans) < self.threshold  # (S,)
-            kept_segment = segment[keep]
-            keep = torch.where(turned[kept_segment], keep, tokens.state["keep"])
+            turned = _cosine(before, attention, counts) < self.threshold
+            keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
         tokens.state["attention"], tokens.state["keep"] = attention, keep
-        return Reduction(keep, counts)
+        return Reduction(keep, spans) if len(counts) == len(spans) else tokens.keep_indices(keep)
 
 
-def _cosine(a: torch.Tensor, b: torch.Tensor, segment: torch.Tensor, n_spans: int) -> torch.Tensor:
+def _cosine(a: torch.Tensor, b: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """Cosine of two packed ``(N,)`` vectors by segment: ``(S,)``."""
-    dot, aa, bb = (a.new_zeros(n_spans).index_add_(0, segment, x) for x in (a * b, a * a, b * b))
+    segment, zeros = segment_ids(counts, a.device), a.new_zeros(len(counts))
+    dot, aa, bb = (zeros.index_add(0, segment, x) for x in (a * b, a * a, b * b))
     return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.method import Host, Method, Site
-from foveate.schedule import Stage, check_stages, of_present, turned
+from foveate.schedule import Stage, check_stages, turned
 from foveate.tokens import Tokens
 
 
@@ -20,10 +20,11 @@ class FastV(Method):
     "An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024), section 4.1.
     From the paper: the layer and the ratio (K=2, R=50 %). From the authors' code: attention of layer ``layer - 1``,
     mean over heads, query = the last token; original position ids are kept. Ours: one attention row is computed, not a
-    map, so fast attention kernels stay on; the budget is per span.
+    map, so fast attention kernels stay on; every image keeps its share, rounded to the nearest count (the code rounds down),
+    and every frame of a video its part of it (the code ranks the whole video).
 
     Attributes:
-        keep: share of each span that survives.
+        keep: share of each image that survives.
         layer: decoder layer before which the others leave (K).
         stages: in place of both, a schedule: (layer, share of all tokens from there on). Tokens are ranked anew by each
             previous layer, as G-Search and P-Sigmoid do (arXiv 2412.00556, CVPR 2025); `foveate tune` searches one.
@@ -40,8 +41,7 @@ class FastV(Method):
         check_stages("stages", self.stages)
 
     def sites(self, host: Host) -> Sequence[Site]:
-        stages = of_present(self.stages) if self.stages else [(self.layer, self.keep)]
-        return [Site("decoder", layer, keep, signals=("last_row",)) for layer, keep in stages]
+        return Site.cascade("decoder", self.stages or [(self.layer, self.keep)], signals=("last_row",))
 
     def with_share(self, share: float, host: Host) -> Method:
         """Its one ratio, or the schedule steeper or flatter."""

@@ -24,10 +24,11 @@ class IPCV(Method):
     From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
     its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
     to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
-    were parked, in fp32, equal weights; single patches, not 2x2 units; original rotary rows; block 3 and 7 stabilised blocks
-    (Qwen2-VL), 7 and 3 (InternVL). Ours: in towers shallower than any that the authors ran (27 blocks, with CLS 24) these in
-    proportion; budget and neighbours per span (``global``, as in the code: per call); one patch of a span at least; nearest
-    count; in stabilised blocks queries of kept patches only, with the same result; CLS goes on and is nobody's neighbour.
+    were parked, in fp32, equal weights; single patches; original rotary rows; block 3 and 7 stabilised blocks (Qwen2-VL), 7 and
+    3 (InternVL); a call shares budget and neighbours (Qwen2-VL: ``global``), or neighbours (InternVL: ``neighbours``). Ours: in
+    shallower towers (than 27 blocks, with CLS 24) these in proportion; by default an image or video has its own budget, a span
+    its neighbours; one patch of it at least; nearest count (the code rounds down); in stabilised blocks queries of kept patches
+    only, with the same result; CLS goes on and is nobody's neighbour (in the code it may be).
 
     Attributes:
         keep: share of the patches that go on through the tower.
@@ -36,7 +37,7 @@ class IPCV(Method):
         neighbours: kept patches whose mean change a parked one takes over (the paper's k).
         min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
         changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
-        scope: what shares a budget and neighbours: ``span``, or ``global``, all images of a call.
+        scope: what is shared by all images of a call: nothing (``span``), ``neighbours``, or the budget, too (``global``).
     """
 
     keep: float = 0.35
@@ -45,22 +46,21 @@ class IPCV(Method):
     neighbours: int = 10
     min_tokens: int = 29
     changed: Literal["most", "least"] = "most"
-    scope: Literal["span", "global"] = "span"
+    scope: Literal["span", "neighbours", "global"] = "span"
 
     paper: ClassVar[str] = "IPCV (2512.18747)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"block": 1, "stabilise": 0, "neighbours": 1, "min_tokens": 0}
-        why = {"block": " (block - 1 gives the score)"}
         for name, smallest in least.items():
             value = getattr(self, name)
             if value is not None and value < smallest:
-                raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}{why.get(name, '')}")
+                raise ConfigError(f"IPCV: {name}={value} is too small: give at least {smallest}")
 
     @property
     def across_images(self) -> bool:
-        return self.scope == "global"
+        return self.scope != "span"
 
     def sites(self, host: Host) -> Sequence[Site]:
         block, stabilise = self.depths(host)
@@ -83,29 +83,29 @@ class IPCV(Method):
         usual = max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
         return block, usual if self.stabilise is None else self.stabilise
 
-    def _budget(self, counts: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], list[int]]:
-        """Patches of each pool (a span, or all of them), how many of them are kept, and how many are parked."""
-        pools, least = tuple(counts), 1
+    def _budget(self, tokens: Tokens) -> tuple[tuple[int, ...], list[int], list[int]]:
+        """Patches kept of each span, or of all (``global``); of each pool of neighbours, those parked and those kept."""
+        pools, kept, least = tokens.counts, tokens.budget(self.keep), 1
         if self.scope == "global":
-            pools, least = (sum(counts),), sum(map(bool, counts))
-        kept = tuple(n if n < self.min_tokens else max(survivors(n, self.keep), min(least, n)) for n in pools)
-        return pools, kept, [n - k for n, k in zip(pools, kept)]
+            pools, kept, least = (len(tokens),), (survivors(len(tokens), self.keep),), sum(map(bool, tokens.counts))
+        kept = tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
+        away = [n - k for n, k in zip(pools, kept)]
+        return (kept, away, list(kept)) if self.scope == "span" else (kept, [sum(away)], [sum(kept)])
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
-        pools, counts, _ = self._budget(tokens.counts)
-        if self.scope == "span":
-            return Reduction(select.top_k(score, pools, counts), counts)
+        kept, _, _ = self._budget(tokens)
+        if self.scope != "global":
+            return Reduction(select.top_k(score, tokens.counts, kept), kept)
         first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
-        kept = select.top_k(score.index_fill(0, first, torch.inf), pools, counts)
-        return Reduction(kept, tuple(torch.bincount(tokens.segment[kept], minlength=len(tokens.counts)).tolist()))
+        return tokens.keep_indices(select.top_k(score.index_fill(0, first, torch.inf), (len(tokens),), kept))
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         before, state = parked.tokens.hidden, parked.state
         if not state:
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
             rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            _, kept, away = self._budget(parked.tokens.counts)
+            _, away, kept = self._budget(parked.tokens)
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
@@ -114,6 +114,6 @@ class IPCV(Method):
         return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        _, kept, away = self._budget(tokens.counts)
+        _, away, kept = self._budget(tokens)
         looks = site.action == "park" and sum(away) > 0  # for neighbours: once, and only if something is parked
         return neighbours.products(away, kept, tokens.hidden.shape[-1]) if looks else 0

@@ -1,4 +1,4 @@
-"""LUVC: merge in the vision tower, then filter tokens out through the language model until none is left."""
+"""LUVC: merge in the vision tower, then filter tokens out in the language model until its last layer has none."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class LUVC(OIM, SPU):
 
     "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
     parts, training-free, and that no visual token is left in the last layer; what each part takes from where, and what their
-    options mean, is said there. Ours: the ratios, which halve the language model's FLOPs, and one dial for both.
-    ``merge=1`` is LUVC without the merger, which goes together with other tower methods. What was tried:
-    docs/methods/luvc.md.
+    options mean, is said there. Ours: the ratios, which halve the language model's FLOPs, one dial for both, and the
+    schedule: by default one cut before the first layer and one before the last, where the published pruning is gradual
+    (``schedule="halving"`` is a cascade, as accurate here at the same cost). ``merge=1`` is LUVC without the merger, which goes
+    together with other tower methods. What was tried: docs/methods/luvc.md.
     """
 
     keep: float = 0.7

@@ -32,7 +32,7 @@ class OIM(Method):
     with a 2x2 patch merger a token is that block, merged patch by patch. The new rectangle takes evenly spaced rows and
     columns of the old one, so windows lose alike; each token's position is the centroid of its members, in the tower and
     in the language model, and ``positions="renumber"`` (or ``native``) numbers the rectangle as a smaller image. Frames of
-    a video are images.
+    a video are images. Lines are whole: the second pass leaves the rows that come nearest to ``merge``; 1 x 7 become 5 at 0.5.
 
     Attributes:
         merge: share of an image's tokens that is left by one pass along the width and one along the height at three

@@ -21,7 +21,7 @@ class Random(Method):
     ``seed``, the layer and the token's place in its span, so an image loses the same tokens in any batch.
 
     Attributes:
-        keep: share of each span that survives.
+        keep: share of each image that survives.
         layer: decoder layer before which the others leave.
         seed: of the draw.
     """

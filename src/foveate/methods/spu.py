@@ -13,21 +13,22 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Method, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
-from foveate.schedule import Stage, check_stages, named, of_present, turned
+from foveate.schedule import Stage, check_stages, named, turned
 from foveate.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class SPU(Method):
-    """Score visual tokens by a low-pass filter and drop them in a cascade, until the last layer has none.
+    """Score visual tokens by a low-pass filter and drop them at a few layers, until the last one has none.
 
     The second half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
     From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
-    pruning is gradual and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio is
-    published. ``low_frequency_energy`` through a ``notch`` of 0.85 is the score of VTC-LFC (NeurIPS 2022), the one earlier
-    pruner of this kind, without its attention factor; it lost to a random cut, so the default is ours: tokens that the
-    low-pass image explains are redundant (docs/methods/luvc.md). A span is filtered by itself, survivors in raster order,
-    and keeps its budget; survivors keep their positions.
+    pruning is gradual, a cascade, and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio
+    is published. ``low_frequency_energy`` through a ``notch`` of 0.85 with ``mirror=False, normalise=False`` is the score of
+    VTC-LFC (NeurIPS 2022), the one earlier pruner of this kind, without its attention factor; on a cascade it lost to a random
+    cut (docs/methods/luvc.md). So the default is ours: tokens that the low-pass image explains are redundant. Its schedule is
+    one cut at the start and one at the end, as good here at one cost; it gives up the gradual pruning, which is ``halving``.
+    A span is filtered by itself, survivors in raster order; survivors keep their positions.
 
     Attributes:
         keep: what is left where the named schedule says a half (its shares to a power); 1: everything, in the last layer too.
@@ -71,7 +72,7 @@ class SPU(Method):
         stages = list(self.stages)
         if self.schedule is not None:
             stages = turned(named(self.schedule, host.layers, self.every), self.keep)
-        return [Site("decoder", layer, share) for layer, share in of_present(stages)]
+        return Site.cascade("decoder", stages)
 
     def with_share(self, share: float, host: Host) -> Method:
         """The schedule steeper or flatter."""
@@ -95,12 +96,15 @@ class SPU(Method):
         if self.mode == "low_frequency_energy":
             return low.abs().sum(-1)
         residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
-        return _even(residual, tokens.counts) if self.along == "tokens" else residual
+        if self.along == "channels":
+            return residual
+        mean_passes = spectrum.gain(residual.new_zeros(()), self.cutoff, self.filter) == 1
+        return torch.where(mean_passes, _even(residual, tokens.counts), residual)
 
 
 def _even(residual: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same, without rounding where two tokens are all of a span: these are equally far from whatever passes, so the
-    earlier one shall stay, in every batch and under every attention."""
+    """The same, without rounding where two tokens are all of a span: these are equally far from what passes if their mean
+    passes whole, so the earlier one shall stay, in every batch and under every attention."""
     pairs = [start for start, n in zip(offsets(counts), counts) if n == 2]
     rows = ranges(pairs, [2] * len(pairs), residual.device)
     return residual.index_copy(0, rows, residual[rows].view(-1, 2).mean(1).repeat_interleave(2))

@@ -16,7 +16,8 @@ from foveate.tokens import Reduction, Tokens
 class Stride(Method):
     """Keep every ``1/keep``-th token of every span, in raster order, before each of ``layers``.
 
-    A control, not a paper: what uniform subsampling at the same budget would do. ``keep`` applies again at every layer.
+    A control, not a paper: what uniform subsampling at the same budget would do. ``keep`` applies again at every layer; the
+    counts are those of the whole schedule, rounded once.
 
     Attributes:
         keep: share of the tokens present that survives each time.
@@ -34,8 +35,8 @@ class Stride(Method):
             raise ConfigError("Stride needs at least one layer")
 
     def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("decoder", layer, self.keep) for layer in self.layers]
+        return Site.cascade("decoder", [(layer, self.keep**cut) for cut, layer in enumerate(self.layers, 1)])
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        counts = tokens.budget(site)
         return Reduction(select.stride(tokens.counts, counts, tokens.index.device), counts)

@@ -21,11 +21,13 @@ class ToMe(Method):
     "Token Merging: Your ViT But Faster" (arXiv 2210.09461, ICLR 2023), section 3.
     From the paper: head-mean keys as the metric, alternate tokens as the two sets, size-weighted mean, proportional
     attention, a constant number of merges per block. Ours: the number is chosen so that ``keep`` of the tokens leave the
-    tower; a merged token keeps the place and position of its odd member; in towers with a 2x2 patch merger a token is
-    the 2x2 block, merged patch by patch.
+    tower, and as merges are whole, so that the count after each block is the nearest; tokens alternate in raster order, merged
+    ones at the place and position of their odd member (the code: in whatever order the last block left), and the CLS token is
+    in neither set (the code: it is a source that never merges); in towers with a 2x2 patch merger a token is the 2x2 block,
+    merged patch by patch.
 
     Attributes:
-        keep: share of the tokens that leave the tower; a block can at most halve them.
+        keep: share of the tokens that leave the tower; a block can at most halve them, and a span keeps one token at least.
     """
 
     keep: float = 0.5
@@ -35,14 +37,14 @@ class ToMe(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         # The same number r of merges in each block: of N, block b leaves 1 - (b + 1) r / N, and the last one `keep`.
-        share = [1 - (1 - self.keep) * done / host.blocks for done in range(host.blocks + 1)]
-        return [
-            Site("tower", block, max(0.5, share[block + 1] / share[block]), where="mid", signals=("keys",))
-            for block in range(host.blocks)
-        ]
+        stages, share = [], 1.0
+        for block in range(host.blocks):
+            share = max(share / 2, self.keep + (1 - self.keep) * (host.blocks - block - 1) / host.blocks)
+            stages.append((block, share))
+        return Site.cascade("tower", stages, where="mid", signals=("keys",))
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
+        counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))
         merges = [n - kept for n, kept in zip(tokens.counts, counts)]
         metric = tokens.keys.mean(1)  # (N, d)
         source, target = merge.bipartite_match(metric, tokens.counts, merges)

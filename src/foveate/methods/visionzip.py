@@ -11,7 +11,7 @@ import torch
 from foveate.method import Host, Method, Site
 from foveate.ops import merge, select
 from foveate.ops.segments import segment_mean
-from foveate.schedule import budget, check_ratio
+from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Signal, Tokens
 
 
@@ -20,14 +20,17 @@ class VisionZip(Method):
     """At the tower's output keep the tokens that receive most attention, and merge the others into evenly spaced ones.
 
     "VisionZip: Longer is Better but Not Necessary" (arXiv 2412.04467, CVPR 2025), section 3.
-    From the paper: attention of the CLS token (without one: attention received), 54 dominant + 10 contextual of 576.
+    From the paper: attention of the CLS token (without one: attention received), 54 dominant + 10 contextual of 576, where
+    the CLS token is one of the 54.
     From the authors' code: scores summed over heads; the others join the target with the most similar head-mean key, and
     a target becomes itself plus the mean of its members. Ours: the targets are spaced evenly from the middle, not from
-    the first token; the CLS token itself is not kept; in towers with a 2x2 merger a token is the 2x2 block; survivors
-    keep their positions.
+    the first token; the CLS token itself is not kept, so 54 patches are dominant where the code keeps 53 and it; survivors
+    are in raster order, contextual ones at the place of their target (the code puts them after the dominant ones), and keep
+    their positions; in towers with a 2x2 merger a token is the 2x2 block; counts are rounded to the nearest (the code has
+    them as numbers).
 
     Attributes:
-        keep: share of each span that survives, dominant and contextual together.
+        keep: share of each image that survives, dominant and contextual together.
         contextual: share of the survivors that are merged ones.
     """
 
@@ -45,9 +48,7 @@ class VisionZip(Method):
         return [Site("tower_output", keep=self.keep, signals=(attention, "keys"))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
-        n_contextual = budget(counts, self.contextual)
-        n_dominant = tuple(kept - few for kept, few in zip(counts, n_contextual))
+        counts, n_dominant, n_contextual = self._counts(tokens, site)
         attention = tokens.cls_row.sum(-1) if "cls_row" in tokens.signals else tokens.received
         dominant = select.top_k(attention, tokens.counts, n_dominant)
 
@@ -72,8 +73,16 @@ class VisionZip(Method):
 
         return Reduction(keep, counts, torch.cat([tokens.hidden[dominant], contextual])[order], groups=groups)
 
+    def _counts(self, tokens: Tokens, site: Site) -> tuple[tuple[int, ...], ...]:
+        """Survivors per span, and how many of them are dominant and how many contextual."""
+        counts = tokens.budget(site)
+        contextual: list[int] = []
+        for clip in tokens.spans.clips:
+            kept = [counts[span] for span in clip]
+            contextual += spread(survivors(sum(kept), self.contextual, least=0), kept, kept)
+        return counts, tuple(kept - few for kept, few in zip(counts, contextual)), tuple(contextual)
+
     def flops(self, tokens: Tokens, site: Site) -> int:
-        counts = tokens.budget(site.keep)
-        n_contextual = budget(counts, self.contextual)
+        counts, _, n_contextual = self._counts(tokens, site)
         rest = max((n - k + c for n, k, c in zip(tokens.counts, counts, n_contextual)), default=0)
         return 2 * len(tokens.counts) * rest * max(n_contextual, default=0) * tokens.keys.shape[-1]

@@ -102,7 +102,6 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
     actions: list[Action] = []
-    owners: list[int] = []  # which part each action is of (two parts may be equal)
     for number, part in enumerate(method.parts()):
         sites = part.sites(host)
         if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
@@ -115,12 +114,10 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
                     f"{host.layers} on attend to the keys of earlier ones: reduce the prompt, at a decoder site"
                 )
             _check(part, site, host, family, config)
-            actions.append(Action(site, part, len(actions)))
-            owners.append(number)
+            actions.append(Action(site, part, len(actions), number))
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
-    ordered = sorted(range(len(actions)), key=lambda i: _moment(actions[i]))
-    _check_parking([(actions[i], owners[i]) for i in ordered], merged)
+    _check_parking(sorted(actions, key=_moment), merged)
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
@@ -154,33 +151,33 @@ def _moment(action: Action) -> tuple[float, bool]:
     return {"pixels": -1.0}.get(site.at, math.inf), False
 
 
-def _check_parking(actions: list[tuple[Action, int]], merged: float) -> None:
+def _check_parking(actions: list[Action], merged: float) -> None:
     """One method at a time has tokens parked, and until they are back no site reduces those that are left, nor does stock code
     merge rows, as it does after the sites before block ``merged``."""
-    lot: tuple[Action, int] | None = None
-    for action, owner in actions:
+    lot: Action | None = None
+    for action in actions:
         site, name = action.site, action.method.name()
         if not site.at.startswith("tower"):
             continue
-        if site.action in ("attend", "restore") and (lot is None or lot[1] != owner):
+        if site.action in ("attend", "restore") and (lot is None or lot.part != action.part):
             what = "restores" if site.action == "restore" else "attends to parked tokens"
             raise UnsupportedSiteError(f"{name}: {site} {what}, but nothing is parked there")
-        if site.action == "restore" and lot is not None and _moment(lot[0]) <= (merged, False) < _moment(action):
+        if site.action == "restore" and lot is not None and _moment(lot) <= (merged, False) < _moment(action):
             raise UnsupportedSiteError(
-                f"{name} parks tokens at {lot[0].site} and restores them at {site}, but this tower merges rows where block "
+                f"{name} parks tokens at {lot.site} and restores them at {site}, but this tower merges rows where block "
                 f"{merged} begins, and parked ones would not be among them: restore at tower {merged} at the latest, or park "
                 f"at tower {merged + 1} or later"
             )
         if site.action in ("park", "reduce") and lot is not None:
             raise UnsupportedSiteError(
-                f"{name} acts at {site} on what {lot[0].method.name()} has left, whose other tokens are parked since "
-                f"{lot[0].site}: use one of the two, or let {name} act before that, after they are back (then name it "
+                f"{name} acts at {site} on what {lot.method.name()} has left, whose other tokens are parked since "
+                f"{lot.site}: use one of the two, or let {name} act before that, after they are back (then name it "
                 "later in the sum), or not in the tower, if its options allow"
             )
         if site.action in ("park", "restore"):
-            lot = (action, owner) if site.action == "park" else None
+            lot = action if site.action == "park" else None
     if lot is not None:
-        raise UnsupportedSiteError(f"{lot[0].method.name()} parks tokens in the tower and never restores them")
+        raise UnsupportedSiteError(f"{lot.method.name()} parks tokens in the tower and never restores them")
 
 
 def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:

@@ -139,7 +139,7 @@ def _select_rows(layout: Rows, rows: list[int]) -> Rows:
         frame=tuple(spans.frame[s] for s in order),
         row=tuple(new for new, _ in chosen),
     )
-    picked = replace(tokens.select(keep, tuple(tokens.counts[s] for s in order)), spans=new_spans)
+    picked = replace(tokens.select(keep, tuple(tokens.counts[s] for s in order)), spans=new_spans, history=())
     row = torch.tensor(new_spans.row, dtype=torch.long, device=segment.device)[picked.segment]
     return replace(
         layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=tuple(layout.lengths[r] for r in rows)
@@ -151,14 +151,14 @@ def _joined(first: Rows, second: Rows) -> Rows:
     a, b = first.tokens, second.tokens
     rows = a.spans.row + b.spans.row
     order = sorted(range(len(rows)), key=lambda s: rows[s])
-    counts = a.counts + b.counts
+    counts, shift = a.counts + b.counts, max(a.spans.clip, default=-1) + 1
     segment = torch.cat([a.segment, b.segment + len(a.counts)])
     rank = torch.empty(len(order), dtype=torch.long, device=segment.device)
     rank[torch.tensor(order, device=segment.device)] = torch.arange(len(order), device=segment.device)
     perm = torch.argsort(rank[segment], stable=True)
     spans = Spans(
         shape=tuple((a.spans.shape + b.spans.shape)[s] for s in order),
-        clip=tuple((a.spans.clip + tuple(c + len(a.spans) for c in b.spans.clip))[s] for s in order),
+        clip=tuple((a.spans.clip + tuple(c + shift for c in b.spans.clip))[s] for s in order),
         frame=tuple((a.spans.frame + b.spans.frame)[s] for s in order),
         row=tuple(rows[s] for s in order),
     )

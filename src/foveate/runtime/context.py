@@ -35,6 +35,7 @@ class Action:
     site: Site
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
+    part: int = 0  # rank of the method in the sum
 
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
         """What the method says at its site, checked by shape and noted."""
@@ -101,7 +102,7 @@ class Record:
         pixels: the argument whose images these are, once the function that encodes them has returned; "" before that.
         parts: the features that stock code was given, in pieces.
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
-        seen: tokens per (action, row, span) that earlier chunks of the prompt brought to a site.
+        seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
     """
 
@@ -119,6 +120,15 @@ class Record:
     def features(self) -> Tensor:
         """``(R, C)``: all rows, marks and all."""
         return torch.cat(self.parts)
+
+    @functools.cached_property
+    def brought(self) -> list[int]:
+        """Tokens of each image or video, an entry of the grid, that are no holes. This asks the device once."""
+        there = self.order.patch >= 0
+        there = self.order.patch[there if self.hole is None else there & ~self.hole.cpu()]
+        ends = torch.tensor([t * h * w for t, h, w in self.order.grid]).cumsum(0)
+        per_clip = torch.bincount(torch.searchsorted(ends, there, right=True), minlength=len(ends))
+        return [int(n) for n in per_clip]
 
 
 @dataclass
@@ -193,7 +203,7 @@ class DecoderPass:
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
-        records, names: of the tower; ``(record, row, span)`` of each span, when the prompt comes in chunks.
+        records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
         samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.

@@ -58,6 +58,8 @@ class DecoderHooks:
         for action in actions:
             if action.site.at == "decoder":
                 self.before[action.site.layer].append(action)
+        #: one method alone reduces here, so what its first site meets of an image is what the tower has left
+        self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
         self.step = next((DecodeSite(a) for a in actions if a.site.at == "decode"), None)
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
@@ -268,8 +270,8 @@ class DecoderHooks:
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden)
         reduction = action.decide(call.trace, tokens)
-        for (m, row, span), n in zip(call.names or [], tokens.counts):
-            key = (action.order, row, span)
+        for (m, row, clip), n in zip(call.names or [], tokens.counts):
+            key = (action.order, row, clip)
             call.records[m].seen[key] = call.records[m].seen.get(key, 0) + n
         call.layout, take = layout.reduce(reduction)
         if take is not None:
@@ -296,8 +298,15 @@ class DecoderHooks:
                 raise UnsupportedSiteError(f"the signal {name!r} is not available at {site}")
         if reading is not None:
             call.trace.signal_flops += reading.take_flops()
-        seen = tuple(call.records[m].seen.get((action.order, row, span), 0) for m, row, span in call.names or [])
-        return replace(layout.tokens, hidden=layout.pick(hidden), signals=signals, seen=seen, text_counts=text_counts)
+        names = call.names or []
+        return replace(
+            layout.tokens,
+            hidden=layout.pick(hidden),
+            signals=signals,
+            seen=tuple(call.records[m].seen.get((action.order, row, clip), 0) for m, row, clip in names),
+            total=tuple(call.records[m].brought[clip] if self.alone else 0 for m, _, clip in names),
+            text_counts=text_counts,
+        )
 
     # -- reading attention ------------------------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ def visual_rows(
         embeds: ``(B, L, C)`` with the features in place (chunked prefill finds its place by them).
 
     Returns:
-        The layout, and for each span ``(record, row, span)`` if the prompt comes in chunks, else None.
+        The layout, and for each span ``(record, row, clip)`` if the prompt comes in chunks, else None.
     """
     batch, length = masks[0].shape
     device = embeds.device
@@ -134,7 +134,7 @@ def visual_rows(
             feature, part = _feature_rows(mask, record, len(table[0]), embeds)
             chunked |= part
         part_spans, number, span, index, keep, origin = _spans(mask, position, feature, table)
-        names += [(m, part_spans.row[s], number[s]) for s in range(len(part_spans))]
+        names += [(m, part_spans.row[s], table[2].clip[number[s]]) for s in range(len(part_spans))]
         origin = origin + sum(sum(t * h * w for t, h, w in r.order.grid) for r in records[:m])
         parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
         shift = max(spans.clip, default=-1) + 1

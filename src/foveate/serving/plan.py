@@ -99,8 +99,7 @@ class Plan:
     def shortens(self, item: Item) -> bool:
         """Whether actions before the language model act on this image.
 
-        One of which nothing would be left keeps all of its tokens: a prompt must have a place for it. It is a small one, of
-        less than ``1 / keep`` tokens.
+        One of which nothing would be left (a share of exactly 0) keeps all of its tokens: a prompt must have a place for it.
         """
         return _counts(self, item).shortened
 
@@ -111,6 +110,10 @@ class Plan:
     def entry_counts(self, item: Item) -> Counts:
         """Tokens of each span that reach the language model."""
         return _counts(self, item).entry
+
+    def entry_history(self, item: Item) -> tuple[Counts, ...]:
+        """Tokens of each span before each of the actions on the features: what later cuts of a schedule are a share of."""
+        return _counts(self, item).history
 
     def inner_counts(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span that are left from each of `layers` on."""
@@ -171,6 +174,7 @@ class _Counts:
     shortened: bool
     tower: Counts
     entry: Counts
+    history: tuple[Counts, ...]
     inner: tuple[Counts, ...]
 
 
@@ -181,14 +185,15 @@ def _counts(plan: Plan, item: Item) -> _Counts:
     for action in plan.entry:
         tokens = _after(action, tokens)
     shortened = len(tokens) > 0
-    tokens = tokens if shortened else full
+    tokens = tokens if shortened else replace(full, history=(full.counts,) * len(plan.entry))
     entry, inner = tokens.counts, []
+    history = tokens.history[len(tokens.history) - len(plan.entry) :]
     for layer in plan.layers:
         for action in plan.inner:
             if action.site.layer == layer:
                 tokens = _after(action, tokens)
         inner.append(tokens.counts)
-    return _Counts(shortened, tower, entry, tuple(inner))
+    return _Counts(shortened, tower, entry, history, tuple(inner))
 
 
 def _at_entry(plan: Plan, item: Item) -> Tokens:

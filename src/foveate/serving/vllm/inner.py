@@ -176,6 +176,10 @@ class Inner:
             index=full.index[cell],
             sizes=columns.sizes,
             coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
+            history=tuple(
+                tuple(count for each in then for count in each)
+                for then in zip(*(self.plan.entry_history(item) for item in items))
+            ),
         )
         spans = [len(item.spans) for item in items]
         return Flow(
