@@ -78,9 +78,11 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"foveate.{_HOME[name]}"), name)
     if name[:1].isupper():  # anything else may be a module: `from foveate import reference` asks here first
-        for cls in import_module("foveate.methods").methods().values():
-            if cls.__name__ == name:
-                return cls
+        home = import_module("foveate.methods")
+        for known in (home.own_methods, home.methods):  # other packages are asked for what is not ours
+            for cls in known().values():
+                if cls.__name__ == name:
+                    return cls
     raise AttributeError(f"module 'foveate' has no attribute {name!r}")
 
 

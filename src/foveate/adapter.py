@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,9 @@ _BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeErro
 
 def is_source(text: str) -> bool:
     """Whether ``text`` means a folder or a hub id, and not the name of a method."""
-    if not text.strip() or text.lower() in methods():
+    if not text.strip() or not ("/" in text or "\\" in text or os.path.isdir(text)):
         return False
-    return "/" in text or "\\" in text or Path(text).is_dir()
+    return text.lower() not in methods()
 
 
 def save(folder: Path, method: Method, host: Host) -> Path:

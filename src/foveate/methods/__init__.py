@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import pkgutil
 from functools import cache
-from importlib.metadata import entry_points
-from types import ModuleType
 from typing import Any
 
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.method import Composed, Method
+from foveate.plugins import defined_in, plugins
+
+
+@cache
+def own_methods() -> dict[str, type[Method]]:
+    """Name -> class of every method in the files of this package."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {cls.name(): cls for module in modules for cls in defined_in(module)}
 
 
 @cache
 def methods() -> dict[str, type[Method]]:
-    """Name -> class of every method: the files of this package, then entry points of the group ``foveate.methods``."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    modules += [entry.load() for entry in entry_points(group="foveate.methods")]
-    found = {cls.name(): cls for module in modules for cls in _defined_in(module)}
-    return dict(sorted(found.items()))
-
-
-def _defined_in(module: ModuleType) -> list[type[Method]]:
-    classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass)]
-    return [cls for cls in classes if issubclass(cls, Method) and cls.__module__ == module.__name__]
+    """Name -> class of every method: those of this package, and of others that have registered theirs (`foveate.plugins`)."""
+    return dict(sorted({**own_methods(), **plugins(own_methods())}.items()))
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method by its name; `UnknownNameError` lists what there is."""
-    known = methods()
+    known = own_methods() if name.lower() in own_methods() else methods()
     if name.lower() not in known:
         hint = "" if name else " (a sum has one on both sides of every +)"
         raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
