@@ -54,6 +54,7 @@ class Tokens:
         seen: ``(S,)`` ints, tokens of the span that earlier forwards already brought here (chunked prefill), else 0.
         text_counts: text tokens per row of the batch, for the signal ``text``.
         state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
+        strict: whether scores are looked at, which waits for the device.
     """
 
     spans: Spans
@@ -66,6 +67,7 @@ class Tokens:
     seen: tuple[int, ...] = ()
     text_counts: tuple[int, ...] = ()
     state: MutableMapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
 
     def __len__(self) -> int:
         return sum(self.counts)
