@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.compress import Handle, compress
+    from foveate.compress import Handle, attached, compress
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.method import Host, Method, Site
@@ -50,6 +50,7 @@ __all__ = [
     "Report",
     "Site",
     "Tokens",
+    "attached",
     "compress",
     "families",
     "method_from_json",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "attached": "compress",
     "compress": "compress",
     "Handle": "compress",
     "Report": "cost",

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -252,10 +252,18 @@ def _hook_type() -> type[Any]:
         def __call__(self, *args: Any) -> Any:
             return None if self._hooks.removed else self._hook(*args)
 
-        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-            raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+        def __reduce__(self) -> NoReturn:
+            refuse_copy()
 
     return Hook
+
+
+def refuse_copy() -> NoReturn:
+    """What whatever is put on a model says when somebody copies or pickles the model with it."""
+    raise UnsupportedModelError(
+        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
+        "(model.save_pretrained)"
+    )
 
 
 class Hooks:
