@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, compact, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
 from foveate.runtime.context import (
     Action,
     Context,
@@ -119,6 +119,8 @@ class DecoderHooks:
             mask = inputs.mask  # the base model makes the pattern, and keeps to itself what is padding
         if mask is not None:
             call.present = mask[:, -call.length :].bool()
+        if self.reduces and cache is not None:
+            check_whole(cache, past, None if mask is None else mask.shape[1] - call.length)
         self.context.decoder = call
         if not self.reduces:
             for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
