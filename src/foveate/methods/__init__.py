@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.method import Composed, Method
 from foveate.plugins import defined_in, plugins
+from foveate.serialise import from_json
 
 
 @cache
@@ -46,11 +46,13 @@ def make(name: str, /, **options: Any) -> Method:
 
 def method_from_json(data: str | dict[str, Any]) -> Method:
     """The method that `Method.to_json` wrote. JSON is data: nothing in it is ever executed."""
-    if isinstance(data, str):
-        try:
-            data = json.loads(data)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ConfigError(f"not JSON: {error}") from None
+    try:
+        return _from_data(from_json(data) if isinstance(data, str) else data)
+    except RecursionError:
+        raise ConfigError("sums are nested too deeply: list the methods of a sum side by side") from None
+
+
+def _from_data(data: Any) -> Method:
     if not isinstance(data, dict) or not isinstance(data.get("method"), str):
         raise ConfigError('a method is an object with a "method" name, e.g. {"method": "fastv", "keep": 0.5}')
     options = {str(key): value for key, value in data.items() if key != "method"}
@@ -58,5 +60,5 @@ def method_from_json(data: str | dict[str, Any]) -> Method:
         parts = options.pop("methods", None)
         if options or not isinstance(parts, list):
             raise ConfigError('"composed" has one option, "methods": a list of methods')
-        return Composed(tuple(method_from_json(part) for part in parts))
+        return Composed(tuple(map(_from_data, parts)))
     return make(data["method"], **options)
