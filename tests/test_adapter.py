@@ -133,6 +133,12 @@ BROKEN = {
     "no weights": (lambda f: (f / adapter.WEIGHTS).unlink(), "has no adapter_model.safetensors"),
     "no config": (lambda f: (f / adapter.CONFIG).unlink(), "has no adapter_config.json"),
     "method is no JSON": (lambda f: (f / adapter.METHOD).write_text("{"), "cannot read foveate_method.json"),
+    "a number that no float holds": (
+        lambda f: (f / adapter.METHOD).write_text('{"method": {}, "model": {"family": "llava", "layers": 1e999}}'),
+        "the number 1e999 is too large",
+    ),
+    "method is nested deeply": (lambda f: (f / adapter.METHOD).write_text("[" * 3000), "nested too deeply"),
+    "config is nested deeply": (lambda f: (f / adapter.CONFIG).write_text("[" * 3000), "cannot read the adapter"),
     "method is another thing": (lambda f: (f / adapter.METHOD).write_text("[1]"), "cannot read foveate_method.json"),
     "unknown option": (
         lambda f: (f / adapter.METHOD).write_text(

@@ -13,6 +13,7 @@ import torch
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
 from foveate.errors import ConfigError, UnsupportedCacheError
+from foveate.serving.plan import Item, make_plan
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def attach(answer: Callable[[Tokens], Any], base: type[Method] = Wrong, places: 
         (lambda t: t.hidden, r"returned shape \(32, 64\), expected"),
         (lambda t: None, "returned NoneType, expected"),
         (lambda t: [0.0] * len(t), "returned list, expected"),
+        (
+            lambda t: t.hidden[:, 0] / 0 * 0,
+            "Mine.score at decoder 1 returned NaN for 32 of 32 tokens, expected numbers",
+        ),
     ],
 )
 def test_scores_that_do_not_fit(answer: Callable[[Tokens], Any], sentence: str) -> None:
@@ -54,6 +59,11 @@ class Deciding(Wrong):
         return type(self).answer(tokens)
 
 
+def two(**values: Any) -> Callable[[Tokens], Reduction]:
+    """The first token of each of the two images, with new ``values``."""
+    return lambda t: Reduction(torch.tensor([0, t.counts[0]]), (1, 1), **values)
+
+
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -61,13 +71,74 @@ class Deciding(Wrong):
         (lambda t: Reduction(torch.arange(3), (3,)), "for 2 spans do not match"),
         (lambda t: Reduction(torch.arange(3), (3, 1)), "do not match"),
         (lambda t: Reduction(torch.arange(4.0), (3, 1)), "expected int64"),
-        (lambda t: Reduction(torch.arange(4), (3, 1), hidden=t.hidden), "32 new hidden states for 4 survivors"),
+        (lambda t: Reduction(torch.arange(4), [3, 1]), r"counts=\[3, 1\], expected a tuple"),
+        (lambda t: Reduction(torch.arange(4), (5, -1)), r"counts \(5, -1\), expected 0 to \(16, 16\)"),
+        (lambda t: Reduction(torch.arange(17), (17, 0)), r"counts \(17, 0\), expected 0 to \(16, 16\)"),
+        (two(hidden=torch.ones(32, 64)), r"hidden is float32 \(32, 64\), expected floats \(2, 64\)"),
+        (two(sizes=torch.ones(3)), r"sizes is float32 \(3,\), expected floats \(2,\)"),
+        (two(sizes=torch.ones(2).long()), r"sizes is int64 \(2,\), expected floats"),
+        (two(coords=torch.ones(2, 2)), r"coords is float32 \(2, 2\), expected floats \(2, 3\)"),
+        (two(shape=((1, 1), (1, 1))), "images get one at a pixels site only"),
+        (two(groups=torch.zeros(32)), r"groups is float32 \(32,\), expected a function"),
+        (two(groups=lambda: torch.zeros(31).long()), r"groups gives int64 \(31,\), expected int64 \(32,\)"),
+        (two(groups=lambda: torch.full((32,), 3)), "groups has 3, 3, 3 ..., expected 0 to 1, or 2 for a token in none"),
+        (
+            lambda t: Reduction(torch.tensor([0, 32]), (1, 1)),
+            "decoder 1: keep has 32, expected indices from 0 to 31",
+        ),
+        (lambda t: Reduction(torch.tensor([-1, 16]), (1, 1)), "keep has -1, expected indices from 0 to 31"),
+        (
+            lambda t: Reduction(torch.tensor([16, 0]), (1, 1)),
+            "Mine.reduce at decoder 1: keep goes from 16 to 0, expected each token once, ascending",
+        ),
+        (lambda t: Reduction(torch.tensor([3, 3]), (1, 1)), "keep goes from 3 to 3"),
+        (
+            lambda t: Reduction(torch.tensor([0, 1]), (1, 1)),
+            r"counts \(1, 1\), but keep has \(2, 0\) tokens of the spans",
+        ),
     ],
 )
 def test_reductions_that_do_not_fit(answer: Callable[[Tokens], Any], sentence: str) -> None:
     model, batch = tiny.model("qwen2_vl"), tiny.inputs("qwen2_vl", [[3, (8, 8), 4, (8, 8)]])
     with foveate.compress(model, attach(answer, Deciding)), pytest.raises(ConfigError, match=sentence):
         model(**batch)
+
+
+@pytest.mark.parametrize(
+    ("shape", "counts", "sentence"),
+    [
+        (None, (16, 16), "shape=None, expected a .height, width. for every span"),
+        (((4, 4), (2, 2)), (16, 16), "of as many tokens as counts says"),
+        (((4, 4),), (16, 16), "for every span"),
+    ],
+)
+def test_grids_that_do_not_fit(shape: Any, counts: tuple[int, ...], sentence: str) -> None:
+    model, batch = tiny.model("qwen2_vl"), tiny.inputs("qwen2_vl", [[3, (8, 8), 4, (8, 8)]])
+    method = attach(lambda t: Reduction(torch.arange(32), counts, shape=shape), Deciding, [Site("pixels")])
+    with foveate.compress(model, method), pytest.raises(ConfigError, match=sentence):
+        model(**batch)
+
+
+def test_a_cost_that_is_no_number() -> None:
+    class Costly(Deciding):
+        def flops(self, tokens: Tokens, site: Site) -> Any:
+            return 0.5
+
+    model, batch = tiny.model("qwen2_vl"), tiny.inputs("qwen2_vl", [[3, (8, 8), 4, (8, 8)]])
+    with (
+        foveate.compress(model, attach(two(), Costly)),
+        pytest.raises(ConfigError, match=r"flops at decoder 1 returned 0.5"),
+    ):
+        model(**batch)
+
+
+def test_a_plan_is_checked_as_a_call_is() -> None:
+    """An engine asks the method about made-up tokens."""
+    family = foveate.families()["qwen2_vl"]
+    method = attach(lambda t: Reduction(torch.tensor([0, 0]), (2,)), Deciding)
+    made = make_plan(method, Host("qwen2_vl", 4, 6, False), family, tiny.config("qwen2_vl"))
+    with pytest.raises(ConfigError, match=r"Mine.reduce at decoder 1: keep goes from 0 to 0"):
+        made.inner_counts(Item(((1, 4, 4),), ((1, 4, 4),)))
 
 
 @pytest.mark.parametrize("places", [[], Site("decoder", 1), None, ["decoder"]])

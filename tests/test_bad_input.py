@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import io
+import pickle
+import weakref
 from contextlib import suppress
+from copy import deepcopy
 from importlib.metadata import requires
 from typing import Any
 
@@ -242,6 +247,48 @@ def test_attaching_twice(family: str) -> None:
             assert torch.equal(tiny.text_logits(model, batch), logits)
         with foveate.compress(model, Stride()):  # free again
             pass
+
+
+@pytest.mark.parametrize("end", ["removed", "kept", "lost", "error"])
+def test_a_model_is_freed_with_its_method(end: str) -> None:
+    """Nothing else holds an attached model, nor its weights: not the library, nor what a broken call left."""
+    model, batch = tiny.build(tiny.config("qwen2_5_vl")), tiny.inputs("qwen2_5_vl", ROWS[:1])
+    known = [weakref.ref(each) for each in (model, *model.parameters(), *model.modules())]
+    handle: Any = foveate.compress(model, IPCV() + FastV(layer=1) + DyCoke(layer=2))
+    model.generate(**batch, max_new_tokens=3)
+    assert foveate.attached(model) is handle
+    if end == "removed":
+        handle.remove()
+        assert foveate.attached(model) is None
+    if end == "error":
+        broken = model.get_submodule("lm_head").register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**batch)
+        broken.remove()
+    if end == "lost":
+        del handle
+        gc.collect()
+        refused(model, Stride(), UnsupportedModelError, r"already carries .*foveate.attached\(model\)` gives it")
+        found = foveate.attached(model)
+        assert found is not None
+        assert found.report().decode_steps == 2
+        del found
+    handle = None
+    del model
+    gc.collect()
+    assert not any(each() is not None for each in known)
+
+
+def test_an_attached_model_is_not_copied_or_pickled() -> None:
+    model = tiny.build(tiny.config("llava"))
+    with foveate.compress(model, FastV()) as handle:
+        for copy in (deepcopy, pickle.dumps, lambda each: torch.save(each, io.BytesIO())):
+            for thing in (model, handle, tiny.tower(model)):
+                with pytest.raises(UnsupportedModelError, match=r"remove the handle first, or save its weights alone"):
+                    copy(thing)
+        assert set(model.state_dict()) == set(tiny.build(tiny.config("llava")).state_dict())
+    pickle.dumps(model)
+    deepcopy(model)
 
 
 PLACES = [

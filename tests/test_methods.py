@@ -79,6 +79,25 @@ def test_wrong_ratio(cls: type[Method], option: str, value: Any) -> None:
         from_json(cls, **{option: value})
 
 
+HUGE: dict[str, Any] = {"1e400": 10**400, "-1e400": -(10**400), "1e5000": 10**5000, "inf": math.inf, "nan": math.nan}
+
+
+@every_option
+@pytest.mark.parametrize("number", HUGE)
+def test_numbers_that_nothing_can_hold(cls: type[Method], option: str, number: str) -> None:
+    value = HUGE[number]
+    for given in (value, [value], [[value, value]]):
+        with pytest.raises(ConfigError, match=option) as caught:
+            from_json(cls, **{option: given})
+        assert len(str(caught.value)) < 500
+
+
+def test_a_number_too_large_for_a_generator() -> None:
+    with pytest.raises(ConfigError, match=r"Random.seed=.*at most 9223372036854775807"):
+        Random(seed=2**63)
+    assert Random(seed=2**63 - 1).seed == 2**63 - 1
+
+
 @pytest.mark.parametrize("keeps", [[1.5, 0.5, 0.0], [0.5, -0.1, 0.0], [0.5, 0.5, math.nan]], ids=repr)
 def test_wrong_ratio_in_a_list(keeps: list[float]) -> None:
     with pytest.raises(ConfigError, match="keeps"):
@@ -111,11 +130,17 @@ def test_positions(cls: type[Method]) -> None:
         cls(positions="original")  # type: ignore[arg-type]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """A sum in a sum, and nobody in the last one."""
+    return {"method": "composed", "methods": [nested(depth - 1)] if depth else []}
+
+
 JUNK: list[Any] = [
     *(None, 1, 1.5, True, [], [{"method": "fastv"}], {}, b"{}", ("fastv",), {"fastv": {}}, {"methods": ["fastv"]}),
     *("", "null", "fastv", "[]", "{", '"fastv"', "{'method': 'fastv'}", "[" * 100_000, '{"method": ' * 100_000),
     *({"method": value} for value in (None, 1, ["fastv"], {}, "", "+", "fastv+", "Method", "os.system", "__import__")),
     *({"method": name} for name in ("composed", "method", "foveate.methods.fastv", "../fastv", "fast\x00v", "FastV()")),
+    *(f'{{"method": "fastv", "keep": {number}}}' for number in ("1e999", "9" * 5000, "-1E400", "NaN", "Infinity")),
     {"method": "fastv", 1: 2},
     {"method": "fastv+vtw", "keep": 0.5},
     *(
@@ -133,6 +158,12 @@ def test_junk(junk: Any) -> None:
     with pytest.raises((ConfigError, UnknownNameError)) as caught:
         foveate.method_from_json(junk)
     assert str(caught.value).strip()
+
+
+def test_sums_in_sums_without_end() -> None:
+    for data in (nested(900), json.dumps(nested(300))):
+        with pytest.raises(ConfigError):
+            foveate.method_from_json(data)
 
 
 def test_json_is_never_executed() -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.compress import Handle, compress
+    from foveate.compress import Handle, attached, compress
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.method import Host, Method, Site
@@ -50,6 +50,7 @@ __all__ = [
     "Report",
     "Site",
     "Tokens",
+    "attached",
     "compress",
     "families",
     "method_from_json",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "attached": "compress",
     "compress": "compress",
     "Handle": "compress",
     "Report": "cost",
@@ -78,9 +80,11 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"foveate.{_HOME[name]}"), name)
     if name[:1].isupper():  # anything else may be a module: `from foveate import reference` asks here first
-        for cls in import_module("foveate.methods").methods().values():
-            if cls.__name__ == name:
-                return cls
+        home = import_module("foveate.methods")
+        for known in (home.own_methods, home.methods):  # other packages are asked for what is not ours
+            for cls in known().values():
+                if cls.__name__ == name:
+                    return cls
     raise AttributeError(f"module 'foveate' has no attribute {name!r}")
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,18 +19,19 @@ from torch import nn
 from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_line
 from foveate.method import Host, Method
 from foveate.methods import method_from_json, methods
+from foveate.serialise import from_json
 
 METHOD, WEIGHTS, CONFIG = "foveate_method.json", "adapter_model.safetensors", "adapter_config.json"
 CHECKPOINTS = "checkpoints"  # a folder beside them, of the training
 NAME = "foveate"
-_BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError)
+_BROKEN = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ArithmeticError, SafetensorError)
 
 
 def is_source(text: str) -> bool:
     """Whether ``text`` means a folder or a hub id, and not the name of a method."""
-    if not text.strip() or text.lower() in methods():
+    if not text.strip() or not ("/" in text or "\\" in text or os.path.isdir(text)):
         return False
-    return "/" in text or "\\" in text or Path(text).is_dir()
+    return text.lower() not in methods()
 
 
 def save(folder: Path, method: Method, host: Host) -> Path:
@@ -117,11 +119,11 @@ def _folder(source: str) -> Path:
 
 def _method(folder: Path, source: str, host: Host) -> Method:
     try:
-        content = json.loads((folder / METHOD).read_text(encoding="utf-8"))
+        content = from_json((folder / METHOD).read_text(encoding="utf-8"))
         data, model = content["method"], content["model"]
         trained = (str(model["family"]), int(model["layers"]))
         method = method_from_json(data)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         said = str(error) if isinstance(error, ConfigError | UnknownNameError) else "it is not what `save` writes"
         raise AdapterError(f"cannot read {METHOD} in {source!r}: {said}") from None
     if trained != (host.family, host.layers):

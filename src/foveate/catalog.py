@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foveate.errors import FoveateError
 from foveate.method import Host, Method
 from foveate.methods import method_class, methods
 from foveate.models import families
@@ -105,7 +104,7 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 def _sites(cls: type[Method]) -> list[str]:
     try:
         return [str(site) for site in cls().sites(EXAMPLE)]
-    except (TypeError, FoveateError):  # a method whose options have no defaults, or that this model cannot host
+    except Exception:  # options without defaults, a model that cannot host it, or a mistake of another package
         return []
 
 

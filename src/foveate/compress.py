@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -19,15 +18,16 @@ from foveate.methods import make
 from foveate.models import family_of
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
+from foveate.runtime.context import refuse_copy
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
-_attached: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+_PLACE = "_foveate_handle"  # of the handle on its model: the two live and go together
 _lock = threading.Lock()
 
 
 class Handle:
-    """A method on a model. Use it as a context manager, or call `remove`.
+    """A method on a model. Use it as a context manager, or call `remove`. The model keeps it, so that it goes with the model.
 
     Attributes:
         model: the model given to `compress`, unchanged but for hooks.
@@ -39,14 +39,9 @@ class Handle:
         self._target = _vlm(model)
         self._family = family_of(self._target.config)
         with _lock:
-            other = _attached.get(self._target)
-            if other is not None:
-                raise UnsupportedModelError(
-                    f"the model already carries {other.method!r}: remove that handle first, or attach both at once as "
-                    "`foveate.compress(model, a + b)`"
-                )
+            _refuse_second(self._target)
             self._runtime: Runtime | None = Runtime(self._target, self._family, method)
-            _attached[self._target] = self
+            vars(self._target)[_PLACE] = self
 
     def report(self) -> Report:
         """Tokens, FLOPs, KV bytes and times of the last call of this thread (see `foveate.cost.Report`)."""
@@ -79,7 +74,10 @@ class Handle:
                 self._runtime = None
                 if self._undo is not None:  # the adapter goes after the hooks that were put on with it
                     self._undo()
-                _attached.pop(self._target, None)
+                vars(self._target).pop(_PLACE, None)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy()
 
     def __enter__(self) -> Handle:
         return self
@@ -132,8 +130,7 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
     if options:
         raise ConfigError(f"{', '.join(options)}: the method in {source!r} has its options already; leave them out")
     target = _vlm(model)
-    if target in _attached:
-        raise UnsupportedModelError(f"the model already carries {_attached[target].method!r}: remove that handle first")
+    _refuse_second(target)
     named = {part: make(part) for part in parts if part != source}
     method, undo = adapter.attach(target, source, host_of(target))
     try:
@@ -142,6 +139,21 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
     except BaseException:
         undo()
         raise
+
+
+def attached(model: nn.Module) -> Handle | None:
+    """The handle of the method that ``model`` carries, for whoever has lost it; None: it carries none."""
+    found: Handle | None = vars(_vlm(model)).get(_PLACE)
+    return found
+
+
+def _refuse_second(target: nn.Module) -> None:
+    other = attached(target)
+    if other is not None:
+        raise UnsupportedModelError(
+            f"the model already carries {other.method!r}: remove that handle first (`foveate.attached(model)` gives it), or "
+            "attach both at once as `foveate.compress(model, a + b)`"
+        )
 
 
 def host_of(model: nn.Module) -> Host:

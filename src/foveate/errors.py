@@ -38,6 +38,15 @@ class InputError(FoveateError, ValueError):
     """The inputs of a forward contradict what the vision tower produced."""
 
 
+def shown(value: object) -> str:
+    """A value that was given, to be quoted in a sentence of ours, whatever its size."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python prints no number of thousands of digits
+        return "a number of very many digits" if isinstance(value, int) else f"a {type(value).__name__} of great size"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
+
+
 def first_line(error: BaseException) -> str:
     """What an error of others says, in one line, to be quoted in a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

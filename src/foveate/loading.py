@@ -24,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 #: What a processor consists of; the rest of its configuration are numbers and names.
 PARTS = ("image_processor", "tokenizer", "video_processor", "feature_extractor")
 
-_BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError)
+_BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, ArithmeticError, SafetensorError)
 
 
 def device_of(name: str) -> torch.device:

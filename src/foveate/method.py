@@ -132,6 +132,10 @@ class Method:
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
             shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
             raise ConfigError(f"{type(self).__name__}.score at {site} returned {shape}, expected ({len(tokens)},)")
+        if tokens.strict and (unknown := int(score.isnan().sum())) and not bool(tokens.hidden.isnan().any()):
+            raise ConfigError(
+                f"{type(self).__name__}.score at {site} returned NaN for {unknown} of {len(tokens)} tokens, expected numbers"
+            )
         return tokens.keep_best(score, site)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:

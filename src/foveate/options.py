@@ -11,7 +11,7 @@ from typing import Any
 from foveate.errors import ConfigError
 from foveate.method import Composed, Method
 from foveate.methods import method_class, method_from_json
-from foveate.serialise import options_of
+from foveate.serialise import from_json, options_of
 from foveate.terminal import CommandError, check_once
 
 
@@ -113,8 +113,8 @@ def _value(text: str, hint: Any) -> Any:
     """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
     is_list = typing.get_origin(hint) is tuple
     try:
-        return json.loads(f"[{text}]" if is_list and not text.startswith("[") else text)
-    except json.JSONDecodeError:
+        return from_json(f"[{text}]" if is_list and not text.startswith("[") else text)
+    except ConfigError:
         return text
 
 

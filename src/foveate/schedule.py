@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, shown
 
 
 def survivors(n: int, keep: float, least: int = 1) -> int:
@@ -104,7 +104,7 @@ def _nearest(numerator: int, denominator: int) -> int:
 def check_ratio(name: str, value: float) -> None:
     """Raise `ConfigError` unless ``0 <= value <= 1``."""
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name}={value!r} is not a ratio: give the share of tokens kept, from 0.0 to 1.0")
+        raise ConfigError(f"{name}={shown(value)} is not a ratio: give the share of tokens kept, from 0.0 to 1.0")
 
 
 # -- schedules: how many of a span's tokens are left at each depth -------------------------------------------------------

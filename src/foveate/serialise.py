@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, shown
 
 T = TypeVar("T")
 
 
+_LARGEST = 2**63 - 1  # what a tensor, and a random generator, can hold
 _OPTIONS: dict[type, Mapping[str, tuple[Any, Any]]] = {}  # reading annotations takes milliseconds
+
+
+def from_json(text: str) -> Any:
+    """What JSON says. Broken JSON, and numbers that no float can hold, raise `ConfigError`."""
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError("not JSON that can be read: it is nested too deeply") from None
+
+
+def _whole(digits: str) -> int:
+    _finite(digits)
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ConfigError(f"the number {digits[:20]}{'...' * (len(digits) > 20)} is too large: give a smaller one")
+    return number
 
 
 def options_of(cls: type) -> Mapping[str, tuple[Any, Any]]:
@@ -65,27 +91,31 @@ def _check(value: Any, hint: Any, where: str) -> Any:
                 return _check(value, option, where)
             except ConfigError:
                 continue
-        raise ConfigError(f"{where}={value!r}: expected {_describe(hint)}")
+        raise ConfigError(f"{where}={shown(value)}: expected {_describe(hint)}")
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r}: choose one of {', '.join(map(repr, args))}")
+            raise ConfigError(f"{where}={shown(value)}: choose one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}={value!r}: expected a list")
+            raise ConfigError(f"{where}={shown(value)}: expected a list")
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_check(item, args[0], where) for item in value)
         if len(value) != len(args):
-            raise ConfigError(f"{where}={value!r}: expected {len(args)} items")
+            raise ConfigError(f"{where}={shown(value)}: expected {len(args)} items")
         return tuple(_check(item, arg, where) for item, arg in zip(value, args))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise ConfigError(f"{where}={shown(value)}: expected a number that is not infinite, too large or NaN")
         return float(value)
+    if hint is int and isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(f"{where}={shown(value)}: expected a whole number of at most {_LARGEST}")
     if hint is type(None) or hint is None:
         if value is not None:
-            raise ConfigError(f"{where}={value!r}: expected null")
+            raise ConfigError(f"{where}={shown(value)}: expected null")
         return None
     if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}={value!r}: expected {_describe(hint)}")
+        raise ConfigError(f"{where}={shown(value)}: expected {_describe(hint)}")
     return value
 
 

@@ -41,7 +41,13 @@ def fail(error: FoveateError) -> None:
 
 def emit(data: Any) -> None:
     """Plain data as JSON, and nothing else, on stdout."""
-    print(json.dumps(data, indent=2, allow_nan=False))
+    try:
+        text = json.dumps(data, indent=2, allow_nan=False)
+    except ValueError:
+        raise CommandError(
+            "the result has an infinite number or NaN, which JSON cannot say: leave --json out"
+        ) from None
+    print(text)
 
 
 def check_folder(option: str, folder: Path) -> None:

@@ -72,6 +72,7 @@ class Tokens:
         history: ``(S,)`` counts before each reduction so far, from the first to the last one.
         text_counts: text tokens per sample of the batch, for the signal ``text``.
         state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
+        strict: whether scores are looked at, which waits for the device.
     """
 
     spans: Spans
@@ -86,6 +87,7 @@ class Tokens:
     history: tuple[tuple[int, ...], ...] = ()
     text_counts: tuple[int, ...] = ()
     state: MutableMapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
 
     def __len__(self) -> int:
         return sum(self.counts)

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "file").write_text("here first")
+    (tmp_path / "deep.json").write_text("[" * 3000 + "]" * 3000)
     return tmp_path
 
 
@@ -37,6 +38,16 @@ MISTAKES = {
     "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),
     "half a sum": ((*ASK, "--method", "tome+"), "a sum has one on both sides of every +"),
     "keep over one": ((*FASTV, "--keep", "1.5"), "keep=1.5 is not a ratio"),
+    "keep that no number is": ((*FASTV, "--keep", "1" * 5000), "FastV.keep='inf': expected float"),
+    "layer of thousands of digits": ((*FASTV, "--option", f"layer={'1' * 5000}"), "characters): expected int"),
+    "a number too large in JSON": ((*ASK, "--method-json", '{"method": "fastv", "keep": 1e999}'), "1e999 is too large"),
+    "JSON that is nested deeply": ((*ASK, "--method-json", "deep.json"), "nested too deeply"),
+    "a result that is nested deeply": (("report", "--results", "deep.json"), "nested too deeply"),
+    "a measurement that is nested deeply": (("report", "--bench", "deep.json"), "nested too deeply"),
+    "config that is nested deeply": (
+        ("serve", "m", "--method", "fastv", "--show", "--additional-config", "[" * 3000),
+        "nested too deeply",
+    ),
     "unknown option": ((*FASTV, "--option", "ratio=0.5"), "it has positions, keep, layer"),
     "option without value": ((*FASTV, "--option", "layer"), "is not name=value"),
     "option of the wrong type": ((*FASTV, "--option", "layer=two"), "FastV.layer='two': expected int"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -13,9 +16,10 @@ from packaging.version import Version
 from plans import PLANS, ROWS, close, depends_on_text
 from test_identity import generate
 from transformers import DynamicCache, LlavaConfig
-from transformers.cache_utils import Cache, QuantizedLayer
+from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
 
 import foveate
+from foveate.errors import UnsupportedCacheError
 from foveate.runtime.cache import CompactMixin
 
 WINDOW = 20  # shorter than every prompt with an image
@@ -220,3 +224,72 @@ def test_a_cache_that_makes_its_entries_when_asked(family: str, name: str) -> No
         assert torch.equal(model(**batch, **{name: cache}).logits, expected)
         assert handle.report().kv_lengths == lengths
         assert sum(isinstance(entry, CompactMixin) for entry in cache.layers) == tiny.LAYERS
+
+
+# -- saved, and made of tensors ------------------------------------------------------------------------------------------
+
+
+def saved(cache: Any) -> Any:
+    """The same, after a round trip through a file."""
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {"torch.save": saved, "pickle": lambda cache: pickle.loads(pickle.dumps(cache)), "deepcopy": deepcopy}
+SOME = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "qwen3_5"])
+
+
+def one_more(family: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The input of a step after ``batch``."""
+    rows = len(batch["input_ids"])
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+    step = {"input_ids": torch.full((rows, 1), 20), "attention_mask": mask}
+    return step | ({"position_ids": torch.full((3, rows, 1), 40)} if family in tiny.PACKED else {})
+
+
+@SOME
+@pytest.mark.parametrize("plan", ["cascade", "tome", "renumber", "decode"])
+@pytest.mark.parametrize("how", COPIES)
+def test_a_saved_cache_goes_on(family: str, plan: str, how: str) -> None:
+    """Under the same handle, as if it had not been saved; without one it says its sentence."""
+    if plan == "decode" and family == "gemma3":
+        pytest.skip("sliding layers have no decode sites")
+    method = foveate.DyCoke(keep=0.5, layer=4) if plan == "decode" else PLANS[plan]
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    step = one_more(family, batch)
+    with torch.no_grad():
+        with foveate.compress(model, method):
+            cache = model(**batch).past_key_values
+            copy = COPIES[how](cache)
+            assert torch.equal(model(**step, past_key_values=copy).logits, model(**step, past_key_values=cache).logits)
+            copy = COPIES[how](copy)
+        with pytest.raises(UnsupportedCacheError, match="filled under a foveate handle"):
+            model(**one_more(family, step), past_key_values=copy)
+
+
+@SOME
+@pytest.mark.parametrize("plan", ["stride", "cascade", "fastv"])
+def test_a_cache_made_of_the_tensors_of_a_reduced_one(family: str, plan: str) -> None:
+    """Which tokens they are is lost: refused, whether all layers have lost the same or not. A whole one goes on."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
+    step = one_more(family, batch)
+
+    def rebuilt(full: Any) -> Any:
+        new = deepcopy(full)
+        for i, entry in enumerate(full.layers):
+            if isinstance(entry, DynamicLayer):
+                new.layers[i] = DynamicLayer()
+                new.layers[i].update(entry.keys, entry.values)
+        return new
+
+    with torch.no_grad():
+        whole = model(**batch).past_key_values
+        with foveate.compress(model, PLANS[plan]):
+            cache = model(**batch).past_key_values
+            with pytest.raises(UnsupportedCacheError, match=r"says that it holds .* not which tokens they are"):
+                model(**step, past_key_values=rebuilt(cache))
+            after = model(**step, past_key_values=deepcopy(whole)).logits
+            if family != "gemma3":  # whose entries slide
+                assert torch.equal(model(**step, past_key_values=rebuilt(whole)).logits, after)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import foveate
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 SCHEMA = 1
@@ -110,10 +111,10 @@ class Result:
 def read(path: Path) -> Result:
     """A result that was written before."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"there is no result {str(path)!r}: `foveate bench --out {path}` makes one") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench`: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench` (schema {SCHEMA}): give another file")

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from foveate.compress import compress
 from foveate.dial import Dial
-from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError
+from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
 from foveate.evaluation.asking import Cost, answer
 from foveate.evaluation.batches import probes
 from foveate.evaluation.bounds import AntiOracle, Oracle
@@ -197,6 +197,8 @@ def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
             notes.append(f"left out: {name} has options without a default, so it must be asked for")
         except FoveateError as error:
             notes.append(f"left out: {error}")
+        except Exception as error:  # a mistake of another package's method; ours have tests
+            notes.append(f"left out: {name}: {type(error).__name__}: {first_line(error)}")
         else:
             found.append(method)
     return found, notes

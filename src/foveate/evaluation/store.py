@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from foveate.errors import ConfigError
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.written import JSON, MARKDOWN
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 
@@ -153,8 +155,8 @@ def check_header(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        data = json.loads(line)
-    except json.JSONDecodeError:
+        data = from_json(line)
+    except ConfigError:
         data = None
     if not isinstance(data, dict):
         raise CommandError(f"line {number} of {str(path)!r} is not a JSON object: delete the file")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +20,13 @@ from foveate.method import Host, Method
 from foveate.models import family_of
 from foveate.reference.data import Sample
 from foveate.reference.vocabulary import CELL, SIZE, WORDS
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
-_BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError)
+_BROKEN = (
+    *(OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, ArithmeticError),
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ def load(name: str, folder: Path | None, trained: str | None = None) -> Subject:
     if not place.is_dir():
         raise CommandError(f"there is no model folder {str(place)!r}")
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = from_json((place / "config.json").read_text(encoding="utf-8"))
         family_of(transformers.AutoConfig.from_pretrained(place))  # says what is supported before anything is loaded
         model = transformers.AutoModelForImageTextToText.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True

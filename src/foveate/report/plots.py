@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 QUIET = ("random", "stride", "downsample")  # controls
@@ -121,12 +121,12 @@ def point_of(numbers: Sequence[Any]) -> Point:
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"there is no file {str(path)!r}") from None
     except IsADirectoryError:
         raise CommandError(f"{str(path)!r} is a folder: give the JSON file in it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CommandError(f"cannot read {str(path)!r} as JSON: {error}") from None
     if not isinstance(data, dict):
         raise CommandError(f"{str(path)!r} holds a {type(data).__name__}, not the JSON object that a command writes")

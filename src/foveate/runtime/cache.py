@@ -259,10 +259,20 @@ class CompactMixin:
         self.kv = self.kv.select(rows)
         self.state.clear()  # what a method remembered belongs to other rows now
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and saved as what it was before it became compact, and what it holds: the class is made at run time."""
+        held = {**self.__dict__, "kv": replace(self.kv, _selected={}), "expected": False}
+        return _empty, (type(self).__bases__[1],), held
+
 
 @functools.cache
 def _compact_type(base: type) -> type:
     return type(f"Compact{base.__name__}", (CompactMixin, base), {})
+
+
+def _empty(base: type) -> Any:
+    """A compact entry over the class ``base``, before it gets its state."""
+    return object.__new__(_compact_type(base))
 
 
 def cache_among(values: Iterable[Any]) -> Cache | None:
@@ -278,6 +288,23 @@ def entry_of(cache: Cache | None, layer: int) -> Any | None:
         while len(cache.layers) <= layer:
             cache.layers.append(cache.layer_class_to_replicate())
     return cache.layers[layer]
+
+
+def check_whole(cache: Cache, past: int, told: int | None) -> None:
+    """Raise `UnsupportedCacheError` for a cache that was made of the tensors of a reduced one, without what they stand for.
+
+    Args:
+        past: tokens that it says it holds.
+        told: tokens that the attention mask has before those of this forward, or None: nobody says.
+    """
+    lengths = {entry.get_seq_length() for entry in cache.layers if isinstance(entry, DynamicLayer)} - {0}
+    if lengths - {past} or (told is not None and told > past > 0):
+        seen = " and ".join(map(str, sorted(lengths)))
+        mask = "" if told is None else f", and the attention mask tells of {told}"
+        raise UnsupportedCacheError(
+            f"this cache says that it holds {seen} tokens{mask}: it has the tensors of a cache that was filled under a foveate "
+            "handle, but not which tokens they are; go on with that cache itself, or a copy of it (copy.deepcopy, torch.save)"
+        )
 
 
 def window_of(entry: Any) -> int:
@@ -296,7 +323,7 @@ def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
             f"a cache of {type(entry).__name__} cannot hold layers of different length; use the default DynamicCache "
             "(generate without cache_implementation='static')"
         )
-    new: Any = object.__new__(_compact_type(type(entry)))
+    new = _empty(type(entry))
     new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, state={}, expected=False)
     cache.layers[layer] = new
     result: CompactMixin = new

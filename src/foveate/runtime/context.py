@@ -6,18 +6,19 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.errors import ConfigError, UnsupportedModelError
+from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
+from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.samples import Samples
@@ -36,23 +37,21 @@ class Action:
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
     part: int = 0  # rank of the method in the sum
+    _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
+
+    def answer(self, tokens: Tokens) -> Reduction:
+        """What the method says at its site, checked."""
+        look = watched(self.method, tokens, first=not self._asked)
+        reduction = self.method.reduce(replace(tokens, strict=look), self.site)
+        check_shapes(self.method, self.site, tokens, reduction)
+        if look:
+            check_members(self.method, self.site, tokens, reduction)
+        self._asked.add(True)
+        return reduction
 
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
-        """What the method says at its site, checked by shape and noted."""
-        reduction = self.method.reduce(tokens, self.site)
-        name = f"{type(self.method).__name__}.reduce at {self.site}"
-        if not isinstance(reduction, Reduction):
-            raise ConfigError(f"{name} returned {type(reduction).__name__}, expected a Reduction")
-        n, kept = len(tokens), sum(reduction.counts)
-        if len(reduction.counts) != len(tokens.counts) or reduction.keep.shape != (kept,):
-            raise ConfigError(
-                f"{name}: counts {reduction.counts} for {len(tokens.counts)} spans do not match the "
-                f"{tuple(reduction.keep.shape)} indices of keep"
-            )
-        if reduction.keep.dtype != torch.long:
-            raise ConfigError(f"{name}: keep is {reduction.keep.dtype}, expected int64 indices of the {n} tokens")
-        if reduction.hidden is not None and reduction.hidden.shape[0] != kept:
-            raise ConfigError(f"{name}: {reduction.hidden.shape[0]} new hidden states for {kept} survivors")
+        """The same, and noted."""
+        reduction = self.answer(tokens)
         self._log(trace, tokens, reduction)
         return reduction
 
@@ -64,7 +63,7 @@ class Action:
                 self.method.name(),
                 tokens.counts,
                 reduction.counts,
-                self.method.flops(tokens, self.site),
+                flops_of(self.method, tokens, self.site),
                 tokens.index,
                 tokens.index[reduction.keep],
                 tokens.spans.shape,
@@ -314,10 +313,18 @@ def _hook_type() -> type[Any]:
         def __call__(self, *args: Any) -> Any:
             return None if self._hooks.removed else self._hook(*args)
 
-        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-            raise UnsupportedModelError("a model cannot be copied while a method is attached: remove the handle first")
+        def __reduce__(self) -> NoReturn:
+            refuse_copy()
 
     return Hook
+
+
+def refuse_copy() -> NoReturn:
+    """What whatever is put on a model says when somebody copies or pickles the model with it."""
+    raise UnsupportedModelError(
+        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
+        "(model.save_pretrained)"
+    )
 
 
 class Hooks:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, compact, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
 from foveate.runtime.context import (
     Action,
     Context,
@@ -119,6 +119,9 @@ class DecoderHooks:
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
+        if self.reduces and cache is not None:
+            plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
+            check_whole(cache, past, None if plain is None else plain.shape[1] - call.length)
         self.context.decoder = call
         if not self.reduces:
             for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock

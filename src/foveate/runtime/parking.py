@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.errors import UnsupportedSiteError
 from foveate.method import Method, Site
+from foveate.runtime.checks import check_restored, flops_of
 from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import of_queries
 from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
@@ -52,11 +53,7 @@ class Lot:
                 f"{parked.hidden.shape[-1]} where they were parked (features of several blocks?): use one feature layer"
             )
         restored = self.method.restore(tokens, self.parked, site)
-        if restored.shape != parked.hidden.shape:
-            raise ConfigError(
-                f"{type(self.method).__name__}.restore at {site} returned shape {tuple(restored.shape)}, expected "
-                f"{tuple(parked.hidden.shape)}: one row for every token that was there when they were parked"
-            )
+        check_restored(self.method, site, restored, parked.hidden)
         if isinstance(self.outer, Packed):
             return self.outer.put(hidden, restored)
         body = hidden.new_zeros(hidden.shape[0], self.outer.width - self.leading, hidden.shape[-1])
@@ -65,7 +62,7 @@ class Lot:
     def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-        trace.signal_flops += self.method.flops(tokens, site)
+        trace.signal_flops += flops_of(self.method, tokens, site)
         return self.all_rows(layout, hidden, site)
 
     def without_leading(self) -> Lot:

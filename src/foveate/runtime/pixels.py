@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 
-from foveate.errors import UnsupportedSiteError
 from foveate.runtime.context import Action, TowerPass
 from foveate.runtime.layout import frames, tokens_of
 
@@ -18,8 +17,7 @@ def choose_grid(call: TowerPass, actions: Sequence[Action]) -> bool:
     rows = torch.arange(len(tokens), device=call.device)
     for action in actions:
         reduction = action.decide(call.trace, tokens)
-        if reduction.shape is None:
-            raise UnsupportedSiteError(f"{action.method.name()} must say a new grid at the pixels site")
+        assert reduction.shape is not None, "as checked"
         rows = rows[reduction.keep]
         tokens = tokens_of(replace(tokens.spans, shape=reduction.shape), call.device)
     first = {clip: s for s, clip in reversed(list(enumerate(tokens.spans.clip)))}

@@ -20,6 +20,7 @@ from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
+from foveate.runtime.checks import flops_of
 from foveate.runtime.context import (
     Action,
     Context,
@@ -312,7 +313,7 @@ class TowerHooks:
         lot, call.lot = call.lot, None
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         full = (layout if lot is None else lot.outer).tokens
-        flops = action.method.flops(tokens, action.site)
+        flops = flops_of(action.method, tokens, action.site)
         known = tokens.index, full.index, full.spans.shape
         call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
         if lot is None:  # nothing had to be parked

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate import reference
-from foveate.errors import FoveateError
+from foveate.errors import ConfigError, FoveateError, shown
 from foveate.loading import REFERENCES
 from foveate.method import Method
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 OPTION = "--additional-config"
@@ -61,11 +62,11 @@ def _taken(rest: list[str]) -> tuple[list[str], dict[str, Any]]:
             raise CommandError(f"{OPTION} wants a JSON object")
         text, end = (value, i + 1) if equals else (rest[i + 1], i + 2)
         try:
-            config = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CommandError(f"{OPTION} {text!r} is not JSON: {error}") from None
+            config = from_json(text)
+        except ConfigError as error:
+            raise CommandError(f"{OPTION} {shown(text)}: {error}") from None
         if not isinstance(config, dict):
-            raise CommandError(f"{OPTION} {text!r} is not a JSON object")
+            raise CommandError(f"{OPTION} {shown(text)} is not a JSON object")
         return rest[:i] + rest[end:], config
     return rest, {}
 

@@ -204,7 +204,7 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
         return full
     now, place = tokens_of(frames(list(item.tower))), torch.arange(item.cells)
     for action in reducing:
-        reduction = action.method.reduce(_made_up(now, action), action.site)
+        reduction = action.answer(_made_up(now, action))
         place = place[reduction.keep]
         if action.site.at == "pixels" and reduction.shape is not None:
             now = tokens_of(replace(now.spans, shape=reduction.shape))
@@ -214,7 +214,7 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
 
 
 def _after(action: Action, tokens: Tokens) -> Tokens:
-    return action.method.reduce(_made_up(tokens, action), action.site).survivors(tokens)
+    return action.answer(_made_up(tokens, action)).survivors(tokens)
 
 
 def _made_up(tokens: Tokens, action: Action) -> Tokens:

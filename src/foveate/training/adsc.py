@@ -30,7 +30,7 @@ from foveate.method import Method
 from foveate.methods.adsc import ADSC
 from foveate.models import family_of
 from foveate.models.family import Family
-from foveate.serialise import check
+from foveate.serialise import check, from_json
 from foveate.terminal import CommandError
 from foveate.training import card, data
 from foveate.training.collator import Collator
@@ -253,9 +253,11 @@ def _open(request: Request, resume: bool) -> dict[str, Any]:
             f"there is no run in {str(out)!r} to resume: leave --resume out to begin one in an empty folder"
         )
     try:
-        before = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        before = from_json((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot read {str(out / RECORD)!r}: {first_line(error)}") from None
+    if not isinstance(before, dict):
+        raise CommandError(f"{str(out / RECORD)!r} is not the record of a run: choose another folder")
     for name, value in described.items():
         if before.get(name) != json.loads(json.dumps(value)):
             raise CommandError(
@@ -267,11 +269,16 @@ def _open(request: Request, resume: bool) -> dict[str, Any]:
 
 def _finished(out: Path) -> Trained | None:
     """What the run in a folder came to, if it has ended."""
-    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    record = from_json((out / RECORD).read_text(encoding="utf-8"))
     if "losses" not in record or not (out / adapter.WEIGHTS).is_file():
         return None
-    stages = tuple((int(step), float(keep)) for step, keep in record["stages"])
-    return Trained(out, int(record["steps"]), tuple(record["losses"]), stages)
+    try:
+        stages = tuple((int(step), float(keep)) for step, keep in record["stages"])
+        return Trained(out, int(record["steps"]), tuple(record["losses"]), stages)
+    except (KeyError, ValueError, TypeError):
+        raise CommandError(
+            f"{str(out / RECORD)!r} is not the record of a run that has ended: delete the folder"
+        ) from None
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.errors import ConfigError
 from foveate.prompting import open_image
 from foveate.reference.data import Sample
 from foveate.reference.model import tiles
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 
@@ -114,9 +115,9 @@ def grouped(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
 
 def _of_line(line: str, name: str, folder: Path) -> Prompt:
     try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CommandError(f"not JSON: {error.msg} at column {error.colno}") from None
+        data = from_json(line)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
     if not isinstance(data, dict):
         raise CommandError('a prompt is an object, such as {"image": "cat.jpg", "prompt": "What is it?"}')
     images: Any = data.get("images", [data["image"]] if "image" in data else [])

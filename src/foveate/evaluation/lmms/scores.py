@@ -11,6 +11,7 @@ from typing import Any
 
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.store import check_header
+from foveate.serialise import from_json
 from foveate.terminal import CommandError
 
 
@@ -111,7 +112,7 @@ def read(path: Path, header: dict[str, Any]) -> Finished | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = from_json(path.read_text(encoding="utf-8"))
         check_header(path, data["header"], header)
         tasks = {name: Scored(**scored) for name, scored in data["tasks"].items()}
         return Finished(tasks, None if data["cost"] is None else Cost(**data["cost"]))

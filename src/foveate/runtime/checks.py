@@ -1,0 +1,139 @@
+"""What a method answers, checked before anything is built on it.
+
+Shapes are checked at every call. Order, range and spans are values, which wait for the device: those of `watched` calls only.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ConfigError
+from foveate.method import Method, Site
+from foveate.tokens import Reduction, Tokens
+
+
+def watched(method: Method, tokens: Tokens, first: bool) -> bool:
+    """Whether values are looked at: of methods that the library does not test itself, at their first call, or wherever
+    nobody waits for it."""
+    is_ours = type(method).__module__.startswith("foveate.")
+    return not is_ours and (first or tokens.index.device.type == "cpu")
+
+
+def check_shapes(method: Method, site: Site, tokens: Tokens, answer: Reduction) -> None:
+    """Raise `ConfigError` unless the parts of a reduction are of the right type and size."""
+    said = f"{type(method).__name__}.reduce at {site}"
+    if not isinstance(answer, Reduction):
+        raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Reduction")
+    keep, counts, resizes = answer.keep, answer.counts, site.at == "pixels"
+    if not isinstance(keep, Tensor) or keep.dtype != torch.long or keep.dim() != 1:
+        raise ConfigError(f"{said}: keep is {_describe(keep)}, expected int64 indices (K,) of the {len(tokens)} tokens")
+    if keep.device != tokens.index.device:
+        raise ConfigError(f"{said}: keep is on {keep.device}, expected it on {tokens.index.device}, as the tokens are")
+    if not isinstance(counts, tuple) or any(type(count) is not int for count in counts):
+        raise ConfigError(f"{said}: counts={counts!r}, expected a tuple with a whole number for every span")
+    if len(counts) != len(tokens.counts) or sum(counts) != len(keep):
+        raise ConfigError(
+            f"{said}: counts {counts} for {len(tokens.counts)} spans do not match the {tuple(keep.shape)} indices of keep"
+        )
+    if any(after < 0 or (after > before and not resizes) for before, after in zip(tokens.counts, counts)):
+        raise ConfigError(f"{said}: counts {counts}, expected 0 to {tokens.counts}, what each span has")
+    _check_grid(said, resizes, tokens, answer)
+    _check_values(said, tokens, answer)
+    if answer.groups is not None and not callable(answer.groups):
+        raise ConfigError(f"{said}: groups is {_describe(answer.groups)}, expected a function that gives (N,) indices")
+
+
+def _check_grid(said: str, resizes: bool, tokens: Tokens, answer: Reduction) -> None:
+    """The new grids of a site that resizes images."""
+    if not resizes:
+        if answer.shape is not None:
+            raise ConfigError(f"{said} says a new shape, and images get one at a pixels site only: leave it out")
+        return
+    shape, clips = answer.shape, tokens.spans.clip
+    if not isinstance(shape, tuple) or len(shape) != len(clips) or tuple(h * w for h, w in shape) != answer.counts:
+        raise ConfigError(
+            f"{said}: shape={shape!r}, expected a (height, width) for every span, of as many tokens as counts says, "
+            f"{answer.counts}"
+        )
+    if len(set(zip(clips, shape))) > len(set(clips)):
+        raise ConfigError(f"{said}: shape={shape!r}, expected the frames of a video to have one size")
+
+
+def _check_values(said: str, tokens: Tokens, answer: Reduction) -> None:
+    """New values of the survivors."""
+    n, width = len(answer.keep), tokens.hidden.shape[1:]
+    if answer.hidden is not None and not width:
+        raise ConfigError(f"{said} returned new hidden states, and tokens have none here: leave them out")
+    expected = {"hidden": (n, *width), "sizes": (n,), "coords": (n, 3)}
+    for name, shape in expected.items():
+        value = getattr(answer, name)
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+            raise ConfigError(
+                f"{said}: {name} is {_describe(value)}, expected floats {shape}, one row for each survivor"
+            )
+        if value.device != answer.keep.device:
+            raise ConfigError(f"{said}: {name} is on {value.device}, expected it on {answer.keep.device}")
+
+
+def check_members(method: Method, site: Site, tokens: Tokens, answer: Reduction) -> None:
+    """Raise `ConfigError` unless ``keep`` are ascending indices, as many of each span as ``counts`` says, and each token of
+    ``groups`` is in a survivor. (The cells of a new grid may show a token twice, in the order of that grid.)"""
+    said, keep = f"{type(method).__name__}.reduce at {site}", answer.keep.cpu()
+    n, k = len(tokens), len(keep)
+    outside = keep[(keep < 0) | (keep >= n)].tolist()
+    if outside:
+        raise ConfigError(f"{said}: keep has {_few(outside)}, expected indices from 0 to {n - 1}")
+    falls = (keep.diff() <= 0).nonzero().flatten().tolist()
+    if falls and site.at != "pixels":
+        i = falls[0]
+        raise ConfigError(
+            f"{said}: keep goes from {int(keep[i])} to {int(keep[i + 1])}, expected each token once, ascending: sort it"
+        )
+    counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()
+    if tuple(counts) != answer.counts:
+        raise ConfigError(f"{said}: counts {answer.counts}, but keep has {tuple(counts)} tokens of the spans")
+    if answer.groups is not None:
+        group = answer.groups()
+        if not isinstance(group, Tensor) or group.shape != (n,) or group.dtype != torch.long:
+            raise ConfigError(
+                f"{said}: groups gives {_describe(group)}, expected int64 ({n},), the survivor of each token"
+            )
+        outside = group[(group < 0) | (group > k)].tolist()
+        if outside:
+            raise ConfigError(f"{said}: groups has {_few(outside)}, expected 0 to {k - 1}, or {k} for a token in none")
+
+
+def flops_of(method: Method, tokens: Tokens, site: Site) -> int:
+    """What a method says that its work costs, a whole number."""
+    flops: Any = method.flops(tokens, site)
+    try:
+        return operator.index(flops)
+    except TypeError:
+        raise ConfigError(
+            f"{type(method).__name__}.flops at {site} returned {_describe(flops)}, expected a whole number"
+        ) from None
+
+
+def check_restored(method: Method, site: Site, restored: object, parked: Tensor) -> None:
+    """Raise `ConfigError` unless ``restored`` has a row for every token that ``parked`` has."""
+    if not isinstance(restored, Tensor) or restored.shape != parked.shape or not restored.is_floating_point():
+        raise ConfigError(
+            f"{type(method).__name__}.restore at {site} returned {_describe(restored)}, expected floats "
+            f"{tuple(parked.shape)}: one row for every token that was there when they were parked"
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"{value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:3])) + (" ..." if len(numbers) > 3 else "")
