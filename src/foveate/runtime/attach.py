@@ -41,6 +41,7 @@ class Runtime:
         holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
+        self.decoder.arguments.whole = model
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
         self.hooks = Hooks()
         try:
