@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method, Site
-from foveate.models.family import Grid
+from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.layout import Packed, Rows
@@ -128,6 +128,8 @@ class TowerPass:
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
         device, start: where it runs, as far as is known when it begins, and when that was.
+        sides, sides_now: patches down and across of every image, as of ``grid`` and ``grid_now``, where units do not cover
+            them; (): they do.
         padded: rows of every image with its padding, or None: there is none.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
@@ -152,6 +154,8 @@ class TowerPass:
     device: torch.device
     start: Any
     unit: int
+    sides: tuple[Side, ...] = ()
+    sides_now: tuple[Side, ...] = ()
     padded: int | None = None
     visited: set[int] = field(default_factory=set)
     resized: Tensor | None = None

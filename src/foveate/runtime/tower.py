@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 from foveate.method import Site
-from foveate.models.family import Arrangement, Family
+from foveate.models.family import Arrangement, Family, Grid, Side
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
@@ -40,6 +40,7 @@ from foveate.runtime.features import (
     left_of,
     note,
     present_units,
+    strays_of,
     units,
     with_rows,
     without_missing,
@@ -155,18 +156,32 @@ class TowerHooks:
         if not self.context.records:
             self.context.trace = Trace()
         device = device_of(module, args, kwargs)
-        grid = self.spec.grid(self.config, args, kwargs)
+        try:
+            grid = self.spec.grid(self.config, args, kwargs)
+        except InputError:
+            if self.reduces:
+                raise
+            # Whoever acts in the language model alone can do without places in the image: nothing is known of these features.
+            self.context.tower, self.context.records = None, []
+            return None
         self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
+        call.sides = call.sides_now = self._sides(args, kwargs, grid)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
         if padded := self.spec.padded(self.config, args, kwargs):
             call.trace.segments += [padded] * len(grid)
         if self.pixels and choose_grid(call, self.pixels) and self.spec.resize is not None:
             args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
+            call.sides_now = self._sides(args, kwargs, call.grid_now)
         call.trace.around += self.spec.around(self.tower, args, kwargs)
         call.padded = self.spec.padded(self.config, args, kwargs)
         if self.reduces:
             call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
+
+    def _sides(self, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
+        """Patches down and across of every image, if there are more than units cover."""
+        sides = tuple(self.spec.patches(self.config, args, kwargs) or ())
+        return sides if any(strays_of(grid, sides, self.unit)) else ()
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self.context.tower
@@ -209,7 +224,7 @@ class TowerHooks:
             if call.order is not None:
                 tokens = tokens.select(call.order.to(device), tokens.counts)
             return Packed(call.unit, len(tokens), tokens)
-        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit)
+        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit, call.sides_now)
         return layout if call.padded is None else with_padding(layout)
 
     def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
