@@ -14,6 +14,7 @@ from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteErr
 from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
+from foveate.runtime.facts import Facts
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
@@ -25,7 +26,7 @@ class LayerArguments:
     """Derives the arguments of reduced layers from those that stock code passes."""
 
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
-        self.family, self.spec, self.renumber = family, family.decoder, renumber
+        self.family, self.spec, self.renumber, self.facts = family, family.decoder, renumber, Facts(family)
         self.rotary = model.get_submodule(family.decoder.rotary)
         self.whole: Any = model  # the one that computes the loss; `attach` says which that is
         config: Any = model.config
@@ -93,6 +94,7 @@ class LayerArguments:
                     partial(self._mask, call, value, keys, visible, kind, causal, hidden),
                 )
             elif value is not None and layout is not None:
+                self.facts.check_axis(name, value, axis, (call.length, call.rows))
                 new[name] = call.memo.once(
                     f"{name} {width}", (value, layout), partial(_take, value, axis, layout, width)
                 )

@@ -16,6 +16,7 @@ from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.facts import Facts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
@@ -28,6 +29,7 @@ class Runtime:
         config: Any = model.config
         base = _base(model, family)
         _refuse_compiled(model)
+        Facts(family).check_names(base, config)
         self.context = Context()
         self.host = host_of(model, family)
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)

@@ -145,6 +145,7 @@ class TowerPass:
         reading, readings: what is read from the attention that runs now, and from each block so far.
         previous: hidden states where the last layer (or attention) began, for the residual update.
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
+        rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
     """
 
@@ -171,6 +172,7 @@ class TowerPass:
     readings: dict[int, Reading] = field(default_factory=dict)
     previous: Tensor | None = None
     mid: tuple[Tensor, Any] | None = None
+    rows_of: dict[int, Tensor] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
     moved: bool = False

@@ -130,6 +130,8 @@ class DecoderHooks:
         if not (self.reduces and inputs.modalities):
             return None
         call.records = self.context.records
+        for record in call.records:
+            self.arguments.facts.check_handed_over(record.features, embeds)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds)}
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))

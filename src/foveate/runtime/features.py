@@ -104,14 +104,20 @@ def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, spec: Tower) ->
 
 
 def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
-    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states."""
-    states = output.hidden_states
-    if state is not None:
-        output.hidden_states = (*states[:state], x, *states[state + 1 :])
-        return output
-    if states is not None and states[-1] is output.last_hidden_state:
-        output.hidden_states = (*states[:-1], x)
-    output.last_hidden_state = x
+    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states.
+
+    All others are holes, if they have fewer rows: whoever reads them would take them for whole images.
+    """
+    states, last = output.hidden_states, output.last_hidden_state
+    number = len(states or ()) - 1 if state is None and states and states[-1] is last else state
+    if x.shape != (last if state is None else states[state]).shape:
+        last, holes = x.new_full(x.shape, HOLE), x.new_full(x.shape, HOLE)
+        states = states and [
+            None if each is None else holes for each in states
+        ]  # where some are left out, they are None
+    if states:
+        output.hidden_states = tuple(x if i == number else each for i, each in enumerate(states))
+    output.last_hidden_state = x if state is None else last
     return output
 
 
@@ -183,6 +189,12 @@ def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     trace.output_rows += present if call.pooled is None else call.pooled
     trace.full_output_rows += n if call.pooled is None else call.pooled
     trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
+
+
+def sides_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
+    """Patches down and across of every image of a tower call, where there are more than units cover."""
+    sides = tuple(spec.patches(config, args, kwargs) or ())
+    return sides if any(strays_of(grid, sides, spec.unit(config))) else ()
 
 
 def strays_of(grid: Grid, sides: Sequence[Side], unit: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InputError, UnsupportedSiteError
 from foveate.method import Site
-from foveate.models.family import Arrangement, Family, Grid, Side
+from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
@@ -31,6 +31,7 @@ from foveate.runtime.context import (
     first_argument,
     replace_first,
 )
+from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
     all_units,
     by_image,
@@ -40,7 +41,7 @@ from foveate.runtime.features import (
     left_of,
     note,
     present_units,
-    strays_of,
+    sides_of,
     units,
     with_rows,
     without_missing,
@@ -72,20 +73,16 @@ class TowerHooks:
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
-        self.last = self.spec.last_block(config)
+        self.reduces, self.last = bool(actions), self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
         self.attending = AttendHooks(self.spec, context)
+        self.facts = TowerFacts(family)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
     def _pools(self) -> bool:
         """Whether stock code pools the rows of this call before the output module."""
         return self.context.arranged is not None and self.context.arranged.spec.pool is not None
-
-    @property
-    def reduces(self) -> bool:
-        """Whether any site acts in the tower."""
-        return bool(self.pixels or self.outputs or any(self.before.values()) or any(self.mids.values()))
 
     def attach(self, hooks: Hooks) -> None:
         hooks.pre(self.tower, self._begin)
@@ -99,6 +96,7 @@ class TowerHooks:
             return
         if self.spec.pooler:
             hooks.pre(self.tower.get_submodule(self.spec.pooler), self._before_pooler)
+        hooks.post(self.blocks[-1], partial(self.facts.after_blocks, self.context, len(self.blocks)))
         attach_merger(hooks, self.tower, self.spec, self.config, self.context, self._visit)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
@@ -165,23 +163,18 @@ class TowerHooks:
             self.context.tower, self.context.records = None, []
             return None
         self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
-        call.sides = call.sides_now = self._sides(args, kwargs, grid)
+        call.sides = call.sides_now = sides_of(self.spec, self.config, args, kwargs, grid)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
         if padded := self.spec.padded(self.config, args, kwargs):
             call.trace.segments += [padded] * len(grid)
         if self.pixels and choose_grid(call, self.pixels) and self.spec.resize is not None:
             args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
-            call.sides_now = self._sides(args, kwargs, call.grid_now)
+            call.sides_now = sides_of(self.spec, self.config, args, kwargs, call.grid_now)
         call.trace.around += self.spec.around(self.tower, args, kwargs)
         call.padded = self.spec.padded(self.config, args, kwargs)
         if self.reduces:
             call.order = self.spec.order(self.config, args, kwargs)
         return args, kwargs
-
-    def _sides(self, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
-        """Patches down and across of every image, if there are more than units cover."""
-        sides = tuple(self.spec.patches(self.config, args, kwargs) or ())
-        return sides if any(strays_of(grid, sides, self.unit)) else ()
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self.context.tower
@@ -202,7 +195,9 @@ class TowerHooks:
 
     def _finish(self, call: TowerPass, rows: Tensor) -> Tensor:
         """Rows of the output module are the features; the same, with holes that say which they are."""
-        features, record = in_tower_order(call, rows, self.spec.kept_rows(self.config))
+        kept_rows = self.spec.kept_rows(self.config)
+        self.facts.check_count(len(rows), units(call.grid) + kept_rows * len(call.grid))
+        features, record = in_tower_order(call, rows, kept_rows)
         self._close(call, record)
         return features
 
@@ -244,7 +239,9 @@ class TowerHooks:
         if call is None:
             return None
         args, kwargs = by_name(block, args, kwargs)
-        hidden = self._visit(call, i, first_argument(args, kwargs, "hidden_states"))
+        hidden = first_argument(args, kwargs, "hidden_states")
+        self.facts.at_block(call, i, hidden)
+        hidden = self._visit(call, i, hidden)
         layout, lot = call.layout, call.lot
         call.reading, call.masks, call.attending = None, {}, None
         shown = hidden, layout  # to the attention
@@ -368,7 +365,12 @@ class TowerHooks:
     def _rejoin(self, call: TowerPass, output: Any) -> Any:
         """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
         final = self.last == len(self.blocks) - 1
-        x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
+        states = dict(enumerate(output.hidden_states or ()))
+        x = output.last_hidden_state if final else states.get(self.last + 1)
+        if x is None:
+            raise self.facts.wrong(
+                f"that Tower.last_block is {self.last}", "stock code does not ask for what it puts out"
+            )
         return with_rows(output, self._full_rows(call, x), None if final else self.last + 1)
 
     def _before_pooler(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -387,6 +389,7 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        self.facts.at_output(call, args, self.last, self._pools)
         x = args[0]
         if self.spec.joins:
             return ((present_units(call, x, self.spec), *args[1:]), kwargs) if self.spec.joins == "before" else None
@@ -413,9 +416,13 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        self.facts.check_features(output)
         layout = call.layout
         if self.spec.layout == "packed":
-            return layout.scatter(output, HOLE) if isinstance(layout, Packed) else None
+            if not isinstance(layout, Packed):
+                return None
+            self.facts.check_count(len(output), len(layout.tokens))
+            return layout.scatter(output, HOLE)
         if self.spec.joins == "before":
             output = all_units(call, output)
         elif self.spec.joins:
