@@ -8,6 +8,8 @@
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
+#   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
+#                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
 #   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
 #   make site           the documentation as a website, in build/site; make site-serve shows it while you write
@@ -27,7 +29,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-families test-browser test-vllm test-lmms lint test-oldest wheel-test site site-serve docs-check \
+.PHONY: demo test test-families test-browser test-vllm test-lmms test-hosts lint test-oldest wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -57,6 +59,10 @@ test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving
 
 test-lmms: export OMP_NUM_THREADS = 1
+test-hosts: export OMP_NUM_THREADS = 1
+test-hosts: .venv/.stamp
+	.venv/bin/python tools/hosts/run.py $(if $(TRANSFORMERS),--transformers $(TRANSFORMERS)) $(HOSTS_ARGS)
+
 test-lmms: .venv-lmms/.stamp
 	.venv-lmms/bin/python -m pytest $(PYTEST_ARGS) --dist loadfile tests/lmms
 

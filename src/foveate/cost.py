@@ -123,7 +123,10 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     convolutions = _conv_weights(tower) - in_neck
     now = {"tower": trace.patch_rows * convolutions + trace.around}
     full = {"tower": trace.full_patch_rows * convolutions + trace.full_around}
-    segments = [trace.segments or spec.rows(config, trace.grid, i) for i in range(len(blocks) if trace.grid else 0)]
+    segments = [
+        trace.segments or spec.rows(config, trace.grid, i, trace.strays)
+        for i in range(len(blocks) if trace.grid else 0)
+    ]
     stock = [BlockTrace(i, 0, 0, lengths) for i, lengths in enumerate(segments)]
     for block_trace in stock:
         block_trace.rows = block_trace.ffn_rows = sum(block_trace.segments)

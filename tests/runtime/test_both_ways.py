@@ -14,7 +14,7 @@ import pytest
 import test_tiles
 import tiny
 import torch
-from plans import PLANS, ROWS, Ragged, Received, close, depends_on_text, plan
+from plans import PLANS, ROWS, DropBlocks, ParkHalf, Ragged, Received, close, depends_on_text, plan
 from test_generate import HANDS_OVER_FEATURES, chunks
 from test_identity import generate
 from torch import Tensor, nn
@@ -339,14 +339,16 @@ def test_signals_are_of_the_attention_as_it_is() -> None:
 
 
 def gemma3_tower(model: Any, pixels: Tensor, keep: list[list[int]], first: int, mid: bool) -> list[Tensor]:
-    """By hand, image by image: from block ``first`` (after its attention if ``mid``) only the units ``keep``."""
-    tower, projector, side = model.model.vision_tower, model.model.multi_modal_projector, tiny.gemma.SIDE["gemma3"]
+    """By hand, image by image: from block ``first`` (after its attention if ``mid``) the units ``keep`` and what is in none."""
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    side = pixels.shape[-1] // tiny.PATCH
     out = []
     for image, units in zip(tower.embeddings(pixels), keep, strict=True):
         hidden, rows = image[None], []
         for unit in units:
             y, x = unit // (side // 2) * 2, unit % (side // 2) * 2
             rows += [(y + dy) * side + x + dx for dy in (0, 1) for dx in (0, 1)]
+        rows += [row for row in range(side * side) if max(row // side, row % side) >= side // 2 * 2]
         for i, block in enumerate(tower.encoder.layers):
             if i == first and not mid:
                 hidden = hidden[:, rows]
@@ -354,7 +356,7 @@ def gemma3_tower(model: Any, pixels: Tensor, keep: list[list[int]], first: int, 
             if i == first and mid:
                 attended = attended[:, rows]
             hidden = attended + block.mlp(block.layer_norm2(attended))
-        pooled = tower.post_layernorm(hidden)[0].reshape(len(units), 4, -1).mean(1)
+        pooled = tower.post_layernorm(hidden)[0, : 4 * len(units)].reshape(len(units), 4, -1).mean(1)
         out.append(projector.mm_soft_emb_norm(pooled) @ projector.mm_input_projection_weight)
     return out
 
@@ -372,6 +374,32 @@ def test_gemma3_with_fewer_units(impl: str, block: int, mid: bool) -> None:
     for image, units, rows in zip(found, Ragged.kept, expected, strict=True):
         assert (~image[:, 0].isnan()).nonzero().flatten().tolist() == units
         close(image[units], rows)
+
+
+@pytest.mark.parametrize("method", [Ragged(), ParkHalf(), foveate.Downsample(keep=0.5), foveate.ToMe()], ids=repr)
+def test_patches_that_gemma3_does_not_pool(method: foveate.Method) -> None:
+    """9 x 9 patches make 4 x 4 tokens: the last lines are tokens of none, and the tower works on them all the same."""
+    config = tiny.config("gemma3")
+    config.vision_config.image_size = 9 * tiny.PATCH
+    model, batch = tiny.build(config, "eager"), tiny.inputs("gemma3", ROWS["gemma3"])
+    shape = len(batch["pixel_values"]), 3, 9 * tiny.PATCH, 9 * tiny.PATCH
+    batch["pixel_values"] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    stock = tiny.text_logits(model, batch)
+    with foveate.compress(model, DropBlocks(keep=1.0) + foveate.Downsample(keep=1.0)):
+        assert torch.equal(tiny.text_logits(model, batch), stock)
+    with torch.no_grad(), foveate.compress(model, method) as handle:
+        with tiny.flop_counter() as counter:
+            model(**batch)
+        report = handle.report()
+        found = model.get_image_features(batch["pixel_values"]).pooler_output
+    assert sum(report.flops.values()) == counter.get_total_flops()
+    assert report.flops["tower"] < report.full_flops["tower"]
+    if isinstance(method, Ragged):
+        with torch.no_grad():
+            expected = gemma3_tower(model, batch["pixel_values"], Ragged.kept, 1, False)
+        for image, units, rows in zip(found, Ragged.kept, expected, strict=True):
+            assert (~image[:, 0].isnan()).nonzero().flatten().tolist() == units
+            close(image[units], rows)
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5])

@@ -142,16 +142,20 @@ def test_tiles_that_are_padded(family: str, impl: str, block: int) -> None:
         assert tiny.text_logits(model, batch).isfinite().all()
 
 
-@pytest.mark.parametrize("family", tiny.tiles.IDEFICS)
+@pytest.mark.parametrize("family", ["internvl", *tiny.tiles.IDEFICS])  # Ovis2 has positions for one size
 def test_tiles_that_are_no_squares(family: str) -> None:
-    """Stock code would put patches together that are no neighbours, so no token is any place of the image."""
+    """Stock code puts patches together that are no neighbours, so no token is a place of the image: who needs none, may act."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    batch["pixel_values"] = batch["pixel_values"].reshape(*batch["pixel_values"].shape[:-2], 16, 64)
-    batch["pixel_attention_mask"] = batch["pixel_attention_mask"].reshape(
-        *batch["pixel_attention_mask"].shape[:-2], 16, 64
-    )
+    for name in {"pixel_values", "pixel_attention_mask"} & {*batch}:
+        batch[name] = batch[name].reshape(*batch[name].shape[:-2], 16, 64)
+    stock = tiny.text_logits(model, batch)
     with foveate.compress(model, Keep()), pytest.raises(foveate.FoveateError, match=r"16 x 64.*square"):
         model(**batch)
+    with foveate.compress(model, foveate.FastV(keep=1.0)):
+        assert torch.equal(tiny.text_logits(model, batch), stock)
+    with foveate.compress(model, foveate.Stride(keep=0.5)) as handle:
+        assert not torch.equal(tiny.text_logits(model, batch), stock)
+        assert handle.report().mean_tokens > 0
 
 
 def test_features_that_come_as_one_tensor() -> None:

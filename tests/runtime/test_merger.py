@@ -254,7 +254,7 @@ def test_single_patches_parked_after_the_merger(impl: str, stabilise: int) -> No
 
 def test_what_does_not_fit_is_refused() -> None:
     batch = tiny.inputs(FAMILY, [[3, (8, 8), 5]])
-    with torch.no_grad(), foveate.compress(model(), "stride"):
+    with torch.no_grad(), foveate.compress(model(), "tome"):
         with pytest.raises(InputError, match=r'asks for downsample_mode="4x".*config says "16x"'):
             model()(**batch, downsample_mode="4x")
         odd = {**batch, "target_sizes": torch.tensor([[2, 32]])}

@@ -12,13 +12,12 @@ import pytest
 import tiny
 import torch
 from plans import PLANS, ROWS, DropBlocks, close, foveate
-from test_attend import by_units
 from test_identity import generate
 from test_joined import Keep
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from foveate.errors import InputError, UnsupportedModelError
+from foveate.errors import UnsupportedModelError
 from foveate.method import Host, Method, Site
 from foveate.models import families
 from foveate.runtime.parking import Attending
@@ -85,10 +84,19 @@ def attend(attention: Any, x: Tensor, own: Tensor, place: tuple[Tensor, Tensor])
     return attention.o_proj(torch.einsum("hqk,khd->qhd", logits.softmax(-1), v).flatten(1))  # type: ignore[no-any-return]
 
 
+def rows_of(units: Sequence[int], width: int, side: int) -> Tensor:
+    """The patches of ``units`` of an image that is ``width`` patches wide, those of one in raster order."""
+    across = width // side
+    corners = [(u // across * side, u % across * side) for u in units]
+    return torch.tensor(
+        [(y + dy) * width + x + dx for y, x in corners for dy in range(side) for dx in range(side)], dtype=torch.long
+    )
+
+
 def features_by_hand(
     family: str, model: Any, batch: dict[str, Tensor], kept: list[list[int]], method: Ragged
 ) -> list[Tensor]:
-    """What the projector makes of each image alone; of units that are gone, nothing."""
+    """What the projector makes of each image alone; of units that are gone, nothing. Patches of no unit stay."""
     tower, side = tiny.tower(model), math.isqrt(tiny.rows_of.UNIT[family])
     out = []
     for image, units in zip(images_of(batch), kept, strict=True):
@@ -96,23 +104,19 @@ def features_by_hand(
         height, width = patches.shape[-2:]
         hidden = tower.ln_pre(patches.flatten(2).transpose(1, 2))[0]
         y, x = torch.arange(height).repeat_interleave(width).float(), torch.arange(width).repeat(height).float()
-        across = width // side
-        rows = torch.tensor(
-            [
-                (u // across * side + dy) * width + u % across * side + dx
-                for u in units
-                for dy in range(side)
-                for dx in range(side)
-            ],
-            dtype=torch.long,
-        )
+        every = rows_of(range(height // side * (width // side)), width, side)
+        strays = torch.tensor(sorted({*range(height * width)} - {*every.tolist()}), dtype=torch.long)
+        rows = torch.cat([rows_of(units, width, side), strays])
         present, parked = torch.arange(len(hidden)), hidden
         for i, block in enumerate(tiny.blocks(model)):
             if i == method.last:
                 hidden, present = parked.index_copy(0, present, hidden), torch.arange(len(parked))
             if i == method.block and not method.mid:
                 parked, hidden, present = hidden, hidden[rows], rows
-                y, x = y + method.move * side, x - method.move * 0.5 * side  # of those that are left
+                y[every], x[every] = (
+                    y[every] + method.move * side,
+                    x[every] - method.move * 0.5 * side,
+                )  # what is left moves
             seen, own = hidden, torch.arange(len(hidden))
             if method.attend and i == method.block:
                 seen, own = parked.index_copy(0, present, hidden), present
@@ -127,16 +131,14 @@ def features_by_hand(
             order = present.argsort()
             out.append(projector(hidden[order]))
             continue
-        if method.last is not None:
-            hidden = by_units(hidden, batch["image_sizes"][len(out) : len(out) + 1])
+        hidden = hidden[: len(units) * side**2] if method.last is None else hidden[every]
         joined = projector.norm(hidden).view(-1, 4, hidden.shape[-1]).transpose(1, 2).flatten(1)
         joined = projector.patch_merger.merging_layer(joined)
         out.append(projector.linear_2(projector.act(projector.linear_1(joined))))
     return out
 
 
-@SINGLE
-@pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     "method",
     [
         Ragged(block=1),
@@ -149,8 +151,16 @@ def features_by_hand(
     ],
     ids=repr,
 )
+
+
+@SINGLE
+@KINDS
 def test_every_image_is_what_it_is_alone(family: str, impl: str, method: Ragged) -> None:
-    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
+    compare(family, impl, method, tiny.inputs(family, ROWS[family]))
+
+
+def compare(family: str, impl: str, method: Ragged, batch: dict[str, Tensor]) -> None:
+    model = tiny.model(family, impl)
     with torch.no_grad(), foveate.compress(model, method) as handle:
         found = tiny.marked(model, batch).pooler_output
         report = handle.report()
@@ -220,7 +230,11 @@ def test_a_smaller_image_in_the_tower(family: str) -> None:
 @pytest.mark.parametrize("method", [Ragged(last=3), foveate.Downsample(keep=0.5), foveate.ToMe()], ids=repr)
 def test_flops_of_images_of_several_sizes(family: str, method: Method) -> None:
     """Small images are embedded with their padding, and attention is computed between all of them."""
-    model, batch = tiny.model(family, "eager"), tiny.inputs(family, ROWS[family])
+    count_flops(family, method, tiny.inputs(family, ROWS[family]))
+
+
+def count_flops(family: str, method: Method, batch: dict[str, Tensor]) -> None:
+    model = tiny.model(family, "eager")
 
     def counted() -> int:
         with torch.no_grad(), tiny.flop_counter() as counter:
@@ -247,11 +261,49 @@ def test_images_without_sizes(family: str) -> None:
         close(model(**{name: value for name, value in batch.items() if name != "image_sizes"}).logits, expected)
 
 
-def test_images_that_do_not_divide_into_tokens() -> None:
-    model, batch = tiny.model("mistral3"), tiny.inputs("mistral3", [[3, (4, 6), 5]])
-    batch["image_sizes"] = torch.tensor([[16, 20]])
-    with foveate.compress(model, foveate.Stride()), pytest.raises(InputError, match=r"\(4, 5\).*multiples of 8 pixels"):
-        model(**batch)
+# -- patches that no token is made of -------------------------------------------------------------------------------------
+
+
+def left_over(*sizes: tuple[int, int]) -> dict[str, Tensor]:
+    """A prompt with images of ``sizes`` in pixels; stock code leaves out the last lines of patches that fill no token."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum((h // tiny.PATCH // 2) * (w // tiny.PATCH // 2) for h, w in sizes)
+    ids = torch.tensor([[60, 61, *[tiny.IMAGE_TOKEN["mistral3"]] * tokens, 62, 63, 64]])
+    shape = len(sizes), 3, max(h for h, _ in sizes), max(w for _, w in sizes)
+    pixels = torch.randn(shape, generator=generator)
+    return dict(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, image_sizes=torch.tensor(sizes)
+    )
+
+
+LEFT_OVER = (20, 28), (29, 18), (24, 24), (36, 12)  # 5 x 7, 7 x 4, 6 x 6 and 9 x 3 patches
+
+
+@KINDS
+def test_what_fills_no_token_stays_and_is_none(impl: str, method: Ragged) -> None:
+    compare("mistral3", impl, method, left_over(*LEFT_OVER))
+
+
+@pytest.mark.parametrize("method", [Keep(), foveate.FastV(keep=1.0), foveate.Downsample(keep=1.0)], ids=repr)
+def test_images_of_all_sizes_as_in_stock_code(method: Method) -> None:
+    model, batch = tiny.model("mistral3"), left_over(*LEFT_OVER)
+    stock = tiny.text_logits(model, batch)
+    with foveate.compress(model, method):
+        assert torch.equal(tiny.text_logits(model, batch), stock)
+
+
+@pytest.mark.parametrize("method", [Ragged(last=3), foveate.Downsample(keep=0.5), foveate.ToMe()], ids=repr)
+def test_flops_of_what_fills_no_token(method: Method) -> None:
+    count_flops("mistral3", method, left_over(*LEFT_OVER))
+
+
+def test_an_image_that_keeps_its_grid_keeps_its_size() -> None:
+    """Whatever becomes of the others: a smaller copy of it would be cut to whole tokens first."""
+    model, batch = tiny.model("mistral3"), left_over((20, 28), (40, 40))
+    given = dict(pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"])
+    _, small = families()["mistral3"].tower.resize(model.config, (), given, [(1, 2, 3), (1, 3, 3)])
+    assert small["image_sizes"] == [(20, 28), (24, 24)]
+    assert torch.equal(small["pixel_values"][0, :, :20, :28], batch["pixel_values"][0, :, :20, :28])
 
 
 def test_other_towers_of_llava_are_refused() -> None:

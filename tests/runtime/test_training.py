@@ -102,3 +102,29 @@ def test_a_loss_over_all_tokens_of_all_layers_is_refused_with_a_sentence() -> No
         with foveate.compress(model, foveate.Stride()), pytest.raises(InputError, match="output_router_logits=False"):
             model(**asked)
         assert torch.equal(model(**asked).aux_loss, stock)
+
+
+def test_what_only_the_loss_reads_passes_the_layers(family: str) -> None:
+    """Targets that are shifted already, as sequence parallel training has them, and their count: the loss is the same."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    with torch.no_grad(), foveate.compress(model, PLANS["blocks"] + PLANS["cascade"]):
+        expected = model(**batch, labels=labels).loss
+        of_the_loss = dict(labels=labels, shift_labels=shifted, num_items_in_batch=(shifted >= 0).sum())
+        close(model(**batch, **of_the_loss).loss, expected)
+
+
+def test_what_a_loss_of_ones_own_names_passes_and_nothing_else() -> None:
+    model, batch = tiny.model("mistral3", fresh=True), tiny.inputs("mistral3", ROWS["mistral3"])
+
+    def loss(logits: Any, labels: Any, vocab_size: int, weights: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return (logits.logsumexp(-1) * weights).sum()
+
+    model.loss_function = loss
+    given = dict(batch, labels=batch["input_ids"])
+    ones = torch.ones(batch["input_ids"].shape)
+    with torch.no_grad(), foveate.compress(model, foveate.Stride()):
+        close(model(**given, weights=ones).loss, model(**batch).logits.logsumexp(-1).sum())
+        with pytest.raises(UnsupportedSiteError, match=r"takes 'others'.*'mistral3' does not describe"):
+            model(**given, weights=ones, others=ones)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 Grid = list[tuple[int, int, int]]  # one (frames, height, width) per image or video
+Side = tuple[int, int]  # height and width of one frame
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
@@ -127,11 +128,16 @@ class Tower:
             ``output`` does after the last; "" where there are none. Packed layout only.
         features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
         last_block: index of the last block that the language model's features depend on.
-        grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units.
+        grid: inputs of a tower call -> its images (tiles, where they are cut) and videos, in units. `InputError` for inputs of
+            which stock code makes features that are no places of the image: they are refused where a method acts in the tower,
+            and otherwise each run of placeholders is a span of one line.
         order: inputs of a tower call -> ``(units,)`` raster index of each unit in the sequence that the blocks see, or
             None where that is raster order.
         resize: inputs of a tower call and a new grid -> new inputs with every image resized (pixels site); None: the tower
             takes images of one size only.
+        patches: inputs of a tower call -> ``(height, width)`` in patches of each image, where stock code leaves out last lines
+            that fill no unit (padded layout, with ``joins``); None: units cover all. What is left out is encoded like the rest
+            and belongs to no token: no method sees it, and nothing drops it.
         padded: inputs of a tower call -> rows of every image with the padding after its patches; None: there is none.
         around: tower and inputs of its call -> FLOPs of its linear layers and products before and after the blocks, which
             are the same whatever happens in them.
@@ -161,6 +167,7 @@ class Tower:
     ffn_end: str = "mlp"
     segments: Callable[[Any, Grid, int], list[int]] | None = None
     order: Callable[[Any, Args, Kwargs], Tensor | None] = lambda config, args, kwargs: None
+    patches: Callable[[Any, Args, Kwargs], list[Side] | None] = lambda config, args, kwargs: None
     padded: Callable[[Any, Args, Kwargs], int | None] = lambda config, args, kwargs: None
     around: Callable[[Any, Args, Kwargs], int] = lambda tower, args, kwargs: 0
     pooler: str = ""
@@ -178,8 +185,11 @@ class Tower:
     block_args: Mapping[str, int | str] = field(default_factory=dict)
     attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
 
-    def rows(self, config: Any, grid: Grid, block: int) -> list[int]:
-        """Rows of each attention segment of a block."""
+    def rows(self, config: Any, grid: Grid, block: int, strays: Sequence[int] = ()) -> list[int]:
+        """Rows of each attention segment of a block; of every image, ``strays`` belong to no unit."""
+        if any(strays):
+            rows = self.rows(config, grid, block)
+            return [n + m for n, m in zip(rows, strays)] if len(rows) == len(strays) else [sum(rows) + sum(strays)]
         if self.segments is not None:
             return self.segments(config, grid, block)
         unit = self.unit(config)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from foveate.models import paligemma
-from foveate.models.family import Args, Decoder, Grid, Kwargs, argument, resize_images
+from foveate.models.family import Args, Decoder, Grid, Kwargs, Side, argument, resize_images
 
 
 def _across(config: Any) -> int:
@@ -28,6 +28,12 @@ def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
     return [(1, pixels.shape[-2] // side, pixels.shape[-1] // side)] * pixels.shape[0]
 
 
+def _patches(config: Any, args: Args, kwargs: Kwargs) -> list[Side]:
+    # Pooling leaves out what is left over at the bottom and at the right.
+    pixels, patch = argument(args, kwargs, 0, "pixel_values"), config.vision_config.patch_size
+    return [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * pixels.shape[0]
+
+
 def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, Kwargs]:
     _, height, width = grid[0]  # the tower takes one size for all images
     side = _pixels(config)
@@ -42,6 +48,6 @@ def _unit(config: Any) -> int:
 FAMILY = replace(
     paligemma.FAMILY,
     model_type="gemma3",
-    tower=replace(paligemma.FAMILY.tower, joins="inside", unit=_unit, grid=_grid, resize=_resize),
+    tower=replace(paligemma.FAMILY.tower, joins="inside", unit=_unit, grid=_grid, patches=_patches, resize=_resize),
     decoder=Decoder(kinds="layer_types"),
 )

@@ -31,6 +31,11 @@ def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
             "the patches of an image reached the vision tower without their positions, or not line after line with padding "
             "last: give it both as the model's processor makes them"
         )
+    if any(width % side or height % side for width, height in sides):
+        raise InputError(
+            f"images of {[(height, width) for width, height in sides]} patches do not divide into squares of {side} x {side}, "
+            "of which this model makes one token each: give it the sizes that its processor makes"
+        )
     return [(1, height // side, width // side) for width, height in sides]
 
 

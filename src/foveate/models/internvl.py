@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.errors import InputError
 from foveate.models.family import Args, Family, Grid, Kwargs, Tower, argument, resize_images
 
 
@@ -14,8 +15,15 @@ def _patch(config: Any) -> tuple[int, int]:
 
 
 def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
-    pixels, (down, across) = argument(args, kwargs, 0, "pixel_values"), _patch(config)
-    return [(1, pixels.shape[-2] // down, pixels.shape[-1] // across)] * pixels.shape[0]
+    images, _, height, width = argument(args, kwargs, 0, "pixel_values").shape
+    down, across = config.vision_config.patch_size
+    if height // down != width // across:
+        raise InputError(
+            f"images of {height} x {width} pixels reached the vision tower, whose patches are put together as if images were "
+            "square: give it the square tiles that the model's processor makes"
+        )
+    down, across = _patch(config)
+    return [(1, height // down, width // across)] * images
 
 
 def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, Kwargs]:

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import InputError
 from foveate.models import llava
-from foveate.models.family import Args, Grid, Kwargs, argument, resize_images
-
-Size = tuple[int, int]
+from foveate.models.family import Args, Grid, Kwargs, Side, argument, resize_images
 
 
-def _sizes(args: Args, kwargs: Kwargs) -> tuple[Tensor, list[Size]]:
+def _sizes(args: Args, kwargs: Kwargs) -> tuple[Tensor, list[Side]]:
     """Pixels, padded to the largest image, and what of them is each image."""
     pixels: Tensor = argument(args, kwargs, 0, "pixel_values")
     sizes = args[1] if len(args) > 1 else kwargs.get("image_sizes")
@@ -30,21 +27,23 @@ def side(config: Any) -> int:
     return int(getattr(config, "spatial_merge_size", 1))
 
 
+def _patches(config: Any, args: Args, kwargs: Kwargs) -> list[Side]:
+    patch = config.vision_config.patch_size
+    return [(height // patch, width // patch) for height, width in _sizes(args, kwargs)[1]]
+
+
 def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
-    patch, merge = config.vision_config.patch_size, side(config)
-    grid = [(1, height // patch, width // patch) for height, width in _sizes(args, kwargs)[1]]
-    if any(height % merge or width % merge for _, height, width in grid):
-        raise InputError(
-            f"images of {[shape[1:] for shape in grid]} patches do not divide into squares of {merge} x {merge}, of which this "
-            f"model makes one token each: give it sizes that are multiples of {patch * merge} pixels, as its processor does"
-        )
-    return [(1, height // merge, width // merge) for _, height, width in grid]
+    # What is left over at the bottom and at the right is no token's.
+    merge = side(config)
+    return [(1, height // merge, width // merge) for height, width in _patches(config, args, kwargs)]
 
 
 def _resize(config: Any, args: Args, kwargs: Kwargs, grid: Grid) -> tuple[Args, Kwargs]:
     cell = config.vision_config.patch_size * side(config)
     pixels, sizes = _sizes(args, kwargs)
-    new = [(height * cell, width * cell) for _, height, width in grid]
+    fits = [(height * cell, width * cell) for _, height, width in grid]
+    # An image that keeps its grid keeps its size, too, and what is left over of it.
+    new = [(h, w) if (h // cell * cell, w // cell * cell) == size else size for size, (h, w) in zip(fits, sizes)]
     small = pixels.new_zeros(*pixels.shape[:2], max(h for h, _ in new), max(w for _, w in new))
     for image, canvas, (h, w), size in zip(pixels, small, sizes, new):
         canvas[:, : size[0], : size[1]] = resize_images(image[None, :, :h, :w], *size)[0]
@@ -72,6 +71,7 @@ FAMILY = replace(
         leading=0,
         kept_rows=lambda config: 0,
         grid=_grid,
+        patches=_patches,
         resize=_resize,
         segments=_segments,
         block_args={

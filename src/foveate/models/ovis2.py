@@ -12,13 +12,14 @@ from foveate.models.family import Args, Family, Grid, Kwargs, Tower, argument
 def _grid(config: Any, args: Args, kwargs: Kwargs) -> Grid:
     vision = config.vision_config
     tiles, _, height, width = argument(args, kwargs, 0, "pixel_values").shape
-    cell = vision.patch_size * vision.hidden_stride
-    if height % cell or width % cell:
+    down, across = height // vision.patch_size, width // vision.patch_size
+    if down != across or down % vision.hidden_stride:
+        side = vision.patch_size * vision.hidden_stride
         raise InputError(
-            f"tiles of {height} x {width} pixels do not divide into squares of {cell} x {cell}, of which this model makes one "
-            f"token each: give it tiles whose sides are multiples of {cell} pixels"
+            f"tiles of {height} x {width} pixels reached the vision tower, which takes them for squares and makes one token of "
+            f"{side} x {side} pixels: give it square tiles whose sides are multiples of {side} pixels"
         )
-    return [(1, height // cell, width // cell)] * tiles
+    return [(1, down // vision.hidden_stride, across // vision.hidden_stride)] * tiles
 
 
 FAMILY = Family(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from foveate.models.family import Family
 from foveate.ops.segments import offsets
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
+from foveate.runtime.facts import Facts
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
@@ -25,8 +27,9 @@ class LayerArguments:
     """Derives the arguments of reduced layers from those that stock code passes."""
 
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
-        self.family, self.spec, self.renumber = family, family.decoder, renumber
+        self.family, self.spec, self.renumber, self.facts = family, family.decoder, renumber, Facts(family)
         self.rotary = model.get_submodule(family.decoder.rotary)
+        self.whole: Any = model  # the one that computes the loss; `attach` says which that is
         config: Any = model.config
         self.kinds: Sequence[str] = getattr(config, self.spec.kinds) if self.spec.kinds else ()
 
@@ -92,6 +95,7 @@ class LayerArguments:
                     partial(self._mask, call, value, keys, visible, kind, causal, hidden),
                 )
             elif value is not None and layout is not None:
+                self.facts.check_axis(name, value, axis, (call.length, call.rows))
                 new[name] = call.memo.once(
                     f"{name} {width}", (value, layout), partial(_take, value, axis, layout, width)
                 )
@@ -131,11 +135,24 @@ class LayerArguments:
         others = {f"argument {i}": value for i, value in enumerate(args) if i}
         others |= {name: value for name, value in kwargs.items() if name not in known}
         for name, value in others.items():
-            if isinstance(value, Tensor) and call.length in value.shape and call.length > 1:
+            if not isinstance(value, Tensor) or call.length not in value.shape or call.length == 1:
+                continue
+            if not self._of_the_loss(name, layer):
                 raise UnsupportedSiteError(
                     f"{type(layer).__name__} takes {name!r} {tuple(value.shape)}, which the family "
-                    f"{self.family.model_type!r} does not describe: add its token axis to Decoder.layer_args"
+                    f"{self.family.name!r} does not describe: add its token axis to Decoder.layer_args"
                 )
+
+    def _of_the_loss(self, name: str, layer: nn.Module) -> bool:
+        """Whether an argument is there for the loss alone.
+
+        Stock code hands all keywords of a call on to everything below it, as it hands them to the loss, where the tokens
+        are full length again (`shift_labels` and the like). What the loss function names, and the layer does not, is its own.
+        """
+        loss = getattr(self.whole, "loss_function", None)
+        if loss is None or name in inspect.signature(layer.forward).parameters:
+            return False
+        return name in inspect.signature(loss).parameters
 
     def _mask(
         self,

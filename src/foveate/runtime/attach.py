@@ -17,6 +17,7 @@ from foveate.models.family import Family
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
+from foveate.runtime.facts import Facts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
@@ -29,6 +30,7 @@ class Runtime:
         config: Any = model.config
         base = _base(model, family)
         _refuse_compiled(model)
+        Facts(family).check_names(base, config)
         self.context = Context()
         self.host = host_of(model, family)
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
@@ -42,6 +44,7 @@ class Runtime:
         holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
+        self.decoder.arguments.whole = model
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside))
         self.hooks = Hooks()

@@ -66,7 +66,7 @@ def _for_layout(value: Any, axis: int | str, layout: Rows | Packed, moved: bool)
     if axis == "seqlens":
         if isinstance(layout, Packed):
             return layout.seqlens(value)
-        lengths = [n * layout.unit for n in layout.tokens.counts if n]  # of the images in a single row
+        lengths = [n for n in layout.present() if n]  # of the images in a single row
         return torch.tensor(offsets(lengths or [layout.width]), dtype=value.dtype).to(value.device, non_blocking=True)
     if axis == "rotary":
         return _rotary(value, layout, moved)
@@ -95,9 +95,8 @@ def _rotary(value: Tensor | tuple[Tensor, Tensor], layout: Rows | Packed, moved:
     if isinstance(layout, Packed):
         return rotary_at(value, rows, patches, ((0, side), (0, 1)))
     patches = patches.new_zeros(layout.width, 2).index_copy(0, layout.slot, patches)
-    shapes = layout.tokens.spans.shape
-    first = offsets([height * width * layout.unit for height, width in shapes])
-    return rotary_at(value, rows, patches, _steps(first, shapes, side))
+    first = offsets([height * width for height, width in layout.patch_sides])
+    return rotary_at(value, rows, patches, _steps(first, layout.patch_sides))
 
 
 def _rotary_of_images(value: tuple[Tensor, Tensor], layout: Rows, moved: bool) -> tuple[Tensor, Tensor]:
@@ -111,16 +110,16 @@ def _rotary_of_images(value: tuple[Tensor, Tensor], layout: Rows, moved: bool) -
     patches = patches.new_zeros(images * layout.width, 2).index_copy(
         0, layout.row * layout.width + layout.slot, patches
     )
-    steps = _steps(range(0, images * n, n), layout.tokens.spans.shape, side)
+    steps = _steps(range(0, images * n, n), layout.patch_sides)
     table = (value[0].flatten(0, 1), value[1].flatten(0, 1))
     cos, sin = rotary_at(table, (index + first).flatten(), patches.to(index.device), steps)
     return cos.view(*index.shape, -1), sin.view(*index.shape, -1)
 
 
-def _steps(first: Sequence[int], shapes: Sequence[tuple[int, int]], side: int) -> Sequence[tuple[int, int]]:
+def _steps(first: Sequence[int], sides: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
     """Rows of the patches one down, and one to the right, of images that begin at row ``first``; see `rotary_at`."""
-    down = ((a, a + width * side) for a, (height, width) in zip(first, shapes) if height * side > 1)
-    right = ((a, a + 1) for a, (_, width) in zip(first, shapes) if width * side > 1)
+    down = ((a, a + width) for a, (height, width) in zip(first, sides) if height > 1)
+    right = ((a, a + 1) for a, (_, width) in zip(first, sides) if width > 1)
     return next(down, (0, 0)), next(right, (0, 0))
 
 
@@ -129,7 +128,7 @@ def parts_of(own: Rows | Packed, shown: Rows | Packed | None) -> tuple[tuple[int
     if isinstance(own, Packed) or len(own.lengths) > 1 or len(own.tokens.counts) == 1:
         return ()
     shown = shown or own
-    return tuple((n * own.unit, m * shown.unit) for n, m in zip(own.tokens.counts, shown.tokens.counts))
+    return tuple(zip(own.present(), shown.present())) if isinstance(shown, Rows) else ()
 
 
 def key_bias(layout: Rows | Packed | None, hidden: Tensor) -> Tensor | None:

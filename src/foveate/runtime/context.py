@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
-from foveate.models.family import Grid
+from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
@@ -148,6 +148,8 @@ class TowerPass:
     Attributes:
         grid, grid_now: images as the caller gave them, and after resizing.
         device, start: where it runs, as far as is known when it begins, and when that was.
+        sides, sides_now: patches down and across of every image, as of ``grid`` and ``grid_now``, where units do not cover
+            them; (): they do.
         padded: rows of every image with its padding, or None: there is none.
         resized: original patch row of every token of the resized grids, or None.
         order: place in the blocks' sequence -> raster index, or None.
@@ -163,6 +165,7 @@ class TowerPass:
         reading, readings: what is read from the attention that runs now, and from each block so far.
         previous: hidden states where the last layer (or attention) began, for the residual update.
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
+        rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
     """
 
@@ -172,6 +175,8 @@ class TowerPass:
     device: torch.device
     start: Any
     unit: int
+    sides: tuple[Side, ...] = ()
+    sides_now: tuple[Side, ...] = ()
     padded: int | None = None
     visited: set[int] = field(default_factory=set)
     resized: Tensor | None = None
@@ -187,6 +192,7 @@ class TowerPass:
     readings: dict[int, Reading] = field(default_factory=dict)
     previous: Tensor | None = None
     mid: tuple[Tensor, Any] | None = None
+    rows_of: dict[int, Tensor] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
     moved: bool = False

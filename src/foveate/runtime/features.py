@@ -4,13 +4,13 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.models.family import Grid, Tower
+from foveate.models.family import Grid, Side, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
@@ -96,22 +96,28 @@ def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, spec: Tower) ->
     kept, images, leading = kept_units(call, x.device, now=bool(spec.pooler)), len(x), spec.leading
     if kept is None or isinstance(layout, Packed):
         return x
-    grid = call.grid_now if spec.pooler else call.grid
-    patches = call.padded or units(grid) * layout.unit // images
-    full = whole(tokens_of(frames(grid), x.device), images, leading + patches, leading, layout.unit)
+    grid, sides = (call.grid_now, call.sides_now) if spec.pooler else (call.grid, call.sides)
+    patches = call.padded or (sum(h * w for h, w in sides) or units(grid) * layout.unit) // images
+    full = whole(tokens_of(frames(grid), x.device), images, leading + patches, leading, layout.unit, sides)
     rows = torch.cat([x[:, :leading], x.new_zeros(images, patches, x.shape[-1])], dim=1)
     return full.only(kept, layout.tokens).put(rows, layout.pick(x))
 
 
 def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
-    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states."""
-    states = output.hidden_states
-    if state is not None:
-        output.hidden_states = (*states[:state], x, *states[state + 1 :])
-        return output
-    if states is not None and states[-1] is output.last_hidden_state:
-        output.hidden_states = (*states[:-1], x)
-    output.last_hidden_state = x
+    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states.
+
+    All others are holes, if they have fewer rows: whoever reads them would take them for whole images.
+    """
+    states, last = output.hidden_states, output.last_hidden_state
+    number = len(states or ()) - 1 if state is None and states and states[-1] is last else state
+    if x.shape != (last if state is None else states[state]).shape:
+        last, holes = x.new_full(x.shape, HOLE), x.new_full(x.shape, HOLE)
+        states = states and [
+            None if each is None else holes for each in states
+        ]  # where some are left out, they are None
+    if states:
+        output.hidden_states = tuple(x if i == number else each for i, each in enumerate(states))
+    output.last_hidden_state = x if state is None else last
     return output
 
 
@@ -190,14 +196,30 @@ def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     trace.grid += call.grid
     trace.views += record.order.grid
     trace.features += record.order.starts[-1]
-    trace.patch_rows += unit * (_largest(call.grid_now) if padded else now)
-    trace.full_patch_rows += unit * (_largest(call.grid) if padded else n)
+    trace.patch_rows += _patches(call.grid_now, call.sides_now, unit, padded)
+    trace.full_patch_rows += _patches(call.grid, call.sides, unit, padded)
+    trace.strays += strays_of(call.grid, call.sides, unit)
     present = now if call.layout is None else len(call.layout.tokens)
     trace.output_rows += present if call.pooled is None else call.pooled
     trace.full_output_rows += n if call.pooled is None else call.pooled
     trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
 
 
-def _largest(grid: Grid) -> int:
-    """Units of as many images, all as high as the highest and as wide as the widest."""
-    return sum(t for t, _, _ in grid) * max(h for _, h, _ in grid) * max(w for _, _, w in grid)
+def sides_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
+    """Patches down and across of every image of a tower call, where there are more than units cover."""
+    sides = tuple(spec.patches(config, args, kwargs) or ())
+    return sides if any(strays_of(grid, sides, spec.unit(config))) else ()
+
+
+def strays_of(grid: Grid, sides: Sequence[Side], unit: int) -> list[int]:
+    """Patches of each image that no unit covers."""
+    return [h * w - units([shape]) * unit for (h, w), shape in zip(sides, grid)] if sides else [0] * len(grid)
+
+
+def _patches(grid: Grid, sides: Sequence[Side], unit: int, padded: bool) -> int:
+    """Patches that are embedded; ``padded``: all images are as high as the highest and as wide as the widest."""
+    if not padded:
+        return units(grid) * unit + sum(strays_of(grid, sides, unit))
+    if sides:
+        return len(sides) * max(h for h, _ in sides) * max(w for _, w in sides)
+    return unit * sum(t for t, _, _ in grid) * max(h for _, h, _ in grid) * max(w for _, _, w in grid)

@@ -64,6 +64,8 @@ class Rows:
         align: the side where tokens stay when rows get different lengths.
         unit: rows per token (the patches that stock code puts together after the tower; 1 in the language model).
         place: ``(N,)`` position in the full sequence whose position id each visual token takes; None: its own.
+        sides: patches down and across of every span, where units do not cover them; (): they do. The rows of what is not
+            covered are there, like text, and are no token's.
     """
 
     width: int
@@ -77,6 +79,18 @@ class Rows:
     align: str = "right"
     place: Tensor | None = None
     unit: int = 1
+    sides: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def patch_sides(self) -> tuple[tuple[int, int], ...]:
+        """Patches down and across of every span."""
+        m = math.isqrt(self.unit)
+        return self.sides or tuple((height * m, width * m) for height, width in self.tokens.spans.shape)
+
+    def present(self) -> list[int]:
+        """Rows of each span that are present, its token's and those of none."""
+        full = zip(self.patch_sides, self.tokens.spans.sizes, self.tokens.counts)
+        return [height * width + (n - size) * self.unit for (height, width), size, n in full]
 
     def rows(self, x: Tensor) -> Tensor:
         """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
@@ -294,16 +308,24 @@ def patches_of(tokens: Tokens, unit: int) -> Tokens:
     )
 
 
-def whole(tokens: Tokens, images: int, width: int, leading: int, unit: int) -> Rows:
+def whole(
+    tokens: Tokens, images: int, width: int, leading: int, unit: int, sides: tuple[tuple[int, int], ...] = ()
+) -> Rows:
     """All rows of a padded tower: ``leading`` special ones of each of the ``images``, then its patches in raster order.
 
-    With several images in a single row (``images`` is 1), they stand there one after another.
+    With several images in a single row (``images`` is 1), they stand there one after another. ``sides`` as in `Rows`.
     """
     patches = tokens if unit == 1 else patches_of(tokens, unit)
-    row, slot = patches.segment, patches.index + leading
+    row, slot = patches.segment, patches.index
+    first = starts(patches.spans, slot.device)
+    if sides:
+        across, covered = (torch.tensor([w for _, w in each]).to(row.device) for each in (sides, patches.spans.shape))
+        slot = slot // covered[row] * across[row] + slot % covered[row]
+        first = torch.tensor(offsets([h * w for h, w in sides])[:-1], dtype=torch.long, device=row.device)
+    slot = slot + leading
     if images == 1:
-        row, slot = torch.zeros_like(row), slot + starts(patches.spans, slot.device)[row]
-    return Rows(width, width, (width,) * images, tokens, row, slot, align="left", unit=unit)
+        row, slot = torch.zeros_like(row), slot + first[row]
+    return Rows(width, width, (width,) * images, tokens, row, slot, align="left", unit=unit, sides=sides)
 
 
 def with_padding(rows: Rows) -> Rows:

@@ -56,8 +56,7 @@ class Lot:
         check_restored(self.method, site, restored, parked.hidden)
         if isinstance(self.outer, Packed):
             return self.outer.put(hidden, restored)
-        body = hidden.new_zeros(hidden.shape[0], self.outer.width - self.leading, hidden.shape[-1])
-        return self.outer.put(torch.cat([hidden[:, : self.leading], body], dim=1), restored)
+        return self.outer.put(_spread(hidden, self.kept, self.outer.width), restored)  # some rows are no token's
 
     def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
@@ -162,9 +161,14 @@ class Attending:
         place = self.kept if place is None else place
         if place.dim() == 1:
             return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
-        flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
-        out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
-        return out.view(len(place), n, *x.shape[2:])
+        return _spread(x, place, n)
+
+
+def _spread(x: Tensor, place: Tensor, n: int) -> Tensor:
+    """``x (B, P, ...)`` at ``place (B, P)`` among ``n`` rows, zeros elsewhere."""
+    flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
+    out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
+    return out.view(len(place), n, *x.shape[2:])
 
 
 def _is_plain(layer: nn.Module) -> bool:

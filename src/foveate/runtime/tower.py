@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedSiteError
 from foveate.method import Site
 from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
@@ -32,6 +32,7 @@ from foveate.runtime.context import (
     first_argument,
     replace_first,
 )
+from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
     all_units,
     by_image,
@@ -42,6 +43,7 @@ from foveate.runtime.features import (
     note,
     pooled_of,
     present_units,
+    sides_of,
     units,
     with_pooled,
     with_rows,
@@ -74,20 +76,16 @@ class TowerHooks:
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
-        self.last = self.spec.last_block(config)
+        self.reduces, self.last = bool(actions), self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
         self.attending = AttendHooks(self.spec, context)
+        self.facts = TowerFacts(family)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
     def _pools(self) -> bool:
         """Whether stock code pools the rows of this call before the output module."""
         return self.context.arranged is not None and self.context.arranged.spec.pool is not None
-
-    @property
-    def reduces(self) -> bool:
-        """Whether any site acts in the tower."""
-        return bool(self.pixels or self.outputs or any(self.before.values()) or any(self.mids.values()))
 
     def attach(self, hooks: Hooks) -> None:
         hooks.pre(self.tower, self._begin)
@@ -101,6 +99,7 @@ class TowerHooks:
             return
         if self.spec.pooler:
             hooks.pre(self.tower.get_submodule(self.spec.pooler), self._before_pooler)
+        hooks.post(self.blocks[-1], partial(self.facts.after_blocks, self.context, len(self.blocks)))
         attach_merger(hooks, self.tower, self.spec, self.config, self.context, self._visit)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
@@ -154,13 +153,22 @@ class TowerHooks:
         if not self.context.records:
             self.context.trace = Trace()
         device = device_of(module, args, kwargs)
-        grid = self.spec.grid(self.config, args, kwargs)
+        try:
+            grid = self.spec.grid(self.config, args, kwargs)
+        except InputError:
+            if self.reduces:
+                raise
+            # Whoever acts in the language model alone can do without places in the image: nothing is known of these features.
+            self.context.tower, self.context.records = None, []
+            return None
         self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
+        call.sides = call.sides_now = sides_of(self.spec, self.config, args, kwargs, grid)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
         if padded := self.spec.padded(self.config, args, kwargs):
             call.trace.segments += [padded] * len(grid)
         if self.pixels and choose_grid(call, self.pixels) and self.spec.resize is not None:
             args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
+            call.sides_now = sides_of(self.spec, self.config, args, kwargs, call.grid_now)
         call.trace.around += self.spec.around(self.tower, args, kwargs)
         call.padded = self.spec.padded(self.config, args, kwargs)
         if self.reduces:
@@ -181,12 +189,14 @@ class TowerHooks:
         if call.resized is not None and call.grid_now != call.grid:
             for name in self.spec.features:
                 setattr(output, name, full_grid(call, getattr(output, name)))
-        self._finish(call, output.pooler_output.device)
+        self._finish(call, output.pooler_output)
         return output
 
-    def _finish(self, call: TowerPass, device: torch.device) -> None:
+    def _finish(self, call: TowerPass, rows: Tensor) -> None:
         """Rows of the output module are the features."""
-        self._close(call, in_tower_order(call, device, self.spec.kept_rows(self.config)))
+        kept_rows = self.spec.kept_rows(self.config)
+        self.facts.check_count(rows.shape[:-1].numel(), units(call.grid) + kept_rows * len(call.grid))
+        self._close(call, in_tower_order(call, rows.device, kept_rows))
 
     def _close(self, call: TowerPass, record: Record) -> None:
         note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
@@ -206,7 +216,7 @@ class TowerHooks:
             if call.order is not None:
                 tokens = tokens.select(call.order.to(device), tokens.counts)
             return Packed(call.unit, len(tokens), tokens)
-        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit)
+        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit, call.sides_now)
         return layout if call.padded is None else with_padding(layout)
 
     def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
@@ -226,7 +236,9 @@ class TowerHooks:
         if call is None:
             return None
         args, kwargs = by_name(block, args, kwargs)
-        hidden = self._visit(call, i, first_argument(args, kwargs, "hidden_states"))
+        hidden = first_argument(args, kwargs, "hidden_states")
+        self.facts.at_block(call, i, hidden)
+        hidden = self._visit(call, i, hidden)
         layout, lot = call.layout, call.lot
         call.reading, call.masks, call.attending = None, {}, None
         shown = hidden, layout  # to the attention
@@ -350,7 +362,12 @@ class TowerHooks:
     def _rejoin(self, call: TowerPass, output: Any) -> Any:
         """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
         final = self.last == len(self.blocks) - 1
-        x = output.last_hidden_state if final else output.hidden_states[self.last + 1]
+        states = dict(enumerate(output.hidden_states or ()))
+        x = output.last_hidden_state if final else states.get(self.last + 1)
+        if x is None:
+            raise self.facts.wrong(
+                f"that Tower.last_block is {self.last}", "stock code does not ask for what it puts out"
+            )
         return with_rows(output, self._full_rows(call, x), None if final else self.last + 1)
 
     def _before_pooler(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -369,6 +386,7 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        self.facts.at_output(call, args, self.last, self._pools)
         x = args[0]
         if self.spec.joins:
             return ((present_units(call, x, self.spec), *args[1:]), kwargs) if self.spec.joins == "before" else None
@@ -395,9 +413,13 @@ class TowerHooks:
         call = self.context.tower
         if call is None:
             return None
+        self.facts.check_features(output)
         layout = call.layout
         if self.spec.layout == "packed":
-            return layout.scatter(output, HOLE) if isinstance(layout, Packed) else None
+            if not isinstance(layout, Packed):
+                return None
+            self.facts.check_count(len(output), len(layout.tokens))
+            return layout.scatter(output, HOLE)
         if self.spec.joins == "before":
             output = all_units(call, output)
         elif self.spec.joins:
@@ -408,7 +430,7 @@ class TowerHooks:
             output = full_grid(call, output, self.spec.kept_rows(self.config))
         arranged = self.context.arranged
         if arranged is None:
-            self._finish(call, output.device)
+            self._finish(call, output)
             return output
         left = arranged.arrive(call.grid, left_of(call, output.device))
         if self._pools:

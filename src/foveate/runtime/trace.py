@@ -90,9 +90,10 @@ class Trace:
     """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
 
     `grid` is what the tower saw, `views` what the language model sees of it, as so many `features`; `segments` are the rows of
-    the tower's images with their padding, where there is some, and `around` the FLOPs of the tower that no site changes.
-    `placeholders` counts, on the device, those of each forward that no site looked at (beams repeat them). `arrived` are the
-    visual tokens that the language model was shown, and which are no holes (None: all), if a site or a hole is to be expected.
+    the tower's images with their padding, where there is some, `strays` those of each image that are no token's, and `around`
+    the FLOPs of the tower that no site changes. `placeholders` counts, on the device, those of each forward that no site looked
+    at (beams repeat them). `arrived` are the visual tokens that the language model was shown, and which are no holes (None:
+    all), if a site or a hole is to be expected.
     """
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
@@ -104,6 +105,7 @@ class Trace:
     around: int = 0
     full_around: int = 0
     merger_rows: list[int] = field(default_factory=list)  # that were shown to it, in each call
+    strays: list[int] = field(default_factory=list)
     patch_rows: int = 0
     full_patch_rows: int = 0
     output_rows: int = 0

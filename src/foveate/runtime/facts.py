@@ -1,0 +1,190 @@
+"""What a family says of its models, compared with the model and with the shapes that pass by.
+
+A wrong fact must not end as somebody else's IndexError, or worse, as tokens of the wrong place. Nothing is run for that: a
+model may be too large for another call than its user's, and inputs cannot be made up for a tower that is not known yet. Names
+are looked up when a method is put on a model; the rest is compared where hooks are anyway, with what stock code hands over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedModelError
+from foveate.models.family import Decoder, Family, Tower
+from foveate.runtime.context import Context, TowerPass
+from foveate.runtime.features import strays_of, units
+from foveate.runtime.layout import Packed, Rows
+
+
+class Facts:
+    """The facts of one family, and how a wrong one is reported."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+
+    def wrong(self, fact: str, but: str) -> UnsupportedModelError:
+        """The error for a fact of the family that this model contradicts."""
+        return UnsupportedModelError(
+            f"the family {self.family.name!r} says {fact}, but {but}: mend the family, or the model"
+        )
+
+    def check_names(self, base: nn.Module, config: Any) -> None:
+        """Every module and function that the family names is there."""
+        tower, decoder = self.family.tower, self.family.decoder
+        for owner, field, path, root in _paths(tower, decoder, base):
+            if _missing(root, path):
+                raise self.wrong(f"{owner}.{field}={path!r}", f"{type(root).__name__} has no such module")
+        names = [name for name in tower.arrangements if not hasattr(base, name)]
+        if tower.arrangements and len(names) == len(tower.arrangements):
+            raise self.wrong(f"Tower.arrangements={names}", f"{type(base).__name__} has none of these functions")
+        if tower.layout == "padded" and tower.unit(config) > 1 and not tower.joins:
+            raise self.wrong(
+                "Tower.joins='' of a padded tower",
+                f"a unit is {tower.unit(config)} patches (Tower.unit), which stock code has to put together somewhere",
+            )
+        blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
+        last = tower.last_block(config)
+        if not 0 <= last < len(blocks):
+            raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
+
+    def check_features(self, output: Any) -> None:
+        """The output module gives one tensor of features, or the whole of a list of them."""
+        if not isinstance(output, Tensor):
+            raise self.wrong(
+                f"that Tower.output={self.family.tower.output!r} makes features", f"it gives a {type(output).__name__}"
+            )
+
+    def check_count(self, rows: int, promised: int) -> None:
+        """There are as many features as the grid has units."""
+        if rows != promised:
+            raise self.wrong(
+                f"that Tower.output={self.family.tower.output!r} makes {promised} features (Tower.grid, and Tower.kept_rows)",
+                f"it makes {rows}",
+            )
+
+    def check_axis(self, name: str, value: Any, axis: int | str, lengths: tuple[int | None, ...]) -> None:
+        """An argument of a decoder layer has its tokens where the family says."""
+        for item in value if isinstance(value, tuple) else (value,):
+            at = 1 if axis == "own" else int(axis)
+            if not -item.dim() <= at < item.dim() or item.shape[at] not in lengths:
+                raise self.wrong(
+                    f"Decoder.layer_args[{name!r}]={axis!r}",
+                    f"{name} is {tuple(item.shape)} and the prompt has {lengths[0]} tokens",
+                )
+
+
+class TowerFacts(Facts):
+    """Those of a tower, compared along a call of it."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self._known = False  # a call has shown which block features are made of
+
+    def at_block(self, call: TowerPass, i: int, hidden: Tensor) -> None:
+        """Rows that stock code hands to block ``i``, which are what the one before puts out."""
+        spec = self.family.tower
+        if i == 0 and call.layout is None:
+            if hidden.dim() != (3 if spec.layout == "padded" else 2):
+                raise self.wrong(f"Tower.layout={spec.layout!r}", f"block 0 is given rows {tuple(hidden.shape)}")
+            images, rows = sum(t for t, _, _ in call.grid_now), units(call.grid_now) * call.unit
+            rows += sum(strays_of(call.grid_now, call.sides_now, call.unit)) + images * spec.leading
+            rows = rows if call.padded is None else images * call.padded
+            if hidden.shape[:-1].numel() != rows:
+                raise self.wrong(
+                    f"that this call of the tower has {rows} rows (by Tower.grid, Tower.unit and Tower.leading)",
+                    f"block 0 is given {hidden.shape[:-1].numel()}",
+                )
+        self._note(call, i - 1, hidden)
+
+    def after_blocks(self, context: Context, n: int, module: nn.Module, args: Any, output: Any) -> None:
+        """A hook of the last of ``n`` blocks."""
+        if context.tower is not None:
+            self._note(context.tower, n - 1, output[0] if isinstance(output, tuple) else output)
+
+    def _note(self, call: TowerPass, block: int, hidden: Tensor) -> None:
+        """One row of what a block puts out, its first patch."""
+        first = self.family.tower.leading
+        if block >= 0 and not self._known:
+            call.rows_of[block] = hidden[:1] if hidden.dim() == 2 else hidden[0, first : first + 1]
+
+    def at_output(self, call: TowerPass, args: Any, last: int, pools: bool) -> None:
+        """Rows that the module which makes features is given; ``pools``: stock code has pooled them."""
+        spec = self.family.tower
+        name, x, layout = (*spec.neck, spec.output)[0], args[0] if args else None, call.layout
+        if not isinstance(x, Tensor) or x.dim() not in (2, 3):
+            what = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise self.wrong(
+                f"that rows of tokens reach {name!r} (the first of Tower.neck and Tower.output)",
+                f"it is given {what}, and not (images, tokens, channels) or (tokens, channels) by position",
+            )
+        rows, promised = x.shape[:-1].numel(), set[int]()
+        if spec.joins == "before":
+            promised = {units(call.grid_now if spec.pooler else call.grid)}
+        elif isinstance(layout, Rows) and not spec.joins and not pools:
+            images = x.shape[0]
+            promised = {images * layout.width, images * (layout.width - spec.leading)}
+        elif isinstance(layout, Packed):
+            promised = {len(layout.tokens) * layout.unit}
+        if promised and rows not in promised:
+            raise self.wrong(
+                f"Tower.joins={spec.joins!r}, by which {max(promised)} rows reach {name!r}",
+                f"it is given {rows}, so Tower.joins, Tower.last_block or Tower.neck is another",
+            )
+        if not self._known:
+            self._check_last_block(x, call.rows_of, last)
+            self._known, call.rows_of = True, {}
+
+    def _check_last_block(self, x: Tensor, rows_of: Mapping[int, Tensor], last: int) -> None:
+        """Features are made of what block ``last`` puts out, as far as one row of each block (its first patch) tells."""
+        if x.numel() == 0:
+            return
+        if bool(x.isnan().all()):  # as `without_rows` leaves it
+            raise self.wrong(
+                f"that features are made of what block {last} puts out (Tower.last_block; the last one, after the last norm)",
+                "they are made of other hidden states",
+            )
+        first = x.flatten(0, -2)[[0, min(self.family.tower.leading, x.shape[-2] - 1)]]
+        first = first[first.any(-1)]  # zeros stand for nothing
+        same = [block for block, row in rows_of.items() if row.shape[-1] == first.shape[-1] and _has(first, row)]
+        if same and last not in same:
+            raise self.wrong(f"that Tower.last_block is {last}", f"features are made of what block {same[-1]} puts out")
+
+
+def _has(rows: Tensor, row: Tensor) -> bool:
+    return bool((rows == row.to(rows)).all(-1).any())
+
+
+def _missing(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return True
+    return False
+
+
+def _paths(tower: Tower, decoder: Decoder, base: nn.Module) -> Iterator[tuple[str, str, str, nn.Module]]:
+    """``(Tower or Decoder, field, path, module that it is under)``, the outer ones first."""
+    yield "Tower", "module", tower.module, base
+    vision = base.get_submodule(tower.module)
+    yield "Tower", "blocks", tower.blocks, vision
+    yield "Tower", "output", tower.output, base
+    yield from (("Tower", "neck", path, base) for path in tower.neck)
+    yield "Tower", "taps", tower.taps, base
+    yield "Tower", "pooler", tower.pooler, vision
+    if tower.merger is not None:
+        yield "Tower", "merger", tower.merger.module, vision
+    block: Any = next(vision.get_submodule(tower.blocks).children())
+    for field in ("attention", "mid_norm", "ffn_end", "attention_norm"):
+        yield "Tower", field, getattr(tower, field), block
+    for field in ("query", "attention_end"):
+        yield "Tower", field, getattr(tower, field), block.get_submodule(tower.attention)
+    yield "Decoder", "module", decoder.module, base
+    language = base.get_submodule(decoder.module)
+    for field in ("layers", "norm", "rotary"):
+        yield "Decoder", field, getattr(decoder, field), language
+    for layer in language.get_submodule(decoder.layers).children():
+        if not decoder.recurrent or _missing(layer, decoder.recurrent):
+            yield "Decoder", "attention", decoder.attention, layer

@@ -1,0 +1,69 @@
+"""The driver of transformers' own tests (`make test-hosts`), on a made-up checkout of one file."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+DRIVER: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "hosts" / "run.py"))
+
+TESTS = """
+import copy
+
+import tiny
+import torch
+
+
+def hooks(model):
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_carries_a_method(tmp_path):
+    model = tiny.build(tiny.config("mistral3"))
+    batch = tiny.inputs("mistral3", [[3, "image", 5]])
+    assert hooks(model) == 0
+    with torch.no_grad():
+        model(**batch)
+    assert hooks(model) > 1
+    again = copy.deepcopy(model)
+    assert hooks(model) == hooks(again) == 0
+    model.generate(**batch, max_new_tokens=2)
+    assert hooks(model) > 1
+    model.save_pretrained(tmp_path)
+    assert hooks(type(model).from_pretrained(tmp_path)) == 0
+
+
+def test_fails():
+    raise RuntimeError("of its own")
+"""
+
+
+def test_a_checkout(tmp_path: Path) -> None:
+    for family in ("mistral3", "unknown"):
+        folder = tmp_path / "tests" / "models" / family
+        folder.mkdir(parents=True)
+        (folder / f"test_modeling_{family}.py").write_text(TESTS)
+    files = DRIVER["files_of"](tmp_path)
+    assert [path.name for path in files] == ["test_modeling_mistral3.py"]
+    found = DRIVER["run"]("everything", files, tmp_path)
+    name = "test_modeling_mistral3::test_{}".format
+    assert found == {name("carries_a_method"): "passed", name("fails"): "failed: RuntimeError: of its own"}
+
+
+def test_what_is_not_expected_is_said() -> None:
+    stock = {"a": "passed", "b": "failed: x", "c": "failed: y", "d": "passed", "e": "skipped"}
+    expected = {"stock": ["b", "d", "of another family"], "stride": {"*a*": "half of the tokens are gone"}}
+    found = {
+        "stock": stock,
+        "everything": stock | {"a": "failed: z", "b": "failed: z"},
+        "stride": {name: outcome for name, outcome in stock.items() if name != "e"}
+        | {"a": "failed: z", "d": "failed: z"},
+    }
+    assert DRIVER["compare"](found, expected) == [
+        "stock: c failed: y",
+        "stock: d is listed as failing, and does not",
+        "everything: a failed: z, and in stock transformers passed",
+        "stride: d failed: z, and in stock transformers passed",
+        "stride: e missing, and in stock transformers skipped",
+    ]

@@ -1,0 +1,134 @@
+"""Run transformers' own tests with a method on the models, and compare with what is expected of that.
+
+``python tools/hosts/run.py`` fetches the source distribution of the installed transformers into build/hosts and runs its
+common model tests on tiny models of ours (`common.py`). A distribution carries no tests of single models and none of
+`generate`, so the two modules that the common tests import from there, ``exporters.test_export`` and
+``generation.test_utils``, are stand-ins with empty mixins. ``--transformers CHECKOUT`` runs, in a source checkout of the same
+version, its real tests of our families, those of `generate` among them.
+
+Each runs three times (`attach.MODES`): stock, with a method that keeps everything, and with ``Stride(keep=0.5)``. With
+everything kept, no test may end in another way than in stock transformers. What ends in another way with half of the tokens
+is in ``expected/<version>.json``, by pattern, with the reason. ``--write`` takes what fails in stock transformers for expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING
+
+from foveate.models import families
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "hosts"
+MODES = ("stock", "everything", "stride")  # of `attach`, the first to compare with
+STAND_INS = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
+
+
+def fetch(version: str) -> Path:
+    """The unpacked source distribution, with stand-ins for what its tests import and it does not carry."""
+    folder = BUILD / f"transformers-{version}"
+    if not folder.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
+        subprocess.run([*pip, "--dest", str(BUILD), f"transformers=={version}"], check=True)
+        with tarfile.open(BUILD / f"transformers-{version}.tar.gz") as archive:
+            archive.extractall(BUILD, filter="data")
+    for path, name in STAND_INS.items():
+        file = folder / "tests" / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f'"""A stand-in."""\n\n\nclass {name}:\n    pass\n')
+    return folder
+
+
+def files_of(checkout: Path) -> list[Path]:
+    """The tests of our families in a source checkout; those of `generate` are in them, by a mixin."""
+    kinds = {family.model_type for family in families().values()} & {*CONFIG_MAPPING}
+    folders = sorted({CONFIG_MAPPING[kind].__module__.split(".")[-2] for kind in kinds})  # as in transformers/models
+    return [
+        file for name in folders for file in sorted((checkout / "tests" / "models" / name).glob("test_modeling_*.py"))
+    ]
+
+
+def run(mode: str, files: Sequence[Path], root: Path, more: Sequence[str] = ()) -> dict[str, str]:
+    """The outcome of every test, by its name."""
+    base = ROOT if files[0].is_relative_to(ROOT) else root
+    with TemporaryDirectory() as folder:
+        out, ini = Path(folder) / "outcomes.json", Path(folder) / "pytest.ini"
+        ini.write_text("[pytest]\n")
+        path = os.pathsep.join(map(str, (HERE, ROOT / "tests", root, *sys.path[1:])))
+        settings = {
+            "FOVEATE_HOSTS_MODE": mode,
+            "FOVEATE_HOSTS_OUT": str(out),
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-c", str(ini), "--rootdir", str(base), "-p", "attach"]
+        command += ["-p", "no:cacheprovider", "--tb=line", "-W", "ignore", *more, *map(str, files)]
+        subprocess.run(command, env={**os.environ, **settings}, cwd=folder, check=False)
+        if not out.exists():
+            raise SystemExit(f"the tests did not run in mode {mode}: see above")
+        outcomes: dict[str, str] = json.loads(out.read_text())
+        return outcomes
+
+
+def compare(found: Mapping[str, Mapping[str, str]], expected: Mapping[str, Any]) -> list[str]:
+    """What is not as expected, a line each. ``expected``: ``stock``, names; ``stride``, pattern -> reason."""
+    stock, lines = found["stock"], []
+    failing = {name for name, outcome in stock.items() if outcome.startswith("failed")}
+    listed = {*expected["stock"]} & {*stock}
+    lines += [f"stock: {name} {stock[name]}" for name in sorted(failing - listed)]
+    lines += [f"stock: {name} is listed as failing, and does not" for name in sorted(listed - failing)]
+    for mode in ("everything", "stride"):
+        reasons = expected["stride"] if mode == "stride" else {}
+        for name in sorted({*found[mode]} | {*stock} if mode in found else ()):
+            now, before = found[mode].get(name, "missing"), stock.get(name, "missing")
+            if now.split(":")[0] == before.split(":")[0] or any(fnmatch.fnmatch(name, pattern) for pattern in reasons):
+                continue
+            lines.append(f"{mode}: {name} {now}, and in stock transformers {before}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--transformers", type=Path, help="a source checkout, whose own tests are run")
+    parser.add_argument("--modes", default=",".join(MODES), help="those to compare with stock: everything, stride")
+    parser.add_argument("--write", action="store_true", help="take what fails in stock transformers for expected")
+    parser.add_argument("-k", default="", help="as pytest's")
+    options = parser.parse_args()
+    version = transformers.__version__
+    root = options.transformers.resolve() if options.transformers else fetch(version)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    files = files_of(root) if options.transformers else [HERE / "common.py"]
+    if not files:
+        raise SystemExit(
+            f"{root} has no tests of our families under tests/models: give a source checkout of transformers {version}"
+        )
+    name = f"{version}-checkout.json" if options.transformers else f"{version}.json"
+    listed = HERE / "expected" / name
+    expected = json.loads(listed.read_text()) if listed.exists() else {"stock": [], "stride": {}}
+    modes = [mode for mode in MODES if mode == "stock" or mode in options.modes.split(",")]
+    found = {mode: run(mode, files, root, ["-k", options.k] if options.k else []) for mode in modes}
+    (BUILD / "outcomes.json").write_text(json.dumps(found, indent=1))
+    if options.write:
+        expected["stock"] = sorted(name for name, outcome in found["stock"].items() if outcome.startswith("failed"))
+        listed.write_text(json.dumps(expected, indent=1) + "\n")
+    lines = compare(found, expected)
+    print("\n".join(lines) or f"{len(found['stock'])} tests of transformers {version} end as expected")
+    sys.exit(bool(lines))
+
+
+if __name__ == "__main__":
+    main()
