@@ -1,7 +1,7 @@
 # Every target makes the environment it needs from nothing; a stamp file tells the next call that it is up to date.
 #
 #   make demo           the package and its core dependencies in a fresh environment, then `foveate demo`
-#   make test           the test suite: families that differ in structure with every method, the others with one for each
+#   make test           the test suite: a family with each kind of tower with every method, the others with one for each
 #                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-families  what `make test` leaves out: every method on every family
 #   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may

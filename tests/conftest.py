@@ -1,9 +1,9 @@
 """Fixtures for all tests: every family and every attention implementation; one thread, as tiny models want it.
 
-And what is left out of that matrix: families in `WHOLE` differ in structure and run all of it; the others (a part of what
-these have, put together in another way) run with sdpa and one method for every kind of site, and of those that are another
-one but for a detail (`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else;
-``--lean`` leaves as much out of all families.
+And what is left out of that matrix: families in `WHOLE`, one with a padded tower and one with a packed one, run all of it.
+The others run with sdpa and one method for every kind of site, and of those that are another one but for a detail
+(`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else; ``--lean`` leaves as much out
+of all families.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--lean",
         action="store_true",
-        help="families that differ in structure run with one method for each kind of site, too",
+        help="every family runs with one method for each kind of site",
     )
 
 

@@ -154,7 +154,7 @@ def test_probabilities_that_are_no_numbers(stock_qwen: Stock) -> None:
         head.remove()
 
 
-@pytest.mark.parametrize("kind", tiny.WHOLE)
+@pytest.mark.parametrize("kind", tiny.STRUCTURES)
 def test_every_kind_of_family(kind: str) -> None:
     model, tokenizer = tiny.model(kind), tiny.processor(kind).tokenizer
     inputs = tiny.inputs(kind, [["image", 5], [3, "image", 2]])

@@ -9,7 +9,7 @@ import tiny
 import torch
 import transformers
 import transformers.generation.utils
-from plans import PLANS, ROWS, close
+from plans import PLANS, ROWS, close, video_rows
 from test_identity import generate
 
 import foveate
@@ -266,4 +266,20 @@ def test_two_turns_of_generate(family: str, plan: str) -> None:
     assert lengths[0] == lengths[1]
     if family not in tiny.PACKED:
         for a, b in zip(second.logits, whole.logits, strict=True):
+            close(a, b)
+
+
+@chunks
+@pytest.mark.parametrize("chunk", [5, 11])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_an_image_and_a_video_in_chunks(family: str, chunk: int) -> None:
+    """A chunk brings one of the two, or parts of both."""
+    model, batch = tiny.model(family), tiny.inputs(family, video_rows(family), only=1)
+    assert {"pixel_values", "pixel_values_videos"} <= batch.keys()
+    for method in (foveate.VTW(layer=2), foveate.VisionZip(keep=0.5)):
+        with torch.no_grad(), foveate.compress(model, method):
+            options = dict(output_logits=True, return_dict_in_generate=True)
+            whole: Any = generate(model, batch, **options)
+            cut: Any = generate(model, batch, prefill_chunk_size=chunk, **options)
+        for a, b in zip(whole.logits, cut.logits, strict=True):
             close(a, b)
