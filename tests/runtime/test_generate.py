@@ -118,6 +118,20 @@ def test_chunked_budgets_are_exact(family: str, method: foveate.Method, chunk: i
         assert layers[0].is_sliding or len({held(entry) for entry in layers}) == 1
 
 
+@chunks
+@pytest.mark.parametrize("chunk", [5, 11])
+def test_a_video_in_chunks_keeps_what_the_whole_would(chunk: int) -> None:
+    """Three frames of eight tokens, some in two chunks, some in one with others: 24 are rounded, over all cuts."""
+    model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[3, (3, 4, 8), 5]])
+    method = foveate.SPU(schedule=None, stages=((0, 0.55), (2, 0.3), (4, 0.02)))
+    with torch.no_grad(), foveate.compress(model, method):
+        whole: Any = generate(model, batch, return_dict_in_generate=True)
+        cut: Any = generate(model, batch, prefill_chunk_size=chunk, return_dict_in_generate=True)
+    kept = [held(entry) for entry in tiny.entries(whole.past_key_values)]
+    assert kept == [held(entry) for entry in tiny.entries(cut.past_key_values)]
+    assert [n - kept[4] for n in kept[::2]] == [13 - 1, 7 - 1, 0]  # 13.2, 7.2, and one as 0.48 would be none
+
+
 def held(entry: Any) -> int:
     """Entries of the first row that are not padding."""
     if not isinstance(entry, CompactMixin):
