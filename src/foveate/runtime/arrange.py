@@ -121,6 +121,16 @@ class Arranged:
         self.order = Order(grid, patch, tuple(offsets([len(part) for part in parts])))
         return left
 
+    def place_of_features(self, output: Sequence[Any]) -> int:
+        """Which of the things that stock code returns without names are the features; hidden states may come before them."""
+        assert self.order is not None
+        for i, each in enumerate(output[1:], 1):
+            parts = each if isinstance(each, (list, tuple)) else [each]
+            rows = [part.shape[:-1].numel() if isinstance(part, Tensor) else math.inf for part in parts]
+            if sum(rows) == self.order.starts[-1]:
+                return i
+        return 1
+
     def finish(self, features: Any) -> tuple[Any, Tensor, Tensor | None, Tensor | None]:
         """Features as stock code made them, with zeros where rows were dropped.
 

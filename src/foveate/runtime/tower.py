@@ -140,10 +140,11 @@ class TowerHooks:
         if output is None or call is None or arranged is None or arranged.order is None:
             return output
         plain = isinstance(output, tuple)  # return_dict=False
-        features, whole, sizes, coords = arranged.finish(output[1] if plain else output.pooler_output)
+        place = arranged.place_of_features(output) if plain else 0
+        features, whole, sizes, coords = arranged.finish(output[place] if plain else output.pooler_output)
         self._close(call, Record(arranged.order, whole, sizes, coords))
         if plain:
-            return (output[0], features, *output[2:])
+            return (*output[:place], features, *output[place + 1 :])
         output.pooler_output = features
         return output
 
