@@ -327,3 +327,18 @@ def test_the_wrapped_function_is_given_back(family: str) -> None:
     with foveate.compress(model, foveate.Stride()):
         assert "get_image_features" in vars(model.model)
     assert vars(model.model).keys() == before.keys()
+
+
+@pytest.mark.parametrize("family", tiny.tiles.ANYRES)
+@pytest.mark.parametrize("states", [False, True])
+def test_features_without_names(family: str, states: bool) -> None:
+    """`return_dict=False`, where hidden states may come before the features."""
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
+    given = {name: batch[name] for name in ("pixel_values", "image_sizes")} | {"output_hidden_states": states}
+    with torch.no_grad(), foveate.compress(model, foveate.ToMe()):
+        named = model.model.get_image_features(**given).pooler_output
+        plain = model.model.get_image_features(**given, return_dict=False)
+    assert any(
+        isinstance(each, (list, tuple)) and len(each) == 1 and torch.equal(each[0].nan_to_num(), named[0].nan_to_num())
+        for each in plain
+    )

@@ -83,7 +83,8 @@ class Encodings:
         record = self.context.records[-1] if self.context.records else None
         if nested or output is None or record is None or record.pixels:
             return output
-        features, hole, number = pooled_of(output), record.hole, next(self._number)
+        whole = record.order.starts[-1]
+        features, hole, number = pooled_of(output, whole), record.hole, next(self._number)
         pieces = _pieces(features)
         self._width = features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
         starts = self._starts(pieces, record)
@@ -93,14 +94,15 @@ class Encodings:
         encodings, images = encodings_of(record, number), _images(record)
         self._memory.add(encodings, images, self._dtype)
         if self.context.prompt is not None:
-            return output if hole is None else with_pooled(output, _like(features, pieces))
+            return output if hole is None else with_pooled(output, _like(features, pieces), whole)
         self.context.records, self.left = [], _left(record)
         if hole is None:
             return output
         self._memory.add(encodings, [_finite(image, e.hole) for e, image in zip(encodings, images)], self._dtype)
         finite = [_finite(piece, hole[a : a + len(piece)]) for piece, a in zip(pieces, starts)]
         return _with_deepstack(
-            with_pooled(output, _like(features, finite)), lambda piece, a: _finite(piece, hole[a : a + len(piece)])
+            with_pooled(output, _like(features, finite), whole),
+            lambda piece, a: _finite(piece, hole[a : a + len(piece)]),
         )
 
     def _starts(self, pieces: Sequence[Tensor], record: Record) -> Sequence[int]:
@@ -160,7 +162,7 @@ class Encodings:
 
     def _adopt(self, kwargs: dict[str, Any], pixels: str, output: Any) -> dict[str, Any]:
         """Features come as such: note what they are; the arguments that change, as some are not at full length."""
-        features = output if isinstance(output, (Tensor, list)) else pooled_of(output)
+        features = output if isinstance(output, (Tensor, list)) else output.pooler_output
         pieces = _pieces(features)
         known = self._memory.find(torch.cat(pieces)) if pieces else None
         if known is None:
@@ -177,7 +179,9 @@ class Encodings:
             given = type(features)(_complete(known, piece, a) for piece, a in zip(pieces, _offsets(pieces)))
         if output is features:
             return {"image_hidden_states": given}
-        made = _with_deepstack(with_pooled(copy.copy(output), given), partial(_complete, known))
+        made = copy.copy(output)
+        made.pooler_output = given
+        made = _with_deepstack(made, partial(_complete, known))
         return {"mm_encoder_outputs": {**kwargs["mm_encoder_outputs"], _KINDS[pixels]: made}}
 
     def _find_merged(self, kwargs: dict[str, Any], pixels: str, ids: Any, embeds: Tensor) -> None:

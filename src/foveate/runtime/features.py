@@ -152,17 +152,27 @@ def without_missing(call: TowerPass, x: Tensor) -> Tensor:
     return torch.where(present.view(*x.shape[:2], 1), x, x.new_full((), HOLE))
 
 
-def pooled_of(output: Any) -> Any:
-    """The features in what the function that encodes a modality returns: one tensor, or one for every image."""
-    return output[1] if isinstance(output, tuple) else output.pooler_output  # a tuple, where no dict was asked for
+def pooled_of(output: Any, rows: int) -> Any:
+    """The ``rows`` features in what the function that encodes a modality returns: one tensor, or one for every image."""
+    return output[_place(output, rows)] if isinstance(output, tuple) else output.pooler_output
 
 
-def with_pooled(output: Any, features: Any) -> Any:
-    """The same output with other features."""
+def with_pooled(output: Any, features: Any, rows: int) -> Any:
+    """The same output with other features, where it had ``rows``."""
     if isinstance(output, tuple):
-        return (output[0], features, *output[2:])
+        place = _place(output, rows)
+        return (*output[:place], features, *output[place + 1 :])
     output.pooler_output = features
     return output
+
+
+def _place(output: tuple[Any, ...], rows: int) -> int:
+    """Where features are among what comes without names: hidden states may come before them."""
+    for i, each in enumerate(output[1:], 1):
+        parts = each if isinstance(each, (list, tuple)) else [each]
+        if sum(part.shape[:-1].numel() if isinstance(part, Tensor) else -1 for part in parts) == rows:
+            return i
+    return 1
 
 
 # -- the record -----------------------------------------------------------------------------------------------------------

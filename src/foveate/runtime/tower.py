@@ -142,9 +142,10 @@ class TowerHooks:
         call, self.context.tower = self.context.tower, None
         if output is None or call is None or arranged is None or arranged.order is None:
             return output
-        features, hole, sizes, coords = arranged.finish(pooled_of(output))
+        rows = arranged.order.starts[-1]
+        features, hole, sizes, coords = arranged.finish(pooled_of(output, rows))
         self._close(call, Record(arranged.order, hole, sizes, coords))
-        return with_pooled(output, features)
+        return with_pooled(output, features, rows)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Records of a prompt that the language model has read are over; image and video of one prompt stay together.
