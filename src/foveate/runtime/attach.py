@@ -14,11 +14,13 @@ from torch import nn
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
+from foveate.runtime.calls import Calls
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
+from foveate.runtime.trace import Trace
 
 
 class Runtime:
@@ -28,7 +30,8 @@ class Runtime:
         config: Any = model.config
         base = _base(model, family)
         _refuse_compiled(model)
-        self.context = Context()
+        self.calls = Calls()
+        self.context = Context(self.calls)
         self.host = host_of(model, family)
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
@@ -44,6 +47,9 @@ class Runtime:
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
         self.hooks = Hooks()
         try:
+            # First, so that the hooks after them see whether the method was taken off while these waited.
+            self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"))
+            self.hooks.pre(base, lambda *_: self.calls.enter("model"))
             self.tower.attach(self.hooks)
             self.decoder.attach(self.hooks)
             self._count_head(model)
@@ -64,6 +70,12 @@ class Runtime:
     def remove(self) -> None:
         """Take every hook off again."""
         self.hooks.remove()
+
+    def last(self) -> Trace | None:
+        """What happened in the last call that has ended, of whatever thread; or in the tower alone, if this thread called it
+        since. None: there was none."""
+        mine = self.context.trace
+        return mine if mine.features and not mine.prefill else self.calls.last
 
 
 def _base(model: nn.Module, family: Family) -> nn.Module:

@@ -101,6 +101,7 @@ class DecoderHooks:
         self.context.inputs = self.context.decoder = None
         if output is None:  # an error is on its way
             self.context.tower = None
+        self.context.calls.leave("model", None if output is None else self.context.trace)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
