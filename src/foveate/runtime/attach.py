@@ -99,7 +99,8 @@ def host_of(model: Any, family: Family) -> Host:
 def host_with(family: Family, config: Any, layers: int) -> Host:
     """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own."""
     blocks = family.tower.last_block(config) + 1
-    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0)
+    frames = family.frames if family.takes_videos else frozenset()
+    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0, frames=frames)
 
 
 def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
@@ -232,6 +233,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
         raise UnsupportedSiteError(
             f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
+        )
+    if method.temporal and site.at not in host.frames:
+        why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
+        raise UnsupportedSiteError(
+            f"{name} compares frames of one video, and in {host.family!r} which frames are of one video is {why}, not at {site}"
         )
     if site.at == "pixels" and family.tower.resize is None:
         raise UnsupportedSiteError(

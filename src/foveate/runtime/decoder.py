@@ -206,6 +206,8 @@ class DecoderHooks:
             return keys, entry
         entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
+        if watching and cache is None and self.step is not None:
+            self.step.warn_without_cache()
         if entry is not None and (watching or call.reduced is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)
