@@ -411,10 +411,12 @@ def test_a_report_is_of_the_last_call(family: str) -> None:
 
 
 def test_a_report_before_any_call(family: str) -> None:
-    with foveate.compress(tiny.model(family), FastV()) as handle:
-        report = handle.report()
-    assert total(report.flops) == report.kv_bytes == report.visual_tokens == 0
-    json.dumps(report.to_json(), allow_nan=False)
+    method = FastV()
+    with (
+        foveate.compress(tiny.model(family), method) as handle,
+        pytest.raises(UnsupportedModelError, match="no call of the model has ended"),
+    ):
+        handle.report()
 
 
 def test_a_report_after_remove(family: str) -> None:
@@ -422,5 +424,5 @@ def test_a_report_after_remove(family: str) -> None:
     handle = foveate.compress(model, FastV())
     forward(model, tiny.inputs(family, ROWS))
     handle.remove()
-    with pytest.raises(UnsupportedModelError, match=r"call report\(\) before remove\(\)"):
+    with pytest.raises(UnsupportedModelError, match=r"call report\(\) or trace\(\) before remove"):
         handle.report()

@@ -44,16 +44,17 @@ class Handle:
             vars(self._target)[_PLACE] = self
 
     def report(self) -> Report:
-        """Tokens, FLOPs, KV bytes and times of the last call of this thread (see `foveate.cost.Report`)."""
-        if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call report() before remove()")
-        return report(self._target, self._family, self._runtime.context.trace)
+        """Tokens, FLOPs, KV bytes and times of the last call that has ended, whichever thread made it."""
+        return report(self._target, self._family, self.trace())
 
     def trace(self) -> Trace:
-        """What the last call of this thread left for the report, token by token (`foveate.story` makes pictures of it)."""
+        """What that call left for the report, token by token (`foveate.story` makes pictures of it)."""
         if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call trace() before remove()")
-        return self._runtime.context.trace
+            raise UnsupportedModelError("this handle was removed: call report() or trace() before remove()")
+        found = self._runtime.last()
+        if found is None:
+            raise UnsupportedModelError("no call of the model has ended since the method was attached: call it first")
+        return found
 
     @property
     def encoded(self) -> Tokens:
@@ -67,8 +68,15 @@ class Handle:
         return self._runtime.encodings.left
 
     def remove(self) -> None:
-        """The stock model again. Calling it twice does nothing."""
-        with _lock:
+        """The stock model again. Calling it twice does nothing.
+
+        It waits for forwards of other threads. Between two forwards of a ``generate`` of another thread it does not: that one
+        goes on with the stock model, or ends with a sentence where its cache holds fewer tokens.
+        """
+        runtime = self._runtime
+        if runtime is None:
+            return
+        with runtime.calls.quiet(), _lock:
             if self._runtime is not None:
                 self._runtime.remove()
                 self._runtime = None

@@ -7,6 +7,7 @@ are left out, as they are there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,6 +58,7 @@ class Report:
         layer_flops, full_layer_flops: FLOPs of each decoder layer in the prefill.
         seconds: wall time of ``tower``, ``prefill`` and ``decode``.
         decode_steps: tokens generated after the prefill.
+        thread: name of the thread that made the call, where it was another one than that which asks for the report.
     """
 
     visits: tuple[Visit, ...]
@@ -75,6 +77,7 @@ class Report:
     full_layer_flops: tuple[int, ...]
     seconds: dict[str, float]
     decode_steps: int
+    thread: str | None = None
 
     @property
     def flops_ratio(self) -> float:
@@ -91,6 +94,8 @@ class Report:
         data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
         for visit in data["visits"]:
             del visit["kept"]
+        if self.thread is None:
+            del data["thread"]
         return data
 
     def __str__(self) -> str:
@@ -104,6 +109,8 @@ class Report:
                 lines.append(f"  {stage:<14}{flops:.3e} of {self.full_flops[stage]:.3e}")
         lines.append(f"KV cache        {self.kv_bytes:,} of {self.full_kv_bytes:,} bytes ({self.kv_ratio:.1%})")
         times = ", ".join(f"{stage} {seconds * 1e3:.1f} ms" for stage, seconds in self.seconds.items())
+        if self.thread is not None:
+            lines.append(f"thread          {self.thread}, not this one")
         lines.append(f"time            {times} ({self.decode_steps} decode steps)")
         return "\n".join(lines)
 
@@ -146,7 +153,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     full["projector"] = trace.full_output_rows * (projector + sum(taps))
     outside = _weights(decoder) - sum(map(_weights, layers))  # of all tokens, there or not
     in_layers: dict[str, list[tuple[int, int]]] = {}
-    for stage, log in (("prefill", trace.prefill), ("decode", trace.decode)):
+    # Another thread may be in the middle of the next forward: of what it has logged, whole forwards.
+    prefill, decode = (log[: len(log) // n * n] for log in (trace.prefill, trace.decode))
+    for stage, log in (("prefill", prefill), ("decode", decode)):
         now[stage] = full[stage] = sum(each.batch * each.full_queries * outside for each in log[::n])
         in_layers[stage] = [_layer_flops(layers[i % n], family.decoder, each) for i, each in enumerate(log)]
         now[stage] += sum(a for a, _ in in_layers[stage])
@@ -155,9 +164,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
     full["sites"] = 0
 
-    chunks = [trace.prefill[i : i + n] for i in range(0, len(trace.prefill), n)]
-    batch = trace.prefill[0].batch if trace.prefill else 1
-    seen = [entry.visual for entry in trace.prefill if entry.visual is not None]
+    chunks = [prefill[i : i + n] for i in range(0, len(prefill), n)]
+    batch = prefill[0].batch if prefill else 1
+    seen = [entry.visual for entry in prefill if entry.visual is not None]
     visual = sum(seen) if seen else round(sum(t * h * w for t, h, w in trace.views) * n * _copies(trace))
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
@@ -176,6 +185,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full_layer_flops=tuple(sum(b for _, b in in_layers["prefill"][i::n]) for i in range(n)),
         seconds={stage: trace.seconds(stage) for stage in ("tower", "prefill", "decode")},
         decode_steps=trace.decode_steps,
+        thread=None if trace.thread == threading.current_thread().name else trace.thread,
     )
 
 

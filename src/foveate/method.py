@@ -80,12 +80,14 @@ class Host:
         blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
         layers: decoder layers before which tokens can leave (not those that attend to the keys of earlier ones).
         has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
+        frames: places (`Site.at`) where the frames of a video share a clip in `Spans`; elsewhere each is a clip of its own.
     """
 
     family: str
     blocks: int
     layers: int
     has_cls: bool
+    frames: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class Method:
     training_free: ClassVar[bool] = True
     #: the count of survivors follows from the grid alone, so serving engines can plan for it
     fixed_budget: ClassVar[bool] = True
+    #: compares frames of one video, so that it can act only where these are known (`Host.frames`)
+    temporal: ClassVar[bool] = False
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -76,3 +77,16 @@ def test_batch_beams_and_composition(family: str) -> None:
             assert torch.equal(generate(model, tiny.inputs(family, rows, only=i))[0, -4:], together[i, -4:])
         if family not in tiny.GROUPED or HANDS_OVER_FEATURES:  # older versions repeat tiles or patches, not images
             assert generate(model, tiny.inputs(family, rows), num_beams=2).shape == together.shape
+
+
+def test_without_a_cache_it_does_nothing_and_says_so() -> None:
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:1])
+    with torch.no_grad():
+        stock = generate(model, batch, use_cache=False)
+        with foveate.compress(model, DyCoke(keep=0.3, layer=3)), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert torch.equal(generate(model, batch, use_cache=False), stock)
+            generate(model, batch, use_cache=False)
+    said = [str(warning.message) for warning in caught if "use_cache=False" in str(warning.message)]
+    assert len(said) == 1
+    assert said[0].startswith("dycoke acts on the KV cache")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from foveate.evaluation.results import Line
-from foveate.terminal import CommandError
 
 #: Controls and bounds are grey or black, so that methods stand out.
 CONTROLS: dict[str, tuple[str, str]] = {
@@ -19,10 +18,9 @@ CONTROLS: dict[str, tuple[str, str]] = {
 }
 
 
-def require() -> None:
-    """Raise `CommandError` if no picture can be drawn: better before a long run than after it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("the curve needs matplotlib: pip install 'foveate[eval]'")
+def can_draw() -> bool:
+    """Whether there is what draws the picture; the tables are whole without it."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(rows: Sequence[Line], path: Path, title: str, guess: float | None = None) -> None:

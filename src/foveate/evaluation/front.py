@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from foveate.evaluation import curve
-from foveate.terminal import CommandError
+from foveate.terminal import CommandError, note
 
 #: Options by the names that requests have for them.
 FLAGS = {
@@ -62,8 +62,14 @@ def evaluate(words: Words, tell: Callable[[str, float], None]) -> Shown | None:
     if words.fidelity:
         return _fidelity(words, tell)
     _refuse(words.own, "--fidelity: the benchmarks have their own questions")
-    curve.require()
-    return _reference(words, tell) if words.tasks is None else _public(words, words.tasks, tell)
+    found = _reference(words, tell) if words.tasks is None else _public(words, words.tasks, tell)
+    return found if found is None or curve.can_draw() else Shown(found.data, partial(_without_curve, found.show))
+
+
+def _without_curve(show: Callable[[Console], None], console: Console) -> None:
+    """The tables, and what would have drawn them."""
+    show(console)
+    note("no picture was drawn, which needs matplotlib: pip install 'foveate[eval]', then the same command draws it")
 
 
 def _fidelity(words: Words, tell: Callable[[str, float], None]) -> Shown:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.evaluation import written
-from foveate.evaluation.curve import draw
+from foveate.evaluation.curve import can_draw, draw
 from foveate.evaluation.plan import COUNTED
 from foveate.evaluation.protocol import Evaluation, Request
 from foveate.evaluation.results import Line, Row
@@ -44,11 +44,12 @@ def to_json(found: Evaluation) -> dict[str, Any]:
 
 
 def write(found: Evaluation) -> list[Path]:
-    """JSON, Markdown and curve into the folder of the run."""
+    """JSON, Markdown and, with matplotlib, the curve into the folder of the run."""
     dense = found.rows[0]
     title = f"{found.model}: {dense.accuracy.n} questions"
     curve = partial(draw, found.rows, title=title, guess=dense.chance[1])
-    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), CURVE: curve})
+    picture = {CURVE: curve} if can_draw() else {}
+    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), **picture})
 
 
 def command(request: Request) -> str:

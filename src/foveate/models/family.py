@@ -238,6 +238,12 @@ class Decoder:
     recurrence: Callable[[Any, int], int] = lambda module, tokens: 0
 
 
+#: Places where frames of a video may be known, by what stock code hands over: the whole video, or frame after frame.
+IN_DECODER = frozenset({"lm_entry", "decoder", "decode"})
+EVERYWHERE = IN_DECODER | {"pixels", "tower", "tower_output"}
+NOWHERE: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of vision-language models.
@@ -250,6 +256,7 @@ class Family:
         base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
             which stock code calls the tower.
+        frames: places (`Site.at`) where the frames of a video are known to be of one; elsewhere each is a clip of its own.
     """
 
     model_type: str
@@ -259,11 +266,17 @@ class Family:
     modalities: Mapping[str, str] = field(default_factory=lambda: {"pixel_values": "image_token_id"})
     tower_type: str = ""
     alias: str = ""
+    frames: frozenset[str] = EVERYWHERE
 
     @property
     def name(self) -> str:
         """What it is called; its file is, too."""
         return self.alias or self.model_type
+
+    @property
+    def takes_videos(self) -> bool:
+        """Whether an argument of the base model is the pixels of videos."""
+        return any("video" in name for name in self.modalities)
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:

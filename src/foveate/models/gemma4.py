@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from foveate.errors import InputError
-from foveate.models.family import Args, Decoder, Family, Grid, Kwargs, Tower, argument, resize_images
+from foveate.models.family import NOWHERE, Args, Decoder, Family, Grid, Kwargs, Tower, argument, resize_images
 
 
 def _across(config: Any) -> int:
@@ -96,4 +96,5 @@ FAMILY = Family(
         shared="is_kv_shared_layer",
         complete=("router_logits",),
     ),
+    frames=NOWHERE,
 )

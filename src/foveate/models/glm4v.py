@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from foveate.models import qwen2_vl
+from foveate.models.family import NOWHERE
 
 FAMILY = replace(
     qwen2_vl.FAMILY,
     model_type="glm4v",
     modalities={"pixel_values": "image_token_id", "pixel_values_videos": "image_token_id"},
     tower=replace(qwen2_vl.FAMILY.tower, neck=("visual.post_layernorm", "visual.downsample")),
+    frames=NOWHERE,
 )

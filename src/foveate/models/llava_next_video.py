@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
 from foveate.models import llava_next
-from foveate.models.family import Arrangement, Kwargs, View
+from foveate.models.family import IN_DECODER, Arrangement, Kwargs, View
 
 
 def videos(call: Kwargs) -> Tensor:
@@ -51,4 +51,5 @@ FAMILY = replace(
             "get_video_features": Arrangement(_views, _arrange, _pool),
         },
     ),
+    frames=IN_DECODER,
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.models import llava_next, llava_siglip
-from foveate.models.family import Arrangement, Kwargs, View
+from foveate.models.family import IN_DECODER, Arrangement, Kwargs, View
 from foveate.models.llava_next_video import videos
 
 
@@ -73,4 +73,5 @@ FAMILY = replace(
             "get_video_features": Arrangement(_video_views, _arrange_video),
         },
     ),
+    frames=IN_DECODER,
 )

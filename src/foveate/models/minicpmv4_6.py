@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.models import qwen3_5
-from foveate.models.family import Args, Family, Grid, Kwargs, Merger, Tower, argument, resize_images
+from foveate.models.family import NOWHERE, Args, Family, Grid, Kwargs, Merger, Tower, argument, resize_images
 
 
 def _side(config: Any) -> int:
@@ -88,4 +88,5 @@ FAMILY = Family(
         block_args={"attention_mask": "mask", "cu_seqlens": "seqlens"},
     ),
     decoder=qwen3_5.FAMILY.decoder,
+    frames=NOWHERE,
 )

@@ -14,6 +14,7 @@ from torch import nn
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
+from foveate.runtime.calls import Calls
 from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
@@ -21,6 +22,7 @@ from foveate.runtime.facts import Facts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
+from foveate.runtime.trace import Trace
 
 
 class Runtime:
@@ -31,7 +33,8 @@ class Runtime:
         base = _base(model, family)
         _refuse_compiled(model)
         Facts(family).check_names(base, config)
-        self.context = Context()
+        self.calls = Calls()
+        self.context = Context(self.calls)
         self.host = host_of(model, family)
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
@@ -49,6 +52,9 @@ class Runtime:
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside))
         self.hooks = Hooks()
         try:
+            # First, so that the hooks after them see whether the method was taken off while these waited.
+            self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"))
+            self.hooks.pre(base, lambda *_: self.calls.enter("model"))
             self.tower.attach(self.hooks)
             self.encodings.attach(self.hooks)
             self.decoder.attach(self.hooks)
@@ -70,6 +76,12 @@ class Runtime:
     def remove(self) -> None:
         """Take every hook off again."""
         self.hooks.remove()
+
+    def last(self) -> Trace | None:
+        """What happened in the last call that has ended, of whatever thread; or in the tower alone, if this thread called it
+        since. None: there was none."""
+        mine = self.context.trace
+        return mine if mine.features and not mine.prefill else self.calls.last
 
 
 def _base(model: nn.Module, family: Family) -> nn.Module:
@@ -93,7 +105,8 @@ def host_of(model: Any, family: Family) -> Host:
 def host_with(family: Family, config: Any, layers: int) -> Host:
     """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own."""
     blocks = family.tower.last_block(config) + 1
-    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0)
+    frames = family.frames if family.takes_videos else frozenset()
+    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0, frames=frames)
 
 
 def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
@@ -223,6 +236,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
         raise UnsupportedSiteError(
             f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
+        )
+    if method.temporal and site.at not in host.frames:
+        why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
+        raise UnsupportedSiteError(
+            f"{name} compares frames of one video, and in {host.family!r} which frames are of one video is {why}, not at {site}"
         )
     if site.at == "pixels" and family.tower.resize is None:
         raise UnsupportedSiteError(

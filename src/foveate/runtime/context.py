@@ -1,4 +1,4 @@
-"""State of the calls in flight, per thread and per handle. Nothing here outlives a call but the last trace."""
+"""State of the calls in flight, per thread and per handle. Nothing here outlives a call but its trace."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
+from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.parking import Attending, Lot
@@ -292,9 +293,10 @@ class Prompt:
 
 
 class Context(threading.local):
-    """Calls in flight in this thread."""
+    """Calls in flight in this thread, and ``calls`` of all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
         self.tower: TowerPass | None = None
         self.records: list[Record] = []
         self.inputs: Inputs | None = None

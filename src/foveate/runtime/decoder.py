@@ -104,6 +104,7 @@ class DecoderHooks:
         self.context.inputs = self.context.decoder = None
         if output is None:  # an error is on its way
             self.context.tower = None
+        self.context.calls.leave("model", None if output is None else self.context.trace)
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
@@ -207,6 +208,8 @@ class DecoderHooks:
             return keys, entry
         entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
+        if watching and cache is None and self.step is not None:
+            self.step.warn_without_cache()
         if entry is not None and (watching or call.reduced is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 from torch import Tensor
@@ -20,11 +21,21 @@ class DecodeSite:
     """One method that chooses, at every decode step, what its layer and all after it may see."""
 
     def __init__(self, action: Action) -> None:
-        self.action, self.layer = action, action.site.layer
+        self.action, self.layer, self.warned = action, action.site.layer, False
 
     def watches(self, layer: int) -> bool:
         """Whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
+
+    def warn_without_cache(self) -> None:
+        """Say, once, that there are no decode steps without a cache, so that this site does nothing."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{self.action.method.name()} acts on the KV cache at generated tokens, and this forward keeps none "
+                "(use_cache=False): it does nothing here; generate with a cache",
+                stacklevel=2,
+            )
 
     def show(self, call: DecoderPass, layer: int, entry: CompactMixin, cache: Cache) -> View | None:
         """The slots of a cache entry that this step may see, or None: all."""

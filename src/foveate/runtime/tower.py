@@ -140,6 +140,7 @@ class TowerHooks:
         """Features of a call whose rows are arranged are ready."""
         arranged, self.context.arranged = self.context.arranged, None
         call, self.context.tower = self.context.tower, None
+        self.context.calls.leave("tower")
         if output is None or call is None or arranged is None or arranged.order is None:
             return output
         rows = arranged.order.starts[-1]
@@ -182,6 +183,7 @@ class TowerHooks:
             return None
         if output is None:  # an error is on its way
             self.context.tower = None
+            self.context.calls.leave("tower")
             return None
         if self.spec.layout == "padded":
             # The projector comes after the tower; the call goes on until then.
@@ -204,6 +206,7 @@ class TowerHooks:
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
         self.context.tower = None
+        self.context.calls.leave("tower")
 
     # -- sites ------------------------------------------------------------------------------------------------------
 

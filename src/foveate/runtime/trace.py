@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -124,6 +125,7 @@ class Trace:
     kv_layers: list[int] = field(default_factory=list)  # whose entries these are
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
+    thread: str = field(default_factory=lambda: threading.current_thread().name)  # that made the call
 
     def seconds(self, stage: str) -> float:
         """Wall time spent in a stage (device time on CUDA)."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.evaluation import written
-from foveate.evaluation.curve import draw
+from foveate.evaluation.curve import can_draw, draw
 from foveate.evaluation.lmms.plan import Request
 from foveate.evaluation.lmms.rows import RIGHT, PublicRow, TaskRow
 from foveate.evaluation.lmms.run import Public
@@ -38,9 +38,10 @@ def to_json(found: Public) -> dict[str, Any]:
 
 
 def write(found: Public) -> list[Path]:
-    """JSON, Markdown and curve into the folder of the run."""
+    """JSON, Markdown and, with matplotlib, the curve into the folder of the run."""
     curve = partial(draw, found.rows, title=f"{found.request.model}: {', '.join(found.rows[0].tasks)}")
-    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), CURVE: curve})
+    picture = {CURVE: curve} if can_draw() else {}
+    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), **picture})
 
 
 def command(request: Request) -> str:

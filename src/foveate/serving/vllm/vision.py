@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
+from foveate.runtime.calls import Calls
 from foveate.runtime.context import Context, Hooks, Record
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
@@ -46,7 +47,7 @@ class Vision:
     def __init__(self, model: Any, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.config = engine, plan, model.config
         self.width: int = model.config.get_text_config().hidden_size
-        self.context = Context()
+        self.context = Context(Calls())
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
         self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
