@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import foveate
 from foveate import ADSC, IPCV, FastV, Method, VisionZip, adapter
-from foveate.compress import host_of
 from foveate.errors import AdapterError, ConfigError, FoveateError, UnknownNameError, UnsupportedModelError
+from foveate.handle import host_of
 
 peft = pytest.importorskip("peft")
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]

@@ -134,7 +134,7 @@ def test_a_cost_that_is_no_number() -> None:
 
 def test_a_plan_is_checked_as_a_call_is() -> None:
     """An engine asks the method about made-up tokens."""
-    family = foveate.families()["qwen2_vl"]
+    family = foveate.list_families()["qwen2_vl"]
     method = attach(lambda t: Reduction(torch.tensor([0, 0]), (2,)), Deciding)
     made = make_plan(method, Host("qwen2_vl", 4, 6, False), family, tiny.config("qwen2_vl"))
     with pytest.raises(ConfigError, match=r"Mine.reduce at decoder 1: keep goes from 0 to 0"):

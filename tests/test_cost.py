@@ -40,7 +40,7 @@ from foveate import (
 )
 from foveate.cost import _block_flops
 from foveate.errors import UnsupportedModelError
-from foveate.models import families
+from foveate.models import list_families
 from foveate.ops import select
 from foveate.runtime.trace import BlockTrace, KeyTrace
 
@@ -192,7 +192,7 @@ def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected:
     for i in range(blocks):
         trace = BlockTrace(i, kept, kept, [kept], KeyTrace(patches, kept, [patches]) if i in attends else None)
         whole = BlockTrace(i, patches, patches, [patches])
-        now += _block_flops(block, families()["qwen2_vl"].tower, whole if i < parked else trace)
+        now += _block_flops(block, list_families()["qwen2_vl"].tower, whole if i < parked else trace)
     square, pairs = width**2, 4 * width
     dense = blocks * (24 * patches * square + patches**2 * pairs)
     attending = 7 * (4 * (patches + kept) * square + 16 * kept * square + patches * kept * pairs)

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING
 import foveate
 from foveate import Host, Method, Site, Tokens
 from foveate.errors import FoveateError, UnsupportedModelError
-from foveate.models import families, family_of
+from foveate.models import family_of, list_families
 from foveate.models.refused import REFUSED
 from foveate.ops import select
 from foveate.tokens import Reduction
@@ -40,20 +40,20 @@ class At(Method):
 
 
 def test_every_family_is_in_the_matrix() -> None:
-    assert set(tiny.FAMILIES) == set(families())
+    assert set(tiny.FAMILIES) == set(list_families())
 
 
 def test_the_tables_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "families.md").read_text()
     assert TOOL["written"](page) == page, "run: python tools/family_tables.py"
-    assert all(f"`{family}`" in page for family in families())
+    assert all(f"`{family}`" in page for family in list_families())
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_says_why(name: str) -> None:
     if name not in CONFIG_MAPPING:
         pytest.skip("this transformers does not know it")
-    assert name not in families()
+    assert name not in list_families()
     assert f"`{name}`" in (ROOT / "docs" / "families.md").read_text()
     with pytest.raises(UnsupportedModelError, match=f"does not support the model family '{name}', because ") as error:
         family_of(CONFIG_MAPPING[name]())
@@ -72,7 +72,7 @@ def test_a_refusal_says_why(name: str) -> None:
 )
 def test_what_the_table_calls_refused_is(family: str, what: str, site: Site) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
-    if what in TOOL["refused"](families()[family]):
+    if what in TOOL["refused"](list_families()[family]):
         with pytest.raises(FoveateError, match=r"CLS|single patches|not sliding ones|images of one size only"):
             foveate.compress(model, At(site=site)).remove()
         return

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import foveate
-from foveate.methods import methods
+from foveate.methods import list_methods
 
 SRC = Path(foveate.__file__).parent
 METHOD_FILES = sorted(path for path in (SRC / "methods").glob("*.py") if path.name != "__init__.py")
@@ -59,12 +60,12 @@ def test_ops_import_torch_only(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("methods"), ids=name_of)
 def test_methods_know_neither_runtime_nor_models(path: Path) -> None:
-    assert not under(of_ours(path), "runtime", "models", "compress", "cost", "reference")
+    assert not under(of_ours(path), "runtime", "models", "handle", "cost", "reference")
 
 
 @pytest.mark.parametrize("path", files("models"), ids=name_of)
 def test_models_know_neither_runtime_nor_methods(path: Path) -> None:
-    assert not under(of_ours(path), "runtime", "methods", "method", "compress", "cost", "reference")
+    assert not under(of_ours(path), "runtime", "methods", "method", "handle", "cost", "reference")
 
 
 @pytest.mark.parametrize("path", files("reference"), ids=name_of)
@@ -76,11 +77,11 @@ def test_reference_knows_nothing_of_compression(path: Path) -> None:
 @pytest.mark.parametrize("path", files("runtime"), ids=name_of)
 def test_runtime_names_no_method_and_no_family(path: Path) -> None:
     """Not even in a comment."""
-    assert not under(of_ours(path), "methods", "compress", "cost", "reference")
+    assert not under(of_ours(path), "methods", "handle", "cost", "reference")
     words = set(re.findall(r"\w+", path.read_text()))
-    assert not words & {cls.__name__ for cls in methods().values()}
-    names = set(methods()) - {"stride", "random"}  # those are words of their own
-    assert not {word.lower() for word in words} & (names | set(foveate.families()))
+    assert not words & {cls.__name__ for cls in list_methods().values()}
+    names = set(list_methods()) - {"stride", "random"}  # those are words of their own
+    assert not {word.lower() for word in words} & (names | set(foveate.list_families()))
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)
@@ -133,14 +134,24 @@ def test_a_file_of_the_page_is_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", METHOD_FILES, ids=name_of)
-def test_a_method_file_is_short_and_cites_its_paper(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 120
-    here = [cls for cls in methods().values() if Path(inspect.getfile(cls)) == path]
-    assert here, f"{path.name} defines no method that foveate.methods() finds"
+def test_a_method_file_is_short_and_names_its_paper(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 120
+    here = [cls for cls in list_methods().values() if Path(inspect.getfile(cls)) == path]
+    assert here, f"{path.name} defines no method that foveate.list_methods() finds"
     for cls in here:
-        assert cls.paper, f"{cls.__name__} has no `paper`"
-        cited = re.search(r"arXiv \d{4}\.\d{4,5}", cls.__doc__ or "")
-        assert cited or "A control, not a paper" in (cls.__doc__ or ""), f"{cls.__name__} cites no paper"
+        assert (cls.paper is None) == cls.control, f"{cls.__name__} is either a control or has a `paper`"
+        assert cls.paper is None or re.fullmatch(r"\d{4}\.\d{4,5}", cls.paper.arxiv)
+        assert cls.paper is None or re.fullmatch(r"|[\w.-]+/[\w.-]+", cls.paper.code)
+
+
+def test_packages_are_not_hidden() -> None:
+    """No function has the name of a module, whatever is imported first."""
+    program = (
+        "import foveate; assert foveate.methods.visionzip.VisionZip is foveate.VisionZip; import foveate.methods.vtw, types; "
+        "assert isinstance(foveate.methods, types.ModuleType); assert callable(foveate.compress)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert not {path.stem for path in SRC.iterdir()} & {*foveate.__all__}
 
 
 @pytest.mark.parametrize("path", files("runtime"), ids=name_of)

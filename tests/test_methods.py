@@ -14,7 +14,7 @@ from foveate import ADSC, LUVC, OIM, SPU, DivPrune, FastV, Method, Random, Strid
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.serialise import options_of
 
-METHODS = foveate.methods()
+METHODS = foveate.list_methods()
 every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
 every_option = pytest.mark.parametrize(
     ("cls", "option"), [(cls, option) for cls in METHODS.values() for option in options_of(cls)]

@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 import foveate
-from foveate.methods import methods, own_methods
+from foveate.catalog import describe_methods
+from foveate.methods import list_methods, own_methods
 
 GOOD = """
 from dataclasses import dataclass
@@ -45,15 +46,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
             (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
             (info / "entry_points.txt").write_text(f"[foveate.methods]\nof_{module} = {module}\n")
         importlib.invalidate_caches()
-        methods.cache_clear()
+        list_methods.cache_clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            methods()
-            methods()  # says it once
+            list_methods()
+            list_methods()  # says it once
         return [str(warning.message) for warning in caught]
 
     yield packages
-    methods.cache_clear()
+    list_methods.cache_clear()
     for path in tmp_path.glob("*.py"):
         sys.modules.pop(path.stem, None)
 
@@ -64,8 +65,9 @@ def test_one_that_cannot_be_imported(install: Install) -> None:
     assert "'of_broken' (broken) of broken" in said[0]
     assert "ModuleNotFoundError: No module named 'no_such_package'" in said[0]
     assert "'of_gone'" in said[1]
-    assert methods().keys() - own_methods().keys() == {"loudest"}
-    assert foveate.Loudest is methods()["loudest"]  # type: ignore[attr-defined]
+    assert list_methods().keys() - own_methods().keys() == {"loudest"}
+    assert foveate.Loudest is list_methods()["loudest"]  # type: ignore[attr-defined]
+    assert [method["paper"] for method in describe_methods(search="loudest")] == [None]
     with foveate.compress(tiny.model("llava"), "loudest", keep=0.25) as handle:
         assert type(handle.method).__name__ == "Loudest"
 
@@ -76,16 +78,16 @@ def test_a_name_that_is_taken(install: Install) -> None:
     assert len(said) == 2
     assert "one.FastV has a name of foveate.methods.fastv.FastV, which stays" in said[0]
     assert "zwo.Twice has a name of two.Twice" in said[1]
-    assert methods()["fastv"] is foveate.FastV
+    assert list_methods()["fastv"] is foveate.FastV
     assert foveate.FastV.__module__ == "foveate.methods.fastv"
-    assert methods().keys() - own_methods().keys() == {"twice"}
+    assert list_methods().keys() - own_methods().keys() == {"twice"}
 
 
 def test_what_is_no_method(install: Install) -> None:
     named = GOOD.format(name="Named") + "\n    @classmethod\n    def name(cls):\n        return 'a + b'\n"
     said = install(empty="from foveate import FastV", named=named)
     assert [("names no method" in said[0]), ("has the name 'a + b'" in said[1])] == [True, True]
-    assert methods() == dict(sorted(own_methods().items()))
+    assert list_methods() == dict(sorted(own_methods().items()))
 
 
 def test_ours_wait_for_nobody(install: Install, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_ours_wait_for_nobody(install: Install, tmp_path: Path) -> None:
     seen = tmp_path / "noisy.seen"
     seen.unlink()
     sys.modules.pop("noisy")
-    methods.cache_clear()
+    list_methods.cache_clear()
     assert foveate.FastV() == foveate.method_from_json({"method": "fastv"})
     with foveate.compress(tiny.model("llava"), "fastv"):
         pass

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import foveate
 from foveate.errors import UnsupportedModelError
-from foveate.models import families
+from foveate.models import list_families
 
 FAMILIES = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl")
 
@@ -20,7 +20,7 @@ def test_an_unknown_family_is_told_what_there_is_and_how_to_add_one() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8))
     with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*CONTRIBUTING.md, A family is one file") as refused:
         foveate.compress(model, "stride")
-    assert all(family in str(refused.value) for family in families())
+    assert all(family in str(refused.value) for family in list_families())
     assert "\n" not in str(refused.value)
 
 

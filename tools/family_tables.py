@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from foveate.models import families
+from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
 from foveate.runtime.attach import SIGNALS, kinds_of
@@ -53,7 +53,7 @@ def config_of(family: Family) -> Any:
 def family_table() -> str:
     """One row per family."""
     head = ("family", "model", "inputs", "one token is", "blocks with sites", "stock code in between", "refused")
-    return _table(head, map(_family, families().values()))
+    return _table(head, map(_family, list_families().values()))
 
 
 def site_table() -> str:

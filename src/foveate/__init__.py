@@ -9,17 +9,15 @@ Names are imported when they are first used, so that ``foveate --help`` does not
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.compress import Handle, attached, compress
     from foveate.cost import Report
     from foveate.errors import FoveateError
-    from foveate.method import Host, Method, Site
-    from foveate.methods import method_from_json, methods
+    from foveate.handle import Handle, attached, compress
+    from foveate.method import Host, Method, Paper, Site
+    from foveate.methods import list_methods, method_from_json
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from foveate.methods.v2drop import V2Drop as V2Drop
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vtw import VTW as VTW
-    from foveate.models import families
+    from foveate.models import list_families
     from foveate.tokens import Parked, Reduction, Tokens
 
 __version__ = "0.1.0"
@@ -45,6 +43,7 @@ __all__ = [
     "Handle",
     "Host",
     "Method",
+    "Paper",
     "Parked",
     "Reduction",
     "Report",
@@ -52,23 +51,24 @@ __all__ = [
     "Tokens",
     "attached",
     "compress",
-    "families",
+    "list_families",
+    "list_methods",
     "method_from_json",
-    "methods",
 ]
 
 _HOME = {
-    "attached": "compress",
-    "compress": "compress",
-    "Handle": "compress",
+    "attached": "handle",
+    "compress": "handle",
+    "Handle": "handle",
     "Report": "cost",
     "FoveateError": "errors",
     "Host": "method",
     "Method": "method",
+    "Paper": "method",
     "Site": "method",
+    "list_methods": "methods",
     "method_from_json": "methods",
-    "methods": "methods",
-    "families": "models",
+    "list_families": "models",
     "Parked": "tokens",
     "Reduction": "tokens",
     "Tokens": "tokens",
@@ -76,12 +76,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, and every method: ``foveate.FastV``."""
+    """The public names, the package ``foveate.methods``, and every method: ``foveate.FastV``."""
     if name in _HOME:
         return getattr(import_module(f"foveate.{_HOME[name]}"), name)
+    if name == "methods":
+        return import_module("foveate.methods")
     if name[:1].isupper():  # anything else may be a module: `from foveate import reference` asks here first
         home = import_module("foveate.methods")
-        for known in (home.own_methods, home.methods):  # other packages are asked for what is not ours
+        for known in (home.own_methods, home.list_methods):  # other packages are asked for what is not ours
             for cls in known().values():
                 if cls.__name__ == name:
                     return cls
@@ -89,17 +91,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    classes = import_module("foveate.methods").methods().values()
+    classes = import_module("foveate.methods").list_methods().values()
     return sorted({*globals(), *__all__, *(cls.__name__ for cls in classes)})
-
-
-class _Package(ModuleType):
-    """`compress` and `methods` are functions here though modules have these names: importing one must not hide them."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -18,7 +18,7 @@ from torch import nn
 
 from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_line
 from foveate.method import Host, Method
-from foveate.methods import method_from_json, methods
+from foveate.methods import list_methods, method_from_json
 from foveate.serialise import from_json
 
 METHOD, WEIGHTS, CONFIG = "foveate_method.json", "adapter_model.safetensors", "adapter_config.json"
@@ -31,7 +31,7 @@ def is_source(text: str) -> bool:
     """Whether ``text`` means a folder or a hub id, and not the name of a method."""
     if not text.strip() or not ("/" in text or "\\" in text or os.path.isdir(text)):
         return False
-    return text.lower() not in methods()
+    return text.lower() not in list_methods()
 
 
 def save(folder: Path, method: Method, host: Host) -> Path:

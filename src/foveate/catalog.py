@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foveate.method import Host, Method
-from foveate.methods import method_class, methods
-from foveate.models import families
+from foveate.method import Host, Method, Paper, Place, Site
+from foveate.methods import list_methods, method_class
+from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.serialise import options_of, plain
-from foveate.terminal import group_sites
+from foveate.terminal import CommandError, group_sites
 
 #: Sites depend on the model's depth; the table shows those in a model of this size (LLaVA-1.5-7B).
 EXAMPLE = Host(family="llava", blocks=23, layers=32, has_cls=True)
 
 
-def describe_methods(name: str | None) -> Any:
-    """Plain data about every method, or about one."""
-    if name is not None:
-        return _method(method_class(name))
-    return [_method(cls) for cls in methods().values()]
+def describe_method(name: str) -> dict[str, Any]:
+    """Plain data about one method."""
+    return _method(method_class(name))
+
+
+def describe_methods(site: str = "", search: str = "") -> list[dict[str, Any]]:
+    """Plain data about every method that acts at a place (`Site.at`) and has all the words in its name, paper or docstring."""
+    if site and site not in get_args(Place):
+        raise CommandError(f"--site {site}: there is no such place; there are {', '.join(get_args(Place))}")
+    here = [cls for cls in list_methods().values() if not site or any(site == place.at for place in _sites(cls))]
+    found = [method for method in map(_method, here) if all(word in _text(method) for word in search.lower().split())]
+    if not found:
+        asked = " and ".join(f"--{option} {word!r}" for option, word in (("site", site), ("search", search)) if word)
+        raise CommandError(f"no method fits {asked}; `foveate methods` lists them all")
+    return found
 
 
 def describe_families() -> list[dict[str, Any]]:
     """Plain data about every family."""
-    return [_family(family) for family in families().values()]
+    return [_family(family) for family in list_families().values()]
 
 
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
@@ -43,7 +53,7 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
         options = ", ".join(_assignment(name, option["default"]) for name, option in own.items())
         table.add_row(
             f"[bold]{escape(method['name'])}[/bold]",
-            escape(method["paper"]),
+            escape(_source(method)),
             escape(group_sites(method["sites"])),
             "free" if method["training_free"] else "needed",
             "fixed" if method["fixed_budget"] else "by content",
@@ -60,7 +70,8 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
 
 def show_method(method: dict[str, Any], console: Console) -> None:
     """One method: its docstring and its options."""
-    console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(method['paper'])}\n")
+    source = str(Paper(**method["paper"])) if method["paper"] else _source(method)
+    console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
     paragraphs = method["doc"].split("\n\n")
     console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
     console.print(f"\nsites    {escape(group_sites(method['sites']))}")
@@ -89,8 +100,9 @@ def _method(cls: type[Method]) -> dict[str, Any]:
     return {
         "name": cls.name(),
         "class": cls.__name__,
-        "paper": cls.paper,
-        "sites": _sites(cls),
+        "paper": dataclasses.asdict(cls.paper) if isinstance(cls.paper, Paper) else None,
+        "control": cls.control,
+        "sites": [str(site) for site in _sites(cls)],
         "training_free": cls.training_free,
         "fixed_budget": cls.fixed_budget,
         "options": {
@@ -101,9 +113,19 @@ def _method(cls: type[Method]) -> dict[str, Any]:
     }
 
 
-def _sites(cls: type[Method]) -> list[str]:
+def _source(method: dict[str, Any]) -> str:
+    """Where it was published, without the title; or that it is a control."""
+    return Paper(**method["paper"]).reference if method["paper"] else "control" if method["control"] else ""
+
+
+def _text(method: dict[str, Any]) -> str:
+    """What a search looks at."""
+    return " ".join([method["name"], method["paper"]["title"] if method["paper"] else "", method["doc"]]).lower()
+
+
+def _sites(cls: type[Method]) -> list[Site]:
     try:
-        return [str(site) for site in cls().sites(EXAMPLE)]
+        return [site for site in cls().sites(EXAMPLE) if isinstance(site, Site)]
     except Exception:  # options without defaults, a model that cannot host it, or a mistake of another package
         return []
 

@@ -202,18 +202,22 @@ def serve(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell more about this one.")] = None, json: Json = False
+    name: Annotated[str | None, typer.Argument(help="Tell more about this one.")] = None,
+    site: Annotated[str, typer.Option(help="Those that act at such a place: tower, decoder ...")] = "",
+    search: Annotated[str, typer.Option(help="Those with these words in name, title or description.")] = "",
+    json: Json = False,
 ) -> None:
     """List the methods: paper, sites, trained or not, budget, options."""
     from foveate import catalog as face
 
-    found = face.describe_methods(name)
-    if json:
-        terminal.emit(found)
-    elif name is None:
-        face.show_methods(found, terminal.out)
+    if name is None:
+        found = face.describe_methods(site, search)
+        terminal.emit(found) if json else face.show_methods(found, terminal.out)
+    elif site or search:
+        raise terminal.CommandError(f"give the name {name!r}, or --site and --search to find some, not both")
     else:
-        face.show_method(found, terminal.out)
+        one = face.describe_method(name)
+        terminal.emit(one) if json else face.show_method(one, terminal.out)
 
 
 @app.command()

@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from foveate import overlay, reference, story
-from foveate.compress import compress, host_of
 from foveate.cost import Report
 from foveate.dial import Dial
+from foveate.handle import compress, host_of
 from foveate.method import Host, Method
 from foveate.methods import make
 from foveate.story import Case, Content, Told

@@ -60,7 +60,7 @@ class Dial:
 
         Args:
             method: what to turn; where its dial is does not matter.
-            host: facts about the model (`foveate.compress.host_of`).
+            host: facts about the model (`foveate.handle.host_of`).
             cost: measures a method, relative to the stock model. It must not fall as the share grows.
             turn: another dial than the method's own: share -> method.
 

@@ -76,7 +76,7 @@ class Host:
     """What a method may know about the model when it says its sites.
 
     Attributes:
-        family: its name among `foveate.families()`, ``config.model_type`` for most.
+        family: its name among `foveate.list_families()`, ``config.model_type`` for most.
         blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
         layers: decoder layers before which tokens can leave (not those that attend to the keys of earlier ones).
         has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
@@ -90,6 +90,33 @@ class Host:
     frames: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class Paper:
+    """Where a method was published.
+
+    Attributes:
+        title: in full.
+        venue: journal or conference; "arXiv" if there is no other yet.
+        year: of the venue.
+        arxiv: the identifier there, e.g. "2403.06764".
+        code: the authors' repository on GitHub, as "owner/name"; empty: none is known.
+    """
+
+    title: str
+    venue: str
+    year: int
+    arxiv: str
+    code: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The venue and the identifier, without the title."""
+        return f"{self.venue} {self.year}, {self.arxiv}"
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.reference})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Base class. Subclasses are frozen dataclasses whose docstring cites the paper.
@@ -101,8 +128,10 @@ class Method:
 
     positions: Positions = "keep"
 
-    #: "Short title (venue year, arXiv id)"
-    paper: ClassVar[str] = ""
+    #: where it was published, if it was
+    paper: ClassVar[Paper | None] = None
+    #: a baseline that every other method has to beat at the same cost
+    control: ClassVar[bool] = False
     training_free: ClassVar[bool] = True
     #: the count of survivors follows from the grid alone, so serving engines can plan for it
     fixed_budget: ClassVar[bool] = True

@@ -76,6 +76,6 @@ def _where(cls: type[Method]) -> str:
 def _leave_out(entry: EntryPoint, reason: str) -> None:
     package = f" of {entry.dist.name}" if entry.dist is not None else ""
     warnings.warn(
-        f"the entry point {entry.name!r} ({entry.value}){package} is left out of foveate.methods(): {reason}",
+        f"the entry point {entry.name!r} ({entry.value}){package} is left out of foveate.list_methods(): {reason}",
         stacklevel=2,
     )

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate import overlay, prompting, terminal
-from foveate.compress import compress
 from foveate.cost import Report
+from foveate.handle import compress
 from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method
 from foveate.terminal import CommandError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.bench import memory, shapes
-from foveate.compress import host_of
+from foveate.handle import host_of
 from foveate.terminal import CommandError
 
 #: Parameters of the published checkpoints.

@@ -31,14 +31,26 @@ def test_version() -> None:
 
 def test_methods(here: Here) -> None:
     found = {method["name"]: method for method in as_json(foveate("methods", "--json"))}
-    assert set(found) == set(package.methods())
+    assert set(found) == set(package.list_methods())
     assert found["fastv"]["sites"] == ["decoder 2"]
     assert found["fastv"]["options"]["keep"] == {"type": "float", "default": 0.5}
     assert len(found["tome"]["sites"]) == 23
-    assert all(method["paper"] and method["training_free"] in (True, False) for method in found.values())
+    assert found["fastv"]["paper"]["title"].startswith("An Image is Worth 1/2 Tokens After Layer 2")
+    assert {name for name, method in found.items() if method["control"]} == {"random", "stride", "downsample"}
+    assert all((method["paper"] is None) == method["control"] for method in found.values())
     table = here("methods").stdout
     assert "tower 0-22 (mid)" in table
-    assert "FastV (ECCV 2024, 2403.06764)" in table
+    assert "ECCV 2024, 2403.06764" in table
+
+
+def test_methods_that_fit(here: Here) -> None:
+    def names(*words: str) -> list[str]:
+        return [method["name"] for method in as_json(here("methods", *words, "--json"))]
+
+    assert names("--site", "tower") == ["ipcv", "luvc", "oim", "tome"]
+    assert names("--site", "decoder", "--search", "PASS low lossless") == ["spu"]  # in any order and case
+    assert names("--search", "dynamic compression of tokens") == ["dycoke"], "the title is looked at"
+    assert "\nvtw" in here("methods", "--search", "withdraw").stdout
 
 
 def test_one_method(here: Here) -> None:
@@ -49,7 +61,7 @@ def test_one_method(here: Here) -> None:
 
 def test_families(here: Here) -> None:
     found = as_json(here("families", "--json"))
-    assert {family["family"] for family in found} == set(package.families())
+    assert {family["family"] for family in found} == set(package.list_families())
     llava = {"family": "llava", "model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]}
     assert llava in found
     for name in ("llava_pixtral", "llava_siglip"):

@@ -33,6 +33,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 MISTAKES = {
+    "no such place": (
+        ("methods", "--site", "block"),
+        "no such place; there are pixels, tower, tower_output, ",
+    ),
+    "a search that finds nothing": (
+        ("methods", "--site", "decode", "--search", "no-hit"),
+        "and --search 'no-hit'; `foveate",
+    ),
+    "a name and a search": (("methods", "fastv", "--search", "fast"), "give the name 'fastv', or --site and --search"),
     "no method": (ASK, "--method NAME"),
     "two methods": ((*FASTV, "--method-json", '{"method": "vtw"}'), "either --method NAME or"),
     "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),

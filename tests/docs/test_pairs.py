@@ -12,11 +12,11 @@ import tiny
 import foveate
 from foveate import FoveateError
 
-METHODS = {name: cls() for name, cls in foveate.methods().items()}
+METHODS = {name: cls() for name, cls in foveate.list_methods().items()}
 
 
 def test_every_pair_has_an_answer() -> None:
-    assert set(pairs.pairs()) == set(foveate.families())
+    assert set(pairs.pairs()) == set(foveate.list_families())
     assert all(set(row) == set(METHODS) for row in pairs.pairs().values())
 
 
@@ -47,7 +47,7 @@ def test_what_the_table_refuses_is_refused(family: str) -> None:
 def test_the_table_shows_them() -> None:
     table = pairs.table()
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| `")}
-    assert set(rows) == {f"`{family}`" for family in foveate.families()}
+    assert set(rows) == {f"`{family}`" for family in foveate.list_families()}
     assert "✓" in rows["`llava`"]
     assert "–" in rows["`ovis2`"], "its tower takes images of one size only"
     assert "`layer=4`" in rows["`qwen3_5`"]

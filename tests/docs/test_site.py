@@ -14,6 +14,7 @@ import choice
 import curves
 import evidence
 import hook
+import lists
 import methods
 import pairs
 import pytest
@@ -23,14 +24,14 @@ import torch
 import foveate
 
 ROOT = Path(__file__).parents[2]
-NAMES = list(foveate.methods())
+NAMES = list(foveate.list_methods())
 
 
 @pytest.fixture(autouse=True)
 def _one_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Asking all families takes a while, and test_pairs.py does: here one of them is enough."""
-    llava = foveate.families()["llava"]
-    monkeypatch.setattr(pairs, "families", lambda: {"llava": llava})
+    llava = foveate.list_families()["llava"]
+    monkeypatch.setattr(pairs, "list_families", lambda: {"llava": llava})
     pairs.pairs.cache_clear()
     yield
     pairs.pairs.cache_clear()
@@ -44,18 +45,25 @@ def test_every_method_is_under_one_heading() -> None:
     assert all(f"]({name}.md) |" in methods.table() for name in NAMES)
 
 
+@pytest.mark.parametrize("file", lists.FILES, ids=lambda file: file.name)
+def test_committed_lists_are_those_of_the_code(file: Path) -> None:
+    text = file.read_text()
+    assert lists.FILES[file](text) == text, "run: python tools/pages/lists.py"
+    assert lists.FILES[file](text.replace("FastV", "SlowV")) != text.replace("FastV", "SlowV"), "nothing of it is made"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_has_what_the_class_says(name: str) -> None:
-    page, cls = methods.page(name), foveate.methods()[name]
+    page, cls = methods.page(name), foveate.list_methods()[name]
     assert page.startswith(f"# {cls.__name__}\n")
     assert "``" not in page[: page.index("## The file")].replace("```", "")
     says = methods.meanings(cls)
-    for option, facts in methods.describe_methods(name)["options"].items():
+    for option, facts in methods.describe_method(name)["options"].items():
         assert says.get(option), f"the docstring of {cls.__name__} does not say what `{option}` is"
         kind = facts["type"].replace("|", "\\|")
         assert f"| `{option}` | `{kind}` |" in page
     assert ("so it can be [served]" in page) == (cls.fixed_budget and name != "dycoke")
-    for number in re.findall(r"arXiv (\d{4}\.\d{4,5})", cls.__doc__ or ""):
+    for number in re.findall(r"arXiv (\d{4}\.\d{4,5})", f"{cls.__doc__} arXiv {cls.paper and cls.paper.arxiv}"):
         assert f"https://arxiv.org/abs/{number}" in page
 
 

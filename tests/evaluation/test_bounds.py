@@ -99,4 +99,4 @@ def test_only_the_oracle_has_a_budget() -> None:
     assert Oracle().with_share(0.3, host) == Oracle(keep=0.3)
     with pytest.raises(ConfigError, match="antioracle cannot be set to a budget"):
         AntiOracle().with_share(0.3, host)
-    assert not {"oracle", "antioracle"} & set(foveate.methods())
+    assert not {"oracle", "antioracle"} & set(foveate.list_methods())

@@ -14,7 +14,7 @@ from foveate.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entri
 from foveate.evaluation.subject import Subject
 from foveate.reference.data import Sample, samples
 
-DIALS = [*(name for name in foveate.methods() if name != "dycoke"), "oracle"]
+DIALS = [*(name for name in foveate.list_methods() if name != "dycoke"), "oracle"]
 
 
 @pytest.fixture(scope="module")

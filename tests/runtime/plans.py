@@ -162,7 +162,7 @@ PLANS = {
 }
 
 # A method that has no plan yet runs with its defaults, so that a new file is tested without an edit here.
-for name, cls in foveate.methods().items():
+for name, cls in foveate.list_methods().items():
     if not any(isinstance(part, cls) for method in PLANS.values() for part in method.parts()):
         PLANS[name] = cls()
 

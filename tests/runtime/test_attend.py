@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate import IPCV, Host, Method, Parked, Reduction, Site, Tokens
-from foveate.models import families
+from foveate.models import list_families
 from foveate.runtime.parking import Attending
 from foveate.runtime.signals import Probe, Reading
 
@@ -165,7 +165,7 @@ def test_projections_that_are_no_plain_linear_layer(family: str, impl: str) -> N
             if type(module) is nn.Linear:
                 module.__class__ = Other
         close(tiny.text_logits(model, batch), plain, 1e-5)
-        one = families()[family].tower.fused  # keys come from the same projection
+        one = list_families()[family].tower.fused  # keys come from the same projection
         assert (handle.report().flops["tower"] > flops) == one
 
 

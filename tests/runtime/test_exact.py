@@ -54,7 +54,7 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
 @pytest.mark.parametrize("family", tiny.PACKED)
 def test_native_downsample_is_a_smaller_image(family: str, keep: float) -> None:
     """A resized image under native positions gives what stock gives for the smaller image and its shorter prompt."""
-    from foveate.models import families
+    from foveate.models import list_families
 
     model = tiny.model(family)
     rows = [[3, (8, 16), 5, (12, 4), 2]]
@@ -66,7 +66,7 @@ def test_native_downsample_is_a_smaller_image(family: str, keep: float) -> None:
         )
         small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
     args = (batch["pixel_values"], batch["image_grid_thw"])
-    (pixels, grid), _ = families()[family].tower.resize(model.config, args, {}, small_grid)
+    (pixels, grid), _ = list_families()[family].tower.resize(model.config, args, {}, small_grid)
     sizes = [h * w // 4 for _, h, w in batch["image_grid_thw"].tolist()]
     small = _shortened(batch, sizes, [h * w for _, h, w in small_grid], tiny.IMAGE_TOKEN[family])
     small |= {"pixel_values": pixels, "image_grid_thw": grid}

@@ -13,7 +13,7 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
-from foveate.models import families
+from foveate.models import list_families
 from foveate.runtime.attach import Runtime
 from foveate.tokens import Reduction, Tokens
 
@@ -22,7 +22,7 @@ DROP = DropBlocks() + foveate.Stride(keep=0.5)
 
 def run(name: str, method: Method = DROP, model: Any = None, **facts: Any) -> None:
     """The first call of a model whose family says ``facts`` of its tower (or, with ``decoder_`` before it, of its decoder)."""
-    family = families()[name]
+    family = list_families()[name]
     decoder = {key.removeprefix("decoder_"): value for key, value in facts.items() if key.startswith("decoder_")}
     tower = {key: value for key, value in facts.items() if not key.startswith("decoder_")}
     wrong = replace(family, tower=replace(family.tower, **tower), decoder=replace(family.decoder, **decoder))
@@ -36,7 +36,7 @@ def run(name: str, method: Method = DROP, model: Any = None, **facts: Any) -> No
 
 
 def last_block(off: int) -> Any:
-    return lambda config: families()["llava"].tower.last_block(config) + off
+    return lambda config: list_families()["llava"].tower.last_block(config) + off
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from plans import foveate, video_rows
 
 from foveate import Host, Method, Reduction, Site, Tokens
-from foveate.compress import host_of
+from foveate.handle import host_of
 from foveate.tokens import Spans
 
 

@@ -18,7 +18,7 @@ from transformers.utils.import_utils import is_torchvision_available
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
 from foveate.errors import InputError
-from foveate.models import families
+from foveate.models import list_families
 
 NAME = "gemma4"
 UNIT = 4
@@ -141,7 +141,7 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
         grids.append((1, height, len(kept) // height))
     assert [h * w for _, h, w in grids] == list(visit.after)
     args = (batch["pixel_values"], batch["image_position_ids"])
-    _, small = families()[NAME].tower.resize(model.config, args, {}, grids)
+    _, small = list_families()[NAME].tower.resize(model.config, args, {}, grids)
     keep_place = torch.ones_like(batch["input_ids"][0], dtype=torch.bool)
     places = tiny.visual_mask(NAME, batch)[0].nonzero().flatten().split(list(visit.before))
     for place, (_, h, w) in zip(places, grids, strict=True):
@@ -191,7 +191,7 @@ def test_videos_as_the_processor_makes_them() -> None:
 def test_resizing_to_the_same_size_changes_nothing(batch: dict[str, Tensor]) -> None:
     model = tiny.model(NAME)
     args = (batch["pixel_values"], batch["image_position_ids"])
-    spec = families()[NAME].tower
+    spec = list_families()[NAME].tower
     _, same = spec.resize(model.config, args, {}, spec.grid(model.config, args, {}))
     for (x, at), (y, there) in zip(
         images_of(batch), images_of({**same, "image_position_ids": same["pixel_position_ids"]}), strict=True

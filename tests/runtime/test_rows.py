@@ -19,7 +19,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from foveate.errors import UnsupportedModelError
 from foveate.method import Host, Method, Site
-from foveate.models import families
+from foveate.models import list_families
 from foveate.runtime.parking import Attending
 from foveate.runtime.signals import Probe, Reading
 from foveate.tokens import Reduction, Tokens
@@ -220,7 +220,7 @@ def test_a_smaller_image_in_the_tower(family: str) -> None:
                     handle.report().visits[0].kept, handle.report().visits[0].shapes, strict=True
                 )
             ]
-        _, small = families()[family].tower.resize(model.config, (), given, shapes)
+        _, small = list_families()[family].tower.resize(model.config, (), given, shapes)
         assert small["pixel_values"].shape[-1] < batch["pixel_values"].shape[-1]
         for image, expected in zip(found, model.get_image_features(**small).pooler_output, strict=True):
             close(image[~image[:, 0].isnan()], expected)
@@ -301,7 +301,7 @@ def test_an_image_that_keeps_its_grid_keeps_its_size() -> None:
     """Whatever becomes of the others: a smaller copy of it would be cut to whole tokens first."""
     model, batch = tiny.model("mistral3"), left_over((20, 28), (40, 40))
     given = dict(pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"])
-    _, small = families()["mistral3"].tower.resize(model.config, (), given, [(1, 2, 3), (1, 3, 3)])
+    _, small = list_families()["mistral3"].tower.resize(model.config, (), given, [(1, 2, 3), (1, 3, 3)])
     assert small["image_sizes"] == [(20, 28), (24, 24)]
     assert torch.equal(small["pixel_values"][0, :, :20, :28], batch["pixel_values"][0, :, :20, :28])
 

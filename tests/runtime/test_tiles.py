@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
 from foveate.method import Host, Method, Site
-from foveate.models import families
+from foveate.models import list_families
 from foveate.models.family import Arrangement, View
 from foveate.tokens import Reduction, Tokens
 
@@ -305,11 +305,11 @@ def test_gradients_go_through_what_is_left(family: str, dtype: torch.dtype) -> N
 
 def test_views_that_do_not_fit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A family that says something else than what stock code does is refused, not believed."""
-    family = families()["llava_next"]
+    family = list_families()["llava_next"]
     stock = family.tower.arrangements["get_image_features"]
     wrong = Arrangement(lambda config, call: [[View(4, 4)] for _ in call["image_sizes"]], stock.arrange)
     tower = replace(family.tower, arrangements={"get_image_features": wrong})
-    monkeypatch.setitem(families(), "llava_next", replace(family, tower=tower))
+    monkeypatch.setitem(list_families(), "llava_next", replace(family, tower=tower))
     model, batch = tiny.model("llava_next", fresh=True), tiny.inputs("llava_next", ROWS["llava_next"])
     expected = tiny.text_logits(model, batch)
     with (

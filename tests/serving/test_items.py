@@ -8,7 +8,7 @@ import torch
 
 from foveate import IPCV, Random, ToMe
 from foveate.errors import UnsupportedSiteError
-from foveate.models import families
+from foveate.models import list_families
 from foveate.runtime.attach import host_with
 from foveate.serving.plan import Item, make_plan
 
@@ -30,7 +30,7 @@ def test_features_that_are_no_patches_stay() -> None:
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
-    config, family = tiny.config(name), families()[name]
+    config, family = tiny.config(name), list_families()[name]
     host = host_with(family, config, config.get_text_config().num_hidden_layers)
     with pytest.raises(UnsupportedSiteError, match="tome"):
         make_plan(ToMe(), host, family, config)

@@ -32,8 +32,8 @@ from foveate import (
     Stride,
     ToMe,
 )
-from foveate.compress import host_of
 from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.handle import host_of
 from foveate.models import family_of
 from foveate.runtime.layout import tokens_of
 from foveate.serving.plan import Item, make_plan

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 import foveate
 from foveate import OIM, DivPrune, Stride
-from foveate.models import families
+from foveate.models import list_families
 
 MODES: dict[str, Any] = {
     "stock": None,
@@ -64,7 +64,7 @@ def _exit(cls: type[Any], name: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if method is None:
         return
-    names = {NAMES[family.model_type] for family in families().values() if family.model_type in NAMES}
+    names = {NAMES[family.model_type] for family in list_families().values() if family.model_type in NAMES}
     stock = PreTrainedModel.__init__
 
     @wraps(stock)

@@ -28,7 +28,7 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING
 
-from foveate.models import families
+from foveate.models import list_families
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -55,7 +55,7 @@ def fetch(version: str) -> Path:
 
 def files_of(checkout: Path) -> list[Path]:
     """The tests of our families in a source checkout; those of `generate` are in them, by a mixin."""
-    kinds = {family.model_type for family in families().values()} & {*CONFIG_MAPPING}
+    kinds = {family.model_type for family in list_families().values()} & {*CONFIG_MAPPING}
     folders = sorted({CONFIG_MAPPING[kind].__module__.split(".")[-2] for kind in kinds})  # as in transformers/models
     return [
         file for name in folders for file in sorted((checkout / "tests" / "models" / name).glob("test_modeling_*.py"))

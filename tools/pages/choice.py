@@ -18,7 +18,7 @@ def table() -> str:
     """Methods that were measured alone, the best at half of the tokens first."""
     head = ["method"]
     head += [f"{curves.MODELS[model]}, {share}" for share in ("half", "a quarter") for model in MODELS]
-    rows = sorted((row for name in foveate.methods() for row in _rows(name)), key=lambda row: -row[0])
+    rows = sorted((row for name in foveate.list_methods() for row in _rows(name)), key=lambda row: -row[0])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *(cells for _, cells in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -29,8 +29,8 @@ def _rows(name: str) -> Iterator[tuple[float, list[str]]]:
     for label in labels:
         half = [_at(runs, model, name, label, HALF) for model in MODELS]
         few = [_at(runs, model, name, label, FEW) for model in MODELS]
-        title = foveate.methods()[name].__name__ + label.removeprefix(name)
-        control = foveate.methods()[name].paper.startswith("control")
+        title = foveate.list_methods()[name].__name__ + label.removeprefix(name)
+        control = foveate.list_methods()[name].control
         link = f"[{title}](catalog/{name}.md)"
         order = sum(row["retention"]["value"] for row in half if row)
         yield order, [f"*{link}*" if control else link, *map(_cell, [*half, *few])]

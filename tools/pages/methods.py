@@ -14,8 +14,8 @@ import pairs
 from repository import DOCS
 
 import foveate
-from foveate.catalog import EXAMPLE, describe_methods
-from foveate.method import Method, Site
+from foveate.catalog import EXAMPLE, describe_method
+from foveate.method import Method, Paper, Site
 from foveate.terminal import group_sites
 
 #: Headings of the list, in the order of the forward pass; the first one that fits a method is its own.
@@ -49,7 +49,7 @@ with foveate.compress(model, foveate.{name}()) as handle:
 def groups() -> dict[str, list[str]]:
     """Heading -> names of the methods under it; headings without a method are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
-    for name, cls in foveate.methods().items():
+    for name, cls in foveate.list_methods().items():
         found[GROUPS[_group(cls)]].append(name)
     return {heading: names for heading, names in found.items() if names}
 
@@ -60,17 +60,19 @@ def table() -> str:
     for heading, names in groups().items():
         lines += [f"## {heading}", "", "| method | what it does | paper | budget |", "| --- | --- | --- | --- |"]
         for name in names:
-            facts = describe_methods(name)
+            facts = describe_method(name)
             budget = "fixed" if facts["fixed_budget"] else "by content"
             says = _inline(_paragraphs(facts["doc"])[0])
-            lines.append(f"| [**{facts['class']}**]({name}.md) | {says} | {paper(facts)} | {budget} |")
+            lines.append(
+                f"| [**{facts['class']}**]({name}.md) | {says} | {paper(foveate.list_methods()[name])} | {budget} |"
+            )
         lines.append("")
     return "\n".join(lines)
 
 
 def page(name: str) -> str:
     """The page of one method."""
-    cls, facts = foveate.methods()[name], describe_methods(name)
+    cls, facts = foveate.list_methods()[name], describe_method(name)
     first, *rest = _paragraphs(facts["doc"])
     parts = [f"# {facts['class']}", f"**{_inline(first)}**", _facts(cls, facts)]
     parts += ["## What is from where", "\n\n".join(map(_inline, rest))] if rest else []
@@ -92,13 +94,22 @@ def meanings(cls: type[Method]) -> dict[str, str]:
     return found
 
 
-def paper(facts: dict[str, Any]) -> str:
-    """``FastV (ECCV 2024, [2403.06764](https://arxiv.org/abs/2403.06764))``."""
-    return re.sub(r"\b(\d{4}\.\d{4,5})\b", r"[\1](https://arxiv.org/abs/\1)", facts["paper"])
+def paper(cls: type[Method]) -> str:
+    """``An Image is ... (ECCV 2024, [arXiv 2403.06764](https://arxiv.org/abs/2403.06764))``, or that it is a control."""
+    found = cls.paper
+    if found is None:
+        return "control" if cls.control else "none"
+    return f"{found.title} ({source(found)})"
+
+
+def source(found: Paper) -> str:
+    """``ECCV 2024, [arXiv 2403.06764](https://arxiv.org/abs/2403.06764)``; the venue is left out where it is arXiv."""
+    link = f"[arXiv {found.arxiv}](https://arxiv.org/abs/{found.arxiv})"
+    return link if found.venue == "arXiv" else f"{found.venue} {found.year}, {link}"
 
 
 def _group(cls: type[Method]) -> int:
-    if cls.paper.startswith("control"):
+    if cls.control:
         return 0
     places = {PLACES[site.at] for site in _sites(cls)}
     return places.pop() if len(places) == 1 else 1
@@ -111,10 +122,10 @@ def _sites(cls: type[Method]) -> list[Site]:
 def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
     signals = sorted({signal for site in _sites(cls) for signal in site.signals})
     refused, others = pairs.exceptions(facts["name"])
-    runs = f"all {len(foveate.families())} families" if not refused else "all families but " + _codes(refused)
+    runs = f"all {len(foveate.list_families())} families" if not refused else "all families but " + _codes(refused)
     runs += "".join(f"; on `{family}` with `{words}`" for family, words in others.items())
     rows = {
-        "paper": paper(facts),
+        "paper": paper(cls),
         "acts at": f"{group_sites(facts['sites'])} (in a tower of {EXAMPLE.blocks} blocks before a language model of "
         f"{EXAMPLE.layers} layers)",
         "asks for": _codes(signals) or "nothing but hidden states and places",
@@ -122,6 +133,8 @@ def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
         "training": "none" if facts["training_free"] else "made to be trained for; runs untrained, too",
         "runs on": f"{runs} ([table](../pairs.md))",
     }
+    if cls.paper and cls.paper.code:
+        rows["authors' code"] = f"[{cls.paper.code}](https://github.com/{cls.paper.code})"
     if (DOCS / "methods" / f"{facts['name']}.md").exists():
         rows["study"] = f"[what was chosen, tried and measured](../methods/{facts['name']}.md)"
     listed = "\n\n".join(f"{key}\n:   {value}" for key, value in rows.items())
@@ -142,7 +155,7 @@ def _only_decodes(cls: type[Method]) -> bool:
 def _accuracy(name: str) -> str:
     found = evidence.of_method(name)
     if not found:
-        return _unmeasured(foveate.methods()[name])
+        return _unmeasured(foveate.list_methods()[name])
     charts = "".join(curves.chart(run, name) for run in found)
     figure = (
         f'<figure class="fv-figure"><div class="fv-charts">{charts}</div>'

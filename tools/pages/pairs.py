@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 
 import foveate
 from foveate import FoveateError, Method
-from foveate.models import families
+from foveate.models import list_families
 from foveate.serialise import options_of
 
 FAMILY_TABLES: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "family_tables.py"))
@@ -50,18 +50,18 @@ class Pair:
 def pairs() -> dict[str, dict[str, Pair]]:
     """Family -> method -> what came out."""
     found = {}
-    for name, family in families().items():
+    for name, family in list_families().items():
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(FAMILY_TABLES["config_of"](family))
-        found[name] = {method: _ask(model, cls()) for method, cls in foveate.methods().items()}
+        found[name] = {method: _ask(model, cls()) for method, cls in foveate.list_methods().items()}
     return found
 
 
 def table() -> str:
     """Families down, methods across, as Markdown; below it what is said where something is refused."""
-    found, names = pairs(), list(foveate.methods())
+    found, names = pairs(), list(foveate.list_methods())
     notes: dict[str, int] = {}
-    lines = [["family", *(f"[{foveate.methods()[name].__name__}](catalog/{name}.md)" for name in names)]]
+    lines = [["family", *(f"[{foveate.list_methods()[name].__name__}](catalog/{name}.md)" for name in names)]]
     lines.append(["---"] * len(lines[0]))
     for family, row in found.items():
         lines.append([f"`{family}`", *(_cell(row[name], family, notes) for name in names)])

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from foveate.bench.flops import flop_counter
 from foveate.bench.memory import LiveTensors
-from foveate.compress import compress
+from foveate.handle import compress
 from foveate.method import Method
 from foveate.models import family_of
 from foveate.runtime.cache import cache_among

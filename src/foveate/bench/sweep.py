@@ -15,7 +15,7 @@ from foveate.bench.measure import Inputs, probe, timed
 from foveate.bench.plan import Request
 from foveate.bench.result import Case, Line, Result, machine, read, resume
 from foveate.bench.workload import TEXT, Layout, Processed, Shaped
-from foveate.compress import compress
+from foveate.handle import compress
 from foveate.loading import DTYPES, device_of, load
 from foveate.method import Method
 from foveate.terminal import CommandError

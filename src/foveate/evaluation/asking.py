@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from foveate.compress import compress
 from foveate.cost import Report
 from foveate.evaluation.batches import Batch
 from foveate.evaluation.bounds import asked
 from foveate.evaluation.subject import Subject
+from foveate.handle import compress
 from foveate.method import Method
 
 

@@ -56,7 +56,7 @@ class Oracle(Method):
 
     keep: float = 0.1
 
-    paper: ClassVar[str] = "control; knows which tokens are asked about"
+    control: ClassVar[bool] = True
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("lm_entry", keep=self.keep)]
@@ -86,7 +86,7 @@ class AntiOracle(Method):
     nothing about it.
     """
 
-    paper: ClassVar[str] = "control; knows which tokens are asked about"
+    control: ClassVar[bool] = True
     fixed_budget: ClassVar[bool] = False
 
     def sites(self, host: Host) -> Sequence[Site]:

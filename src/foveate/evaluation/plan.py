@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
-from foveate.compress import compress
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
 from foveate.evaluation.asking import Cost, answer
 from foveate.evaluation.batches import probes
 from foveate.evaluation.bounds import AntiOracle, Oracle
 from foveate.evaluation.subject import Subject
+from foveate.handle import compress
 from foveate.method import Composed, Host, Method, Positions
-from foveate.methods import methods
+from foveate.methods import list_methods
 from foveate.options import method_from_words, options_by_method
 from foveate.reference.data import Sample
 from foveate.terminal import CommandError
@@ -189,7 +189,7 @@ def named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
 def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
     """Every method that fits the model, with its defaults; and why the others do not."""
     found, notes = [], []
-    for name, cls in methods().items():
+    for name, cls in list_methods().items():
         try:
             method = cls()
             check_fit(method, subject, words)

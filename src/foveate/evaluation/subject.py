@@ -14,8 +14,8 @@ import transformers
 from safetensors import SafetensorError
 
 from foveate import adapter, reference
-from foveate.compress import host_of
 from foveate.evaluation.batches import Preparation
+from foveate.handle import host_of
 from foveate.method import Host, Method
 from foveate.models import family_of
 from foveate.reference.data import Sample

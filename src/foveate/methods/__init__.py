@@ -1,4 +1,4 @@
-"""One file per published method; `methods` finds them, nothing lists them."""
+"""One file per published method; `list_methods` finds them, nothing lists them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from foveate.method import Composed, Method
 from foveate.plugins import defined_in, plugins
 from foveate.serialise import from_json
 
+_FILES = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+
 
 @cache
 def own_methods() -> dict[str, type[Method]]:
     """Name -> class of every method in the files of this package."""
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    return {cls.name(): cls for module in modules for cls in defined_in(module)}
+    return {cls.name(): cls for file in _FILES for cls in defined_in(file)}
 
 
 @cache
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Name -> class of every method: those of this package, and of others that have registered theirs (`foveate.plugins`)."""
     return dict(sorted({**own_methods(), **plugins(own_methods())}.items()))
 
 
 def method_class(name: str) -> type[Method]:
     """The class of a method by its name; `UnknownNameError` lists what there is."""
-    known = own_methods() if name.lower() in own_methods() else methods()
+    known = own_methods() if name.lower() in own_methods() else list_methods()
     if name.lower() not in known:
         hint = "" if name else " (a sum has one on both sides of every +)"
         raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")

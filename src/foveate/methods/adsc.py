@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import lattice, select
 from foveate.schedule import check_ratio, ratio_for_mean
 from foveate.tokens import Reduction, Tokens
@@ -23,7 +23,6 @@ STAGES = (4, 10, 16)
 class ADSC(Method):
     """Down-sample every span evenly, by the same ratio, before each of a few decoder layers.
 
-    "Attention-Driven Self-Compression" (arXiv 2602.12618, IEEE BigData 2025).
     From the abstract: no score, no module, no change to attention; uniform down-sampling by a fixed ratio at selected layers,
     as a bottleneck that makes attention move what is needed into the tokens that stay; 98.2 % of LLaVA-1.5-7B's accuracy with
     53.7 % fewer FLOPs and 56.7 % less cache.
@@ -49,7 +48,12 @@ class ADSC(Method):
     pattern: Literal["1d", "2d", "checker"] = "1d"
     offset: Literal["last", "first"] = "last"
 
-    paper: ClassVar[str] = "ADSC (IEEE BigData 2025, 2602.12618)"
+    paper: ClassVar[Paper] = Paper(
+        "Vision Token Reduction via Attention-Driven Self-Compression for Efficient Multimodal Large Language Models",
+        "IEEE BigData",
+        2025,
+        "2602.12618",
+    )
     training_free: ClassVar[bool] = False
 
     def sites(self, host: Host) -> Sequence[Site]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import select
 from foveate.tokens import Reduction, Tokens
 
@@ -15,9 +15,8 @@ from foveate.tokens import Reduction, Tokens
 class DivPrune(Method):
     """Max-min diversity: greedily keep the token farthest (cosine) from all kept so far, where they enter the LLM.
 
-    "DivPrune: Diversity-based Visual Token Pruning" (arXiv 2503.02175, CVPR 2025), section 3.2.
-    From the paper: cosine distance of projected tokens, greedy max-min, seed = the token farthest from its nearest
-    neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
+    From the paper (section 3.2): cosine distance of projected tokens, greedy max-min, seed = the token farthest from its
+    nearest neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
     gives theirs). Ours: all images of the batch at once, each by itself, and of a video every frame (the code: all visual
     tokens of a prompt together); at least one token stays of an image.
 
@@ -27,7 +26,13 @@ class DivPrune(Method):
 
     keep: float = 0.098
 
-    paper: ClassVar[str] = "DivPrune (CVPR 2025, 2503.02175)"
+    paper: ClassVar[Paper] = Paper(
+        "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+        "CVPR",
+        2025,
+        "2503.02175",
+        "vbdi/divprune",
+    )
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("lm_entry", keep=self.keep)]

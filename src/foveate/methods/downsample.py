@@ -28,7 +28,7 @@ class Downsample(Method):
 
     keep: float = 0.5
 
-    paper: ClassVar[str] = "control; see VTC-Bench (ACL 2026)"
+    control: ClassVar[bool] = True
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("pixels", keep=self.keep)]

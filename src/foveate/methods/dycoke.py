@@ -1,4 +1,4 @@
-"""DyCoke's decode stage: each generated token attends to the visual tokens that matter now."""
+"""DyCoke: each generated token attends to the visual tokens that matter now (the decode stage only)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import select
 from foveate.ops.segments import segment_ids
 from foveate.schedule import check_ratio
@@ -19,8 +19,7 @@ from foveate.tokens import Reduction, Tokens
 class DyCoke(Method):
     """While decoding, from layer ``layer`` on, attend only to the visual tokens that the current token looks at.
 
-    "DyCoke: Dynamic Compression of Tokens for Fast Video LLMs" (arXiv 2411.15024, CVPR 2025), section 3.3 (the dynamic
-    KV cache; the temporal merging of section 3.2 acts before the LLM and is not here yet).
+    This is section 3.3, the dynamic KV cache; the temporal merging of section 3.2 acts before the LLM and is not here yet.
     From the paper: attention of layer 3's predecessor, 30 % of the visual tokens kept, a new choice only when the
     attention has turned (cosine below 0.9). Hidden keys and values are not freed, so they can come back. The authors'
     code rounds the count down, and falls back to the whole cache when the attention has not turned; ours is the nearest count
@@ -37,7 +36,13 @@ class DyCoke(Method):
     layer: int = 3
     threshold: float = 0.9
 
-    paper: ClassVar[str] = "DyCoke (CVPR 2025, 2411.15024)"
+    paper: ClassVar[Paper] = Paper(
+        "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
+        "CVPR",
+        2025,
+        "2411.15024",
+        "KD-TAO/DyCoke",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.schedule import Stage, check_stages, turned
 from foveate.tokens import Tokens
 
@@ -17,8 +17,7 @@ from foveate.tokens import Tokens
 class FastV(Method):
     """Before decoder layer ``layer``, keep the visual tokens that the last text token attends to most.
 
-    "An Image is Worth 1/2 Tokens After Layer 2" (arXiv 2403.06764, ECCV 2024), section 4.1.
-    From the paper: the layer and the ratio (K=2, R=50 %). From the authors' code: attention of layer ``layer - 1``,
+    From the paper (section 4.1): the layer and the ratio (K=2, R=50 %). From the authors' code: attention of the layer before,
     mean over heads, query = the last token; original position ids are kept. Ours: one attention row is computed, not a
     map, so fast attention kernels stay on; every image keeps its share, rounded to the nearest count (the code rounds down),
     and every frame of a video its part of it (the code ranks the whole video).
@@ -34,7 +33,13 @@ class FastV(Method):
     layer: int = 2
     stages: tuple[tuple[int, float], ...] = ()
 
-    paper: ClassVar[str] = "FastV (ECCV 2024, 2403.06764)"
+    paper: ClassVar[Paper] = Paper(
+        "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models",
+        "ECCV",
+        2024,
+        "2403.06764",
+        "pkunlp-icler/FastV",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

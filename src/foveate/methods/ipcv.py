@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import neighbours, select
 from foveate.schedule import survivors
 from foveate.tokens import Parked, Reduction, Tokens
@@ -20,7 +20,6 @@ from foveate.tokens import Parked, Reduction, Tokens
 class IPCV(Method):
     """Only the patches that an early vision block changed most run through the others; all are back at the tower's end.
 
-    "IPCV: Information-Preserving Compression for MLLM Visual Encoders" (arXiv 2512.18747).
     From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
     its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
     to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
@@ -48,7 +47,9 @@ class IPCV(Method):
     changed: Literal["most", "least"] = "most"
     scope: Literal["span", "neighbours", "global"] = "span"
 
-    paper: ClassVar[str] = "IPCV (2512.18747)"
+    paper: ClassVar[Paper] = Paper(
+        "IPCV: Information-Preserving Compression for MLLM Visual Encoders", "arXiv", 2025, "2512.18747", "Perkzi/IPCV"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

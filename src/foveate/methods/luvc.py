@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from foveate.method import Host, Method, Site
 from foveate.methods.oim import OIM
@@ -16,18 +15,15 @@ from foveate.tokens import Reduction, Tokens
 class LUVC(OIM, SPU):
     """The merger `OIM` in the vision tower and the pruner `SPU` in the language model.
 
-    "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010). From what is published: the two
-    parts, training-free, and that no visual token is left in the last layer; what each part takes from where, and what their
-    options mean, is said there. Ours: the ratios, which halve the language model's FLOPs, one dial for both, and the
-    schedule: by default one cut before the first layer and one before the last, where the published pruning is gradual
-    (``schedule="halving"`` is a cascade, as accurate here at the same cost). ``merge=1`` is LUVC without the merger, which goes
-    together with other tower methods. What was tried: docs/methods/luvc.md.
+    From what is published: the two parts, training-free, and that no visual token is left in the last layer; what each part
+    takes from where, and what their options mean, is said there. Ours: the ratios, which halve the language model's FLOPs,
+    one dial for both, and the schedule: by default one cut before the first layer and one before the last, where the
+    published pruning is gradual (``schedule="halving"`` is a cascade, as accurate here at the same cost). ``merge=1`` is LUVC
+    without the merger, which goes together with other tower methods. What was tried: docs/methods/luvc.md.
     """
 
     keep: float = 0.7
     merge: float | None = 0.8
-
-    paper: ClassVar[str] = "LUVC (2512.09010)"
 
     def sites(self, host: Host) -> Sequence[Site]:
         merger = [] if self.merge == 1 else OIM.sites(self, host)

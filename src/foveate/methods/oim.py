@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import torch
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
+from foveate.methods.spu import SPU
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
 from foveate.schedule import check_ratio
@@ -25,14 +26,14 @@ SIGNALS: dict[str, tuple[Signal, ...]] = {"keys": ("keys",), "hidden": ()}
 class OIM(Method):
     """Merge neighbours along the rows of every image, as many in each, then along its columns: a smaller rectangle.
 
-    The first half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
-    From what is published: iterative, training-free merging in the vision encoder, one spatial axis after the other. No
-    code, block, ratio or similarity is published, so these are ours: odd tokens join the nearer of their two neighbours,
-    and those most alike go first (as in CubistMerge, arXiv 2509.21764), by cosine, to a size-weighted mean. In towers
-    with a 2x2 patch merger a token is that block, merged patch by patch. The new rectangle takes evenly spaced rows and
-    columns of the old one, so windows lose alike; each token's position is the centroid of its members, in the tower and
-    in the language model, and ``positions="renumber"`` (or ``native``) numbers the rectangle as a smaller image. Frames of
-    a video are images. Lines are whole: the second pass leaves the rows that come nearest to ``merge``; 1 x 7 become 5 at 0.5.
+    This is the first half of `LUVC`. From what is published: iterative, training-free merging in the vision encoder, one
+    spatial axis after the other. No code, block, ratio or similarity is published, so these are ours: odd tokens join the
+    nearer of their two neighbours, and those most alike go first (as in CubistMerge, arXiv 2509.21764), by cosine, to a
+    size-weighted mean. In towers with a 2x2 patch merger a token is that block, merged patch by patch. The new rectangle
+    takes evenly spaced rows and columns of the old one, so windows lose alike; each token's position is the centroid of its
+    members, in the tower and in the language model, and ``positions="renumber"`` (or ``native``) numbers the rectangle as a
+    smaller image. Frames of a video are images. Lines are whole: the second pass leaves the rows that come nearest to
+    ``merge``; 1 x 7 become 5 at 0.5.
 
     Attributes:
         merge: share of an image's tokens that is left by one pass along the width and one along the height at three
@@ -50,7 +51,7 @@ class OIM(Method):
     weighted: bool = True
     shared: bool = False
 
-    paper: ClassVar[str] = "LUVC, its merger alone (2512.09010)"
+    paper: ClassVar[Paper] = SPU.paper
 
     def __post_init__(self) -> None:
         super().__post_init__()

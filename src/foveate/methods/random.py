@@ -30,7 +30,7 @@ class Random(Method):
     layer: int = 0
     seed: int = 0
 
-    paper: ClassVar[str] = "control; see UniPruneBench (2511.02650)"
+    control: ClassVar[bool] = True
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("decoder", self.layer, self.keep)]

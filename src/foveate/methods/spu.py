@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
 from foveate.schedule import Stage, check_stages, named, turned
@@ -21,7 +21,7 @@ from foveate.tokens import Tokens
 class SPU(Method):
     """Score visual tokens by a low-pass filter and drop them at a few layers, until the last one has none.
 
-    The second half of "LUVC: Towards Lossless Ultimate Vision Tokens Compression in VLMs" (arXiv 2512.09010); `LUVC` is both.
+    This is the second half of `LUVC`.
     From what is published: a low-pass filter that needs neither attention nor similarity gives one number per token;
     pruning is gradual, a cascade, and leaves no visual token in the last layer. No code, filter, axis, sign, layer or ratio
     is published. ``low_frequency_energy`` through a ``notch`` of 0.85 with ``mirror=False, normalise=False`` is the score of
@@ -56,7 +56,9 @@ class SPU(Method):
     mirror: bool = True
     normalise: bool = True
 
-    paper: ClassVar[str] = "LUVC, its pruner alone (2512.09010)"
+    paper: ClassVar[Paper] = Paper(
+        "Towards Lossless Ultimate Vision Token Compression for VLMs", "arXiv", 2025, "2512.09010"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

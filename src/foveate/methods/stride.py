@@ -27,7 +27,7 @@ class Stride(Method):
     keep: float = 0.5
     layers: tuple[int, ...] = (0,)
 
-    paper: ClassVar[str] = "control; uniform subsampling"
+    control: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

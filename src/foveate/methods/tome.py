@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import merge
 from foveate.ops.segments import segment_sum
 from foveate.tokens import Reduction, Tokens
@@ -18,8 +18,7 @@ from foveate.tokens import Reduction, Tokens
 class ToMe(Method):
     """Merge a share of the tokens in every vision block, between attention and FFN, by bipartite soft matching.
 
-    "Token Merging: Your ViT But Faster" (arXiv 2210.09461, ICLR 2023), section 3.
-    From the paper: head-mean keys as the metric, alternate tokens as the two sets, size-weighted mean, proportional
+    From the paper (section 3): head-mean keys as the metric, alternate tokens as the two sets, size-weighted mean, proportional
     attention, a constant number of merges per block. Ours: the number is chosen so that ``keep`` of the tokens leave the
     tower, and as merges are whole, so that the count after each block is the nearest; tokens alternate in raster order, merged
     ones at the place and position of their odd member (the code: in whatever order the last block left), and the CLS token is
@@ -32,7 +31,9 @@ class ToMe(Method):
 
     keep: float = 0.5
 
-    paper: ClassVar[str] = "ToMe (ICLR 2023, 2210.09461)"
+    paper: ClassVar[Paper] = Paper(
+        "Token Merging: Your ViT But Faster", "ICLR", 2023, "2210.09461", "facebookresearch/ToMe"
+    )
     proportional_attention: ClassVar[bool] = True
 
     def sites(self, host: Host) -> Sequence[Site]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.schedule import Stage, check_ratio, of_present, of_whole
 from foveate.tokens import Tokens
 
@@ -23,7 +23,6 @@ QWEN2_VL = 28, (3, 16, 22), (0.25, 0.05, 0.0)
 class V2Drop(Method):
     """Keep the tokens whose hidden state the previous decoder layer moved most (L2 norm), at a few layers.
 
-    "Variation-aware Vision Token Dropping" (arXiv 2509.01552, CVPR 2026).
     From the authors' code: score ``|h_l - h_(l-1)|`` of the layers' inputs, original position ids; for LLaVA, layers 3, 17
     and 22 of 32 that keep 50 %, 50 % and one token of what is there; for Qwen2-VL, layers 3, 16 and 22 of 28 that keep 25 %,
     5 % and one token. Ours: these depths are scaled to the model, Qwen2-VL's for all Qwen models and LLaVA's for all others;
@@ -38,7 +37,13 @@ class V2Drop(Method):
     layers: tuple[int, ...] = ()
     keeps: tuple[float, ...] = ()
 
-    paper: ClassVar[str] = "V2Drop (CVPR 2026, 2509.01552)"
+    paper: ClassVar[Paper] = Paper(
+        "Variation-aware Vision Token Dropping for Faster Large Vision-Language Models",
+        "CVPR",
+        2026,
+        "2509.01552",
+        "xuyang-liu16/V2Drop",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

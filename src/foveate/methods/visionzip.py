@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.ops import merge, select
 from foveate.ops.segments import segment_mean
 from foveate.schedule import check_ratio, spread, survivors
@@ -19,9 +19,8 @@ from foveate.tokens import Reduction, Signal, Tokens
 class VisionZip(Method):
     """At the tower's output keep the tokens that receive most attention, and merge the others into evenly spaced ones.
 
-    "VisionZip: Longer is Better but Not Necessary" (arXiv 2412.04467, CVPR 2025), section 3.
-    From the paper: attention of the CLS token (without one: attention received), 54 dominant + 10 contextual of 576, where
-    the CLS token is one of the 54.
+    From the paper (section 3): attention of the CLS token (without one: attention received), 54 dominant + 10 contextual
+    of 576, where the CLS token is one of the 54.
     From the authors' code: scores summed over heads; the others join the target with the most similar head-mean key, and
     a target becomes itself plus the mean of its members. Ours: the targets are spaced evenly from the middle, not from
     the first token; the CLS token itself is not kept, so 54 patches are dominant where the code keeps 53 and it; survivors
@@ -37,7 +36,13 @@ class VisionZip(Method):
     keep: float = 64 / 576
     contextual: float = 10 / 64  # share of the survivors
 
-    paper: ClassVar[str] = "VisionZip (CVPR 2025, 2412.04467)"
+    paper: ClassVar[Paper] = Paper(
+        "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+        "CVPR",
+        2025,
+        "2412.04467",
+        "dvlab-research/VisionZip",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

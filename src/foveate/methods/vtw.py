@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Paper, Site
 from foveate.tokens import Reduction, Tokens
 
 
@@ -16,7 +16,6 @@ from foveate.tokens import Reduction, Tokens
 class VTW(Method):
     """Remove all visual tokens before decoder layer ``layer``.
 
-    "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal" (arXiv 2405.05803, AAAI 2025).
     From the authors' code: original position ids are kept, and decoding counts on from the full length. The authors
     search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: ``layer=None``
     means that share of the depth, for models nobody has searched.
@@ -27,7 +26,13 @@ class VTW(Method):
 
     layer: int | None = None
 
-    paper: ClassVar[str] = "VTW (AAAI 2025, 2405.05803)"
+    paper: ClassVar[Paper] = Paper(
+        "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
+        "AAAI",
+        2025,
+        "2405.05803",
+        "lzhxmu/VTW",
+    )
 
     def sites(self, host: Host) -> Sequence[Site]:
         layer = round(host.layers * 15 / 32) if self.layer is None else self.layer

@@ -19,7 +19,7 @@ TRANSFORMERS = ("5.16", "6")
 
 
 @cache
-def families() -> dict[str, Family]:
+def list_families() -> dict[str, Family]:
     """Name -> spec of every supported family: each module of this package that has a ``FAMILY``."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
@@ -33,13 +33,13 @@ def family_of(config: object) -> Family:
     if model_type in REFUSED:
         raise UnsupportedModelError(
             f"foveate does not support the model family {model_type!r}, because {REFUSED[model_type]}; it supports "
-            f"{', '.join(families())}"
+            f"{', '.join(list_families())}"
         )
-    found = [family for family in families().values() if family.model_type == model_type]
+    found = [family for family in list_families().values() if family.model_type == model_type]
     if not found:
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}; it knows {', '.join(families())}, and a family more is a "
-            "file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
+            f"foveate does not know the model family {model_type!r}; it knows {', '.join(list_families())}, and a family more "
+            "is a file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
         )
     tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     fitting = [family for family in found if family.tower_type in ("", tower_type)]

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from foveate import prompting, reference
-from foveate.compress import compress
+from foveate.handle import compress
 from foveate.loading import REFERENCES, check_dtype, device_of, load
 from foveate.method import Method
 from foveate.methods import make

@@ -23,8 +23,8 @@ from rich.console import Console
 from torch import nn
 
 from foveate import adapter
-from foveate.compress import host_of
 from foveate.errors import FoveateError, first_line
+from foveate.handle import host_of
 from foveate.loading import REFERENCES, device_of, load
 from foveate.method import Method
 from foveate.methods.adsc import ADSC

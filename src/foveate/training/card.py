@@ -12,10 +12,10 @@ library_name: foveate
 tags: [foveate, peft, lora]
 ---
 
-# {paper} for {model}
+# {name} for {model}
 
-A LoRA adapter, trained with foveate for this model with fewer vision tokens: `{method!r}`. Adapter and method belong
-together:
+A LoRA adapter, trained with foveate for this model with fewer vision tokens: `{method!r}`{paper}. Adapter and
+method belong together:
 
 ```python
 import foveate
@@ -32,7 +32,8 @@ def write(folder: Path, model: str, source: str, method: Method, curriculum: str
     """Replace the card that PEFT writes, which knows neither the method nor how to load it."""
     text = _CARD.format(
         model=model,
-        paper=method.paper,
+        name=type(method).__name__,
+        paper=f", from {method.paper}" if method.paper else "",
         method=method,
         folder=folder.name,
         source=source,

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foveate.compress import Handle, compress
 from foveate.errors import ConfigError
+from foveate.handle import Handle, compress
 from foveate.method import Method
 from foveate.schedule import check_ratio
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from foveate.compress import compress
 from foveate.evaluation.asking import Cost
+from foveate.handle import compress
 from foveate.method import Method
 from foveate.terminal import CommandError
 

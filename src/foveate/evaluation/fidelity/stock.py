@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from foveate import adapter
-from foveate.compress import host_of
 from foveate.errors import first_line
 from foveate.evaluation.fidelity.prompts import Prompt
+from foveate.handle import host_of
 from foveate.loading import device_of, load
 from foveate.method import Host, Method
 from foveate.reference.vocabulary import SIZE

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from foveate.compress import Handle, compress
 from foveate.errors import ConfigError, InputError, first_line
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.lmms.chats import Chat
+from foveate.handle import Handle, compress
 from foveate.method import Method
 
 #: What a task may say about generation that a model of transformers does not need to know.

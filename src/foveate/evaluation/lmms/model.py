@@ -17,11 +17,11 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from foveate import adapter
-from foveate.compress import compress
 from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.evaluation.lmms.asker import Asker, group_key
 from foveate.evaluation.lmms.chats import Chat, Frames, chat, question
 from foveate.evaluation.lmms.memory import Memory, Note
+from foveate.handle import compress
 from foveate.loading import device_of, load
 from foveate.options import method_from_words, words_of
 from foveate.terminal import CommandError

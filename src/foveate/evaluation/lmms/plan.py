@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from foveate import adapter
-from foveate.compress import compress, host_of
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import FoveateError
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.costs import Costs
 from foveate.evaluation.lmms.asker import Asker
 from foveate.evaluation.plan import BOUNDS, DENSE, Entry, Missed, has_dial, label, named, positioned
+from foveate.handle import compress, host_of
 from foveate.loading import check_dtype, device_of, load
 from foveate.method import Method, Positions
 from foveate.methods.downsample import Downsample

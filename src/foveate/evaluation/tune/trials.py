@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from foveate.compress import compress
 from foveate.errors import FoveateError
 from foveate.evaluation.asking import Cost
 from foveate.evaluation.fidelity.forced import Said, hear
@@ -19,6 +18,7 @@ from foveate.evaluation.fidelity.prompts import Prompt
 from foveate.evaluation.fidelity.stock import Stock
 from foveate.evaluation.protocol import Tell
 from foveate.evaluation.store import Store
+from foveate.handle import compress
 from foveate.method import Method
 from foveate.methods import method_from_json
 

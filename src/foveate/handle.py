@@ -104,7 +104,7 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
     """Make a vision-language model use fewer vision tokens.
 
     Args:
-        model: a Hugging Face model of a supported family (`foveate.families`), or a PEFT model around one. It stays the
+        model: a Hugging Face model of a supported family (`foveate.list_families`), or a PEFT model around one. It stays the
             same object: ``forward`` and ``generate`` take and give what they did.
         method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` wrote, and then the
             trained adapter is attached too, until `Handle.remove`; or a sum with one of these, "ipcv + adapters/adsc".

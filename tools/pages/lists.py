@@ -1,0 +1,55 @@
+"""The lists of methods that are committed, from what the classes declare: ``python tools/pages/lists.py`` writes them.
+
+These are the list in README.md, and the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import methods
+from repository import ROOT
+
+from foveate.methods import own_methods
+
+LIST = re.compile(r"(<!-- methods: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
+IMPORTS = re.compile(r"(?:    from foveate\.methods\.\w+ import \w+ as \w+\n)+")
+
+
+def in_readme(text: str) -> str:
+    """README.md with the list of methods, under the headings that the site has."""
+    blocks = []
+    for heading, names in methods.groups().items():
+        lines = [_line(name) for name in names if name in own_methods()]
+        blocks += [f"{heading}:\n\n" + "\n".join(lines) + "\n\n"] if lines else []
+    return LIST.sub(lambda found: f"{found[1]}\n{''.join(blocks)}{found[2]}", text)
+
+
+def in_package(text: str) -> str:
+    """foveate/__init__.py with an import for each method."""
+    imports = sorted(
+        f"    from {cls.__module__} import {cls.__name__} as {cls.__name__}\n" for cls in own_methods().values()
+    )
+    return IMPORTS.sub("".join(imports), text)
+
+
+FILES: dict[Path, Callable[[str], str]] = {
+    ROOT / "README.md": in_readme,
+    ROOT / "src" / "foveate" / "__init__.py": in_package,
+}
+
+
+def _line(name: str) -> str:
+    """Class, source, and what the first line of its file says of it."""
+    cls = own_methods()[name]
+    _, _, says = (sys.modules[cls.__module__].__doc__ or "").partition("\n")[0].partition(": ")
+    source = f" ({methods.source(cls.paper)})" if cls.paper else ""
+    return f"- `{cls.__name__}`{source}: {says}"
+
+
+if __name__ == "__main__":
+    for file, written in FILES.items():
+        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
