@@ -71,7 +71,7 @@ def test_the_dial_turns_one_way(family: str, method: Method) -> None:
     [
         (OIM, {"merge": 0.2}, "list more `passes`"),
         (OIM, {"merge": 1.2}, "ratio"),
-        (OIM, {"merge": float("nan")}, "ratio"),
+        (OIM, {"merge": float("nan")}, "too large or NaN"),
         (LUVC, {"merge": -0.5}, "ratio"),
         (OIM, {"merge": None}, "either `merge` or `passes`"),
         (OIM, {"passes": ((1, "width", 0.5),)}, "either `merge` or `passes`"),

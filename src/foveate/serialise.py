@@ -86,6 +86,9 @@ def _is_plain(hint: Any) -> bool:
 def _check(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
+        number = next((option for option in (float, int) if option in args), None)
+        if number is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return _check(value, number, where)
         for option in args:
             try:
                 return _check(value, option, where)

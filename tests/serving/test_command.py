@@ -31,7 +31,7 @@ def test_other_config_is_kept(rest: list[str]) -> None:
     ("rest", "sentence"),
     [
         (["--additional-config"], "wants a JSON object"),
-        (["--additional-config", "{a}"], "is not JSON"),
+        (["--additional-config", "{a}"], "not JSON"),
         (["--additional-config", "[1]"], "is not a JSON object"),
         (["--additional-config", '{"foveate": {}}'], 'has "foveate" already'),
     ],
