@@ -253,3 +253,12 @@ def test_images_of_two_turns_are_not_one_clip() -> None:
     both = _joined(turn((0, 3), (0, 1)), turn((1,), (1,))).tokens
     assert both.spans.clips == ((0,), (1,), (2,))
     assert both.budget(0.1) == (1, 1, 1)
+
+
+def test_cuts_of_another_method_are_not_a_schedules_own() -> None:
+    """Ten tokens: half before layer 1, half of these before layer 2 by another method, half of what is left before layer 3."""
+    model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[3, (4, 10), 5]])
+    both = foveate.Stride(layers=(1, 3)) + foveate.FastV(layer=2)
+    with torch.no_grad(), foveate.compress(model, both) as handle:
+        model(**batch)
+        assert [visit.after for visit in handle.report().visits] == [(5,), (3,), (2,)]

@@ -61,9 +61,11 @@ class Handle:
         """The visual tokens that the last ``get_image_features`` of the model has left, when you called it yourself.
 
         What it returns are their features, in this order (and where a family puts newlines between them, those). Features may
-        be kept and brought back in any order and together with others, as ``mm_encoder_outputs`` or in ``inputs_embeds``.
+        be kept and brought back in any order and together with others, as ``mm_encoder_outputs``.
         """
-        if self._runtime is None or self._runtime.encodings.left is None:
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: ask for `encoded` before remove()")
+        if self._runtime.encodings.left is None:
             raise InputError("no features were asked for under this handle: call model.get_image_features(...) first")
         return self._runtime.encodings.left
 

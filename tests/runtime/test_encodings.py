@@ -65,6 +65,15 @@ def test_what_the_tower_spoils_is_no_hole(family: str, method: foveate.Method) -
             assert torch.equal(model(**batch).logits[:, -1].isnan(), stock)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_very_first_image_may_spoil_the_tower(family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
+    batch["pixel_values"] = batch["pixel_values"] * torch.nan
+    for method in (foveate.ToMe(), foveate.VisionZip(keep=0.5), foveate.Downsample()):
+        with torch.no_grad(), foveate.compress(model, method):
+            assert model(**batch).logits[:, -1].isnan().all()
+
+
 @families
 @pytest.mark.parametrize("method", MERGING, ids=repr)
 def test_a_caller_gets_what_is_left(family: str, method: foveate.Method) -> None:
@@ -194,3 +203,70 @@ def test_features_that_nothing_tells_the_place_of() -> None:
             ours = model(inputs_embeds=words).logits
     with torch.no_grad():
         assert torch.equal(ours, model(inputs_embeds=words).logits)
+
+
+def test_features_of_another_models_handle() -> None:
+    """An assistant is given the features of the model that it assists: what has left there has left here."""
+    model, other = tiny.model("llava"), tiny.model("llava", fresh=True)
+    batch = tiny.inputs("llava", [[3, "image", 5]])
+    with torch.no_grad(), foveate.compress(model, foveate.VisionZip(keep=0.5)):
+        features = model.get_image_features(**of_images(batch))
+        given = {**of_text(batch), "mm_encoder_outputs": {"image": features}}
+        expected = model(**given).logits[:, -1]
+        with foveate.compress(other, foveate.VTW(layer=tiny.LAYERS - 1)) as handle:
+            assert other(**given).logits.isfinite().all()
+            assert handle.report().visits[0].before == (18,)
+        with foveate.compress(other, foveate.ToMe()):
+            close(other(**given).logits[:, -1], expected)
+        with foveate.compress(other, foveate.IPCV()), pytest.raises(InputError, match="encoded under another handle"):
+            other(**given)
+
+
+@pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl"])
+def test_blank_images_are_told_apart(family: str) -> None:
+    """All rows of blank images are equal in some towers: pieces and grids say which fits."""
+    model = tiny.model(family, fresh=True).to(torch.bfloat16)
+    first, second = (tiny.inputs(family, [row]) for row in ([3, (8, 12), 2], [3, (4, 12), 2, (12, 4)]))
+    for batch in (first, second):
+        batch["pixel_values"] = torch.ones_like(batch["pixel_values"])
+    with torch.no_grad(), foveate.compress(model, foveate.FastV(layer=1)) as handle:
+        expected, shapes = model(**second).logits[:, -1], handle.report().visits[0].shapes
+        kept = model.get_image_features(**of_images(second))
+        model.get_image_features(**of_images(first))
+        given = {**of_text(second), "mm_encoder_outputs": {"image": kept}}
+        close(model(**given).logits[:, -1], expected)
+        assert handle.report().visits[0].shapes == shapes
+
+
+def test_a_kept_video_whose_frames_are_clips() -> None:
+    family = "glm4v"
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, (4, 4, 8), 5]])
+    with torch.no_grad(), foveate.compress(model, foveate.Stride()):
+        given = {name: value for name, value in batch.items() if name != "pixel_values_videos"}
+        video = {name: value for name, value in batch.items() if "video" in name}
+        given["mm_encoder_outputs"] = {"video": model.get_video_features(**video)}
+        close(model(**given).logits[:, -1], model(**batch).logits[:, -1])
+
+
+def test_features_stay_what_they_were_under_beams() -> None:
+    """Stock code repeats them in place."""
+    model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[3, "image", 5]])
+    with torch.no_grad(), foveate.compress(model, foveate.FastV(layer=1)):
+        kept = model.get_image_features(**of_images(batch))
+        given = {**of_text(batch), "mm_encoder_outputs": {"image": kept}}
+        first, second = (generate(model, given, num_beams=2) for _ in range(2))
+        assert torch.equal(first, second)
+        assert len(kept.pooler_output) == 1
+        kept.pooler_output = kept.pooler_output[0]
+        with pytest.raises(TypeError, match="tuple"):  # as stock code says it
+            model(**given)
+
+
+def test_another_layers_features() -> None:
+    model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image", 5]])
+    with torch.no_grad(), foveate.compress(model, foveate.FastV(layer=1)):
+        model(**batch, vision_feature_layer=-3)
+    with torch.no_grad(), foveate.compress(model, foveate.ToMe()):
+        with pytest.raises(InputError, match="vision_feature_layer=-3 is not the config's, -2"):
+            model(**batch, vision_feature_layer=-3)
+        model(**batch)

@@ -110,3 +110,36 @@ def test_where_samples_begin(how: str) -> None:
 def test_a_mask_that_says_nothing_is_refused() -> None:
     with pytest.raises(InputError, match=r"shape \(2, 3, 4\) does not say which of 4 tokens are padding"):
         present_in(torch.ones(2, 3, 4), 2, 4, 0)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("how", ["cu_seq_lens_q", "seq_idx"])
+def test_lengths_and_numbers_beside_positions(family: str, how: str) -> None:
+    """What tells kernels that are not in use here changes nothing."""
+    model = tiny.model(family)
+    row, alone = packed(family, model)
+    lengths = torch.tensor([batch["input_ids"].shape[1] for batch in alone])
+    more: dict[str, Any] = {"seq_idx": torch.arange(3).repeat_interleave(lengths)[None].int()}
+    if how == "cu_seq_lens_q":
+        ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        more = dict(
+            cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=int(lengths.max()), max_length_k=int(lengths.max())
+        )
+    for method in (
+        foveate.FastV(layer=2),
+        foveate.VisionZip(keep=0.5),
+        foveate.ToMe(keep=0.7) + foveate.FastV(layer=2),
+    ):
+        with torch.no_grad(), foveate.compress(model, method):
+            together = text_of(family, model(**row, **more, use_cache=False).logits, alone)
+            for ours, batch in zip(together, alone, strict=True):
+                close(ours, model(**batch).logits[0][~tiny.visual_mask(family, batch)[0]])
+
+
+def test_the_sound_of_a_video_begins_no_sample() -> None:
+    """Its time goes back to where the frames began, on all axes; a sample's goes back to zero."""
+    ids = torch.tensor([0, 1, 2, 2, 3, 3, 2, 3, 4, 5, 0, 1])[None].expand(3, 1, -1).clone()
+    ids[1:, 0, 2:6] += torch.tensor([0, 1, 0, 1])
+    begins = begins_in({"position_ids": ids}, None, 1, 12, 0)
+    assert begins is not None
+    assert begins[0].nonzero().flatten().tolist() == [10]

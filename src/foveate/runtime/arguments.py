@@ -20,6 +20,7 @@ from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.samples import NUMBERS
 from foveate.runtime.signals import real_implementation
 
 
@@ -100,6 +101,11 @@ class LayerArguments:
                     f"{name} {width}", (value, layout), partial(_take, value, axis, layout, width)
                 )
         if layout is not None:
+            for name in NUMBERS:
+                if isinstance(kwargs.get(name), Tensor) and name not in self.spec.layer_args:
+                    new[name] = call.memo.once(
+                        name, (kwargs[name], layout), partial(_take, kwargs[name], 1, layout, width)
+                    )
             self._refuse_unknown(call, layer, args, kwargs)
             if kind == "keys" and attention is not None and call.samples is not None and call.samples.several:
                 new |= call.memo.once("borders", (layout,), partial(_borders, call, layout))
@@ -131,7 +137,7 @@ class LayerArguments:
 
     def _refuse_unknown(self, call: DecoderPass, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """A tensor as long as the sequence that the family does not describe would not fit the tokens present."""
-        known = {*self.spec.layer_args, "hidden_states"}
+        known = {*self.spec.layer_args, *NUMBERS, "hidden_states"}
         others = {f"argument {i}": value for i, value in enumerate(args) if i}
         others |= {name: value for name, value in kwargs.items() if name not in known}
         for name, value in others.items():

@@ -49,7 +49,8 @@ class Runtime:
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
         self.decoder.arguments.whole = model
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
-        self.encodings = Encodings(model, base, family, self.context, acts=bool(inside))
+        drops = self.decoder.reduces
+        self.encodings = Encodings(model, base, family, self.context, acts=bool(inside), drops=drops)
         self.hooks = Hooks()
         try:
             # First, so that the hooks after them see whether the method was taken off while these waited.
@@ -131,6 +132,7 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
                 )
             _check(part, site, host, family, config)
             actions.append(Action(site, part, len(actions), number))
+    actions = _with_history(actions)
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
     _check_parking(sorted(actions, key=_moment), merged)
@@ -157,6 +159,24 @@ def _check_attention(actions: list[Action], attends: list[bool]) -> None:
                 f"{name} acts at {site}, but no layer from there on has attention: use layer "
                 f"{max(i for i, one in enumerate(attends) if one)} or an earlier one"
             )
+
+
+def _with_history(actions: list[Action]) -> list[Action]:
+    """The same actions, each with how many of its own part come directly before it, in the tower or in the language model."""
+
+    def when(action: Action) -> tuple[int, float, bool, int]:
+        language = action.site.at in ("lm_entry", "decoder", "decode")
+        layer = (
+            (float(action.site.layer) if action.site.at == "decoder" else -1.0, False) if language else _moment(action)
+        )
+        return language, *layer, action.order
+
+    found, last, run = {}, None, 0
+    for action in sorted(actions, key=when):
+        place = when(action)[0], action.part
+        run = run + 1 if place == last else 0
+        found[action.order], last = replace(action, after=run), place
+    return [found[action.order] for action in actions]
 
 
 def _moment(action: Action) -> tuple[float, bool]:

@@ -38,12 +38,21 @@ class Action:
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
     part: int = 0  # rank of the method in the sum
+    after: int = (
+        0  # actions of the same part directly before this one: what was there before each of these is its history
+    )
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
     def answer(self, tokens: Tokens) -> Reduction:
         """What the method says at its site, checked."""
         look = watched(self.method, tokens, first=not self._asked)
-        reduction = self.method.reduce(replace(tokens, strict=look), self.site)
+        own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
+        try:
+            reduction = self.method.reduce(replace(tokens, strict=look, history=own), self.site)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")
+            raise
         check_shapes(self.method, self.site, tokens, reduction)
         if look:
             check_members(self.method, self.site, tokens, reduction)

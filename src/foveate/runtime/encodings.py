@@ -28,16 +28,14 @@ from foveate.runtime.context import Context, Hooks, Prompt, Record
 from foveate.runtime.features import pooled_of, with_pooled
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
-from foveate.runtime.memory import Encoding, Memory, encodings_of, record_of
+from foveate.runtime.memory import Known, Memory, encodings_of, frames_of, record_of
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
 _FUNCTIONS = {"get_image_features": "pixel_values", "get_video_features": "pixel_values_videos"}
-_KINDS = {"pixel_values": "image", "pixel_values_videos": "video"}  # as stock code calls them
+KINDS = {"pixel_values": "image", "pixel_values_videos": "video"}  # as stock code calls them
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 _TYPES = {"pixel_values": 1, "pixel_values_videos": 2}  # of tokens, in ``mm_token_type_ids``
-
-Known = list[tuple[Encoding, slice]]  # images one after another, and where their rows are
 
 
 class Encodings:
@@ -48,13 +46,16 @@ class Encodings:
         family: of the model.
         context: calls in flight.
         acts: whether a method acts in the vision tower, so that features from elsewhere would be without it.
+        drops: whether the language model's hooks can leave tokens out.
 
     Attributes:
         left: the visual tokens of the last encoding that a caller asked for, those that are left; None before there was one.
     """
 
-    def __init__(self, model: nn.Module, base: nn.Module, family: Family, context: Context, acts: bool) -> None:
-        self.base, self.family, self.context, self.acts = base, family, context, acts
+    def __init__(
+        self, model: nn.Module, base: nn.Module, family: Family, context: Context, *, acts: bool, drops: bool
+    ) -> None:
+        self.base, self.family, self.context, self.acts, self.drops = base, family, context, acts, drops
         self.model: Any = model
         self.left: Tokens | None = None
         self._memory, self._number, self._warned = Memory(acts), itertools.count(), False
@@ -76,6 +77,12 @@ class Encodings:
         if self.context.prompt is None and not self.context.encoding:
             self.context.records = []
         self.context.encoding.append(pixels)
+        layer, usual = kwargs.get("vision_feature_layer"), getattr(self.model.config, "vision_feature_layer", None)
+        if self.acts and layer is not None and layer != usual:
+            raise InputError(
+                f"vision_feature_layer={layer} is not the config's, {usual}, for which the method acts in the tower: set "
+                "config.vision_feature_layer before foveate.compress()"
+            )
 
     def _end(self, output: Any) -> Any:
         """Features are ready, of the outermost of the functions: one may call another."""
@@ -147,10 +154,13 @@ class Encodings:
         context = self.context
         context.records, context.encoding, context.prompt = [], [], Prompt(alone)
         try:
+            if isinstance(kwargs.get("mm_encoder_outputs"), dict):  # stock code repeats features for beams in place
+                outputs = {kind: copy.copy(output) for kind, output in kwargs["mm_encoder_outputs"].items()}
+                kwargs = {**kwargs, "mm_encoder_outputs": outputs}
             embeds, encoded = kwargs.get("inputs_embeds"), encoded_of(kwargs)
             for pixels in self.family.modalities:
-                if _KINDS[pixels] in encoded:
-                    kwargs = {**kwargs, **self._adopt(kwargs, pixels, encoded[_KINDS[pixels]])}
+                if KINDS[pixels] in encoded:
+                    kwargs = {**kwargs, **self._adopt(kwargs, pixels, encoded[KINDS[pixels]])}
                 elif isinstance(embeds, Tensor) and kwargs.get(pixels) is None:
                     self._find_merged(kwargs, pixels, ids, embeds)
             if isinstance(embeds, Tensor) and not encoded and not self._is_said(kwargs, ids):
@@ -164,9 +174,9 @@ class Encodings:
         """Features come as such: note what they are; the arguments that change, as some are not at full length."""
         features = output if isinstance(output, (Tensor, list)) else output.pooler_output
         pieces = _pieces(features)
-        known = self._memory.find(torch.cat(pieces)) if pieces else None
+        known = self._find(kwargs, pixels, pieces)
         if known is None:
-            self._note_unknown(kwargs, pixels, pieces)
+            self._note_unknown(kwargs, pixels, pieces, "give the pixels, or encode them with")
             return {}
         if all(len(encoding.patch) == where.stop - where.start for encoding, where in known):
             self._note(kwargs, pixels, known, pieces)
@@ -175,14 +185,23 @@ class Encodings:
         self._note(kwargs, pixels, known, [whole])
         if self._width is not None:  # stock code has these in one tensor
             given: Any = whole.view(-1, self._width, whole.shape[-1])
+        elif isinstance(features, Tensor):
+            given = whole
         else:
             given = type(features)(_complete(known, piece, a) for piece, a in zip(pieces, _offsets(pieces)))
-        if output is features:
+        if output is not features:
+            output.pooler_output = given
+            given = _with_deepstack(output, partial(_complete, known))
+        if kwargs.get("mm_encoder_outputs") is None:
             return {"image_hidden_states": given}
-        made = copy.copy(output)
-        made.pooler_output = given
-        made = _with_deepstack(made, partial(_complete, known))
-        return {"mm_encoder_outputs": {**kwargs["mm_encoder_outputs"], _KINDS[pixels]: made}}
+        return {"mm_encoder_outputs": {**kwargs["mm_encoder_outputs"], KINDS[pixels]: given}}
+
+    def _find(self, kwargs: dict[str, Any], pixels: str, pieces: Sequence[Tensor]) -> Known | None:
+        said = self._said(kwargs, pixels)
+        if not pieces:
+            return None
+        ends = {*_offsets(pieces), sum(map(len, pieces))}
+        return self._memory.find(torch.cat(list(pieces)), ends, None if said is None else frames_of(said))
 
     def _find_merged(self, kwargs: dict[str, Any], pixels: str, ids: Any, embeds: Tensor) -> None:
         """Features are in place already, where token ids or types say."""
@@ -230,9 +249,10 @@ class Encodings:
     # -- what is known of them ----------------------------------------------------------------------------------------
 
     def _note_merged(self, kwargs: dict[str, Any], pixels: str, place: Tensor, rows: Tensor) -> None:
-        known, prompt = self._memory.find(rows), self.context.prompt
+        known, prompt = self._find(kwargs, pixels, [rows]), self.context.prompt
         if known is None:
-            self._note_unknown(kwargs, pixels, [rows])
+            way = "or fewer than the image has places: give the pixels, or as mm_encoder_outputs what you get of"
+            self._note_unknown(kwargs, pixels, [rows], way)
         elif any(len(encoding.patch) > where.stop - where.start for encoding, where in known):
             raise InputError(
                 "inputs_embeds holds what is left of an image's features, fewer than its placeholders: give the features as "
@@ -247,19 +267,24 @@ class Encodings:
         """Features that were encoded under this handle: as if the tower had made them just now."""
         found = [encoding for encoding, _ in known]
         grid, said = [entry for encoding in found for entry in encoding.grid], self._said(kwargs, pixels)
-        if said is not None and said != grid:
+        if not self.drops and any(encoding.hole is not None for encoding in found):
+            raise InputError(
+                f"these {KINDS[pixels]} features were encoded under another handle, by a method that acts in the vision tower, "
+                f"and nothing here can leave out what it dropped: encode them with get_{KINDS[pixels]}_features of this model"
+            )
+        if said is not None and frames_of(said) != frames_of(grid):
             raise InputError(
                 f"{_GRIDS[pixels]} says {_grids(said)}, but the features with it are of images of {_grids(grid)} (frames, "
                 "height and width in tokens): give the grids of these images, in their order"
             )
         self._keep(record_of(found, pixels, rows))
 
-    def _note_unknown(self, kwargs: dict[str, Any], pixels: str, rows: Sequence[Tensor]) -> None:
+    def _note_unknown(self, kwargs: dict[str, Any], pixels: str, rows: Sequence[Tensor], way: str) -> None:
         """Features that were not encoded under this handle: what is known of them is what the caller says."""
         if self.acts:
             raise InputError(
-                f"these {_KINDS[pixels]} features were not encoded under this handle, whose method acts in the vision tower: "
-                f"encode them with get_{_KINDS[pixels]}_features while it is attached, or give the pixels"
+                f"these {KINDS[pixels]} features were not encoded under this handle, whose method acts in the vision tower, "
+                f"or were changed since (by another dtype, too): {way} get_{KINDS[pixels]}_features while it is attached"
             )
         grid, n = self._said(kwargs, pixels), sum(map(len, rows))
         if grid is None:

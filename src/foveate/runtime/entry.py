@@ -18,14 +18,12 @@ from foveate.errors import InputError
 from foveate.models.family import Family
 from foveate.ops.segments import offsets
 from foveate.runtime.context import DecoderPass, Inputs, Prompt, Record
-from foveate.runtime.encodings import encoded_of
+from foveate.runtime.encodings import KINDS, encoded_of
 from foveate.runtime.layout import Rows, frames, tokens_of
 from foveate.runtime.marks import holes
 from foveate.runtime.positions import places_of
 from foveate.runtime.samples import begins_in, samples_of
 from foveate.tokens import Reduction, Spans, Tokens
-
-_OUTPUTS = {"pixel_values": "image", "pixel_values_videos": "video"}  # names of pre-encoded features in generate()
 
 
 class Entry:
@@ -41,7 +39,7 @@ class Entry:
         brings = tuple(
             pixels
             for pixels in self.family.modalities
-            if kwargs.get(pixels) is not None or _OUTPUTS[pixels] in encoded or pixels in places
+            if kwargs.get(pixels) is not None or KINDS[pixels] in encoded or pixels in places
         )
         ids = kwargs.get("input_ids", args[0] if args else None)
         return Inputs(ids, embeds, brings, kwargs.get("attention_mask"), places)
@@ -50,7 +48,8 @@ class Entry:
         """Note what arrives in ``embeds (B, L, C)``, with ``kwargs`` of the language model; the same without holes."""
         masks = [self._placeholders(inputs, pixels) for pixels in inputs.modalities]
         flags = [*masks, torch.ones_like(masks[0]) if call.present is None else call.present]
-        if self.holes:
+        looks = self.holes or any(record.hole is not None for record in call.records)  # of another model, it may be
+        if looks:
             flags.append(holes(embeds))
         begins = begins_in(kwargs, inputs.mask, call.batch, call.length, call.past)
         if begins is not None:
@@ -74,7 +73,7 @@ class Entry:
         if call.samples.several:
             tokens = replace(tokens, spans=call.samples.spans(tokens, call.layout.slot.cpu()))
             call.layout = replace(call.layout, tokens=tokens)
-        hole = host[len(masks) + 1] if self.holes else None
+        hole = host[len(masks) + 1] if looks else None
         if hole is None or not bool(hole.any()):
             if call.layout.place is not None:  # nothing is missing, but what was merged may have moved
                 call.arrived = Reduction(torch.arange(len(tokens), device=embeds.device), tokens.counts)

@@ -134,13 +134,17 @@ class TowerFacts(Facts):
                 f"it is given {rows}, so Tower.joins, Tower.last_block or Tower.neck is another",
             )
         if not self._known:
-            self._check_last_block(x, call.rows_of, last)
-            self._known, call.rows_of = True, {}
+            self._known = self._check_last_block(x, call.rows_of, last)
+            call.rows_of = {}
 
-    def _check_last_block(self, x: Tensor, rows_of: Mapping[int, Tensor], last: int) -> None:
-        """Features are made of what block ``last`` puts out, as far as one row of each block (its first patch) tells."""
-        if x.numel() == 0:
-            return
+    def _check_last_block(self, x: Tensor, rows_of: Mapping[int, Tensor], last: int) -> bool:
+        """Features are made of what block ``last`` puts out, as far as one row of each block (its first patch) tells.
+
+        Returns:
+            Whether this call tells: one whose tower overflows does not.
+        """
+        if x.numel() == 0 or any(bool(row.isnan().any()) for row in rows_of.values()):
+            return False
         if bool(x.isnan().all()):  # as `without_rows` leaves it
             raise self.wrong(
                 f"that features are made of what block {last} puts out (Tower.last_block; the last one, after the last norm)",
@@ -151,6 +155,7 @@ class TowerFacts(Facts):
         same = [block for block, row in rows_of.items() if row.shape[-1] == first.shape[-1] and _has(first, row)]
         if same and last not in same:
             raise self.wrong(f"that Tower.last_block is {last}", f"features are made of what block {same[-1]} puts out")
+        return True
 
 
 def _has(rows: Tensor, row: Tensor) -> bool:

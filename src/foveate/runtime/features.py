@@ -44,6 +44,8 @@ def left_of(call: TowerPass, device: torch.device) -> Left | None:
     if kept is None:
         return None
     n, tokens = units(call.grid), None if call.layout is None else call.layout.tokens
+    if len(kept) == n and not call.merged and not call.moved:  # all that was parked is back
+        return None
     present = torch.zeros(n, device=device).index_fill(0, kept, 1.0)
     sizes = shift = None
     if tokens is not None and call.merged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 from weakref import WeakSet
@@ -24,7 +24,9 @@ from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import mark
 
 _CHANNELS = 32  # of a row, by which it is recognised
-_LIMIT = 4096  # images that are remembered, each with its geometry and its first and last row
+_LIMIT = 4096  # images that are remembered, with their geometry and the first and last row of each of two forms
+
+Frame = tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +58,39 @@ class Encoding:
         place = ((~hole).cumsum(0) - 1).clamp(min=0)
         return mark(rows.index_select(0, place), hole, self.number, self.start)
 
+    def follows(self, before: Encoding | None) -> bool:
+        """Whether it came directly after ``before`` in the same tower call; None: whether it came first."""
+        if before is None:
+            return self.start == 0
+        return self.number == before.number and self.start == before.start + len(before.patch)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """Height and width of each frame."""
+        return frames_of(self.grid)
+
+
+Known = list[tuple[Encoding, slice]]  # images one after another, and where their rows are
+
+
+def frames_of(grid: Grid) -> list[Frame]:
+    """Height and width of each frame of a grid, however it says that they belong together."""
+    return [(h, w) for t, h, w in grid for _ in range(t)]
+
 
 @dataclass(frozen=True, eq=False)
 class _Form:
-    """An encoding as it may come back: so many rows, of which these are the first and the last."""
+    """An encoding as it may come back: so many rows, of which these are the first and the last.
+
+    Where tokens have left and it is at full length, one of its marks, too: the features of a model without the method have
+    the same rows where nothing has left.
+    """
 
     encoding: Encoding
     length: int
     first: bytes
     last: bytes
+    mark: tuple[int, bytes] | None  # which row it is
 
 
 class Memory:
@@ -77,10 +103,12 @@ class Memory:
     """
 
     _all: ClassVar[WeakSet[Memory]] = WeakSet()
+    _all_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, acts: bool) -> None:
         self.acts = acts
-        self._all.add(self)
+        with self._all_lock:
+            self._all.add(self)
         self._lock = threading.Lock()
         self._forms: dict[bytes, list[_Form]] = {}
         self._order: deque[_Form] = deque()
@@ -98,53 +126,121 @@ class Memory:
         if len(self._new) > _LIMIT:  # nobody has looked for a while
             self._take_in()
 
-    def find(self, rows: Tensor) -> list[tuple[Encoding, slice]] | None:
-        """The encodings that ``rows (n, C)`` are, one after another; None if a part of them is unknown."""
-        keys = _bytes(rows)
-        others = [other for other in self._all if other is not self and other.acts >= self.acts]
-        return next((found for memory in (self, *others) if (found := memory._find(keys)) is not None), None)
+    def find(self, rows: Tensor, ends: Collection[int], said: Sequence[Frame] | None) -> Known | None:
+        """The encodings that ``rows (n, C)`` are, one after another; None if a part of them is unknown.
 
-    def _find(self, keys: list[bytes]) -> list[tuple[Encoding, slice]] | None:
+        Where several fit (blank images have equal rows), those of the size that the caller says come first, then those that end
+        where the piece of the features does, those that came next in their tower call, and the newest.
+
+        Args:
+            rows: all features.
+            ends: where pieces of them end.
+            said: size of each frame, if the caller gives it.
+        """
+        keys = _bytes(rows)
+        with self._all_lock:
+            others = [other for other in self._all if other is not self and other.acts >= self.acts]
+        return next((found for each in (self, *others) if (found := each._find(keys, ends, said)) is not None), None)
+
+    def _find(self, keys: list[bytes], ends: Collection[int], said: Sequence[Frame] | None) -> Known | None:
+        """Try what fits, best first, and go back where nothing fits any more."""
         self._take_in()
-        found, start = [], 0
-        while start < len(keys):
-            form = self._at(keys, start)
-            if form is None:
-                return None
-            found.append((form.encoding, slice(start, start + form.length)))
-            start += form.length
-        return found
+        found: Known = []
+        frames = [0]  # that are before each of those found, and before the next one
+        left = [self._fitting(keys, 0, ends, said)]  # what is still to be tried at each place
+        while left:
+            start = found[-1][1].stop if found else 0
+            if start == len(keys):
+                return found
+            if left[-1]:
+                form = left[-1].pop()
+                found.append((form.encoding, slice(start, start + form.length)))
+                frames.append(frames[-1] + len(form.encoding.frames))
+                rest = None if said is None else said[frames[-1] :]
+                left.append(self._fitting(keys, start + form.length, ends, rest, form.encoding))
+            else:
+                left.pop()
+                frames.pop()
+                if found:
+                    found.pop()
+        return None
+
+    def _fitting(
+        self,
+        keys: list[bytes],
+        start: int,
+        ends: Collection[int] = (),
+        said: Sequence[Frame] | None = None,
+        before: Encoding | None = None,
+    ) -> list[_Form]:
+        """The encodings that fit from there on, the best one last."""
+        if start >= len(keys):
+            return []
+        forms = [form for form in tuple(self._forms.get(keys[start], ())) if _fits(form, keys, start)]
+
+        piece = min((end for end in ends if end > start), default=-1)
+
+        def rank(form: _Form) -> tuple[bool, bool, bool]:
+            own = form.encoding.frames
+            as_said = said is not None and own == list(said[: len(own)])
+            return as_said, start + form.length == piece, form.encoding.follows(before)
+
+        return sorted(forms, key=rank)
 
     def search(self, rows: Tensor) -> Iterator[slice]:
         """Where among ``rows (n, C)`` encodings stand, with text between them."""
         self._take_in()
         start, keys = 0, _bytes(rows)
         while start < len(keys):
-            form = self._at(keys, start)
-            if form is not None:
-                yield slice(start, start + form.length)
-            start += 1 if form is None else form.length
-
-    def _at(self, keys: list[bytes], start: int) -> _Form | None:
-        for form in reversed(self._forms.get(keys[start], ())):  # the newest of equal ones
-            if start + form.length <= len(keys) and keys[start + form.length - 1] == form.last:
-                return form
-        return None
+            forms = self._fitting(keys, start)
+            if forms:
+                yield slice(start, start + forms[-1].length)
+            start += forms[-1].length if forms else 1
 
     def _take_in(self) -> None:
         with self._lock:
-            for ends, pairs in self._new:
-                keys = _bytes(ends)
-                for (encoding, length), first, last in zip(pairs, keys[::2], keys[1::2]):
-                    form = _Form(encoding, length, first, last)
-                    self._forms.setdefault(first, []).append(form)
+            new, self._new = self._new, []
+            keys = _all_bytes([ends for ends, _ in new])
+            for ends, pairs in new:
+                for encoding, length in pairs:
+                    form = _Form(encoding, length, next(keys), next(keys), _mark_of(encoding, length, ends))
+                    self._forms.setdefault(form.first, []).append(form)
                     self._order.append(form)
-            self._new = []
             while len(self._order) > 2 * _LIMIT:
                 form = self._order.popleft()
                 self._forms[form.first].remove(form)
                 if not self._forms[form.first]:
                     del self._forms[form.first]
+
+
+def _fits(form: _Form, keys: list[bytes], start: int) -> bool:
+    end = start + form.length
+    marked = form.mark is None or (start + form.mark[0] < len(keys) and keys[start + form.mark[0]] == form.mark[1])
+    return end <= len(keys) and keys[end - 1] == form.last and marked
+
+
+def _mark_of(encoding: Encoding, length: int, like: Tensor) -> tuple[int, bytes] | None:
+    """The first hole of an encoding at full length, and how its row is marked in rows ``like`` these."""
+    if encoding.hole is None or length < len(encoding.hole):
+        return None
+    places = encoding.hole.nonzero()
+    if len(places) == 0:
+        return None
+    place = int(places[0])
+    row = mark(like.new_zeros(1, _CHANNELS + 1), like.new_ones(1).bool(), encoding.number, encoding.start + place)
+    return place, _bytes(row)[0]
+
+
+def _all_bytes(parts: Sequence[Tensor]) -> Iterator[bytes]:
+    """`_bytes` of each part, the device asked once for all that are alike."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault((part.dtype, part.device, part.shape[1]), []).append(i)
+    found: dict[int, list[bytes]] = {}
+    for numbers in alike.values():
+        keys = iter(_bytes(torch.cat([parts[i] for i in numbers])))
+        found |= {i: [next(keys) for _ in range(len(parts[i]))] for i in numbers}
+    return (key for i in range(len(parts)) for key in found[i])
 
 
 def _bytes(rows: Tensor) -> list[bytes]:

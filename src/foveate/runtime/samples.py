@@ -18,7 +18,8 @@ from foveate.ops.segments import offsets
 from foveate.tokens import Spans, Tokens
 
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")  # cumulative, over all rows
-_NUMBERS = ("seq_idx", "sequence_ids")  # ``(B, L)``
+#: arguments that number the samples of each row, ``(B, L)``
+NUMBERS = ("seq_idx", "sequence_ids")
 
 
 def present_in(mask: Any, batch: int, length: int, past: int) -> Tensor | None:
@@ -88,20 +89,20 @@ def _of_lengths(kwargs: Mapping[str, Any], batch: int, length: int) -> Tensor | 
 
 
 def _of_numbers(kwargs: Mapping[str, Any]) -> Tensor | None:
-    numbers = next((kwargs[name] for name in _NUMBERS if isinstance(kwargs.get(name), Tensor)), None)
+    numbers = next((kwargs[name] for name in NUMBERS if isinstance(kwargs.get(name), Tensor)), None)
     if numbers is None or numbers.dim() != 2:
         return None
     return torch.nn.functional.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0))
 
 
 def _of_positions(kwargs: Mapping[str, Any], batch: int) -> Tensor | None:
-    """Positions never go back inside a sample: on their first axis, which is time where there are several."""
+    """Positions of text go on inside a sample; on several axes they may go back (a video's sound), but not to the start."""
     ids = kwargs.get("position_ids")
     if not isinstance(ids, Tensor) or ids.dim() not in (2, 3):
         return None
-    plain = ids.dim() == 2 or ids.shape[0] == 4  # of text, not of time, where all tokens of an image share one
-    ids = ids if ids.dim() == 2 else ids[0]
-    back = ids[:, 1:] <= ids[:, :-1] if plain else ids[:, 1:] < ids[:, :-1]
+    if ids.dim() == 3 and ids.shape[0] in (1, 4):  # the first of four axes counts tokens
+        ids = ids[0]
+    back = ids[:, 1:] <= ids[:, :-1] if ids.dim() == 2 else (ids[:, :, 1:] == 0).all(0) & (ids[0, :, :-1] > 0)
     return torch.nn.functional.pad(back, (1, 0)).expand(batch, -1)
 
 
@@ -131,6 +132,12 @@ class Samples:
         number = self.number.to(which.device)
         number = number if index is None else number.gather(1, index)
         return which.long().new_zeros(self.last.shape).scatter_add_(1, number, which.long())
+
+    def pattern(self, index: Tensor | None, device: torch.device) -> Tensor:
+        """``(B, 1, P, P)`` bool: tokens present, ``index (B, P)`` of all, see those of their own sample up to themselves."""
+        number = self.number.to(device)
+        number = number if index is None else number.gather(1, index)
+        return (number[:, None, :, None] == number[:, None, None, :]).tril()
 
     def lengths(self, tokens: Tokens) -> list[int]:
         """Tokens of each sample of the only row, now that ``tokens`` are left of its visual ones."""
@@ -164,4 +171,5 @@ def samples_of(visual: Tensor, present: Tensor, begins: Tensor | None, device: t
     row, slot, sample = of_sample.nonzero().unbind(1)
     width = int(of_sample.sum(1).max())
     question = torch.full((batch, n, width), -1).index_put((row, sample, rank), slot)
-    return Samples(number, latest(present).to(device), question.to(device), present)
+    last, question = (x.to(device, non_blocking=True) for x in (latest(present), question))
+    return Samples(number, last, question, present)

@@ -95,6 +95,7 @@ class Reading:
         queries: name -> ``(B, R)`` slots of the queries whose rows are wanted.
         valid: ``(B, Q)`` bool, queries that are not padding of ours, or None.
         queries_of: ``(B, S)`` queries of each of the samples that are packed into a row, or None: it is one.
+        pattern: ``(B, 1, Q, K)`` bool, what each query sees, where the kernel is told in another way than by a mask; or None.
         parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
@@ -108,6 +109,7 @@ class Reading:
     queries: dict[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
     queries_of: Tensor | None = None
+    pattern: Tensor | None = None
     parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
     drop_positions: bool = False
@@ -148,6 +150,8 @@ class Probe:
         if reading is None:
             return kernel(module, query, key, value, mask, **kwargs)
         rows, place = query.shape[2], None
+        if "flash" not in real_implementation(module.config):  # others are not told by lengths, whoever passes some
+            kwargs = {name: value for name, value in kwargs.items() if not name.startswith("cu_seq_lens")}
         if reading.attending is not None:
             query, mask, place = reading.attending.narrow(query, mask, kwargs)
         if reading.drop_positions:
@@ -157,7 +161,8 @@ class Probe:
         if reading.signals & {"keys", "values"}:
             reading.seen.keys.append(key)
             reading.seen.values.append(value)
-        for q, k, m in _segments(query, key, mask, kwargs):
+        whole = reading.pattern is not None
+        for q, k, m in [(query, key, reading.pattern)] if whole else _segments(query, key, mask, kwargs):
             self._read(reading, module, q, k, m, kwargs)
         if reading.attending is None:
             return kernel(module, query, key, value, mask, **kwargs)
