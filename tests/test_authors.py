@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
+from refusals import At
 
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
@@ -169,3 +171,12 @@ def test_decode_sites_are_in_the_report(family: str) -> None:
         visits = handle.report().visits
     n = int(tiny.visual_mask(family, batch).sum())
     assert [(visit.site, sum(visit.before), sum(visit.after)) for visit in visits] == [("decode 3", n, (n + 1) // 2)]
+
+
+def test_an_error_of_the_author_says_where_it_was_raised() -> None:
+    model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image"]])
+    method = At(places=(Site("decoder", 2),), error="RuntimeError")
+    with foveate.compress(model, method), pytest.raises(RuntimeError, match="raised by the method") as raised:
+        model(**batch)
+    if sys.version_info >= (3, 11):
+        assert raised.value.__notes__ == ["(raised by At.reduce at decoder 2)"]
