@@ -9,6 +9,7 @@ of all families.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Collection, Hashable
 from typing import Any
 
@@ -43,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--other-families", action="store_true", help="what is left out without it: all methods on all families"
     )
+    parser.addoption("--part", default="1/1", help="only a part of the tests: the first of seven is 1/7")
     parser.addoption(
         "--lean",
         action="store_true",
@@ -63,8 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     whole = () if config.getoption("--lean") else WHOLE
     others = [_spared(item, seen, whole) for item in items]
     here = config.getoption("--other-families")
-    config.hook.pytest_deselected(items=[item for item, other in zip(items, others) if other != here])
-    items[:] = [item for item, other in zip(items, others) if other == here]
+    part, of = map(int, config.getoption("--part").split("/"))
+    runs = [other == here and zlib.crc32(item.nodeid.encode()) % of == part - 1 for item, other in zip(items, others)]
+    config.hook.pytest_deselected(items=[item for item, run in zip(items, runs) if not run])
+    items[:] = [item for item, run in zip(items, runs) if run]
 
 
 def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Hashable]]:
