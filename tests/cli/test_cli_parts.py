@@ -70,7 +70,7 @@ def test_a_file_where_pictures_are_to_go(tmp_path: Path) -> None:
 
 
 def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stop(name: str | None) -> None:
+    def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(catalog, "describe_methods", stop)
