@@ -59,7 +59,9 @@ class Encodings:
         self.model: Any = model
         self.left: Tokens | None = None
         self._memory, self._number, self._warned = Memory(acts), itertools.count(), False
-        self._width: int | None = None  # features of each image, where stock code has all of them in one tensor
+        self._width: dict[
+            str, int | None
+        ] = {}  # features of each image, where stock code has all of them in one tensor
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the model: around what the tower's hooks make of features, and before the language model's hooks."""
@@ -93,7 +95,7 @@ class Encodings:
         whole = record.order.starts[-1]
         features, hole, number = pooled_of(output, whole), record.hole, next(self._number)
         pieces = _pieces(features)
-        self._width = features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
+        self._width[pixels] = features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
         starts = self._starts(pieces, record)
         if hole is not None:
             pieces = [mark(piece, hole[a : a + len(piece)], number, a) for piece, a in zip(pieces, starts)]
@@ -183,8 +185,9 @@ class Encodings:
             return {}
         whole = _complete(known, torch.cat(pieces), 0)
         self._note(kwargs, pixels, known, [whole])
-        if self._width is not None:  # stock code has these in one tensor
-            given: Any = whole.view(-1, self._width, whole.shape[-1])
+        width = self._width.get(pixels)
+        if width is not None:
+            given: Any = whole.view(-1, width, whole.shape[-1])
         elif isinstance(features, Tensor):
             given = whole
         else:
