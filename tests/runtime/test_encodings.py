@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from plans import close, foveate
+from test_generate import modern
 from test_identity import generate
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -95,12 +96,12 @@ def test_a_caller_gets_what_is_left(family: str, method: foveate.Method) -> None
         assert len(left) == len(found)
 
 
+@modern
 @families
 @pytest.mark.parametrize("method", [foveate.VisionZip(keep=0.5), foveate.FastV(), foveate.LUVC()], ids=repr)
 def test_ten_images_that_were_encoded_before(family: str, method: foveate.Method) -> None:
     """Features of ten images are kept, and brought back in another order, with another question, under beams."""
-    if not hasattr(model := tiny.model(family), "_supports_mm_encoder_outputs"):
-        pytest.skip("this transformers takes no features")
+    model = tiny.model(family)
     sizes: list[tiny.Item] = (
         ["image"] * 10 if family in tiny.ONE_SIZE else [(4, 12), (12, 4), (8, 8), (4, 8), (12, 8)] * 2
     )
@@ -127,11 +128,11 @@ def test_ten_images_that_were_encoded_before(family: str, method: foveate.Method
         close(model(**given).logits[:, -1], model(**both).logits[:, -1])
 
 
+@modern
 def test_geometry_comes_with_features() -> None:
     """Twelve tokens of a wide image are not those of a high one, whatever was encoded last."""
     family = "qwen2_5_vl"
-    if not hasattr(model := tiny.model(family), "_supports_mm_encoder_outputs"):
-        pytest.skip("this transformers takes no features")
+    model = tiny.model(family)
     wide, high = (tiny.inputs(family, [[3, size, 4]]) for size in ((4, 12), (12, 4)))
     with torch.no_grad(), foveate.compress(model, foveate.ADSC(pattern="2d", layers=(1,), keep=0.5)) as handle:
         expected = model(**wide).logits[:, -1]
@@ -205,6 +206,7 @@ def test_features_that_nothing_tells_the_place_of() -> None:
         assert torch.equal(ours, model(inputs_embeds=words).logits)
 
 
+@modern
 def test_features_of_another_models_handle() -> None:
     """An assistant is given the features of the model that it assists: what has left there has left here."""
     model, other = tiny.model("llava"), tiny.model("llava", fresh=True)
@@ -222,6 +224,7 @@ def test_features_of_another_models_handle() -> None:
             other(**given)
 
 
+@modern
 @pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl"])
 def test_blank_images_are_told_apart(family: str) -> None:
     """All rows of blank images are equal in some towers: pieces and grids say which fits."""
@@ -238,6 +241,7 @@ def test_blank_images_are_told_apart(family: str) -> None:
         assert handle.report().visits[0].shapes == shapes
 
 
+@modern
 def test_a_kept_video_whose_frames_are_clips() -> None:
     family = "glm4v"
     model, batch = tiny.model(family), tiny.inputs(family, [[3, (4, 4, 8), 5]])
@@ -248,6 +252,7 @@ def test_a_kept_video_whose_frames_are_clips() -> None:
         close(model(**given).logits[:, -1], model(**batch).logits[:, -1])
 
 
+@modern
 def test_features_stay_what_they_were_under_beams() -> None:
     """Stock code repeats them in place."""
     model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[3, "image", 5]])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -331,7 +332,8 @@ def test_flash_kernels_are_told_where_images_end() -> None:
     lengths = {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole, "is_causal": False, "scaling": 8**-0.5}
     dense, _ = kernel(None, q, k, v, None, **lengths)
     reading = Reading(frozenset({"received"}), attending=Attending(rows, kept, own, own.tolist(), False), width=9)
-    out, _ = Probe(lambda: reading).attend(kernel, None, q, k, v, None, dict(lengths))
+    module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    out, _ = Probe(lambda: reading).attend(kernel, module, q, k, v, None, dict(lengths))
     close(out[:, kept[0]], dense[:, kept[0]], 1e-6)
     assert out.shape == dense.shape
     assert torch.cat(reading.seen.received, 1).shape == (1, 9)

@@ -224,7 +224,8 @@ class CompactMixin:
         return self.kv.total + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        # Versions before 5.18 also say how long the cache should become.
+        # Versions before 5.18 also say how long the cache should become, and some have a tensor for it.
+        tokens_to_remove = int(tokens_to_remove)
         remove = self.kv.total - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if self.window is not None and self.kv.total > self.window and not self.record_past:
             super().crop(tokens_to_remove)  # type: ignore[misc] # says that what slid out cannot come back
@@ -297,7 +298,8 @@ def check_whole(cache: Cache, past: int, told: int | None) -> None:
         past: tokens that it says it holds.
         told: tokens that the attention mask has before those of this forward, or None: nobody says.
     """
-    lengths = {entry.get_seq_length() for entry in cache.layers if isinstance(entry, DynamicLayer)} - {0}
+    plain = [entry for entry in cache.layers if isinstance(entry, DynamicLayer) and not entry.is_sliding]
+    lengths = {_length(entry) for entry in plain} - {0}
     if lengths - {past} or (told is not None and told > past > 0):
         seen = " and ".join(map(str, sorted(lengths)))
         mask = "" if told is None else f", and the attention mask tells of {told}"
@@ -305,6 +307,13 @@ def check_whole(cache: Cache, past: int, told: int | None) -> None:
             f"this cache says that it holds {seen} tokens{mask}: it has the tensors of a cache that was filled under a foveate "
             "handle, but not which tokens they are; go on with that cache itself, or a copy of it (copy.deepcopy, torch.save)"
         )
+
+
+def _length(entry: Any) -> int:
+    """Tokens that an entry stands for."""
+    if isinstance(entry, CompactMixin):
+        return entry.kv.total
+    return int(entry.keys.shape[-2]) if entry.is_initialized and entry.keys.dim() == 4 else 0
 
 
 def window_of(entry: Any) -> int:

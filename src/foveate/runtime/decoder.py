@@ -342,7 +342,7 @@ class DecoderHooks:
             reading.valid = call.real()
             reading.queries_of = call.sizes()
         samples, width = call.samples, hidden.shape[1]
-        if samples is not None and samples.several and _is_flash(attention):
+        if samples is not None and samples.several and attention is not None and _is_flash(attention):
             reading.pattern = samples.pattern(None if call.reduced is None else call.reduced.index, hidden.device)
         if "last_row" in signals:
             alone = torch.full((call.batch, 1), width - 1, device=hidden.device)  # a generated token
