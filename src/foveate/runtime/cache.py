@@ -313,7 +313,7 @@ def _length(entry: Any) -> int:
     """Tokens that an entry stands for."""
     if isinstance(entry, CompactMixin):
         return entry.kv.total
-    return int(entry.keys.shape[-2]) if entry.is_initialized and entry.keys.dim() == 4 else 0
+    return int(entry.get_seq_length())
 
 
 def window_of(entry: Any) -> int:

@@ -113,7 +113,7 @@ class DecoderHooks:
             return None
         cache, mask = cache_among(kwargs.values()), kwargs.get("attention_mask")
         inputs, self.context.inputs = self.context.inputs or Inputs(None, None, ()), None
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0  # (a tensor where 5.16 has cropped the cache)
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
             self.context.trace = Trace()
