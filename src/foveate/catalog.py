@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foveate.method import Host, Method, Paper, Place, Site
+from foveate.method import Method, Paper
 from foveate.methods import list_methods, method_class
 from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.serialise import options_of, plain
+from foveate.site import Host, Place, Site
 from foveate.terminal import CommandError, group_sites
 
 #: Sites depend on the model's depth; the table shows those in a model of this size (LLaVA-1.5-7B).

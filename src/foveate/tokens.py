@@ -19,7 +19,7 @@ from foveate.ops import segments, select
 from foveate.schedule import budget
 
 if TYPE_CHECKING:
-    from foveate.method import Site
+    from foveate.site import Site
 
 Signal = Literal["residual", "keys", "values", "last_row", "text_rows", "received", "cls_row", "text"]
 

@@ -243,6 +243,17 @@ SIGNALS: dict[str, set[str]] = {
     "lm_entry": {"text"},
     "decoder": {"residual", "keys", "values", "received", "last_row", "text_rows", "text"},
     "decode": {"keys", "values", "last_row"},
+    "cache": set(),
+}
+#: what may happen at each place
+ACTIONS: dict[str, set[str]] = {
+    "pixels": {"reduce"},
+    "tower": {"reduce", "park", "attend", "restore"},
+    "tower_output": {"reduce", "restore"},
+    "lm_entry": {"reduce"},
+    "decoder": {"reduce"},
+    "decode": {"reduce"},
+    "cache": set(),
 }
 
 
@@ -283,8 +294,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise UnsupportedSiteError(f"{name}: attending to parked tokens is said before a vision block, not at {site}")
     if site.action == "park" and site.at == "tower_output":
         raise UnsupportedSiteError(f"{name}: no block comes after {site}, so parking there saves nothing: park earlier")
-    if site.action != "reduce" and site.at not in ("tower", "tower_output"):
+    if site.action in ("park", "restore") and site.action not in ACTIONS[site.at]:
         raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
+    if site.action not in ACTIONS[site.at]:
+        can = ", ".join(sorted(ACTIONS[site.at])) or "nothing yet"
+        raise UnsupportedSiteError(f"{name}: {site.action!r} cannot happen at {site}, only {can}")
     if site.at == "tower" and site.unit == "patch" and site.action == "reduce" and unit > 1:
         raise UnsupportedSiteError(
             f"{name} removes single patches, but {host.family!r} joins {unit} patches to one token: "

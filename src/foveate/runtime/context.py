@@ -48,7 +48,7 @@ class Action:
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         try:
-            reduction = self.method.reduce(replace(tokens, strict=look, history=own), self.site)
+            reduction = self.method.answer(replace(tokens, strict=look, history=own), self.site)
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")

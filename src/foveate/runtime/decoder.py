@@ -56,7 +56,7 @@ class DecoderHooks:
         self.first = [a for a in actions if a.site.at == "lm_entry"]
         self.before: dict[int, list[Action]] = {i: [] for i in range(len(self.layers) + 1)}
         for action in actions:
-            if action.site.at == "decoder":
+            if action.site.at == "decoder" and action.site.action == "reduce":
                 self.before[action.site.layer].append(action)
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1

@@ -1,0 +1,85 @@
+"""Sites: the places of a forward pass where a method may act, and what it may know of the model when it chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from foveate.schedule import Stage, check_ratio, of_present
+from foveate.serialise import check
+from foveate.tokens import Signal
+
+Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode", "cache"]
+Positions = Literal["keep", "renumber", "native"]
+Verb = Literal["reduce", "park", "attend", "restore", "skip", "channels", "inject", "sight", "append", "reuse"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the forward pass where the token set may change.
+
+    Attributes:
+        at: ``pixels`` (before patch embedding), ``tower`` (a vision block), ``tower_output`` (the selected features,
+            before the projector), ``lm_entry`` (features, positions and text meet), ``decoder`` (before a decoder
+            layer), ``decode`` (the KV cache of a decoder layer and of all after it, at every generated token).
+        layer: block or decoder layer; negative counts from the end.
+        keep: share of the tokens present that survive, for `Tokens.budget`.
+        shares: at one of several cuts of a schedule: the shares of the tokens at its first cut that it leaves after each of
+            them, up to this one, so that the schedule is rounded and not each cut. `cascade` makes such sites.
+        where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
+        action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
+            parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
+            back here).
+        unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
+            (only for parking: a dropped patch would leave a hole inside a block).
+        signals: what `Tokens` must carry; a signal nobody asks for is never computed.
+    """
+
+    at: Place
+    layer: int = 0
+    keep: float = 1.0
+    where: Literal["before", "mid"] = "before"
+    action: Verb = "reduce"
+    unit: Literal["merge", "patch"] = "merge"
+    signals: tuple[Signal, ...] = ()
+    shares: tuple[float, ...] = ()
+    part: Literal["", "attention", "ffn"] = ""
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_ratio("keep", self.keep)
+
+    @classmethod
+    def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
+        """The sites of a schedule: before each layer of ``stages`` its share of all tokens is left; up to none."""
+        shares = tuple(share for _, share in stages)
+        return [
+            cls(at, layer, keep, shares=shares[: cut + 1], **options)
+            for cut, (layer, keep) in enumerate(of_present(stages))
+        ]
+
+    def __str__(self) -> str:
+        if self.at in ("pixels", "tower_output", "lm_entry"):
+            return self.at
+        inside = " (mid)" if self.where == "mid" else ""
+        return f"{self.at} {self.layer}{inside}" + (" (attend)" if self.action == "attend" else "")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a method may know about the model when it says its sites.
+
+    Attributes:
+        family: its name among `foveate.list_families()`, ``config.model_type`` for most.
+        blocks: vision blocks whose output reaches the language model (LLaVA's last block does not).
+        layers: decoder layers before which tokens can leave (not those that attend to the keys of earlier ones).
+        has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
+        frames: places (`Site.at`) where the frames of a video share a clip in `Spans`; elsewhere each is a clip of its own.
+    """
+
+    family: str
+    blocks: int
+    layers: int
+    has_cls: bool
+    frames: frozenset[str] = frozenset()
