@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from foveate.terminal import CommandError
 
-KEYS = ("says", "run", "seed", "needs", "differs", "tables", "files")
+KEYS = ("says", "run", "seed", "needs", "differs", "stale", "tables", "files")
 PLACES = ("work", "out")  # what `run` may name in braces
 
 
@@ -36,6 +37,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Stale:
+    """Why a result no longer says what the library does, until it is measured again.
+
+    Attributes:
+        since: day of the change, ``2026-11-29``; a result of a later day is not stale.
+        why: what changed, in a few words that begin with a small letter.
+    """
+
+    since: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A command that makes a result.
 
@@ -47,6 +61,7 @@ class Experiment:
         seed: what it draws from.
         needs: modules besides the package's own, and how to get each.
         differs: why the stored result is of another command, if it is.
+        stale: why the stored result is of an older library, if it is.
         shown: tables and files made of it.
     """
 
@@ -56,6 +71,7 @@ class Experiment:
     seed: int | None
     needs: dict[str, str]
     differs: str | None
+    stale: Stale | None
     shown: tuple[Shown, ...]
 
 
@@ -84,6 +100,7 @@ def read(path: Path) -> Experiment:
         data.get("seed"),
         data.get("needs") or {},
         data.get("differs"),
+        _stale(path.name, data.get("stale")),
         (*tables, *files),
     )
 
@@ -99,6 +116,15 @@ def _check(name: str, data: dict[str, Any]) -> None:
     for key, (kind, right) in (kinds | dict.fromkeys(("tables", "files"), (dict, "name: where and by what"))).items():
         if data.get(key) is not None and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise CommandError(f"{key!r} of {name} is {data[key]!r}: give {right}")
+
+
+def _stale(name: str, entry: Any) -> Stale | None:
+    if entry is None:
+        return None
+    right = isinstance(entry, dict) and set(entry) == {"since", "why"}
+    if not right or not isinstance(entry["since"], date) or not isinstance(entry["why"], str):
+        raise CommandError(f"'stale' of {name} is {entry!r}: give {{since: a day, why: what changed}}")
+    return Stale(entry["since"].isoformat(), " ".join(entry["why"].split()).rstrip("."))
 
 
 def _shown(path: Path, name: str, entry: Any, where: str | None) -> Shown:

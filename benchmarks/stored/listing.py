@@ -34,6 +34,8 @@ def _section(experiment: Experiment, result: Result | None, files: list[str]) ->
     lines.append(", ".join(part for part in about if part) + ".")
     if experiment.differs is not None:
         lines.append(_sentence(experiment.differs))
+    if experiment.stale is not None:
+        lines.append(f"**Stale**: {_sentence(experiment.stale.why)}")
     if files:
         lines.append(f"Shown in {', '.join(f'[{file}]({os.path.relpath(file, PAGE)})' for file in files)}.")
     return "\n".join(lines)

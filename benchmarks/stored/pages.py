@@ -101,6 +101,8 @@ class Pages:
                     if experiment.differs is None
                     else f"{name} says why its result differs, and it does not: delete `differs`"
                 )
+            if experiment.stale is not None and (result.date or "") > experiment.stale.since:
+                yield f"{name} says that its result is stale, and it is of {result.date}: delete `stale`"
         for path in sorted(self.results.glob("*.json")):
             if path.stem not in self.experiments:
                 yield f"results/{path.name} has no experiment: write experiments/{path.stem}.yaml, or delete it"
@@ -153,9 +155,18 @@ class Pages:
             return listing.markdown(self.experiments, self._results())
         function, found = self._function(shown.by), [self.result(name).found for name in shown.of]
         try:
-            return function(*found)
+            return self._marked_stale(shown, function(*found))
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise CommandError(f"{shown.by} cannot make it of {_files(shown)}: {error!r}") from error
+
+    def _marked_stale(self, shown: Shown, made: Any) -> Any:
+        """What a function made of results, with the reason below it, in a sentence in brackets, where one of them is stale."""
+        stale = [self.experiment(name).stale for name in shown.of]
+        why = "; ".join(dict.fromkeys(each.why for each in stale if each is not None))
+        if not why or not isinstance(made, str) or shown.file.endswith(".json"):
+            return made
+        made = made.strip()
+        return f"{made}\n\n*Stale: {why}.*" if "\n" in made else f"{made} (stale)"
 
     def _digests(self, shown: Shown) -> str:
         return " ".join(self.result(name).digest() for name in shown.of)

@@ -413,6 +413,29 @@ def test_a_few_words_stay_in_their_sentence(root: Path) -> None:
     assert (root / "page.md").read_text() == "There are <!-- table: counts -->7 of them<!-- /table -->, at least.\n"
 
 
+STALE = "seed: 3\nstale: {since: 2026-11-29, why: keep means something else now}"
+
+
+def test_a_stale_result_says_so_wherever_it_is_shown(root: Path) -> None:
+    run(root)
+    redo(root, "seed: 3", STALE)
+    assert any(problem.startswith("page.md: the table counts is not what") for problem in problems(root))
+    assert Pages(root).write()[1] == []
+    assert "| 7 |\n\n*Stale: keep means something else now.*\n" in (root / "page.md").read_text()
+    assert "**Stale**: keep means something else now." in (root / "docs" / "results.md").read_text()
+    redo(root, "shown:table", "shown:words")
+    assert Pages(root).write()[1] == []
+    assert "7 of them (stale)" in (root / "page.md").read_text()
+
+
+def test_a_result_of_after_the_change_is_not_stale(root: Path) -> None:
+    redo(root, "seed: 3", STALE.replace("2026-11-29", "2020-01-01"))
+    day = run(root).date
+    assert problems(root) == [f"counts says that its result is stale, and it is of {day}: delete `stale`"]
+    redo(root, "since: 2020-01-01", f"since: {day}")
+    assert not any("delete `stale`" in problem for problem in problems(root))
+
+
 def test_a_marker_in_code_is_none(root: Path) -> None:
     (root / "other.md").write_text("Write `<!-- table: NAME -->` there.\n")
     run(root)
@@ -448,6 +471,7 @@ def test_a_picture_says_what_it_was_drawn_from(root: Path) -> None:
         ("shown:table", "shown", "is made by 'shown': give module:function"),
         ("  counts:", "  a count:", "a name is of letters, digits, _ and -"),
         ("seed: 3", "seed: [", "cannot read counts.yaml"),
+        ("seed: 3", "stale: {since: lately, why: it changed}", "give {since: a day, why: what changed}"),
     ],
 )
 def test_an_experiment_that_is_none(root: Path, old: str, new: str, sentence: str) -> None:
