@@ -1,16 +1,16 @@
 """Fixtures for all tests: every family and every attention implementation; one thread, as tiny models want it.
 
-And what is left out of that matrix: families in `WHOLE`, one with a padded tower and one with a packed one, run all of it.
-The others run with sdpa and one method for every kind of site, and of those that are another one but for a detail
-(`SIBLINGS`) each test runs once. ``--other-families`` runs what is left out, and nothing else; ``--lean`` leaves as much out
-of all families.
+And which pairs are left to the matrix (``--matrix`` runs these, and nothing else). Of a test for all families (the fixture
+``family``) those in `STRUCTURES` run, one for each way to build a model, with sdpa; if it is for many methods as well, those in
+`WHOLE`, one with a padded tower and one with a packed one. Of a test that names its families all run, with one method for
+each kind of site. ``--lean`` leaves out whatever `_lean` does not choose.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +21,7 @@ import pytest
 import tiny
 import torch
 from matrix import kinds_of, refused
-from tiny import SIBLINGS, WHOLE
+from tiny import SIBLINGS, STRUCTURES, WHOLE
 from transformers import logging
 
 from foveate import Method, Site
@@ -41,15 +41,9 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--other-families", action="store_true", help="what is left out without it: all methods on all families"
-    )
+    parser.addoption("--matrix", action="store_true", help="what is left out without it: all methods on all families")
     parser.addoption("--part", default="1/1", help="only a part of the tests: the first of seven is 1/7")
-    parser.addoption(
-        "--lean",
-        action="store_true",
-        help="every family runs with one method for each kind of site",
-    )
+    parser.addoption("--lean", action="store_true", help="the contract on few families, and each test of a family once")
 
 
 @pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
@@ -62,11 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
-    whole = () if config.getoption("--lean") else WHOLE
-    others = [_spared(item, seen, whole) for item in items]
-    here = config.getoption("--other-families")
+    left = [_is_left_to_the_matrix(item, seen) for item in items]
+    if config.getoption("--lean"):
+        left = [other or not lean for other, lean in zip(left, _lean(items))]
+    matrix = config.getoption("--matrix")
     part, of = map(int, config.getoption("--part").split("/"))
-    runs = [other == here and zlib.crc32(item.nodeid.encode()) % of == part - 1 for item, other in zip(items, others)]
+    runs = [other == matrix and zlib.crc32(item.nodeid.encode()) % of == part - 1 for item, other in zip(items, left)]
     config.hook.pytest_deselected(items=[item for item, run in zip(items, runs) if not run])
     items[:] = [item for item, run in zip(items, runs) if run]
 
@@ -87,16 +82,19 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
     return family, kinds, rest
 
 
-def _spared(item: Any, seen: dict[Hashable, set[Hashable]], whole: Collection[str]) -> bool:
-    """Whether a test of a family outside ``whole`` tells nothing that another one does not.
+def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
+    """Whether `make test` can do without this pair.
 
     ``seen``: for a test and its other parameters (of siblings, for a test), the kinds of sites that it has met.
     """
     family, kinds, rest = _asked(item, Method, Site)
-    if family is None or family in whole:
+    if family is None or family in WHOLE:
         return False
     if ("impl", "eager") in rest:
         return True
+    named = any("family" in str(marker.args[0]) for marker in item.iter_markers("parametrize"))
+    if not named:
+        return bool(kinds) or family not in STRUCTURES
     test: Hashable = (item.location[0], item.originalname)
     if family in SIBLINGS:
         met, kinds = seen.setdefault((test, family), set()), {"any"}
@@ -105,3 +103,15 @@ def _spared(item: Any, seen: dict[Hashable, set[Hashable]], whole: Collection[st
     new = kinds - met
     met |= kinds
     return bool(kinds) and not new
+
+
+def _lean(items: list[Any]) -> list[bool]:
+    """Of every test of a family the first one, of others all."""
+    met: set[Hashable] = set()
+    chosen = []
+    for item in items:
+        family, _, _ = _asked(item, Method, Site)
+        test = (item.location[0], item.originalname, family)
+        chosen.append(family is None or test not in met)
+        met.add(test)
+    return chosen

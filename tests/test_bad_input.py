@@ -225,17 +225,6 @@ def test_positions_that_contradict_each_other(family: str) -> None:
 # -- handles ------------------------------------------------------------------------------------------------------------
 
 
-@every_method
-def test_removed_is_as_it_was(family: str, impl: str, method: Method) -> None:
-    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
-    with left_as_it_was(model, batch):
-        handle = foveate.compress(model, method)
-        tiny.text_logits(model, batch)
-        handle.remove()
-        handle.remove()  # does nothing
-        assert "removed" in repr(handle)
-
-
 def test_attaching_twice(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     with left_as_it_was(model, batch):
@@ -315,40 +304,7 @@ def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
         model.generate(**batch, max_new_tokens=3)
 
 
-@every_method
-def test_an_error_of_the_user_inside_a_forward(family: str, method: Method) -> None:
-    """Whatever stops a forward, the next one is as if nothing had happened."""
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    inner = [tiny.lm(model).layers[3], model.get_submodule("lm_head")]
-    tower = tiny.tower(model)
-    inner += [module for module in tower.modules() if type(module).__name__.endswith(("Layer", "Block"))][1:2]
-    with left_as_it_was(model, batch), foveate.compress(model, method):
-        logits = tiny.text_logits(model, batch)
-        text = tiny.text_logits(model, tiny.inputs(family, [[5]]))
-        for module in inner:
-            for kind in (RuntimeError, KeyboardInterrupt):
-                broken = module.register_forward_pre_hook(lambda *_, kind=kind: (_ for _ in ()).throw(kind("stop")))
-                with pytest.raises(kind, match="stop"):
-                    tiny.text_logits(model, batch)
-                broken.remove()
-                assert torch.equal(tiny.text_logits(model, tiny.inputs(family, [[5]])), text)
-                assert torch.equal(tiny.text_logits(model, batch), logits)
-
-
 # -- calls --------------------------------------------------------------------------------------------------------------
-
-
-@every_method
-def test_no_visual_tokens(family: str, impl: str, method: Method) -> None:
-    """A prompt of text alone is answered as by the stock model, also after one with images."""
-    model, text, images = tiny.model(family, impl), tiny.inputs(family, [[7], [3]]), tiny.inputs(family, ROWS)
-    with left_as_it_was(model, text) as expected:
-        ids = model.generate(**text, max_new_tokens=4, do_sample=False)
-        with foveate.compress(model, method):
-            for _ in range(2):
-                assert torch.equal(tiny.text_logits(model, text), expected)
-                assert torch.equal(model.generate(**text, max_new_tokens=4, do_sample=False), ids)
-                tiny.text_logits(model, images)
 
 
 def stock_with_a_static_cache(model: Any, batch: dict[str, Tensor], **greedy: Any) -> Tensor:

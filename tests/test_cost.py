@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from calls import counted
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLVisionBlock
@@ -67,16 +64,6 @@ METHODS = [
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "+".join(p.name() for p in method.parts()))
 
 
-def counted(impl: str, call: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products and convolutions of a call. The counter knows the attention kernels of accelerators,
-    and on CPU the one that is written in matrix products. Rotary embeddings are made by tiny products, too: not counted."""
-    kernel = sdpa_kernel(SDPBackend.MATH) if impl == "sdpa" else nullcontext()
-    with torch.no_grad(), tiny.flop_counter() as counter, kernel:
-        call()
-    rotary = [ops for name, ops in counter.get_flop_counts().items() if re.search(r"rotary\w*$", name, re.IGNORECASE)]
-    return int(counter.get_total_flops()) - sum(sum(ops.values()) for ops in rotary)
-
-
 def bytes_of(cache: Cache) -> int:
     return sum(entry.keys.nbytes + entry.values.nbytes for entry in tiny.entries(cache))
 
@@ -95,20 +82,6 @@ def total(flops: dict[str, int]) -> int:
 
 
 # -- FLOPs --------------------------------------------------------------------------------------------------------------
-
-
-@every_method
-def test_flops_of_a_forward(family: str, impl: str, method: Method) -> None:
-    """Of the stock model, of the compressed one, and of the method's own work."""
-    model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
-    stock = counted(impl, lambda: forward(model, batch))
-    with foveate.compress(model, method) as handle:
-        compressed = counted(impl, lambda: forward(model, batch))
-        report = handle.report()
-    assert stock == total(report.full_flops)
-    assert compressed == total(report.flops)
-    assert report.full_flops["sites"] == 0
-    assert report.flops_ratio == total(report.flops) / total(report.full_flops)
 
 
 @pytest.mark.parametrize("method", [IPCV(min_tokens=0), ToMe(), foveate.VTW(layer=2)], ids=lambda method: method.name())
@@ -249,25 +222,6 @@ def test_flops_of_a_later_turn() -> None:
 # -- bytes --------------------------------------------------------------------------------------------------------------
 
 
-@every_method
-@pytest.mark.parametrize("call", [forward, generate])
-def test_bytes_of_the_cache(family: str, method: Method, call: Callable[..., Any]) -> None:
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    stock = call(model, batch).past_key_values
-    with foveate.compress(model, method) as handle:
-        cache = call(model, batch).past_key_values
-        report = handle.report()
-    assert report.kv_bytes == bytes_of(cache)
-    assert report.full_kv_bytes == bytes_of(stock)
-    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in tiny.entries(cache))
-    assert report.kv_ratio == bytes_of(cache) / bytes_of(stock)
-    steps = 0 if call is forward else 3
-    lengths = [width + steps for width in report.layer_tokens]
-    lengths = [min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(lengths)]
-    assert list(report.kv_lengths) == tiny.of_attention(family, lengths)
-    assert report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
-
-
 # -- tokens -------------------------------------------------------------------------------------------------------------
 
 
@@ -371,24 +325,6 @@ def test_padding_does_not_eat_the_savings(family: str) -> None:
 
 
 # -- the report itself --------------------------------------------------------------------------------------------------
-
-
-@every_method
-def test_json_and_text(family: str, method: Method) -> None:
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    with foveate.compress(model, method) as handle:
-        generate(model, batch)
-        report = handle.report()
-    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert data["flops"] == report.flops
-    assert data["kv_bytes"] == report.kv_bytes
-    assert data["flops_ratio"] == report.flops_ratio
-    assert data["decode_steps"] == 3
-    assert [visit["after"] for visit in data["visits"]] == [list(visit.after) for visit in report.visits]
-    assert set(report.seconds) == {"tower", "prefill", "decode"}
-    assert all(seconds > 0 for seconds in report.seconds.values())
-    for line in ("visual tokens", "FLOPs", "KV cache", "time"):
-        assert line in str(report)
 
 
 def test_a_report_is_of_the_last_call(family: str) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS
-from test_generate import HANDS_OVER_FEATURES
+from calls import HANDS_OVER_FEATURES, ROWS
+from plans import PLANS
 
 import foveate
 from foveate.errors import InputError

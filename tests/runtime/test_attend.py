@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, close, video_rows
+from calls import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate

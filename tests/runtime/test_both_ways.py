@@ -14,10 +14,9 @@ import pytest
 import test_tiles
 import tiny
 import torch
-from plans import PLANS, ROWS, DropBlocks, ParkHalf, Ragged, Received, close, depends_on_text, plan
-from test_cost import counted
-from test_generate import HANDS_OVER_FEATURES, chunks
-from test_identity import generate
+from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, counted, generate
+from contract import depends_on_text
+from plans import PLANS, DropBlocks, ParkHalf, Ragged, Received, plan
 from torch import Tensor, nn
 from transformers import DynamicCache, PaliGemmaConfig
 
@@ -300,7 +299,7 @@ def test_on_gemma2(plan: str) -> None:
             alone = tiny.inputs("paligemma", rows, only=i)
             text = ~tiny.visual_mask("paligemma", alone)[0]
             close(together[i][batch["attention_mask"][i].bool()][text], model(**alone).logits[0][text])
-        if depends_on_text(plan):
+        if depends_on_text(PLANS[plan]):
             return
         steps: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
         length = batch["input_ids"].shape[1]

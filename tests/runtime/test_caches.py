@@ -12,9 +12,10 @@ import pytest
 import tiny
 import torch
 import transformers
+from calls import ROWS, close, generate
+from contract import depends_on_text
 from packaging.version import Version
-from plans import PLANS, ROWS, close, depends_on_text
-from test_identity import generate
+from plans import PLANS
 from transformers import DynamicCache, LlavaConfig
 from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
 
@@ -84,7 +85,7 @@ def test_a_hybrid_batch_is_its_rows(family: str, impl: str, plan: str) -> None:
 
 
 @hybrids
-@pytest.mark.parametrize("plan", [plan for plan in FEW if not depends_on_text(plan)])
+@pytest.mark.parametrize("plan", [plan for plan in FEW if not depends_on_text(PLANS[plan])])
 def test_a_cached_step_of_a_hybrid_is_a_full_forward(family: str, plan: str) -> None:
     model, batch = hybrid(family), tiny.inputs(family, ROWS[family])
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS
+from calls import ROWS
 from torch._dynamo.testing import CompileCounter
 
 import foveate

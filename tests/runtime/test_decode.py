@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS, close
-from test_generate import HANDS_OVER_FEATURES
-from test_identity import generate
+from calls import HANDS_OVER_FEATURES, ROWS, close, generate
 
 import foveate
 from foveate import DyCoke

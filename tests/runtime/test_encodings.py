@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import close, foveate
-from test_generate import modern
-from test_identity import generate
+from calls import close, generate, modern
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import foveate
 from foveate.errors import InputError
 from foveate.runtime.marks import holes, mark
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS, DropBlocks, ParkHalf, close, video_rows
+from calls import ROWS, close, video_rows
+from plans import DropBlocks, ParkHalf
 from torch import Tensor, nn
 
 import foveate

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, DropBlocks, foveate
+from calls import ROWS
+from plans import PLANS, DropBlocks
 from torch import nn
 
+import foveate
 from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models import list_families

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import foveate, video_rows
+from calls import video_rows
 
+import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
 from foveate.handle import host_of
 from foveate.tokens import Spans

@@ -9,34 +9,13 @@ import tiny
 import torch
 import transformers
 import transformers.generation.utils
-from plans import PLANS, ROWS, close, video_rows
-from test_identity import generate
+from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, generate, held, modern, video_rows
+from plans import PLANS
 
 import foveate
 from foveate.errors import InputError
-from foveate.runtime.cache import CompactMixin
-
-HANDS_OVER_FEATURES = hasattr(transformers.GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
-modern = pytest.mark.skipif(not HANDS_OVER_FEATURES, reason="this transformers has no pre-encoded images in generate()")
-chunks = pytest.mark.skipif(
-    not hasattr(transformers.generation.utils, "_slice_mm_encoder_output"),
-    reason="this transformers cannot cut a prompt with images into chunks",
-)
 
 FEW = pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "renumber", "native", "vtw"])
-
-
-@FEW
-def test_beams_of_a_batch_are_those_of_its_rows(family: str, plan: str) -> None:
-    if family in tiny.GROUPED and not HANDS_OVER_FEATURES:
-        pytest.skip("this transformers repeats tiles or patches, not images")
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
-        cached = generate(model, batch, num_beams=3)
-        assert torch.equal(cached[:, :-4], batch["input_ids"])
-        for i in range(len(ROWS[family])):
-            alone = generate(model, tiny.inputs(family, ROWS[family], only=i), num_beams=3)
-            assert torch.equal(alone[0, -4:], cached[i, -4:])
 
 
 def test_beams_follow_the_scores(family: str) -> None:
@@ -130,50 +109,6 @@ def test_a_video_in_chunks_keeps_what_the_whole_would(chunk: int) -> None:
     kept = [held(entry) for entry in tiny.entries(whole.past_key_values)]
     assert kept == [held(entry) for entry in tiny.entries(cut.past_key_values)]
     assert [n - kept[4] for n in kept[::2]] == [13 - 1, 7 - 1, 0]  # 13.2, 7.2, and one as 0.48 would be none
-
-
-def held(entry: Any) -> int:
-    """Entries of the first row that are not padding."""
-    if not isinstance(entry, CompactMixin):
-        return entry.keys.shape[-2]
-    view = entry.kv.view(entry.keys.shape[0], entry.keys.device)
-    assert view.index.shape[1] == entry.keys.shape[-2]
-    return view.index.shape[1] if view.valid is None else int(view.valid[0].sum())
-
-
-@pytest.mark.parametrize("plan", ["stride", "cascade", "tome", "divprune", "vtw", "visionzip"])
-def test_a_later_turn_with_a_new_image(family: str, plan: str) -> None:
-    """Two turns on one cache equal both in one prompt, and the second image is reduced too."""
-    if family == "paligemma":
-        pytest.skip("a prefix sees all of itself: two of them are not one; see test_both_ways")
-    if family in tiny.gemma.SLIDING and not HANDS_OVER_FEATURES:
-        pytest.skip("the masks of this transformers do not fit the sliding layers of a later turn")
-    model = tiny.model(family)
-    image = (8, 8) if family in tiny.PACKED else "image"
-    rows = [[3, image, 5, image, 4]]
-    both = tiny.inputs(family, rows)
-    placeholder = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
-    cut = int(placeholder.nonzero()[int(placeholder.sum()) // 2 - 1]) + (4 if family in tiny.PACKED else 3)
-    first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
-    second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
-    if "token_type_ids" in both:  # stock code reads them by position, so a turn brings those of the turns before, too
-        first["token_type_ids"], second["token_type_ids"] = both["token_type_ids"][:, :cut], both["token_type_ids"]
-    if family in tiny.gemma4.FAMILIES:  # and those
-        second["mm_token_type_ids"] = both["mm_token_type_ids"]
-    first |= tiny.of_images(family, both, slice(0, 1))
-    second |= {**tiny.of_images(family, both, slice(1, 2)), "attention_mask": both["attention_mask"]}
-    with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:
-        whole = model(**both)
-        expected = [entry.keys.shape[-2] for entry in tiny.entries(whole.past_key_values)]
-        cache = model(**first).past_key_values
-        positions: dict[str, Any] = {}
-        if family in tiny.PACKED:
-            ids = tiny.positions(model, both)
-            positions["position_ids"] = ids[..., cut:]
-        out = model(**second, **positions, past_key_values=cache)
-        assert handle.report().visits, "the second image is reduced too"
-    close(out.logits[0, -1], whole.logits[0, -1])
-    assert [entry.keys.shape[-2] for entry in tiny.entries(cache)] == expected
 
 
 @FEW

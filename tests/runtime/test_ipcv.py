@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from calls import ROWS, close, video_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import ROWS, close, video_rows
 from torch import Tensor, nn
 
 import foveate

@@ -14,11 +14,13 @@ import pytest
 import tiny
 import torch
 import transformers
+from calls import ROWS, close
 from packaging.version import Version
-from plans import ROWS, Ragged, close, foveate
+from plans import Ragged
 from test_tiles import Hear
 from torch import Tensor
 
+import foveate
 from foveate.method import Host, Method, Site
 from foveate.tokens import Reduction, Tokens
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, close
+from calls import ROWS, close, generate
+from plans import PLANS
 from snapshot import state_of
-from test_identity import generate
 from torch import Tensor, nn
 
 import foveate

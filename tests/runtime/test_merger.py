@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, close, foveate, video_rows
-from test_cost import counted, total
+from calls import ROWS, close, counted, video_rows
+from plans import PLANS
+from test_cost import total
 from test_rows import Ragged
 from torch import Tensor, nn
 from transformers.utils.import_utils import is_torchvision_available
 
+import foveate
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.tokens import Reduction, Tokens

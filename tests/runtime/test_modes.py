@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, close
-from test_generate import HANDS_OVER_FEATURES, chunks
+from calls import HANDS_OVER_FEATURES, ROWS, chunks, close
+from plans import PLANS
 
 import foveate
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, DropBlocks, Ragged, close, video_rows
+from calls import ROWS, close, video_rows
+from plans import PLANS, DropBlocks, Ragged
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchvision_available

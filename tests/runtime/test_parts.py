@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calls import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import ToMe, close
+from plans import ToMe
 
 from foveate import Host
 from foveate.ops.segments import offsets

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, close
-from test_identity import generate
+from calls import ROWS, close, generate
+from plans import PLANS
 from torch import Tensor
 
 import foveate

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import PLANS, ROWS, DropBlocks, close, foveate
-from test_identity import generate
+from calls import ROWS, close, generate
+from plans import PLANS, DropBlocks
 from test_joined import Keep
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+import foveate
 from foveate.errors import UnsupportedModelError
 from foveate.method import Host, Method, Site
 from foveate.models import list_families

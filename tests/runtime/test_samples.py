@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, close, foveate
+from calls import close
+from plans import PLANS
 from torch import Tensor
 
+import foveate
 from foveate.errors import InputError
 from foveate.runtime.samples import begins_in, present_in, samples_of
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import FULL, PLANS, ROWS, Received, close
-from test_cost import counted, forward, total
+from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, counted, generate
+from plans import FULL, PLANS, Received
+from test_cost import forward, total
 from test_cost import generate as stock_generate
-from test_generate import HANDS_OVER_FEATURES, chunks
-from test_identity import generate
 from torch import Tensor
 
 import foveate

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, close
+from calls import ROWS, close
 
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens

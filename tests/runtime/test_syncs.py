@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS
+from calls import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import ROWS, foveate
+from calls import ROWS
 
+import foveate
 from foveate.runtime import calls
 
 SOME = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_next"])

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS, Ragged, close, foveate, video_rows
+from calls import ROWS, close, video_rows
+from plans import Ragged
 from torch import Tensor
 
+import foveate
 from foveate.errors import UnsupportedModelError
 from foveate.method import Host, Method, Site
 from foveate.models import list_families

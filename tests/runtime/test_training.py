@@ -9,9 +9,11 @@ import pytest
 import tiny
 import torch
 import transformers
+from calls import ROWS, close
 from packaging.version import Version
-from plans import PLANS, ROWS, close, foveate
+from plans import PLANS
 
+import foveate
 from foveate.errors import InputError, UnsupportedSiteError
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import FULL, PLANS, ROWS, DropBlocks, close, depends_on_text, plan
-from test_identity import generate
+from calls import ROWS, close, generate
+from contract import depends_on_text
+from plans import FULL, PLANS, DropBlocks, plan
 from transformers import LlavaConfig
 
 import foveate
@@ -45,7 +46,7 @@ def test_sliding_windows(impl: str, plan: str) -> None:
             alone = tiny.inputs("llava", rows, only=i)
             text = ~tiny.visual_mask("llava", alone)[0]
             close(together[i][batch["attention_mask"][i].bool()][text], model(**alone).logits[0][text])
-        if depends_on_text(plan):
+        if depends_on_text(PLANS[plan]):
             return
         steps: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
         length = batch["input_ids"].shape[1]
@@ -91,20 +92,3 @@ def test_siglip_without_its_first_patch_is_refused() -> None:
     config.vision_feature_select_strategy = "default"
     with pytest.raises(UnsupportedModelError, match='set "full" in the model'):
         foveate.compress(tiny.build(config), "stride")
-
-
-@plan
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(family: str, plan: str, dtype: torch.dtype) -> None:
-    model = half(family, dtype)
-    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.inputs(family, ROWS[family]).items()}
-    with torch.no_grad(), foveate.compress(model, PLANS[plan]):
-        logits = model(**batch).logits
-        assert logits.dtype == dtype
-        assert not logits.isnan().any()
-        generate(model, batch)
-
-
-@cache
-def half(family: str, dtype: torch.dtype) -> Any:
-    return tiny.model(family, fresh=True).to(dtype)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from plans import PLANS, close
+from calls import close
+from plans import PLANS
 from transformers.utils.import_utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-import tiny
-import torch
 from torch import Tensor
 
 import foveate
@@ -167,29 +165,4 @@ for name, cls in foveate.list_methods().items():
         PLANS[name] = cls()
 
 
-def depends_on_text(plan: str) -> bool:
-    """Whether a longer prompt may choose other tokens: the choice follows its text, or is made anew at every step."""
-    sites = PLANS[plan].sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, True))
-    guides = {"last_row", "text_rows", "text", "received"}
-    return any(
-        site.at == "decode" or (site.at in ("decoder", "lm_entry") and guides & set(site.signals)) for site in sites
-    )
-
-
 plan = pytest.mark.parametrize("plan", PLANS)
-
-ROWS: dict[str, list[list[tiny.Item]]] = {family: group.ROWS[family] for family, group in tiny.GROUP.items()}
-
-
-def video_rows(family: str) -> list[list[tiny.Item]]:
-    """A batch with videos, and an image beside them where stock code takes both."""
-    rows: list[list[tiny.Item]] = tiny.GROUP[family].VIDEO_ROWS[family]
-    return rows
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 2e-4) -> None:
-    """Equal up to the rounding of another batch shape. The tiny models' logits are of order 1 to 10."""
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-__all__ = ["FULL", "PLANS", "ROWS", "close", "depends_on_text", "foveate", "plan", "video_rows"]

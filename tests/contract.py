@@ -1,0 +1,425 @@
+"""What holds for every method on every family: one function for each property, which raises where it does not hold.
+
+A test of a method, published or made up, runs them all::
+
+    @pytest.mark.parametrize("check", PROPERTIES)
+    @pytest.mark.parametrize("family", tiny.WHOLE)
+    def test_of_mine(family: str, check: Property) -> None:
+        check(family, Mine(keep=0.5))
+
+A property that says nothing of a method or a family, or that this transformers cannot show, skips the test with the reason.
+`keeping_everything_is_stock` is for a method that removes nothing, so it is not among them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import stand_ins
+import tiny
+import torch
+from calls import CHUNKS, HANDS_OVER_FEATURES, LOGITS, ROWS, close, counted, generate, held, text_of, video_rows
+from matrix import kinds_of, refused
+from refusals import left_as_it_was
+from torch import Tensor
+
+import foveate
+from foveate import Host, Method, Site
+from foveate.errors import InputError, UnsupportedModelError
+
+Property = Callable[[str, Method], None]
+
+PROPERTIES: list[Property] = []
+
+
+def always(check: Property) -> Property:
+    """Make a function one of `PROPERTIES`: it is not asked of a family that refuses a kind of site of the method."""
+
+    def asked(family: str, method: Method) -> None:
+        if reason := refused(family, kinds_of(method)):
+            pytest.skip(reason)
+        check(family, method)
+
+    asked.__name__, asked.__doc__ = check.__name__, check.__doc__
+    PROPERTIES.append(asked)
+    return asked
+
+
+# -- what a method is ---------------------------------------------------------------------------------------------------
+
+
+def sites_of(method: Method) -> list[Site]:
+    """Where it acts in a model like the tiny ones."""
+    return list(method.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)))
+
+
+def depends_on_text(method: Method) -> bool:
+    """Whether a longer prompt may choose other tokens: the choice follows its text, or is made anew at every step."""
+    guides = {"last_row", "text_rows", "text", "received", "next_row", "next_rows", "text_pass"}
+    return any(
+        site.at == "decode"
+        or (site.at in ("decoder", "lm_entry") and guides & {getattr(each, "kind", each) for each in site.signals})
+        for site in sites_of(method)
+    )
+
+
+def decides_per_token(method: Method) -> bool:
+    """Whether parts of an image are treated as the whole is: it acts before the language model, or there on all or none."""
+    inside = [site for site in sites_of(method) if site.at in ("lm_entry", "decoder", "cache")]
+    moves = any(isinstance(part, foveate.OIM) for part in method.parts())  # to places that another chunk may bring
+    return all(site.keep in (0.0, 1.0) for site in inside) and not moves
+
+
+# -- a batch is its rows ------------------------------------------------------------------------------------------------
+
+
+@always
+def a_batch_is_its_rows(family: str, method: Method) -> None:
+    """Ragged prompts, one image, several, none, text before and after; padded on either side."""
+    model, rows = tiny.model(family), ROWS[family]
+    with torch.no_grad(), foveate.compress(model, method):
+        alone = [tiny.inputs(family, rows, only=i) for i in range(len(rows))]
+        each = [model(**batch).logits[0][text_of(family, batch)[0]] for batch in alone]
+        for side in ("left", "right"):
+            batch = tiny.inputs(family, rows, padding_side=side)
+            text, together = text_of(family, batch), model(**batch).logits
+            for i, expected in enumerate(each):
+                close(together[i][text[i]], expected)
+
+
+@always
+def a_video_beside_an_image_is_what_it_is_alone(family: str, method: Method) -> None:
+    """Frames of videos, and an image in the same batch where stock code takes both."""
+    if family not in tiny.VIDEO:
+        pytest.skip("this family takes no videos")
+    model, rows = tiny.model(family), video_rows(family)
+    batch = tiny.inputs(family, rows)
+    with torch.no_grad(), foveate.compress(model, method):
+        text, together = text_of(family, batch), model(**batch).logits
+        for i in range(len(rows)):
+            alone = tiny.inputs(family, rows, only=i)
+            close(together[i][text[i]], model(**alone).logits[0][text_of(family, alone)[0]])
+
+
+@always
+def generation_of_a_batch_is_that_of_its_rows(family: str, method: Method) -> None:
+    """The same words with the same logits, step by step."""
+    model, rows = tiny.model(family), ROWS[family]
+    with torch.no_grad(), foveate.compress(model, method):
+        together = generate(model, tiny.inputs(family, rows), **LOGITS)
+        for i in range(len(rows)):
+            alone = generate(model, tiny.inputs(family, rows, only=i), **LOGITS)
+            assert torch.equal(together.sequences[i, -4:], alone.sequences[0, -4:])
+            for step in range(4):
+                close(together.logits[step][i], alone.logits[step][0])
+
+
+@always
+def beams_of_a_batch_are_those_of_its_rows(family: str, method: Method) -> None:
+    """Beam search repeats and reorders what the cache holds."""
+    if family in tiny.GROUPED and not HANDS_OVER_FEATURES:
+        pytest.skip("this transformers repeats tiles or patches, not images")
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    with torch.no_grad(), foveate.compress(model, method):
+        together = generate(model, batch, num_beams=3)
+        assert torch.equal(together[:, :-4], batch["input_ids"])
+        for i in range(len(ROWS[family])):
+            alone = generate(model, tiny.inputs(family, ROWS[family], only=i), num_beams=3)
+            assert torch.equal(alone[0, -4:], together[i, -4:])
+
+
+# -- the cache ----------------------------------------------------------------------------------------------------------
+
+
+@always
+def a_cached_step_is_a_full_forward(family: str, method: Method) -> None:
+    """Every generated word has the logits that one forward of the whole text gives it."""
+    if depends_on_text(method):
+        pytest.skip("a longer prompt has another last token, which chooses other tokens")
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    length = batch["input_ids"].shape[1]
+    with torch.no_grad(), foveate.compress(model, method):
+        steps = generate(model, batch, **LOGITS)
+        full = model(**tiny.longer(family, batch, steps.sequences)).logits
+    for step in range(4):
+        close(full[:, length - 1 + step], steps.logits[step])
+
+
+@always
+def a_prompt_in_chunks_is_the_whole_prompt(family: str, method: Method) -> None:
+    """The same logits where each token is decided alone or before the language model; as many tokens where not."""
+    if not CHUNKS:
+        pytest.skip("this transformers cannot cut a prompt with images into chunks")
+    if family in (*tiny.gemma.FAMILIES, *tiny.gemma4.FAMILIES):
+        pytest.skip("a chunk does not see the rest of an image or prefix in stock code; see test_both_ways")
+    if family in tiny.tiles.OVIS:
+        pytest.skip("stock code loses its indicators in chunks")
+    exact = decides_per_token(method) and not depends_on_text(method)
+    model, rows = tiny.model(family), ROWS[family] if exact else ROWS[family][:1]
+    batch = tiny.inputs(family, rows)
+    with torch.no_grad(), foveate.compress(model, method):
+        whole = generate(model, batch, **LOGITS)
+        try:
+            cut = generate(model, batch, prefill_chunk_size=11, **LOGITS)
+        except InputError as error:
+            if method.parts()[0].positions == "keep" or "chunked prefill cuts" not in str(error):
+                raise
+            return  # numbers of the text behind a cut image are not known before all of it is there
+    if exact:
+        for a, b in zip(whole.logits, cut.logits, strict=True):
+            close(a, b)
+        return
+    # A chunk of which nothing is left still leaves one entry of padding: what counts is what attention may see. (Of that, a
+    # sliding entry has some more or less beyond its window.)
+    for layers in zip(tiny.entries(cut.past_key_values), tiny.entries(whole.past_key_values), strict=True):
+        assert layers[0].is_sliding or len({held(entry) for entry in layers}) == 1
+
+
+@always
+def a_later_turn_goes_on_with_the_cache(family: str, method: Method) -> None:
+    """Two turns with an image each on one cache equal both in one prompt; one guided by text removes as much."""
+    if family == "paligemma":
+        pytest.skip("a prefix sees all of itself: two of them are not one; see test_both_ways")
+    if family in tiny.gemma.SLIDING and not HANDS_OVER_FEATURES:
+        pytest.skip("the masks of this transformers do not fit the sliding layers of a later turn")
+    model, image = tiny.model(family), (8, 8) if family in tiny.PACKED else "image"
+    both = tiny.inputs(family, [[3, image, 5, image, 4]])
+    placeholder = both["input_ids"][0] == tiny.IMAGE_TOKEN[family]
+    cut = int(placeholder.nonzero()[int(placeholder.sum()) // 2 - 1]) + (4 if family in tiny.PACKED else 3)
+    first = {n: v[:, :cut] for n, v in both.items() if n in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    second = {n: v[:, cut:] for n, v in both.items() if n in ("input_ids", "mm_token_type_ids")}
+    if "token_type_ids" in both:  # stock code reads them by position, so a turn brings those of the turns before, too
+        first["token_type_ids"], second["token_type_ids"] = both["token_type_ids"][:, :cut], both["token_type_ids"]
+    if family in tiny.gemma4.FAMILIES:  # and those
+        second["mm_token_type_ids"] = both["mm_token_type_ids"]
+    first |= tiny.of_images(family, both, slice(0, 1))
+    second |= {**tiny.of_images(family, both, slice(1, 2)), "attention_mask": both["attention_mask"]}
+    if family in tiny.PACKED:
+        second["position_ids"] = tiny.positions(model, both)[..., cut:]
+    with torch.no_grad(), foveate.compress(model, method) as handle:
+        whole = model(**both)
+        expected = [entry.keys.shape[-2] for entry in tiny.entries(whole.past_key_values)]
+        cache = model(**first).past_key_values
+        out = model(**second, past_key_values=cache)
+        if any(site.at != "decode" for site in sites_of(method)):
+            assert handle.report().visits, "the second image is reduced too"
+    if not depends_on_text(method) and method.parts()[0].positions == "keep":
+        close(out.logits[0, -1], whole.logits[0, -1])
+    assert [entry.keys.shape[-2] for entry in tiny.entries(cache)] == expected
+
+
+# -- other ways to run --------------------------------------------------------------------------------------------------
+
+
+@always
+def training_has_the_loss_of_the_rows(family: str, method: Method) -> None:
+    """The loss and the gradients of a batch with labels are finite, and those of its rows together."""
+    model, rows = tiny.model(family), ROWS[family]
+    batch = tiny.inputs(family, rows, padding_side="right")
+    alone = [tiny.inputs(family, rows, only=i) for i in range(len(rows))]
+    model.train()
+    try:
+        with foveate.compress(model, method):
+            together = _learned(family, model, [batch])
+            each = _learned(family, model, alone)
+    finally:
+        model.zero_grad()
+        model.eval()
+    assert math.isfinite(together[0])
+    assert together[0] == pytest.approx(each[0], rel=2e-4)
+    assert len(together[1]) > 20
+    assert together[1].keys() == each[1].keys()
+    for name, gradient in together[1].items():
+        assert gradient.isfinite().all(), name
+        close(gradient, each[1][name], 1e-3)
+
+
+def _learned(family: str, model: Any, batches: list[dict[str, Tensor]]) -> tuple[float, dict[str, Tensor]]:
+    """The summed loss of the words of all batches, and its gradients that are not zero, of a mean word."""
+    model.zero_grad()
+    total, words = 0.0, 0
+    for batch in batches:
+        labels = batch["input_ids"].masked_fill(~text_of(family, batch), -100)
+        count = int((labels[:, 1:] >= 0).sum())
+        loss = model(**batch, labels=labels).loss * count
+        loss.backward()
+        total, words = total + loss.item(), words + count
+    gradients = {name: p.grad / words for name, p in model.named_parameters() if p.grad is not None}
+    return total, {name: gradient.clone() for name, gradient in gradients.items() if bool(gradient.any())}
+
+
+@always
+def attention_kernels_agree(family: str, method: Method) -> None:
+    """Eager attention says what sdpa says: of a batch, of a row without padding, and while generating."""
+    batch, lone = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
+    found = []
+    for impl in ("sdpa", "eager"):
+        model = tiny.model(family, impl)
+        with torch.no_grad(), foveate.compress(model, method):
+            found.append(said(family, model, batch, lone))
+    same(*found)
+
+
+@always
+def flash_and_flex_attention_agree(family: str, method: Method) -> None:
+    """So do stand-ins of the kernels that a CPU does not have."""
+    batch, lone = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
+    flash = stand_ins.with_flash(family)
+    with torch.no_grad():
+        if any(part.proportional_attention for part in method.parts()):
+            with (
+                stand_ins.flash_attention(),
+                foveate.compress(flash, method),
+                pytest.raises(UnsupportedModelError, match="flash_attention_2 cannot"),
+            ):
+                flash(**batch)
+            return
+        with foveate.compress(tiny.model(family), method):
+            expected = said(family, tiny.model(family), batch, lone)
+        with stand_ins.flash_attention(), foveate.compress(flash, method):
+            same(said(family, flash, batch, lone), expected)
+        if family in stand_ins.FLEX:
+            with stand_ins.uncompiled(), foveate.compress(stand_ins.with_flex(family), method):
+                same(said(family, stand_ins.with_flex(family), batch, lone), expected)
+
+
+def said(family: str, model: Any, *batches: dict[str, Tensor]) -> list[Tensor]:
+    """Logits of the text of each batch, and what is generated for the first."""
+    out = generate(model, batches[0], **LOGITS)
+    prompts = [model(**each).logits[text_of(family, each)] for each in batches]
+    return [*prompts, *out.logits, out.sequences]
+
+
+def same(ours: list[Tensor], reference: list[Tensor]) -> None:
+    """The same up to rounding."""
+    for a, b in zip(ours, reference, strict=True):
+        close(a, b)
+
+
+@always
+def half_precision_stays_half(family: str, method: Method) -> None:
+    """In bfloat16 and float16 numbers stay numbers of that type."""
+    for dtype in (torch.bfloat16, torch.float16):
+        model, batch = _half(family, dtype), tiny.inputs(family, ROWS[family])
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        with torch.no_grad(), foveate.compress(model, method):
+            out = generate(model, batch, **LOGITS)
+        assert all(not logits.isnan().any() for logits in out.logits)
+        assert {entry.keys.dtype for entry in tiny.entries(out.past_key_values)} == {dtype}
+
+
+@cache
+def _half(family: str, dtype: torch.dtype) -> Any:
+    return tiny.model(family, fresh=True).to(dtype)
+
+
+# -- what the caller sees -----------------------------------------------------------------------------------------------
+
+
+@always
+def outer_shapes_are_stock(family: str, method: Method) -> None:
+    """Logits, hidden states and the length of the cache are those of the whole sequence."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    stock = _shapes(family)
+    with torch.no_grad(), foveate.compress(model, method):
+        out = model(**batch, output_hidden_states=True)
+    assert not out.logits.isnan().any()
+    assert (out.logits.shape, out.past_key_values.get_seq_length()) == stock[:2]
+    assert (out.hidden_states[-1].shape, len(out.hidden_states)) == stock[2:]
+
+
+@cache
+def _shapes(family: str) -> tuple[Any, ...]:
+    with torch.no_grad():
+        out = tiny.model(family)(**tiny.inputs(family, ROWS[family]), output_hidden_states=True)
+    states = out.hidden_states
+    return out.logits.shape, out.past_key_values.get_seq_length(), states[-1].shape, len(states)
+
+
+@always
+def text_alone_is_stock(family: str, method: Method) -> None:
+    """A prompt without an image is answered to the bit as without the method, also after one with images."""
+    model, batch = tiny.model(family), tiny.inputs(family, [[7], [4]])
+    with torch.no_grad():
+        logits, ids = tiny.text_logits(model, batch), generate(model, batch)
+        with foveate.compress(model, method):
+            assert torch.equal(tiny.text_logits(model, batch), logits)
+            tiny.text_logits(model, tiny.inputs(family, ROWS[family]))
+            assert torch.equal(tiny.text_logits(model, batch), logits)
+            assert torch.equal(generate(model, batch), ids)
+
+
+@always
+def removal_leaves_nothing(family: str, method: Method) -> None:
+    """No hook, attribute or config, and logits to the bit; also after errors in the middle of a forward."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    with left_as_it_was(model, batch):
+        handle = foveate.compress(model, method)
+        logits = tiny.text_logits(model, batch)
+        for module in (tiny.blocks(model)[2], tiny.lm(model).layers[3]):
+            broken = module.register_forward_pre_hook(_stop)
+            with pytest.raises(KeyboardInterrupt, match="stop"):
+                tiny.text_logits(model, batch)
+            broken.remove()
+        assert torch.equal(tiny.text_logits(model, batch), logits)
+        handle.remove()
+        handle.remove()  # does nothing
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt("stop")
+
+
+def keeping_everything_is_stock(family: str, method: Method) -> None:
+    """Logits and generated ids are the stock model's to the bit, whatever the kernel."""
+    for impl in ("sdpa", "eager"):
+        model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
+        with torch.no_grad():
+            logits, ids = model(**batch).logits, generate(model, batch)
+            with foveate.compress(model, method):
+                assert torch.equal(model(**batch).logits, logits)
+                assert torch.equal(generate(model, batch), ids)
+
+
+# -- the report ---------------------------------------------------------------------------------------------------------
+
+
+@always
+def the_report_counts_what_ran(family: str, method: Method) -> None:
+    """FLOPs by formula are those counted on the run, bytes and lengths those of the cache, tokens those that survived."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    stock, stock_bytes = _stock(family)
+    outs: list[Any] = []
+    with torch.no_grad(), foveate.compress(model, method) as handle:
+        compressed = counted("sdpa", lambda: outs.append(generate(model, batch, **LOGITS)))
+        report = handle.report()
+    entries = tiny.entries(outs[0].past_key_values)
+    assert sum(report.full_flops.values()) == pytest.approx(stock, rel=0.01)
+    assert sum(report.flops.values()) == pytest.approx(compressed, rel=0.01)
+    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in entries)
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
+    assert report.full_kv_bytes == stock_bytes
+    assert report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
+    assert report.visual_tokens == int(tiny.visual_mask(family, batch).sum())
+    assert report.decode_steps == 3
+    assert {visit.method for visit in report.visits} <= {part.name() for part in method.parts()}
+    for visit in report.visits:
+        assert visit.after == tuple(map(len, visit.kept))
+        assert all(len(set(kept)) == len(kept) for kept in visit.kept)
+        assert all(0 <= i < h * w for kept, (h, w) in zip(visit.kept, visit.shapes) for i in kept)
+    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["flops"] == report.flops
+    assert "visual tokens" in str(report)
+
+
+@cache
+def _stock(family: str) -> tuple[int, int]:
+    """FLOPs and bytes of the cache that generating takes without a method."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    outs: list[Any] = []
+    flops = counted("sdpa", lambda: outs.append(generate(model, batch, **LOGITS)))
+    return flops, sum(entry.keys.nbytes + entry.values.nbytes for entry in tiny.entries(outs[0].past_key_values))
