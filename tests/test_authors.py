@@ -22,18 +22,18 @@ from foveate.serving.plan import Item, make_plan
 class Wrong(Method):
     """Whatever the test says."""
 
-    answer: ClassVar[Callable[[Tokens], Any]]
+    says: ClassVar[Callable[[Tokens], Any]]
     places: ClassVar[Any] = [Site("decoder", 1, 0.5)]
 
     def sites(self, host: Host) -> Any:
         return type(self).places
 
     def score(self, tokens: Tokens, site: Site) -> Any:
-        return type(self).answer(tokens)
+        return type(self).says(tokens)
 
 
 def attach(answer: Callable[[Tokens], Any], base: type[Method] = Wrong, places: Any = None) -> Method:
-    body = {"answer": staticmethod(answer), "places": [Site("decoder", 1, 0.5)] if places is None else places}
+    body = {"says": staticmethod(answer), "places": [Site("decoder", 1, 0.5)] if places is None else places}
     return type("Mine", (base,), body)()
 
 
@@ -58,7 +58,7 @@ def test_scores_that_do_not_fit(answer: Callable[[Tokens], Any], sentence: str) 
 
 class Deciding(Wrong):
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        return type(self).answer(tokens)
+        return type(self).says(tokens)
 
 
 def two(**values: Any) -> Callable[[Tokens], Reduction]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.errors import UnknownNameError
-from foveate.ops import segments, select
+from foveate.errors import ConfigError, UnknownNameError
+from foveate.ops import merge, segments, select
 from foveate.schedule import budget
 
 if TYPE_CHECKING:
@@ -185,6 +185,52 @@ class Tokens:
     def keep_mask(self, mask: Tensor) -> Reduction:
         """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device."""
         return self.keep_indices(mask.nonzero().flatten())
+
+    def merge_into(
+        self, keep: Tensor, counts: tuple[int, ...], group: Tensor, rule: merge.Rule = "sizes", *, move: bool = False
+    ) -> Reduction:
+        """Let every token join a survivor: new hidden states and sizes, and for the report who joined whom.
+
+        A token may join a survivor in another frame of its video (and leave its own frame empty), not one in another image.
+
+        Args:
+            keep: ``(K,)`` packed indices of the survivors, ascending. Each is in its own group.
+            counts: survivors per span.
+            group: ``(N,)`` int64, the survivor that each token becomes part of, as an index into ``keep``; ``K``: none, it is
+                dropped.
+            rule: a survivor becomes the mean of its group by ``sizes``, the plain ``mean``, the ``sum``, or itself plus the
+                mean of the others (``survivor+mean``).
+            move: put a survivor where its members are on the average, by size; else it stays at its place.
+        """
+        if group.shape != (len(self),) or group.dtype != torch.long:
+            raise ConfigError(
+                f"merge_into: group is {str(group.dtype).removeprefix('torch.')} {tuple(group.shape)}, expected int64 "
+                f"({len(self)},), the survivor of each token"
+            )
+        if self.strict:
+            _check_groups(keep, group)
+        return Reduction(
+            keep,
+            counts,
+            merge.merged(self.hidden, self.sizes, keep, group, rule) if self.hidden.numel() else None,
+            segments.segment_sum(self.sizes, group, len(keep) + 1)[:-1],
+            merge.merged(self.coords, self.sizes, keep, group, "sizes") if move else None,
+            groups=lambda: group,
+        )
+
+
+def _check_groups(keep: Tensor, group: Tensor) -> None:
+    """Raise `ConfigError` unless each token has joined a survivor or none, and each survivor itself."""
+    k = len(keep)
+    outside = group[(group < 0) | (group > k)].tolist()
+    if outside:
+        raise ConfigError(
+            f"merge_into: group has {outside[0]}, expected 0 to {k - 1}, or {k} for a token that is dropped"
+        )
+    strays = (group[keep.clamp(0, len(group) - 1)] != torch.arange(k, device=keep.device)).nonzero().flatten().tolist()
+    if strays:
+        i = strays[0]
+        raise ConfigError(f"merge_into: survivor {i} is in group {int(group[keep[i]])}, expected it in its own, {i}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, get_args
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -10,8 +13,10 @@ from segment_cases import budgets, cloud, cosine, lattice, lengths, quick, rows,
 from torch import Tensor
 
 from foveate.ops import merge
+from foveate.runtime.layout import frames, tokens_of
 
 Budgets = tuple[list[int], list[int]]
+RULES = get_args(merge.Rule)
 
 
 def match_by_loop(features: Tensor, counts: list[int], r: list[int]) -> list[tuple[int, int]]:
@@ -114,3 +119,47 @@ def test_gradients() -> None:
     loss.backward()
     torch.testing.assert_close(x.grad, y.grad)
     torch.testing.assert_close(weight.grad, v.grad)
+
+
+def expected(rule: str, x: Tensor, sizes: Tensor, survivor: int, members: list[int]) -> Tensor:
+    if rule == "sizes":
+        return sum((sizes[i] * x[i] for i in members), torch.zeros(())) / sum(float(sizes[i]) for i in members)
+    if rule == "survivor+mean":
+        others = [x[i] for i in members if i != survivor]
+        return x[survivor] + (sum(others, torch.zeros(())) / len(others) if others else 0)
+    total = sum((x[i] for i in members), torch.zeros(()))
+    return total / len(members) if rule == "mean" else total
+
+
+@quick
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=12), seeds)
+def test_every_rule(choices: list[int], seed: int) -> None:
+    n, k = len(choices), min(4, len(choices))
+    keep = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:k].sort().values
+    group = torch.tensor([min(choice, k) for choice in choices]).index_copy(0, keep, torch.arange(k))
+    tokens = tokens_of(frames([(1, 1, n)]))
+    tokens = replace(tokens, hidden=cloud(n, seed, 3), sizes=cloud(n, seed + 1).abs() + 0.5, strict=True)
+    for rule in RULES:
+        found: Any = tokens.merge_into(keep, (k,), group, rule, move=True)
+        for i, survivor in enumerate(keep.tolist()):
+            members = [j for j in range(n) if int(group[j]) == i]
+            wanted = expected(rule, tokens.hidden, tokens.sizes, survivor, members)
+            torch.testing.assert_close(found.hidden[i], wanted, rtol=1e-4, atol=1e-5)
+            assert float(found.sizes[i]) == pytest.approx(sum(float(tokens.sizes[j]) for j in members))
+            centre = expected("sizes", tokens.coords, tokens.sizes, survivor, members)
+            torch.testing.assert_close(found.coords[i], centre, rtol=1e-4, atol=1e-5)
+        assert found.groups().equal(group)
+    assert tokens.merge_into(keep, (k,), group).coords is None
+    assert tokens_of(frames([(1, 1, n)])).merge_into(keep, (k,), group).hidden is None  # where tokens have no states
+
+
+def test_gradients_reach_members_and_stay_away_from_what_is_dropped() -> None:
+    tokens = tokens_of(frames([(1, 1, 4)]))
+    hidden = cloud(4, 0, 2).requires_grad_()
+    group = torch.tensor([0, 0, 1, 2])
+    for rule in RULES:
+        merged = replace(tokens, hidden=hidden).merge_into(torch.tensor([0, 2]), (2,), group, rule)
+        assert merged.hidden is not None
+        (gradient,) = torch.autograd.grad(merged.hidden.sum(), hidden)
+        assert bool((gradient[:3] != 0).all()), rule
+        assert gradient[3].tolist() == [0, 0], rule

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from segment_cases import budgets, cloud, cosine, lattice, quick, rows, seeds
 from torch import Tensor
 
@@ -128,3 +129,13 @@ def test_nested(budget: Budgets, seed: int) -> None:
             chosen += [members[(j + 1) * len(members) // room - 1] for j in range(room)]
         expected += sorted(chosen)
     assert select.nested(level, counts, k, 4).tolist() == expected
+
+
+@quick
+@given(st.sets(st.integers(0, 11)), st.integers(12, 14))
+def test_complement_and_rank(chosen: set[int], n: int) -> None:
+    indices = torch.tensor(sorted(chosen), dtype=torch.long)
+    assert select.complement(indices, n).tolist() == [i for i in range(n) if i not in chosen]
+    assert select.rank(indices, n).tolist() == [
+        sorted(chosen).index(i) if i in chosen else len(chosen) for i in range(n)
+    ]

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from foveate.method import Host, Method, Paper, Site
-from foveate.ops import merge
-from foveate.ops.segments import segment_sum
+from foveate.ops import merge, select
 from foveate.tokens import Reduction, Tokens
 
 
@@ -47,20 +44,10 @@ class ToMe(Method):
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))
         merges = [n - kept for n, kept in zip(tokens.counts, counts)]
-        metric = tokens.keys.mean(1)  # (N, d)
-        source, target = merge.bipartite_match(metric, tokens.counts, merges)
-
-        stays = torch.ones(len(tokens), dtype=torch.bool, device=metric.device).index_fill(0, source, False)
-        place = stays.cumsum(0) - 1  # packed index -> rank among survivors
-        group = place.index_copy(0, source, place[target])
-        keep = torch.argsort((~stays).int(), stable=True)[: sum(counts)]
-        return Reduction(
-            keep,
-            counts,
-            hidden=merge.weighted_mean(tokens.hidden, tokens.sizes, group, sum(counts)),
-            sizes=segment_sum(tokens.sizes, group, sum(counts)),
-            groups=lambda: group,
-        )
+        source, target = merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges)
+        keep = select.complement(source, len(tokens))
+        place = select.rank(keep, len(tokens))
+        return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         widest = max(tokens.counts, default=0)

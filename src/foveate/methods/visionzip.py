@@ -10,7 +10,6 @@ import torch
 
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import merge, select
-from foveate.ops.segments import segment_mean
 from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Signal, Tokens
 
@@ -58,25 +57,14 @@ class VisionZip(Method):
         dominant = select.top_k(attention, tokens.counts, n_dominant)
 
         n_rest = tuple(n - kept for n, kept in zip(tokens.counts, n_dominant))
-        is_rest = torch.ones(len(tokens), dtype=torch.bool, device=attention.device).index_fill(0, dominant, False)
-        rest = torch.argsort((~is_rest).int(), stable=True)[: sum(n_rest)]
+        rest = select.complement(dominant, len(tokens))
         target = select.stride(n_rest, n_contextual, attention.device)
-        group = merge.nearest_target(tokens.keys[rest].mean(1), n_rest, target, n_contextual)
-        member = torch.ones(len(rest), dtype=torch.bool, device=rest.device).index_fill(0, target, False)
-        # A target is added whole to the mean of the others; members of no group (n_contextual = 0) are dropped.
-        bucket = torch.where(member, group, len(target))
-        contextual = tokens.hidden[rest][target] + segment_mean(tokens.hidden[rest], bucket, len(target) + 1)[:-1]
+        nearest = merge.nearest_target(tokens.keys[rest].mean(1), n_rest, target, n_contextual)
 
-        keep, order = torch.cat([dominant, rest[target]]).sort()
-
-        def groups() -> torch.Tensor:
-            place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
-            found = torch.full_like(is_rest, len(keep), dtype=torch.long)
-            found[dominant] = place[: len(dominant)]
-            found[rest] = torch.nn.functional.pad(place[len(dominant) :], (0, 1), value=len(keep))[group]
-            return found
-
-        return Reduction(keep, counts, torch.cat([tokens.hidden[dominant], contextual])[order], groups=groups)
+        keep = torch.cat([dominant, rest[target]]).sort().values
+        place = select.rank(keep, len(tokens))
+        of_target = torch.nn.functional.pad(place[rest[target]], (0, 1), value=len(keep))  # the last one: no target
+        return tokens.merge_into(keep, counts, place.index_copy(0, rest, of_target[nearest]), "survivor+mean")
 
     def _counts(self, tokens: Tokens, site: Site) -> tuple[tuple[int, ...], ...]:
         """Survivors per span, and how many of them are dominant and how many contextual."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, segment_sum, to_padded
+from foveate.ops.segments import offsets, padded_index, ranges, segment_mean, segment_sum, to_padded
+
+#: What becomes of a group: the mean of its members, each counting as often as it has ``sizes``; their plain ``mean``; their
+#: ``sum``; or the survivor plus the mean of the others.
+Rule = Literal["sizes", "mean", "sum", "survivor+mean"]
 
 
 def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -102,3 +107,27 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
     total = segment_sum(wide * weight.to(wide.dtype).view(column), group, n_groups)
     mass = segment_sum(weight.to(wide.dtype), group, n_groups)
     return (total / mass.view(column)).to(x.dtype)
+
+
+def merged(x: Tensor, sizes: Tensor, keep: Tensor, group: Tensor, rule: Rule) -> Tensor:
+    """The values of the survivors ``keep (K,)`` once each token has joined its group.
+
+    Args:
+        x: ``(N, ...)``.
+        sizes: ``(N,)`` positive, the weights of the rule ``sizes``.
+        keep: packed indices.
+        group: ``(N,)`` int64 in ``[0, K]``; the members of group ``K`` are dropped, each other group has a member.
+        rule: see `Rule`.
+
+    Returns:
+        ``(K, ...)`` in the dtype of ``x``; sums are taken in fp32 at least.
+    """
+    k = len(keep)
+    if rule == "survivor+mean":
+        others = group.index_fill(0, keep, k)
+        return x[keep] + segment_mean(x, others, k + 1)[:-1]
+    if rule == "sum":
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return segment_sum(wide, group, k + 1)[:-1].to(x.dtype)
+    weight = sizes if rule == "sizes" else torch.ones_like(sizes)
+    return weighted_mean(x, weight, group, k + 1)[:-1]

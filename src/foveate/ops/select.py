@@ -28,6 +28,23 @@ def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
     return order[ranges(offsets(counts)[:-1], k, score.device)].sort().values
 
 
+def complement(chosen: Tensor, n: int) -> Tensor:
+    """The tokens that are not ``chosen``: ``(n - len(chosen),)`` int64, ascending.
+
+    Args:
+        chosen: packed indices, each of them once.
+        n: tokens in all.
+    """
+    free = torch.ones(n, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, False)
+    return torch.argsort((~free).to(torch.uint8), stable=True)[: n - len(chosen)]  # how many is known: no waiting
+
+
+def rank(chosen: Tensor, n: int) -> Tensor:
+    """Where each token stands in ``chosen (K,)``, which has each of its packed indices once: ``(n,)`` int64; ``K``: nowhere."""
+    nowhere = torch.full((n,), len(chosen), device=chosen.device)
+    return nowhere.index_copy(0, chosen, torch.arange(len(chosen), device=chosen.device))
+
+
 def stride(
     counts: Sequence[int],
     k: Sequence[int],

@@ -107,6 +107,20 @@ def check_members(method: Method, site: Site, tokens: Tokens, answer: Reduction)
         outside = group[(group < 0) | (group > k)].tolist()
         if outside:
             raise ConfigError(f"{said}: groups has {_few(outside)}, expected 0 to {k - 1}, or {k} for a token in none")
+        _check_clips(said, tokens, keep, group.cpu())
+
+
+def _check_clips(said: str, tokens: Tokens, keep: Tensor, group: Tensor) -> None:
+    """Tokens join others of their own image or video."""
+    number = {span: clip for clip, spans in enumerate(tokens.spans.clips) for span in spans}
+    clip = torch.tensor([number[span] for span in range(len(tokens.counts))])[tokens.segment.cpu()]
+    joined = group < len(keep)
+    astray = joined.nonzero().flatten()[clip[joined] != clip[keep[group[joined]]]].tolist()
+    if astray:
+        raise ConfigError(
+            f"{said}: token {astray[0]} joins token {int(keep[group[astray[0]]])}, which is of another image: what comes out "
+            "for one would depend on the other; merge inside an image, or a video"
+        )
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:

@@ -224,7 +224,8 @@ class _Walk:
         return self._mine([numbers[a:b] for a, b in zip(ends, ends[1:])])
 
     def _groups(self, visit: SiteTrace) -> list[list[int]] | None:
-        """For each grid and present token, which of the grid's survivors it is part of."""
+        """For each grid and present token, which of the grid's survivors it is part of; one that has joined a token of another
+        frame has left its own."""
         if visit.groups is None:
             return None
         n, k = sum(visit.before), sum(visit.after)
@@ -237,8 +238,8 @@ class _Walk:
         firsts = offsets(visit.after)
         return self._mine(
             [
-                [group - firsts[s] if group < k else visit.after[s] for group in numbers[starts[s] : starts[s + 1]]]
-                for s in range(len(visit.before))
+                [group - firsts[s] if firsts[s] <= group < firsts[s + 1] else visit.after[s] for group in numbers[a:b]]
+                for s, (a, b) in enumerate(zip(starts, starts[1:]))
             ]
         )
 
