@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.answers import Channels
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.handle import Handle, attached, compress
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Channels",
     "FoveateError",
     "Handle",
     "Host",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Channels": "answers",
     "attached": "handle",
     "compress": "handle",
     "Handle": "handle",

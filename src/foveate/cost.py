@@ -29,6 +29,7 @@ class Visit:
         before, after: visual tokens per span; patches, where single patches are parked.
         shapes: token grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.
+        channels: of an FFN, how many the tokens used, and of how many; None where a site chooses none.
     """
 
     site: str
@@ -37,6 +38,7 @@ class Visit:
     after: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     kept: tuple[tuple[int, ...], ...]
+    channels: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Report:
         data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
         for visit in data["visits"]:
             del visit["kept"]
+            if visit["channels"] is None:
+                del visit["channels"]
         if self.thread is None:
             del data["thread"]
         return data
@@ -101,7 +105,10 @@ class Report:
     def __str__(self) -> str:
         lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
         for visit in self.visits:
-            lines.append(f"  {visit.site:<16}{visit.method}: {sum(visit.before)} -> {sum(visit.after)}")
+            change = f"{sum(visit.before)} -> {sum(visit.after)}"
+            if visit.channels is not None:
+                change = f"{sum(visit.before)} with {visit.channels[0]} of {visit.channels[1]} channels"
+            lines.append(f"  {visit.site:<15} {visit.method}: {change}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -205,7 +212,7 @@ def _visit(site: SiteTrace) -> Visit:
     index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
-    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept)
+    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.channels)
 
 
 def _weights(module: nn.Module | None) -> int:
@@ -286,10 +293,32 @@ def _pairs(queries: Any, keys: Any) -> int:
 
 def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[int, int]:
     weights, attention = _weights(layer), attention_of(layer, spec)
+    saved = _saved_in_parts(layer, spec, trace)
     if attention is None:
         module = layer.get_submodule(spec.recurrent)
         now, full = (n * weights + spec.recurrence(module, n) for n in (trace.queries, trace.full_queries))
-        return trace.batch * now, trace.batch * full
+        return trace.batch * now - saved, trace.batch * full
     width = 4 * _width(attention)
-    now = trace.batch * trace.queries * (weights + trace.keys * width)
+    now = trace.batch * trace.queries * (weights + trace.keys * width) - saved
     return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)
+
+
+def _saved_in_parts(layer: Any, spec: Decoder, trace: LayerTrace) -> int:
+    """What a layer has not computed of the rows that it has."""
+    parts, rows, saved = trace.parts, trace.batch * trace.queries, 0
+    if parts is None:
+        return 0
+    if parts.ffn is not None:
+        in_ffn = _weights(layer.get_submodule(spec.ffn))
+        saved += (rows - parts.ffn) * in_ffn
+        if parts.channels is not None:
+            partly, some, every = parts.channels
+            saved -= partly * (in_ffn // every) * some
+    if parts.keys is not None and parts.queries is not None and parts.kernel is not None:
+        attention: Any = layer.get_submodule(spec.attention)
+        of_queries = _weights(attention.get_submodule(spec.query)) + _weights(
+            attention.get_submodule(spec.attention_end)
+        )
+        saved += (rows - parts.queries) * of_queries + (rows - parts.keys) * (_weights(attention) - of_queries)
+        saved += trace.batch * (trace.queries - parts.kernel) * trace.keys * 4 * _width(attention)
+    return saved

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from foveate.errors import ConfigError
 from foveate.schedule import Stage, check_ratio, of_present
 from foveate.serialise import check
 from foveate.tokens import Signal
 
 Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode", "cache"]
 Positions = Literal["keep", "renumber", "native"]
+#: the parts of a decoder layer that some actions are for; all others are for the whole of it
+PARTS: dict[str, tuple[str, ...]] = {"skip": ("attention", "ffn"), "channels": ("ffn",), "inject": ("ffn",)}
 Verb = Literal["reduce", "park", "attend", "restore", "skip", "channels", "inject", "sight", "append", "reuse"]
 
 
@@ -30,10 +33,13 @@ class Site:
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
         action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
-            back here).
+            back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of
+            the FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
+        part: of a decoder layer, ``attention`` or ``ffn``. The site is visited when that part is about to run: `Tokens.hidden`
+            is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
     """
 
     at: Place
@@ -49,6 +55,12 @@ class Site:
     def __post_init__(self) -> None:
         check(self)
         check_ratio("keep", self.keep)
+        parts = PARTS.get(self.action, ("",))
+        if self.part not in parts:
+            where = " or ".join(f'part="{part}"' if part else "the whole layer (no part)" for part in parts)
+            raise ConfigError(f"action={self.action!r} at part={self.part!r}: it is for {where}")
+        if self.part and self.at not in ("decoder", "decode"):
+            raise ConfigError(f"part={self.part!r} is a part of a decoder layer, and {self.at} has none")
 
     @classmethod
     def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
@@ -63,7 +75,8 @@ class Site:
         if self.at in ("pixels", "tower_output", "lm_entry"):
             return self.at
         inside = " (mid)" if self.where == "mid" else ""
-        return f"{self.at} {self.layer}{inside}" + (" (attend)" if self.action == "attend" else "")
+        inside += f" {self.part}" if self.part else ""
+        return f"{self.at} {self.layer}{inside}" + (f" ({self.action})" if self.part or self.action == "attend" else "")
 
 
 @dataclass(frozen=True)

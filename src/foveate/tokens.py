@@ -73,6 +73,8 @@ class Tokens:
         text_counts: text tokens per sample of the batch, for the signal ``text``.
         state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
         strict: whether scores are looked at, which waits for the device.
+        activations: at a site of part ``ffn`` whose FFN is a gated one of plain layers: ``act(gate(x)) * up(x)``, of as many
+            channels as it has, for any rows ``x (M, C)`` of ``hidden``. What that costs is counted by the runtime.
     """
 
     spans: Spans
@@ -88,6 +90,7 @@ class Tokens:
     text_counts: tuple[int, ...] = ()
     state: MutableMapping[str, Any] = field(default_factory=dict)
     strict: bool = False
+    activations: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -169,6 +172,7 @@ class Tokens:
             coords=self.coords[keep],
             hidden=self.hidden[keep] if self.hidden.numel() else self.hidden,
             signals={},
+            activations=None,
             history=(*self.history, self.counts),
         )
 

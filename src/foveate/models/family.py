@@ -199,12 +199,32 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class Gated:
+    """An FFN that is ``down(activation(gate(x)) * up(x))``.
+
+    Attributes:
+        gate, up, down: names of its linear layers; ``up`` is "" where ``gate`` makes both, one after the other.
+        activation: name of the function that the gate goes through.
+    """
+
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    activation: str = "act_fn"
+
+
+@dataclass(frozen=True)
 class Decoder:
     """The language model: a loop over layers and a final norm.
 
     Attributes:
         module: its path under the base model.
-        layers, norm, rotary, attention: names under it (attention: under a layer).
+        layers, norm, rotary, attention, ffn: names under it (attention and ffn: under a layer).
+        attention_norm: name under a layer of the norm between the residual stream and the attention.
+        query, attention_end: names under ``attention`` of the first and the last linear layer that a query goes through; both
+            work row by row.
+        gated: how a gated FFN may be built; the first of these that is there holds.
+        experts: name under a layer of what works on the same rows beside its FFN, in some layers; "" where nothing does.
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask, ``"own"`` for
             ``(B, L, d)`` of what each token has had from the beginning, wherever it has moved. The batch axis is the one
             before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
@@ -227,6 +247,12 @@ class Decoder:
     norm: str = "norm"
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
+    attention_norm: str = "input_layernorm"
+    query: str = "q_proj"
+    attention_end: str = "o_proj"
+    ffn: str = "mlp"
+    gated: tuple[Gated, ...] = (Gated(), Gated(gate="gate_up_proj", up="", activation="activation_fn"))
+    experts: str = ""
     layer_args: Mapping[str, int | str] = field(
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )

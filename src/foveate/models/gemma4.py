@@ -94,6 +94,7 @@ FAMILY = Family(
         },
         kinds="layer_types",
         shared="is_kv_shared_layer",
+        experts="experts",
         complete=("router_logits",),
     ),
     frames=NOWHERE,

@@ -19,6 +19,7 @@ from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
+from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
@@ -41,6 +42,7 @@ class Runtime:
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
         actions = plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
+        check_parts(actions, list(layers), Facts(family))
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.tower = TowerHooks(base, config, family, inside, self.context)
@@ -148,10 +150,12 @@ def _check_attention(actions: list[Action], attends: list[bool]) -> None:
         if site.at not in ("decoder", "decode"):
             continue
         asked = [signal for signal in site.signals if signal not in ("residual", "text")]
-        if asked and not attends[site.layer - 1]:
-            can = ", ".join(str(i + 1) for i, one in enumerate(attends[:-1]) if one)
+        inside = site.part == "ffn"  # the attention before that part is the layer's own
+        if asked and not attends[site.layer - (not inside)]:
+            can = ", ".join(str(i + (not inside)) for i, one in enumerate(attends if inside else attends[:-1]) if one)
+            which = "that layer" if inside else "the layer before it"
             raise UnsupportedSiteError(
-                f"{name} wants {', '.join(asked)} at {site}, but the layer before it carries a state and has no attention: in "
+                f"{name} wants {', '.join(asked)} at {site}, but {which} carries a state and has no attention: in "
                 f"this model use layer {can}"
             )
         if site.at == "decode" and not any(attends[site.layer :]):
@@ -173,6 +177,9 @@ def _with_history(actions: list[Action]) -> list[Action]:
 
     found, last, run = {}, None, 0
     for action in sorted(actions, key=when):
+        if action.site.part:  # from which nobody leaves
+            found[action.order] = action
+            continue
         place = when(action)[0], action.part
         run = run + 1 if place == last else 0
         found[action.order], last = replace(action, after=run), place
@@ -251,7 +258,7 @@ ACTIONS: dict[str, set[str]] = {
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce"},
-    "decoder": {"reduce"},
+    "decoder": {"reduce", "skip", "channels"},
     "decode": {"reduce"},
     "cache": set(),
 }
@@ -278,7 +285,12 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name}: the vision tower of {host.family!r} takes images of one size only, so they cannot shrink at {site}: "
             "act in the tower or after it"
         )
-    if site.layer == 0 and site.where == "before" and site.at in ("tower", "decoder") and asked - {"text"}:
+    if site.part and "residual" in asked:
+        raise UnsupportedSiteError(
+            f"{name}: {site} cannot give residual, which is of a whole layer: ask before a layer"
+        )
+    first = site.layer == 0 and site.where == "before" and site.part != "ffn"
+    if first and site.at in ("tower", "decoder") and asked - {"text"}:
         raise UnsupportedSiteError(
             f"{name}: {site} has no layer before it to give {', '.join(asked)}: use layer 1 or later"
         )

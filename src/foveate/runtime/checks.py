@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.answers import Channels
 from foveate.errors import ConfigError
 from foveate.method import Method, Site
 from foveate.tokens import Reduction, Tokens
@@ -23,8 +24,8 @@ def watched(method: Method, tokens: Tokens, first: bool) -> bool:
     return not is_ours and (first or tokens.index.device.type == "cpu")
 
 
-def check_shapes(method: Method, site: Site, tokens: Tokens, answer: Reduction) -> None:
-    """Raise `ConfigError` unless the parts of a reduction are of the right type and size."""
+def check_shapes(method: Method, site: Site, tokens: Tokens, answer: object) -> Reduction:
+    """The reduction that a method answered; raise `ConfigError` unless its parts are of the right type and size."""
     said = f"{type(method).__name__}.reduce at {site}"
     if not isinstance(answer, Reduction):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Reduction")
@@ -45,6 +46,44 @@ def check_shapes(method: Method, site: Site, tokens: Tokens, answer: Reduction) 
     _check_values(said, tokens, answer)
     if answer.groups is not None and not callable(answer.groups):
         raise ConfigError(f"{said}: groups is {_describe(answer.groups)}, expected a function that gives (N,) indices")
+    changed = [name for name in ("hidden", "sizes", "coords", "groups") if getattr(answer, name) is not None]
+    if site.action == "skip" and changed:
+        raise ConfigError(f"{said} says new {', '.join(changed)}, and a token that skips a part stays: leave that out")
+    return answer
+
+
+def check_channels(method: Method, site: Site, tokens: Tokens, answer: object, channels: int, look: bool) -> Channels:
+    """The channels that a method answered; raise `ConfigError` unless they are some of all ``channels``, each once.
+
+    Args:
+        look: whether values are looked at, too.
+    """
+    said = f"{type(method).__name__}.answer at {site}"
+    if not isinstance(answer, Channels):
+        raise ConfigError(f"{said} returned {type(answer).__name__}, expected Channels")
+    index, of, spans = answer.index, answer.of, len(tokens.counts)
+    if not isinstance(index, Tensor) or index.dtype != torch.long or index.dim() != (1 if of is None else 2):
+        shape = "(K,)" if of is None else "(G, K)"
+        raise ConfigError(f"{said}: index is {_describe(index)}, expected int64 {shape} of the {channels} channels")
+    if index.device != tokens.index.device:
+        raise ConfigError(
+            f"{said}: index is on {index.device}, expected it on {tokens.index.device}, as the tokens are"
+        )
+    if not 0 < index.shape[-1] <= channels:
+        raise ConfigError(f"{said}: index has {index.shape[-1]} channels, expected 1 to {channels}")
+    if of is not None and (
+        not isinstance(of, tuple) or len(of) != spans or not all(type(g) is int and 0 <= g < len(index) for g in of)
+    ):
+        raise ConfigError(
+            f"{said}: of={of!r}, expected for each of the {spans} spans a row of index, 0 to {len(index) - 1}"
+        )
+    if look and index.numel():
+        rows = index.view(-1, index.shape[-1])
+        if not bool((rows.diff() > 0).all()) or int(rows.min()) < 0 or int(rows.max()) >= channels:
+            raise ConfigError(
+                f"{said}: index is not ascending from 0 to {channels - 1} at most, each channel once: sort it"
+            )
+    return answer
 
 
 def _check_grid(said: str, resizes: bool, tokens: Tokens, answer: Reduction) -> None:

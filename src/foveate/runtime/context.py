@@ -7,12 +7,13 @@ import inspect
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from foveate.answers import Answer
 from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
@@ -20,14 +21,15 @@ from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
+from foveate.runtime.ffn import Split
 from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
+from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
 from foveate.runtime.signals import Reading
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,25 @@ class Action:
     )
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
-    def answer(self, tokens: Tokens) -> Reduction:
-        """What the method says at its site, checked."""
+    def ask(self, tokens: Tokens) -> tuple[Answer, bool]:
+        """What the method says at its site, and whether the values of that are to be checked as well as the shapes."""
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         try:
-            reduction = self.method.answer(replace(tokens, strict=look, history=own), self.site)
+            answer = self.method.answer(replace(tokens, strict=look, history=own), self.site)
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")
             raise
-        check_shapes(self.method, self.site, tokens, reduction)
+        self._asked.add(True)
+        return answer, look
+
+    def answer(self, tokens: Tokens) -> Reduction:
+        """The reduction that the method decides on at its site, checked."""
+        answer, look = self.ask(tokens)
+        reduction = check_shapes(self.method, self.site, tokens, answer)
         if look:
             check_members(self.method, self.site, tokens, reduction)
-        self._asked.add(True)
         return reduction
 
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
@@ -64,6 +71,12 @@ class Action:
         reduction = self.answer(tokens)
         self._log(trace, tokens, reduction)
         return reduction
+
+    def note(self, trace: Trace, tokens: Tokens, channels: tuple[int, int]) -> None:
+        """Note a visit of a site where every token stays and uses so many of all channels."""
+        n, flops = tokens.counts, flops_of(self.method, tokens, self.site)
+        known = tokens.index, tokens.index, tokens.spans.shape
+        trace.sites.append(SiteTrace(self.site, self.method.name(), n, n, flops, *known, channels=channels))
 
     def _log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
         """Note a visit of the site."""
@@ -82,21 +95,6 @@ class Action:
                 reduction.groups,
             )
         )
-
-
-class Memo:
-    """Results computed once per forward and shared by its layers. Keeps what the key names alive, so ids stay unique."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-
-    def once(self, name: str, alive: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """``make()`` for this name and these very objects, computed the first time only."""
-        key = (name, *map(id, alive))
-        if key not in self._known:
-            self._known[key] = (make(), alive)
-        result: T = self._known[key][0]
-        return result
 
 
 @dataclass(eq=False)
@@ -217,6 +215,7 @@ class DecoderPass:
         layout: what is present, with the visual tokens; None when this forward brings none.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
+        queries, ffn: of the layer that runs now, where its attention or its FFN does not work on all rows alike.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
@@ -244,11 +243,19 @@ class DecoderPass:
     samples: Samples | None = None
     position_ids: Tensor | None = None
     previous: Tensor | None = None
+    queries: Queries | None = None
+    ffn: Split | None = None
     readings: dict[int, Reading] = field(default_factory=dict)
     keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
+
+    def note(self, action: Action, counts: Sequence[int]) -> None:
+        """Note that so many tokens of each span came to a site: chunks of the prompt that follow shall know."""
+        for (m, row, clip), n in zip(self.names or [], counts):
+            key = (action.order, row, clip)
+            self.records[m].seen[key] = self.records[m].seen.get(key, 0) + n
 
     @property
     def reduced(self) -> Rows | None:

@@ -32,6 +32,7 @@ from foveate.runtime.context import (
 )
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.parts import PartHooks
 from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
@@ -56,7 +57,7 @@ class DecoderHooks:
         self.first = [a for a in actions if a.site.at == "lm_entry"]
         self.before: dict[int, list[Action]] = {i: [] for i in range(len(self.layers) + 1)}
         for action in actions:
-            if action.site.at == "decoder" and action.site.action == "reduce":
+            if action.site.at == "decoder" and not action.site.part:
                 self.before[action.site.layer].append(action)
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
@@ -65,12 +66,18 @@ class DecoderHooks:
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
         self.sources = sources_of(self.layers, self.spec, self.model.config)
+        inside = {i: [a for a in actions if a.site.part and a.site.layer == i] for i in range(len(self.layers))}
+        self.parts = {
+            i: PartHooks(i, self.layers[i], self.spec, context, of_layer, self._tokens)
+            for i, of_layer in inside.items()
+            if of_layer
+        }
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
 
     @property
     def reduces(self) -> bool:
-        """Whether the language model may hold fewer tokens anywhere."""
-        return bool(self.holes or self.first or self.step or any(self.before.values()))
+        """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
+        return bool(self.holes or self.first or self.step or any(self.before.values()) or self.parts)
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
@@ -89,8 +96,10 @@ class DecoderHooks:
             attention = attention_of(layer, self.spec)
             if attention is None:
                 hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
-            elif self._signals(i, decoding=False) or self._signals(i, decoding=True) or _is_flash(attention):
+            elif self._watches(i) or _is_flash(attention):
                 hooks.change(watch(attention, Probe(lambda i=i: self._reading(i))))  # type: ignore[misc]
+            if i in self.parts:
+                self.parts[i].attach(hooks)
         norm = self.model.get_submodule(self.spec.norm)
         hooks.pre(norm, self._before_norm)
         hooks.post(norm, self._scatter, first=True)
@@ -156,8 +165,11 @@ class DecoderHooks:
         call, self.context.decoder = self.context.decoder, None
         if call is None or output is None:
             return
+        fewer = call.reduced is not None
+        if call.layout is not None:
+            fewer |= any(each.parts is not None for each in call.trace.prefill[-len(self.layers) :])
         for name in self.spec.complete:
-            if call.reduced is not None and getattr(output, name, None) is not None:
+            if fewer and getattr(output, name, None) is not None:
                 raise InputError(
                     f"output_{name} wants a row for every token in every layer, and this method leaves fewer: set "
                     f"output_{name}=False (losses that are made of it go with it)"
@@ -276,9 +288,7 @@ class DecoderHooks:
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden)
         reduction = action.decide(call.trace, tokens)
-        for (m, row, clip), n in zip(call.names or [], tokens.counts):
-            key = (action.order, row, clip)
-            call.records[m].seen[key] = call.records[m].seen.get(key, 0) + n
+        call.note(action, tokens.counts)
         call.layout, take = layout.reduce(reduction)
         if take is not None:
             hidden = take_rows(hidden, take)
@@ -290,13 +300,13 @@ class DecoderHooks:
     def _tokens(self, call: DecoderPass, layout: Rows, action: Action, hidden: Tensor) -> Tokens:
         site = action.site
         text_counts: tuple[int, ...] = ()
-        reading = call.readings.get(site.layer - 1) if site.at == "decoder" else None
+        reading = call.readings.get(site.layer - (site.part != "ffn")) if site.at == "decoder" else None
         signals: dict[str, Tensor] = {}
         for name in site.signals:
             if name == "residual" and call.previous is not None:
                 signals[name] = layout.pick(hidden - call.previous)
             elif name == "text":
-                signals[name], text_counts = _text(call, layout, hidden)
+                signals[name], text_counts = _text(call, call.layout or layout, hidden)
             elif name not in _NOT_ATTENTION and reading is not None:
                 several = call.samples.last.shape[1] if call.samples is not None else 1
                 signals[name] = of_tokens(name, reading, layout, samples=several)
@@ -324,7 +334,14 @@ class DecoderHooks:
         if decoding:
             asked = self.step.action.site.signals if self.step and self.step.layer == layer + 1 else ()
             return frozenset(asked)
-        return frozenset(name for a in self.before[layer + 1] for name in a.site.signals) - _NOT_ATTENTION
+        asking = [*self.before[layer + 1], *(self.parts[layer].rows_and_channels if layer in self.parts else ())]
+        asking += self.parts[layer + 1].queries if layer + 1 in self.parts else []
+        return frozenset(name for a in asking for name in a.site.signals) - _NOT_ATTENTION
+
+    def _watches(self, layer: int) -> bool:
+        """Whether anything stands between a layer's attention and its kernel."""
+        signals = self._signals(layer, decoding=False) or self._signals(layer, decoding=True)
+        return bool(signals) or (layer in self.parts and bool(self.parts[layer].queries))
 
     def _read(self, call: DecoderPass, i: int, layer: nn.Module, hidden: Tensor, keys: KVIndex | None) -> None:
         """Say what the layer's attention is to be read for."""

@@ -50,6 +50,16 @@ class Facts:
         if not 0 <= last < len(blocks):
             raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
 
+    def check_part(self, layer: nn.Module, part: str) -> None:
+        """What the family names in a part of a decoder layer is there. (Asked of layers that have a site there only.)"""
+        decoder = self.family.decoder
+        names = {"ffn": ("ffn",), "attention": ("attention", "query", "attention_end", "attention_norm")}[part]
+        for field in names:
+            inside = layer.get_submodule(decoder.attention) if field in ("query", "attention_end") else layer
+            path = getattr(decoder, field)
+            if _missing(inside, path):
+                raise self.wrong(f"Decoder.{field}={path!r}", f"{type(inside).__name__} has no such module")
+
     def check_features(self, output: Any) -> None:
         """The output module gives one tensor of features, or the whole of a list of them."""
         if not isinstance(output, Tensor):

@@ -94,7 +94,7 @@ class Rows:
 
     def rows(self, x: Tensor) -> Tensor:
         """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
-        return x.flatten(0, 1)[self._flat(x.device)]
+        return x.flatten(0, 1)[self.flat(x.device)]
 
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(B, P, C)`` as tokens ``(N, unit * C)``."""
@@ -104,7 +104,7 @@ class Rows:
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """``x (B, P, C)`` with its visual rows replaced by tokens ``(N, unit * C)``."""
         values = values.to(x.dtype).reshape(-1, *x.shape[2:])
-        new = x.flatten(0, 1).index_copy(0, self._flat(x.device), values).view_as(x)
+        new = x.flatten(0, 1).index_copy(0, self.flat(x.device), values).view_as(x)
         return new if x.is_contiguous() else torch.empty_like(x).copy_(new)  # a product rounds as its strides are
 
     def only(self, keep: Tensor, tokens: Tokens) -> Rows:
@@ -112,7 +112,8 @@ class Rows:
         row, slot = (each.view(-1, self.unit)[keep].flatten() for each in (self.row, self.slot))
         return replace(self, tokens=tokens, row=row, slot=slot)
 
-    def _flat(self, device: torch.device) -> Tensor:
+    def flat(self, device: torch.device) -> Tensor:
+        """``(N * unit,)`` places of the visual rows in ``x.flatten(0, 1)``."""
         return (self.row * self.width + self.slot).to(device)
 
     def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:

@@ -56,7 +56,7 @@ class Lot:
         check_restored(self.method, site, restored, parked.hidden)
         if isinstance(self.outer, Packed):
             return self.outer.put(hidden, restored)
-        return self.outer.put(_spread(hidden, self.kept, self.outer.width), restored)  # some rows are no token's
+        return self.outer.put(spread(hidden, self.kept, self.outer.width), restored)  # some rows are no token's
 
     def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
@@ -105,7 +105,7 @@ class Attending:
 
     def before_query(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the query projection shall see."""
-        if self.fused and not _is_plain(layer):  # parked rows need its keys and values, and it cannot be cut
+        if self.fused and not is_plain(layer):  # parked rows need its keys and values, and it cannot be cut
             if self.trace is not None:
                 self.trace.queries = x.shape[:-1].numel()
             return x
@@ -120,7 +120,7 @@ class Attending:
         if not self.fused:
             return self._spread(output, whole.shape[-2])
         width = layer.out_features // 3
-        parked = _others(self.kept, len(whole))
+        parked = others(self.kept, len(whole))
         bias = None if layer.bias is None else layer.bias[width:]
         lent = nn.functional.linear(whole[parked], layer.weight[width:], bias)
         lent = nn.functional.pad(lent.to(output.dtype), (width, 0))
@@ -161,22 +161,22 @@ class Attending:
         place = self.kept if place is None else place
         if place.dim() == 1:
             return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
-        return _spread(x, place, n)
+        return spread(x, place, n)
 
 
-def _spread(x: Tensor, place: Tensor, n: int) -> Tensor:
+def spread(x: Tensor, place: Tensor, n: int) -> Tensor:
     """``x (B, P, ...)`` at ``place (B, P)`` among ``n`` rows, zeros elsewhere."""
     flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
     out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
     return out.view(len(place), n, *x.shape[2:])
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether ``weight`` and ``bias`` are all there is to it (no adapter, no quantisation, nothing offloaded)."""
     return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
 
 
-def _others(kept: Tensor, n: int) -> Tensor:
+def others(kept: Tensor, n: int) -> Tensor:
     """``(n - K,)`` ascending: the rows that are not in ``kept (K,)``."""
     is_kept = torch.zeros(n, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
     return torch.argsort(is_kept.to(torch.uint8), stable=True)[: n - len(kept)]

@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import rows_of
 from foveate.runtime.parking import Attending
 from foveate.tokens import Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.queries import Queries
 
 PREFIX = "foveate|"
 _CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
@@ -99,7 +102,8 @@ class Reading:
         parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
-        attending: the block's own rows among all rows of this attention, when it sees parked ones too; or None.
+        attending: the rows that have queries among all rows of this attention, when some have none (they are parked, or
+            skip it); or None.
         width: tokens per row that the layer brought; they are the last keys.
         take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
             tower ``(rows,)``. None: all.
@@ -113,7 +117,7 @@ class Reading:
     parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
     drop_positions: bool = False
-    attending: Attending | None = None
+    attending: Attending | Queries | None = None
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None

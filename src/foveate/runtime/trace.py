@@ -45,7 +45,8 @@ class KeyTrace:
 class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
-    `visual` is None where nobody looked, as no site of the decoder needs to know.
+    `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
+    that was not the whole layer for every row.
     """
 
     batch: int
@@ -54,6 +55,26 @@ class LayerTrace:
     full_queries: int
     full_keys: int
     visual: int | None
+    parts: PartTrace | None = None
+
+
+@dataclass
+class PartTrace:
+    """What the parts of a decoder layer computed for the rows of all the batch; None: the usual.
+
+    Attributes:
+        ffn: rows that went through the whole FFN.
+        channels: rows that used a part of its channels, how many, and of how many.
+        keys: rows that went through the attention's projections of keys and values.
+        queries: rows that went through that of the queries and the one after the kernel.
+        kernel: queries that the kernel had in each row of the batch.
+    """
+
+    ffn: int | None = None
+    channels: tuple[int, int, int] | None = None
+    keys: int | None = None
+    queries: int | None = None
+    kernel: int | None = None
 
 
 @dataclass
@@ -66,6 +87,7 @@ class SiteTrace:
         present, index: raster indices of the tokens before, and of the survivors.
         shapes: token grid of each span; of patches, where single patches are parked.
         resized, coords, groups: as in `Reduction`, where it says so.
+        channels: of an FFN, how many the tokens used, and of how many.
     """
 
     site: Site
@@ -79,6 +101,7 @@ class SiteTrace:
     resized: tuple[tuple[int, int], ...] | None = None
     coords: Tensor | None = None
     groups: Callable[[], Tensor] | None = None
+    channels: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:

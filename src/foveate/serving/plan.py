@@ -145,6 +145,10 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} acts on the KV cache while decoding, not in this engine"
             )
+        if site.part:
+            raise UnsupportedSiteError(
+                f"{action.method.name()} changes a part of a layer, at {site}, which this engine runs whole for every token"
+            )
         if "text" in site.signals:
             inside = site.at == "decoder" and site.layer > 0
             why = (

@@ -32,8 +32,9 @@ class Act:
     """What a method did at a step.
 
     Attributes:
-        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore`` or ``hide``.
-        before, after: visual tokens, or patches where ``patches``.
+        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer) or
+            ``channels``.
+        before, after: visual tokens, or patches where ``patches``; with ``channels``, those of the FFN that tokens use.
     """
 
     method: str
@@ -144,6 +145,8 @@ class _Walk:
         """One step: its sites act, then everything is noted."""
         if number == 2 + self.blocks:
             self._enter()
+        for view in self.views:
+            view.skipped[:] = False
         self.acts.append(tuple(act for visit in self.visits.get(number, []) for act in self._visit(visit)))
         if step.stage == "language" and number > 2 + self.blocks:
             self.held.append([view.present for view in self.views])
@@ -194,6 +197,10 @@ class _Walk:
         site = visit.site
         kept = self._of_spans(visit.index, visit.after)
         present = self._of_spans(visit.present, visit.before)
+        if visit.channels is not None:
+            some, every = visit.channels
+            yield Act(visit.method, site.action, every, some, False)
+            return
         groups, places = self._groups(visit), self._places(visit)
         waiting = self._running()
         shapes = self._mine(visit.shapes)
@@ -202,6 +209,8 @@ class _Walk:
                 view.restore()
             elif site.action == "park":
                 view.park(kept[i], shapes[i])
+            elif site.action == "skip":
+                view.skip(kept[i])
             elif visit.resized is not None:
                 view.resize(self._mine(visit.resized)[i], kept[i])
             elif site.at == "decode":

@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Shape = tuple[int, int]
 
-ALIVE, MERGED, PARKED, LENT, RESTORED, DROPPED, WITHDRAWN, HIDDEN, ABSENT = "amplrdwhx"
+ALIVE, MERGED, SKIPPED, PARKED, LENT, RESTORED, DROPPED, WITHDRAWN, HIDDEN, ABSENT = "amsplrdwhx"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Frame:
 
     Attributes:
         height, width: cells; four to a token where single patches of a 2x2 unit are parked, else one.
-        states: a letter for each cell in raster order: ``a`` a token of its own, ``m`` part of a merged one, ``p`` parked,
+        states: a letter for each cell in raster order: ``a`` a token of its own, ``m`` part of a merged one, ``s`` one
+            that skips the attention or the FFN of this layer, ``p`` parked,
             ``l`` parked and lending keys and values, ``r`` back after it was parked, ``d`` dropped before any decoder layer
             has read it, ``w`` withdrawn after that, ``h`` in the cache but hidden from the last generated token, ``x``
             absent from a grid that stock code has put together: left earlier, or part of another token.
@@ -61,6 +62,7 @@ class View:
         self.parked: Flags = np.zeros(len(y), bool)
         self.restored: Flags = np.zeros(len(y), bool)
         self.hidden: Flags = np.zeros(len(y), bool)
+        self.skipped: Flags = np.zeros(len(y), bool)
         self.left = np.full(len(y), "", dtype="<U1")
         self.places: dict[int, tuple[float, float]] = {}
 
@@ -133,6 +135,12 @@ class View:
         for token, (y, x) in places.items():
             self.places[token] = (y + 0.5) * scale[0] - 0.5, (x + 0.5) * scale[1] - 0.5
 
+    def skip(self, going: Sequence[int]) -> None:
+        """Only those ``going`` go through a part of the layer."""
+        goes = np.zeros(self.ids[0] * self.ids[1], bool)
+        goes[list(going)] = True
+        self.skipped |= self.running & ~goes[self.owner]
+
     def hide(self, shown: Sequence[int]) -> None:
         """The last generated token saw only those ``shown``."""
         seen = np.zeros(self.ids[0] * self.ids[1], bool)
@@ -145,6 +153,7 @@ class View:
         tokens, counts = np.unique(self.owner[self.present], return_counts=True)
         merged = tokens[counts > self.fine**2]
         states[np.isin(self.owner, merged)] = MERGED
+        states[self.skipped] = SKIPPED
         states[self.parked] = LENT if lends else PARKED
         states[self.hidden] = HIDDEN
         marks = [((y + 0.5) * self.fine, (x + 0.5) * self.fine) for y, x in map(self._place, merged.tolist())]

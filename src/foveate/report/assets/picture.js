@@ -2,6 +2,7 @@
 const STATES = [
   ["a", "alive", "a token of its own"],
   ["m", "merged", "one colour is one token; the dot is where it stands"],
+  ["s", "part skipped", "not in the attention or the FFN of this layer"],
   ["p", "parked", "skips this block, comes back later"],
   ["l", "parked, still read", "lends keys and values to this block"],
   ["r", "restored", "was parked, is back"],
@@ -89,6 +90,9 @@ function cell(pen, frame, i, x, y, w, h) {
   else if (state === "w") {
     fill(`rgba(${colours.veil}, 0.78)`);
     lines(pen, x, y, w, h, `rgba(${colours.strike}, 0.8)`, "\\");
+  } else if (state === "s") {
+    fill(`rgba(${colours.veil}, 0.3)`);
+    lines(pen, x, y, w, h, `rgba(${colours.parked}, 0.6)`, "/");
   } else if (state === "p" || state === "l") {
     fill(`rgba(${colours.veil}, ${state === "p" ? 0.66 : 0.42})`);
     lines(pen, x, y, w, h, `rgba(${colours.parked}, 0.95)`, state === "p" ? "/" : ".");

@@ -99,11 +99,11 @@ function go(step) {
 
 /* -- cards --------------------------------------------------------------------------------------------------------- */
 
-const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", park: "parks, goes on with", restore: "restores", hide: "shows" };
+const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", park: "parks, goes on with", restore: "restores", hide: "shows", skip: "sends through a part", channels: "uses channels" };
 
 function doing(told, step) {
   const acts = told.acts[step].map((act) => {
-    const what = act.patches ? "patches" : "tokens";
+    const what = act.action === "channels" ? "channels" : act.patches ? "patches" : "tokens";
     return make("span", {}, make("b", {}, `${act.method} ${ACTION[act.action]}`), ` ${act.before} → ${act.after} ${what}. `);
   });
   return [...acts, make("span", { className: "truth" }, tally(told, step))];

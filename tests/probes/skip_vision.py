@@ -1,0 +1,31 @@
+"""Skip-Vision (arXiv 2503.21817): most visual tokens skip the FFN of every decoder layer, and the attention of none.
+
+From the paper: skipped tokens share the norm, the projections and the causal attention with the others, at their own positions,
+and pass on the residual in place of the FFN. From the authors' code: which tokens are retained follows from their place, the
+last ones of an image. Ours: how many; summaries, and the removal from the cache after the prompt, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveate import Host, Method, Site, Tokens
+
+
+@dataclass(frozen=True)
+class SkipVision(Method):
+    """Only the last ``keep`` of each image's tokens go through the FFN of decoder layers from ``first`` on."""
+
+    keep: float = 0.25
+    first: int = 0
+    part: str = "ffn"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        part = "attention" if self.part == "attention" else "ffn"
+        return [Site("decoder", i, self.keep, action="skip", part=part) for i in range(self.first, host.layers)]
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return tokens.index.float()
