@@ -6,7 +6,7 @@ A method is a frozen dataclass in a file of its own. It says its `sites` and imp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -116,6 +116,15 @@ class Method:
         Asked at ``restore`` and at every ``attend`` site. By default a parked token is what it was.
         """
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
+
+    def follow(self, state: MutableMapping[str, Any], rows: Tensor | None) -> None:
+        """Make ``state`` (`Tokens.state`) fit a KV cache that has changed between two forwards. By default all is forgotten.
+
+        Args:
+            rows: ``(B',)`` of the rows before, those that there are now (beams, several sequences of one prompt); or None: the
+                newest tokens of the text were cropped (guesses of assisted decoding that were wrong).
+        """
+        state.clear()
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""

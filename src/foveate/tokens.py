@@ -71,7 +71,9 @@ class Tokens:
             first site in the language model, 0 if unknown; else empty.
         history: ``(S,)`` counts before each reduction so far, from the first to the last one.
         text_counts: text tokens per sample of the batch, for the signal ``text``.
-        state: a dict of the method's own that lives as long as the KV cache; decode steps keep their memory here.
+        state: a dict of the method's own, the same one at all of its sites, from the first one that a prompt meets (in the
+            vision tower, too) to the end of the KV cache. It is one for all rows of the call. `Method.follow` says what
+            becomes of it when rows or tokens leave the cache.
         strict: whether scores are looked at, which waits for the device.
         activations: at a site of part ``ffn`` whose FFN is a gated one of plain layers: ``act(gate(x)) * up(x)``, of as many
             channels as it has, for any rows ``x (M, C)`` of ``hidden``. What that costs is counted by the runtime.

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from foveate.errors import UnsupportedCacheError
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import View
 from foveate.tokens import Spans, Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.state import States
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,7 @@ class CompactMixin:
     values: Tensor
     kv: KVIndex
     visible: View | None  # the slots that this decode step may see, or None: all
-    state: dict[str, Any]
+    states: States | None  # what methods remember with this cache: one of its entries carries it
     expected: bool  # the runtime has announced the next update
     is_sliding: bool
     is_initialized: bool
@@ -232,15 +235,15 @@ class CompactMixin:
         if remove <= 0:
             return
         self.kv, entries = self.held().crop(min(remove, self.kv.total))
-        self.state.clear()
+        if self.states is not None:
+            self.states.crop(self.kv.total)
         if entries:
             self.keys = self.keys[..., :-entries, :]
             self.values = self.values[..., :-entries, :]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.kv, self.visible = KVIndex(0, 0), None
-        self.state.clear()
+        self.kv, self.visible, self.states = KVIndex(0, 0), None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -258,7 +261,8 @@ class CompactMixin:
 
     def _select(self, rows: Tensor) -> None:
         self.kv = self.kv.select(rows)
-        self.state.clear()  # what a method remembered belongs to other rows now
+        if self.states is not None:
+            self.states.select(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and saved as what it was before it became compact, and what it holds: the class is made at run time."""
@@ -333,7 +337,7 @@ def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
             "(generate without cache_implementation='static')"
         )
     new = _empty(type(entry))
-    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, state={}, expected=False)
+    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, states=None, expected=False)
     cache.layers[layer] = new
     result: CompactMixin = new
     return result

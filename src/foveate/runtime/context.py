@@ -28,6 +28,7 @@ from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
 from foveate.runtime.signals import Reading
+from foveate.runtime.state import Begun, States
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
 
@@ -175,6 +176,7 @@ class TowerPass:
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
         rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
+        states: what methods remember of this prompt.
     """
 
     grid: Grid
@@ -204,6 +206,7 @@ class TowerPass:
     memo: Memo = field(default_factory=Memo)
     merged: bool = False
     moved: bool = False
+    states: States = field(default_factory=States)
 
 
 @dataclass
@@ -226,6 +229,7 @@ class DecoderPass:
         keys: layer -> what its attention sees, and the layout that it ran on, for layers that attend to the same.
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
+        states: what methods remember of this prompt, and of what the cache holds.
     """
 
     batch: int
@@ -249,6 +253,7 @@ class DecoderPass:
     keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
+    states: States = field(default_factory=States)
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:
@@ -321,6 +326,7 @@ class Context(threading.local):
         self.prompt: Prompt | None = None
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = Trace()
+        self.begun = Begun()
 
 
 @functools.cache

@@ -37,6 +37,7 @@ from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
 from foveate.tokens import Tokens
@@ -127,6 +128,7 @@ class DecoderHooks:
             # A new prompt that no tower call announced: text only, or features computed beforehand.
             self.context.trace = Trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
+        call.states = self._states(cache, past, inputs)
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
         if self.reduces and cache is not None:
@@ -154,6 +156,11 @@ class DecoderHooks:
             call.rank = None if mask is None else (mask.flatten().cumsum(0) - 1).view_as(mask)
         return args, kwargs
 
+    def _states(self, cache: Any, past: int, inputs: Inputs) -> States:
+        """What methods remember, in a forward that goes on after the ``past`` tokens of a cache."""
+        kept = states_in(cache) if past else None
+        return self.context.begun.meet(kept, cache is not None) if inputs.modalities else kept or States()
+
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.context.decoder
         if call is not None and call.position_ids is None:
@@ -179,7 +186,10 @@ class DecoderHooks:
             (call.start, tick(output[0].device))
         )
         call.trace.decode_steps += decoding
-        _weigh(call.trace, cache_among(output if isinstance(output, tuple) else output.values()))
+        cache = cache_among(output if isinstance(output, tuple) else output.values())
+        if self.reduces:
+            keep_states(cache, call.states, call.past + call.length)
+        _weigh(call.trace, cache)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -321,6 +331,7 @@ class DecoderHooks:
             signals=signals,
             seen=tuple(call.records[m].seen.get((action.order, row, clip), 0) for m, row, clip in names),
             total=tuple(call.records[m].brought[clip] if self.alone else 0 for m, _, clip in names),
+            state=call.states.of(action.method, action.part),
             text_counts=text_counts,
         )
 

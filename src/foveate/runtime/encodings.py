@@ -29,6 +29,7 @@ from foveate.runtime.features import pooled_of, with_pooled
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
 from foveate.runtime.memory import Known, Memory, encodings_of, frames_of, record_of
+from foveate.runtime.state import Begun
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
@@ -78,6 +79,7 @@ class Encodings:
     def _begin(self, pixels: str, *args: Any, **kwargs: Any) -> None:
         if self.context.prompt is None and not self.context.encoding:
             self.context.records = []
+            self.context.begun = Begun()
         self.context.encoding.append(pixels)
         layer, usual = kwargs.get("vision_feature_layer"), getattr(self.model.config, "vision_feature_layer", None)
         if self.acts and layer is not None and layer != usual:
@@ -155,6 +157,7 @@ class Encodings:
         """A prompt begins: take in the features that come with it."""
         context = self.context
         context.records, context.encoding, context.prompt = [], [], Prompt(alone)
+        context.begun = Begun()
         try:
             if isinstance(kwargs.get("mm_encoder_outputs"), dict):  # stock code repeats features for beams in place
                 outputs = {kind: copy.copy(output) for kind, output in kwargs["mm_encoder_outputs"].items()}

@@ -68,7 +68,10 @@ class Entry:
             lengths = tuple(int(n) for n in present.sum(1))
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
         begins = None if begins is None else host[-1]
-        call.samples = samples_of(torch.stack(visual).any(0), present, begins, embeds.device)
+        anywhere = torch.stack(visual).any(0)
+        call.samples = samples_of(anywhere, present, begins, embeds.device)
+        columns = anywhere.any(0).nonzero()
+        call.states.images = call.past + int(columns[-1]) + 1 if len(columns) else call.states.images
         tokens = call.layout.tokens
         if call.samples.several:
             tokens = replace(tokens, spans=call.samples.spans(tokens, call.layout.slot.cpu()))

@@ -46,7 +46,8 @@ class Lot:
 
     def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
-        tokens, parked = replace(layout.tokens, hidden=layout.pick(hidden)), self.parked.tokens
+        parked = self.parked.tokens
+        tokens = replace(layout.tokens, hidden=layout.pick(hidden), state=parked.state)
         if tokens.hidden.shape[1:] != parked.hidden.shape[1:]:
             raise UnsupportedSiteError(
                 f"{self.method.name()} cannot restore at {site}: tokens have {tokens.hidden.shape[-1]} channels there and had "

@@ -16,6 +16,7 @@ def choose_grid(call: TowerPass, actions: Sequence[Action]) -> bool:
     tokens = tokens_of(frames(call.grid), call.device)
     rows = torch.arange(len(tokens), device=call.device)
     for action in actions:
+        tokens = replace(tokens, state=call.states.of(action.method, action.part))
         reduction = action.decide(call.trace, tokens)
         assert reduction.shape is not None, "as checked"
         rows = rows[reduction.keep]

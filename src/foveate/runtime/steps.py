@@ -78,8 +78,7 @@ class DecodeSite:
             reading.width = slots.width
             signals = {str(name): of_tokens(name, reading, slots) for name in site.signals}
             call.trace.signal_flops += reading.take_flops()
-        state = entry.state.setdefault(str(self.action.order), {})
-        tokens = replace(whole.tokens, signals=signals, state=state)
+        tokens = replace(whole.tokens, signals=signals, state=call.states.of(method, self.action.part))
         return self.action.decide(call.trace, tokens)
 
 

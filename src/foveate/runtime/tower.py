@@ -55,6 +55,7 @@ from foveate.runtime.mid import attach_mid
 from foveate.runtime.parking import Lot
 from foveate.runtime.pixels import choose_grid
 from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
+from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
 from foveate.tokens import Parked, Tokens
@@ -78,8 +79,7 @@ class TowerHooks:
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
         self.reduces, self.last = bool(actions), self.spec.last_block(config)
         self.proportional = any(a.method.proportional_attention for a in actions)
-        self.attending = AttendHooks(self.spec, context)
-        self.facts = TowerFacts(family)
+        self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
@@ -153,7 +153,7 @@ class TowerHooks:
         if any(record.consumed for record in self.context.records):
             self.context.records = []
         if not self.context.records:
-            self.context.trace = Trace()
+            self.context.trace, self.context.begun = Trace(), Begun()
         device = device_of(module, args, kwargs)
         try:
             grid = self.spec.grid(self.config, args, kwargs)
@@ -164,6 +164,7 @@ class TowerHooks:
             self.context.tower, self.context.records = None, []
             return None
         self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
+        call.states = self.context.begun.states
         call.sides = call.sides_now = sides_of(self.spec, self.config, args, kwargs, grid)
         call.trace.full_around += self.spec.around(self.tower, args, kwargs)
         if padded := self.spec.padded(self.config, args, kwargs):
@@ -343,8 +344,7 @@ class TowerHooks:
 
     def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
         signals: dict[str, Tensor] = {}
-        picked = layout.pick(hidden)
-        reading = call.readings.get(block)
+        picked, reading = layout.pick(hidden), call.readings.get(block)
         for name in action.site.signals:
             if name == "residual":
                 if call.previous is None:
@@ -359,7 +359,7 @@ class TowerHooks:
                 raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
         if reading is not None:
             call.trace.signal_flops += reading.take_flops()
-        return replace(layout.tokens, hidden=picked, signals=signals)
+        return replace(layout.tokens, hidden=picked, signals=signals, state=call.states.of(action.method, action.part))
 
     # -- output -----------------------------------------------------------------------------------------------------
 

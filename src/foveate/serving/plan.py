@@ -173,6 +173,23 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     return Plan(method, tower, entry, tuple(inner))
 
 
+class _NoState(dict[str, Any]):
+    """What methods find as `Tokens.state`: an engine encodes an image once for several prompts, and runs these in pieces."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise UnsupportedSiteError(
+            f"this method remembers {name!r} from one of its sites to the next (`tokens.state`), and this engine cannot: it "
+            "encodes an image before its prompts, and may run these in pieces; use a method that decides at each site alone"
+        )
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self[name] = default
+
+    def update(self, *values: Any, **named: Any) -> None:
+        for name, value in dict(*values, **named).items():
+            self[name] = value
+
+
 @dataclass(frozen=True)
 class _Counts:
     shortened: bool
@@ -236,4 +253,4 @@ def _made_up(tokens: Tokens, action: Action) -> Tokens:
         "received": (),
     }
     signals: dict[str, Tensor] = {name: draw(*shapes[name]) for name in action.site.signals}
-    return replace(tokens, hidden=draw(CHANNELS), signals=signals)
+    return replace(tokens, hidden=draw(CHANNELS), signals=signals, state=_NoState())

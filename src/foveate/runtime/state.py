@@ -1,0 +1,100 @@
+"""What methods remember: a dict for every part of a sum, from its first site of a prompt to the end of the KV cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from foveate.method import Method
+from foveate.runtime.cache import CompactMixin, compact
+
+State = MutableMapping[str, Any]
+
+
+@dataclass(eq=False)
+class States:
+    """`Tokens.state` of every part. A prompt makes one; a cache entry carries it on, and reports what happens to the cache.
+
+    Attributes:
+        parts: the dict of each part, by its rank in the sum and its name.
+        images: length of the full sequence up to its last visual token.
+    """
+
+    parts: dict[str, State] = field(default_factory=dict)
+    images: int = 0
+    _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # of which a part has not been told yet
+
+    def of(self, method: Method, part: int) -> State:
+        """The dict of a part, fitted to the cache as it is now."""
+        key = f"{part} {method.name()}"
+        state = self.parts.setdefault(key, {})
+        for rows in self._changes.pop(key, ()):
+            method.follow(state, rows)
+        return state
+
+    def select(self, rows: Tensor) -> None:
+        """The rows of the cache are now ``rows (B',)`` of those before (beams, expansion)."""
+        for key, state in self.parts.items():
+            changes = self._changes.setdefault(key, []) if state else []
+            if changes and changes[-1] is not None:
+                changes[-1] = changes[-1][rows.to(changes[-1].device)]
+            else:
+                changes.append(rows)
+
+    def crop(self, length: int) -> None:
+        """The cache now ends after ``length`` tokens of the full sequence."""
+        for key, state in self.parts.items():
+            changes = self._changes.setdefault(key, []) if state else []
+            if length < self.images:
+                state.clear()
+            elif not changes or changes[-1] is not None:
+                changes.append(None)
+
+    def update(self, newer: States) -> None:
+        """Add what a later prompt has remembered in the vision tower, before its cache was known."""
+        for key, state in newer.parts.items():
+            self.parts.setdefault(key, {}).update(state)
+
+
+class Begun:
+    """What is remembered of a prompt from the vision tower on, until the language model has its features."""
+
+    def __init__(self) -> None:
+        self.states, self._met = States(), False
+
+    def meet(self, kept: States | None, cached: bool) -> States:
+        """What is remembered in a language-model forward that brings these features.
+
+        It is this, or what the cache has ``kept``, to which this is added. If nothing is ``cached``, stock code brings the
+        features again for every token: each of these forwards begins with what the tower has left.
+        """
+        begun, met = self.states, self._met
+        self.states, self._met = begun if cached else copy.deepcopy(begun), True
+        if kept is None:
+            return begun
+        if not met:
+            kept.update(begun)
+        return kept
+
+
+def states_in(cache: Cache | None) -> States | None:
+    """What methods remember with a cache; None: nothing."""
+    entries = [] if cache is None else cache.layers
+    return next((e.states for e in entries if isinstance(e, CompactMixin) and e.states is not None), None)
+
+
+def keep_states(cache: Cache | None, states: States, length: int) -> None:
+    """Let an entry of a cache, which holds ``length`` tokens of the full sequence, carry what methods remember, if anything."""
+    if cache is None or states_in(cache) is not None:
+        return
+    layers = list(enumerate(cache.layers))
+    compacted = (i for i, entry in layers if isinstance(entry, CompactMixin))
+    others = (i for i, entry in layers if isinstance(entry, DynamicLayer) and entry.is_initialized)
+    number = next(compacted, next(others, None) if any(states.parts.values()) else None)
+    if number is not None:  # (a static cache has no entry that could)
+        compact(cache, number, length).states = states
