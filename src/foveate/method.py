@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.answers import Answer
 from foveate.errors import ConfigError
@@ -116,6 +116,24 @@ class Method:
         Asked at ``restore`` and at every ``attend`` site. By default a parked token is what it was.
         """
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
+
+    def modules(self, host: Host) -> nn.ModuleDict | None:
+        """Learned parts for a model like ``host``, as they are before training: a scorer, a resampler; None: there are none.
+
+        They are made once for each handle, which keeps, saves and restores them (`foveate.Handle.modules`). Where the method
+        decides they are `learned`.
+        """
+        return None
+
+    @property
+    def learned(self) -> nn.ModuleDict:
+        """What `modules` has made for the model that this method acts in."""
+        found: nn.ModuleDict | None = vars(self).get("_learned")
+        if found is None:
+            raise ConfigError(
+                f"{self.name()} has no learned parts here: they are made by `foveate.compress`, if `modules` says which"
+            )
+        return found
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""
