@@ -14,7 +14,7 @@ from snapshot import state_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import foveate
-from foveate import ADSC, IPCV, FastV, Method, VisionZip, adapter
+from foveate import ADSC, IPCV, FastV, Method, VisionZip, adapter, trained
 from foveate.errors import AdapterError, ConfigError, FoveateError, UnknownNameError, UnsupportedModelError
 from foveate.handle import host_of
 
@@ -33,18 +33,17 @@ def adapted(family: str) -> Any:
 
 def folder_of(family: str, folder: Path, method: foveate.Method | None = None) -> str:
     model = adapted(family)
-    model.save_pretrained(folder)
-    adapter.save(folder, method or ADSC(keep=0.4), host_of(model))
+    trained.save(folder, method or ADSC(keep=0.4), host_of(model), torch.nn.ModuleDict(), model)
     return str(folder)
 
 
 def test_on_and_off(family: str, tmp_path: Path) -> None:
     source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
-    model, trained = tiny.model(family, fresh=True), adapted(family)
+    model, other = tiny.model(family, fresh=True), adapted(family)
     stock, before = tiny.text_logits(model, batch), state_of(model)
     parameters = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
-    with foveate.compress(trained, ADSC(keep=0.4)):
-        expected = tiny.text_logits(trained, batch)
+    with foveate.compress(other, ADSC(keep=0.4)):
+        expected = tiny.text_logits(other, batch)
     with foveate.compress(model, source) as handle:
         assert handle.method == ADSC(keep=0.4)
         assert handle.model is model
@@ -79,10 +78,10 @@ def test_sums_of_methods_have_adapters_too(tmp_path: Path) -> None:
 def test_an_adapter_in_a_sum(family: str, tmp_path: Path) -> None:
     """What was trained for the language model, behind something in the tower."""
     source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)
-    trained, model = adapted(family), tiny.model(family, fresh=True)
+    other, model = adapted(family), tiny.model(family, fresh=True)
     beside: Method = VisionZip() if family in tiny.cpm.FAMILIES else IPCV()  # which parks where that tower merges
-    with foveate.compress(trained, beside + ADSC(keep=0.4)):
-        expected = tiny.text_logits(trained, batch)
+    with foveate.compress(other, beside + ADSC(keep=0.4)):
+        expected = tiny.text_logits(other, batch)
     stock = tiny.text_logits(model, batch)
     with foveate.compress(model, f"{beside.name()} + {source}") as handle:
         assert handle.method == beside + ADSC(keep=0.4)
@@ -94,11 +93,11 @@ def test_sums_that_cannot_be(tmp_path: Path) -> None:
     source, model = folder_of("llava", tmp_path / "c++"), tiny.model("llava", fresh=True)
     before = state_of(model)
     with pytest.raises(ConfigError, match="one adapter at a time"):
-        foveate.compress(model, f"{tmp_path}/a + {tmp_path}/b")
+        foveate.compress(model, f"{folder_of('llava', tmp_path / 'a')} + {folder_of('llava', tmp_path / 'b')}")
     with pytest.raises(UnknownNameError, match="'nothing'"):
-        foveate.compress(model, f"nothing + {tmp_path}/a")
+        foveate.compress(model, f"nothing + {tmp_path}/c")
     with pytest.raises(UnknownNameError, match="neither a method, nor a folder"):
-        foveate.compress(model, f"ipcv + {tmp_path}/a")
+        foveate.compress(model, f"ipcv + {tmp_path}/c")
     assert state_of(model) == before
     foveate.compress(model, source).remove()  # a plus sign in a path is no sum
 
@@ -124,24 +123,24 @@ def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with foveate.compress(tiny.model("llava", fresh=True), "somebody/adsc-llava") as handle:
         assert handle.method == ADSC(keep=0.4)
     assert asked == [
-        ("somebody/adsc-llava", ["foveate_method.json", "adapter_model.safetensors", "adapter_config.json"])
+        ("somebody/adsc-llava", [trained.METHOD, trained.MODULES, "adapter_model.safetensors", "adapter_config.json"])
     ]
 
 
 BROKEN = {
-    "no method": (lambda f: (f / adapter.METHOD).unlink(), "has no foveate_method.json"),
+    "no method": (lambda f: (f / trained.METHOD).unlink(), "has no foveate_method.json"),
     "no weights": (lambda f: (f / adapter.WEIGHTS).unlink(), "has no adapter_model.safetensors"),
     "no config": (lambda f: (f / adapter.CONFIG).unlink(), "has no adapter_config.json"),
-    "method is no JSON": (lambda f: (f / adapter.METHOD).write_text("{"), "cannot read foveate_method.json"),
+    "method is no JSON": (lambda f: (f / trained.METHOD).write_text("{"), "cannot read foveate_method.json"),
     "a number that no float holds": (
-        lambda f: (f / adapter.METHOD).write_text('{"method": {}, "model": {"family": "llava", "layers": 1e999}}'),
+        lambda f: (f / trained.METHOD).write_text('{"method": {}, "model": {"family": "llava", "layers": 1e999}}'),
         "the number 1e999 is too large",
     ),
-    "method is nested deeply": (lambda f: (f / adapter.METHOD).write_text("[" * 3000), "nested too deeply"),
+    "method is nested deeply": (lambda f: (f / trained.METHOD).write_text("[" * 3000), "nested too deeply"),
     "config is nested deeply": (lambda f: (f / adapter.CONFIG).write_text("[" * 3000), "cannot read the adapter"),
-    "method is another thing": (lambda f: (f / adapter.METHOD).write_text("[1]"), "cannot read foveate_method.json"),
+    "method is another thing": (lambda f: (f / trained.METHOD).write_text("[1]"), "cannot read foveate_method.json"),
     "unknown option": (
-        lambda f: (f / adapter.METHOD).write_text(
+        lambda f: (f / trained.METHOD).write_text(
             json.dumps({"method": {"method": "adsc", "ratio": 1}, "model": {"family": "llava", "layers": 6}})
         ),
         "ADSC has no option 'ratio'",
@@ -188,10 +187,26 @@ def test_other_models(whole: Path) -> None:
     with pytest.raises(AdapterError, match="is for a llava with 6 decoder layers, and this model is a qwen2_vl with 6"):
         foveate.compress(tiny.model("qwen2_vl"), str(whole))
     wider = tiny.build(tiny.config("llava", hidden_size=96))
-    with pytest.raises(AdapterError, match="does not fit the model"):
+    with pytest.raises(AdapterError, match="whose tokens have 64 channels, and this one's have 96"):
         foveate.compress(wider, str(whole))
     with pytest.raises(AdapterError, match="has an adapter already"):
         foveate.compress(adapted("llava"), str(whole))
+
+
+def test_folders_of_before_there_were_learned_parts(whole: Path, tmp_path: Path) -> None:
+    """They say neither which files they have nor how wide their model is."""
+    shutil.copytree(whole, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / trained.METHOD).read_text())
+    old = {"method": content["method"], "model": {name: content["model"][name] for name in ("family", "layers")}}
+    (tmp_path / "run" / trained.METHOD).write_text(json.dumps(old))
+    with foveate.compress(tiny.model("llava", fresh=True), tmp_path / "run") as handle:
+        assert handle.method == ADSC(keep=0.4)
+    wider = tiny.build(tiny.config("llava", hidden_size=96))
+    with pytest.raises(AdapterError, match="does not fit the model"):
+        foveate.compress(wider, tmp_path / "run")
+    (tmp_path / "run" / adapter.WEIGHTS).unlink()
+    with pytest.raises(AdapterError, match=r"has no adapter_model.safetensors"):
+        foveate.compress(tiny.model("llava"), tmp_path / "run")
 
 
 def test_what_is_neither(tmp_path: Path) -> None:
@@ -214,7 +229,7 @@ def test_a_path_is_a_folder(whole: Path) -> None:
 
 
 def test_a_training_that_has_not_ended(tmp_path: Path) -> None:
-    (tmp_path / "run" / adapter.CHECKPOINTS).mkdir(parents=True)
+    (tmp_path / "run" / trained.CHECKPOINTS).mkdir(parents=True)
     with pytest.raises(AdapterError, match="has not ended: go on with `foveate train adsc --resume`"):
         foveate.compress(tiny.model("llava"), str(tmp_path / "run"))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from torch import nn
 
-from foveate import adapter
+from foveate import adapter, trained
 from foveate.cost import Report, report
 from foveate.errors import ConfigError, InputError, UnsupportedModelError
 from foveate.method import Host, Method
@@ -19,6 +20,7 @@ from foveate.models import family_of
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
 from foveate.runtime.context import refuse_copy
+from foveate.runtime.learned import part_names
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
@@ -32,16 +34,45 @@ class Handle:
     Attributes:
         model: the model given to `compress`, unchanged but for hooks.
         method: what is attached.
+        modules: its learned parts, by the name of the method and the name there; empty where it has none. They are not among
+            the model's own, and no other handle has them. They go where the model goes (``model.to``, ``model.train``) at the
+            next call.
     """
 
-    def __init__(self, model: nn.Module, method: Method, undo: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        undo: Callable[[], None] | None = None,
+        fill: Callable[[nn.ModuleDict], None] | None = None,
+    ) -> None:
         self.model, self.method, self._undo = model, method, undo
         self._target = _vlm(model)
         self._family = family_of(self._target.config)
         with _lock:
             _refuse_second(self._target)
             self._runtime: Runtime | None = Runtime(self._target, self._family, method)
+            self.modules = self._runtime.modules
+            try:
+                if fill is not None:
+                    fill(self.modules)
+            except BaseException:
+                self._runtime.remove()
+                raise
             vars(self._target)[_PLACE] = self
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the learned parts, for an optimiser."""
+        return self.modules.parameters()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the method, the weights of its learned parts, and the LoRA adapter on the model, if there is one.
+
+        ``foveate.compress(model, folder)`` restores all of it, on a model like this one.
+        """
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call save_pretrained() before remove()")
+        trained.save(Path(folder), self.method, self._runtime.host, self.modules, self.model)
 
     def report(self) -> Report:
         """Tokens, FLOPs, KV bytes and times of the last call that has ended, whichever thread made it."""
@@ -108,8 +139,9 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
     Args:
         model: a Hugging Face model of a supported family (`foveate.list_families`), or a PEFT model around one. It stays the
             same object: ``forward`` and ``generate`` take and give what they did.
-        method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` wrote, and then the
-            trained adapter is attached too, until `Handle.remove`; or a sum with one of these, "ipcv + adapters/adsc".
+        method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` or
+            `Handle.save_pretrained` wrote, and then what was trained is restored, too, its learned parts, and until
+            `Handle.remove` its adapter; or a sum with one of these, "ipcv + adapters/adsc".
         options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``.
 
     Raises:
@@ -120,7 +152,7 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
         return _trained(model, [os.fspath(method)], options)
     if isinstance(method, str):
         parts = [method] if os.path.isdir(method) else [part.strip() for part in method.split("+")]
-        if any(map(adapter.is_source, parts)):
+        if any(map(trained.is_source, parts)):
             return _trained(model, parts, options)
         method = make(method, **options)
     elif options:
@@ -133,21 +165,34 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
 
 
 def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
-    """The sum of ``parts``, names and one source: a method and the adapter that was trained with it."""
-    source, *others = [part for part in parts if adapter.is_source(part)]
-    if others:
-        raise ConfigError(f"{source!r} and {others[0]!r}: a model takes one adapter at a time")
+    """The sum of ``parts``, names and sources of trained methods."""
     if options:
-        raise ConfigError(f"{', '.join(options)}: the method in {source!r} has its options already; leave them out")
+        sources = " and ".join(repr(part) for part in parts if trained.is_source(part))
+        raise ConfigError(f"{', '.join(options)}: the method in {sources} has its options already; leave them out")
     target = _vlm(model)
     _refuse_second(target)
-    named = {part: make(part) for part in parts if part != source}
-    method, undo = adapter.attach(target, source, host_of(target))
+    host = host_of(target)
+    found = [trained.read(part, host) if trained.is_source(part) else make(part) for part in parts]
+    adapters = [each for each in found if isinstance(each, trained.Trained) and each.adapted]
+    if len(adapters) > 1:
+        raise ConfigError(f"{adapters[0].source!r} and {adapters[1].source!r}: a model takes one adapter at a time")
+    first, *rest = [each.method if isinstance(each, trained.Trained) else each for each in found]
+    method = sum(rest, start=first)
+
+    def fill(modules: nn.ModuleDict) -> None:
+        names = iter(part_names(method))
+        for each in found:
+            own = each.method if isinstance(each, trained.Trained) else each
+            mine = [next(names) for _ in own.parts()]
+            if isinstance(each, trained.Trained):
+                trained.fill(modules, mine, each)
+
+    undo = adapter.attach(target, adapters[0].folder, adapters[0].source) if adapters else None
     try:
-        first, *rest = [named.get(part, method) for part in parts]
-        return Handle(model, sum(rest, start=first), undo)
+        return Handle(model, method, undo, fill)
     except BaseException:
-        undo()
+        if undo is not None:
+            undo()
         raise
 
 

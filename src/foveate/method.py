@@ -10,7 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.answers import Answer
 from foveate.errors import ConfigError
@@ -125,6 +125,24 @@ class Method:
                 newest tokens of the text were cropped (guesses of assisted decoding that were wrong).
         """
         state.clear()
+
+    def modules(self, host: Host) -> nn.ModuleDict | None:
+        """Learned parts for a model like ``host``, as they are before training: a scorer, a resampler; None: there are none.
+
+        They are made once for each handle, which keeps, saves and restores them (`foveate.Handle.modules`). Where the method
+        decides they are `learned`.
+        """
+        return None
+
+    @property
+    def learned(self) -> nn.ModuleDict:
+        """What `modules` has made for the model that this method acts in."""
+        found: nn.ModuleDict | None = vars(self).get("_learned")
+        if found is None:
+            raise ConfigError(
+                f"{self.name()} has no learned parts here: they are made by `foveate.compress`, if `modules` says which"
+            )
+        return found
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""

@@ -89,6 +89,9 @@ class Host:
         layers: decoder layers before which tokens can leave (not those that attend to the keys of earlier ones).
         has_cls: the tower has a CLS token, so the signal ``cls_row`` exists.
         frames: places (`Site.at`) where the frames of a video share a clip in `Spans`; elsewhere each is a clip of its own.
+        width: channels of a token in the language model; 0 where only the config is known.
+        tower_width: the same in the tower, all patches of a token together.
+        output_width: the same at its output, where a block may have merged them; of features of one block.
     """
 
     family: str
@@ -96,3 +99,6 @@ class Host:
     layers: int
     has_cls: bool
     frames: frozenset[str] = frozenset()
+    width: int = 0
+    tower_width: int = 0
+    output_width: int = 0

@@ -74,7 +74,7 @@ MISTAKES = {
     "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
     "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),
     "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
-    "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with an adapter"),
+    "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with a trained one"),
     "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
     "limit of nothing public": (("--limit", "3"), "--limit belongs to public benchmarks: say which, with --tasks"),
     "tasks of nobody": (("--tasks", "mme"), "--tasks asks a model of yours: say which, --model FOLDER"),

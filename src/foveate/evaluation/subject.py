@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from foveate import adapter, reference
+from foveate import reference
 from foveate.evaluation.batches import Preparation
 from foveate.handle import host_of
 from foveate.method import Host, Method
@@ -22,6 +22,7 @@ from foveate.reference.data import Sample
 from foveate.reference.vocabulary import CELL, SIZE, WORDS
 from foveate.serialise import from_json
 from foveate.terminal import CommandError
+from foveate.trained import adapted
 
 _BROKEN = (
     *(OSError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError, ArithmeticError),
@@ -81,7 +82,7 @@ def load(name: str, folder: Path | None, trained: str | None = None) -> Subject:
     _check(subject)
     if trained is None:
         return subject
-    method, _ = adapter.attach(subject.model, trained, subject.host)
+    method = adapted(subject.model, trained, subject.host)
     digest = hashlib.sha256(subject.digest.encode())
     for weights in subject.model.state_dict().values():
         digest.update(weights.numpy().tobytes())

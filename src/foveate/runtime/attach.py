@@ -19,6 +19,7 @@ from foveate.runtime.context import Action, Context, Hooks
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
+from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.shared import own, sources_of
@@ -40,11 +41,13 @@ class Runtime:
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
+        method, self.modules = with_modules(method, self.host)
         actions = plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
         check_parts(actions, list(layers), Facts(family))
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
+        self.beside = _beside(actions, blocks, layers)
         self.tower = TowerHooks(base, config, family, inside, self.context)
         holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
@@ -58,6 +61,9 @@ class Runtime:
             # First, so that the hooks after them see whether the method was taken off while these waited.
             self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"))
             self.hooks.pre(base, lambda *_: self.calls.enter("model"))
+            if self.beside:
+                self.hooks.pre(self.tower.tower, self._follow)
+                self.hooks.pre(base, self._follow)
             self.tower.attach(self.hooks)
             self.encodings.attach(self.hooks)
             self.decoder.attach(self.hooks)
@@ -76,6 +82,10 @@ class Runtime:
         if head is not None:
             self.hooks.pre(head, count)
 
+    def _follow(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for each in self.beside:
+            each.follow()
+
     def remove(self) -> None:
         """Take every hook off again."""
         self.hooks.remove()
@@ -85,6 +95,22 @@ class Runtime:
         since. None: there was none."""
         mine = self.context.trace
         return mine if mine.features and not mine.prefill else self.calls.last
+
+
+def _beside(actions: list[Action], blocks: Any, layers: Any) -> list[Beside]:
+    """Learned parts, beside the blocks and layers where they act."""
+    found: dict[int, list[tuple[Site, nn.Module]]] = {}
+    for action in actions:
+        site = action.site
+        at = blocks if site.at in ("pixels", "tower", "tower_output") else layers
+        module = at[-1 if site.at == "tower_output" else site.layer]
+        found.setdefault(action.part, []).append((site, module))
+    methods = {action.part: action.method for action in actions}
+    return [
+        Beside(method.name(), method.learned, found[part])
+        for part, method in methods.items()
+        if "_learned" in vars(method)
+    ]
 
 
 def _base(model: nn.Module, family: Family) -> nn.Module:
@@ -102,7 +128,12 @@ def host_of(model: Any, family: Family) -> Host:
     base = _base(model, family)
     decoder: Any = base.get_submodule(family.decoder.module)
     layers: Any = decoder.get_submodule(family.decoder.layers)
-    return host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)))
+    host = host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)))
+    tower, merger, unit = family.tower, family.tower.merger, family.tower.unit(model.config)
+    blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
+    patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
+    merged = unit if merger is None else unit // merger.rows(model.config)
+    return replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, output_width=patch * merged)
 
 
 def host_with(family: Family, config: Any, layers: int) -> Host:

@@ -22,7 +22,7 @@ from packaging.version import Version
 from rich.console import Console
 from torch import nn
 
-from foveate import adapter
+from foveate import adapter, trained
 from foveate.errors import FoveateError, first_line
 from foveate.handle import host_of
 from foveate.loading import REFERENCES, device_of, load
@@ -38,7 +38,7 @@ from foveate.training.curriculum import Compression, Curriculum, Progress
 
 #: What a run is and has done; a run that goes on must be the same.
 RECORD = "foveate_training.json"
-CHECKPOINTS = adapter.CHECKPOINTS
+CHECKPOINTS = trained.CHECKPOINTS
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -193,8 +193,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     finally:
         compression.remove()
     adapted.peft_config["default"].base_model_name_or_path = request.model
-    adapted.save_pretrained(request.out, save_embedding_layers=False)
-    adapter.save(request.out, method, host)
+    trained.save(request.out, method, host, nn.ModuleDict(), adapted)
     card.write(request.out, request.model, request.source, method, request.curriculum, done.global_step)
     losses = tuple(float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     _write(request.out, {**record, "steps": done.global_step, "losses": losses, "stages": compression.stages})

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from foveate import adapter
 from foveate.errors import first_line
 from foveate.evaluation.fidelity.prompts import Prompt
 from foveate.handle import host_of
@@ -18,6 +17,7 @@ from foveate.loading import device_of, load
 from foveate.method import Host, Method
 from foveate.reference.vocabulary import SIZE
 from foveate.terminal import CommandError
+from foveate.trained import adapted
 
 _PROBED = 16
 
@@ -91,7 +91,7 @@ def load_stock(name: str, trained: str | None, dtype: str, device: str, attn: st
     model.to(where)
     method = None
     if trained is not None:
-        method, _ = adapter.attach(model, trained, host_of(model))
+        method = adapted(model, trained, host_of(model))
         name = f"{name} + {trained}"
     vision = getattr(model.config, "vision_config", None)
     side = SIZE if getattr(vision, "image_size", None) == SIZE else 0

@@ -16,7 +16,6 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from foveate import adapter
 from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.evaluation.lmms.asker import Asker, group_key
 from foveate.evaluation.lmms.chats import Chat, Frames, chat, question
@@ -25,6 +24,7 @@ from foveate.handle import compress
 from foveate.loading import device_of, load
 from foveate.options import method_from_words, words_of
 from foveate.terminal import CommandError
+from foveate.trained import is_source
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Simple(lmms):  # type: ignore[misc]
         options: dict[str, Any],
     ) -> Asker:
         chosen: Any = None
-        if method is not None and any(adapter.is_source(part) for part in (method, *method.split("+"))):
+        if method is not None and any(is_source(part) for part in (method, *method.split("+"))):
             if options:
                 raise ConfigError(f"{', '.join(options)}: the method in {method!r} has its options already")
             chosen = method

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from foveate import adapter
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import FoveateError
 from foveate.evaluation.asking import Cost
@@ -21,6 +20,7 @@ from foveate.method import Method, Positions
 from foveate.methods.downsample import Downsample
 from foveate.options import method_from_words
 from foveate.terminal import CommandError
+from foveate.trained import adapted
 
 #: Inputs of each task on which budgets are measured.
 PROBES = 8
@@ -85,7 +85,7 @@ def subject(request: Request, device: Any = None) -> tuple[Asker, Method | None]
     model, processor = load(request.model, request.dtype, request.attn)
     trained = None
     if request.adapter is not None:
-        trained, _ = adapter.attach(model, request.adapter, host_of(model))
+        trained = adapted(model, request.adapter, host_of(model))
     return Asker(model.to(place), processor), trained
 
 
