@@ -29,6 +29,7 @@ class Visit:
         before, after: visual tokens per span; patches, where single patches are parked.
         shapes: token grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.
+        says: what the method says here, where it is not which tokens survive.
     """
 
     site: str
@@ -37,6 +38,7 @@ class Visit:
     after: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     kept: tuple[tuple[int, ...], ...]
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
         for visit in self.visits:
-            lines.append(f"  {visit.site:<16}{visit.method}: {sum(visit.before)} -> {sum(visit.after)}")
+            what = visit.says or f"{sum(visit.before)} -> {sum(visit.after)}"
+            lines.append(f"  {visit.site:<16}{visit.method}: {what}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -205,7 +208,7 @@ def _visit(site: SiteTrace) -> Visit:
     index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
-    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept)
+    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.says)
 
 
 def _weights(module: nn.Module | None) -> int:

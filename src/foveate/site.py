@@ -30,7 +30,7 @@ class Site:
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
         action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
-            back here).
+            back here); ``sight`` (`foveate.answers.Sight`: who sees whom from this layer on).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
@@ -61,9 +61,10 @@ class Site:
 
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
-            return self.at
+            return self.at + (" (sight)" if self.action == "sight" else "")
         inside = " (mid)" if self.where == "mid" else ""
-        return f"{self.at} {self.layer}{inside}" + (" (attend)" if self.action == "attend" else "")
+        said = f" ({self.action})" if self.action in ("attend", "sight") else ""
+        return f"{self.at} {self.layer}{inside}{said}"
 
 
 @dataclass(frozen=True)

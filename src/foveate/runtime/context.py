@@ -44,28 +44,34 @@ class Action:
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
     def answer(self, tokens: Tokens) -> Reduction:
-        """What the method says at its site, checked."""
+        """The reduction that the method says at its site, checked."""
+        reduction: Reduction
+        reduction, look = self.ask(tokens)
+        check_shapes(self.method, self.site, tokens, reduction)
+        if look:
+            check_members(self.method, self.site, tokens, reduction)
+        return reduction
+
+    def ask(self, tokens: Tokens) -> tuple[Any, bool]:
+        """What the method says, and whether its values are looked at."""
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         try:
-            reduction = self.method.answer(replace(tokens, strict=look, history=own), self.site)
+            said = self.method.answer(replace(tokens, strict=look, history=own), self.site)
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")
             raise
-        check_shapes(self.method, self.site, tokens, reduction)
-        if look:
-            check_members(self.method, self.site, tokens, reduction)
         self._asked.add(True)
-        return reduction
+        return said, look
 
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
         """The same, and noted."""
         reduction = self.answer(tokens)
-        self._log(trace, tokens, reduction)
+        self.log(trace, tokens, reduction)
         return reduction
 
-    def _log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
+    def log(self, trace: Trace, tokens: Tokens, reduction: Reduction, says: str = "") -> None:
         """Note a visit of the site."""
         trace.sites.append(
             SiteTrace(
@@ -80,6 +86,7 @@ class Action:
                 reduction.shape,
                 reduction.coords,
                 reduction.groups,
+                says,
             )
         )
 

@@ -35,6 +35,7 @@ from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
+from foveate.runtime.sight import answered
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
@@ -56,7 +57,7 @@ class DecoderHooks:
         self.first = [a for a in actions if a.site.at == "lm_entry"]
         self.before: dict[int, list[Action]] = {i: [] for i in range(len(self.layers) + 1)}
         for action in actions:
-            if action.site.at == "decoder" and action.site.action == "reduce":
+            if action.site.at == "decoder":
                 self.before[action.site.layer].append(action)
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
@@ -210,7 +211,8 @@ class DecoderHooks:
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if watching and cache is None and self.step is not None:
             self.step.warn_without_cache()
-        if entry is not None and (watching or call.reduced is not None):
+        sighted = call.layout is not None and call.layout.sight is not None
+        if entry is not None and (watching or sighted or call.reduced is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
@@ -275,10 +277,13 @@ class DecoderHooks:
         layout = call.layout
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden)
-        reduction = action.decide(call.trace, tokens)
         for (m, row, clip), n in zip(call.names or [], tokens.counts):
             key = (action.order, row, clip)
             call.records[m].seen[key] = call.records[m].seen.get(key, 0) + n
+        if action.site.action == "sight":
+            call.layout = replace(layout, sight=answered(action, call.trace, tokens))
+            return hidden
+        reduction = action.decide(call.trace, tokens)
         call.layout, take = layout.reduce(reduction)
         if take is not None:
             hidden = take_rows(hidden, take)

@@ -32,8 +32,9 @@ class Act:
     """What a method did at a step.
 
     Attributes:
-        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore`` or ``hide``.
+        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide`` or ``sight``.
         before, after: visual tokens, or patches where ``patches``.
+        says: what the method said there, where it was not which tokens survive.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Act:
     before: int
     after: int
     patches: bool
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,8 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        if before != after:
-            yield Act(visit.method, action, before, after, site.unit == "patch")
+        if before != after or visit.says:
+            yield Act(visit.method, action, before, after, site.unit == "patch", visit.says)
 
     def _running(self) -> float:
         return sum(view.tokens() for view in self.views)

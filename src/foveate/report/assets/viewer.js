@@ -103,6 +103,7 @@ const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", 
 
 function doing(told, step) {
   const acts = told.acts[step].map((act) => {
+    if (act.says) return make("span", {}, make("b", {}, `${act.method}:`), ` ${act.says}. `);
     const what = act.patches ? "patches" : "tokens";
     return make("span", {}, make("b", {}, `${act.method} ${ACTION[act.action]}`), ` ${act.before} → ${act.after} ${what}. `);
   });
