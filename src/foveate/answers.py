@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -27,4 +28,34 @@ class Channels:
     of: tuple[int, ...] | None = None
 
 
-Answer = Reduction | Channels
+@dataclass(frozen=True)
+class Sight:
+    """A sight says who may attend to whom, from a decoder layer on, in addition to the model's own mask.
+
+    It is in force until another one at a deeper site replaces it; one of which all of ``sees`` is true, without a window,
+    lifts it. A token always sees itself. Whatever comes after this forward (generated tokens, the text of later turns) is
+    text, and sees of the cached tokens what the last row of ``sees`` says. Groups mean the same in every forward: visual
+    tokens of a later turn or chunk see those that are cached by their numbers, too.
+
+    Hollow attention, where a visual token sees the text and its next neighbours alone, is one group and a window:
+    ``Sight(torch.zeros(len(tokens), dtype=torch.long, device=tokens.index.device), torch.ones(2, 2, dtype=torch.bool), 256)``.
+
+    Attributes:
+        group: ``(N,)`` int64, the group of each token, from 0 to ``G - 1``.
+        sees: ``(G + 1, G + 1)`` bool, whether a query of the group of the row sees keys of the group of the column; the last
+            row and column are the text's. Best on the CPU, where it is looked at.
+        window: a visual token sees of the others only those that are at most so many places away in the full sequence; None:
+            all. Text sees them at any distance.
+    """
+
+    group: Tensor
+    sees: Tensor
+    window: int | None = None
+
+    @property
+    def hides_nothing(self) -> bool:
+        """Whether the model's own mask is all there is."""
+        return self.window is None and bool(self.sees.all())
+
+
+Answer: TypeAlias = Reduction | Channels | Sight

@@ -29,7 +29,7 @@ class Visit:
         before, after: visual tokens per span; patches, where single patches are parked.
         shapes: token grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.
-        channels: of an FFN, how many the tokens used, and of how many; None where a site chooses none.
+        says: what the method says here, where it is not which tokens survive.
     """
 
     site: str
@@ -38,7 +38,7 @@ class Visit:
     after: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
     kept: tuple[tuple[int, ...], ...]
-    channels: tuple[int, int] | None = None
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Report:
         data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
         for visit in data["visits"]:
             del visit["kept"]
-            if visit["channels"] is None:
-                del visit["channels"]
+            if not visit["says"]:
+                del visit["says"]
         if self.thread is None:
             del data["thread"]
         return data
@@ -105,10 +105,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
         for visit in self.visits:
-            change = f"{sum(visit.before)} -> {sum(visit.after)}"
-            if visit.channels is not None:
-                change = f"{sum(visit.before)} with {visit.channels[0]} of {visit.channels[1]} channels"
-            lines.append(f"  {visit.site:<15} {visit.method}: {change}")
+            what = visit.says or f"{sum(visit.before)} -> {sum(visit.after)}"
+            lines.append(f"  {visit.site:<15} {visit.method}: {what}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -212,7 +210,7 @@ def _visit(site: SiteTrace) -> Visit:
     index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
-    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.channels)
+    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.says)
 
 
 def _weights(module: nn.Module | None) -> int:

@@ -32,8 +32,8 @@ def strip(image: Image.Image, visits: Sequence[Visit], span: int, title: str = "
     panels = [(big, title)]
     for visit in _some([visit for visit in visits if visit.shapes]):
         caption = f"{visit.method}, {visit.site}: {visit.after[span]} of {visit.before[span]}"
-        if visit.channels is not None:
-            caption += f", {visit.channels[0]} of {visit.channels[1]} channels"
+        if visit.says:
+            caption += f", {visit.says}"
         panels.append(
             (_pixels(image, size, visit, span) if visit.site == "pixels" else _patches(big, visit, span), caption)
         )

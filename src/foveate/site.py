@@ -34,7 +34,8 @@ class Site:
         action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
             back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of
-            the FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says).
+            the FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom
+            from this layer on, as `Sight` says).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
@@ -73,10 +74,11 @@ class Site:
 
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
-            return self.at
+            return self.at + (" (sight)" if self.action == "sight" else "")
         inside = " (mid)" if self.where == "mid" else ""
         inside += f" {self.part}" if self.part else ""
-        return f"{self.at} {self.layer}{inside}" + (f" ({self.action})" if self.part or self.action == "attend" else "")
+        said = f" ({self.action})" if self.part or self.action in ("attend", "sight") else ""
+        return f"{self.at} {self.layer}{inside}{said}"
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_channel_by_channel(family: str) -> None:
             expected = tiny.text_logits(model, batch)
         with foveate.compress(model, Fixed()) as handle:
             close(tiny.text_logits(model, batch), expected)
-            assert "with 14 of 96 channels" in str(handle.report())
+            assert "use 14 of 96 channels" in str(handle.report())
 
 
 @whole
@@ -181,9 +181,9 @@ def test_serving_and_the_report() -> None:
         story = tell(handle.trace(), handle.report())
     acts = {step.name: story.acts[i] for i, step in enumerate(story.steps) if story.acts[i]}
     n = story.full_tokens[0]
-    assert {name: (act.action, act.before, act.after) for name, (act,) in acts.items()} == {
-        "Decoder layer 1": ("channels", 96, 14),
-        "Decoder layer 2": ("skip", n, n // 2),
+    assert {name: (act.action, act.before, act.after, act.says) for name, (act,) in acts.items()} == {
+        "Decoder layer 1": ("channels", n, n, "visual tokens use 14 of 96 channels"),
+        "Decoder layer 2": ("skip", n, n // 2, ""),
     }
     states = ["".join(story.frames[i].states for i in shown) for shown in story.shown[-7:-1]]
     assert [found.count("s") for found in states] == [0, 0, n - n // 2, 0, 0, 0]

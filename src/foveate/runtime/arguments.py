@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.samples import NUMBERS
+from foveate.runtime.sight import limit_of
 from foveate.runtime.signals import real_implementation
 
 
@@ -38,10 +40,9 @@ class LayerArguments:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
         layout = call.layout
         if not isinstance(entry, CompactMixin):
-            reduced = call.reduced
-            if reduced is None:
+            if layout is None or (layout.index is None and layout.sight is None):
                 return None
-            return call.memo.once("rows", (reduced,), lambda: KVIndex(call.length, 0, reduced.index, reduced.valid))
+            return call.memo.once("rows", (layout,), lambda: KVIndex(0, 0).append_rows(layout, None, False))
         entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
@@ -86,14 +87,29 @@ class LayerArguments:
             self._refuse_windows(attention, entry, keys)
         causal = bool(getattr(attention, "is_causal", True))
         kind = "keys" if attention is None else kind_of(real_implementation(attention.config))
+        sees = attention is not None  # a layer with a state takes all that comes
+        if sees and kind == "keys" and call.layout is not None and call.layout.sight is not None:
+            raise UnsupportedModelError(
+                "flash attention takes no mask of pairs of tokens, which a method asks for that says who may see whom: use "
+                "sdpa, eager or flex attention"
+            )
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
             if axis == "mask":
                 visible = entry.visible if isinstance(entry, CompactMixin) else None
                 new[name] = call.memo.once(
-                    f"{name} {kind} {width}",
+                    f"{name} {kind} {width} {sees}",
                     (value, layout, keys, visible),
-                    partial(self._mask, call, value, keys, visible, kind, causal, hidden),
+                    partial(
+                        self._mask,
+                        call,
+                        value,
+                        keys if sees else replace(keys, groups=None),
+                        visible,
+                        kind,
+                        causal,
+                        hidden,
+                    ),
                 )
             elif value is not None and layout is not None:
                 self.facts.check_axis(name, value, axis, (call.length, call.rows))
@@ -170,18 +186,25 @@ class LayerArguments:
         causal: bool,
         hidden: Tensor,
     ) -> Any:
-        padded = keys.valid is not None or (visible is not None and visible.valid is not None)
         layout, device, width = call.reduced, hidden.device, hidden.shape[1]
+        groups, limit = keys.groups, None
+        padded = keys.valid is not None or (visible is not None and visible.valid is not None) or groups is not None
         if value is None and not padded and (call.length == 1 or (call.past == 0 and width == keys.length)):
             return None
         k = keys.view(call.batch, device)
+        sighted = call.layout is not None and call.layout.sight is not None
+        groups = None if groups is None else groups.up_to(keys.length)
+        if groups is not None and not sighted:  # all that comes is text to what is there
+            k = k.without(groups.hidden.to(device))
         k = k if visible is None else k.through(visible)
         if layout is not None and layout.index is not None:
             cut = layout.width - width
             q = View(layout.index[:, cut:], None if layout.valid is None else layout.valid[:, cut:])
         else:
             q = View(torch.arange(call.length - width, call.length, device=device).expand(call.batch, -1), None)
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal=causal)
+        if groups is not None and sighted and call.layout is not None:
+            limit = limit_of(call.layout, groups, q.index + call.past, k.index)
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limit)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout

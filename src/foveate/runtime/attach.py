@@ -45,6 +45,8 @@ class Runtime:
         actions = plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
         check_parts(actions, list(layers), Facts(family))
+        decoder: Any = base.get_submodule(family.decoder.module)
+        _check_sight(actions, attends, sources_of(layers, family.decoder, decoder.config))
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.beside = _beside(actions, blocks, layers)
@@ -169,6 +171,11 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
     _check_parking(sorted(actions, key=_moment), merged)
+    sighted = {action.method.name(): action.part for action in actions if action.site.action == "sight"}
+    if len(set(sighted.values())) > 1:
+        raise UnsupportedSiteError(
+            f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
+        )
     if sum(action.site.at == "decode" for action in actions) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
     return actions
@@ -196,6 +203,22 @@ def _check_attention(actions: list[Action], attends: list[bool]) -> None:
             )
 
 
+def _check_sight(actions: list[Action], attends: list[bool], sources: list[int]) -> None:
+    """Who sees whom is said where an attention comes after it, and before layers whose keys others attend to."""
+    lent = [source for i, source in enumerate(sources) if source != i]
+    for action in actions:
+        site, name = action.site, action.method.name()
+        if site.action != "sight":
+            continue
+        if lent and site.at == "decoder" and site.layer > min(lent):
+            raise UnsupportedSiteError(
+                f"{name} says at {site} who sees whom, but later layers of this model attend to the keys of layer {min(lent)}: "
+                "say it there or earlier"
+            )
+        if not any(attends[site.layer :]):
+            raise UnsupportedSiteError(f"{name} says at {site} who sees whom, but no layer from there on has attention")
+
+
 def _with_history(actions: list[Action]) -> list[Action]:
     """The same actions, each with how many of its own part come directly before it, in the tower or in the language model."""
 
@@ -212,8 +235,9 @@ def _with_history(actions: list[Action]) -> list[Action]:
             found[action.order] = action
             continue
         place = when(action)[0], action.part
-        run = run + 1 if place == last else 0
+        run = run if place == last else 0
         found[action.order], last = replace(action, after=run), place
+        run += action.site.action != "sight"  # which leaves all tokens where they are
     return [found[action.order] for action in actions]
 
 
@@ -288,8 +312,8 @@ ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
-    "lm_entry": {"reduce"},
-    "decoder": {"reduce", "skip", "channels"},
+    "lm_entry": {"reduce", "sight"},
+    "decoder": {"reduce", "skip", "channels", "sight"},
     "decode": {"reduce"},
     "cache": set(),
 }

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from foveate.errors import UnsupportedCacheError
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import View
+from foveate.runtime.sight import Groups, groups_of, joined
 from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class KVIndex:
         valid: ``(B, P - tail)`` bool, or None: no padding of ours.
         shift: ``(B,)`` how much smaller position ids are than in the stock model (renumbering), or None.
         visual: the visual tokens and their slots, kept only where decode steps ask for them.
+        groups: of the visual tokens, where a method has said who may see them, or None.
     """
 
     total: int
@@ -46,6 +48,7 @@ class KVIndex:
     valid: Tensor | None = None
     shift: Tensor | None = None
     visual: Rows | None = None
+    groups: Groups | None = None
     _selected: dict[int, tuple[Tensor, KVIndex]] = field(default_factory=dict, repr=False)
 
     @property
@@ -70,12 +73,12 @@ class KVIndex:
     def append_rows(self, rows: Rows, shift: Tensor | None, keep_visual: bool) -> KVIndex:
         """After a forward that arrived as ``rows``."""
         batch, device = len(rows.lengths), rows.row.device
-        visual = None
+        groups, visual = joined(self.groups, groups_of(rows), self.length), None
         if keep_visual:
             new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length)
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
-            return replace(self.append(rows.full), shift=shift, visual=visual)
+            return replace(self.append(rows.full), shift=shift, visual=visual, groups=groups)
         old = self.view(batch, device)
         index = torch.cat([old.index, rows.index + self.total], dim=1)
         valid = None
@@ -83,22 +86,26 @@ class KVIndex:
             here = torch.ones_like(rows.index, dtype=torch.bool) if rows.valid is None else rows.valid
             before = torch.ones_like(old.index, dtype=torch.bool) if old.valid is None else old.valid
             valid = torch.cat([before, here], dim=1)
-        return KVIndex(self.total + rows.full, 0, index, valid, shift, visual)
+        return KVIndex(self.total + rows.full, 0, index, valid, shift, visual, groups)
 
     def last(self, n: int) -> KVIndex:
         """Only the last ``n`` entries (sliding windows)."""
         cut = self.length - n
         if cut <= 0:
             return self
+        groups = None if self.groups is None else self.groups.after(cut)
         if self.index is None or n <= self.tail:
-            return KVIndex(self.total, n, shift=self.shift)
+            return KVIndex(self.total, n, shift=self.shift, groups=groups)
         valid = None if self.valid is None else self.valid[:, cut:]
-        return KVIndex(self.total, self.tail, self.index[:, cut:], valid, self.shift)
+        return KVIndex(self.total, self.tail, self.index[:, cut:], valid, self.shift, groups=groups)
 
     def crop(self, remove: int) -> tuple[KVIndex, int]:
         """Without the last ``remove`` tokens of the full sequence, and how many entries that frees in every row."""
         if remove <= self.tail:
-            return replace(self, total=self.total - remove, tail=self.tail - remove, _selected={}), remove
+            groups = self._groups_up_to(self.length - remove)
+            return replace(
+                self, total=self.total - remove, tail=self.tail - remove, groups=groups, _selected={}
+            ), remove
         assert self.index is not None, "an entry without an index is all tail"
         total = self.total - remove
         gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid
@@ -106,7 +113,11 @@ class KVIndex:
         freed = int(gone.flip(1).long().cumprod(1).sum(1).min())
         width = self.index.shape[1] - freed
         valid = None if not bool(gone[:, :width].any()) else ~gone[:, :width]
-        return KVIndex(total, 0, self.index[:, :width], valid, self.shift), freed + self.tail
+        groups = self._groups_up_to(width)
+        return KVIndex(total, 0, self.index[:, :width], valid, self.shift, groups=groups), freed + self.tail
+
+    def _groups_up_to(self, length: int) -> Groups | None:
+        return None if self.groups is None else self.groups.up_to(length)
 
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
@@ -120,6 +131,7 @@ class KVIndex:
             _of_rows(self.valid, rows),
             _of_rows(self.shift, rows),
             None if self.visual is None else _select_rows(self.visual, [int(row) for row in rows.tolist()]),
+            None if self.groups is None else self.groups.of_rows(rows),
         )
         self._selected[0] = (rows, new)
         return new

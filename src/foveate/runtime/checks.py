@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.answers import Channels
+from foveate.answers import Channels, Sight
 from foveate.errors import ConfigError
 from foveate.method import Method, Site
 from foveate.tokens import Reduction, Tokens
@@ -160,6 +160,39 @@ def _check_clips(said: str, tokens: Tokens, keep: Tensor, group: Tensor) -> None
             f"{said}: token {astray[0]} joins token {int(keep[group[astray[0]]])}, which is of another image: what comes out "
             "for one would depend on the other; merge inside an image, or a video"
         )
+
+
+def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look: bool) -> Sight:
+    """The sight that a method answered; raise `ConfigError` unless it has a group for every token, and a table of the groups."""
+    said = f"{type(method).__name__}.answer at {site}"
+    if not isinstance(answer, Sight):
+        raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Sight")
+    group, sees, n = answer.group, answer.sees, len(tokens)
+    if not isinstance(group, Tensor) or group.shape != (n,) or group.dtype != torch.long:
+        raise ConfigError(f"{said}: group is {_describe(group)}, expected int64 ({n},), the group of each token")
+    if group.device != tokens.index.device:
+        raise ConfigError(
+            f"{said}: group is on {group.device}, expected it on {tokens.index.device}, as the tokens are"
+        )
+    square = isinstance(sees, Tensor) and sees.dim() == 2 and sees.shape[0] == sees.shape[1] > 0
+    if not square or sees.dtype != torch.bool:
+        raise ConfigError(
+            f"{said}: sees is {_describe(sees)}, expected bool (G + 1, G + 1), a row and a column for each of the G groups, "
+            "and the last ones for the text"
+        )
+    if not bool(sees[-1, -1]):
+        raise ConfigError(
+            f"{said}: sees says that text does not see text, and only visual tokens can be hidden from it"
+        )
+    window = answer.window
+    if window is not None and (type(window) is not int or window < 0):
+        raise ConfigError(f"{said}: window={window!r}, expected None or a whole number of places, 0 or more")
+    outside = group[(group < 0) | (group >= len(sees) - 1)].tolist() if look else []
+    if outside:
+        raise ConfigError(
+            f"{said}: group has {_few(outside)}, expected 0 to {len(sees) - 2}, as sees is {tuple(sees.shape)} with the text's"
+        )
+    return answer
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:

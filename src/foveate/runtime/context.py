@@ -70,16 +70,10 @@ class Action:
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
         """The same, and noted."""
         reduction = self.answer(tokens)
-        self._log(trace, tokens, reduction)
+        self.log(trace, tokens, reduction)
         return reduction
 
-    def note(self, trace: Trace, tokens: Tokens, channels: tuple[int, int]) -> None:
-        """Note a visit of a site where every token stays and uses so many of all channels."""
-        n, flops = tokens.counts, flops_of(self.method, tokens, self.site)
-        known = tokens.index, tokens.index, tokens.spans.shape
-        trace.sites.append(SiteTrace(self.site, self.method.name(), n, n, flops, *known, channels=channels))
-
-    def _log(self, trace: Trace, tokens: Tokens, reduction: Reduction) -> None:
+    def log(self, trace: Trace, tokens: Tokens, reduction: Reduction, says: str = "") -> None:
         """Note a visit of the site."""
         trace.sites.append(
             SiteTrace(
@@ -94,6 +88,7 @@ class Action:
                 reduction.shape,
                 reduction.coords,
                 reduction.groups,
+                says,
             )
         )
 

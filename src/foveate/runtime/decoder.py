@@ -36,6 +36,7 @@ from foveate.runtime.parts import PartHooks
 from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
+from foveate.runtime.sight import answered
 from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite
@@ -232,7 +233,8 @@ class DecoderHooks:
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if watching and cache is None and self.step is not None:
             self.step.warn_without_cache()
-        if entry is not None and (watching or call.reduced is not None):
+        sighted = call.layout is not None and call.layout.sight is not None
+        if entry is not None and (watching or sighted or call.reduced is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
@@ -297,6 +299,10 @@ class DecoderHooks:
         layout = call.layout
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden)
+        if action.site.action == "sight":
+            call.note(action, tokens.counts)
+            call.layout = replace(layout, sight=answered(action, call.trace, tokens))
+            return hidden
         reduction = action.decide(call.trace, tokens)
         call.note(action, tokens.counts)
         call.layout, take = layout.reduce(reduction)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from foveate.answers import Sight
 from foveate.ops.segments import offsets, segment_ids, within
 from foveate.tokens import Reduction, Spans, Tokens
 
@@ -66,6 +67,7 @@ class Rows:
         place: ``(N,)`` position in the full sequence whose position id each visual token takes; None: its own.
         sides: patches down and across of every span, where units do not cover them; (): they do. The rows of what is not
             covered are there, like text, and are no token's.
+        sight: who may attend to whom besides the model's own mask, with the group of each visual token; None: it is all.
     """
 
     width: int
@@ -80,6 +82,7 @@ class Rows:
     place: Tensor | None = None
     unit: int = 1
     sides: tuple[tuple[int, int], ...] = ()
+    sight: Sight | None = None
 
     @property
     def patch_sides(self) -> tuple[tuple[int, int], ...]:
@@ -150,6 +153,7 @@ class Rows:
             index=take if self.index is None else self.index.gather(1, take),
             valid=None if min(lengths) == width else stays.gather(1, take),
             place=None if self.place is None else self.place[reduction.keep],
+            sight=None if self.sight is None else replace(self.sight, group=self.sight.group[reduction.keep]),
         )
         return layout, take
 

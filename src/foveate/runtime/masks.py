@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
 
+#: whether query ``i`` of batch row ``b`` may see key ``j``, for any shapes of ``(b, i, j)`` that fit each other
+Limit: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: sdpa: True = attend; eager: added to the logits; flash: (B, K) keys present; flex: a BlockMask
 Kind = Literal["bool", "float", "keys", "flex"]
 
@@ -40,6 +42,10 @@ class View:
     index: Tensor
     valid: Tensor | None
 
+    def without(self, hidden: Tensor) -> View:
+        """The same, as if what is ``hidden (B, P)`` were padding."""
+        return View(self.index, ~hidden if self.valid is None else self.valid & ~hidden)
+
     def through(self, slots: View) -> View:
         """What is left when only ``slots`` of this axis are shown."""
         valid = slots.valid
@@ -50,7 +56,15 @@ class View:
 
 
 def derive(
-    mask: Any, queries: View, keys: View, total: int, past: int, kind: Kind, dtype: torch.dtype, causal: bool = True
+    mask: Any,
+    queries: View,
+    keys: View,
+    total: int,
+    past: int,
+    kind: Kind,
+    dtype: torch.dtype,
+    causal: bool = True,
+    limit: Limit | None = None,
 ) -> Any:
     """The mask of a reduced layer.
 
@@ -62,11 +76,12 @@ def derive(
         kind: form of the result.
         dtype: of a ``float`` result.
         causal: whether a stock mask of None means causal attention, or full attention (towers, prefix-LM decoders).
+        limit: whether query ``i`` of batch row ``b`` may see key ``j`` of those that the layer holds, besides that mask.
     """
     if mask is None:
-        return _built(queries, keys, past, kind, dtype, causal)
+        return _built(queries, keys, past, kind, dtype, causal, limit)
     if not isinstance(mask, Tensor):
-        return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1])
+        return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1], limit)
     first = total - mask.shape[-1]  # a sliding layer's mask starts later than the sequence
     column = keys.index - first
     outside = column < 0
@@ -80,16 +95,25 @@ def derive(
     taken = mask.expand(queries.index.shape[0], -1, -1, -1)[batch, :, rows[:, :, None], column[:, None, :]]
     taken = taken.permute(0, 3, 1, 2)  # (B, 1, Q, K)
     hidden = hidden[:, None, None, :]
+    hidden = hidden if limit is None else hidden | ~_pairs(limit, queries, keys)
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
-def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool) -> Any:
-    several = queries.index.shape[1] > 1
+def _pairs(limit: Limit, queries: View, keys: View) -> Tensor:
+    """``(B, 1, Q, K)`` bool: what a limit says of all pairs."""
+    batch, i, j = (torch.arange(n, device=keys.index.device) for n in (*queries.index.shape, keys.index.shape[1]))
+    return limit(batch[:, None, None], i[None, :, None], j[None, None, :])[:, None]
+
+
+def _built(
+    queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool, limit: Limit | None
+) -> Any:
+    several, plain = queries.index.shape[1] > 1, keys.valid is None and limit is None
     # Kernels read None as "causal, aligned top left": right for one token, or when queries are the keys and none is padding.
-    if keys.valid is None and (not causal or not several or (past == 0 and queries.index.shape == keys.index.shape)):
+    if plain and (not causal or not several or (past == 0 and queries.index.shape == keys.index.shape)):
         return None
     if kind == "flex":
-        return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0)
+        return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0, limit)
     device = keys.index.device
     present = torch.ones_like(keys.index, dtype=torch.bool) if keys.valid is None else keys.valid
     if kind == "keys":
@@ -97,6 +121,7 @@ def _built(queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype,
     allowed = present[:, None, None, :]
     if several and causal:
         allowed = allowed & (keys.index[:, None, None, :] <= (queries.index + past)[:, None, :, None])
+    allowed = allowed if limit is None else allowed & _pairs(limit, queries, keys)
     if kind == "bool":
         return allowed
     return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
@@ -116,7 +141,7 @@ def rows_of(mask: Any, index: Tensor) -> Tensor:
     return seen.expand(*index.shape, len(keys))[:, None]
 
 
-def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int) -> Any:
+def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int, limit: Limit | None = None) -> Any:
     """The flex mask that says ``pattern`` of places in the full sequence; the stock one began at key ``first``."""
     from torch.nn.attention import flex_attention
 
@@ -132,6 +157,6 @@ def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int) ->
 
     def taken(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen: Tensor = pattern(b, h, q[b, i], k[b, j]) & shown[b, j]
-        return seen
+        return seen if limit is None else seen & limit(b, i, j)
 
     return flex_attention.create_block_mask(taken, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)

@@ -87,7 +87,7 @@ class SiteTrace:
         present, index: raster indices of the tokens before, and of the survivors.
         shapes: token grid of each span; of patches, where single patches are parked.
         resized, coords, groups: as in `Reduction`, where it says so.
-        channels: of an FFN, how many the tokens used, and of how many.
+        says: what the method says here, where it is not which tokens survive.
     """
 
     site: Site
@@ -101,7 +101,7 @@ class SiteTrace:
     resized: tuple[tuple[int, int], ...] | None = None
     coords: Tensor | None = None
     groups: Callable[[], Tensor] | None = None
-    channels: tuple[int, int] | None = None
+    says: str = ""
 
     @property
     def name(self) -> str:

@@ -145,6 +145,10 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     actions = plan(method, host, family, config, host.blocks, host.layers)
     for action in actions:
         site = action.site
+        if site.action == "sight":
+            raise UnsupportedSiteError(
+                f"{action.method.name()} says at {site} who may attend to whom, and kernels of this engine take no such mask"
+            )
         if site.at == "decode":
             raise UnsupportedSiteError(
                 f"{action.method.name()} acts on the KV cache while decoding, not in this engine"

@@ -32,9 +32,10 @@ class Act:
     """What a method did at a step.
 
     Attributes:
-        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer) or
-            ``channels``.
-        before, after: visual tokens, or patches where ``patches``; with ``channels``, those of the FFN that tokens use.
+        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer),
+            ``channels`` or ``sight``.
+        before, after: visual tokens, or patches where ``patches``.
+        says: what the method said there, where it was not which tokens survive.
     """
 
     method: str
@@ -42,6 +43,7 @@ class Act:
     before: int
     after: int
     patches: bool
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -197,10 +199,6 @@ class _Walk:
         site = visit.site
         kept = self._of_spans(visit.index, visit.after)
         present = self._of_spans(visit.present, visit.before)
-        if visit.channels is not None:
-            some, every = visit.channels
-            yield Act(visit.method, site.action, every, some, False)
-            return
         groups, places = self._groups(visit), self._places(visit)
         waiting = self._running()
         shapes = self._mine(visit.shapes)
@@ -222,8 +220,8 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        if before != after:
-            yield Act(visit.method, action, before, after, site.unit == "patch")
+        if before != after or visit.says:
+            yield Act(visit.method, action, before, after, site.unit == "patch", visit.says)
 
     def _running(self) -> float:
         return sum(view.tokens() for view in self.views)

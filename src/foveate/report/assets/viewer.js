@@ -103,7 +103,8 @@ const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", 
 
 function doing(told, step) {
   const acts = told.acts[step].map((act) => {
-    const what = act.action === "channels" ? "channels" : act.patches ? "patches" : "tokens";
+    if (act.says) return make("span", {}, make("b", {}, `${act.method}:`), ` ${act.says}. `);
+    const what = act.patches ? "patches" : "tokens";
     return make("span", {}, make("b", {}, `${act.method} ${ACTION[act.action]}`), ` ${act.before} → ${act.after} ${what}. `);
   });
   return [...acts, make("span", { className: "truth" }, tally(told, step))];

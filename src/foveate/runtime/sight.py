@@ -1,0 +1,138 @@
+"""Who may attend to whom besides the model's own mask, as `foveate.answers.Sight` says.
+
+The sight in force is part of the layout, so it follows the tokens as others leave. Cache entries remember the group of each
+token, and whether later text may see it: that is all that later forwards need to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from foveate.answers import Sight
+from foveate.runtime.checks import check_sight
+from foveate.runtime.layout import Rows
+from foveate.runtime.masks import Limit
+from foveate.tokens import Reduction, Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.context import Action
+    from foveate.runtime.trace import Trace
+
+TEXT = -1  # the group of whatever is no visual token
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups of the first entries of a cache entry; whatever comes after them is text.
+
+    Attributes:
+        number: ``(B, P)`` int64, the group of each, or `TEXT`.
+        hidden: ``(B, P)`` bool, what text does not see.
+    """
+
+    number: Tensor
+    hidden: Tensor
+
+    def up_to(self, length: int) -> Groups:
+        """The first ``length`` entries, as many of which are text as it takes."""
+        missing = length - self.number.shape[1]
+        if missing <= 0:
+            return Groups(self.number[:, :length], self.hidden[:, :length])
+        pad = torch.nn.functional.pad
+        return Groups(pad(self.number, (0, missing), value=TEXT), pad(self.hidden, (0, missing), value=False))
+
+    def after(self, cut: int) -> Groups | None:
+        """What is left when the first ``cut`` entries have left."""
+        return Groups(self.number[:, cut:], self.hidden[:, cut:]) if cut < self.number.shape[1] else None
+
+    def then(self, other: Groups) -> Groups:
+        """These, and ``other`` right after them."""
+        return Groups(torch.cat([self.number, other.number], 1), torch.cat([self.hidden, other.hidden], 1))
+
+    def of_rows(self, rows: Tensor) -> Groups:
+        """The same for other rows of the batch."""
+        rows = rows.to(self.number.device)
+        return Groups(self.number.index_select(0, rows), self.hidden.index_select(0, rows))
+
+
+def groups_of(layout: Rows) -> Groups | None:
+    """The groups of what is present, or None: no sight is in force."""
+    sight = layout.sight
+    if sight is None:
+        return None
+    number = torch.full((len(layout.lengths), layout.width), TEXT, device=layout.row.device)
+    number = number.index_put((layout.row, layout.slot), sight.group)
+    text_sees = _on(sight.sees, number.device)[-1]
+    return Groups(number, (number >= 0) & ~text_sees[number])
+
+
+def joined(old: Groups | None, new: Groups | None, at: int) -> Groups | None:
+    """What a cache entry holds once ``new`` has come after the ``at`` entries that it has."""
+    if new is None:
+        return old
+    if old is None:
+        text = torch.full((len(new.number), at), TEXT, device=new.number.device)
+        old = Groups(text, torch.zeros_like(text, dtype=torch.bool))
+    return old.up_to(at).then(new)
+
+
+def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tensor) -> Limit:
+    """What the sight in force lets the tokens of ``layout`` see.
+
+    Args:
+        layout: the queries, with a sight.
+        keys: all keys, those of the queries last.
+        query_places, key_places: ``(B, Q)`` and ``(B, K)`` places in the full sequence; a layer may run on the last ``Q``
+            queries alone.
+    """
+    sight, queries = layout.sight, groups_of(layout)
+    assert sight is not None
+    assert queries is not None
+    table, window = _on(sight.sees, key_places.device), sight.window
+    text = len(table) - 1
+    of_query = queries.number[:, layout.width - query_places.shape[1] :].to(key_places.device)
+    of_key, hidden = keys.number.to(key_places.device), keys.hidden.to(key_places.device)
+
+    def limit(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        q, k = of_query[b, i], of_key[b, j]
+        away = (query_places[b, i] - key_places[b, j]).abs()
+        # A group of an earlier forward that this one does not know is seen as text sees it.
+        by_text = (q < 0) | (k >= text)
+        seen = torch.where(by_text, ~hidden[b, j], table[q, k.clamp(max=text - 1)])
+        if window is not None:
+            seen = seen & ((away <= window) | (q < 0) | (k < 0))
+        return seen | (away == 0)
+
+    return limit
+
+
+def answered(action: Action, trace: Trace, tokens: Tokens) -> Sight | None:
+    """What a method says of ``tokens`` at its site, checked and noted; None where nothing is hidden from now on."""
+    answer, look = action.ask(tokens)
+    sight = check_sight(action.method, action.site, tokens, answer, look)
+    everything = Reduction(torch.arange(len(tokens), device=tokens.index.device), tokens.counts)
+    action.log(trace, tokens, everything, says_of(sight))
+    return None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
+
+
+def says_of(sight: Sight) -> str:
+    """What a sight hides, in a few words for the report."""
+    if sight.hides_nothing:
+        return "everybody sees everybody"
+    groups = len(sight.sees) - 1
+    names = [*(f"group {g}" for g in range(groups)), "text"]
+    parts = []
+    for name, row in zip(names, sight.sees.tolist()):
+        if not all(row):
+            parts.append(f"{name} sees {', '.join(n for n, seen in zip(names, row) if seen) or 'itself alone'}")
+    if sight.window is not None:
+        parts.append(f"visual tokens see each other up to {sight.window} away")
+    return "; ".join(parts)
+
+
+def _on(sees: Tensor, device: torch.device) -> Tensor:
+    return sees.to(device, non_blocking=True)

@@ -1,0 +1,1 @@
+"""Methods of papers that are not in the library, each as small as its idea: they show what the vocabulary can say."""
