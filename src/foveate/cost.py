@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.models.family import Decoder, Family, Merger, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.reuse import spared
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
 
@@ -101,7 +102,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
         for visit in self.visits:
-            lines.append(f"  {visit.site:<16}{visit.method}: {sum(visit.before)} -> {sum(visit.after)}")
+            lines.append(f"  {visit.site:<15} {visit.method}: {sum(visit.before)} -> {sum(visit.after)}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -292,4 +293,8 @@ def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[in
         return trace.batch * now, trace.batch * full
     width = 4 * _width(attention)
     now = trace.batch * trace.queries * (weights + trace.keys * width)
+    if trace.reuse is not None:
+        now -= trace.reused * sum(
+            _weights(attention.get_submodule(name)) for name in spared(attention, spec, trace.reuse)
+        )
     return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)

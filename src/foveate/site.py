@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from foveate.answers import Reuse
+from foveate.errors import ConfigError
 from foveate.schedule import Stage, check_ratio, of_present
 from foveate.serialise import check
 from foveate.tokens import Signal
@@ -30,10 +32,11 @@ class Site:
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
         action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
-            back here).
+            back here); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
+        reuse: with ``action="reuse"``, what this layer takes from an earlier one.
     """
 
     at: Place
@@ -45,10 +48,15 @@ class Site:
     signals: tuple[Signal, ...] = ()
     shares: tuple[float, ...] = ()
     part: Literal["", "attention", "ffn"] = ""
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         check(self)
         check_ratio("keep", self.keep)
+        if (self.action == "reuse") != (self.reuse is not None):
+            raise ConfigError(
+                'reuse=Reuse(source) says whose queries and keys a layer takes, and goes with action="reuse": give both or none'
+            )
 
     @classmethod
     def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
@@ -62,6 +70,8 @@ class Site:
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
             return self.at
+        if self.reuse is not None:
+            return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})"
         inside = " (mid)" if self.where == "mid" else ""
         return f"{self.at} {self.layer}{inside}" + (" (attend)" if self.action == "attend" else "")
 

@@ -205,6 +205,7 @@ class Decoder:
     Attributes:
         module: its path under the base model.
         layers, norm, rotary, attention: names under it (attention: under a layer).
+        query, key, value: names under ``attention`` of the linear layers that make them.
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask, ``"own"`` for
             ``(B, L, d)`` of what each token has had from the beginning, wherever it has moved. The batch axis is the one
             before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
@@ -227,6 +228,9 @@ class Decoder:
     norm: str = "norm"
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
     layer_args: Mapping[str, int | str] = field(
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )

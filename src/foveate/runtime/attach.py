@@ -20,6 +20,7 @@ from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.reuse import check_reuse
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
@@ -41,6 +42,8 @@ class Runtime:
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
         actions = plan(method, self.host, family, config, len(blocks), len(layers))
         _check_attention(actions, attends)
+        text: Any = base.get_submodule(family.decoder.module)
+        check_reuse(actions, layers, family.decoder, kinds_of(config), sources_of(layers, family.decoder, text.config))
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.tower = TowerHooks(base, config, family, inside, self.context)
@@ -125,6 +128,9 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))
+            if site.reuse is not None:
+                source = _layer(Site("decoder", site.reuse.source), host, blocks, layers)
+                site = replace(site, reuse=replace(site.reuse, source=source))
             if site.at == "decode" and host.layers < layers:
                 raise UnsupportedSiteError(
                     f"{part.name()}: decode sites need layers with keys of their own, and those of {host.family!r} from "
@@ -173,6 +179,9 @@ def _with_history(actions: list[Action]) -> list[Action]:
 
     found, last, run = {}, None, 0
     for action in sorted(actions, key=when):
+        if action.site.action == "reuse":  # nothing leaves there
+            found[action.order] = action
+            continue
         place = when(action)[0], action.part
         run = run + 1 if place == last else 0
         found[action.order], last = replace(action, after=run), place
@@ -251,7 +260,7 @@ ACTIONS: dict[str, set[str]] = {
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce"},
-    "decoder": {"reduce"},
+    "decoder": {"reduce", "reuse"},
     "decode": {"reduce"},
     "cache": set(),
 }

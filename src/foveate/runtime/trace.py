@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.answers import Reuse
 from foveate.method import Site
 from foveate.tokens import Reduction, Tokens
 
@@ -45,7 +46,8 @@ class KeyTrace:
 class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
-    `visual` is None where nobody looked, as no site of the decoder needs to know.
+    `visual` is None where nobody looked, as no site of the decoder needs to know. `reuse` is what the layer took from an
+    earlier one, and `reused` for how many rows.
     """
 
     batch: int
@@ -54,6 +56,8 @@ class LayerTrace:
     full_queries: int
     full_keys: int
     visual: int | None
+    reuse: Reuse | None = None
+    reused: int = 0
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Act:
     """What a method did at a step.
 
     Attributes:
-        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore`` or ``hide``.
+        action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide`` or ``reuse``.
         before, after: visual tokens, or patches where ``patches``.
     """
 
@@ -213,7 +213,7 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        if before != after:
+        if before != after or action == "reuse":
             yield Act(visit.method, action, before, after, site.unit == "patch")
 
     def _running(self) -> float:
