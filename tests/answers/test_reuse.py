@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from calls import close, generate
+from contract import PROPERTIES, Property
 from probes.lazy_attention import LazyAttention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,17 +33,6 @@ ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
 WITH_TEXT: list[list[tiny.Item]] = [*ROWS, [6]]
 KINDS = [(of, tokens) for of in ("qk", "q") for tokens in ("visual", "all")]
 kinds = pytest.mark.parametrize(("of", "tokens"), KINDS)
-
-
-def generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
-    """Four words, none of them special."""
-    return model.generate(
-        **batch, max_new_tokens=4, do_sample=False, bad_words_ids=[[i] for i in range(len(tiny.SPECIAL))], **options
-    )
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-4)
 
 
 def source_of(method: LazyAttention) -> dict[int, Reuse]:
@@ -317,3 +308,14 @@ def test_serving_refuses() -> None:
     host = Host("qwen2_5_vl", tiny.BLOCKS, tiny.LAYERS, has_cls=False)
     with pytest.raises(UnsupportedSiteError, match="pages of keys and values of its own"):
         make_plan(LazyAttention(), host, family_of(config), config)
+
+
+# -- what holds for every method ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("tokens", ["visual", "all"])
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_properties(family: str, tokens: Any, check: Property) -> None:
+    """After a cut at the layer that lends."""
+    check(family, Fixed((Site("decoder", 1, 0.5),)) + LazyAttention(tokens=tokens))
