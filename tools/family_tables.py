@@ -26,7 +26,7 @@ PLACES = {
     "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
     "tower_output": "after the last block that is read",
     "lm_entry": "where features and text meet",
-    "decoder": "before any layer",
+    "decoder": "before any layer; layers that reuse queries and keys, too",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }
 #: what a family's checkpoints have, where the default config does not fit together or is another family's

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.answers import Channels
+    from foveate.answers import Channels, Reuse
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.handle import Handle, attached, compress
@@ -49,6 +49,7 @@ __all__ = [
     "Parked",
     "Reduction",
     "Report",
+    "Reuse",
     "Site",
     "Tokens",
     "attached",
@@ -64,6 +65,7 @@ _HOME = {
     "compress": "handle",
     "Handle": "handle",
     "Report": "cost",
+    "Reuse": "answers",
     "FoveateError": "errors",
     "Host": "method",
     "Method": "method",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.models.family import Decoder, Family, Merger, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.reuse import spared
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
 
@@ -298,6 +299,10 @@ def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[in
         return trace.batch * now - saved, trace.batch * full
     width = 4 * _width(attention)
     now = trace.batch * trace.queries * (weights + trace.keys * width) - saved
+    if trace.reuse is not None:
+        now -= trace.reused * sum(
+            _weights(attention.get_submodule(name)) for name in spared(attention, spec, trace.reuse)
+        )
     return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from foveate.answers import Reuse
 from foveate.errors import ConfigError
 from foveate.schedule import Stage, check_ratio, of_present
 from foveate.serialise import check
@@ -35,12 +36,13 @@ class Site:
             parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
             back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of
             the FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom
-            from this layer on, as `Sight` says).
+            from this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry; a signal nobody asks for is never computed.
         part: of a decoder layer, ``attention`` or ``ffn``. The site is visited when that part is about to run: `Tokens.hidden`
             is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
+        reuse: with ``action="reuse"``, what this layer takes from an earlier one.
     """
 
     at: Place
@@ -52,6 +54,7 @@ class Site:
     signals: tuple[Signal, ...] = ()
     shares: tuple[float, ...] = ()
     part: Literal["", "attention", "ffn"] = ""
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -62,6 +65,10 @@ class Site:
             raise ConfigError(f"action={self.action!r} at part={self.part!r}: it is for {where}")
         if self.part and self.at not in ("decoder", "decode"):
             raise ConfigError(f"part={self.part!r} is a part of a decoder layer, and {self.at} has none")
+        if (self.action == "reuse") != (self.reuse is not None):
+            raise ConfigError(
+                'reuse=Reuse(source) says whose queries and keys a layer takes, and goes with action="reuse": give both or none'
+            )
 
     @classmethod
     def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
@@ -75,6 +82,8 @@ class Site:
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
             return self.at + (" (sight)" if self.action == "sight" else "")
+        if self.reuse is not None:
+            return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})"
         inside = " (mid)" if self.where == "mid" else ""
         inside += f" {self.part}" if self.part else ""
         said = f" ({self.action})" if self.part or self.action in ("attend", "sight") else ""

@@ -221,8 +221,8 @@ class Decoder:
         module: its path under the base model.
         layers, norm, rotary, attention, ffn: names under it (attention and ffn: under a layer).
         attention_norm: name under a layer of the norm between the residual stream and the attention.
-        query, attention_end: names under ``attention`` of the first and the last linear layer that a query goes through; both
-            work row by row.
+        query, key, value, attention_end: names under ``attention`` of the linear layers that make them, and of the last one
+            that a query goes through; ``query`` and the last work row by row.
         gated: how a gated FFN may be built; the first of these that is there holds.
         experts: name under a layer of what works on the same rows beside its FFN, in some layers; "" where nothing does.
         layer_args: token axis of every tensor argument of a layer, by name; ``"mask"`` for the attention mask, ``"own"`` for
@@ -249,6 +249,8 @@ class Decoder:
     attention: str = "self_attn"
     attention_norm: str = "input_layernorm"
     query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
     attention_end: str = "o_proj"
     ffn: str = "mlp"
     gated: tuple[Gated, ...] = (Gated(), Gated(gate="gate_up_proj", up="", activation="activation_fn"))

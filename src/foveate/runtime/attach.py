@@ -22,6 +22,7 @@ from foveate.runtime.facts import Facts
 from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
+from foveate.runtime.reuse import check_reuse
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
@@ -46,7 +47,9 @@ class Runtime:
         _check_attention(actions, attends)
         check_parts(actions, list(layers), Facts(family))
         decoder: Any = base.get_submodule(family.decoder.module)
-        _check_sight(actions, attends, sources_of(layers, family.decoder, decoder.config))
+        sources = sources_of(layers, family.decoder, decoder.config)
+        _check_sight(actions, attends, sources)
+        check_reuse(actions, layers, family.decoder, kinds_of(config), sources)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.beside = _beside(actions, blocks, layers)
@@ -160,6 +163,9 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))
+            if site.reuse is not None:
+                source = _layer(Site("decoder", site.reuse.source), host, blocks, layers)
+                site = replace(site, reuse=replace(site.reuse, source=source))
             if site.at == "decode" and host.layers < layers:
                 raise UnsupportedSiteError(
                     f"{part.name()}: decode sites need layers with keys of their own, and those of {host.family!r} from "
@@ -231,7 +237,7 @@ def _with_history(actions: list[Action]) -> list[Action]:
 
     found, last, run = {}, None, 0
     for action in sorted(actions, key=when):
-        if action.site.part:  # from which nobody leaves
+        if action.site.part or action.site.action == "reuse":  # from which nobody leaves
             found[action.order] = action
             continue
         place = when(action)[0], action.part
@@ -313,7 +319,7 @@ ACTIONS: dict[str, set[str]] = {
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce", "sight"},
-    "decoder": {"reduce", "skip", "channels", "sight"},
+    "decoder": {"reduce", "skip", "channels", "sight", "reuse"},
     "decode": {"reduce"},
     "cache": set(),
 }

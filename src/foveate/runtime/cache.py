@@ -52,6 +52,11 @@ class KVIndex:
     _selected: dict[int, tuple[Tensor, KVIndex]] = field(default_factory=dict, repr=False)
 
     @property
+    def whole(self) -> bool:
+        """Whether every token of the full sequence is held, in its place."""
+        return self.index is None and self.tail == self.total
+
+    @property
     def length(self) -> int:
         """Tokens physically held, ``P``."""
         return self.tail + (0 if self.index is None else self.index.shape[1])
@@ -200,6 +205,7 @@ class CompactMixin:
     kv: KVIndex
     visible: View | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
+    reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
     expected: bool  # the runtime has announced the next update
     is_sliding: bool
     is_initialized: bool
@@ -209,8 +215,8 @@ class CompactMixin:
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.expected:
             raise UnsupportedCacheError(
-                "this cache was filled under a foveate handle and holds fewer tokens than the model believes: go on with "
-                "it while the method is attached, or start with a new cache"
+                "this cache was filled under a foveate handle and holds fewer tokens than the model believes, or no keys: go "
+                "on with it while the method is attached, or start with a new cache"
             )
         self.expected = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
@@ -275,6 +281,7 @@ class CompactMixin:
         self.kv = self.kv.select(rows)
         if self.states is not None:
             self.states.select(rows)
+        self.reuses = tuple(self.reuses[row] for row in rows.tolist()) if self.reuses else ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and saved as what it was before it became compact, and what it holds: the class is made at run time."""

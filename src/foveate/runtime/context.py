@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.answers import Answer
+from foveate.answers import Answer, Reuse
 from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
@@ -25,6 +25,7 @@ from foveate.runtime.ffn import Split
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
+from foveate.runtime.prompt import Inputs, Prompt
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
 from foveate.runtime.signals import Reading
@@ -135,17 +136,6 @@ class Record:
 
 
 @dataclass
-class Inputs:
-    """What the base model was called with, for the language model's hooks to find the placeholders."""
-
-    input_ids: Tensor | None
-    inputs_embeds: Tensor | None
-    modalities: tuple[str, ...]  # pixel arguments whose features this forward brings
-    mask: Any = None  # as the caller gave it, of whatever shape
-    places: dict[str, Tensor] = field(default_factory=dict)  # ``(B, L)`` bool, where features are in place already
-
-
-@dataclass
 class TowerPass:
     """One call of the tower.
 
@@ -204,6 +194,23 @@ class TowerPass:
     states: States = field(default_factory=States)
 
 
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What a layer takes from an earlier one in a forward.
+
+    Attributes:
+        reuse: whose, and of which.
+        rows: rows of the batch of which it is every token; None: visual tokens alone.
+        tokens: how many that are, over the batch, padding included.
+        whole: there are no others; where keys are taken, the cache entry holds none.
+    """
+
+    reuse: Reuse
+    rows: tuple[bool, ...] | None
+    tokens: int
+    whole: bool
+
+
 @dataclass
 class DecoderPass:
     """One forward of the language model.
@@ -225,6 +232,8 @@ class DecoderPass:
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
         states: what methods remember of this prompt, and of what the cache holds.
+        reusing: layer -> what it takes from an earlier one in this forward, until it has.
+        lent: layer -> the queries and keys that its kernel was given, for layers that reuse them.
     """
 
     batch: int
@@ -249,6 +258,8 @@ class DecoderPass:
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
     states: States = field(default_factory=States)
+    reusing: dict[int, Taken] = field(default_factory=dict)
+    lent: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:
@@ -283,29 +294,6 @@ class DecoderPass:
     def real(self) -> Tensor | None:
         """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""
         return self.present if self.reduced is None else self.reduced.valid
-
-
-@dataclass
-class Prompt:
-    """A call of ``generate()``, or of the base model alone, which encodes images for itself.
-
-    Attributes:
-        alone: it is a call of the base model.
-        places: ``(B, L)`` bool for each pixel argument, where the caller has put features into ``inputs_embeds``.
-        done: columns of them that forwards have brought so far (chunked prefill).
-    """
-
-    alone: bool
-    places: dict[str, Tensor] = field(default_factory=dict)
-    done: int = 0
-
-    def take(self, batch: int, length: int) -> dict[str, Tensor]:
-        """What the next ``length`` columns bring, each row repeated for its beams."""
-        columns = slice(self.done, self.done + length)
-        self.done += length
-        taken = {pixels: place[:, columns] for pixels, place in self.places.items()}
-        taken = {pixels: place for pixels, place in taken.items() if place.shape[1] == length}
-        return {pixels: place.repeat_interleave(batch // len(place), 0) for pixels, place in taken.items()}
 
 
 class Context(threading.local):

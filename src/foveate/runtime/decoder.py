@@ -24,7 +24,7 @@ from foveate.runtime.context import (
     Context,
     DecoderPass,
     Hooks,
-    Inputs,
+    Taken,
     by_name,
     by_position,
     first_argument,
@@ -33,7 +33,9 @@ from foveate.runtime.context import (
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.parts import PartHooks
+from foveate.runtime.prompt import Inputs
 from foveate.runtime.recurrent import attention_of, row_by_row
+from foveate.runtime.reuse import ReuseHooks
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.sight import answered
@@ -56,6 +58,8 @@ class DecoderHooks:
         self.model = base.get_submodule(self.spec.module)
         layers: Any = self.model.get_submodule(self.spec.layers)
         self.layers: list[nn.Module] = list(layers)
+        self.reuse = ReuseHooks([a for a in actions if a.site.action == "reuse"], self.layers, config, family, context)
+        actions = [a for a in actions if a.site.action != "reuse"]
         self.first = [a for a in actions if a.site.at == "lm_entry"]
         self.before: dict[int, list[Action]] = {i: [] for i in range(len(self.layers) + 1)}
         for action in actions:
@@ -79,7 +83,8 @@ class DecoderHooks:
     @property
     def reduces(self) -> bool:
         """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
-        return bool(self.holes or self.first or self.step or any(self.before.values()) or self.parts)
+        acts = self.holes or self.first or self.step or self.reuse or any(self.before.values()) or self.parts
+        return bool(acts)
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
@@ -98,10 +103,13 @@ class DecoderHooks:
             attention = attention_of(layer, self.spec)
             if attention is None:
                 hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
+            elif self.reuse.touches(i):
+                hooks.change(watch(attention, Probe(partial(self._reading, i), partial(self.reuse.exchange, i))))
             elif self._watches(i) or _is_flash(attention):
-                hooks.change(watch(attention, Probe(lambda i=i: self._reading(i))))  # type: ignore[misc]
+                hooks.change(watch(attention, Probe(partial(self._reading, i))))
             if i in self.parts:
                 self.parts[i].attach(hooks)
+        self.reuse.attach(hooks)
         norm = self.model.get_submodule(self.spec.norm)
         hooks.pre(norm, self._before_norm)
         hooks.post(norm, self._scatter, first=True)
@@ -204,11 +212,13 @@ class DecoderHooks:
         if call.layout is not None:
             hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
         keys, entry = self._keys(call, i, layer, kwargs)
-        self._log(call, hidden, keys, entry)
+        borrows = i in call.reusing
+        self._log(call, hidden, keys, entry, call.reusing.get(i))
         self._read(call, i, layer, hidden, keys)
-        if keys is None and hidden is given:
+        if keys is None and hidden is given and not borrows:
             return None
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
+        kwargs = self.reuse.borrow(call, i, kwargs) if borrows else kwargs
         args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
         return by_position(layer, positional, args, kwargs)
 
@@ -233,14 +243,20 @@ class DecoderHooks:
         watching = call.layout is not None and self.step is not None and self.step.watches(i)
         if watching and cache is None and self.step is not None:
             self.step.warn_without_cache()
+        taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
+        rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
-        if entry is not None and (watching or sighted or call.reduced is not None):
+        if entry is not None and (watching or sighted or call.reduced is not None or rows is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
             entry.visible = None
             if self.step is not None and call.layout is None and call.past:
                 entry.visible = self.step.show(call, i, entry, cache)
+            if rows is not None:
+                entry.reuses = rows
+                if call.reduced is None and entry.kv.whole and entry.visible is None:
+                    keys = None  # it is compact only to remember that
         if i in self.sources[i + 1 :]:
             call.keys[i] = keys, call.layout
         return keys, entry
@@ -398,14 +414,19 @@ class DecoderHooks:
         layout = call.reduced if call is not None else None
         return None if call is None or layout is None else layout.scatter(output, call.rows or layout.full)
 
-    def _log(self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
+    def _log(
+        self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any, taken: Taken | None = None
+    ) -> None:
         full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
         n_keys = full if keys is None else keys.length
         if isinstance(entry, CompactMixin) and entry.visible is not None:
             n_keys = entry.visible.index.shape[1]
         log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
         visual = None if call.layout is None else len(call.layout.tokens)
-        log.append(LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual))
+        trace = LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual)
+        if taken is not None:
+            trace.reuse, trace.reused = taken.reuse, taken.tokens
+        log.append(trace)
 
 
 def _is_flash(attention: Any) -> bool:
@@ -434,6 +455,8 @@ def _weigh(trace: Trace, cache: Any) -> None:
             continue
         size = keys.nbytes + entry.values.nbytes
         held += size
+        if keys.shape[-1] == 0:  # an earlier layer's, which are as wide as its values
+            size += entry.values.nbytes
         total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
         full += size // keys.shape[-2] * total
         trace.kv_layers.append(i)

@@ -24,11 +24,12 @@ from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family, Grid
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Order
-from foveate.runtime.context import Context, Hooks, Prompt, Record
+from foveate.runtime.context import Context, Hooks, Record
 from foveate.runtime.features import pooled_of, with_pooled
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
 from foveate.runtime.memory import Known, Memory, encodings_of, frames_of, record_of
+from foveate.runtime.prompt import Prompt
 from foveate.runtime.state import Begun
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
@@ -158,6 +159,8 @@ class Encodings:
         context = self.context
         context.records, context.encoding, context.prompt = [], [], Prompt(alone)
         context.begun = Begun()
+        if isinstance(ids, Tensor) and ids.dim() == 2:
+            context.prompt.ids = ids
         try:
             if isinstance(kwargs.get("mm_encoder_outputs"), dict):  # stock code repeats features for beams in place
                 outputs = {kind: copy.copy(output) for kind, output in kwargs["mm_encoder_outputs"].items()}

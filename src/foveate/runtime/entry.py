@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from foveate.errors import InputError
 from foveate.models.family import Family
 from foveate.ops.segments import offsets
-from foveate.runtime.context import DecoderPass, Inputs, Prompt, Record
+from foveate.runtime.context import DecoderPass, Record
 from foveate.runtime.encodings import KINDS, encoded_of
 from foveate.runtime.layout import Rows, frames, tokens_of
 from foveate.runtime.marks import holes
 from foveate.runtime.positions import places_of
+from foveate.runtime.prompt import Inputs, Prompt
 from foveate.runtime.samples import begins_in, samples_of
 from foveate.tokens import Reduction, Spans, Tokens
 

@@ -142,14 +142,21 @@ class Reading:
 
 
 class Probe:
-    """Stands between an attention module and its kernel; `reading` says, per thread, what is wanted now, if anything."""
+    """Stands between an attention module and its kernel; `reading` says, per thread, what is wanted now, if anything.
 
-    def __init__(self, reading: Callable[[], Reading | None]) -> None:
-        self.reading = reading
+    ``exchange(query, key)`` gives the queries that the kernel gets in place of the layer's own, where layers lend them.
+    """
+
+    def __init__(
+        self, reading: Callable[[], Reading | None], exchange: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
+        self.reading, self.exchange = reading, exchange
 
     def attend(
         self, kernel: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: Any
     ) -> Any:
+        if self.exchange is not None:
+            query = self.exchange(query, key)
         reading = self.reading()
         if reading is None:
             return kernel(module, query, key, value, mask, **kwargs)

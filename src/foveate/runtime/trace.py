@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.answers import Reuse
 from foveate.method import Site
 from foveate.tokens import Reduction, Tokens
 
@@ -46,7 +47,7 @@ class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
     `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
-    that was not the whole layer for every row.
+    that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows.
     """
 
     batch: int
@@ -56,6 +57,8 @@ class LayerTrace:
     full_keys: int
     visual: int | None
     parts: PartTrace | None = None
+    reuse: Reuse | None = None
+    reused: int = 0
 
 
 @dataclass

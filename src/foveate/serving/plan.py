@@ -157,6 +157,11 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} changes a part of a layer, at {site}, which this engine runs whole for every token"
             )
+        if site.reuse is not None:
+            raise UnsupportedSiteError(
+                f"{action.method.name()} reuses at {site} what another layer has, and this engine gives every layer pages of "
+                "keys and values of its own: use transformers"
+            )
         if "text" in site.signals:
             inside = site.at == "decoder" and site.layer > 0
             why = (

@@ -33,7 +33,7 @@ class Act:
 
     Attributes:
         action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer),
-            ``channels`` or ``sight``.
+            ``channels``, ``sight`` or ``reuse``.
         before, after: visual tokens, or patches where ``patches``.
         says: what the method said there, where it was not which tokens survive.
     """
@@ -220,7 +220,7 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        if before != after or visit.says:
+        if before != after or visit.says or action == "reuse":
             yield Act(visit.method, action, before, after, site.unit == "patch", visit.says)
 
     def _running(self) -> float:
