@@ -73,8 +73,10 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
     kinds: set[Hashable] = set()
     rest: list[Hashable] = []
     for name, value in given.items():
-        table = getattr(item.module, {"plan": "PLANS", "full": "FULL"}.get(name, ""), {})
-        value = table.get(value, value) if name in ("plan", "full") else value
+        tables = [
+            getattr(item.module, table, {}) for table in {"plan": ("PLANS", "METHODS"), "full": ("FULL",)}.get(name, ())
+        ]
+        value = next((table[value] for table in tables if value in table), value)
         if isinstance(value, acting):
             kinds |= kinds_of(value)
         else:
@@ -83,11 +85,13 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
 
 
 def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
-    """Whether `make test` can do without this pair.
+    """Whether `make test` can do without this pair; the test's own file may say so, in a function `leaves_to_the_matrix`.
 
     ``seen``: for a test and its other parameters (of siblings, for a test), the kinds of sites that it has met.
     """
     family, kinds, rest = _asked(item, Method, Site)
+    if hasattr(item.module, "leaves_to_the_matrix") and hasattr(item, "callspec"):
+        return bool(item.module.leaves_to_the_matrix(**item.callspec.params))
     if family is None or family in WHOLE:
         return False
     if ("impl", "eager") in rest:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from foveate.errors import InputError, UnsupportedModelError
 Property = Callable[[str, Method], None]
 
 PROPERTIES: list[Property] = []
+#: those of them without which nothing else is worth a look
+CORE: list[Property] = []
 
 
 def always(check: Property) -> Property:
@@ -75,21 +78,62 @@ def decides_per_token(method: Method) -> bool:
     return all(site.keep in (0.0, 1.0) for site in inside) and not moves
 
 
+# -- what several properties compare with -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model says: logits of the text of some batches, and what it generates for the first of them."""
+
+    prompts: list[Tensor]
+    logits: tuple[Tensor, ...]
+    ids: Tensor
+    held: list[int]
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        return [*self.prompts, *self.logits, self.ids]
+
+
+def said(family: str, model: Any, *batches: dict[str, Tensor]) -> Said:
+    """Call a model, and have it generate."""
+    with torch.no_grad():
+        out = generate(model, batches[0], **LOGITS)
+        prompts = [model(**each).logits[text_of(family, each)] for each in batches]
+    return Said(
+        prompts,
+        out.logits,
+        out.sequences,
+        [0 if each.is_sliding else held(each) for each in tiny.entries(out.past_key_values)],
+    )
+
+
+@lru_cache(maxsize=2)
+def usual(family: str, method: Method) -> Said:
+    """What is said with sdpa of the usual batch, and of its first row alone: tests of one method run one after another."""
+    batches = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
+    with foveate.compress(tiny.model(family), method):
+        return said(family, tiny.model(family), *batches)
+
+
+def same(ours: Said, reference: Said) -> None:
+    """The same up to rounding."""
+    for a, b in zip(ours.numbers, reference.numbers, strict=True):
+        close(a, b)
+
+
 # -- a batch is its rows ------------------------------------------------------------------------------------------------
 
 
 @always
 def a_batch_is_its_rows(family: str, method: Method) -> None:
     """Ragged prompts, one image, several, none, text before and after; padded on either side."""
-    model, rows = tiny.model(family), ROWS[family]
+    model, rows, right = tiny.model(family), ROWS[family], tiny.inputs(family, ROWS[family], padding_side="right")
+    alone = [tiny.inputs(family, rows, only=i) for i in range(len(rows))]
     with torch.no_grad(), foveate.compress(model, method):
-        alone = [tiny.inputs(family, rows, only=i) for i in range(len(rows))]
-        each = [model(**batch).logits[0][text_of(family, batch)[0]] for batch in alone]
-        for side in ("left", "right"):
-            batch = tiny.inputs(family, rows, padding_side=side)
-            text, together = text_of(family, batch), model(**batch).logits
-            for i, expected in enumerate(each):
-                close(together[i][text[i]], expected)
+        expected = torch.cat([model(**row).logits[text_of(family, row)] for row in alone])
+        close(model(**right).logits[text_of(family, right)], expected)
+    close(usual(family, method).prompts[0], expected)
 
 
 @always
@@ -110,11 +154,11 @@ def a_video_beside_an_image_is_what_it_is_alone(family: str, method: Method) -> 
 def generation_of_a_batch_is_that_of_its_rows(family: str, method: Method) -> None:
     """The same words with the same logits, step by step."""
     model, rows = tiny.model(family), ROWS[family]
+    together = usual(family, method)
     with torch.no_grad(), foveate.compress(model, method):
-        together = generate(model, tiny.inputs(family, rows), **LOGITS)
         for i in range(len(rows)):
             alone = generate(model, tiny.inputs(family, rows, only=i), **LOGITS)
-            assert torch.equal(together.sequences[i, -4:], alone.sequences[0, -4:])
+            assert torch.equal(together.ids[i, -4:], alone.sequences[0, -4:])
             for step in range(4):
                 close(together.logits[step][i], alone.logits[step][0])
 
@@ -143,9 +187,9 @@ def a_cached_step_is_a_full_forward(family: str, method: Method) -> None:
         pytest.skip("a longer prompt has another last token, which chooses other tokens")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     length = batch["input_ids"].shape[1]
+    steps = usual(family, method)
     with torch.no_grad(), foveate.compress(model, method):
-        steps = generate(model, batch, **LOGITS)
-        full = model(**tiny.longer(family, batch, steps.sequences)).logits
+        full = model(**tiny.longer(family, batch, steps.ids)).logits
     for step in range(4):
         close(full[:, length - 1 + step], steps.logits[step])
 
@@ -160,10 +204,8 @@ def a_prompt_in_chunks_is_the_whole_prompt(family: str, method: Method) -> None:
     if family in tiny.tiles.OVIS:
         pytest.skip("stock code loses its indicators in chunks")
     exact = decides_per_token(method) and not depends_on_text(method)
-    model, rows = tiny.model(family), ROWS[family] if exact else ROWS[family][:1]
-    batch = tiny.inputs(family, rows)
+    model, batch, whole = tiny.model(family), tiny.inputs(family, ROWS[family]), usual(family, method)
     with torch.no_grad(), foveate.compress(model, method):
-        whole = generate(model, batch, **LOGITS)
         try:
             cut = generate(model, batch, prefill_chunk_size=11, **LOGITS)
         except InputError as error:
@@ -176,8 +218,8 @@ def a_prompt_in_chunks_is_the_whole_prompt(family: str, method: Method) -> None:
         return
     # A chunk of which nothing is left still leaves one entry of padding: what counts is what attention may see. (Of that, a
     # sliding entry has some more or less beyond its window.)
-    for layers in zip(tiny.entries(cut.past_key_values), tiny.entries(whole.past_key_values), strict=True):
-        assert layers[0].is_sliding or len({held(entry) for entry in layers}) == 1
+    for entry, expected in zip(tiny.entries(cut.past_key_values), whole.held, strict=True):
+        assert entry.is_sliding or held(entry) == expected
 
 
 @always
@@ -254,51 +296,36 @@ def _learned(family: str, model: Any, batches: list[dict[str, Tensor]]) -> tuple
 
 
 @always
-def attention_kernels_agree(family: str, method: Method) -> None:
-    """Eager attention says what sdpa says: of a batch, of a row without padding, and while generating."""
+def eager_attention_agrees(family: str, method: Method) -> None:
+    """It says what sdpa says: of a batch, of a row without padding, and while generating."""
     batch, lone = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
-    found = []
-    for impl in ("sdpa", "eager"):
-        model = tiny.model(family, impl)
-        with torch.no_grad(), foveate.compress(model, method):
-            found.append(said(family, model, batch, lone))
-    same(*found)
+    with foveate.compress(tiny.model(family, "eager"), method):
+        same(said(family, tiny.model(family, "eager"), batch, lone), usual(family, method))
 
 
 @always
-def flash_and_flex_attention_agree(family: str, method: Method) -> None:
-    """So do stand-ins of the kernels that a CPU does not have."""
+def flash_attention_agrees(family: str, method: Method) -> None:
+    """A stand-in for the kernel does, too; it cannot weigh merged tokens."""
     batch, lone = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
-    flash = stand_ins.with_flash(family)
-    with torch.no_grad():
-        if any(part.proportional_attention for part in method.parts()):
-            with (
-                stand_ins.flash_attention(),
-                foveate.compress(flash, method),
-                pytest.raises(UnsupportedModelError, match="flash_attention_2 cannot"),
-            ):
-                flash(**batch)
+    model = stand_ins.with_flash(family)
+    with stand_ins.flash_attention(), foveate.compress(model, method):
+        if not any(part.proportional_attention for part in method.parts()):
+            same(said(family, model, batch, lone), usual(family, method))
             return
-        with foveate.compress(tiny.model(family), method):
-            expected = said(family, tiny.model(family), batch, lone)
-        with stand_ins.flash_attention(), foveate.compress(flash, method):
-            same(said(family, flash, batch, lone), expected)
-        if family in stand_ins.FLEX:
-            with stand_ins.uncompiled(), foveate.compress(stand_ins.with_flex(family), method):
-                same(said(family, stand_ins.with_flex(family), batch, lone), expected)
+        with pytest.raises(UnsupportedModelError, match="flash_attention_2 cannot"):
+            model(**batch)
 
 
-def said(family: str, model: Any, *batches: dict[str, Tensor]) -> list[Tensor]:
-    """Logits of the text of each batch, and what is generated for the first."""
-    out = generate(model, batches[0], **LOGITS)
-    prompts = [model(**each).logits[text_of(family, each)] for each in batches]
-    return [*prompts, *out.logits, out.sequences]
-
-
-def same(ours: list[Tensor], reference: list[Tensor]) -> None:
-    """The same up to rounding."""
-    for a, b in zip(ours, reference, strict=True):
-        close(a, b)
+@always
+def flex_attention_agrees(family: str, method: Method) -> None:
+    """And the uncompiled one does, in a prompt and with a cache."""
+    if family not in stand_ins.FLEX:
+        pytest.skip("stock code has no flex attention here, or this family takes long")
+    batch, model, expected = tiny.inputs(family, ROWS[family]), stand_ins.with_flex(family), usual(family, method)
+    with torch.no_grad(), stand_ins.uncompiled(), foveate.compress(model, method):
+        out = _two_words(model, batch)
+    for ours, reference in zip(out.logits, expected.logits):
+        close(ours, reference)
 
 
 @always
@@ -392,21 +419,15 @@ def keeping_everything_is_stock(family: str, method: Method) -> None:
 @always
 def the_report_counts_what_ran(family: str, method: Method) -> None:
     """FLOPs by formula are those counted on the run, bytes and lengths those of the cache, tokens those that survived."""
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    stock, stock_bytes = _stock(family)
-    outs: list[Any] = []
-    with torch.no_grad(), foveate.compress(model, method) as handle:
-        compressed = counted("sdpa", lambda: outs.append(generate(model, batch, **LOGITS)))
+    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _prompted(family)
+    with foveate.compress(model, method) as handle:
+        ran = _counted(lambda: model(**batch))
         report = handle.report()
-    entries = tiny.entries(outs[0].past_key_values)
-    assert sum(report.full_flops.values()) == pytest.approx(stock, rel=0.01)
-    assert sum(report.flops.values()) == pytest.approx(compressed, rel=0.01)
-    assert report.kv_lengths == tuple(entry.keys.shape[2] for entry in entries)
-    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
-    assert report.full_kv_bytes == stock_bytes
+    assert (sum(report.full_flops.values()), sum(report.flops.values())) == (stock.flops, ran.flops)
+    assert (report.full_kv_bytes, report.kv_bytes) == (stock.bytes, ran.bytes)
+    assert report.kv_lengths == ran.lengths
     assert report.full_layer_tokens == (batch["input_ids"].shape[1],) * tiny.LAYERS
     assert report.visual_tokens == int(tiny.visual_mask(family, batch).sum())
-    assert report.decode_steps == 3
     assert {visit.method for visit in report.visits} <= {part.name() for part in method.parts()}
     for visit in report.visits:
         assert visit.after == tuple(map(len, visit.kept))
@@ -416,10 +437,49 @@ def the_report_counts_what_ran(family: str, method: Method) -> None:
     assert "visual tokens" in str(report)
 
 
-@cache
-def _stock(family: str) -> tuple[int, int]:
-    """FLOPs and bytes of the cache that generating takes without a method."""
-    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+@always
+def the_report_counts_what_is_generated(family: str, method: Method) -> None:
+    """So are they of a step with the cache."""
+    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _generated(family)
+    with foveate.compress(model, method) as handle:
+        ran = _counted(lambda: _two_words(model, batch))
+        report = handle.report()
+    assert sum(report.full_flops.values()) == pytest.approx(stock.flops, rel=0.01)
+    assert sum(report.flops.values()) == pytest.approx(ran.flops, rel=0.01)
+    assert (report.full_kv_bytes, report.kv_bytes) == (stock.bytes, ran.bytes)
+    assert report.kv_lengths == ran.lengths
+    assert report.decode_steps == 1
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a call took: FLOPs, and what is in the cache then."""
+
+    flops: int
+    bytes: int
+    lengths: tuple[int, ...]
+
+
+def _counted(call: Callable[[], Any]) -> Ran:
     outs: list[Any] = []
-    flops = counted("sdpa", lambda: outs.append(generate(model, batch, **LOGITS)))
-    return flops, sum(entry.keys.nbytes + entry.values.nbytes for entry in tiny.entries(outs[0].past_key_values))
+    flops = counted("sdpa", lambda: outs.append(call()))
+    entries = tiny.entries(outs[0].past_key_values)
+    held = sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
+    return Ran(flops, held, tuple(entry.keys.shape[2] for entry in entries))
+
+
+@cache
+def _prompted(family: str) -> Ran:
+    return _counted(lambda: tiny.model(family)(**tiny.inputs(family, ROWS[family])))
+
+
+@cache
+def _generated(family: str) -> Ran:
+    return _counted(lambda: _two_words(tiny.model(family), tiny.inputs(family, ROWS[family])))
+
+
+def _two_words(model: Any, batch: dict[str, Tensor]) -> Any:
+    return model.generate(**batch, max_new_tokens=2, do_sample=False, bad_words_ids=[[i] for i in range(9)], **LOGITS)
+
+
+CORE += [a_batch_is_its_rows, a_cached_step_is_a_full_forward, the_report_counts_what_ran]

@@ -1,13 +1,9 @@
-"""The methods that the invariants are tested with: every kind of site, signal and reduction."""
+"""Published methods with the options that the contract is checked with, and by which other tests call them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
-
 import pytest
-from torch import Tensor
+from probes.synthetic import DropBlocks, ParkHalf, Received
 
 import foveate
 from foveate import (
@@ -21,92 +17,13 @@ from foveate import (
     Downsample,
     DyCoke,
     FastV,
-    Host,
     Method,
     Random,
-    Site,
     Stride,
-    Tokens,
     ToMe,
     V2Drop,
     VisionZip,
 )
-from foveate.ops import select
-from foveate.tokens import Reduction
-
-
-@dataclass(frozen=True)
-class Ragged(Method):
-    """Another number of units of every image or tile."""
-
-    block: int = 1
-    mid: bool = False
-    kept: ClassVar[list[list[int]]] = []
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("tower", self.block, where="mid" if self.mid else "before")]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        stays = (tokens.index + tokens.segment) % (2 + tokens.segment % 3) == 0
-        type(self).kept[:] = [tokens.index[stays & (tokens.segment == s)].tolist() for s in range(len(tokens.counts))]
-        return tokens.keep_mask(stays)
-
-
-@dataclass(frozen=True)
-class ParkHalf(Method):
-    """Test only: every second patch skips the blocks between ``first`` and ``last``, then comes back."""
-
-    first: int = 1
-    last: int = 3
-    mid: bool = False
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        where = "mid" if self.mid else "before"
-        return [
-            Site("tower", self.first, 0.5, where=where, action="park", unit="patch"),
-            Site("tower", self.last, action="restore"),
-        ]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
-        return Reduction(select.stride(tokens.counts, counts), counts)
-
-
-@dataclass(frozen=True)
-class DropBlocks(Method):
-    """Test only: evenly spaced tokens survive before a vision block."""
-
-    keep: float = 0.5
-    block: int = 1
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("tower", self.block, self.keep)]
-
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.budget(site.keep)
-        ranked = tokens.keep_best(
-            -((tokens.index * 7) % 5).float(), site.keep
-        )  # neither order nor size of spans matters
-        assert ranked.counts == counts
-        return ranked
-
-
-@dataclass(frozen=True)
-class Received(Method):
-    """Test only: every attention signal at once, at one decoder layer."""
-
-    keep: float = 0.5
-    layer: int = 3
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        signals = ("received", "text_rows", "last_row", "keys", "values", "residual", "text")
-        return [Site("decoder", self.layer, self.keep, signals=signals)]
-
-    def score(self, tokens: Tokens, site: Site) -> Tensor:
-        flat = (tokens.keys * tokens.values).flatten(1).sum(1) + tokens.residual.norm(dim=-1)
-        assert tokens.text.shape[0] == sum(tokens.text_counts)
-        return tokens.received + tokens.text_rows.sum(1) + tokens.last_row.sum(1) + 0 * flat
-
 
 FULL = {  # every method with nothing removed
     "random": Random(keep=1.0),
@@ -125,7 +42,7 @@ FULL = {  # every method with nothing removed
     "renumber": Stride(keep=1.0, positions="renumber"),
 }
 
-PLANS = {
+METHODS: dict[str, Method] = {
     "stride": Stride(keep=0.5),
     "random": Random(layer=2, keep=0.3),
     "cascade": Stride(keep=0.5, layers=(0, 2, 4)),
@@ -153,16 +70,14 @@ PLANS = {
     "ipcv": IPCV(stabilise=2, neighbours=3),
     "ipcv-plain": IPCV(keep=0.1, block=2, stabilise=0, min_tokens=0),
     "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
-    "park": ParkHalf(),
-    "park-mid": ParkHalf(mid=True),
-    "blocks": DropBlocks(),
-    "signals": Received(),
 }
 
 # A method that has no plan yet runs with its defaults, so that a new file is tested without an edit here.
 for name, cls in foveate.list_methods().items():
-    if not any(isinstance(part, cls) for method in PLANS.values() for part in method.parts()):
-        PLANS[name] = cls()
+    if not any(isinstance(part, cls) for method in METHODS.values() for part in method.parts()):
+        METHODS[name] = cls()
 
+#: and probes that are at hand by a name
+PLANS = METHODS | {"park": ParkHalf(), "park-mid": ParkHalf(mid=True), "blocks": DropBlocks(), "signals": Received()}
 
 plan = pytest.mark.parametrize("plan", PLANS)

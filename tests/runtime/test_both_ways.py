@@ -16,7 +16,8 @@ import tiny
 import torch
 from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, counted, generate
 from contract import depends_on_text
-from plans import PLANS, DropBlocks, ParkHalf, Ragged, Received, plan
+from plans import PLANS, plan
+from probes.synthetic import DropBlocks, ParkHalf, Ragged, Received
 from torch import Tensor, nn
 from transformers import DynamicCache, PaliGemmaConfig
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, video_rows
-from plans import DropBlocks, ParkHalf
+from probes.synthetic import DropBlocks, ParkHalf
 from torch import Tensor, nn
 
 import foveate

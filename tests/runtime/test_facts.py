@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 from calls import ROWS
-from plans import PLANS, DropBlocks
+from plans import PLANS
+from probes.synthetic import DropBlocks
 from torch import nn
 
 import foveate

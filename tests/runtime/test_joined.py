@@ -16,7 +16,7 @@ import torch
 import transformers
 from calls import ROWS, close
 from packaging.version import Version
-from plans import Ragged
+from probes.synthetic import Ragged
 from test_tiles import Hear
 from torch import Tensor
 

@@ -11,7 +11,8 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, video_rows
-from plans import PLANS, DropBlocks, Ragged
+from plans import PLANS
+from probes.synthetic import DropBlocks, Ragged
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_torchvision_available

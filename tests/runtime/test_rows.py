@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, generate
-from plans import PLANS, DropBlocks
+from plans import PLANS
+from probes.synthetic import DropBlocks
 from test_joined import Keep
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration

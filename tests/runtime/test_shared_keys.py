@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, counted, generate
-from plans import FULL, PLANS, Received
+from plans import FULL, PLANS
+from probes.synthetic import Received
 from test_cost import forward, total
 from test_cost import generate as stock_generate
 from torch import Tensor

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, video_rows
-from plans import Ragged
+from probes.synthetic import Ragged
 from torch import Tensor
 
 import foveate

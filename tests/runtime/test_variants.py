@@ -11,7 +11,8 @@ import tiny
 import torch
 from calls import ROWS, close, generate
 from contract import depends_on_text
-from plans import FULL, PLANS, DropBlocks, plan
+from plans import FULL, PLANS, plan
+from probes.synthetic import DropBlocks
 from transformers import LlavaConfig
 
 import foveate

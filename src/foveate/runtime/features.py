@@ -211,10 +211,17 @@ def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     trace.patch_rows += _patches(call.grid_now, call.sides_now, unit, padded)
     trace.full_patch_rows += _patches(call.grid, call.sides, unit, padded)
     trace.strays += strays_of(call.grid, call.sides, unit)
-    present = now if call.layout is None else len(call.layout.tokens)
-    trace.output_rows += present if call.pooled is None else call.pooled
+    trace.output_rows += _output_rows(call) if call.pooled is None else call.pooled
     trace.full_output_rows += n if call.pooled is None else call.pooled
     trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
+
+
+def _output_rows(call: TowerPass) -> int:
+    """Rows that the output module ran on: of a padded tower every image has as many as the one that kept most."""
+    layout = call.layout if call.joined is None else call.joined
+    if layout is None:
+        return units(call.grid_now)
+    return len(layout.tokens) if isinstance(layout, Packed) else len(layout.lengths) * layout.width // layout.unit
 
 
 def sides_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
