@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from contract import PROPERTIES, Property
 from packaging.version import Version
 from probes.learned import Learned
 from safetensors.torch import load_file, save_file
@@ -124,6 +125,12 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         assert len(found[0]) == 8
         for plain, again in zip(*found, strict=True):
             torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("check", PROPERTIES)
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_contract(family: str, check: Property) -> None:
+    check(family, Learned())
 
 
 def test_hosts_say_how_wide_tokens_are(family: str) -> None:
