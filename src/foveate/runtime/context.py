@@ -410,6 +410,12 @@ class Hooks:
             self._undo.pop()()
 
 
+def wants_gradients(actions: Sequence[Action], layer: nn.Module) -> bool:
+    """Whether what is read in a layer carries gradients: for methods that are trained, where no checkpoint runs it again."""
+    again = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return not again and any(not action.method.training_free for action in actions)
+
+
 def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     """Where a module will run."""
     device = next(module.parameters()).device

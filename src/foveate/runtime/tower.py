@@ -31,6 +31,7 @@ from foveate.runtime.context import (
     device_of,
     first_argument,
     replace_first,
+    wants_gradients,
 )
 from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
@@ -258,6 +259,7 @@ class TowerHooks:
         bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
         if signals or bias is not None or call.attending is not None:
             reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
+            reading.gradients = wants_gradients(self.mids[i] + self.before.get(i + 1, []) + self.outputs, block)
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if self.spec.layout == "padded":
