@@ -163,7 +163,7 @@ def _check_clips(said: str, tokens: Tokens, keep: Tensor, group: Tensor) -> None
 
 
 def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look: bool) -> Sight:
-    """The sight that a method answered; raise `ConfigError` unless it has a group for every token, and a table of the groups."""
+    """The sight that a method answered; raise `ConfigError` unless it has a group for every token, and a table of groups."""
     said = f"{type(method).__name__}.answer at {site}"
     if not isinstance(answer, Sight):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Sight")

@@ -119,6 +119,7 @@ class Reading:
     key_bias: Tensor | None = None
     drop_positions: bool = False
     attending: Attending | Queries | None = None
+    gradients: bool = False
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None
