@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 import torch
 import transformers
+from contract import PROPERTIES, Property
 from packaging.version import Version
 from probes.learned import Learned
 from safetensors.torch import load_file, save_file
@@ -124,6 +125,64 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         assert len(found[0]) == 8
         for plain, again in zip(*found, strict=True):
             torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Reader(Method):
+    """Reads what is paid in the layer before, as one that is trained does."""
+
+    at: Any = "decoder"
+    signal: Any = "last_row"
+    read: ClassVar[list[torch.Tensor]] = []
+    training_free: ClassVar[bool] = False
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site(self.at, 2, signals=(self.signal,))]
+
+    def score(self, tokens: Tokens, site: Site) -> torch.Tensor:
+        self.read.append(tokens.signals[self.signal])
+        return self.read[-1].flatten(1).sum(1) if self.read[-1].dim() > 1 else self.read[-1]
+
+
+@pytest.mark.parametrize(("at", "signal"), [("decoder", "last_row"), ("decoder", "received"), ("tower", "cls_row")])
+def test_signals_carry_the_gradients_of_eager_attention(at: str, signal: str) -> None:
+    """Of one that is trained; others keep nothing for a backward pass, nor does what a checkpoint runs again."""
+    model, batch = tiny.model("llava", "eager", fresh=True), tiny.inputs("llava", ROWS)
+    visual, index = tiny.visual_mask("llava", batch), 1
+    layer = tiny.lm(model).layers[index] if at == "decoder" else tiny.blocks(model)[index]
+    query = layer.self_attn.q_proj.weight
+    seen: list[torch.Tensor] = []
+    hook = layer.self_attn.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    model(**batch)
+    hook.remove()
+    if signal == "cls_row":
+        paid = seen[0][:, :, 0, 1:].permute(0, 2, 1).flatten(0, 1)
+    elif signal == "last_row":
+        paid = seen[0][:, :, -1].permute(0, 2, 1)[visual]
+    else:
+        real = batch["attention_mask"][:, None, :, None]
+        paid = ((seen[0] * real).sum((1, 2)) / real.sum((1, 2)) / seen[0].shape[1])[visual]
+    weights = torch.arange(paid.numel()).view_as(paid).cos()
+    (expected,) = torch.autograd.grad((paid * weights).sum(), query)
+    assert expected.abs().max() > 0
+    Reader.read.clear()
+    with foveate.compress(model, Reader(at, signal)):
+        model(**batch)
+        (gradient,) = torch.autograd.grad((Reader.read[0] * weights).sum(), query)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+        with torch.no_grad():
+            model(**batch)
+    assert not Reader.read[1].requires_grad
+    free = type("Free", (Reader,), {"training_free": True})
+    with foveate.compress(model, free(at, signal)):
+        model(**batch)
+    assert not Reader.read[2].requires_grad
+
+
+@pytest.mark.parametrize("check", PROPERTIES)
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_contract(family: str, check: Property) -> None:
+    check(family, Learned())
 
 
 def test_hosts_say_how_wide_tokens_are(family: str) -> None:

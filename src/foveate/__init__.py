@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foveate.answers import Channels, Reuse
     from foveate.cost import Report
     from foveate.errors import FoveateError
+    from foveate.escape import Changes
     from foveate.handle import Handle, attached, compress
     from foveate.method import Host, Method, Paper, Site
     from foveate.methods import list_methods, method_from_json
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Changes",
     "Channels",
     "FoveateError",
     "Handle",
@@ -62,6 +64,7 @@ __all__ = [
 _HOME = {
     "Channels": "answers",
     "attached": "handle",
+    "Changes": "escape",
     "compress": "handle",
     "Handle": "handle",
     "Report": "cost",

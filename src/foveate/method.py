@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.answers import Answer
 from foveate.errors import ConfigError
+from foveate.escape import Changes
 from foveate.schedule import Stage, check_ratio
 from foveate.serialise import build, check, plain
 from foveate.site import Host as Host
@@ -125,6 +126,17 @@ class Method:
                 newest tokens of the text were cropped (guesses of assisted decoding that were wrong).
         """
         state.clear()
+
+    def attach(self, model: nn.Module, host: Host, changes: Changes) -> None:
+        """Change ``model`` by hand, where no site and no answer says what is to be done. Experimental: see `Changes`.
+
+        A method that overrides this may have no sites. What it does is no part of `Report`, and serving engines refuse it.
+
+        Args:
+            model: the module whose forward joins vision and text, with the hooks of all sites on it.
+            host: what is known of it.
+            changes: makes changes that `Handle.remove` undoes; others stay.
+        """
 
     def modules(self, host: Host) -> nn.ModuleDict | None:
         """Learned parts for a model like ``host``, as they are before training: a scorer, a resampler; None: there are none.

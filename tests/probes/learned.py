@@ -39,7 +39,9 @@ class Learned(Method):
 
     def modules(self, host: Host) -> nn.ModuleDict:
         width = {"tower": host.tower_width, "tower_output": host.output_width}.get(self.at, host.width)
-        return nn.ModuleDict({"score": nn.Linear(width, 1), "summary": nn.Linear(width, width)})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.ModuleDict({"score": nn.Linear(width, 1), "summary": nn.Linear(width, width)})
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         soft = self.learned["score"](tokens.hidden)[:, 0].sigmoid()
@@ -58,3 +60,7 @@ class Learned(Method):
         means = segment_mean(tokens.hidden[gone], tokens.segment[gone], len(tokens.counts))
         summary: Tensor = self.learned["summary"](means)
         return summary[tokens.segment]
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        width = tokens.hidden.shape[-1]
+        return 2 * width * (len(tokens) + len(tokens.counts) * width)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import tiny
 import torch
-from plans import close
+from calls import close
+from contract import PROPERTIES, Property
 from probes.frames import Still
 from torch import Tensor
 
@@ -105,3 +106,8 @@ def test_contextual_tokens_say_for_how_many_they_stand() -> None:
         model(**batch)
     assert float(seen[0].sum()) == tiny.visual_mask("llava", batch).sum()
     assert float(seen[0].max()) > 1
+
+
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_contract(check: Property) -> None:
+    check("qwen2_5_vl", Still("tower", 2))

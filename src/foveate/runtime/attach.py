@@ -52,7 +52,7 @@ class Runtime:
         check_reuse(actions, layers, family.decoder, kinds_of(config), sources)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
-        self.beside = _beside(actions, blocks, layers)
+        self.beside = _beside(method, actions, blocks, layers)
         self.tower = TowerHooks(base, config, family, inside, self.context)
         holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
@@ -73,6 +73,8 @@ class Runtime:
             self.encodings.attach(self.hooks)
             self.decoder.attach(self.hooks)
             self._count_head(model)
+            for part in method.parts():
+                part.attach(base, self.host, self.hooks)
         except BaseException:
             self.hooks.remove()
             raise
@@ -102,7 +104,7 @@ class Runtime:
         return mine if mine.features and not mine.prefill else self.calls.last
 
 
-def _beside(actions: list[Action], blocks: Any, layers: Any) -> list[Beside]:
+def _beside(method: Method, actions: list[Action], blocks: Any, layers: Any) -> list[Beside]:
     """Learned parts, beside the blocks and layers where they act."""
     found: dict[int, list[tuple[Site, nn.Module]]] = {}
     for action in actions:
@@ -110,11 +112,10 @@ def _beside(actions: list[Action], blocks: Any, layers: Any) -> list[Beside]:
         at = blocks if site.at in ("pixels", "tower", "tower_output") else layers
         module = at[-1 if site.at == "tower_output" else site.layer]
         found.setdefault(action.part, []).append((site, module))
-    methods = {action.part: action.method for action in actions}
     return [
-        Beside(method.name(), method.learned, found[part])
-        for part, method in methods.items()
-        if "_learned" in vars(method)
+        Beside(part.name(), part.learned, found.get(number, [(Site("lm_entry"), layers[0])]))
+        for number, part in enumerate(method.parts())
+        if "_learned" in vars(part)
     ]
 
 
@@ -159,7 +160,9 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
     actions: list[Action] = []
     for number, part in enumerate(method.parts()):
         sites = part.sites(host)
-        if not isinstance(sites, (list, tuple)) or not sites or not all(isinstance(site, Site) for site in sites):
+        by_hand = type(part).attach is not Method.attach
+        listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)
+        if not listed or not (sites or by_hand):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from foveate.answers import Answer, Reuse
-from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
@@ -22,6 +19,13 @@ from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
+from foveate.runtime.hooks import Hooks as Hooks
+from foveate.runtime.hooks import by_name as by_name
+from foveate.runtime.hooks import by_position as by_position
+from foveate.runtime.hooks import device_of as device_of
+from foveate.runtime.hooks import first_argument as first_argument
+from foveate.runtime.hooks import refuse_copy as refuse_copy
+from foveate.runtime.hooks import replace_first as replace_first
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
@@ -312,125 +316,7 @@ class Context(threading.local):
         self.begun = Begun()
 
 
-@functools.cache
-def _hook_type() -> type[Any]:
-    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
-
-    class Hook:
-        """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
-
-        def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
-            self._hooks, self._hook = hooks, hook
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def __call__(self, *args: Any) -> Any:
-            return None if self._hooks.removed else self._hook(*args)
-
-        def __reduce__(self) -> NoReturn:
-            refuse_copy()
-
-    return Hook
-
-
-def refuse_copy() -> NoReturn:
-    """What whatever is put on a model says when somebody copies or pickles the model with it."""
-    raise UnsupportedModelError(
-        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
-        "(model.save_pretrained)"
-    )
-
-
-class Hooks:
-    """Hooks and other changes of a model, undone in reverse order."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-        self.removed = False
-
-    def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
-        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
-
-    def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
-        """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
-        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
-
-    def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
-        """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
-        begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
-
-        def run(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = None
-            try:
-                begin(*args, **kwargs)
-                output = stock(*args, **kwargs)
-            finally:
-                output = end(output)
-            return output
-
-        self.instead(module, name, run)
-
-    def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
-        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
-        stock, own = getattr(module, name), vars(module).get(name)
-
-        @functools.wraps(stock)
-        def ours(*args: Any, **kwargs: Any) -> Any:
-            return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
-
-        def undo() -> None:
-            delattr(module, name) if own is None else setattr(module, name, own)
-
-        setattr(module, name, ours)
-        self._undo.append(undo)
-
-    def _keep(self, handle: RemovableHandle) -> None:
-        self._undo.append(handle.remove)
-
-    def change(self, undo: Callable[[], None]) -> None:
-        """Register the undoing of some other change."""
-        self._undo.append(undo)
-
-    def remove(self) -> None:
-        """Undo everything; calling it again does nothing."""
-        self.removed = True
-        while self._undo:
-            self._undo.pop()()
-
-
-def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    """Where a module will run."""
-    device = next(module.parameters()).device
-    if device.type == "meta":  # offloaded weights come when they are needed
-        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-    return device
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """The main input of a module, passed by position or by name."""
-    return args[0] if args else kwargs[name]
-
-
-def replace_first(
-    args: tuple[Any, ...], kwargs: dict[str, Any], name: str, value: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with another main input."""
-    if args:
-        return (value, *args[1:]), kwargs
-    return args, {**kwargs, name: value}
-
-
-def by_position(module: nn.Module, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """What `by_name` has made of ``n`` arguments by position, so again (gradients may ask for that)."""
-    if len(args) >= n:
-        return args, kwargs
-    names = list(inspect.signature(module.forward).parameters)[len(args) : n]
-    return (*args, *(kwargs[name] for name in names)), {k: v for k, v in kwargs.items() if k not in names}
-
-
-def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The same arguments, all but the first one by name."""
-    if len(args) < 2:
-        return args, kwargs
-    names = list(inspect.signature(module.forward).parameters)
-    return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}
+def wants_gradients(actions: Sequence[Action], layer: nn.Module) -> bool:
+    """Whether what is read in a layer carries gradients: for methods that are trained, where no checkpoint runs it again."""
+    again = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return not again and any(not action.method.training_free for action in actions)

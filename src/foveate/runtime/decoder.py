@@ -29,6 +29,7 @@ from foveate.runtime.context import (
     by_position,
     first_argument,
     replace_first,
+    wants_gradients,
 )
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
@@ -388,6 +389,7 @@ class DecoderHooks:
         if not signals and not gaps:
             return
         reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])
+        reading.gradients = wants_gradients(self.before[i + 1], layer)
         if "received" in signals:
             reading.valid = call.real()
             reading.queries_of = call.sizes()

@@ -204,7 +204,7 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Rec
 
 def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     """Note a call that is over. In padded towers, small images are padded to the largest before their patches are embedded."""
-    trace, n, now = call.trace, units(call.grid), units(call.grid_now)
+    trace, n = call.trace, units(call.grid)
     trace.grid += call.grid
     trace.views += record.order.grid
     trace.features += record.order.starts[-1]

@@ -104,6 +104,7 @@ class Reading:
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
         attending: the rows that have queries among all rows of this attention, when some have none (they are parked, or
             skip it); or None.
+        gradients: what is read carries gradients, where the model makes them.
         width: tokens per row that the layer brought; they are the last keys.
         take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
             tower ``(rows,)``. None: all.
@@ -118,6 +119,7 @@ class Reading:
     key_bias: Tensor | None = None
     drop_positions: bool = False
     attending: Attending | Queries | None = None
+    gradients: bool = False
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None
@@ -186,7 +188,7 @@ class Probe:
     @staticmethod
     def _read(reading: Reading, module: Any, query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> None:
         how = Pattern.told(module, query, mask, kwargs)
-        with torch.no_grad():
+        with torch.set_grad_enabled(reading.gradients and torch.is_grad_enabled()):
             for name, slots in reading.queries.items():
                 rows = attention(query, key, mask, how, slots)
                 rows = rows if name != "text_rows" else rows.mean(1, keepdim=True)
@@ -342,8 +344,10 @@ def attention(query: Tensor, key: Tensor, mask: Any, how: Pattern, slots: Tensor
         if rows.shape[2] > 1:
             rows = rows.gather(2, slots[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
         logits = logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
-    # A query that sees nothing (padding of ours) pays no attention, rather than NaN.
-    return logits.softmax(-1).nan_to_num().masked_fill(missing[:, None, :, None], 0.0)
+    # A query that sees nothing (padding of ours) pays no attention, rather than NaN, of which gradients would be NaN, too.
+    blind = logits.isneginf().all(-1, keepdim=True)
+    paid = logits.masked_fill(blind, 0.0).softmax(-1).nan_to_num()
+    return paid.masked_fill(blind | missing[:, None, :, None], 0.0)
 
 
 def received(query: Tensor, key: Tensor, mask: Any, how: Pattern, valid: Tensor | None) -> Tensor:

@@ -21,17 +21,7 @@ from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
 from foveate.runtime.checks import flops_of
-from foveate.runtime.context import (
-    Action,
-    Context,
-    Hooks,
-    Record,
-    TowerPass,
-    by_name,
-    device_of,
-    first_argument,
-    replace_first,
-)
+from foveate.runtime.context import Action, Context, Record, TowerPass, wants_gradients
 from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
     all_units,
@@ -49,6 +39,7 @@ from foveate.runtime.features import (
     with_rows,
     without_missing,
 )
+from foveate.runtime.hooks import Hooks, by_name, device_of, first_argument, replace_first
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.merger import attach_merger
 from foveate.runtime.mid import attach_mid
@@ -258,6 +249,7 @@ class TowerHooks:
         bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
         if signals or bias is not None or call.attending is not None:
             reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
+            reading.gradients = wants_gradients(self.mids[i] + self.before.get(i + 1, []) + self.outputs, block)
             if "cls_row" in signals:
                 reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
             if self.spec.layout == "padded":

@@ -138,6 +138,10 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                 f"{part!r} decides across all images of a call, which in an engine are of several requests: set its options so "
                 "that each image is decided alone, as by default"
             )
+        if type(part).attach is not Method.attach:
+            raise UnsupportedSiteError(
+                f"{part.name()} changes a transformers model by hand, and this engine has others: use it with transformers"
+            )
         if type(part).modules is not Method.modules:
             raise UnsupportedSiteError(
                 f"{part.name()} has learned parts, which this engine does not load: use it with transformers"
