@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from foveate.answers import Answer, Reuse
-from foveate.errors import UnsupportedModelError
 from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
@@ -22,13 +20,18 @@ from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
+from foveate.runtime.hooks import Hooks as Hooks
+from foveate.runtime.hooks import refuse_copy as refuse_copy
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.prompt import Inputs, Prompt
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
-from foveate.runtime.signals import Reading
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.past import Past
+from foveate.runtime.signals.reading import Reading
+from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
@@ -42,6 +45,7 @@ class Action:
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
     part: int = 0  # rank of the method in the sum
+    asks: tuple[Kind, ...] = ()  # its signals
     after: int = (
         0  # actions of the same part directly before this one: what was there before each of these is its history
     )
@@ -108,6 +112,7 @@ class Record:
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
+        block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
     """
 
     order: Order
@@ -119,6 +124,7 @@ class Record:
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+    block_states: dict[int, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def features(self) -> Tensor:
@@ -156,8 +162,9 @@ class TowerPass:
         joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
-        reading, readings: what is read from the attention that runs now, and from each block so far.
-        previous: hidden states where the last layer (or attention) began, for the residual update.
+        reading: what is read from the attention that runs now.
+        seen: what blocks so far have left for sites that ask.
+        block_states: block -> ``(units, C)`` hidden states that it was given, for sites of the language model.
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
         rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
@@ -184,8 +191,8 @@ class TowerPass:
     lot: Lot | None = None
     attending: Attending | None = None
     reading: Reading | None = None
-    readings: dict[int, Reading] = field(default_factory=dict)
-    previous: Tensor | None = None
+    seen: Past = field(default_factory=Past)
+    block_states: dict[int, Tensor] = field(default_factory=dict)
     mid: tuple[Tensor, Any] | None = None
     rows_of: dict[int, Tensor] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
@@ -226,8 +233,9 @@ class DecoderPass:
         present: ``(B, L)`` the prompt without its padding, or None.
         samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
-        previous: input of the layer before, for the residual update.
-        readings: layer -> what is read from its attention.
+        seen: what layers so far have left for sites that ask.
+        tower: block -> ``(N, C)`` hidden states that the tower has left of the visual tokens, for sites that ask.
+        ahead: what is read of the attention of a layer that runs for that alone, or None.
         keys: layer -> what its attention sees, and the layout that it ran on, for layers that attend to the same.
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
@@ -250,10 +258,11 @@ class DecoderPass:
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
-    previous: Tensor | None = None
     queries: Queries | None = None
     ffn: Split | None = None
-    readings: dict[int, Reading] = field(default_factory=dict)
+    seen: Past = field(default_factory=Past)
+    tower: dict[int, Tensor] = field(default_factory=dict)
+    ahead: Reading | None = None
     keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
@@ -281,6 +290,15 @@ class DecoderPass:
             places = torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
         cut = (self.length if layout is None else layout.width) - width
         return (places - cut).clamp(min=-1)
+
+    def text(self) -> Text:
+        """The text tokens that are present."""
+        layout, samples = self.layout, self.samples
+        assert layout is not None, "of a forward with images"
+        assert samples is not None
+        return self.memo.once(
+            "text", (layout,), lambda: Text(layout, samples, self.real(), lambda x: self.slots(x, layout.width))
+        )
 
     def sizes(self) -> Tensor | None:
         """``(B, S)``: tokens present of each sample; None: a row is a sample."""
@@ -310,92 +328,6 @@ class Context(threading.local):
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = Trace()
         self.begun = Begun()
-
-
-@functools.cache
-def _hook_type() -> type[Any]:
-    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
-
-    class Hook:
-        """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
-
-        def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
-            self._hooks, self._hook = hooks, hook
-
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def __call__(self, *args: Any) -> Any:
-            return None if self._hooks.removed else self._hook(*args)
-
-        def __reduce__(self) -> NoReturn:
-            refuse_copy()
-
-    return Hook
-
-
-def refuse_copy() -> NoReturn:
-    """What whatever is put on a model says when somebody copies or pickles the model with it."""
-    raise UnsupportedModelError(
-        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
-        "(model.save_pretrained)"
-    )
-
-
-class Hooks:
-    """Hooks and other changes of a model, undone in reverse order."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-        self.removed = False
-
-    def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
-        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
-
-    def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
-        """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
-        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
-
-    def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
-        """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
-        begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
-
-        def run(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = None
-            try:
-                begin(*args, **kwargs)
-                output = stock(*args, **kwargs)
-            finally:
-                output = end(output)
-            return output
-
-        self.instead(module, name, run)
-
-    def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
-        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
-        stock, own = getattr(module, name), vars(module).get(name)
-
-        @functools.wraps(stock)
-        def ours(*args: Any, **kwargs: Any) -> Any:
-            return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
-
-        def undo() -> None:
-            delattr(module, name) if own is None else setattr(module, name, own)
-
-        setattr(module, name, ours)
-        self._undo.append(undo)
-
-    def _keep(self, handle: RemovableHandle) -> None:
-        self._undo.append(handle.remove)
-
-    def change(self, undo: Callable[[], None]) -> None:
-        """Register the undoing of some other change."""
-        self._undo.append(undo)
-
-    def remove(self) -> None:
-        """Undo everything; calling it again does nothing."""
-        self.removed = True
-        while self._undo:
-            self._undo.pop()()
 
 
 def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

@@ -1,0 +1,99 @@
+"""Hooks on a model, and how they are all taken off again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from foveate.errors import UnsupportedModelError
+
+
+@functools.cache
+def _hook_type() -> type[Any]:
+    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
+
+    class Hook:
+        """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
+
+        def __init__(self, hooks: Hooks, hook: Callable[..., Any]) -> None:
+            self._hooks, self._hook = hooks, hook
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def __call__(self, *args: Any) -> Any:
+            return None if self._hooks.removed else self._hook(*args)
+
+        def __reduce__(self) -> NoReturn:
+            refuse_copy()
+
+    return Hook
+
+
+def refuse_copy() -> NoReturn:
+    """What whatever is put on a model says when somebody copies or pickles the model with it."""
+    raise UnsupportedModelError(
+        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
+        "(model.save_pretrained)"
+    )
+
+
+class Hooks:
+    """Hooks and other changes of a model, undone in reverse order."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self.removed = False
+
+    def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
+        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
+
+    def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
+        """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
+        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
+
+    def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
+        """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""
+        begin, end = torch.compiler.disable(before), torch.compiler.disable(after)
+
+        def run(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = None
+            try:
+                begin(*args, **kwargs)
+                output = stock(*args, **kwargs)
+            finally:
+                output = end(output)
+            return output
+
+        self.instead(module, name, run)
+
+    def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
+        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
+        stock, own = getattr(module, name), vars(module).get(name)
+
+        @functools.wraps(stock)
+        def ours(*args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
+
+        def undo() -> None:
+            delattr(module, name) if own is None else setattr(module, name, own)
+
+        setattr(module, name, ours)
+        self._undo.append(undo)
+
+    def _keep(self, handle: RemovableHandle) -> None:
+        self._undo.append(handle.remove)
+
+    def change(self, undo: Callable[[], None]) -> None:
+        """Register the undoing of some other change."""
+        self._undo.append(undo)
+
+    def remove(self) -> None:
+        """Undo everything; calling it again does nothing."""
+        self.removed = True
+        while self._undo:
+            self._undo.pop()()
