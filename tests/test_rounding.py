@@ -51,7 +51,7 @@ def walk(method: Method, tokens: Tokens, host: Host = HOST) -> list[tuple[int, .
     shapes: dict[str, tuple[int, ...]] = {"keys": (2, 3), "residual": (4,), "last_row": (2,), "cls_row": (2,)}
     for site in method.sites(host):
         n = len(tokens)
-        signals = {name: torch.rand(n, *shapes[name], generator=generator) for name in site.signals}
+        signals = {asked: torch.rand(n, *shapes[asked.kind], generator=generator) for asked in site.asked}
         tokens = replace(tokens, hidden=torch.randn(n, 4, generator=generator), signals=signals)
         tokens = method.reduce(tokens, site).survivors(tokens)
         found.append(tokens.counts)

@@ -20,9 +20,9 @@ class Listening(At):
     """Looks at every signal that it asked for."""
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        for name in site.signals:
-            signal = getattr(tokens, name)
-            assert len(signal) == (sum(tokens.text_counts) if name == "text" else len(tokens))
+        for asked in site.asked:
+            signal = tokens.signal(asked)
+            assert len(signal) == (sum(tokens.text_counts) if asked.kind == "text" else len(tokens))
             assert signal.isfinite().all()
         if site.at == "pixels":
             return Downsample().reduce(tokens, site)
@@ -101,7 +101,7 @@ SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
         *(replace(site, signals=(name,)) for site, names in SIGNALS for name in names),
         *(replace(site, signals=names) for site, names in SIGNALS),
     ],
-    ids=lambda site: "-".join([str(site), *site.signals]),
+    ids=lambda site: "-".join(map(str, [site, *site.signals])),
 )
 def test_sites_that_make_sense(family: str, site: Site) -> None:
     """Every place takes a method, with no signal and with each that it can give."""

@@ -17,7 +17,8 @@ from transformers import CONFIG_MAPPING
 from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
-from foveate.runtime.attach import SIGNALS, kinds_of
+from foveate.runtime.attach import kinds_of
+from foveate.runtime.signals.kind import kinds_at
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
@@ -58,7 +59,10 @@ def family_table() -> str:
 
 def site_table() -> str:
     """One row per place, for all families."""
-    rows = [(f"`{at}`", PLACES[at], ", ".join(f"`{name}`" for name in sorted(SIGNALS[at])) or "none") for at in SIGNALS]
+    rows = [
+        (f"`{at}`", where, ", ".join(f"`{name}`" for name in sorted(kinds_at(at))) or "none")
+        for at, where in PLACES.items()
+    ]
     return _table(("place", "where", "signals"), rows)
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from foveate.answers import Reuse
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, shown
 from foveate.schedule import Stage, check_ratio, of_present
 from foveate.serialise import check
-from foveate.tokens import Signal
+from foveate.signal import Signal, signal_of
 
 Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode", "cache"]
 Positions = Literal["keep", "renumber", "native"]
@@ -39,7 +39,7 @@ class Site:
             from this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
-        signals: what `Tokens` must carry; a signal nobody asks for is never computed.
+        signals: what `Tokens` must carry, each a `Signal` or the name of its kind; what nobody asks for is never computed.
         part: of a decoder layer, ``attention`` or ``ffn``. The site is visited when that part is about to run: `Tokens.hidden`
             is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
         reuse: with ``action="reuse"``, what this layer takes from an earlier one.
@@ -51,7 +51,7 @@ class Site:
     where: Literal["before", "mid"] = "before"
     action: Verb = "reduce"
     unit: Literal["merge", "patch"] = "merge"
-    signals: tuple[Signal, ...] = ()
+    signals: tuple[Signal | str, ...] = ()
     shares: tuple[float, ...] = ()
     part: Literal["", "attention", "ffn"] = ""
     reuse: Reuse | None = None
@@ -69,6 +69,14 @@ class Site:
             raise ConfigError(
                 'reuse=Reuse(source) says whose queries and keys a layer takes, and goes with action="reuse": give both or none'
             )
+        if not isinstance(self.signals, (list, tuple)):
+            raise ConfigError(f"Site.signals={shown(self.signals)}: expected a tuple of signals, such as ('keys',)")
+        object.__setattr__(self, "signals", tuple(map(signal_of, self.signals)))
+
+    @property
+    def asked(self) -> tuple[Signal, ...]:
+        """The signals, each by its address."""
+        return tuple(map(signal_of, self.signals))
 
     @classmethod
     def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:

@@ -17,11 +17,10 @@ from torch import Tensor
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.ops import merge, segments, select
 from foveate.schedule import budget
+from foveate.signal import Signal, Signals, kinds
 
 if TYPE_CHECKING:
     from foveate.site import Site
-
-Signal = Literal["residual", "keys", "values", "last_row", "text_rows", "received", "cls_row", "text"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,12 @@ class Tokens:
         coords: ``(N, 3)`` fp32, frame, y and x in the span's grid; a merged token may carry a centroid.
         hidden: ``(N, C)`` hidden states. In a tower whose projector joins ``u`` patches to one token (2x2 mergers),
             a token is that whole unit and ``C`` is ``u`` times the tower's width, patch after patch.
-        signals: what the site asked for, by name; read them through the properties below.
+        signals: what the site asked for, by address: ``tokens.keys`` for a signal without one, else `signal`.
         seen: ``(S,)`` ints, tokens of the span's clip that earlier forwards already brought here (chunked prefill), else 0.
         total: ``(S,)`` ints, where a prompt comes in chunks: tokens of the span's clip that all of them bring to the method's
             first site in the language model, 0 if unknown; else empty.
         history: ``(S,)`` counts before each reduction so far, from the first to the last one.
-        text_counts: text tokens per sample of the batch, for the signal ``text``.
+        text_counts: text tokens per sample of the batch, for signals of the text.
         state: a dict of the method's own, the same one at all of its sites, from the first one that a prompt meets (in the
             vision tower, too) to the end of the KV cache. It is one for all rows of the call. `Method.follow` says what
             becomes of it when rows or tokens leave the cache.
@@ -85,7 +84,7 @@ class Tokens:
     sizes: Tensor
     coords: Tensor
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
-    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    signals: Mapping[Any, Tensor] = field(default_factory=dict)
     seen: tuple[int, ...] = ()
     total: tuple[int, ...] = ()
     history: tuple[tuple[int, ...], ...] = ()
@@ -93,6 +92,10 @@ class Tokens:
     state: MutableMapping[str, Any] = field(default_factory=dict)
     strict: bool = False
     activations: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.signals, Signals):
+            object.__setattr__(self, "signals", Signals(self.signals))
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -102,50 +105,28 @@ class Tokens:
         """``(N,)`` int64: the span of each token."""
         return segments.segment_ids(self.counts, self.index.device)
 
-    def _signal(self, name: Signal) -> Tensor:
-        if name not in self.signals:
-            raise UnknownNameError(f"signal {name!r} was not asked for: add it to the `signals` of this site")
-        return self.signals[name]
+    def __getattr__(self, name: str) -> Tensor:
+        """A signal without an address, by its kind: ``tokens.keys``."""
+        if name.startswith("_") or name not in kinds():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.signal(name)
 
-    @property
-    def residual(self) -> Tensor:
-        """``(N, C)``: what the previous layer (between attention and FFN: the attention) added to the hidden state."""
-        return self._signal("residual")
+    def signal(
+        self,
+        kind: str | Signal,
+        layer: int | None = None,
+        of: Literal["visual", "text", "cls"] = "visual",
+        **more: Any,
+    ) -> Tensor:
+        """A signal by its address, as the site asked for it: ``tokens.signal("cls_row", layer=8)``.
 
-    @property
-    def keys(self) -> Tensor:
-        """``(N, H, d)``: keys of the last attention before the site, as the kernel saw them (after RoPE)."""
-        return self._signal("keys")
-
-    @property
-    def values(self) -> Tensor:
-        """``(N, H, d)``: values of the last attention before the site."""
-        return self._signal("values")
-
-    @property
-    def last_row(self) -> Tensor:
-        """``(N, H)``: attention that the last text token of the token's sample pays to it."""
-        return self._signal("last_row")
-
-    @property
-    def text_rows(self) -> Tensor:
-        """``(N, R)``: attention paid by each of the sample's last ``R`` text tokens (head mean; 0 if it has fewer)."""
-        return self._signal("text_rows")
-
-    @property
-    def received(self) -> Tensor:
-        """``(N,)``: attention received, the mean over heads and over all queries of its attention segment."""
-        return self._signal("received")
-
-    @property
-    def cls_row(self) -> Tensor:
-        """``(N, H)``: attention that the CLS token of the token's image pays to it."""
-        return self._signal("cls_row")
-
-    @property
-    def text(self) -> Tensor:
-        """``(M, C)``: hidden states of the text tokens, sample after sample of the batch (``text_counts`` each)."""
-        return self._signal("text")
+        The kinds say what they are in ``foveate/runtime/signals/kinds``; see `foveate.signal.Signal` for the address.
+        """
+        asked = kind if isinstance(kind, Signal) else Signal(kind, layer, of, **more)
+        if asked not in self.signals:
+            word = repr(asked.kind) if asked == Signal(asked.kind) else str(asked)
+            raise UnknownNameError(f"signal {word} was not asked for: add it to the `signals` of this site")
+        return self.signals[asked]
 
     @property
     def clip_counts(self) -> tuple[int, ...]:

@@ -185,7 +185,7 @@ def test_flash_kernels_get_queries_and_keys_of_different_lengths() -> None:
 
     lengths = {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole, "is_causal": False, "scaling": 8**-0.5}
     dense, _ = kernel(None, q, k, v, None, **lengths)
-    reading = Reading(frozenset({"received"}), attending=Attending(rows, kept, own, own.tolist(), True), width=9)
+    reading = Reading(received=True, attending=Attending(rows, kept, own, own.tolist(), True), width=9)
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
     out, _ = Probe(lambda: reading).attend(kernel, module, q, k, v, None, dict(lengths))
     close(out[:, kept], dense[:, kept], 1e-6)

@@ -141,7 +141,7 @@ def test_a_decode_site_chooses_at_the_first_layer_that_has_keys(family: str) -> 
     [
         (FastV(), "fastv wants last_row at decoder 2, but the layer before it carries a state.* use layer 4$"),
         (DyCoke(layer=3), "wants last_row at decode 3.* use layer 4$"),
-        (PLANS["signals"], "wants received, .* use layer 4$"),
+        (PLANS["signals"], "wants received .* use layer 4$"),
     ],
     ids=["fastv", "dycoke", "signals"],
 )

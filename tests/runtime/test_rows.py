@@ -333,7 +333,7 @@ def test_flash_kernels_are_told_where_images_end() -> None:
 
     lengths = {"cu_seq_lens_q": whole, "cu_seq_lens_k": whole, "is_causal": False, "scaling": 8**-0.5}
     dense, _ = kernel(None, q, k, v, None, **lengths)
-    reading = Reading(frozenset({"received"}), attending=Attending(rows, kept, own, own.tolist(), False), width=9)
+    reading = Reading(received=True, attending=Attending(rows, kept, own, own.tolist(), False), width=9)
     module = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
     out, _ = Probe(lambda: reading).attend(kernel, module, q, k, v, None, dict(lengths))
     close(out[:, kept[0]], dense[:, kept[0]], 1e-6)

@@ -120,7 +120,7 @@ def _sites(cls: type[Method]) -> list[Site]:
 
 
 def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
-    signals = sorted({signal for site in _sites(cls) for signal in site.signals})
+    signals = sorted({str(signal) for site in _sites(cls) for signal in site.asked})
     refused, others = pairs.exceptions(facts["name"])
     runs = f"all {len(foveate.list_families())} families" if not refused else "all families but " + _codes(refused)
     runs += "".join(f"; on `{family}` with `{words}`" for family, words in others.items())

@@ -16,10 +16,10 @@ from foveate.methods.spu import SPU
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
 from foveate.schedule import check_ratio
-from foveate.tokens import Reduction, Signal, Tokens
+from foveate.tokens import Reduction, Tokens
 
 Pass = tuple[int, Literal["width", "height"], float]
-SIGNALS: dict[str, tuple[Signal, ...]] = {"keys": ("keys",), "hidden": ()}
+SIGNALS: dict[str, tuple[str, ...]] = {"keys": ("keys",), "hidden": ()}
 
 
 @dataclass(frozen=True)

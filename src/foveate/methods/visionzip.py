@@ -11,7 +11,7 @@ import torch
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import merge, select
 from foveate.schedule import check_ratio, spread, survivors
-from foveate.tokens import Reduction, Signal, Tokens
+from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class VisionZip(Method):
         check_ratio("contextual", self.contextual)
 
     def sites(self, host: Host) -> Sequence[Site]:
-        attention: Signal = "cls_row" if host.has_cls else "received"
+        attention = "cls_row" if host.has_cls else "received"
         return [Site("tower_output", keep=self.keep, signals=(attention, "keys"))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:

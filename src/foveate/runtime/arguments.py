@@ -23,7 +23,7 @@ from foveate.runtime.positions import renumbered
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.samples import NUMBERS
 from foveate.runtime.sight import limit_of
-from foveate.runtime.signals import real_implementation
+from foveate.runtime.signals.kernel import real_implementation
 
 
 class LayerArguments:
@@ -136,6 +136,15 @@ class LayerArguments:
                 f"rotary {own}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
             )
         return new
+
+    def tables(self, call: DecoderPass, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines ``(B, P, d)`` of the tokens present, if a layer that is called with ``kwargs`` is given such."""
+        given, axis = kwargs.get("position_embeddings"), self.spec.layer_args.get("position_embeddings")
+        if not isinstance(given, tuple) or axis is None or any(x.dim() != 3 for x in given):
+            return None
+        layout = call.reduced
+        cos, sin = given if layout is None else _take(given, axis, layout, layout.width)
+        return cos.expand(call.batch, -1, -1), sin.expand(call.batch, -1, -1)
 
     @staticmethod
     def _refuse_windows(attention: Any, entry: Any, keys: KVIndex) -> None:

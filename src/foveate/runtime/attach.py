@@ -24,6 +24,8 @@ from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
 from foveate.runtime.shared import own, sources_of
+from foveate.runtime.signals import kinds as _kinds  # noqa: F401 - finds them
+from foveate.runtime.signals.kind import KINDS, Asker
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
 
@@ -43,8 +45,7 @@ class Runtime:
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
         method, self.modules = with_modules(method, self.host)
-        actions = plan(method, self.host, family, config, len(blocks), len(layers))
-        _check_attention(actions, attends)
+        actions = plan(method, self.host, family, config, len(blocks), len(layers), attends)
         check_parts(actions, list(layers), Facts(family))
         decoder: Any = base.get_submodule(family.decoder.module)
         sources = sources_of(layers, family.decoder, decoder.config)
@@ -53,9 +54,9 @@ class Runtime:
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.beside = _beside(method, actions, blocks, layers)
-        self.tower = TowerHooks(base, config, family, inside, self.context)
-        holes = any(a.site.action == "reduce" for a in inside)
         outside = [a for a in actions if a not in inside]
+        self.tower = TowerHooks(base, config, family, inside, self.context, outside)
+        holes = any(a.site.action == "reduce" for a in inside)
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
         self.decoder.arguments.whole = model
         self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
@@ -149,10 +150,19 @@ def host_with(family: Family, config: Any, layers: int) -> Host:
     return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0, frames=frames)
 
 
-def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, layers: int) -> list[Action]:
+def plan(
+    method: Method,
+    host: Host,
+    family: Family,
+    config: Any,
+    blocks: int,
+    layers: int,
+    attends: Sequence[bool] | None = None,
+) -> list[Action]:
     """Every site of every part of the method, with its layer resolved and checked.
 
-    The tower has ``blocks``, read or not; the language model ``layers``, with keys of their own or not.
+    The tower has ``blocks``, read or not; the language model ``layers``, with keys of their own or not. ``attends`` says which
+    of these have attention, if it is known.
     """
     policies = {part.positions for part in method.parts()}
     if len(policies) > 1:
@@ -175,7 +185,11 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
                     f"{host.layers} on attend to the keys of earlier ones: reduce the prompt, at a decoder site"
                 )
             _check(part, site, host, family, config)
-            actions.append(Action(site, part, len(actions), number))
+            if attends is not None:
+                _check_attention(part, site, attends)
+            by = Asker(part.name(), site, host, family, config, attends, part.positions)
+            asks = tuple(KINDS[signal.kind].asked_by(signal, by) for signal in site.asked)
+            actions.append(Action(site, part, len(actions), number, asks))
     actions = _with_history(actions)
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
@@ -190,26 +204,13 @@ def plan(method: Method, host: Host, family: Family, config: Any, blocks: int, l
     return actions
 
 
-def _check_attention(actions: list[Action], attends: list[bool]) -> None:
-    """Where some decoder layers have no attention, there is nothing to read from them, nor to hide from them."""
-    for action in actions:
-        site, name = action.site, action.method.name()
-        if site.at not in ("decoder", "decode"):
-            continue
-        asked = [signal for signal in site.signals if signal not in ("residual", "text")]
-        inside = site.part == "ffn"  # the attention before that part is the layer's own
-        if asked and not attends[site.layer - (not inside)]:
-            can = ", ".join(str(i + (not inside)) for i, one in enumerate(attends if inside else attends[:-1]) if one)
-            which = "that layer" if inside else "the layer before it"
-            raise UnsupportedSiteError(
-                f"{name} wants {', '.join(asked)} at {site}, but {which} carries a state and has no attention: in "
-                f"this model use layer {can}"
-            )
-        if site.at == "decode" and not any(attends[site.layer :]):
-            raise UnsupportedSiteError(
-                f"{name} acts at {site}, but no layer from there on has attention: use layer "
-                f"{max(i for i, one in enumerate(attends) if one)} or an earlier one"
-            )
+def _check_attention(method: Method, site: Site, attends: Sequence[bool]) -> None:
+    """Where some decoder layers have no attention, there is nothing to hide from them."""
+    if site.at == "decode" and not any(attends[site.layer :]):
+        raise UnsupportedSiteError(
+            f"{method.name()} acts at {site}, but no layer from there on has attention: use layer "
+            f"{max(i for i, one in enumerate(attends) if one)} or an earlier one"
+        )
 
 
 def _check_sight(actions: list[Action], attends: list[bool], sources: list[int]) -> None:
@@ -306,16 +307,6 @@ def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
     return layer
 
 
-#: what each place can tell a method
-SIGNALS: dict[str, set[str]] = {
-    "pixels": set(),
-    "tower": {"residual", "keys", "values", "received", "cls_row"},
-    "tower_output": {"residual", "keys", "values", "received", "cls_row"},
-    "lm_entry": {"text"},
-    "decoder": {"residual", "keys", "values", "received", "last_row", "text_rows", "text"},
-    "decode": {"keys", "values", "last_row"},
-    "cache": set(),
-}
 #: what may happen at each place
 ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
@@ -329,16 +320,7 @@ ACTIONS: dict[str, set[str]] = {
 
 
 def _check(method: Method, site: Site, host: Host, family: Family, config: Any) -> None:
-    name, asked = method.name(), set(site.signals)
-    unit = family.tower.unit(config)
-    if "cls_row" in asked and not host.has_cls:
-        raise UnsupportedSiteError(f"{name} wants cls_row, but the tower of {host.family!r} has no CLS token")
-    if asked - SIGNALS[site.at]:
-        can = ", ".join(sorted(SIGNALS[site.at])) or "no signal"
-        note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
-        raise UnsupportedSiteError(
-            f"{name}: {site} cannot give {', '.join(asked - SIGNALS[site.at])}, only {can}{note}"
-        )
+    name, unit = method.name(), family.tower.unit(config)
     if method.temporal and site.at not in host.frames:
         why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
         raise UnsupportedSiteError(
@@ -348,15 +330,6 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise UnsupportedSiteError(
             f"{name}: the vision tower of {host.family!r} takes images of one size only, so they cannot shrink at {site}: "
             "act in the tower or after it"
-        )
-    if site.part and "residual" in asked:
-        raise UnsupportedSiteError(
-            f"{name}: {site} cannot give residual, which is of a whole layer: ask before a layer"
-        )
-    first = site.layer == 0 and site.where == "before" and site.part != "ffn"
-    if first and site.at in ("tower", "decoder") and asked - {"text"}:
-        raise UnsupportedSiteError(
-            f"{name}: {site} has no layer before it to give {', '.join(asked)}: use layer 1 or later"
         )
     if site.at == "decode" and site.layer == 0:
         raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")

@@ -17,7 +17,7 @@ from foveate.runtime.context import TowerPass
 from foveate.runtime.layout import Packed, Rows, displacement, take_rows
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.positions import rotary_at
-from foveate.runtime.signals import real_implementation
+from foveate.runtime.signals.kernel import real_implementation
 
 
 def block_arguments(

@@ -32,7 +32,10 @@ from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.prompt import Inputs, Prompt
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
-from foveate.runtime.signals import Reading
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.past import Past
+from foveate.runtime.signals.reading import Reading
+from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
@@ -46,6 +49,7 @@ class Action:
     method: Method
     order: int  # rank among all actions of the handle: names the method's memory
     part: int = 0  # rank of the method in the sum
+    asks: tuple[Kind, ...] = ()  # its signals
     after: int = (
         0  # actions of the same part directly before this one: what was there before each of these is its history
     )
@@ -112,6 +116,7 @@ class Record:
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
+        block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
     """
 
     order: Order
@@ -123,6 +128,7 @@ class Record:
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+    block_states: dict[int, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def features(self) -> Tensor:
@@ -160,8 +166,9 @@ class TowerPass:
         joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
         attending: how the block that runs now sees them, or None: it does not.
-        reading, readings: what is read from the attention that runs now, and from each block so far.
-        previous: hidden states where the last layer (or attention) began, for the residual update.
+        reading: what is read from the attention that runs now.
+        seen: what blocks so far have left for sites that ask.
+        block_states: block -> ``(units, C)`` hidden states that it was given, for sites of the language model.
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
         rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
@@ -188,8 +195,8 @@ class TowerPass:
     lot: Lot | None = None
     attending: Attending | None = None
     reading: Reading | None = None
-    readings: dict[int, Reading] = field(default_factory=dict)
-    previous: Tensor | None = None
+    seen: Past = field(default_factory=Past)
+    block_states: dict[int, Tensor] = field(default_factory=dict)
     mid: tuple[Tensor, Any] | None = None
     rows_of: dict[int, Tensor] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
@@ -230,8 +237,9 @@ class DecoderPass:
         present: ``(B, L)`` the prompt without its padding, or None.
         samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
-        previous: input of the layer before, for the residual update.
-        readings: layer -> what is read from its attention.
+        seen: what layers so far have left for sites that ask.
+        tower: block -> ``(N, C)`` hidden states that the tower has left of the visual tokens, for sites that ask.
+        ahead: what is read of the attention of a layer that runs for that alone, or None.
         keys: layer -> what its attention sees, and the layout that it ran on, for layers that attend to the same.
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
@@ -254,10 +262,11 @@ class DecoderPass:
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
-    previous: Tensor | None = None
     queries: Queries | None = None
     ffn: Split | None = None
-    readings: dict[int, Reading] = field(default_factory=dict)
+    seen: Past = field(default_factory=Past)
+    tower: dict[int, Tensor] = field(default_factory=dict)
+    ahead: Reading | None = None
     keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
@@ -285,6 +294,15 @@ class DecoderPass:
             places = torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
         cut = (self.length if layout is None else layout.width) - width
         return (places - cut).clamp(min=-1)
+
+    def text(self) -> Text:
+        """The text tokens that are present."""
+        layout, samples = self.layout, self.samples
+        assert layout is not None, "of a forward with images"
+        assert samples is not None
+        return self.memo.once(
+            "text", (layout,), lambda: Text(layout, samples, self.real(), lambda x: self.slots(x, layout.width))
+        )
 
     def sizes(self) -> Tensor | None:
         """``(B, S)``: tokens present of each sample; None: a row is a sample."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
+from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
@@ -29,24 +29,23 @@ from foveate.runtime.context import (
     by_position,
     first_argument,
     replace_first,
-    wants_gradients,
 )
 from foveate.runtime.entry import Entry
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.parts import PartHooks
+from foveate.runtime.presence import Presence
 from foveate.runtime.prompt import Inputs
+from foveate.runtime.reads import Reads
 from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.reuse import ReuseHooks
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.sight import answered
-from foveate.runtime.signals import Probe, Reading, of_tokens, real_implementation, watch
+from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
 from foveate.tokens import Tokens
-
-_NOT_ATTENTION = {"residual", "text"}  # signals that need no probe
 
 
 class DecoderHooks:
@@ -72,6 +71,8 @@ class DecoderHooks:
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
+        self.reads = Reads(actions, self.layers, self.spec, self.arguments, self._keys)
+        self.entry.states = frozenset(self.reads.wanted.tower)
         self.sources = sources_of(self.layers, self.spec, self.model.config)
         inside = {i: [a for a in actions if a.site.part and a.site.layer == i] for i in range(len(self.layers))}
         self.parts = {
@@ -105,9 +106,11 @@ class DecoderHooks:
             if attention is None:
                 hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
             elif self.reuse.touches(i):
-                hooks.change(watch(attention, Probe(partial(self._reading, i), partial(self.reuse.exchange, i))))
-            elif self._watches(i) or _is_flash(attention):
-                hooks.change(watch(attention, Probe(partial(self._reading, i))))
+                hooks.change(
+                    watch(attention, Probe(partial(self.reads.now, self.context, i), partial(self.reuse.exchange, i)))
+                )
+            elif self.reads.watches(i) or (i in self.parts and self.parts[i].queries) or is_flash(attention):
+                hooks.change(watch(attention, Probe(partial(self.reads.now, self.context, i))))
             if i in self.parts:
                 self.parts[i].attach(hooks)
         self.reuse.attach(hooks)
@@ -211,11 +214,17 @@ class DecoderHooks:
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
         if call.layout is not None:
-            hidden = self._sites(call, i, self._add_deepstack(call, i - 1, hidden))
+            hidden = self._add_deepstack(call, i - 1, hidden)
+            if i - 1 in self.reads.wanted.left:
+                call.seen.left[i - 1] = hidden
+            hidden = self._sites(call, i, hidden, args, kwargs)
+            call.seen.forget(2 * i, self.reads.wanted.until)
+            if i in self.reads.wanted.entered:
+                call.seen.entered[i] = hidden
         keys, entry = self._keys(call, i, layer, kwargs)
         borrows = i in call.reusing
         self._log(call, hidden, keys, entry, call.reusing.get(i))
-        self._read(call, i, layer, hidden, keys)
+        self.reads.begin(call, i, hidden, keys)
         if keys is None and hidden is given and not borrows:
             return None
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
@@ -230,7 +239,7 @@ class DecoderHooks:
             call.rows = rows_of(self.spec, kwargs)
             keys, layout = call.keys[source]
             fewer = call.reduced is not None and (layout is None or layout.index is not call.reduced.index)
-            if fewer and _is_flash(attention_of(layer, self.spec)):
+            if fewer and is_flash(attention_of(layer, self.spec)):
                 raise UnsupportedModelError(
                     f"flash attention cannot align the tokens that are left with the keys of layer {source}, which layer {i} "
                     f"attends to: reduce before layer {source} only, or use sdpa or eager attention"
@@ -283,18 +292,17 @@ class DecoderHooks:
         layout = call.reduced if call is not None and call.past else None
         return None if layout is None or layout.valid is None else layout.lengths
 
-    def _sites(self, call: DecoderPass, i: int, hidden: Tensor) -> Tensor:
-        """Everything that happens to the tokens before layer ``i``."""
+    def _sites(self, call: DecoderPass, i: int, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Everything that happens to the tokens before layer ``i``, which stock code calls with these arguments."""
         if i == 0:
             if call.arrived is not None and call.layout is not None:
                 call.layout, take = call.layout.reduce(call.arrived)
                 hidden = hidden if take is None else take_rows(hidden, take)
+                call.tower = {block: x[call.arrived.keep.to(x.device)] for block, x in call.tower.items()}
             for action in self.first:
-                hidden = self._act(call, action, hidden)
+                hidden = self._act(call, action, hidden, args, kwargs)
         for action in self.before[i]:
-            hidden = self._act(call, action, hidden)
-        wanted = any("residual" in action.site.signals for action in self.before[i + 1])
-        call.previous = hidden if wanted else None
+            hidden = self._act(call, action, hidden, args, kwargs)
         return hidden
 
     def _add_deepstack(self, call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
@@ -311,11 +319,11 @@ class DecoderHooks:
         added = features.index_select(0, call.memo.once("deepstack", (layout,), rows).to(features.device))
         return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))
 
-    def _act(self, call: DecoderPass, action: Action, hidden: Tensor) -> Tensor:
+    def _act(self, call: DecoderPass, action: Action, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
         layout = call.layout
         assert layout is not None
-        tokens = self._tokens(call, layout, action, hidden)
+        tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         if action.site.action == "sight":
             call.note(action, tokens.counts)
             call.layout = replace(layout, sight=answered(action, call.trace, tokens))
@@ -323,84 +331,34 @@ class DecoderHooks:
         reduction = action.decide(call.trace, tokens)
         call.note(action, tokens.counts)
         call.layout, take = layout.reduce(reduction)
+        call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
         if take is not None:
             hidden = take_rows(hidden, take)
-            call.previous = None if call.previous is None else take_rows(call.previous, take)
-            for reading in call.readings.values():
-                reading.narrow(take)
+            call.seen.narrow(take, layout.width)
         return hidden if reduction.hidden is None else call.layout.put(hidden, reduction.hidden)
 
-    def _tokens(self, call: DecoderPass, layout: Rows, action: Action, hidden: Tensor) -> Tokens:
-        site = action.site
-        text_counts: tuple[int, ...] = ()
-        reading = call.readings.get(site.layer - (site.part != "ffn")) if site.at == "decoder" else None
-        signals: dict[str, Tensor] = {}
-        for name in site.signals:
-            if name == "residual" and call.previous is not None:
-                signals[name] = layout.pick(hidden - call.previous)
-            elif name == "text":
-                signals[name], text_counts = _text(call, call.layout or layout, hidden)
-            elif name not in _NOT_ATTENTION and reading is not None:
-                several = call.samples.last.shape[1] if call.samples is not None else 1
-                signals[name] = of_tokens(name, reading, layout, samples=several)
-            else:
-                raise UnsupportedSiteError(f"the signal {name!r} is not available at {site}")
-        if reading is not None:
-            call.trace.signal_flops += reading.take_flops()
+    def _tokens(
+        self, call: DecoderPass, layout: Rows, action: Action, hidden: Tensor, args: Any = (), kwargs: Any = None
+    ) -> Tokens:
+        """What a method is shown before a layer that stock code calls with these arguments, or at a part of it."""
         names = call.names or []
-        return replace(
-            layout.tokens,
-            hidden=layout.pick(hidden),
-            signals=signals,
+        here = Presence(
+            layout,
+            hidden,
+            call.seen,
+            call.trace,
+            samples=call.samples.last.shape[1] if call.samples is not None else 1,
+            text_of=call.text,
+            tower=call.tower,
+            ahead=partial(self.reads.ahead, call, action.site.layer, hidden, args, kwargs),
+            tables=partial(self.arguments.tables, call, kwargs),
+        )
+        return here.tokens(
+            action,
             seen=tuple(call.records[m].seen.get((action.order, row, clip), 0) for m, row, clip in names),
             total=tuple(call.records[m].brought[clip] if self.alone else 0 for m, _, clip in names),
             state=call.states.of(action.method, action.part),
-            text_counts=text_counts,
         )
-
-    # -- reading attention ------------------------------------------------------------------------------------------
-
-    def _reading(self, layer: int) -> Reading | None:
-        return self.context.decoder.readings.get(layer) if self.context.decoder else None
-
-    def _signals(self, layer: int, *, decoding: bool) -> frozenset[str]:
-        """What the site after a layer wants from that layer's attention."""
-        if decoding:
-            asked = self.step.action.site.signals if self.step and self.step.layer == layer + 1 else ()
-            return frozenset(asked)
-        asking = [*self.before[layer + 1], *(self.parts[layer].rows_and_channels if layer in self.parts else ())]
-        asking += self.parts[layer + 1].queries if layer + 1 in self.parts else []
-        return frozenset(name for a in asking for name in a.site.signals) - _NOT_ATTENTION
-
-    def _watches(self, layer: int) -> bool:
-        """Whether anything stands between a layer's attention and its kernel."""
-        signals = self._signals(layer, decoding=False) or self._signals(layer, decoding=True)
-        return bool(signals) or (layer in self.parts and bool(self.parts[layer].queries))
-
-    def _read(self, call: DecoderPass, i: int, layer: nn.Module, hidden: Tensor, keys: KVIndex | None) -> None:
-        """Say what the layer's attention is to be read for."""
-        decoding, attention = call.layout is None, attention_of(layer, self.spec)
-        if not (decoding and self.step is not None and i - 1 == self.step.layer):
-            call.readings.pop(i - 2, None)  # a decode site may choose later, where its own layer has no keys
-        signals = self._signals(i, decoding=decoding)
-        if attention is None or (decoding and (keys is None or not call.past)):
-            signals = frozenset()  # nothing to read, a prompt without images, or its continuation
-        gaps = keys is not None and attention is not None and _is_flash(attention)
-        if not signals and not gaps:
-            return
-        reading = call.readings[i] = Reading(signals, drop_positions=gaps, width=hidden.shape[1])
-        reading.gradients = wants_gradients(self.before[i + 1], layer)
-        if "received" in signals:
-            reading.valid = call.real()
-            reading.queries_of = call.sizes()
-        samples, width = call.samples, hidden.shape[1]
-        if samples is not None and samples.several and attention is not None and _is_flash(attention):
-            reading.pattern = samples.pattern(None if call.reduced is None else call.reduced.index, hidden.device)
-        if "last_row" in signals:
-            alone = torch.full((call.batch, 1), width - 1, device=hidden.device)  # a generated token
-            reading.queries["last_row"] = alone if samples is None else call.slots(samples.last, width)
-        if "text_rows" in signals and samples is not None:
-            reading.queries["text_rows"] = call.slots(samples.question.flatten(1), width)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -429,22 +387,6 @@ class DecoderHooks:
         if taken is not None:
             trace.reuse, trace.reused = taken.reuse, taken.tokens
         log.append(trace)
-
-
-def _is_flash(attention: Any) -> bool:
-    return "flash" in real_implementation(attention.config)
-
-
-def _text(call: DecoderPass, layout: Rows, hidden: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Hidden states of the text tokens, packed, and how many each row has."""
-    is_text = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    is_text[layout.row, layout.slot] = False
-    real, samples = call.real(), call.samples
-    is_text = is_text if real is None else is_text & real
-    if samples is None or not samples.several:
-        return hidden[is_text], tuple(int(n) for n in is_text.sum(1).tolist())
-    counts = samples.count(layout.index, is_text)
-    return hidden[is_text], tuple(int(n) for n in counts.flatten().tolist())
 
 
 def _weigh(trace: Trace, cache: Any) -> None:

@@ -32,6 +32,7 @@ class Entry:
 
     def __init__(self, base: nn.Module, config: Any, family: Family, holes: bool) -> None:
         self.base, self.config, self.family, self.holes = base, config, family, holes
+        self.states: frozenset[int] = frozenset()  # vision blocks of which sites ask for hidden states
 
     def inputs(self, prompt: Prompt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """What the base model was called with, as a part of ``prompt``."""
@@ -64,7 +65,10 @@ class Entry:
             if call.past == 0:
                 record.seen.clear()
                 record.progress.clear()
-        call.layout, call.names = visual_rows(visual, call.records, embeds)
+        call.layout, call.names, cell = visual_rows(visual, call.records, embeds)
+        for block in self.states if call.records and all(r.block_states for r in call.records) else ():
+            states = torch.cat([record.block_states[block] for record in call.records])
+            call.tower[block] = states[cell.to(states.device)]
         if call.present is not None and not bool(present.all()):
             lengths = tuple(int(n) for n in present.sum(1))
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
@@ -108,7 +112,7 @@ class Entry:
 
 def visual_rows(
     masks: Sequence[Tensor], records: Sequence[Record], embeds: Tensor
-) -> tuple[Rows, list[tuple[int, int, int]] | None]:
+) -> tuple[Rows, list[tuple[int, int, int]] | None, Tensor]:
     """The complete layout of a prompt and its visual tokens.
 
     Args:
@@ -117,7 +121,8 @@ def visual_rows(
         embeds: ``(B, L, C)`` with the features in place (chunked prefill finds its place by them).
 
     Returns:
-        The layout, and for each span ``(record, row, clip)`` if the prompt comes in chunks, else None.
+        The layout; for each span ``(record, row, clip)`` if the prompt comes in chunks, else None; and ``(N,)`` the cell of
+        each token among those of all records.
     """
     batch, length = masks[0].shape
     device = embeds.device
@@ -174,7 +179,7 @@ def visual_rows(
     rows = Rows(length, length, (length,) * batch, tokens, row, slot)
     if any(record.coords is not None for record in known):
         rows = replace(rows, place=places_of(tokens, slot))
-    return rows, [names[s] for s in appearance] if chunked else None
+    return rows, [names[s] for s in appearance] if chunked else None, origin
 
 
 def _table(record: Record) -> tuple[Tensor, Tensor, Spans]:

@@ -4,7 +4,7 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -200,6 +200,16 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Rec
         coords = tokens_of(frames(call.grid), device).coords
         coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
     return Record(order, hole, left.sizes, coords)
+
+
+def note_states(call: TowerPass, layout: Rows | Packed, blocks: Iterable[int]) -> None:
+    """Keep the hidden states that some blocks were given, for sites of the language model: each unit at its cell."""
+    tokens = layout.tokens
+    for block in blocks:
+        x = layout.pick(call.seen.entered[block])
+        cell = starts(tokens.spans, x.device)[tokens.segment.to(x.device)] + tokens.index.to(x.device)
+        cell = cell if call.resized is None else call.resized.to(x.device)[cell]
+        call.block_states[block] = x.new_zeros(units(call.grid), x.shape[-1]).index_copy(0, cell, x)
 
 
 def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:

@@ -99,9 +99,14 @@ class Rows:
         """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
         return x.flatten(0, 1)[self.flat(x.device)]
 
+    def attended(self, x: Tensor) -> Tensor:
+        """The visual rows of ``x (B, P', ...)``, packed: ``(N * unit, ...)``. Rows that have left since may stand before
+        those of the layout (CLS, at the output of a tower)."""
+        return self.rows(x[:, x.shape[1] - self.width :].contiguous())
+
     def pick(self, x: Tensor) -> Tensor:
-        """Rows ``(B, P, C)`` as tokens ``(N, unit * C)``."""
-        rows = self.rows(x)
+        """Rows ``(B, P', C)`` as tokens ``(N, unit * C)``; as above, others may stand before those of the layout."""
+        rows = self.rows(x if x.shape[1] == self.width else x[:, x.shape[1] - self.width :].contiguous())
         return rows if self.unit == 1 else rows.reshape(len(self.tokens), self.unit * x.shape[-1])
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
@@ -243,6 +248,10 @@ class Packed:
     full: int
     tokens: Tokens
     index: Tensor | None = None
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Rows ``(1, N * unit, ...)`` as an attention has them, as ``(N * unit, ...)``."""
+        return x[0]
 
     def pick(self, x: Tensor) -> Tensor:
         """Rows ``(N * unit, C)`` as tokens ``(N, unit * C)``."""

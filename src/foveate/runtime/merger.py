@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.models.family import Merger, Tower
 from foveate.runtime.context import Context, Hooks, TowerPass, first_argument, replace_first
 from foveate.runtime.layout import Rows, frames, starts, tokens_of, whole
+from foveate.runtime.signals.past import Past
 from foveate.tokens import Reduction
 
 Visit = Callable[[TowerPass, int, Tensor], Tensor]
@@ -60,7 +61,7 @@ class _Shown:
         if call is None:
             return None
         before, call.unit = call.layout, self.unit
-        call.readings, call.previous = {}, None  # of rows that are no more
+        call.seen = Past()  # of rows that are no more
         if not isinstance(before, Rows):
             return None
         call.layout = _merged(call, before, self.unit)

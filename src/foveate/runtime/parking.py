@@ -19,6 +19,7 @@ from foveate.method import Method, Site
 from foveate.runtime.checks import check_restored, flops_of
 from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import of_queries
+from foveate.runtime.signals.past import Past
 from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
 from foveate.tokens import Parked
 
@@ -35,6 +36,7 @@ class Lot:
             one.
         merged: whether tokens of ``outer`` stand for several.
         leading: special tokens at the front of every image of a padded tower.
+        seen: what blocks before had left of all tokens.
     """
 
     method: Method
@@ -43,6 +45,7 @@ class Lot:
     kept: Tensor
     merged: bool
     leading: int
+    seen: Past
 
     def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
@@ -64,6 +67,23 @@ class Lot:
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         trace.signal_flops += flops_of(self.method, tokens, site)
         return self.all_rows(layout, hidden, site)
+
+    def all_seen(self, layout: Rows | Packed, seen: Past, site: Site) -> Past:
+        """What blocks have left of all tokens: those before they were parked as it was, and those since then (``seen``) as the
+        method says. What was read of the tokens present says nothing of all of them, unless that attention saw them all."""
+
+        def whole(x: Tensor) -> Tensor:
+            # Special tokens may have been cut off since then.
+            return self.all_rows(layout, x if isinstance(layout, Packed) else x[:, x.shape[1] - layout.width :], site)
+
+        before, after = self.seen, Past(leading=seen.leading)
+        after.readings = {i: x for i, x in seen.readings.items() if x.attending is not None} | before.readings
+        for states, since, then in (
+            (after.entered, seen.entered, before.entered),
+            (after.left, seen.left, before.left),
+        ):
+            states |= {i: whole(x) for i, x in since.items() if i not in then} | then
+        return after
 
     def without_leading(self) -> Lot:
         """The same after the special tokens were cut off."""

@@ -80,7 +80,7 @@ class PartHooks:
         flash = "flash" in real_implementation(module.config)
         causal = bool(getattr(module, "is_causal", True))
         queries = Queries(asking, take, call.layout.width, alone=False, causal=causal, flash=flash)
-        queries.tell(call.readings.setdefault(self.i, Reading(width=x.shape[1], valid=call.real())))
+        queries.tell(call.seen.readings.setdefault(self.i, Reading(width=x.shape[1], valid=call.real())))
         call.queries = queries
         batch, width = x.shape[:2]
         part = _part(call)

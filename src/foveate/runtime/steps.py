@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
@@ -13,7 +12,7 @@ from foveate.runtime.cache import CompactMixin
 from foveate.runtime.context import Action, DecoderPass
 from foveate.runtime.layout import Rows
 from foveate.runtime.masks import View
-from foveate.runtime.signals import of_tokens
+from foveate.runtime.presence import Presence
 from foveate.tokens import Reduction
 
 
@@ -65,10 +64,9 @@ class DecodeSite:
         return call.memo.once("shown", (reduction, visual), lambda: _shown(whole, reduction))
 
     def _choose(self, call: DecoderPass, entry: CompactMixin, whole: Rows, cache: Cache) -> Reduction:
-        site, method = self.action.site, self.action.method
-        before = cache.layers[self.layer - 1]
-        reading = call.readings.get(self.layer - 1)
-        signals: dict[str, Tensor] = {}
+        method = self.action.method
+        before, slots = cache.layers[self.layer - 1], whole
+        reading = call.seen.readings.get(self.layer - 1)
         if reading is not None and isinstance(before, CompactMixin) and before.kv.visual is not None:
             slots = replace(before.kv.visual, width=before.kv.length)
             if len(slots.tokens) != len(whole.tokens):
@@ -76,9 +74,9 @@ class DecodeSite:
                     f"{method.name()}: the prompt is reduced at layer {self.layer}, where it reads"
                 )
             reading.width = slots.width
-            signals = {str(name): of_tokens(name, reading, slots) for name in site.signals}
-            call.trace.signal_flops += reading.take_flops()
-        tokens = replace(whole.tokens, signals=signals, state=call.states.of(method, self.action.part))
+        known = {f.name: getattr(whole.tokens, f.name) for f in fields(whole.tokens) if f.name != "signals"}
+        known["state"] = call.states.of(method, self.action.part)
+        tokens = Presence(slots, None, call.seen, call.trace).tokens(self.action, **known)
         return self.action.decide(call.trace, tokens)
 
 

@@ -7,6 +7,8 @@ module, they are put back at the end of the tower; where it rearranges them afte
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InputError, UnsupportedSiteError
+from foveate.errors import InputError
 from foveate.method import Site
 from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
@@ -31,6 +33,7 @@ from foveate.runtime.features import (
     in_tower_order,
     left_of,
     note,
+    note_states,
     pooled_of,
     present_units,
     sides_of,
@@ -45,30 +48,49 @@ from foveate.runtime.merger import attach_merger
 from foveate.runtime.mid import attach_mid
 from foveate.runtime.parking import Lot
 from foveate.runtime.pixels import choose_grid
-from foveate.runtime.signals import Probe, Reading, of_packed, of_tokens, watch
+from foveate.runtime.presence import Presence
+from foveate.runtime.signals.kernel import Probe, watch
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.past import Wanted
+from foveate.runtime.signals.reading import Reading
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
-from foveate.tokens import Parked, Tokens
+from foveate.tokens import Parked
 
 Layout = Rows | Packed
 
 
 class TowerHooks:
-    """Puts the tower's sites on a model."""
+    """Puts the tower's sites on a model; ``outside`` are those of the language model, which may ask for states of blocks."""
 
-    def __init__(self, base: nn.Module, config: Any, family: Family, actions: list[Action], context: Context) -> None:
+    #: makes a signal of all heads, where a process has some of them
+    join: Callable[[Kind, Tensor], Tensor] | None = None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        config: Any,
+        family: Family,
+        actions: list[Action],
+        context: Context,
+        outside: Sequence[Action] = (),
+    ) -> None:
         self.base, self.config, self.spec, self.context = base, config, family.tower, context
         self.tower = base.get_submodule(self.spec.module)
         blocks: Any = self.tower.get_submodule(self.spec.blocks)
         self.blocks: list[nn.Module] = list(blocks)
         self.output = base.get_submodule(self.spec.output)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
+        self.actions = [*actions, *outside]
         self.pixels = [a for a in actions if a.site.at == "pixels"]
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
         self.outputs = [a for a in actions if a.site.at == "tower_output"]
-        self.reduces, self.last = bool(actions), self.spec.last_block(config)
+        self.wanted = Wanted((a.site, a.asks) for a in actions)
+        self.kept = Wanted((a.site, a.asks) for a in outside).tower
+        self.reduces, self.last = bool(actions or self.kept), self.spec.last_block(config)
+        self.until = self.wanted.until | dict.fromkeys(self.kept, math.inf)
         self.proportional = any(a.method.proportional_attention for a in actions)
         self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family)
         self.parks = any(a.site.action == "park" for a in actions)
@@ -91,6 +113,8 @@ class TowerHooks:
         if self.spec.pooler:
             hooks.pre(self.tower.get_submodule(self.spec.pooler), self._before_pooler)
         hooks.post(self.blocks[-1], partial(self.facts.after_blocks, self.context, len(self.blocks)))
+        if len(self.blocks) in self.wanted.leading:
+            hooks.post(self.blocks[-1], self._after_last, first=True)
         attach_merger(hooks, self.tower, self.spec, self.config, self.context, self._visit)
         hooks.pre(self.base.get_submodule((*self.spec.neck, self.spec.output)[0]), self._at_output)
         for i, block in enumerate(self.blocks):
@@ -102,7 +126,7 @@ class TowerHooks:
                 hooks.pre(attention, self._mask_attention)
             if self._may_attend(i):
                 self.attending.attach(hooks, block)
-            if self._signals_of(i) or self.proportional or self._may_attend(i):
+            if i in self.wanted.attention or self.proportional or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
@@ -113,13 +137,7 @@ class TowerHooks:
 
     def _may_attend(self, block: int) -> bool:
         """Whether the attention of a block shows parked tokens: asked to, or because someone reads what it does to them."""
-        return bool(self._attends(block) or (self.parks and self._signals_of(block)))
-
-    def _signals_of(self, block: int) -> frozenset[str]:
-        """Signals to read from the attention of a block: for the site inside it, and for the one after it."""
-        after = list(self.before.get(block + 1, [])) + (self.outputs if block == self.last else [])
-        asked = [name for a in self.mids[block] + after for name in a.site.signals]
-        return frozenset(asked) & {"keys", "values", "received", "cls_row"}
+        return bool(self._attends(block) or (self.parks and block in self.wanted.attention))
 
     # -- the call ---------------------------------------------------------------------------------------------------
 
@@ -194,6 +212,7 @@ class TowerHooks:
         self._close(call, in_tower_order(call, rows.device, kept_rows))
 
     def _close(self, call: TowerPass, record: Record) -> None:
+        record.block_states = call.block_states
         note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
@@ -218,13 +237,13 @@ class TowerHooks:
     def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
         """The sites before block ``i``, if they have not acted yet."""
         for action in () if i in call.visited else self.before.get(i, ()):
-            hidden = self._act(call, action, hidden, block=i - 1)
+            hidden = self._act(call, action, hidden)
         call.visited.add(i)
         return hidden
 
     def _mid_sites(self, i: int, call: TowerPass, hidden: Tensor) -> Tensor:
         for action in self.mids[i]:
-            hidden = self._act(call, action, hidden, block=i)
+            hidden = self._act(call, action, hidden)
         return hidden
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -234,7 +253,14 @@ class TowerHooks:
         args, kwargs = by_name(block, args, kwargs)
         hidden = first_argument(args, kwargs, "hidden_states")
         self.facts.at_block(call, i, hidden)
+        if i - 1 in self.wanted.left:
+            call.seen.left[i - 1] = hidden
+        if i in self.wanted.leading:
+            call.seen.leading[i] = hidden[:, 0]
         hidden = self._visit(call, i, hidden)
+        call.seen.forget(2 * i, self.until)
+        if i in self.wanted.entered or i in self.kept:
+            call.seen.entered[i] = hidden
         layout, lot = call.layout, call.lot
         call.reading, call.masks, call.attending = None, {}, None
         shown = hidden, layout  # to the attention
@@ -245,22 +271,20 @@ class TowerHooks:
             kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
         if lot is not None and shown[0] is not hidden:
             call.attending = self.attending.of(call, lot, shown[0], kwargs)
-        signals = self._signals_of(i)
+        kinds = self.wanted.attention.get(i, [])
         bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
-        if signals or bias is not None or call.attending is not None:
-            reading = Reading(signals, key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
-            reading.gradients = wants_gradients(self.mids[i] + self.before.get(i + 1, []) + self.outputs, block)
-            if "cls_row" in signals:
-                reading.queries["cls_row"] = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=hidden.device)
+        if kinds or bias is not None or call.attending is not None:
+            reading = Reading(key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
+            reading.gradients = wants_gradients(self.actions, block)
+            for kind in kinds:
+                kind.ask(reading, lambda rows: torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
             if self.spec.layout == "padded":
                 own = layout or self._layout(call, hidden)
                 reading.valid = own.valid if isinstance(own, Rows) else None
                 reading.parts = parts_of(own, shown[1])
             call.reading = reading
-            if signals:
-                call.readings[i] = reading
-        if self._wants_residual(i):
-            call.previous = hidden
+            if kinds:
+                call.seen.readings[i] = reading
         rows, segments = hidden.shape[:-1].numel(), seqlens_of(self.spec, kwargs)
         if segments is None:
             segments = [hidden.shape[1]] * hidden.shape[0]
@@ -274,11 +298,7 @@ class TowerHooks:
         call = self.context.tower
         return None if call is None or not call.masks else (args, {**kwargs, **call.masks})
 
-    def _wants_residual(self, i: int) -> bool:
-        after = self.before.get(i + 1, []) + (self.outputs if i == self.last else [])
-        return any("residual" in a.site.signals for a in self.mids[i] + after)
-
-    def _act(self, call: TowerPass, action: Action, hidden: Tensor, block: int) -> Tensor:
+    def _act(self, call: TowerPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
         layout, site = self._layout(call, hidden), action.site
         if site.action == "restore":
@@ -288,7 +308,7 @@ class TowerHooks:
         outer = layout
         if site.unit == "patch":
             layout = layout.patches()
-        tokens = self._tokens(call, layout, hidden, action, block)
+        tokens = Presence(layout, hidden, call.seen, call.trace, join=self.join).tokens(action)
         reduction = action.decide(call.trace, tokens)
         parking = site.action == "park"
         if parking and len(reduction.keep) == len(tokens):
@@ -298,24 +318,20 @@ class TowerHooks:
         if isinstance(layout, Packed):
             if parking:
                 kept = layout.rows_of(reduction.keep)
-                call.lot = Lot(action.method, Parked(tokens, reduction.keep), outer, kept, merged, 0)
+                parked = Parked(tokens, reduction.keep)
+                call.lot = Lot(action.method, parked, outer, kept, merged, 0, call.seen.copy())
             survivors = reduction.survivors(tokens)
             call.layout = layout.reduce(reduction)
-            if call.previous is not None:
-                call.previous = layout.put(call.previous, layout.pick(call.previous)[reduction.keep])
-            for reading in call.readings.values():
-                reading.narrow(layout.rows_of(reduction.keep))
+            call.seen.narrow(layout.rows_of(reduction.keep), 0)
             return layout.put(hidden, survivors.hidden)
         new, take = layout.reduce(reduction)
         call.layout = new
         if parking and take is not None:
             parked = Parked(tokens, reduction.keep)
-            call.lot = Lot(action.method, parked, outer, take, merged, self.spec.leading)
+            call.lot = Lot(action.method, parked, outer, take, merged, self.spec.leading, call.seen.copy())
         if take is not None:
             hidden = take_rows(hidden, take)
-            call.previous = None if call.previous is None else take_rows(call.previous, take)
-            for reading in call.readings.values():
-                reading.narrow(take + (reading.present - layout.width))
+            call.seen.narrow(take, layout.width)
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
@@ -328,30 +344,8 @@ class TowerHooks:
         if lot is None:  # nothing had to be parked
             return hidden
         call.layout, call.merged = lot.outer, lot.merged
-        # What was read of the tokens present says nothing of all of them, unless that attention saw them all.
-        call.readings = {i: reading for i, reading in call.readings.items() if reading.attending is not None}
-        if call.previous is not None:
-            call.previous = lot.all_rows(layout, call.previous, action.site)
+        call.seen = lot.all_seen(layout, call.seen, action.site)
         return lot.all_rows(layout, hidden, action.site)
-
-    def _tokens(self, call: TowerPass, layout: Layout, hidden: Tensor, action: Action, block: int) -> Tokens:
-        signals: dict[str, Tensor] = {}
-        picked, reading = layout.pick(hidden), call.readings.get(block)
-        for name in action.site.signals:
-            if name == "residual":
-                if call.previous is None:
-                    raise UnsupportedSiteError(f"{action.site}: no layer before it, so there is no residual update")
-                signals[name] = picked - layout.pick(call.previous)
-            elif reading is not None and isinstance(layout, Rows):
-                # At the output the leading tokens are gone, unless the projector lets them through.
-                signals[name] = of_tokens(name, reading, layout, reading.present - layout.width)
-            elif reading is not None and isinstance(layout, Packed):
-                signals[name] = of_packed(name, reading, layout)
-            else:
-                raise UnsupportedSiteError(f"the tower cannot give the signal {name!r} at {action.site}")
-        if reading is not None:
-            call.trace.signal_flops += reading.take_flops()
-        return replace(layout.tokens, hidden=picked, signals=signals, state=call.states.of(action.method, action.part))
 
     # -- output -----------------------------------------------------------------------------------------------------
 
@@ -375,8 +369,10 @@ class TowerHooks:
 
     def _full_rows(self, call: TowerPass, x: Tensor) -> Tensor:
         for action in self.outputs:
-            x = self._act(call, action, x, block=self.last)
-        return full_rows(call, x, self._layout(call, x), self.spec)
+            x = self._act(call, action, x)
+        layout = self._layout(call, x)
+        note_states(call, layout, self.kept)
+        return full_rows(call, x, layout, self.spec)
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -395,11 +391,16 @@ class TowerHooks:
             call.lot = None if call.lot is None else call.lot.without_leading()
         if call.layout is not None or self.outputs:
             call.layout = layout
-        if call.previous is not None and isinstance(layout, Rows) and call.previous.shape[1] != layout.width:
-            call.previous = call.previous[:, self.spec.leading :]
         for action in self.outputs:
-            x = self._act(call, action, x, block=self.last)
+            x = self._act(call, action, x)
+        note_states(call, call.layout or layout, self.kept)
         return (x, *args[1:]), kwargs
+
+    def _after_last(self, module: nn.Module, args: Any, output: Any) -> None:
+        call = self.context.tower
+        if call is not None:
+            x = output[0] if isinstance(output, tuple) else output
+            call.seen.leading[len(self.blocks)] = x[:, 0]
 
     def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
         patches = units(call.grid_now) // x.shape[0]

@@ -7,7 +7,6 @@ counts of its answers are those of every image of that shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -166,8 +165,8 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                 f"{action.method.name()} reuses at {site} what another layer has, and this engine gives every layer pages of "
                 "keys and values of its own: use transformers"
             )
-        if "text" in site.signals:
-            inside = site.at == "decoder" and site.layer > 0
+        inside = site.at == "decoder" and site.layer > 0
+        if any(kind.name == "text" or kind.signal.of == "text" for kind in action.asks):
             why = (
                 "a prompt may come in pieces, an image before its question"
                 if inside
@@ -176,6 +175,12 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} wants the text at {site}, but {why}: use a method that scores without text"
             )
+        for kind in action.asks:
+            if kind.signal.at or (not inside and not site.at.startswith("tower")):
+                raise UnsupportedSiteError(
+                    f"{action.method.name()} wants {kind.signal} at {site}, where an engine has the features of an image and "
+                    "their places only: use a method that asks for nothing there"
+                )
     places = ("pixels", "tower", "tower_output")
     tower = tuple(a for a in actions if a.site.at in places)
     entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
@@ -262,12 +267,5 @@ def _made_up(tokens: Tokens, action: Action) -> Tokens:
     def draw(*shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=generator)
 
-    shapes: dict[str, Sequence[int]] = {
-        **dict.fromkeys(("residual",), (CHANNELS,)),
-        **dict.fromkeys(("keys", "values"), (1, CHANNELS)),
-        **dict.fromkeys(("last_row", "cls_row"), (1,)),
-        "text_rows": (1,),
-        "received": (),
-    }
-    signals: dict[str, Tensor] = {name: draw(*shapes[name]) for name in action.site.signals}
+    signals = {kind.signal: kind.made_up(draw) for kind in action.asks}
     return replace(tokens, hidden=draw(CHANNELS), signals=signals, state=_NoState())

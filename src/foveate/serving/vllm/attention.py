@@ -3,87 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.ops.segments import offsets, padded_index, ranges, to_padded
-from foveate.runtime.signals import Pattern, attention, received
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.pattern import Pattern
+from foveate.runtime.signals.reading import Reading
+from foveate.tokens import Tokens
 
-#: signals that depend on what comes after an image, so prompts must come in one piece
-OF_THE_WHOLE = ("last_row", "received")
-KNOWN = ("keys", "values", *OF_THE_WHOLE)
+
+def readable(kind: Kind) -> bool:
+    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
+    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
+    return bool(kind.paged) and plain and kind.layer == kind.last
 
 
 @dataclass
-class Seen:
-    """Queries ``(N, H d)``, keys and values ``(N, G d)`` of one layer in one step, after its rotary embeddings."""
+class PagedReading(Reading):
+    """The same of an attention without a batch: ``place (N,)`` are the visual tokens among its rows, padded to a batch."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
+    place: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def _now(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[None, self.place]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the visual tokens are in a step: `foveate.runtime.presence.Layout` without padding.
+
+    Attributes:
+        tokens: those present.
+        rows: ``(N,)`` where they are among all tokens of the step.
+    """
+
+    tokens: Tokens
+    rows: Tensor
+    unit: int = 1
+
+    def pick(self, x: Tensor) -> Tensor:
+        """``(N, C)`` of ``x (T, C)``."""
+        return x[self.rows]
+
+    def attended(self, x: Tensor) -> Tensor:
+        """What a `PagedReading` gives is of visual tokens alone."""
+        return x[0]
 
 
 class Watch:
-    """Keeps what the attention of a layer is called with, while it is open."""
+    """Reads the attention of a layer for some signals, while it is open.
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.seen: Seen | None = None
+    Args:
+        module: the attention layer of vLLM, which is called with queries, keys and values ``(N, H d)`` after their RoPE.
+        kinds: of signals.
+        lengths: tokens of each request in this step.
+        last: which of them is the last one of its prompt.
+        rows: ``(n,)`` the visual tokens among all of the step.
+    """
+
+    def __init__(
+        self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int], rows: Tensor
+    ) -> None:
+        self.module, self.kinds, self.lengths, self.last, self.rows = module, kinds, lengths, last, rows
+        self.reading: PagedReading | None = None
 
     def __enter__(self) -> Watch:
-        self._hook = self.module.register_forward_pre_hook(self._keep)
+        self._hook = self.module.register_forward_pre_hook(self._read)
         return self
-
-    def _keep(self, module: Any, args: tuple[Tensor, ...]) -> None:
-        self.seen = Seen(*args[:3])
 
     def __exit__(self, *error: object) -> None:
         self._hook.remove()
 
-
-def signal(name: str, module: Any, seen: Seen, lengths: Sequence[int], last: Sequence[int], rows: Tensor) -> Tensor:
-    """A signal of the visual tokens at ``rows (n,)`` of the step.
-
-    Args:
-        name: of the signal.
-        module: the attention layer of vLLM that ``seen`` is of.
-        lengths: tokens of each request in this step.
-        last: which of them is the last one of its prompt.
-
-    Returns:
-        ``(n, G, d)`` keys or values, ``(n, H)`` the last token's attention, ``(n,)`` attention received.
-    """
-    if name in ("keys", "values"):
-        part = seen.key if name == "keys" else seen.value
-        return part[rows].view(len(rows), -1, module.head_size)
-    used = [i for i, n in enumerate(lengths) if n]
-    starts, counts = offsets(lengths), [lengths[i] for i in used]
-    index = ranges([starts[i] for i in used], counts, rows.device)
-    query, key = (
-        to_padded(part[index].view(len(index), -1, module.head_size), counts).transpose(1, 2)
-        for part in (seen.query, seen.key)
-    )
-    how = Pattern(module.impl.scale, causal=True)
-    place = torch.zeros(sum(lengths), dtype=torch.long, device=rows.device)
-    place[index] = padded_index(counts, rows.device)
-    if name == "last_row":
-        slots = torch.tensor([[last[i]] for i in used], device=rows.device)
-        found = attention(query, key, None, how, slots)[:, :, 0].transpose(1, 2)  # (B, W, H)
-        return all_heads(name, found.flatten(0, 1)[place[rows]])
-    valid = torch.arange(max(counts), device=rows.device) < torch.tensor(counts, device=rows.device)[:, None]
-    return all_heads(name, received(query, key, None, how, valid).flatten()[place[rows]])
+    def _read(self, module: Any, args: tuple[Tensor, ...]) -> None:
+        device, used = self.rows.device, [i for i, n in enumerate(self.lengths) if n]
+        starts, counts = offsets(self.lengths), [self.lengths[i] for i in used]
+        index = ranges([starts[i] for i in used], counts, device)
+        query, key, value = (
+            to_padded(part[index].view(len(index), -1, module.head_size), counts).transpose(1, 2) for part in args[:3]
+        )
+        place = torch.zeros(sum(self.lengths), dtype=torch.long, device=device)
+        place[index] = padded_index(counts, device)
+        reading = PagedReading(width=query.shape[2], place=place[self.rows])
+        slots = torch.tensor([[self.last[i]] for i in used], device=device)
+        for kind in self.kinds:
+            kind.ask(reading, lambda rows: slots)
+        reading.valid = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+        reading.note(query, key, value)
+        reading.read(query, key, None, Pattern(module.impl.scale, causal=True))
+        self.reading = reading
 
 
-def all_heads(name: str, x: Tensor) -> Tensor:
-    """A signal ``(n, H, ...)``, or of attention received ``(n,)``, of the heads of all processes, which have some each."""
+def all_heads(kind: Kind, x: Tensor) -> Tensor:
+    """A signal ``(n, H, ...)``, or a mean over heads ``(n,)``, of the heads of all processes, which have some each."""
     from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
-    if name == "residual" or get_tensor_model_parallel_world_size() == 1:
+    if kind.in_parts == "same" or get_tensor_model_parallel_world_size() == 1:
         return x
-    if name == "received":  # a mean over heads, as many in each process
+    if kind.in_parts == "mean":  # as many heads in each process
         mean: Tensor = tensor_model_parallel_all_gather(x[:, None].contiguous(), dim=1).mean(1)
         return mean
     gathered: Tensor = tensor_model_parallel_all_gather(x.contiguous(), dim=1)

@@ -12,7 +12,7 @@ from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.methods import method_from_json
 from foveate.runtime.attach import host_with
 from foveate.serving.plan import Plan, make_plan
-from foveate.serving.vllm.attention import KNOWN, OF_THE_WHOLE
+from foveate.serving.vllm.attention import readable
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
@@ -109,13 +109,13 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
-    signals = {signal for action in plan.inner for signal in action.site.signals}
-    if unknown := signals - {"residual", *KNOWN}:
+    asked = [kind for action in plan.inner for kind in action.asks]
+    if unknown := {str(kind.signal) for kind in asked if not readable(kind)}:
         raise ConfigError(
             f"{name} wants {', '.join(sorted(unknown))} inside the language model, which is not read in vLLM"
         )
     scheduler = vllm_config.scheduler_config
-    if (whole := signals & set(OF_THE_WHOLE)) and scheduler.enable_chunked_prefill:
+    if (whole := {str(kind.signal) for kind in asked if kind.paged == "whole"}) and scheduler.enable_chunked_prefill:
         raise ConfigError(
             f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
             "add --no-enable-chunked-prefill"

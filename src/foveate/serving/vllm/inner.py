@@ -8,8 +8,8 @@ or not: it differs in the metadata of its layers only.
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from vllm.model_executor.layers.attention import Attention
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.presence import Presence
+from foveate.runtime.signals.past import Past, Wanted
 from foveate.runtime.trace import Trace
 from foveate.serving.plan import Plan
-from foveate.serving.vllm.attention import KNOWN, Seen, Watch, signal
+from foveate.serving.vllm.attention import PagedReading, Step, Watch, all_heads
 from foveate.serving.vllm.cache import reduce_groups
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Ints
@@ -41,8 +43,7 @@ class Flow:
         lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
         tokens, rows: the visual ones, and ``(N,)`` where they are.
         request: ``(S,)`` request of each span.
-        previous: ``(T, C)`` what the layer before began with, if somebody asks.
-        seen: of the attention of the layer before, if somebody asks.
+        past: what the layer before has left, if somebody asks.
     """
 
     hidden: Tensor
@@ -55,8 +56,7 @@ class Flow:
     tokens: Tokens
     rows: Tensor
     request: Ints
-    previous: Tensor | None = None
-    seen: Seen | None = None
+    past: Past = field(default_factory=Past)
 
     @property
     def state(self) -> Tensor:
@@ -76,9 +76,10 @@ class Flow:
             self.hidden = self.hidden.index_copy(0, self.rows, reduction.hidden.to(state.dtype))
         self.positions, self.origin = self.positions[..., take], self.origin[take]
         self.added = [rows[take] for rows in self.added]
-        self.previous = None if self.previous is None else self.previous[take]
-        if self.seen is not None:
-            self.seen = Seen(self.seen.query[take], self.seen.key[take], self.seen.value[take])
+        self.past.entered = {layer: x[take] for layer, x in self.past.entered.items()}
+        for reading in self.past.readings.values():
+            assert isinstance(reading, PagedReading)
+            reading.place = reading.place[reduction.keep]
         self.tokens = reduction.survivors(self.tokens)
         self.lengths = self.lengths.copy()
         np.subtract.at(self.lengths, self.request, before - np.array(reduction.counts))
@@ -101,6 +102,7 @@ class Inner:
 
     def __init__(self, decoder: Any, plan: Plan, groups: bool) -> None:
         self.decoder, self.plan = decoder, plan
+        self.wanted = Wanted((action.site, action.asks) for action in plan.inner)
         ends = [*plan.layers, len(decoder.layers)][1:]
         self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
         self.names = [
@@ -132,31 +134,33 @@ class Inner:
                 raise InputError(
                     f"{self.plan.method!r} left more or fewer before layer {i} than planned: its budget is not fixed"
                 )
-            wanted = {name for action in self._actions(i + 1) for name in action.site.signals}
-            flow.previous = flow.state if "residual" in wanted else None
-            with Watch(self.attention[i]) if wanted & set(KNOWN) else nullcontext() as watch:
+            flow.past = Past()
+            if i in self.wanted.entered:
+                flow.past.entered[i] = flow.state
+            with self._watch(i, flow) as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
             if i < len(flow.added):
                 flow.hidden = flow.hidden + flow.added[i]
-            flow.seen = None if watch is None else watch.seen
+            if watch is not None and watch.reading is not None:
+                flow.past.readings[i] = watch.reading
         hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
         return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
 
     def _actions(self, layer: int) -> list[Action]:
         return [action for action in self.plan.inner if action.site.layer == layer]
 
+    def _watch(self, layer: int, flow: Flow) -> AbstractContextManager[Watch | None]:
+        """Reads the attention of a layer, if somebody asks."""
+        kinds = self.wanted.attention.get(layer)
+        if not kinds:
+            return nullcontext()
+        last = flow.lengths - 1 - flow.after
+        return Watch(self.attention[layer], kinds, flow.lengths.tolist(), last.tolist(), flow.rows)
+
     def _decide(self, action: Action, flow: Flow) -> Reduction:
-        state = flow.state
-        signals: dict[str, Tensor] = {}
-        for name in action.site.signals:
-            if name == "residual":
-                assert flow.previous is not None
-                signals[name] = (state - flow.previous)[flow.rows]
-                continue
-            assert flow.seen is not None
-            module, last = self.attention[action.site.layer - 1], flow.lengths - 1 - flow.after
-            signals[name] = signal(name, module, flow.seen, flow.lengths.tolist(), last.tolist(), flow.rows)
-        return action.decide(self.trace, replace(flow.tokens, hidden=state[flow.rows], signals=signals))
+        step = Step(flow.tokens, flow.rows)
+        here = Presence(step, flow.state, flow.past, self.trace, join=all_heads)
+        return action.decide(self.trace, here.tokens(action))
 
     def _begin(
         self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor

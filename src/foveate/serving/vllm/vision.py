@@ -28,9 +28,7 @@ from foveate.tokens import Tokens
 class _AllHeads(TowerHooks):
     """Where a process has some of the heads of a tower: a method sees all of them."""
 
-    def _tokens(self, *args: Any, **kwargs: Any) -> Tokens:
-        tokens = super()._tokens(*args, **kwargs)
-        return replace(tokens, signals={name: all_heads(name, x) for name, x in tokens.signals.items()})
+    join = staticmethod(all_heads)
 
 
 class Vision:

@@ -1,0 +1,149 @@
+"""Which tokens are here: what a method is shown at a site, its signals read from what the layers before have left.
+
+The sites of the tower and of the language model, those of decode steps and those of a serving engine all ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from foveate.errors import UnsupportedSiteError
+from foveate.runtime.signals.kind import Kind, of_units
+from foveate.runtime.signals.past import Past
+from foveate.runtime.signals.reading import Reading
+from foveate.runtime.signals.text import Text
+from foveate.runtime.trace import Trace
+from foveate.tokens import Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.context import Action
+
+
+class Layout(Protocol):
+    """Where visual tokens are."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """Those present."""
+
+    @property
+    def unit(self) -> int:
+        """Rows that are one token."""
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Hidden states as tokens ``(N, unit * C)``; special rows may stand before those of the layout."""
+
+    def attended(self, x: Tensor) -> Tensor:
+        """Of rows ``(B, P, ...)`` of an attention, the visual ones, packed: ``(N * unit, ...)``."""
+
+
+@dataclass
+class Presence:
+    """The tokens that are present at a site.
+
+    Attributes:
+        layout: where the visual ones are.
+        hidden: states of all rows; None at a decode step, where there are none of visual tokens.
+        past: what was read of earlier layers.
+        trace: where the cost of reading is noted.
+        samples: packed into a row, each of which has queries of its own; see `foveate.tokens.Spans.sample`.
+        text_of: gives the text tokens; None: there are none on this side.
+        tower: block -> ``(N, C)`` states that the vision tower has left of these tokens.
+        ahead: reads the attention of the coming layer for some signals.
+        tables: gives the rotary tables ``(cos, sin)`` of all rows, ``(B or 1, P, d)`` each, or None.
+        join: makes a signal of all heads from that of this process, where each has some.
+    """
+
+    layout: Layout
+    hidden: Any
+    past: Past
+    trace: Trace
+    samples: int = 1
+    text_of: Callable[[], Text] | None = None
+    tower: dict[int, Tensor] = field(default_factory=dict)
+    ahead: Callable[[Sequence[Kind]], Reading] | None = None
+    tables: Callable[[], tuple[Tensor, Tensor] | None] | None = None
+    join: Callable[[Kind, Tensor], Tensor] | None = None
+    _kinds: tuple[Kind, ...] = ()
+    _read: list[Reading] = field(default_factory=list)
+
+    def tokens(self, action: Action, **facts: Any) -> Tokens:
+        """What the method of ``action`` is shown; ``facts`` are further fields of `Tokens`."""
+        self._kinds = action.asks
+        signals = {kind.signal: self._value(kind) for kind in action.asks}
+        self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
+        if any(kind.signal.of == "text" or kind.name == "text" for kind in action.asks):
+            facts["text_counts"] = self.text.counts
+        if self.hidden is not None:
+            facts["hidden"] = self.pick(self.hidden)
+        return replace(self.layout.tokens, signals=signals, **facts)
+
+    def _value(self, kind: Kind) -> Tensor:
+        value = kind.read(self)
+        return value if self.join is None else self.join(kind, value)
+
+    # -- what kinds of signals are read from ------------------------------------------------------------------------
+
+    def reading(self, kind: Kind) -> Reading:
+        """What was read of the attention that a signal is of."""
+        reading = self._ahead if "ahead" in kind.needs else self.past.readings[kind.layer]
+        self._read.append(reading)
+        return reading
+
+    @cached_property
+    def _ahead(self) -> Reading:
+        assert self.ahead is not None, "attach refuses such signals elsewhere"
+        return self.ahead([kind for kind in self._kinds if "ahead" in kind.needs])
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Hidden states of all rows as tokens ``(N, C)``."""
+        return self.layout.pick(x)
+
+    def attended(self, rows: Tensor, side_by_side: bool) -> Tensor:
+        """Of rows ``(B, P, ...)`` of an attention, those of visual tokens ``(N, ...)``; of several patches see `of_units`."""
+        return of_units(self.layout.attended(rows), self.layout.unit, side_by_side)
+
+    def own_rows(self, reading: Reading, queries: str) -> Tensor:
+        """``(N, R, H or 1)`` attention that the queries of that name pay to each visual token, those of its own sample."""
+        paid = self.attended(reading.paid(queries), side_by_side=False)
+        if self.samples == 1:
+            return paid
+        paid = paid.view(len(paid), self.samples, -1, paid.shape[-1])
+        return paid[torch.arange(len(paid), device=paid.device), self.sample.to(paid.device) % self.samples]
+
+    @property
+    def sample(self) -> Tensor:
+        """``(N,)`` which sample of the batch each visual token belongs to."""
+        tokens = self.layout.tokens
+        segment = tokens.segment
+        return torch.tensor(tokens.spans.sample, dtype=torch.long).to(segment.device, non_blocking=True)[segment]
+
+    @property
+    def text(self) -> Text:
+        """The text tokens."""
+        assert self.text_of is not None, "attach refuses signals of the text elsewhere"
+        return self.text_of()
+
+    def of_tower(self, block: int) -> Tensor:
+        """``(N, C)`` hidden states that vision block ``block`` was given."""
+        if block not in self.tower:
+            raise UnsupportedSiteError(
+                f"hidden states of vision block {block} are asked for, and the vision tower has not run in this call: the "
+                "features came from elsewhere"
+            )
+        return self.tower[block]
+
+    def rotary(self) -> Tensor:
+        """``(N, 2, d)`` cosines and sines of the tokens."""
+        tables = self.tables() if self.tables is not None else None
+        if tables is None:
+            raise UnsupportedSiteError(
+                "rotary tables are asked for, and stock code gives this layer none of the usual form"
+            )
+        return torch.stack([self.layout.attended(table) for table in tables], dim=1)

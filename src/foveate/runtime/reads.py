@@ -1,0 +1,115 @@
+"""What is read of decoder layers for the sites after them, or just before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedSiteError
+from foveate.models.family import Decoder
+from foveate.runtime.arguments import LayerArguments
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, entry_of, window_of
+from foveate.runtime.context import Action, Context, DecoderPass, wants_gradients
+from foveate.runtime.recurrent import attention_of
+from foveate.runtime.signals.ahead import read_ahead
+from foveate.runtime.signals.kernel import is_flash
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.past import Wanted
+from foveate.runtime.signals.reading import Reading
+
+Keys = Callable[[DecoderPass, int, nn.Module, dict[str, Any]], tuple[KVIndex | None, Any]]
+
+
+class Reads:
+    """What the sites of a language model ask of its layers.
+
+    Args:
+        actions: at these sites.
+        keys: tells what the attention of a layer will see, and the cache entry that holds it, which it has told of that.
+
+    Attributes:
+        wanted, later: in a forward that brings visual tokens, and at decode steps.
+    """
+
+    def __init__(
+        self,
+        actions: Sequence[Action],
+        layers: Sequence[nn.Module],
+        spec: Decoder,
+        arguments: LayerArguments,
+        keys: Keys,
+    ) -> None:
+        self.layers, self.spec, self.arguments, self.keys = layers, spec, arguments, keys
+        self.actions = actions
+        self.wanted = Wanted((a.site, a.asks) for a in actions if a.site.at != "decode")
+        self.later = Wanted((a.site, a.asks) for a in actions if a.site.at == "decode")
+        self.reusing = frozenset(a.site.layer for a in actions if a.site.action == "reuse")
+
+    def watches(self, layer: int) -> bool:
+        """Whether something is read of the attention of a layer."""
+        return self.wanted.reads(layer) or self.later.reads(layer)
+
+    @staticmethod
+    def now(context: Context, layer: int) -> Reading | None:
+        """What is read of the attention of a layer that runs now."""
+        call = context.decoder
+        return None if call is None else call.ahead or call.seen.readings.get(layer)
+
+    def begin(self, call: DecoderPass, i: int, hidden: Tensor, keys: KVIndex | None) -> None:
+        """Say what the attention of layer ``i`` is to be read for, which sees ``keys`` (None: all of the sequence)."""
+        decoding, attention = call.layout is None, attention_of(self.layers[i], self.spec)
+        kinds = (self.later if decoding else self.wanted).attention.get(i, [])
+        if attention is None or (decoding and (keys is None or not call.past)):
+            kinds = []  # nothing to read, a prompt without images, or its continuation
+        gaps = keys is not None and attention is not None and is_flash(attention)
+        if kinds or gaps:
+            reading = call.seen.readings[i] = self._reading(call, attention, kinds, hidden)
+            reading.drop_positions, reading.gradients = gaps, wants_gradients(self.actions, self.layers[i])
+
+    @staticmethod
+    def _reading(call: DecoderPass, attention: Any, kinds: Sequence[Kind], hidden: Tensor) -> Reading:
+        """What kinds of signals want of an attention."""
+        reading, samples, width = Reading(width=hidden.shape[1]), call.samples, hidden.shape[1]
+
+        def slots(rows: str) -> Tensor:
+            if call.layout is None or samples is None:  # a generated token
+                return torch.full((call.batch, 1), width - 1, device=hidden.device)
+            return call.text().slots(rows)
+
+        for kind in kinds:
+            kind.ask(reading, slots)
+        if reading.received:
+            reading.valid = call.real()
+            reading.queries_of = call.sizes()
+        if samples is not None and samples.several and is_flash(attention):
+            reading.pattern = samples.pattern(None if call.reduced is None else call.reduced.index, hidden.device)
+        return reading
+
+    def ahead(
+        self, call: DecoderPass, i: int, hidden: Tensor, args: Any, kwargs: dict[str, Any], kinds: Sequence[Kind]
+    ) -> Reading:
+        """What the attention of layer ``i``, which is to come, would be by the tokens that are present."""
+        if i in self.reusing:
+            raise UnsupportedSiteError(
+                f"{kinds[0].signal} is asked for before layer {i}, which reuses queries of another layer: ask before that one"
+            )
+        layer, held = self.layers[i], KVIndex(call.past, call.past)
+        entry: Any = entry_of(cache_among(kwargs.values()), i)
+        if isinstance(entry, CompactMixin):
+            held = entry.kv
+        keys, entry = self.keys(call, i, layer, kwargs)
+        if isinstance(entry, CompactMixin):
+            entry.kv, entry.expected = held, False  # this has not happened yet
+        width = hidden.shape[1]
+        n_before = keys.length - width if keys is not None else min(call.past, window_of(entry))
+        reading = self._reading(call, attention_of(layer, self.spec), kinds, hidden)
+        given = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
+        call.ahead = reading
+        try:
+            read_ahead(reading, layer, hidden, given, entry, n_before)
+        finally:
+            call.ahead = None
+        return reading

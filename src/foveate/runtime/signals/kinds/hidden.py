@@ -1,0 +1,64 @@
+"""Hidden states: of an earlier layer, of the text, of CLS tokens, or of a vision block once the language model runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from foveate.runtime.presence import Presence
+from foveate.runtime.signals.kind import Asker, Draw, Kind, Need
+from foveate.signal import Signal
+
+
+class Hidden(Kind):
+    """Hidden states ``(N, C)`` that have entered layer ``layer``, of the tokens that are present now; without a layer, those
+    that are here (as in ``tokens.hidden``).
+
+    ``of="text"``: ``(M, C)`` of the text tokens, sample after sample (`Tokens.text_counts` each). ``of="cls"``: ``(S, C)`` of
+    the CLS token of each image (tile). ``at="tower"``: ``(N, unit * C)`` of a vision block, at a site of the language model.
+    They cost memory from their layer to the site, and nothing else.
+    """
+
+    name = "hidden"
+    places = frozenset({"tower", "tower_output", "lm_entry", "decoder"})
+    of = ("visual", "text", "cls")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        if self.signal.at == "tower":
+            return frozenset({"tower"})
+        if self.signal.of == "cls":
+            return frozenset() if self.inside and self.signal.layer is None else frozenset({"leading"})
+        return frozenset() if self.signal.layer is None else frozenset({"entered"})
+
+    @classmethod
+    def usual_layer(cls, signal: Signal, by: Asker) -> int:
+        return by.last + 1  # which is given what is here now
+
+    @classmethod
+    def check(cls, signal: Signal, by: Asker) -> None:
+        super().check(signal, by)
+        if signal.at != "tower":
+            return
+        if by.site.at.startswith("tower"):
+            raise by.refuse(signal, 'the site is in the tower itself: leave at="tower" out')
+        if signal.of != "visual":
+            raise by.refuse(signal, "only the hidden states of visual tokens are kept for the language model")
+        if signal.layer is None:
+            raise by.refuse(signal, "it must say of which block: give a layer")
+        if by.family.tower.arrangements:
+            raise by.refuse(
+                signal,
+                f"in {by.host.family!r} images are cut into tiles, which are put together after the tower: its rows are no "
+                "tokens of the language model",
+            )
+
+    def read(self, here: Presence) -> Tensor:
+        if self.signal.at == "tower":
+            return here.of_tower(self.layer)
+        if self.signal.of == "cls":
+            return here.past.leading[self.layer] if self.needs else here.hidden[:, 0]
+        state = here.past.entered[self.layer] if self.needs else here.hidden
+        return here.text.packed(state) if self.signal.of == "text" else here.pick(state)
+
+    def made_up(self, draw: Draw) -> Tensor:
+        return draw(8)

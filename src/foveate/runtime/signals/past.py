@@ -1,0 +1,106 @@
+"""What layers have left for the sites after them: attention read and hidden states, of the tokens that are present now."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from foveate.runtime.layout import take_rows
+from foveate.runtime.signals.kind import Kind
+from foveate.runtime.signals.reading import Reading
+from foveate.site import Site
+
+
+def moment(site: Site) -> float:
+    """When a site is reached on its side of the model, in half layers."""
+    if site.at in ("tower", "decoder", "decode"):
+        within = {"attention": 0.5, "ffn": 1.0}.get(site.part, float(site.where == "mid"))
+        return 2 * site.layer + within
+    return {"pixels": -2.0, "lm_entry": -1.0}.get(site.at, math.inf)
+
+
+class Wanted:
+    """What sites ask of the layers on one side of a model, and until when.
+
+    Args:
+        asked: the signals of each site.
+
+    Attributes:
+        attention, ahead: layer -> what is asked of its attention, after it has run, or before.
+        entered, left, leading: layers whose hidden states are asked for, as they enter and leave, and CLS tokens as they enter.
+        tower: blocks whose states the language model asks for.
+    """
+
+    def __init__(self, asked: Iterable[tuple[Site, Sequence[Kind]]]) -> None:
+        self.attention: dict[int, list[Kind]] = {}
+        self.ahead: dict[int, list[Kind]] = {}
+        self.entered: set[int] = set()
+        self.left: set[int] = set()
+        self.leading: set[int] = set()
+        self.tower: set[int] = set()
+        self.until: dict[int, float] = {}
+        for site, kinds in asked:
+            for kind in kinds:
+                self._add(kind, moment(site))
+
+    def _add(self, kind: Kind, when: float) -> None:
+        needs = kind.needs
+        for name in ("attention", "ahead"):
+            if name in needs:
+                getattr(self, name).setdefault(kind.layer, []).append(kind)
+        for name in ("entered", "left", "leading", "tower"):
+            if name in needs:
+                getattr(self, name).add(kind.layer)
+        if "tower" not in needs:
+            self.until[kind.layer] = max(when, self.until.get(kind.layer, when))
+
+    def reads(self, layer: int) -> bool:
+        """Whether something is read of the attention of a layer."""
+        return layer in self.attention or layer in self.ahead
+
+
+@dataclass
+class Past:
+    """Of the tokens that are present now. Rows of hidden states are those of the layer, special tokens at the front included.
+
+    Attributes:
+        readings: layer -> what was read of its attention.
+        entered, left: layer -> hidden states that it was given, and that it gave.
+        leading: block -> ``(images, C)`` the CLS tokens that it was given.
+    """
+
+    readings: dict[int, Reading] = field(default_factory=dict)
+    entered: dict[int, Tensor] = field(default_factory=dict)
+    left: dict[int, Tensor] = field(default_factory=dict)
+    leading: dict[int, Tensor] = field(default_factory=dict)
+
+    def narrow(self, take: Tensor, width: int) -> None:
+        """Follow a reduction: ``take (B, P)`` of ``width`` rows stay, or ``take (rows,)`` of a packed tower's."""
+        for reading in self.readings.values():
+            reading.narrow(_after(take, reading.present - width))
+        for states in (self.entered, self.left):
+            for layer, x in states.items():
+                if take.dim() == 1:
+                    states[layer] = x.index_select(0, take)
+                else:
+                    states[layer] = take_rows(x, _after(take, x.shape[1] - width))
+
+    def forget(self, now: float, until: dict[int, float]) -> None:
+        """Let go of what nobody asks for after the moment ``now``."""
+        for held in (self.readings, self.entered, self.left, self.leading):
+            for layer in [layer for layer in held if until.get(layer, -math.inf) <= now]:
+                del held[layer]
+
+    def copy(self) -> Past:
+        """What is there now, whatever leaves later."""
+        readings = {layer: copy.copy(reading) for layer, reading in self.readings.items()}
+        return Past(readings, dict(self.entered), dict(self.left), dict(self.leading))
+
+
+def _after(take: Tensor, leading: int) -> Tensor:
+    """The same rows where ``leading`` more stand before them, which leave (CLS, at the output of a tower)."""
+    return take + leading if take.dim() == 2 else take

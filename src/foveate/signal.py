@@ -1,0 +1,104 @@
+"""A signal: something that a method may ask to know of the tokens at a site, besides their hidden states.
+
+Each kind of signal is one file of ``foveate/runtime/signals/kinds``, which says where it exists and how it is read.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from foveate.errors import ConfigError, shown
+from foveate.serialise import check
+
+_KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
+_OTHERS: set[str] = set()  # kinds of other packages
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The address of a signal. In `Site.signals`, a string is short for ``Signal(kind)``.
+
+    Attributes:
+        kind: what it is: ``keys``, ``cls_row``, ``received``, ... (docs/signals.md lists them).
+        layer: the block or decoder layer that it is of; negative counts from the end. None: the last one before the site.
+        of: whose it is: that of the ``visual`` tokens; of the ``text`` tokens, packed sample after sample; or of the ``cls``
+            token of each image.
+        at: ``tower``: of a vision block, though the site is in the language model. "": of the site's own side.
+        rows: which queries attend, for attention of several: ``all`` tokens of the sample, its ``text`` tokens, or those of
+            its ``question``, which come after its last visual token. "": as the kind does by default.
+        heads: keep the heads of attention by several queries apart, where their mean is the default.
+    """
+
+    kind: str
+    layer: int | None = None
+    of: Literal["visual", "text", "cls"] = "visual"
+    at: Literal["", "tower"] = ""
+    rows: Literal["", "all", "text", "question"] = ""
+    heads: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.kind not in kinds():
+            raise ConfigError(f"there is no signal {shown(self.kind)}; there are {', '.join(sorted(kinds()))}")
+
+    def __str__(self) -> str:
+        words = [] if self.of == "visual" else [f"of {self.of}"]
+        words += [f"by {self.rows} rows"] if self.rows else []
+        words += ["with heads apart"] if self.heads else []
+        words += [f"of layer {self.layer}"] if self.layer is not None else []
+        words += ["in the tower"] if self.at else []
+        return " ".join([self.kind, *words])
+
+
+def kinds() -> frozenset[str]:
+    """The names of all kinds of signals."""
+    return _own_kinds() | _OTHERS
+
+
+@cache
+def _own_kinds() -> frozenset[str]:
+    return frozenset(file.name for file in pkgutil.iter_modules([str(_KINDS)]))
+
+
+def register_kind(name: str) -> None:
+    """Make a kind known by its name; `foveate.runtime.signals.kind.Kind` does so for every class of a kind."""
+    _OTHERS.add(name)
+
+
+def signal_of(asked: Signal | str) -> Signal:
+    """A signal, which may be given by its kind alone.
+
+    Raises:
+        ConfigError: it is neither, or there is no such kind.
+    """
+    if isinstance(asked, Signal):
+        return asked
+    if not isinstance(asked, str):
+        raise ConfigError(f"{shown(asked)} is no signal: give the name of a kind, such as 'keys', or a Signal")
+    return Signal(asked)
+
+
+class Signals(Mapping[Signal, Tensor]):
+    """Values of signals by their address; a string is short for ``Signal(kind)``."""
+
+    def __init__(self, values: Mapping[Any, Tensor]) -> None:
+        self._values = {signal_of(asked): value for asked, value in values.items()}
+
+    def __getitem__(self, asked: Signal | str) -> Tensor:
+        return self._values[signal_of(asked)]
+
+    def __contains__(self, asked: object) -> bool:
+        return isinstance(asked, (Signal, str)) and signal_of(asked) in self._values
+
+    def __iter__(self) -> Iterator[Signal]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
