@@ -58,8 +58,8 @@ def variants(host: Host) -> dict[str, list[IPCV]]:
         "defaults": [IPCV()],
         "depth and stabilised blocks": [IPCV(block=block, stabilise=stabilise) for block, stabilise in depths],
         "neighbours": [IPCV(neighbours=k) for k in (1, 3, 10, 30)],
-        "share": [IPCV(keep=keep) for keep in (0.65, 0.5, 0.35, 0.2, 0.1)],
-        "scope": [IPCV(), IPCV(scope="global")],
+        "share": [IPCV(ratio=keep) for keep in (0.65, 0.5, 0.35, 0.2, 0.1)],
+        "scope": [IPCV(), IPCV(across="budget")],
         "the score upside down": [
             method
             for block in (1, 2)

@@ -98,12 +98,10 @@ VARIANTS: dict[str, dict[str, Method]] = {
         for name, method in {
             "linear": SPU(schedule="linear", **options),
             "linear, every layer": SPU(schedule="linear", every=1, **options),
-            "half from 5, none from 7": SPU(schedule=None, stages=_LATE, **options),
+            "half from 5, none from 7": SPU(schedule=_LATE, **options),
             "early: half from 0, none in the last": SPU(schedule="early", **options),
             "half from 0, none from 8": SPU(schedule="early", every=8, **options),
-            "half from 0, 1/4 from 5, none from 8": SPU(
-                schedule=None, stages=((0, 0.5), (5, 0.25), (8, 0.0)), **options
-            ),
+            "half from 0, 1/4 from 5, none from 8": SPU(schedule=((0, 0.5), (5, 0.25), (8, 0.0)), **options),
         }.items()
     },
     "early schedule, other scores": {
@@ -122,12 +120,10 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "one choice for all lines": OIM(**_HIDDEN, shared=True),
         "as a smaller image (renumber)": OIM(**_HIDDEN, positions="renumber"),
         **{
-            f"before block {block}": OIM(**_HIDDEN, merge=None, passes=((block, "width", 0.7), (block, "height", 0.7)))
+            f"before block {block}": OIM(**_HIDDEN, passes=((block, "width", 0.7), (block, "height", 0.7)))
             for block in (0, 1, 2, 3)
         },
-        "width before block 2, height before 3": OIM(
-            **_HIDDEN, merge=None, passes=((2, "width", 0.7), (3, "height", 0.7))
-        ),
+        "width before block 2, height before 3": OIM(**_HIDDEN, passes=((2, "width", 0.7), (3, "height", 0.7))),
     },
     "together (LUVC)": {
         "residual, early": LUVC(**_RESIDUAL, **_HIDDEN),
@@ -141,7 +137,7 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "the default": LUVC(),
         "the default on the halving cascade": LUVC(schedule="halving"),
         **{
-            f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, keep=keep, every=every)
+            f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, ratio=keep, every=every)
             for every, pairs in {
                 8: ((1.0, 0.6), (0.9, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.8), (0.6, 1.0), (0.5, 0.9)),
                 9: ((1.0, 0.55), (0.9, 0.6), (0.8, 0.7), (0.7, 0.8), (0.6, 0.9), (0.5, 1.0)),

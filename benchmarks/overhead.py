@@ -75,9 +75,9 @@ def main() -> None:
     batch = prompts.inputs(prompts.layout(options.visual), batch=1, seed=0)
     third = options.layers // 3
     cases = {
-        "keep = 1": Stride(keep=1.0, layers=(0, third, 2 * third)),
+        "keep = 1": Stride(ratio=1.0, layers=(0, third, 2 * third)),
         "keep = 0.5 before layer 0": Stride(keep=0.5),
-        "keep = 0.5 at 1/3 and 2/3 of the depth": Stride(keep=0.5, layers=(third, 2 * third)),
+        "keep = 0.5 at 1/3 and 2/3 of the depth": Stride(ratio=0.5, layers=(third, 2 * third)),
     }
     rows = {}
     for name, method in cases.items():

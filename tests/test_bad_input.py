@@ -210,7 +210,7 @@ def test_negative_layers_count_from_the_end(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     logits = []
     for layer in (-2, tiny.LAYERS - 2):
-        with foveate.compress(model, FastV(keep=0.25, layer=layer)):
+        with foveate.compress(model, FastV(ratio=0.25, layer=layer)):
             logits.append(tiny.text_logits(model, batch))
     assert torch.equal(*logits)
 

@@ -44,8 +44,8 @@ from foveate.runtime.trace import BlockTrace, KeyTrace
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
 METHODS = [
     Random(keep=1.0),
-    Stride(keep=0.5, layers=(0, 3)),
-    FastV(keep=0.25),
+    Stride(ratio=0.5, layers=(0, 3)),
+    FastV(ratio=0.25),
     V2Drop(),
     ADSC(),
     ADSC(keep=0.4, layers=(2, 3), pattern="checker"),
@@ -55,9 +55,9 @@ METHODS = [
     VisionZip(keep=0.4),
     Downsample(),
     foveate.LUVC(),
-    foveate.OIM(merge=0.5, positions="renumber"),
+    foveate.OIM(keep=0.5, positions="renumber"),
     IPCV(stabilise=2),
-    IPCV(keep=0.05, scope="global", min_tokens=0),
+    IPCV(ratio=0.05, across="budget", min_tokens=0),
     IPCV() + VisionZip(keep=0.4) + FastV(),
     ToMe(keep=0.7) + FastV(layer=3) + foveate.VTW(layer=-2),
 ]
@@ -138,7 +138,7 @@ def test_flops_of_parking(family: str, impl: str, unit: str) -> None:
     assert report.mean_tokens == report.visual_tokens / len(ROWS)
 
 
-@pytest.mark.parametrize("method", [IPCV(), FastV(keep=0.5)])
+@pytest.mark.parametrize("method", [IPCV(), FastV(ratio=0.5)])
 def test_mean_tokens_are_those_of_a_row_of_any_number_of_beams(family: str, method: Method) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     with foveate.compress(model, method) as handle:
@@ -158,7 +158,7 @@ def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected:
     with torch.device("meta"):
         vision = Qwen2VLVisionConfig(embed_dim=width, num_heads=16, mlp_ratio=4, depth=blocks)
         block = Qwen2VLVisionBlock(vision)
-    sites = IPCV(keep=keep).sites(Host("qwen2_vl", blocks, 28, has_cls=False))
+    sites = IPCV(ratio=keep).sites(Host("qwen2_vl", blocks, 28, has_cls=False))
     parked = next(site.layer for site in sites if site.action == "park")
     attends = {site.layer for site in sites if site.action == "attend"}
     kept, now = round(keep * patches), 0
@@ -175,7 +175,9 @@ def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
-@pytest.mark.parametrize("method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(keep=0.5)], ids=lambda m: m.name())
+@pytest.mark.parametrize(
+    "method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(decode_ratio=0.5)], ids=lambda m: m.name()
+)
 def test_flops_of_generate(family: str, impl: str, method: Method, options: dict[str, Any]) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)
     stock = counted(impl, lambda: generate(model, batch, **options))

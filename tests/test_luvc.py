@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import foveate
 from foveate import LUVC, OIM, SPU, Host, Method
 from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.handle import host_of
 
 HOST = Host("qwen2_vl", blocks=4, layers=8, has_cls=False)
 
@@ -32,14 +34,27 @@ def test_the_last_layer_has_no_image(family: str, schedule: Any) -> None:
 
 
 def test_stages_are_shares_of_all() -> None:
-    method = LUVC(schedule=None, stages=((2, 0.5), (4, 0.2)))
-    assert [(s.layer, s.keep) for s in SPU.sites(method, HOST)] == [(2, 0.5), (4, 0.4)]
-    bent = method.with_share(0.25, HOST)
-    assert [s.keep for s in SPU.sites(bent, HOST)] == pytest.approx([0.25, 0.04 / 0.25])
+    method = LUVC(schedule=((2, 0.5), (4, 0.2)))
+    assert [(s.at, s.layer, s.keep) for s in method.sites(HOST)] == [
+        *[("tower", 3, pytest.approx(0.8)), ("decoder", 2, 0.5), ("decoder", 4, 0.4)]
+    ]
 
 
-def test_the_dial_leaves_a_merger_off_that_is_off() -> None:
-    assert LUVC(merge=1.0).with_share(0.3, HOST) == LUVC(merge=1.0, keep=0.3)
+def test_luvc_is_its_parts() -> None:
+    assert LUVC().parts() == (OIM(keep=0.8), SPU(ratio=0.7))
+    assert LUVC(merge=1.0).parts() == (SPU(ratio=0.7),)
+    assert LUVC(schedule="halving", positions="renumber").parts() == (
+        *(OIM(keep=0.8, positions="renumber"), SPU(ratio=0.7, schedule="halving", positions="renumber")),
+    )
+    assert (LUVC() + LUVC(keep=0.5)).terms() == (LUVC(), LUVC(keep=0.5))
+
+
+def test_keep_is_one_power_on_both_parts() -> None:
+    merger, pruner = LUVC(keep=0.3).resolve(HOST).parts()
+    power = math.log(merger.keep) / math.log(0.8)
+    assert isinstance(pruner, SPU)
+    assert pruner.schedule == ((0, pytest.approx(0.7**power)), (7, 0.0))
+    assert merger.keep * pruner.schedule[0][1] * 7 == pytest.approx(0.3 * 8)
 
 
 @pytest.mark.parametrize(
@@ -48,17 +63,15 @@ def test_the_dial_leaves_a_merger_off_that_is_off() -> None:
         LUVC(),
         OIM(),
         SPU(),
-        SPU(schedule="halving"),
-        SPU(schedule="linear"),
-        OIM(merge=None, passes=((1, "width", 0.5), (2, "height", 0.9))),
+        OIM(passes=((1, "width", 0.5), (2, "height", 0.9))),
     ],
     ids=repr,
 )
 def test_the_dial_turns_one_way(family: str, method: Method) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
     costs = []
-    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
-        with foveate.compress(model, method.with_share(share, HOST)) as handle, torch.no_grad():
+    for keep in (method.least(host_of(model)), 0.3, 0.5, 0.8, 1.0):
+        with foveate.compress(model, method.with_keep(keep)) as handle, torch.no_grad():
             model(**batch)
             report = handle.report()
             costs.append(report.mean_tokens)
@@ -69,24 +82,21 @@ def test_the_dial_turns_one_way(family: str, method: Method) -> None:
 @pytest.mark.parametrize(
     ("cls", "options", "sentence"),
     [
-        (OIM, {"merge": 0.2}, "list more `passes`"),
-        (OIM, {"merge": 1.2}, "ratio"),
-        (OIM, {"merge": float("nan")}, "too large or NaN"),
         (LUVC, {"merge": -0.5}, "ratio"),
-        (OIM, {"merge": None}, "either `merge` or `passes`"),
-        (OIM, {"passes": ((1, "width", 0.5),)}, "either `merge` or `passes`"),
-        (OIM, {"merge": None, "passes": ((1, "width", 0.4),)}, "0.5 to 1"),
-        (OIM, {"merge": None, "passes": ((1, "width", 1.4),)}, "0.5 to 1"),
-        (OIM, {"merge": None, "passes": ((2, "width", 0.5), (1, "height", 0.5))}, "first block"),
-        (OIM, {"merge": None, "passes": ((-1, "width", 0.5),)}, "first block"),
-        (OIM, {"merge": None, "passes": ((1, "depth", 0.5),)}, "width"),
-        (SPU, {"schedule": None}, "either `schedule` or `stages`"),
-        (LUVC, {"stages": ((1, 0.5),)}, "either `schedule` or `stages`"),
-        (SPU, {"schedule": None, "stages": ((1, 0.5), (3, 0.7))}, "grows from 0.5 to 0.7"),
-        (SPU, {"schedule": None, "stages": ((3, 0.5), (1, 0.2))}, "ascending"),
+        (LUVC, {"merge": float("nan")}, "too large or NaN"),
+        (LUVC, {"keep": 0.5, "merge": 0.8}, "keep=0.5 and merge=0.8"),
+        (OIM, {"passes": ()}, "at least one"),
+        (OIM, {"passes": ((1, "width", 0.4),)}, "0.5 to 1"),
+        (OIM, {"passes": ((1, "width", 1.4),)}, "0.5 to 1"),
+        (OIM, {"passes": ((2, "width", 0.5), (1, "height", 0.5))}, "first block"),
+        (OIM, {"passes": ((-1, "width", 0.5),)}, "first block"),
+        (OIM, {"passes": ((1, "depth", 0.5),)}, "width"),
+        (LUVC, {"schedule": ((1, 0.5),), "ratio": 0.5}, "either `schedule` or `ratio`"),
+        (SPU, {"schedule": ((1, 0.5), (3, 0.7))}, "grows from 0.5 to 0.7"),
+        (SPU, {"schedule": ((3, 0.5), (1, 0.2))}, "ascending"),
         (SPU, {"schedule": "cosine"}, "halving"),
         (SPU, {"every": 0}, "at least 1"),
-        (SPU, {"schedule": None, "stages": ((1, 0.5),), "every": 2}, "named schedule"),
+        (SPU, {"schedule": ((1, 0.5),), "every": 2}, "either `schedule` or `every`"),
         (SPU, {"cutoff": 1.5}, "Nyquist"),
         (SPU, {"mode": "high"}, "residual"),
     ],
@@ -100,9 +110,9 @@ def test_bad_options(cls: type[Method], options: dict[str, Any], sentence: str) 
 @pytest.mark.parametrize(
     ("method", "sentence"),
     [
-        (OIM(merge=None, passes=((9, "width", 0.5),)), "no tower layer 9"),
-        (OIM(merge=None, passes=((0, "width", 0.5),), similarity="keys"), "no layer before it"),
-        (SPU(schedule=None, stages=((9, 0.5),)), "no decoder layer 9"),
+        (OIM(passes=((9, "width", 0.5),)), "no tower layer 9"),
+        (OIM(passes=((0, "width", 0.5),), similarity="keys"), "no layer before it"),
+        (SPU(schedule=((9, 0.5),)), "no decoder layer 9"),
     ],
     ids=repr,
 )

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tiny
 
 import foveate
-from foveate import ADSC, LUVC, OIM, SPU, DivPrune, FastV, Method, Random, Stride, ToMe, V2Drop
+from foveate import ADSC, IPCV, LUVC, OIM, SPU, DivPrune, FastV, Method, Random, Stride, ToMe, V2Drop
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.serialise import options_of
 
 METHODS = foveate.list_methods()
+HOST = foveate.Host("llava", blocks=23, layers=32, has_cls=True)
 every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
 every_option = pytest.mark.parametrize(
     ("cls", "option"), [(cls, option) for cls in METHODS.values() for option in options_of(cls)]
 )
 every_ratio = pytest.mark.parametrize(
     ("cls", "option"),
-    [(cls, option) for cls in METHODS.values() for option, (hint, _) in options_of(cls).items() if hint is float],
+    [
+        (cls, option)
+        for cls in METHODS.values()
+        for option, (hint, default) in options_of(cls).items()
+        if float in (hint, *get_args(hint))
+    ],
 )
 CHANGED = [
-    FastV(keep=0.25, layer=-1),
+    FastV(ratio=0.25, layer=-1),
     Random(seed=7, positions="renumber"),
     DivPrune(keep=1.0, positions="native"),
-    Stride(keep=0.1, layers=(0, 2, 4)),
-    V2Drop(layers=(1, 3), keeps=(0.5, 0.0)),
+    Stride(ratio=0.1, layers=(0, 2, 4)),
+    V2Drop(layers=(1, 3), ratios=(0.5, 0.0)),
     foveate.VTW(layer=3),
-    LUVC(keep=0.3, merge=1.0, mode="residual", positions="renumber"),
-    OIM(merge=None, passes=((1, "width", 0.5), (1, "height", 0.75), (2, "width", 1.0))),
-    SPU(schedule=None, stages=((2, 0.5), (4, 0.0)), filter="gaussian", along="channels"),
+    LUVC(ratio=0.3, merge=1.0, positions="renumber"),
+    LUVC(keep=0.3, schedule=((2, 0.5), (4, 0.0))),
+    IPCV(keep=0.6, across="budget") + (ToMe() + FastV(layer=1)).with_keep(0.4),
+    (ToMe() + FastV()).with_keep(0.25),
+    OIM(passes=((1, "width", 0.5), (1, "height", 0.75), (2, "width", 1.0))),
+    SPU(schedule=((2, 0.5), (4, 0.0)), filter="gaussian", along="channels"),
     ADSC(keep=2 / 9, layers=(1, 3), pattern="checker", offset="first"),
     ToMe(keep=0.7) + FastV() + V2Drop(),
 ]
@@ -73,7 +82,7 @@ def test_wrong_type(cls: type[Method], option: str, value: Any) -> None:
 
 
 @every_ratio
-@pytest.mark.parametrize("value", ["0.5", None, True, [0.5], -0.01, 1.01, math.nan, math.inf, -math.inf], ids=repr)
+@pytest.mark.parametrize("value", ["0.5", True, [0.5], -0.01, 1.01, math.nan, math.inf, -math.inf], ids=repr)
 def test_wrong_ratio(cls: type[Method], option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         from_json(cls, **{option: value})
@@ -98,23 +107,20 @@ def test_a_number_too_large_for_a_generator() -> None:
     assert Random(seed=2**63 - 1).seed == 2**63 - 1
 
 
-@pytest.mark.parametrize("keeps", [[1.5, 0.5, 0.0], [0.5, -0.1, 0.0], [0.5, 0.5, math.nan]], ids=repr)
-def test_wrong_ratio_in_a_list(keeps: list[float]) -> None:
-    with pytest.raises(ConfigError, match="keeps"):
-        from_json(V2Drop, keeps=keeps)
+@pytest.mark.parametrize("ratios", [[1.5, 0.5, 0.0], [0.5, -0.1, 0.0], [0.5, 0.5, math.nan]], ids=repr)
+def test_wrong_ratio_in_a_list(ratios: list[float]) -> None:
+    with pytest.raises(ConfigError, match="ratios"):
+        from_json(V2Drop, ratios=ratios)
 
 
-def test_one_keep_per_layer() -> None:
-    with pytest.raises(ConfigError, match="one keep per layer"):
-        V2Drop(layers=(1, 2))
-    with pytest.raises(ConfigError, match="keeps"):
-        V2Drop(keeps=(0.5, 0.5))
+def test_one_ratio_per_layer() -> None:
+    for method in (V2Drop(layers=(1, 2)), V2Drop(ratios=(0.5, 0.5))):
+        with pytest.raises(ConfigError, match="one ratio per layer"):
+            method.sites(HOST)
 
 
 @every_method
 def test_whole_numbers_are_ratios(cls: type[Method]) -> None:
-    if "keep" not in options_of(cls):
-        pytest.skip("has no ratio")
     for whole in (0, 1):
         assert from_json(cls, keep=whole) == cls(keep=float(whole))
 
@@ -142,12 +148,13 @@ JUNK: list[Any] = [
     *({"method": name} for name in ("composed", "method", "foveate.methods.fastv", "../fastv", "fast\x00v", "FastV()")),
     *(f'{{"method": "fastv", "keep": {number}}}' for number in ("1e999", "9" * 5000, "-1E400", "NaN", "Infinity")),
     {"method": "fastv", 1: 2},
-    {"method": "fastv+vtw", "keep": 0.5},
+    {"method": "fastv+vtw", "layer": 3},
     *(
         {"method": "composed", "methods": junk}
         for junk in (None, {}, "fastv", ["fastv"], [None], [[]], [{"method": 3}])
     ),
-    {"method": "composed", "methods": [{"method": "fastv"}], "keep": 0.5},
+    {"method": "composed", "methods": [{"method": "fastv"}], "keep": "0.5"},
+    {"method": "composed", "methods": [{"method": "fastv"}], "ratio": 0.5},
     {"method": "composed", "methods": [{"method": "fastv", "keep": 2}]},
     {"method": "composed", "methods": [{"method": "composed", "methods": [{"method": "nobody"}]}]},
 ]
@@ -222,16 +229,18 @@ def test_every_method_is_an_attribute_and_a_name(cls: type[Method]) -> None:
 
 def test_compress_by_name_takes_options() -> None:
     model = tiny.model("qwen2_5_vl")
-    with foveate.compress(model, "fastv", keep=0.3, layer=1) as handle:
-        assert handle.method == FastV(keep=0.3, layer=1)
+    with foveate.compress(model, "fastv", ratio=0.3, layer=1) as handle:
+        assert handle.method == FastV(ratio=0.3, layer=1)
     with foveate.compress(model, "tome+fastv") as handle:
         assert handle.method == ToMe() + FastV()
+    with foveate.compress(model, "tome+fastv", keep=0.4) as handle:
+        assert handle.method == (ToMe() + FastV()).with_keep(0.4)
     with pytest.raises(ConfigError, match="kep"):
         foveate.compress(model, "fastv", kep=0.3)
     with pytest.raises(ConfigError, match="keep"):
         foveate.compress(model, FastV(), keep=0.3)
     with pytest.raises(ConfigError, match="ambiguous"):
-        foveate.compress(model, "tome+fastv", keep=0.3)
+        foveate.compress(model, "tome+fastv", layer=3)
     for junk in (None, 3, FastV, {"method": "fastv"}):
         with pytest.raises(ConfigError):
             foveate.compress(model, junk)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def test_the_merger_by_loops(
     grid: list[tuple[int, int, int]], passes: tuple[Pass, ...], seed: int, weighted: bool
 ) -> None:
     tokens = tokens_at(grid, seed)
-    method = OIM(merge=None, passes=passes, similarity="keys", weighted=weighted)
+    method = OIM(passes=passes, similarity="keys", weighted=weighted)
     (site,) = method.sites(HOST)
     reduction = method.reduce(tokens, site)
     after = reduction.survivors(tokens)
@@ -105,7 +105,7 @@ def test_a_constant_image_stays_constant(
     tokens = tokens_at(grid, 0)
     same = torch.tensor([1.7, -2.3, 0.1])
     tokens = replace(tokens, hidden=same.expand(len(tokens), -1))
-    method = OIM(merge=None, passes=passes, similarity="hidden", shared=shared)
+    method = OIM(passes=passes, similarity="hidden", shared=shared)
     (site,) = method.sites(HOST)
     hidden = method.reduce(tokens, site).hidden
     assert hidden is not None
@@ -116,8 +116,8 @@ def test_a_constant_image_stays_constant(
 @given(grids, st.floats(0.25, 1))
 def test_the_share_is_met_as_far_as_whole_lines_allow(grid: list[tuple[int, int, int]], share: float) -> None:
     tokens = tokens_at(grid, 0)
-    (site,) = OIM(merge=share).sites(HOST)
-    reduction = OIM(merge=share).reduce(tokens, site)
+    (site,) = OIM(keep=share).sites(HOST)
+    reduction = OIM(keep=share).reduce(tokens, site)
     for (height, width), count in zip(tokens.spans.shape, reduction.counts):
         narrow = int(width * share**0.5 + 0.5)
         rows = [n for n in range(1, height + 1) if 2 * n >= height]
@@ -128,8 +128,8 @@ def test_the_share_is_met_as_far_as_whole_lines_allow(grid: list[tuple[int, int,
 
 def test_one_line_less_where_a_tenth_leaves() -> None:
     tokens = tokens_at([(1, 10, 10)], 0)
-    (site,) = OIM(merge=0.9).sites(HOST)
-    assert OIM(merge=0.9).reduce(tokens, site).counts == (90,)
+    (site,) = OIM(keep=0.9).sites(HOST)
+    assert OIM(keep=0.9).reduce(tokens, site).counts == (90,)
 
 
 @quick
@@ -137,7 +137,7 @@ def test_one_line_less_where_a_tenth_leaves() -> None:
 def test_one_choice_for_all_lines(grid: list[tuple[int, int, int]], seed: int, axis: Any) -> None:
     tokens = tokens_at(grid, seed)
     tokens = replace(tokens, sizes=torch.ones(len(tokens)))
-    method = OIM(merge=None, passes=((1, axis, 0.6),), shared=True)
+    method = OIM(passes=((1, axis, 0.6),), shared=True)
     (site,) = method.sites(HOST)
     after = method.reduce(tokens, site).survivors(tokens)
     across, along = (1, 2) if axis == "width" else (2, 1)
@@ -155,7 +155,7 @@ def test_passes_in_several_blocks_are_passes_in_one() -> None:
     tokens = tokens_at([(1, 6, 7), (2, 3, 5)], 3)
     at_once: tuple[Pass, ...] = ((1, "width", 0.7), (1, "height", 0.6), (1, "width", 0.8))
     spread = tuple((block, axis, share) for block, (_, axis, share) in enumerate(at_once, 1))
-    methods = [OIM(merge=None, passes=each, similarity="hidden") for each in (at_once, spread)]
+    methods = [OIM(passes=each, similarity="hidden") for each in (at_once, spread)]
     found = []
     for method in methods:
         here = tokens
@@ -169,7 +169,7 @@ def test_passes_in_several_blocks_are_passes_in_one() -> None:
 
 def test_a_line_of_one_is_never_shortened() -> None:
     tokens = tokens_at([(1, 1, 5), (1, 4, 1), (1, 1, 1)], 0)
-    method = OIM(merge=None, passes=((1, "width", 0.5),) * 4 + ((1, "height", 0.5),) * 4)
+    method = OIM(passes=((1, "width", 0.5),) * 4 + ((1, "height", 0.5),) * 4)
     (site,) = method.sites(HOST)
     assert method.reduce(tokens, site).counts == (1, 1, 1)
 
@@ -255,7 +255,7 @@ def test_renumbered_is_a_smaller_image(family: str) -> None:
     model = tiny.model(family)
     if family not in tiny.PACKED:
         pytest.skip("its images have one size; 1-D renumbering is tested with the layouts")
-    method = OIM(merge=None, passes=plan, positions="renumber")  # type: ignore[arg-type]
+    method = OIM(passes=plan, positions="renumber")  # type: ignore[arg-type]
     with foveate.compress(model, method):
         found = rotary_of_layers(model, tiny.inputs(family, [[3, big, 5]]))
     wanted = rotary_of_layers(model, tiny.inputs(family, [[3, small, 5]]))
@@ -270,7 +270,7 @@ def test_kept_is_the_centroid(family: str) -> None:
     batch = tiny.inputs(family, [[3, (8, 8) if family in (*tiny.tiles.JOINED, *tiny.gemma4.FAMILIES) else "image", 5]])
     stock = rotary_of_layers(model, batch)[0]
     Watched.seen.clear()
-    with foveate.compress(model, Watched(merge=0.5)):
+    with foveate.compress(model, Watched(keep=0.5)):
         found = rotary_of_layers(model, batch)[0]
     ((tokens, reduction),) = Watched.seen
     after = reduction.survivors(tokens)

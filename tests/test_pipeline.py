@@ -26,7 +26,7 @@ every = pytest.mark.parametrize("family", FAMILIES)
 with_films = pytest.mark.parametrize("family", saved.VIDEO)
 
 METHODS = {
-    "stride": foveate.Stride(keep=0.5, layers=(0, 2)),
+    "stride": foveate.Stride(ratio=0.5, layers=(0, 2)),
     "fastv": foveate.FastV(),
     "visionzip": foveate.VisionZip(keep=0.4),
     "luvc": foveate.LUVC(),
@@ -35,9 +35,9 @@ METHODS = {
     "downsample": foveate.Downsample(keep=0.5),
 }
 FULL = {
-    "fastv": foveate.FastV(keep=1.0),
-    "luvc": foveate.LUVC(keep=1.0, merge=1.0),
-    "ipcv": foveate.IPCV(keep=1.0),
+    "fastv": foveate.FastV(ratio=1.0),
+    "luvc": foveate.LUVC(keep=1.0),
+    "ipcv": foveate.IPCV(ratio=1.0),
     "adsc": foveate.ADSC(keep=1.0),
 }
 

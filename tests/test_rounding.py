@@ -32,9 +32,10 @@ from foveate import (
     V2Drop,
     VisionZip,
 )
+from foveate.errors import ConfigError
 from foveate.runtime.cache import _joined
 from foveate.runtime.layout import Rows, frames, tokens_of
-from foveate.schedule import budget, named, spread
+from foveate.schedule import Schedule, budget, spread
 
 HOST = Host("llava", blocks=32, layers=32, has_cls=True)
 quick = settings(max_examples=60, deadline=None)
@@ -64,7 +65,9 @@ def test_a_merge_in_every_block_adds_up(n: int, blocks: int, keep: float, left: 
 
 
 def test_a_block_merges_half_at_most() -> None:
-    assert walk(ToMe(keep=0.1), video(16), replace(HOST, blocks=2)) == [(9,), (5,)]
+    assert walk(ToMe(keep=0.3), video(16), replace(HOST, blocks=2)) == [(10,), (5,)]
+    with pytest.raises(ConfigError, match=r"0\.25 is the least"):
+        ToMe(keep=0.1).sites(replace(HOST, blocks=2))
     assert walk(ToMe(keep=0.1), video(3, frame=1))[-1] == (1, 1, 1)  # a frame of one token has nobody to join
 
 
@@ -80,8 +83,8 @@ def test_small_frames_share_the_budget_of_their_video(frame: int, left: int) -> 
 @pytest.mark.parametrize(
     "method",
     [
-        *(DivPrune(), VisionZip(), Random(keep=0.01), FastV(keep=0.01), ToMe(keep=0.01), Downsample(keep=0.01), OIM()),
-        *(ADSC(keep=0.01), Stride(keep=0.1, layers=(0, 4, 8)), V2Drop(keeps=(0.1, 0.1, 0.1)), SPU(keep=0.01)),
+        *(DivPrune(), VisionZip(), Random(keep=0.01), FastV(ratio=0.01), ToMe(keep=0.01), Downsample(keep=0.01), OIM()),
+        *(ADSC(keep=0.01), Stride(ratio=0.1, layers=(0, 4, 8)), V2Drop(ratios=(0.1, 0.1, 0.1)), SPU(ratio=0.01)),
     ],
     ids=repr,
 )
@@ -123,19 +126,17 @@ def test_a_schedule_rounds_once(sizes: list[int], ratios: list[float], data: st.
 
 
 @pytest.mark.parametrize("schedule", ["early", "halving", "linear"])
-@pytest.mark.parametrize(
-    "method", [lambda s: SPU(schedule=s), lambda s: FastV(stages=tuple(named(s, 32)))], ids=["spu", "fastv"]
-)
+@pytest.mark.parametrize("method", [lambda s: SPU(schedule=s), lambda s: FastV(schedule=s)], ids=["spu", "fastv"])
 def test_named_schedules_do_not_drift(method: Any, schedule: Any) -> None:
     for n in (37, 100, 576):
-        stages = named(schedule, 32)
+        stages = Schedule.named(schedule, 32).stages
         for (left,), (_, share) in zip(walk(method(schedule), video(n)), stages, strict=True):
             assert left == max(int(share * n + 0.5), int(share > 0))
 
 
 def test_others_in_between_are_respected() -> None:
     """Where another method has dropped tokens, a schedule goes on from those that are left, rounding once again."""
-    tokens, sites = video(40), Stride(keep=0.5, layers=(0, 1, 2, 3)).sites(HOST)
+    tokens, sites = video(40), Stride(ratio=0.5, layers=(0, 1, 2, 3)).sites(HOST)
     tokens = tokens.keep_best(tokens.index.float(), sites[0]).survivors(tokens)
     tokens = tokens.keep_best(tokens.index.float(), 0.55).survivors(tokens)
     assert tokens.counts == (11,)
@@ -189,7 +190,7 @@ def decoding(counts: Sequence[int], clips: Sequence[int], row: Sequence[float], 
 
 
 def test_dycoke_ranks_a_whole_video() -> None:
-    method, row = DyCoke(keep=0.5), [1.0, 1, 1, 1, 0, 0, 0, 0]
+    method, row = DyCoke(decode_ratio=0.5), [1.0, 1, 1, 1, 0, 0, 0, 0]
     (site,) = method.sites(HOST)
     together = method.reduce(decoding((4, 4), (0, 0), row, {}), site)
     assert together.keep.tolist() == [0, 1, 2, 3]
@@ -200,7 +201,7 @@ def test_dycoke_ranks_a_whole_video() -> None:
 
 
 def test_dycoke_asks_of_a_whole_video_whether_attention_has_turned() -> None:
-    method, state = DyCoke(keep=0.5, threshold=0.9), {}
+    method, state = DyCoke(decode_ratio=0.5, threshold=0.9), {}
     (site,) = method.sites(HOST)
     first = [1.0, 0.9, 0.1, 0, 0.05, 0, 0, 0]
     assert method.reduce(decoding((4, 4), (0, 0), first, state), site).keep.tolist() == [0, 1, 2, 4]
@@ -213,7 +214,7 @@ def test_dycoke_asks_of_a_whole_video_whether_attention_has_turned() -> None:
 def test_dycoke_decodes_on_a_video() -> None:
     model = tiny.model("qwen2_5_vl")
     batch = tiny.inputs("qwen2_5_vl", [[3, (3, 4, 8), 5]])
-    with torch.no_grad(), foveate.compress(model, DyCoke(keep=0.3)) as handle:
+    with torch.no_grad(), foveate.compress(model, DyCoke(decode_ratio=0.3)) as handle:
         model.generate(**batch, max_new_tokens=4, do_sample=False)
         (visit,) = handle.report().visits
     assert visit.before == (8, 8, 8)
@@ -230,7 +231,7 @@ def test_contextual_tokens_are_a_share_of_the_survivors_of_a_video() -> None:
 
 
 def test_ipcv_keeps_the_budget_of_a_video() -> None:
-    method = IPCV(keep=0.35, min_tokens=0)
+    method = IPCV(ratio=0.35, min_tokens=0)
     tokens = replace(video(16, frame=30), signals={"residual": torch.randn(480, 3)})
     assert sum(method.reduce(tokens, method.sites(HOST)[0]).counts) == 168  # 11 each would be 176
 
@@ -240,7 +241,7 @@ def test_v2drop_follows_its_authors_by_host() -> None:
     qwen = [(site.layer, pytest.approx(site.keep)) for site in V2Drop().sites(Host("qwen2_vl", 32, 28, False))]
     assert llava == [(3, 0.5), (17, 0.5), (22, 0.0)]
     assert qwen == [(3, 0.25), (16, 0.05), (22, 0.0)]
-    assert [site.keep for site in V2Drop(keeps=(0.9, 0.8, 0.5)).sites(HOST)] == pytest.approx([0.9, 0.8, 0.5])
+    assert [site.keep for site in V2Drop(ratios=(0.9, 0.8, 0.5)).sites(HOST)] == pytest.approx([0.9, 0.8, 0.5])
 
 
 def test_images_of_two_turns_are_not_one_clip() -> None:

@@ -1,7 +1,7 @@
-"""Spend a given budget: the share at which a method's measured cost is what was asked for.
+"""Spend a given budget: the `keep` at which a method's measured cost is what was asked for.
 
 Methods spend differently (tokens leave at once, late, or in stages; some also save the tower's work), so a comparison
-at one budget needs every method's own dial, `Method.with_share`, at another place.
+at one budget in FLOPs or cache bytes turns the `keep` of every method to another place.
 """
 
 from __future__ import annotations
@@ -62,15 +62,14 @@ class Dial:
             method: what to turn; where its dial is does not matter.
             host: facts about the model (`foveate.handle.host_of`).
             cost: measures a method, relative to the stock model. It must not fall as the share grows.
-            turn: another dial than the method's own: share -> method.
+            turn: another dial than `keep`: share -> method.
 
         Raises:
             ConfigError: the method has no dial.
         """
-        self._turn = turn or (lambda share: method.with_share(share, host))
-        self._cost = cost
+        self._turn, self._host, self._cost = turn or method.with_keep, host, cost
         self._known: list[_Point] = []
-        self._ends = [self._try(0.0), self._try(1.0)]
+        self._ends = [self._try(0.0 if turn else method.least(host)), self._try(1.0)]
 
     def set(self, budget: float) -> Setting:
         """The place whose cost is nearest to ``budget``; of two as near, the cheaper one."""
@@ -90,7 +89,8 @@ class Dial:
 
     def _try(self, share: float) -> _Point:
         method = self._turn(share)
-        same = next((point.cost for point in self._known if point.method == method), None)
+        sites = method.sites(self._host)  # what a dial in steps sets alike costs the same
+        same = next((point.cost for point in self._known if point.method.sites(self._host) == sites), None)
         self._known.append(_Point(share, method, self._cost(method) if same is None else same))
         return self._known[-1]
 

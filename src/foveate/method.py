@@ -1,26 +1,33 @@
 """A method: where it acts, what it asks for, what it decides. Methods add up with ``+``.
 
 A method is a frozen dataclass in a file of its own. It says its `sites` and implements one of two levels:
-`score` when it ranks tokens and keeps the best, `reduce` for anything else.
+`score` when it ranks tokens and keeps the best, `reduce` for anything else. What ``keep`` means is the same in all of them;
+`foveate.pruners` has bases that do the arithmetic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from functools import reduce
+from operator import mul
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from foveate.answers import Answer
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, shown
 from foveate.escape import Changes
-from foveate.schedule import Stage, check_ratio
+from foveate.schedule import Schedule, check_ratio, solve_power
 from foveate.serialise import build, check, plain
 from foveate.site import Host as Host
 from foveate.site import Positions as Positions
 from foveate.site import Site as Site
-from foveate.tokens import Parked, Reduction, Tokens
+from foveate.tokens import Parked, Reduction, Scope, Tokens
+
+Unit = Literal["tokens", "tower", "decode", "cache", "compute", "none"]
+M = TypeVar("M", bound="Method")
 
 
 @dataclass(frozen=True)
@@ -52,20 +59,35 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base class. Subclasses are frozen dataclasses whose docstring cites the paper.
+    """A method says where tokens are reduced, and which of them stay. Subclasses are frozen dataclasses that cite their paper.
 
     Attributes:
         positions: what survivors do with position ids: ``keep`` the original ones (default); ``renumber``, as if the
             prompt had been shorter from that site on; ``native``, the same, for methods that act before the LLM only.
+        keep: the share of the visual tokens that a decoder layer holds, on average over all layers (see `unit` for methods
+            that save something else); None: the method's own setting, in its own options.
     """
 
     positions: Positions = "keep"
+    keep: float | None = None
 
     #: where it was published, if it was
     paper: ClassVar[Paper | None] = None
     #: a baseline that every other method has to beat at the same cost
     control: ClassVar[bool] = False
     training_free: ClassVar[bool] = True
+    #: what `keep` is a share of: visual ``tokens`` per decoder layer (of what acts before the first one: those handed over);
+    #: patches per vision block (``tower``); visual keys and values that a ``decode`` step reads, or that the ``cache`` holds
+    #: after the prompt; ``compute`` of visual tokens in the layers' parts; or of nothing (``none``)
+    unit: ClassVar[Unit] = "tokens"
+    #: options that say where tokens leave, which go together with `keep`
+    where: ClassVar[tuple[str, ...]] = ("layer", "layers", "every", "schedule")
+    #: options that say how many, which do not; None by default, so that what a user has given is known
+    how_much: ClassVar[tuple[str, ...]] = ("ratio", "ratios", "merge", "threshold")
+    #: what shares one budget: each ``frame``; each ``clip``, an image or a whole video; or all images of a ``sample``, a prompt
+    scope: ClassVar[Scope] = "clip"
+    #: the tokens of a scope compete in one ranking, so that one frame may keep more of them than another
+    pooled: ClassVar[bool] = False
     #: the count of survivors follows from the grid alone, so serving engines can plan for it
     fixed_budget: ClassVar[bool] = True
     #: compares frames of one video, so that it can act only where these are known (`Host.frames`)
@@ -80,9 +102,23 @@ class Method:
 
     def __post_init__(self) -> None:
         check(self)
-        for f in fields(self):
-            if f.name == "keep" and f.type in ("float", float):
-                check_ratio("keep", getattr(self, f.name))
+        given = [name for name in self.how_much if getattr(self, name, None) is not None]
+        for name in ("keep", *(name for name in given if name not in self.where)):
+            value = getattr(self, name)
+            for each in value if isinstance(value, tuple) else [value]:
+                if isinstance(each, (int, float)):
+                    check_ratio(name, each)
+        if self.keep is None:
+            return
+        if self.unit == "none":
+            raise ConfigError(
+                f"{self.name()} removes nothing that a share could be of, so leave out keep={self.keep:.4g}"
+            )
+        if given:
+            says = ", ".join(f"{name}={shown(getattr(self, name))}" for name in given)
+            raise ConfigError(
+                f"{self.name()}: keep={self.keep:.4g} and {says} both say how much stays: give keep, or {' and '.join(given)}"
+            )
 
     def sites(self, host: Host) -> Sequence[Site]:
         """Where this method acts in a model like ``host``."""
@@ -107,9 +143,10 @@ class Method:
     def answer(self, tokens: Tokens, site: Site) -> Answer:
         """What happens at ``site``: by default the reduction that `reduce` decides.
 
-        A method that says something else than which tokens survive (`foveate.answers`) overrides this.
+        A site that leaves nothing asks nobody. A method that says something else than which tokens survive
+        (`foveate.answers`) overrides this.
         """
-        return self.reduce(tokens, site)
+        return tokens.keep_none() if site.keep == 0 and site.action == "reduce" else self.reduce(tokens, site)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         """Hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.
@@ -160,25 +197,49 @@ class Method:
         """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""
         return 0
 
-    def with_share(self, share: float, host: Host) -> Method:
-        """The same method with its one dial at ``share``: 0 keeps as little as it can, 1 as much, more never less.
+    # -- how much it keeps: read, and set
 
-        That dial is the option `keep`; a method that is turned by something else overrides this. A share is not a
-        promise: `foveate.dial` finds the one whose measured cost is the budget.
-        """
-        if all(f.name != "keep" for f in fields(self)):
-            raise ConfigError(
-                f"{self.name()} cannot be set to a budget: it has no option `keep`, and does not override `with_share`"
-            )
-        keep: dict[str, Any] = {"keep": share}
-        return replace(self, **keep)
+    def shares(self, host: Host) -> Schedule:
+        """The share of the tokens given to the method that each decoder layer of ``host`` holds, as its sites say."""
+        share = 1.0
+        at: dict[int, list[float]] = {}
+        for site in self.sites(host):
+            if site.action == "reduce" and site.at not in ("decode", "cache"):
+                layer = site.layer if site.at == "decoder" else 0
+                at.setdefault(layer + host.layers if layer < 0 else layer, []).append(site.keep)
+        stages = []
+        for layer, keeps in sorted(at.items()):
+            share = reduce(mul, keeps, share)
+            stages.append((layer, share))
+        return Schedule(tuple(stages))
 
-    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
-        """This method, its tokens leaving the decoder by a schedule: (layer, share of all tokens from there on).
+    def mean(self, host: Host) -> float:
+        """What `keep` is in a model like ``host``, in the method's `unit`, whether it was given or not."""
+        return self.shares(host).mean(host.depth)
 
-        What `foveate tune` searches in methods that override this: those whose decision can be asked again, deeper.
-        """
-        raise ConfigError(f"{self.name()} follows no schedule: it does not override `with_stages`")
+    def least(self, host: Host) -> float:
+        """The smallest `keep` but 0 that this method can be set to in a model like ``host``."""
+        return 0.0
+
+    def with_keep(self: M, keep: float) -> M:
+        """The same method with `keep` in place of whatever says how much; where tokens leave stays as it is."""
+        options: dict[str, Any] = {name: None for name in self.how_much if hasattr(self, name)}
+        return replace(self, **{**options, "keep": keep})
+
+    def with_schedule(self, schedule: Schedule) -> Method:
+        """This method, its tokens leaving the decoder by another schedule. `foveate tune` searches one."""
+        if not any(f.name == "schedule" for f in fields(self)):
+            raise ConfigError(f"{self.name()} follows no schedule: it has no option `schedule`")
+        options: dict[str, Any] = {name: None for name in ("keep", *self.how_much, *self.where) if hasattr(self, name)}
+        return replace(self, **{**options, "schedule": schedule.stages})
+
+    def with_power(self, t: float, host: Host) -> Method:
+        """This method with all of its shares to the power of ``t`` (`Schedule.power`), as near as it can come to that."""
+        return self.with_keep(max(self.shares(host).power(t).mean(host.depth), self.least(host)))
+
+    def resolve(self, host: Host) -> Method:
+        """The same method in a model like ``host``, where each part of a sum has its own `keep`."""
+        return self
 
     @classmethod
     def name(cls) -> str:
@@ -189,10 +250,14 @@ class Method:
         """The methods this one is composed of, in order; itself if it is not composed."""
         return (self,)
 
+    def terms(self) -> tuple[Method, ...]:
+        """The methods that somebody has written with ``+`` between them; itself if it is no such sum."""
+        return (self,)
+
     def __add__(self, other: Method) -> Method:
         if not isinstance(other, Method):
             return NotImplemented
-        return Composed((*self.parts(), *other.parts()))
+        return Composed((self, other))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `foveate.method_from_json` turns back into an equal method."""
@@ -205,7 +270,32 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Composed(Method):
+class Sum(Method):
+    """A method that is several others at once, its `parts`.
+
+    Its ``keep`` is for all of them: every part of unit ``tokens`` gets its shares to the one power at which the layers hold
+    ``keep`` of the tokens on average; the others stay as they are. Without it each part has its own.
+    """
+
+    def parts(self) -> tuple[Method, ...]:
+        raise NotImplementedError(f"{type(self).__name__} must say its parts")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [site for part in self.resolve(host).parts() for site in part.sites(host)]
+
+    @property
+    def across_images(self) -> bool:
+        return any(part.across_images for part in self.parts())
+
+    def resolve(self, host: Host) -> Method:
+        return Composed(self.parts() if self.keep is None else _at_mean(self.parts(), self.keep, host))
+
+    def least(self, host: Host) -> float:
+        return _mean(_with_power(self.parts(), math.inf, host), host)
+
+
+@dataclass(frozen=True)
+class Composed(Sum):
     """Several methods at once. At a shared site they act one after the other, in the order of the sum."""
 
     methods: tuple[Method, ...] = ()
@@ -213,35 +303,74 @@ class Composed(Method):
     def __post_init__(self) -> None:
         if not self.methods:
             raise ConfigError("a sum of methods needs at least one")
-        flat = tuple(part for method in self.methods for part in method.parts())
+        # A sum in a sum is several terms of the whole, unless they share a `keep` of their own.
+        flat = tuple(term for each in self.methods for term in (each.terms() if each.keep is None else (each,)))
         object.__setattr__(self, "methods", flat)
         super().__post_init__()
 
     def parts(self) -> tuple[Method, ...]:
+        return tuple(part for method in self.methods for part in method.parts())
+
+    def terms(self) -> tuple[Method, ...]:
         return self.methods
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [site for method in self.methods for site in method.sites(host)]
+    def resolve(self, host: Host) -> Method:
+        """Terms that are sums with a `keep` of their own come first, then that of the whole."""
+        parts = tuple(part for method in self.methods for part in method.resolve(host).parts())
+        return Composed(parts if self.keep is None else _at_mean(parts, self.keep, host))
 
-    def with_share(self, share: float, host: Host) -> Method:
-        """Every part at the same share."""
-        return replace(self, methods=tuple(method.with_share(share, host) for method in self.methods))
-
-    @property
-    def across_images(self) -> bool:
-        return any(method.across_images for method in self.methods)
-
-    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
+    def with_schedule(self, schedule: Schedule) -> Method:
         """The part that follows a schedule at another one, the others as they are."""
-        able = [number for number, part in enumerate(self.methods) if type(part).with_stages is not Method.with_stages]
+        able = [i for i, part in enumerate(self.methods) if any(f.name == "schedule" for f in fields(part))]
         if len(able) != 1:
-            names = ", ".join(self.methods[number].name() for number in able) or "none"
+            names = ", ".join(self.methods[i].name() for i in able) or "none"
             raise ConfigError(f"a schedule is for exactly one part of a sum, and here {names} would follow it")
-        paced = self.methods[able[0]].with_stages(stages, host)
-        return replace(self, methods=(*self.methods[: able[0]], paced, *self.methods[able[0] + 1 :]))
+        (i,) = able
+        paced = self.methods[i].with_schedule(schedule)
+        return Composed((*self.methods[:i], paced, *self.methods[i + 1 :]))
 
     def to_json(self) -> dict[str, Any]:
-        return {"method": "composed", "methods": [method.to_json() for method in self.methods]}
+        keep = {} if self.keep is None else {"keep": self.keep}
+        return {"method": "composed", "methods": [method.to_json() for method in self.methods], **keep}
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.methods))
+        terms = " + ".join(map(repr, self.methods))
+        return terms if self.keep is None else f"({terms}).with_keep({self.keep!r})"
+
+
+# -- the keep of a sum ---------------------------------------------------------------------------------------------------
+
+
+def _at_mean(parts: Sequence[Method], keep: float, host: Host) -> tuple[Method, ...]:
+    """The parts with one power on the shares of all that count tokens, so that ``keep`` of these are in a layer on average."""
+    counting = [part for part in parts if part.unit == "tokens"]
+    if not counting:
+        names = ", ".join(f"{part.name()} ({part.unit})" for part in parts)
+        raise ConfigError(
+            f"keep={keep:.4g} is a share of the visual tokens, and no part of the sum counts these: {names}"
+        )
+    if keep < _mean(_with_power(parts, math.inf, host), host) * (1 - 1e-9):  # cuts that may move earlier do
+        parts = [_moved(part, keep, host) if part.unit == "tokens" else part for part in parts]
+    least = _mean(_with_power(parts, math.inf, host), host)
+    if keep < least * (1 - 1e-9):
+        raise ConfigError(
+            f"keep={keep:.4g} cannot be reached by {' + '.join(part.name() for part in parts)}: {least:.4g} is the least that "
+            "they can leave; cut earlier, or keep more"
+        )
+    return _with_power(parts, solve_power(lambda t: _mean(_with_power(parts, t, host), host), keep), host)
+
+
+def _moved(part: Method, keep: float, host: Host) -> Method:
+    """A part whose cuts may move earlier, where they have to for ``keep``; any other as it is."""
+    least = part.least(host)
+    return part.with_keep(max(keep, least) if keep else 0.0) if least < part.shares(host).least(host.depth) else part
+
+
+def _with_power(parts: Sequence[Method], t: float, host: Host) -> tuple[Method, ...]:
+    return tuple(part.with_power(t, host) if part.unit == "tokens" else part for part in parts)
+
+
+def _mean(parts: Sequence[Method], host: Host) -> float:
+    """The mean share per layer that all parts leave which count tokens."""
+    curves = [part.shares(host).curve(host.depth) for part in parts if part.unit == "tokens"]
+    return sum(reduce(mul, shares, 1.0) for shares in zip(*curves)) / host.depth

@@ -22,7 +22,7 @@ def method_from_words(
 
     Args:
         name: a method, or several joined by ``+``.
-        keep: shorthand for ``keep=...`` of a single method.
+        keep: of the method, or of the whole sum.
         assignments: ``option=value``; in a sum, ``method.option=value``.
         described: what `Method.to_json` wrote.
     """
@@ -35,16 +35,20 @@ def method_from_words(
     check_once(option=assignments)
     names = [part.strip() for part in str(name).split("+")]
     classes = [method_class(part) for part in names]
-    if keep is not None and (len(names) > 1 or any(word.partition("=")[0].strip() == "keep" for word in assignments)):
-        raise CommandError(
-            f"keep is given by --keep, once, for a single method: in a sum say --option {names[0]}.keep=..."
-        )
+    of_all = [word for word in assignments if word.partition("=")[0].strip() == "keep"]
+    if keep is not None and of_all:
+        raise CommandError("keep is given twice: say --keep once, or --option keep=...")
     options: list[dict[str, Any]] = [{} for _ in classes]
-    for assignment in [*assignments, *([] if keep is None else [f"keep={keep}"])]:
+    whole: dict[str, Any] = {} if keep is None else {"keep": keep}
+    for assignment in assignments:
+        if assignment in of_all:
+            whole |= assigned(Composed, [assignment])
+            continue
         part, option, value = _split(assignment, names)
         options[part][option] = _value(value, options_of(classes[part]).get(option, (None, None))[0])
-    parts = tuple(cls.from_options(given) for cls, given in zip(classes, options, strict=True))
-    return parts[0] if len(parts) == 1 else Composed(parts)
+    if len(classes) == 1:
+        return classes[0].from_options({**options[0], **whole})
+    return Composed(tuple(cls.from_options(given) for cls, given in zip(classes, options)), **whole)
 
 
 def options_by_method(names: Sequence[str], assignments: Sequence[str]) -> list[list[str]]:
@@ -111,7 +115,7 @@ def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
 
 def _value(text: str, hint: Any) -> Any:
     """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
-    is_list = typing.get_origin(hint) is tuple
+    is_list = any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
     try:
         return from_json(f"[{text}]" if is_list and not text.startswith("[") else text)
     except ConfigError:

@@ -128,7 +128,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report: Report) -> list[Path]:
-    name = "+".join(part.name() for part in request.method.parts())
+    name = "+".join(part.name() for part in request.method.terms())
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

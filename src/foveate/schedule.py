@@ -1,10 +1,13 @@
-"""Budgets: how many tokens survive at a site, and schedules: how many are left at each depth."""
+"""Budgets: how many tokens survive at a site, and `Schedule`: which share of them is left at each depth."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from foveate.errors import ConfigError, shown
 
@@ -107,9 +110,206 @@ def check_ratio(name: str, value: float) -> None:
         raise ConfigError(f"{name}={shown(value)} is not a ratio: give the share of tokens kept, from 0.0 to 1.0")
 
 
-# -- schedules: how many of a span's tokens are left at each depth -------------------------------------------------------
+# -- schedules: the share of an image's tokens that is left at each depth ------------------------------------------------
 
 Stage = tuple[int, float]  # from this layer on, this share
+#: How a method's option spells a schedule: a name (`SCHEDULES`), or (layer, share of all tokens from there on) pairs.
+Spelling = Literal["early", "halving", "linear"] | tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule says which share of an image's tokens is left from which layer on; before the first of them all are there.
+
+    The same pairs fit any depth, so a mean is of so many layers. What a ``keep`` asks for is `at_mean`.
+
+    Attributes:
+        stages: (layer, share of the whole from there on), in the order of the layers; shares never grow.
+    """
+
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for layer, share in self.stages:
+            check_ratio("schedule", share)
+            if layer < 0:
+                raise ConfigError(f"schedule: layer {layer} is negative; count layers from 0")
+        for (layer, share), (next_layer, next_share) in pairwise(self.stages):
+            if next_layer <= layer:
+                raise ConfigError(
+                    f"schedule: layer {next_layer} comes after layer {layer}; list layers in ascending order, each once"
+                )
+            if next_share > share:
+                raise ConfigError(
+                    f"schedule: the share grows from {share} to {next_share} at layer {next_layer}, but tokens that have "
+                    "left do not come back: let shares fall"
+                )
+
+    # -- made from ...
+
+    @classmethod
+    def named(cls, name: str, layers: int, every: int | None = None) -> Schedule:
+        """The schedule of a name, spread over a model.
+
+        Args:
+            name: one of `SCHEDULES`.
+            layers: of the decoder; at least two, or there is no depth to spread over.
+            every: layers from one stage to the next; None: as the schedule has it.
+        """
+        if name not in SCHEDULES:
+            raise ConfigError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
+        if layers < 2:
+            raise ConfigError(f"a schedule needs at least two decoder layers to spread over, not {layers}")
+        if every is not None and not 1 <= every < layers:
+            raise ConfigError(
+                f"every={every}: give the layers from one stage to the next, from 1 to {layers - 1} in this model"
+            )
+        return cls(tuple(SCHEDULES[name](layers, every)))
+
+    @classmethod
+    def cuts(cls, layers: Sequence[int], ratios: float | Sequence[float]) -> Schedule:
+        """Before each of ``layers`` that share of the tokens present is left: one ratio for all, or one for each."""
+        each = [ratios] * len(layers) if isinstance(ratios, (int, float)) else list(ratios)
+        if not layers or len(set(layers)) < len(layers):
+            raise ConfigError(f"layers={tuple(layers)}: give at least one layer, and each of them once")
+        if len(each) != len(layers):
+            raise ConfigError(f"give one ratio per layer: there are {len(layers)} layers and {len(each)} ratios")
+        stages, share = [], 1.0
+        for layer, ratio in sorted(zip(layers, each)):
+            share *= ratio
+            stages.append((layer, share))
+        return cls(tuple(stages))
+
+    @classmethod
+    def scaled(cls, layers: Sequence[int], ratios: Sequence[float], of: int, to: int, first: int = 0) -> Schedule:
+        """Cuts of a model with ``of`` layers at the same depths of one with ``to``; not before layer ``first``."""
+        stages, share = {}, 1.0
+        for layer, ratio in zip(layers, ratios, strict=True):
+            share *= ratio
+            stages[max(first, round(to * layer / of))] = share  # of cuts that meet the last one says what is left
+        return cls(tuple(stages.items()))
+
+    @classmethod
+    def along(cls, curve: Sequence[float], first: int = 0, step: float = 0.02) -> Schedule:
+        """The schedule that follows a falling curve of shares, layer by layer.
+
+        Args:
+            curve: share of all tokens in each layer.
+            first: tokens leave before this layer at the earliest.
+            step: a share that has fallen by less waits for the next layer, as each stage costs a choice; less than half of
+                it left is nothing.
+        """
+        found: list[Stage] = []
+        present = 1.0
+        for layer in range(first, len(curve)):
+            share = round(curve[layer], 4) if curve[layer] >= step / 2 else 0.0
+            if present - share >= step or (share == 0 < present):
+                found.append((layer, share))
+                present = share
+        return cls(tuple(found))
+
+    # -- read as ...
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers before which tokens leave."""
+        return tuple(layer for layer, _ in self.stages)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The share of the tokens present that each stage leaves; 0 of none."""
+        before = [1.0, *(share for _, share in self.stages)]
+        return tuple(share / present if present else 0.0 for present, share in pairwise(before))
+
+    def curve(self, depth: int) -> list[float]:
+        """The share that is there in each of ``depth`` layers."""
+        found, share, left = [], 1.0, dict(self.stages)
+        for layer in range(depth):
+            share = left.get(layer, share)
+            found.append(share)
+        return found
+
+    def mean(self, depth: int) -> float:
+        """The mean share per layer of a model with ``depth`` layers."""
+        return sum(self.curve(depth)) / depth
+
+    def least(self, depth: int) -> float:
+        """The least mean that is left if every cut drops everything: that of the layers before the first."""
+        return min((layer for layer, share in self.stages if share < 1), default=depth) / depth
+
+    # -- set to ...
+
+    def power(self, t: float) -> Schedule:
+        """All shares to the power of ``t``: more than 1 is steeper, less is flatter, and 0 keeps whatever is not withdrawn.
+
+        No power brings back what a share of exactly 0 withdraws. So from 0 to -1 these shares rise: they are ``-t``, and the
+        others 1; -1 keeps everything.
+        """
+        return Schedule(tuple((layer, to_power(share, t)) for layer, share in self.stages))
+
+    def at_mean(self, keep: float, depth: int) -> Schedule:
+        """The schedule with the same layers that leaves the mean share ``keep`` per layer: ``mean(depth) == keep``.
+
+        With one cut before layer k, what is left is ``(keep * depth - k) / (depth - k)``; with several, all shares get the
+        one power that does it.
+
+        Raises:
+            ConfigError: even dropping everything at the first cut would leave more.
+        """
+        check_ratio("keep", keep)
+        cuts = Schedule(tuple(stage for stage in self.stages if stage[1] < 1))  # no power changes a share of 1
+        least = cuts.least(depth)
+        if keep < least * (1 - 1e-9):
+            raise ConfigError(
+                f"keep={keep:.4g} cannot be reached: the {round(least * depth)} layers before the first cut hold all tokens, "
+                f"so {least:.4g} is the least here; cut earlier, or keep more"
+            )
+        if len(cuts.stages) == 1:
+            ((layer, _),) = cuts.stages
+            return Schedule(((layer, min(max(0.0, (keep * depth - layer) / (depth - layer)), 1.0)),))
+        return cuts.power(solve_power(lambda t: cuts.power(t).mean(depth), keep))
+
+    def earlier(self, keep: float, depth: int, first: int = 0) -> Schedule:
+        """The same shares at earlier layers, where the layers before the first cut would hold more than the mean ``keep``.
+
+        All layers are multiplied by the one factor that makes those before the first cut hold half of what ``keep`` allows,
+        and rounded down, to ``first`` at the earliest. Of cuts that meet at one layer the last one counts.
+        """
+        start = self.layers[0]
+        if start <= keep * depth:
+            return self
+        factor = keep * depth / 2 / start
+        return Schedule(tuple({max(first, int(layer * factor)): share for layer, share in self.stages}.items()))
+
+
+def to_power(share: float, t: float) -> float:
+    """A share to a power, as `Schedule.power` has it."""
+    if t < 0:
+        return 1.0 if share else -t
+    if t == math.inf or share == 0:
+        return float(share == 1)
+    return max(float(share**t), sys.float_info.min)  # only an exact 0 withdraws all
+
+
+def solve_power(mean: Callable[[float], float], keep: float) -> float:
+    """The power ``t``, -1 to infinity, at which ``mean(t)``, which falls as ``t`` grows, is ``keep``."""
+    if keep >= mean(-1.0):
+        return -1.0
+    if keep <= mean(math.inf):
+        return math.inf
+    if keep > mean(0.0):
+        return _bisect(mean, keep, -1.0, 0.0)
+    low, high = 0.0, 1.0
+    while high < 1e9 and mean(high) > keep:
+        low, high = high, 2 * high
+    return _bisect(mean, keep, low, high)
+
+
+def _bisect(mean: Callable[[float], float], keep: float, low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(middle) > keep else (low, middle)
+    return high
 
 
 def halving(layers: int, every: int | None = None) -> list[Stage]:
@@ -134,51 +334,6 @@ def early(layers: int, every: int | None = None) -> list[Stage]:
 SCHEDULES: dict[str, Callable[[int, int | None], list[Stage]]] = {"early": early, "halving": halving, "linear": linear}
 
 
-def named(name: str, layers: int, every: int | None = None) -> list[Stage]:
-    """The stages of a named schedule in a model with so many layers.
-
-    Args:
-        name: one of `SCHEDULES`.
-        layers: of the decoder; at least two, or there is no depth to spread over.
-        every: layers from one stage to the next; None: as the schedule has it.
-    """
-    if name not in SCHEDULES:
-        raise ConfigError(f"there is no schedule {name!r}; there are {', '.join(SCHEDULES)}")
-    if layers < 2:
-        raise ConfigError(f"a schedule needs at least two decoder layers to spread over, not {layers}")
-    if every is not None and not 1 <= every < layers:
-        raise ConfigError(
-            f"every={every}: give the layers from one stage to the next, from 1 to {layers - 1} in this model"
-        )
-    return SCHEDULES[name](layers, every)
-
-
-def check_stages(name: str, stages: Sequence[Stage]) -> None:
-    """Raise `ConfigError` unless layers ascend and shares are ratios that do not grow."""
-    for layer, share in stages:
-        check_ratio(name, share)
-        if layer < 0:
-            raise ConfigError(f"{name}: layer {layer} is negative; count the decoder's layers from 0")
-    for (layer, share), (next_layer, next_share) in pairwise(stages):
-        if next_layer <= layer:
-            raise ConfigError(f"{name}: layer {next_layer} comes after layer {layer}; list layers in ascending order")
-        if next_share > share:
-            raise ConfigError(
-                f"{name}: the share grows from {share} to {next_share} at layer {next_layer}, but tokens that have left "
-                "do not come back: let shares fall"
-            )
-
-
-def turned(stages: Sequence[Stage], keep: float) -> list[Stage]:
-    """Steeper or flatter stages: every share to the power that turns 1/2 into ``keep``.
-
-    So ``keep`` is what is left where the stages say a half: 0.5 changes nothing, 1 keeps everything to the end, 0 nothing
-    from the first stage on.
-    """
-    power = math.log(keep) / math.log(0.5) if keep else math.inf
-    return [(layer, float(share**power)) for layer, share in stages]
-
-
 def sigmoid(layers: int, steepness: float, offset: float) -> list[float]:
     """The curve of P-Sigmoid (arXiv 2412.00556): ``1 / (1 + exp(steepness * depth - offset))`` of all tokens in each layer.
 
@@ -188,70 +343,3 @@ def sigmoid(layers: int, steepness: float, offset: float) -> list[float]:
         offset: where it falls: at a half of the depth if it is half of the steepness.
     """
     return [1 / (1 + math.exp(steepness * layer / max(layers - 1, 1) - offset)) for layer in range(layers)]
-
-
-def stages_of(curve: Sequence[float], first: int = 0, step: float = 0.02) -> list[Stage]:
-    """The stages that follow a falling curve of shares, layer by layer.
-
-    Args:
-        curve: share of all tokens in each layer.
-        first: tokens leave before this layer at the earliest.
-        step: a share that has fallen by less waits for the next layer, as each stage costs a choice; less than half of it
-            left is nothing.
-    """
-    found: list[Stage] = []
-    present = 1.0
-    for layer in range(first, len(curve)):
-        share = round(curve[layer], 4) if curve[layer] >= step / 2 else 0.0
-        if present - share >= step or (share == 0 < present):
-            found.append((layer, share))
-            present = share
-    return found
-
-
-def of_present(stages: Sequence[Stage]) -> list[Stage]:
-    """Shares of the whole as shares of those present, for `Site.keep`; up to the stage that leaves nothing."""
-    found, present = [], 1.0
-    for layer, share in stages:
-        if present > 0:
-            found.append((layer, share / present))
-        present = share
-    return found
-
-
-def of_whole(stages: Sequence[Stage]) -> list[Stage]:
-    """Shares of those present as shares of the whole; what `of_present` undoes."""
-    return [(layer, math.prod(share for _, share in stages[: i + 1])) for i, (layer, _) in enumerate(stages)]
-
-
-def ratio_for_mean(layers: Sequence[int], depth: int, mean: float) -> float:
-    """The one ratio that, applied before each of ``layers``, leaves the share ``mean`` of an image's tokens per layer.
-
-    Layer ``l`` of ``depth`` holds ``ratio ** c`` of them, where ``c`` of ``layers`` are at most ``l``.
-
-    Raises:
-        ConfigError: no such layers, or even dropping all of the tokens at the first of them leaves more than ``mean``.
-    """
-    check_ratio("mean", mean)
-    for layer in layers:
-        if not 0 <= layer < depth:
-            raise ConfigError(f"there is no decoder layer {layer}: the model has {depth}, 0 to {depth - 1}")
-    if not layers or len(set(layers)) < len(layers):
-        raise ConfigError(f"layers={tuple(layers)}: give at least one layer, and each of them once")
-    starts = sorted(layers)
-    lengths = [after - before for before, after in zip([0, *starts], [*starts, depth])]
-    if mean * depth < starts[0] - 1e-9:
-        raise ConfigError(
-            f"a mean of {mean:.4g} cannot be reached: the {starts[0]} layers before the first cut hold all tokens, so "
-            f"{starts[0] / depth:.4g} is the least; cut earlier, or ask for more"
-        )
-    if mean * depth <= starts[0] * (1 + 1e-9):
-        return 0.0
-    low, high = 0.0, 1.0
-    for _ in range(60):  # the mean grows with the ratio
-        middle = (low + high) / 2
-        if sum(length * middle**cuts for cuts, length in enumerate(lengths)) < mean * depth:
-            low = middle
-        else:
-            high = middle
-    return high

@@ -89,6 +89,8 @@ def _check(value: Any, hint: Any, where: str) -> Any:
         number = next((option for option in (float, int) if option in args), None)
         if number is not None and isinstance(value, (int, float)) and not isinstance(value, bool):
             return _check(value, number, where)
+        if value is not None and len(args) == 2 and type(None) in args:
+            return _check(value, next(option for option in args if option is not type(None)), where)
         for option in args:
             try:
                 return _check(value, option, where)

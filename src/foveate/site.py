@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from foveate.answers import Reuse
 from foveate.errors import ConfigError, shown
-from foveate.schedule import Stage, check_ratio, of_present
+from foveate.schedule import Schedule, Stage, check_ratio
 from foveate.serialise import check
 from foveate.signal import Signal, signal_of
 
@@ -79,13 +79,21 @@ class Site:
         return tuple(map(signal_of, self.signals))
 
     @classmethod
-    def cascade(cls, at: Place, stages: Sequence[Stage], **options: Any) -> list[Site]:
-        """The sites of a schedule: before each layer of ``stages`` its share of all tokens is left; up to none."""
-        shares = tuple(share for _, share in stages)
-        return [
-            cls(at, layer, keep, shares=shares[: cut + 1], **options)
-            for cut, (layer, keep) in enumerate(of_present(stages))
-        ]
+    def cascade(cls, at: Place, schedule: Schedule | Sequence[Stage], **options: Any) -> list[Site]:
+        """The sites of a schedule: before each of its layers its share of all tokens is left; up to none.
+
+        A site that leaves nothing has no choice to make, and asks for no signals.
+        """
+        found: list[Site] = []
+        shares: tuple[float, ...] = ()
+        for layer, share in schedule.stages if isinstance(schedule, Schedule) else schedule:
+            present = shares[-1] if shares else 1.0
+            if present == 0:
+                break
+            shares = (*shares, share)
+            asked = options if share else {**options, "signals": ()}
+            found.append(cls(at, layer, share / present, shares=shares, **asked))
+        return found
 
     def __str__(self) -> str:
         if self.at in ("pixels", "tower_output", "lm_entry"):
@@ -111,6 +119,7 @@ class Host:
         width: channels of a token in the language model; 0 where only the config is known.
         tower_width: the same in the tower, all patches of a token together.
         output_width: the same at its output, where a block may have merged them; of features of one block.
+        depth: all decoder layers, those that attend to the keys of earlier ones too: what a mean per layer is over.
     """
 
     family: str
@@ -121,3 +130,8 @@ class Host:
     width: int = 0
     tower_width: int = 0
     output_width: int = 0
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.depth:
+            object.__setattr__(self, "depth", self.layers)

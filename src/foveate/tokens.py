@@ -22,6 +22,8 @@ from foveate.signal import Signal, Signals, kinds
 if TYPE_CHECKING:
     from foveate.site import Site
 
+Scope = Literal["frame", "clip", "sample"]
+
 
 @dataclass(frozen=True)
 class Spans:
@@ -76,6 +78,8 @@ class Tokens:
         strict: whether scores are looked at, which waits for the device.
         activations: at a site of part ``ffn`` whose FFN is a gated one of plain layers: ``act(gate(x)) * up(x)``, of as many
             channels as it has, for any rows ``x (M, C)`` of ``hidden``. What that costs is counted by the runtime.
+        scope: what shares one budget (`Method.scope`): each ``frame``, each ``clip``, or all images of a ``sample``.
+        pooled: the tokens of a scope compete in one ranking (`Method.pooled`); those of a sample always do.
     """
 
     spans: Spans
@@ -92,6 +96,8 @@ class Tokens:
     state: MutableMapping[str, Any] = field(default_factory=dict)
     strict: bool = False
     activations: Callable[[Tensor], Tensor] | None = None
+    scope: Scope = "clip"
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.signals, Signals):
@@ -133,8 +139,28 @@ class Tokens:
         """Tokens now present per clip: an image, or all frames of a video; sums to ``N``."""
         return tuple(sum(self.counts[span] for span in clip) for clip in self.spans.clips)
 
+    @property
+    def pools(self) -> tuple[tuple[int, ...], ...]:
+        """The spans that share a budget: those of a frame, a clip or a sample, as `scope` says."""
+        if self.scope == "clip":
+            return self.spans.clips
+        if self.scope == "frame":
+            return tuple((span,) for span in range(len(self.spans)))
+        runs = groupby(range(len(self.spans)), key=lambda span: (self.spans.row[span], self.spans.sample[span]))
+        return tuple(tuple(run) for _, run in runs)
+
+    @property
+    def pool_counts(self) -> tuple[int, ...]:
+        """Tokens now present per pool; sums to ``N``."""
+        return tuple(sum(self.counts[span] for span in pool) for pool in self.pools)
+
+    def pool_budget(self, keep: float | Site) -> tuple[int, ...]:
+        """Survivors per pool, of which each span may have any part; otherwise like `budget`."""
+        counts = self.budget(keep)
+        return tuple(sum(counts[span] for span in pool) for pool in self.pools)
+
     def budget(self, keep: float | Site) -> tuple[int, ...]:
-        """Survivors per span, rounded once per image or video (`foveate.schedule.budget`).
+        """Survivors per span, rounded once per image or video, or whatever `scope` says (`foveate.schedule.budget`).
 
         Args:
             keep: the share that survives of the tokens present; or a site, for its share. At a site of `Site.cascade` the
@@ -143,7 +169,7 @@ class Tokens:
         share = keep if isinstance(keep, (int, float)) else keep.shares or keep.keep
         # Of a share of what is present, parts of an image add up whatever the whole will be.
         total = self.total if isinstance(share, tuple) else ()
-        return budget(self.counts, share, self.seen, clips=self.spans.clips, history=self.history, total=total)
+        return budget(self.counts, share, self.seen, clips=self.pools, history=self.history, total=total)
 
     def select(self, keep: Tensor, counts: tuple[int, ...]) -> Tokens:
         """The same tokens, only those at the packed indices ``keep``; signals are dropped."""
@@ -160,9 +186,21 @@ class Tokens:
         )
 
     def keep_best(self, score: Tensor, keep: float | Site) -> Reduction:
-        """Keep the ``budget(keep)`` highest scores ``(N,)`` of each span."""
+        """Keep the ``budget(keep)`` highest scores ``(N,)`` of each span; where tokens are pooled, of each pool."""
+        if self.pooled or self.scope == "sample":
+            kept = self.pool_budget(keep)
+            return self.keep_pooled(select.top_k(score, self.pool_counts, kept), kept)
         counts = self.budget(keep)
         return Reduction(select.top_k(score, self.counts, counts), counts)
+
+    def keep_none(self) -> Reduction:
+        """No token stays."""
+        return Reduction(torch.empty(0, dtype=torch.long, device=self.index.device), (0,) * len(self.counts))
+
+    def keep_pooled(self, keep: Tensor, counts: tuple[int, ...]) -> Reduction:
+        """Keep the packed indices ``keep``, ascending, so many of each pool; asks the device only where a pool has several
+        spans, how many are of which."""
+        return Reduction(keep, counts) if len(counts) == len(self.counts) else self.keep_indices(keep)
 
     def keep_indices(self, keep: Tensor) -> Reduction:
         """Keep the packed indices ``keep``, ascending; asks the device once how many that are in each span."""

@@ -119,7 +119,7 @@ def test_with_pruners(family: str, part: str) -> None:
     probe = SkipVision(keep=0.4, part=part)
     with torch.no_grad():
         renumbered = SkipVision(part=part, positions="renumber") + Stride(layers=(0, 3), positions="renumber")
-        for method in (probe + FastV(layer=2, keep=0.5), renumbered):
+        for method in (probe + FastV(layer=2, ratio=0.5), renumbered):
             with foveate.compress(model, method) as handle:
                 out = generate(model, batch, num_beams=2)
                 assert handle.report().kv_ratio < 1

@@ -22,7 +22,7 @@ from foveate.bench.workload import Shaped
 from foveate.runtime.trace import tick
 
 SMALL = [name for name in shapes.SHAPES if name.startswith("small-")]
-METHODS = [Downsample(keep=0.5), LUVC(), IPCV(), ADSC(), ToMe() + FastV(keep=0.5)]
+METHODS = [Downsample(keep=0.5), LUVC(), IPCV(), ADSC(), ToMe() + FastV(ratio=0.5)]
 NAP = 0.5  # seconds: much more than a tiny model takes
 
 

@@ -22,7 +22,8 @@ def test_reference_model_with_a_sum_of_methods(tmp_path: Path) -> None:
     done = foveate(*words, "--overlay", "pictures", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (
-        "DivPrune(positions='keep', keep=0.75) + FastV(positions='keep', keep=0.5, layer=3, stages=())" in done.stdout
+        "DivPrune(positions='keep', keep=0.75) + FastV(positions='keep', ratio=0.5, layer=3, schedule=())"
+        in done.stdout
     )
     assert "stock model" in done.stdout
     assert "decoder 3       fastv" in done.stdout

@@ -95,8 +95,7 @@ def test_nobody_said_what_is_asked(method: Method) -> None:
 
 
 def test_only_the_oracle_has_a_budget() -> None:
-    host = foveate.Host(family="llava", blocks=4, layers=6, has_cls=True)
-    assert Oracle().with_share(0.3, host) == Oracle(keep=0.3)
-    with pytest.raises(ConfigError, match="antioracle cannot be set to a budget"):
-        AntiOracle().with_share(0.3, host)
+    assert Oracle().with_keep(0.3) == Oracle(keep=0.3)
+    with pytest.raises(ConfigError, match="antioracle removes nothing that a share could be of"):
+        AntiOracle().with_keep(0.3)
     assert not {"oracle", "antioracle"} & set(foveate.list_methods())

@@ -112,7 +112,7 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
     with pytest.raises(FoveateError, match="fastv is given twice"):
         contenders(("fastv",), (), described[:1], None, qwen)
     assert plan[3].label.startswith("fastv(stages=#"), "a long schedule does not fill the table"
-    assert plan[3].method == FastV(stages=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
+    assert plan[3].method == FastV(schedule=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
 
 
 def test_a_budget_of_kv(qwen: Subject, asked: list[Sample]) -> None:
@@ -161,6 +161,6 @@ def test_names_options_and_labels(qwen: Subject) -> None:
 
 
 def test_labels_leave_the_dial_out(qwen: Subject) -> None:
-    assert label(FastV(keep=0.123), qwen.host) == "fastv"
+    assert label(FastV(ratio=0.123), qwen.host) == "fastv"
     assert label(VTW(layer=2), qwen.host) == "vtw"
     assert label(Oracle(keep=0.9), qwen.host) == "oracle"

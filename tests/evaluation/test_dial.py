@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import ADSC, VTW, DivPrune, FastV, Host, Method, Stride, ToMe, V2Drop
+from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, DyCoke, FastV, Host, Method, Stride, ToMe, V2Drop
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError
+from foveate.method import Composed, Unit
 
 HOST = Host(family="llava", blocks=4, layers=10, has_cls=True)
 BUDGETS = (0.9, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -25,6 +27,7 @@ class Meter:
     def __call__(self, method: Method) -> float:
         assert isinstance(method, Stride)
         self.asked += 1
+        assert method.keep is not None
         share = method.keep if self.steps is None else int(method.keep * self.steps) / self.steps
         return self.low + (self.high - self.low) * share**self.power
 
@@ -78,24 +81,33 @@ def test_where_the_dial_was_does_not_matter() -> None:
 
 
 @dataclass(frozen=True)
-class NoDial(Method):
-    """Test only."""
+class Masks(Method):
+    """Test only: a method that removes nothing."""
+
+    unit: ClassVar[Unit] = "none"
 
 
-def test_dials_of_methods() -> None:
-    assert FastV(layer=3).with_share(0.2, HOST) == FastV(keep=0.2, layer=3)
-    assert [VTW().with_share(share, HOST) for share in (0, 0.34, 1)] == [VTW(layer=layer) for layer in (0, 3, 9)]
-    assert V2Drop(layers=(1, 2), keeps=(0.3, 0.0)).with_share(0.6, HOST) == V2Drop(layers=(1, 2), keeps=(0.6, 0.0))
-    assert (ToMe() + DivPrune()).with_share(0.6, HOST) == ToMe(keep=0.6) + DivPrune(keep=0.6)
-    assert [ADSC().with_share(share, HOST).keep for share in (0, 0.4, 1)] == [0.0, 0.4, 1.0]
-    cut = ADSC(layers=(2, 5), pattern="2d")
-    assert [cut.with_share(share, HOST) for share in (0, 0.25)] == [replace(cut, keep=0.2), replace(cut, keep=0.4)]
-    for method in (NoDial(), ToMe() + NoDial()):
-        with pytest.raises(ConfigError, match="nodial cannot be set to a budget"):
-            method.with_share(0.5, HOST)
-    with pytest.raises(ConfigError):
-        Dial(NoDial(), HOST, lambda method: 1.0)
+def test_the_dial_is_keep() -> None:
+    assert FastV(layer=3, ratio=0.2).with_keep(0.5) == FastV(keep=0.5, layer=3)
+    assert VTW(layer=3).with_keep(0.5) == VTW(keep=0.5)
+    assert V2Drop(layers=(1, 2), ratios=(0.3, 0.0)).with_keep(0.6) == V2Drop(layers=(1, 2), keep=0.6)
+    assert LUVC(merge=0.5, schedule="halving").with_keep(0.6) == LUVC(keep=0.6, schedule="halving")
+    assert (ToMe() + DivPrune()).with_keep(0.6) == Composed((ToMe(), DivPrune()), keep=0.6)
+    assert replace(FastV(), positions="renumber").with_keep(0.2).positions == "renumber"
+    for method in (Masks(), Masks() + Masks()):
+        with pytest.raises(ConfigError, match="masks"):
+            Dial(method, HOST, lambda method: 1.0)
 
 
-def test_positions_stay() -> None:
-    assert replace(FastV(), positions="renumber").with_share(0.2, HOST).positions == "renumber"
+def test_the_dial_begins_at_the_least() -> None:
+    least = [(FastV(), 0.1), (FastV(layer=3), 0.3), (VTW(), 0), (ADSC(), 0), (ADSC(layers=(2, 5)), 0.2), (OIM(), 0.25)]
+    least += [
+        (ToMe(), 1 / 16),
+        (IPCV(), 1 / 4),
+        (DyCoke(), 0.1),
+        (FastV() + FastV(layer=3), 0.2),
+        (ToMe() + FastV(), 0.2 / 16),
+    ]
+    for method, share in least:
+        assert method.least(HOST) == pytest.approx(share)
+        assert method.with_keep(method.least(HOST)).sites(HOST)

@@ -71,7 +71,7 @@ def test_kl_is_that_of_full_forwards(stock: Stock, method: Method) -> None:
 
 def test_what_changes_nothing_is_nothing(stock: Stock) -> None:
     said = asked(stock, prompts(stock, "color", "pair"), 4)
-    for heard in hear(stock.model, FastV(keep=1.0), said):
+    for heard in hear(stock.model, FastV(ratio=1.0), said):
         assert set(heard.kl) == {0.0}
         assert all(heard.agree)
         assert heard.cost is not None
@@ -98,7 +98,7 @@ def test_same_answer_is_what_generate_says(stock: Stock) -> None:
     found = []
     with talkative(stock):
         said = asked(stock, prompts(stock, "color", "read", "count", "table"), 3)
-        for method in (VTW(layer=2), Stride(keep=0.3), FastV(keep=0.3, layer=3)):
+        for method in (VTW(layer=2), Stride(keep=0.3), FastV(ratio=0.3, layer=3)):
             free = generated(stock, said, method)
             for heard, mine, stocks in zip(hear(stock.model, method, said), free, said.tokens.tolist()):
                 assert all(heard.agree) == (mine == stocks)
@@ -106,7 +106,7 @@ def test_same_answer_is_what_generate_says(stock: Stock) -> None:
     assert {True, False} == set(found)
 
 
-@pytest.mark.parametrize("method", [FastV(keep=0.4, layer=3), DyCoke()], ids=repr)
+@pytest.mark.parametrize("method", [FastV(ratio=0.4, layer=3), DyCoke()], ids=repr)
 def test_a_batch_is_each_alone(stock: Stock, method: Method) -> None:
     """FastV looks at the last token of a prompt, which the answer must not become; DyCoke acts while it is written."""
     mixed = prompts(stock, "color", "pair")

@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 
-from foveate import ADSC, IPCV, LUVC, SPU, VTW, DivPrune, FastV, Host, Method, Stride, V2Drop, compress
+from foveate import ADSC, IPCV, LUVC, SPU, VTW, DivPrune, FastV, Host, Method, Random, ToMe, V2Drop, compress
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
 from foveate.evaluation.fidelity.stock import Stock
 from foveate.evaluation.tune.search import along_sigmoids, along_the_dial, among_options, greedy, moves, takes_schedule
-from foveate.schedule import sigmoid, stages_of
+from foveate.schedule import Schedule, sigmoid
 
 HOST = Host(family="llava", blocks=4, layers=12, has_cls=True)
 
@@ -23,11 +23,7 @@ def anything(method: Method) -> bool:
 
 def shares(method: Method, layers: int = HOST.layers) -> list[float]:
     """Share of all visual tokens in each decoder layer."""
-    share, found, at = 1.0, [], {site.layer: site.keep for site in method.sites(HOST) if site.at == "decoder"}
-    for layer in range(layers):
-        share *= at.get(layer, 1.0)
-        found.append(share)
-    return found
+    return method.shares(HOST).curve(layers)
 
 
 class Judge:
@@ -46,22 +42,21 @@ class Judge:
 def test_vtw_is_tried_from_the_cheap_end() -> None:
     judge = Judge([0.1] * 12)
     along_the_dial(VTW(), HOST, anything, judge, 0.45)
-    assert list(judge.judged) == [VTW(layer=layer) for layer in range(9)], (
-        "the first that is good enough is the last tried"
-    )
-    assert judge.judged[VTW(layer=8)] == pytest.approx(0.4)
+    layers = [method.sites(HOST)[0].layer for method in judge.judged]
+    assert layers == list(range(9)), "the first that is good enough is the last tried"
+    assert list(judge.judged.values())[-1] == pytest.approx(0.4)
 
 
 def test_layers_that_do_not_fit_are_not_tried() -> None:
     judge = Judge([0.1] * 12)
-    along_the_dial(VTW(), HOST, lambda method: method != VTW(layer=8), judge, 0.45)
-    assert list(judge.judged)[-1] == VTW(layer=9)
+    along_the_dial(VTW(), HOST, lambda method: method.sites(HOST) != VTW(layer=8).sites(HOST), judge, 0.45)
+    assert list(judge.judged)[-1].sites(HOST) == VTW(layer=9).sites(HOST)
 
 
 def test_a_smooth_dial_is_bisected() -> None:
     judge = Judge([1 / 12] * 12)
     along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - method.keep, 0.3)  # type: ignore[attr-defined]
-    along_the_dial(FastV(layer=0), HOST, anything, judge, 0.3)
+    along_the_dial(Random(layer=0), HOST, anything, judge, 0.3)
     good = [method for method, kl in judge.judged.items() if kl <= 0.3]
     assert min(method.keep for method in good) == math.ceil(0.7 * 64) / 64  # type: ignore[attr-defined]
     assert len(judge.judged) < 9
@@ -131,7 +126,7 @@ def test_options_are_moved_one_by_one() -> None:
     assert isinstance(best, SPU)
     assert (best.every, best.mode, best.schedule) == (5, "low_frequency_energy", "halving")
     assert best.cutoff == pytest.approx(0.3, abs=0.03)
-    assert best.keep == SPU().keep, "that is the dial's"
+    assert (best.keep, best.ratio) == (None, None), "these are the dial's"
 
 
 def test_options_of_a_part_of_a_sum() -> None:
@@ -139,7 +134,7 @@ def test_options_of_a_part_of_a_sum() -> None:
         first, second = method.parts()
         assert isinstance(first, DivPrune)
         assert isinstance(second, FastV)
-        return abs(second.layer - 5)
+        return abs((second.layer or 2) - 5)
 
     tried: list[Method] = []
 
@@ -178,8 +173,8 @@ def test_moves() -> None:
     assert moves(((1, 0.5),), tuple[tuple[int, float], ...]) == []
 
 
-SCHEDULED = {SPU(): 0, LUVC(): 0, FastV(): 1, V2Drop(): 1, IPCV() + FastV(): 1}
-UNSCHEDULED = (VTW(), DivPrune(), Stride(), ADSC(), DivPrune() + VTW(), SPU() + FastV())
+SCHEDULED = {SPU(): 0, LUVC(): 0, FastV(): 1, V2Drop(): 1, IPCV() + FastV(): 1, ADSC(): 0}
+UNSCHEDULED = (VTW(), DivPrune(), ToMe(), DivPrune() + VTW(), SPU() + FastV())
 
 
 @pytest.mark.parametrize("method", SCHEDULED, ids=repr)
@@ -193,10 +188,10 @@ def test_methods_that_follow_a_schedule(stock: Stock, method: Method) -> None:
 
     first = takes_schedule(method, stock.host, fits)
     assert first == SCHEDULED[method]
-    stages = [(first, 0.75), (4, 0.5), (8, 0.0)]
-    paced = method.with_stages(stages, stock.host)
-    found = shares(paced, stock.host.layers)
-    assert [found[layer] for layer, _ in stages] == pytest.approx([share for _, share in stages])
+    schedule = Schedule(((first, 0.75), (4, 0.5), (8, 0.0)))
+    paced = method.with_schedule(schedule)
+    found = [site for site in paced.sites(stock.host) if site.at == "decoder"]
+    assert [(site.layer, site.shares[-1]) for site in found] == [pytest.approx(stage) for stage in schedule.stages]
     assert fits(paced)
 
 
@@ -204,16 +199,14 @@ def test_methods_that_follow_a_schedule(stock: Stock, method: Method) -> None:
 def test_methods_that_follow_none(method: Method) -> None:
     assert takes_schedule(method, HOST, anything) is None
     with pytest.raises(ConfigError, match="schedule"):
-        method.with_stages([(1, 0.5)], HOST)
+        method.with_schedule(Schedule(((1, 0.5),)))
 
 
 def test_stages_of_a_curve() -> None:
-    assert stages_of([1.0, 0.8, 0.79, 0.5, 0.5, 0.004]) == [(1, 0.8), (3, 0.5), (5, 0.0)]
-    assert stages_of([0.5, 0.5, 0.4], first=1) == [(1, 0.5), (2, 0.4)]
-    assert stages_of([1.0, 1.0]) == []
-    assert stages_of([1.0, 0.99, 0.98, 0.97]) == [(2, 0.98)], "small steps wait"
+    assert Schedule.along([1.0, 0.8, 0.79, 0.5, 0.5, 0.004]).stages == ((1, 0.8), (3, 0.5), (5, 0.0))
+    assert Schedule.along([0.5, 0.5, 0.4], first=1).stages == ((1, 0.5), (2, 0.4))
+    assert Schedule.along([1.0, 1.0]).stages == ()
+    assert Schedule.along([1.0, 0.99, 0.98, 0.97]).stages == ((2, 0.98),), "small steps wait"
     flat, cliff = sigmoid(10, 0.0, 0.0), sigmoid(10, 200.0, 100.0)
     assert flat == [0.5] * 10
     assert [round(share) for share in cliff] == [1] * 5 + [0] * 5
-    assert FastV(stages=((1, 0.5), (3, 0.25))).with_share(0.5, HOST) == FastV(stages=((1, 0.5), (3, 0.25)))
-    assert FastV(stages=((1, 0.5), (3, 0.25))).with_share(0.25, HOST) == FastV(stages=((1, 0.25), (3, 0.0625)))

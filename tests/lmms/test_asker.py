@@ -19,7 +19,7 @@ from foveate.evaluation.lmms.asker import Asker, generation
 from foveate.evaluation.lmms.chats import Chat, Frames, chat, question
 
 IMAGES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
-METHODS: dict[str, foveate.Method | None] = {"dense": None, "luvc": foveate.LUVC(), "fastv": foveate.FastV(keep=0.4)}
+METHODS: dict[str, foveate.Method | None] = {"dense": None, "luvc": foveate.LUVC(), "fastv": foveate.FastV(ratio=0.4)}
 OPTIONS = {"max_new_tokens": 5, "temperature": 0}
 
 

@@ -21,12 +21,12 @@ from foveate.story.view import View
 ROWS: list[list[tiny.Item]] = [[3, "image", 5]]
 METHODS = [
     ToMe(keep=0.5),
-    OIM(merge=0.5),
+    OIM(keep=0.5),
     LUVC(),
     VisionZip(keep=0.3),
-    IPCV(keep=0.3, min_tokens=0),
+    IPCV(ratio=0.3, min_tokens=0),
     Downsample(keep=0.5),
-    Downsample(keep=0.6) + IPCV(keep=0.4, min_tokens=0) + FastV(layer=2),
+    Downsample(keep=0.6) + IPCV(ratio=0.4, min_tokens=0) + FastV(layer=2),
     ToMe(keep=0.7) + FastV(layer=2) + VTW(layer=3),
     ADSC(),
 ]
@@ -92,7 +92,7 @@ def test_merging_is_seen_group_by_group(told: Tell) -> None:
 
 
 def test_a_merged_rectangle_stands_at_its_centroids(told: Tell) -> None:
-    story = told(OIM(merge=0.5))
+    story = told(OIM(keep=0.5))
     frame = story.frames[story.shown[step(story, "Tower output")][0]]
     assert frame.owners is not None
     assert frame.marks is not None
@@ -147,7 +147,7 @@ def test_a_smaller_image_is_a_smaller_grid(told: Tell) -> None:
 
 
 def test_hidden_in_the_cache(told: Tell) -> None:
-    story = told(DyCoke(keep=0.3))
+    story = told(DyCoke(decode_ratio=0.3))
     assert states(story, -1) == {"a": 30, "h": 70}
     assert story.acts[-1][0].action == "hide"
 

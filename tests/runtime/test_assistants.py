@@ -38,7 +38,7 @@ def test_with_nothing_removed_it_is_stock(family: str) -> None:
     model, helper, batch = tiny.model(family), assistant(family), lone(family)
     stock = model.generate(**batch, **OPTIONS, assistant_model=helper)
     assert torch.equal(stock, model.generate(**batch, **OPTIONS))
-    with foveate.compress(model, foveate.FastV(keep=1.0)), foveate.compress(helper, foveate.FastV(keep=1.0)):
+    with foveate.compress(model, foveate.FastV(ratio=1.0)), foveate.compress(helper, foveate.FastV(ratio=1.0)):
         assert torch.equal(model.generate(**batch, **OPTIONS, assistant_model=helper), stock)
 
 

@@ -15,7 +15,7 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
     visual = int(tiny.visual_mask(family, batch).sum())
     text = batch["input_ids"].shape[1] - visual
     half, quarter = (visual + 1) // 2, ((visual + 1) // 2 + 1) // 2
-    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(2, 4))) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(ratio=0.5, layers=(2, 4))) as handle:
         cache = model(**batch).past_key_values
         report = handle.report()
     expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]

@@ -27,7 +27,7 @@ from foveate.models.family import resize_images
 
 GEMMA = tiny.gemma.FAMILIES
 ONE_WAY = {"paligemma": 1, "gemma3": 0}  # the token type of text that sees backwards only
-METHODS = [foveate.Random(layer=0, keep=0.4), foveate.Random(layer=3, keep=0.4), foveate.Stride(layers=(0, 2, 4))]
+METHODS = [foveate.Random(layer=0, ratio=0.4), foveate.Random(layer=3, ratio=0.4), foveate.Stride(layers=(0, 2, 4))]
 methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name()}-{len(method.sites(None))}")
 
 
@@ -209,7 +209,7 @@ def test_chunks_of_a_prompt_see_what_stock_lets_them_see(family: str, chunk: int
     options: Any = dict(output_logits=True, return_dict_in_generate=True, prefill_chunk_size=chunk)
     with torch.no_grad():
         stock: Any = generate(model, batch, **options)
-        for method in (foveate.Stride(keep=1.0, layers=(0, 2)), foveate.DivPrune(keep=1.0)):
+        for method in (foveate.Stride(ratio=1.0, layers=(0, 2)), foveate.DivPrune(keep=1.0)):
             with foveate.compress(model, method):
                 ours: Any = generate(model, batch, **options)
             for a, b in zip(ours.logits, stock.logits, strict=True):

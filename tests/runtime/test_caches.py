@@ -55,7 +55,7 @@ hybrids = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 
 
 @hybrids
-@pytest.mark.parametrize("method", [foveate.FastV(keep=1.0), foveate.LUVC(keep=1.0, merge=1.0)], ids=repr)
+@pytest.mark.parametrize("method", [foveate.FastV(ratio=1.0), foveate.LUVC(keep=1.0)], ids=repr)
 def test_a_hybrid_with_nothing_removed_is_stock(family: str, impl: str, method: foveate.Method) -> None:
     model, batch = hybrid(family, impl), tiny.inputs(family, ROWS[family])
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a_cache_that_makes_its_entries_when_asked(family: str, name: str) -> No
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     if name == "cache" and Version(transformers.__version__) < Version("5.24"):
         pytest.skip("a name since transformers 5.24")
-    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(ratio=0.5, layers=(0, 3))) as handle:
         expected = model(**batch).logits
         lengths = handle.report().kv_lengths
         cache = DynamicCache()
@@ -257,7 +257,7 @@ def test_a_saved_cache_goes_on(family: str, plan: str, how: str) -> None:
     """Under the same handle, as if it had not been saved; without one it says its sentence."""
     if plan == "decode" and family == "gemma3":
         pytest.skip("sliding layers have no decode sites")
-    method = foveate.DyCoke(keep=0.5, layer=4) if plan == "decode" else PLANS[plan]
+    method = foveate.DyCoke(decode_ratio=0.5, layer=4) if plan == "decode" else PLANS[plan]
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     step = one_more(family, batch)
     with torch.no_grad():

@@ -31,7 +31,7 @@ def test_a_step_is_compiled_once_for_all_tokens() -> None:
     model, batch = small("llava"), tiny.inputs("llava", ROWS["llava"])
     counter, graphs = CompileCounter(), []
     options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, bad_words_ids=[[i] for i in range(9)])
-    with foveate.compress(model, foveate.Stride(keep=0.5, layers=(1,))):
+    with foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1,))):
         expected = model.generate(**batch, **options)
         plain, compiled = model.forward, torch.compile(model.forward, backend=counter)
 

@@ -22,7 +22,7 @@ def test_a_dropped_token_is_a_masked_key(family: str, impl: str, layer: int) -> 
     if family in tiny.RECURRENT:
         pytest.skip("a masked token still enters the state: see test_recurrent")
     model, batch = tiny.model(family, impl, fresh=True), tiny.inputs(family, ROWS[family])
-    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, keep=0.4)) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, ratio=0.4)) as handle:
         reduced = model(**batch).logits
         visit = handle.report().visits[0]
     visual = tiny.visual_mask(family, batch)
@@ -108,7 +108,7 @@ def _shortened(batch: Any, sizes: list[int], new: list[int], token: int) -> dict
 def test_renumbering_is_a_shorter_prompt(layer: int) -> None:
     """LLaVA, 1-D positions: dropping before layer 0 and renumbering is stock's language model on the survivors alone."""
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][1:2])
-    method = foveate.Stride(keep=0.5, layers=(0,), positions="renumber")
+    method = foveate.Stride(ratio=0.5, layers=(0,), positions="renumber")
     visual = tiny.visual_mask("llava", batch)[0]
     stays = ~visual
     places = visual.nonzero().flatten()
@@ -354,7 +354,7 @@ def test_features_may_be_added_after_the_last_layer(name: str, layers: int) -> N
     """As many as there are layers, or more: stock code leaves the rest out."""
     model, batch = tiny.build(tiny.config(name, num_hidden_layers=layers)), tiny.inputs(name, video_rows(name))
     logits = tiny.text_logits(model, batch)
-    with foveate.compress(model, foveate.Stride(keep=1.0, layers=(0,))):
+    with foveate.compress(model, foveate.Stride(ratio=1.0, layers=(0,))):
         assert torch.equal(tiny.text_logits(model, batch), logits)
-    with foveate.compress(model, foveate.Stride(keep=0.5, layers=(0,))):
+    with foveate.compress(model, foveate.Stride(ratio=0.5, layers=(0,))):
         assert tiny.text_logits(model, batch).isfinite().all()

@@ -23,7 +23,7 @@ def test_beams_follow_the_scores(family: str) -> None:
     if family in tiny.GROUPED and not HANDS_OVER_FEATURES:
         pytest.skip("this transformers repeats tiles or patches, not images")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
-    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(ratio=0.5, layers=(0, 3))):
         out: Any = generate(
             model, batch, num_beams=4, output_scores=True, return_dict_in_generate=True, length_penalty=0.0
         )
@@ -83,7 +83,7 @@ def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
 
 @chunks
 @pytest.mark.parametrize("chunk", [5, 11])
-@pytest.mark.parametrize("method", [foveate.Random(keep=0.3, layer=1), foveate.Stride(layers=(0, 2, 4))], ids=str)
+@pytest.mark.parametrize("method", [foveate.Random(ratio=0.3, layer=1), foveate.Stride(layers=(0, 2, 4))], ids=str)
 def test_chunked_budgets_are_exact(family: str, method: foveate.Method, chunk: int) -> None:
     if family in tiny.tiles.OVIS:
         pytest.skip("stock code loses its indicators in chunks")
@@ -102,7 +102,7 @@ def test_chunked_budgets_are_exact(family: str, method: foveate.Method, chunk: i
 def test_a_video_in_chunks_keeps_what_the_whole_would(chunk: int) -> None:
     """Three frames of eight tokens, some in two chunks, some in one with others: 24 are rounded, over all cuts."""
     model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[3, (3, 4, 8), 5]])
-    method = foveate.SPU(schedule=None, stages=((0, 0.55), (2, 0.3), (4, 0.02)))
+    method = foveate.SPU(schedule=((0, 0.55), (2, 0.3), (4, 0.02)))
     with torch.no_grad(), foveate.compress(model, method):
         whole: Any = generate(model, batch, return_dict_in_generate=True)
         cut: Any = generate(model, batch, prefill_chunk_size=chunk, return_dict_in_generate=True)
@@ -134,7 +134,7 @@ def test_cropping_into_the_reduced_part(family: str) -> None:
     cache.activate_past_recording()  # what has slid out of a window could not come back otherwise
     if family == "paligemma":
         batch["token_type_ids"][:, -2:] = 1  # a suffix: the prefix would see it
-    with torch.no_grad(), foveate.compress(model, foveate.Stride(keep=0.5, layers=(0, 3))):
+    with torch.no_grad(), foveate.compress(model, foveate.Stride(ratio=0.5, layers=(0, 3))):
         model(**batch, past_key_values=cache)
         length = batch["input_ids"].shape[1]
         cache.crop(-2)

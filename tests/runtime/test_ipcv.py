@@ -19,6 +19,10 @@ from foveate import IPCV, Host
 from foveate.schedule import survivors
 
 
+def ratio_of(method: IPCV) -> float:
+    return 0.35 if method.ratio is None else method.ratio
+
+
 @pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.cpm.FAMILIES])  # see test_merger.py
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -37,15 +41,15 @@ class Plain:
         score = [sign * norm for norm in (now - before).norm(dim=-1).tolist()]
         kept: list[int] = []
         everything = [[i for span in spans for i in span]]
-        quota = {0: survivors(len(everything[0]), method.keep)} if method.scope == "global" else {}
+        quota = {0: survivors(len(everything[0]), ratio_of(method))} if method.across == "budget" else {}
         for t in () if quota else frames:
-            total = survivors(t * len(spans[len(quota)]), method.keep)
+            total = survivors(t * len(spans[len(quota)]), ratio_of(method))
             ends = [math.floor(total * f / t + 0.5) for f in range(t + 1)]
             quota |= {len(quota) + f: ends[f + 1] - ends[f] for f in range(t)}
-        for which, pool in enumerate(everything if method.scope == "global" else spans):
+        for which, pool in enumerate(everything if method.across == "budget" else spans):
             n = max(quota[which], 1)
             ranked = sorted(pool, key=lambda i: -score[i])
-            if method.scope == "global":
+            if method.across == "budget":
                 firsts = [max(span, key=lambda i: score[i]) for span in spans]
                 n = max(n, len(spans))
                 ranked = firsts + [i for i in ranked if i not in firsts]
@@ -53,7 +57,7 @@ class Plain:
         self.kept = sorted(kept)
         self.frozen = now.clone()
         self.friends: dict[int, list[int]] = {}
-        for pool in spans if method.scope == "span" else everything:
+        for pool in spans if method.across == "nothing" else everything:
             for i in set(pool) - set(kept):
                 near = sorted((j for j in pool if j in kept), key=lambda j: float((now[i] - now[j]).norm()))
                 self.friends[i] = near[: method.neighbours]
@@ -139,20 +143,20 @@ def slow_llava(method: IPCV, blocks: list[Any], first: Tensor, depths: tuple[int
 
 METHODS = [
     IPCV(),
-    IPCV(keep=0.2, block=2, stabilise=2, neighbours=3, min_tokens=0),
-    IPCV(keep=0.5, stabilise=3, neighbours=1, min_tokens=40),
-    IPCV(keep=0.0, stabilise=0, min_tokens=0),
-    IPCV(keep=0.3, block=3, stabilise=1, changed="least"),
-    IPCV(keep=0.25, stabilise=2, neighbours=4, scope="global"),
-    IPCV(keep=0.2, stabilise=1, neighbours=4, scope="neighbours", min_tokens=0),
-    IPCV(keep=0.0, stabilise=1, neighbours=7, scope="global"),
+    IPCV(ratio=0.2, block=2, stabilise=2, neighbours=3, min_tokens=0),
+    IPCV(ratio=0.5, stabilise=3, neighbours=1, min_tokens=40),
+    IPCV(ratio=0.0, stabilise=0, min_tokens=0),
+    IPCV(ratio=0.3, block=3, stabilise=1, changed="least"),
+    IPCV(ratio=0.25, stabilise=2, neighbours=4, across="budget"),
+    IPCV(ratio=0.2, stabilise=1, neighbours=4, across="neighbours", min_tokens=0),
+    IPCV(ratio=0.0, stabilise=1, neighbours=7, across="budget"),
 ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("video", [False, True])
 def test_the_whole_tower_as_in_plain_loops(family: str, impl: str, method: IPCV, video: bool) -> None:
-    if family not in tiny.PACKED and (video or method.scope != "span" or family not in tiny.LLAVA):
+    if family not in tiny.PACKED and (video or method.across != "nothing" or family not in tiny.LLAVA):
         return  # a LLaVA image is run alone here
     model = tiny.model(family, impl)
     batch = tiny.inputs(family, [[3, (2, 4, 8), 5], [2, (3, 4, 8), 4]] if video else ROWS[family])
@@ -175,7 +179,7 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
     """Images keep different numbers of patches: a short row's padding must not be seen. One image at a time, in effect."""
     model = tiny.model("llava")
     batch = tiny.inputs("llava", ROWS["llava"])
-    with foveate.compress(model, IPCV(scope="global", stabilise=2)) as handle, torch.no_grad():
+    with foveate.compress(model, IPCV(across="budget", stabilise=2)) as handle, torch.no_grad():
         model(**batch)
         counts = handle.report().visits[0].after
         together = model(**batch, logits_to_keep=1).logits
@@ -205,12 +209,12 @@ def test_short_spans_stay_whole(family: str) -> None:
     """Bit-equal to stock where every span is short; in a mixed batch, the short ones are what they are alone."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     stock = tiny.text_logits(model, batch)
-    with foveate.compress(model, IPCV(keep=0.1, min_tokens=65)) as handle:
+    with foveate.compress(model, IPCV(ratio=0.1, min_tokens=65)) as handle:
         assert torch.equal(tiny.text_logits(model, batch), stock)
         assert handle.report().flops == handle.report().full_flops
     if family not in tiny.PACKED:
         return
-    with foveate.compress(model, IPCV(keep=0.1, min_tokens=40)) as handle, torch.no_grad():
+    with foveate.compress(model, IPCV(ratio=0.1, min_tokens=40)) as handle, torch.no_grad():
         model(**batch)
         assert handle.report().visits[0].after == (6, 5, 32)  # of 64, 48 and 32
 
@@ -261,10 +265,9 @@ def test_depths_of_the_encoders_that_the_authors_ran(blocks: int, has_cls: bool,
 
 def test_the_dial_turns_flops_and_not_tokens(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    host = Host(family, tiny.BLOCKS, tiny.LAYERS, family in tiny.CLS)
     costs, tokens = [], []
-    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
-        with foveate.compress(model, IPCV().with_share(share, host)) as handle, torch.no_grad():
+    for keep in (1 / tiny.BLOCKS, 0.4, 0.6, 0.8, 1.0):
+        with foveate.compress(model, IPCV(keep=keep)) as handle, torch.no_grad():
             model(**batch)
             costs.append(handle.report().flops_ratio)
             tokens.append(handle.report().mean_tokens)

@@ -153,7 +153,7 @@ def test_tiles_that_are_no_squares(family: str) -> None:
     stock = tiny.text_logits(model, batch)
     with foveate.compress(model, Keep()), pytest.raises(foveate.FoveateError, match=r"16 x 64.*square"):
         model(**batch)
-    with foveate.compress(model, foveate.FastV(keep=1.0)):
+    with foveate.compress(model, foveate.FastV(ratio=1.0)):
         assert torch.equal(tiny.text_logits(model, batch), stock)
     with foveate.compress(model, foveate.Stride(keep=0.5)) as handle:
         assert not torch.equal(tiny.text_logits(model, batch), stock)

@@ -62,7 +62,7 @@ def test_flex_with_nothing_removed_is_stock(family: str) -> None:
     model, batch = with_flex(family), tiny.inputs(family, ROWS[family])
     with uncompiled():
         logits, ids = tiny.text_logits(model, batch), generate(model, batch)
-        with foveate.compress(model, foveate.IPCV(keep=1.0) + foveate.FastV(keep=1.0)):
+        with foveate.compress(model, foveate.IPCV(ratio=1.0) + foveate.FastV(ratio=1.0)):
             assert torch.equal(tiny.text_logits(model, batch), logits)
             assert torch.equal(generate(model, batch), ids)
 

@@ -103,7 +103,7 @@ def test_quantised_layers(family: str) -> None:
     model, rows = quantised(family), ROWS[family]
     batch = tiny.inputs(family, rows)
     stock = said(model, batch)
-    with foveate.compress(model, foveate.LUVC(keep=1.0, merge=1.0)):
+    with foveate.compress(model, foveate.LUVC(keep=1.0)):
         ours = said(model, batch)
     assert torch.equal(ours[0], stock[0])
     assert all(map(torch.equal, ours[1], stock[1]))
@@ -130,7 +130,7 @@ def test_a_model_with_an_adapter(family: str) -> None:
     targets = r".*\.(q_proj|v_proj|qkv|down_proj|fc2|linear_fc2)"
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
     stock = said(wrapped, batch)
-    with foveate.compress(wrapped, foveate.LUVC(keep=1.0, merge=1.0)):
+    with foveate.compress(wrapped, foveate.LUVC(keep=1.0)):
         assert all(map(torch.equal, said(wrapped, batch)[1], stock[1]))
     with foveate.compress(wrapped, PLANS["ipcv"]):
         adapted = said(wrapped, batch)

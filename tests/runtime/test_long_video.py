@@ -56,7 +56,7 @@ def peak(model: Any, batch: dict[str, torch.Tensor]) -> Peak:
 
 METHODS = [
     foveate.Stride(keep=1.0),
-    foveate.Stride(layers=(0,), keep=0.25),
+    foveate.Stride(layers=(0,), ratio=0.25),
     foveate.FastV(),
     foveate.LUVC(),
     foveate.IPCV(),

@@ -243,7 +243,7 @@ def test_single_patches_parked_after_the_merger(impl: str, stabilise: int) -> No
     """Four of them are a token there."""
     of, batch = model(impl, 0), tiny.inputs(FAMILY, BATCH)
     stock = tiny.text_logits(of, batch)
-    with foveate.compress(of, foveate.IPCV(block=2, stabilise=stabilise, keep=1.0)):
+    with foveate.compress(of, foveate.IPCV(block=2, stabilise=stabilise, ratio=1.0)):
         assert torch.equal(tiny.text_logits(of, batch), stock)
     with torch.no_grad(), foveate.compress(of, foveate.IPCV(block=2, stabilise=stabilise, min_tokens=0)) as handle:
         together = of(**batch).logits

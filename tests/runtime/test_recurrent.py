@@ -44,7 +44,7 @@ def _by_hand(model: Any, batch: dict[str, Tensor], layer: int, keep: Tensor) -> 
 def test_a_dropped_token_never_was(family: str, impl: str, layer: int, side: str) -> None:
     model, rows = tiny.model(family, impl), ROWS[family][:2]
     batch = tiny.inputs(family, rows, padding_side=side)
-    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, keep=0.4)) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=layer, ratio=0.4)) as handle:
         ours = model(**batch).logits
         visit = handle.report().visits[0]
     kept = [torch.tensor([i in k for i in range(h * w)]) for k, (h, w) in zip(visit.kept, visit.shapes, strict=True)]
@@ -62,13 +62,13 @@ def test_a_dropped_token_never_was(family: str, impl: str, layer: int, side: str
 def test_without_a_cache(family: str, impl: str) -> None:
     """Rows of different lengths: layers with and without attention get masks of their own kind."""
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
-    with torch.no_grad(), foveate.compress(model, Stride(keep=0.5, layers=(0, 3))):
+    with torch.no_grad(), foveate.compress(model, Stride(ratio=0.5, layers=(0, 3))):
         cached, plain = (model(**batch, use_cache=use).logits for use in (True, False))
     close(cached[batch["attention_mask"].bool()], plain[batch["attention_mask"].bool()], 1e-6)
 
 
 @hybrid
-@pytest.mark.parametrize("method", [Stride(keep=0.5), Stride(keep=0.5, layers=(1, 4)), foveate.VTW(layer=2)], ids=repr)
+@pytest.mark.parametrize("method", [Stride(keep=0.5), Stride(ratio=0.5, layers=(1, 4)), foveate.VTW(layer=2)], ids=repr)
 def test_rows_of_different_lengths_go_on_from_a_cache(family: str, method: foveate.Method) -> None:
     """A second turn whose images differ from row to row: what is left of each follows what its own state knows."""
     model = tiny.model(family)
@@ -101,7 +101,7 @@ def usual(family: str) -> Any:
     return tiny.build(tiny.config(family, layer_types=None, num_hidden_layers=8))
 
 
-LATER = Stride(layers=(1,)) + DyCoke(keep=0.4, layer=4)
+LATER = Stride(layers=(1,)) + DyCoke(decode_ratio=0.4, layer=4)
 
 
 @recurrent
@@ -127,7 +127,7 @@ def test_a_decode_site_chooses_at_the_first_layer_that_has_keys(family: str) -> 
     model, batch = usual(family), tiny.inputs(family, ROWS[family][:2])
     with torch.no_grad():
         stock = generate(model, batch, output_logits=True, return_dict_in_generate=True)
-        with foveate.compress(model, DyCoke(keep=0.2, layer=4)) as handle:
+        with foveate.compress(model, DyCoke(decode_ratio=0.2, layer=4)) as handle:
             ours: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
             visit = handle.report().visits[-1]
     assert visit.site == "decode 4"

@@ -287,7 +287,7 @@ def test_what_fills_no_token_stays_and_is_none(impl: str, method: Ragged) -> Non
     compare("mistral3", impl, method, left_over(*LEFT_OVER))
 
 
-@pytest.mark.parametrize("method", [Keep(), foveate.FastV(keep=1.0), foveate.Downsample(keep=1.0)], ids=repr)
+@pytest.mark.parametrize("method", [Keep(), foveate.FastV(ratio=1.0), foveate.Downsample(keep=1.0)], ids=repr)
 def test_images_of_all_sizes_as_in_stock_code(method: Method) -> None:
     model, batch = tiny.model("mistral3"), left_over(*LEFT_OVER)
     stock = tiny.text_logits(model, batch)
@@ -379,7 +379,7 @@ def test_scaled_queries_of_a_renumbered_prompt(scaling: Any) -> None:
     length = batch["input_ids"].shape[1]
     with (
         torch.no_grad(),
-        foveate.compress(scaling, foveate.Stride(keep=0.5, layers=(0,), positions="renumber")) as handle,
+        foveate.compress(scaling, foveate.Stride(ratio=0.5, layers=(0,), positions="renumber")) as handle,
     ):
         out = scaling(**batch)
         kept = handle.report().visits[0].kept

@@ -27,8 +27,8 @@ SHARED = 2
 LAYERS = tiny.LAYERS + SHARED
 METHODS = {
     **{name: PLANS[name] for name in ("stride", "cascade", "fastv", "vtw", "divprune", "renumber")},
-    "between": Stride(keep=0.5, layers=(5,)),  # after the last sliding layer with keys, before the last full one
-    "late": Stride(keep=0.5, layers=(0, 5), positions="renumber"),
+    "between": Stride(ratio=0.5, layers=(5,)),  # after the last sliding layer with keys, before the last full one
+    "late": Stride(ratio=0.5, layers=(0, 5), positions="renumber"),
     "signals": Received(layer=5),
 }
 method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -81,7 +81,7 @@ def test_nothing_removed_is_stock(model: Any, batch: dict[str, Tensor], full: st
 def test_a_dropped_token_is_a_masked_key(impl: str, batch: dict[str, Tensor], layer: int) -> None:
     """From that layer on, and where a layer attends to the keys of another one, if it is masked there."""
     model = tiny.build(tiny.config(NAME, shared=SHARED), impl)
-    with torch.no_grad(), foveate.compress(model, Random(layer=layer, keep=0.4)) as handle:
+    with torch.no_grad(), foveate.compress(model, Random(layer=layer, ratio=0.4)) as handle:
         reduced = model(**batch).logits
         visit = handle.report().visits[0]
     visual = tiny.visual_mask(NAME, batch)
@@ -184,7 +184,7 @@ def test_the_last_rows_are_those_of_all(model: Any, batch: dict[str, Tensor], n:
 
 def test_beams_follow_the_scores(model: Any) -> None:
     batch = tiny.inputs(NAME, [[3, (8, 8), 5]])
-    with torch.no_grad(), foveate.compress(model, Stride(keep=0.5, layers=(0, 5))):
+    with torch.no_grad(), foveate.compress(model, Stride(ratio=0.5, layers=(0, 5))):
         out: Any = generate(
             model, batch, num_beams=4, output_scores=True, return_dict_in_generate=True, length_penalty=0.0
         )
@@ -222,7 +222,7 @@ def test_chunked_prefill(impl: str, batch: dict[str, Tensor], name: str, chunk: 
     """Of a model whose images are not seen both ways; a chunk may end in one, and ask for its last row."""
     model, method = build(impl, use_bidirectional_attention=None), PLANS[name]
     options = dict(output_logits=True, return_dict_in_generate=True)
-    with torch.no_grad(), foveate.compress(model, method + Stride(keep=1.0, layers=(5,))):
+    with torch.no_grad(), foveate.compress(model, method + Stride(ratio=1.0, layers=(5,))):
         whole: Any = generate(model, batch, **options)
         cut: Any = generate(model, batch, prefill_chunk_size=chunk, **options)
     for a, b in zip(whole.logits, cut.logits, strict=True):
@@ -245,7 +245,7 @@ def test_prompt_lookup_decoding(model: Any) -> None:
 def test_cache_lengths_are_the_schedule(model: Any) -> None:
     batch = tiny.inputs(NAME, [[3, (8, 8), 5]])
     text = batch["input_ids"].shape[1] - 16
-    with foveate.compress(model, Stride(keep=0.5, layers=(1, 5))) as handle, torch.no_grad():
+    with foveate.compress(model, Stride(ratio=0.5, layers=(1, 5))) as handle, torch.no_grad():
         kept = model(**batch).past_key_values
         report = handle.report()
     assert report.layer_tokens == (text + 16, *(text + 8,) * 4, *(text + 4,) * 3)

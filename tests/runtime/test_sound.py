@@ -127,7 +127,7 @@ def test_sound_between_frames(family: str, impl: str, plan: str) -> None:
 def test_a_dropped_frame_is_masked(family: str, impl: str) -> None:
     """The stock model with the keys of the dropped tokens masked says the same, sound and all."""
     model, batch = tiny.model(family, impl, fresh=True), between(family)
-    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=2, keep=0.4)) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.Random(layer=2, ratio=0.4)) as handle:
         reduced = model(**batch).logits
         visit = handle.report().visits[0]
     visual = tiny.visual_mask(family, batch)

@@ -52,11 +52,11 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
         (Stride(layers=(0,)), Stride(layers=(0, 1, 2, 3, 4, 5))),
         (Random(layer=1), Random(layer=1) + Random(layer=2) + Random(layer=4)),
         (FastV(layer=2), FastV(layer=2) + FastV(layer=3) + FastV(layer=4)),
-        (V2Drop(layers=(1,), keeps=(0.5,)), V2Drop(layers=(1, 2, 3, 4), keeps=(0.5, 0.5, 0.5, 0.5))),
-        (SPU(schedule=None, stages=((1, 0.5),)), SPU(schedule=None, stages=((1, 0.7), (2, 0.5), (4, 0.2)))),
+        (V2Drop(layers=(1,), ratios=(0.5,)), V2Drop(layers=(1, 2, 3, 4), ratios=(0.5, 0.5, 0.5, 0.5))),
+        (SPU(schedule=((1, 0.5),)), SPU(schedule=((1, 0.7), (2, 0.5), (4, 0.2)))),
         (
-            OIM(merge=None, passes=((1, "width", 0.6),)),
-            OIM(merge=None, passes=((1, "width", 0.6), (1, "height", 0.7), (1, "width", 0.8), (1, "height", 0.6))),
+            OIM(passes=((1, "width", 0.6),)),
+            OIM(passes=((1, "width", 0.6), (1, "height", 0.7), (1, "width", 0.8), (1, "height", 0.6))),
         ),
         (ADSC(layers=(1,)), ADSC(layers=(1, 2, 4))),
         (ADSC(layers=(1,), pattern="2d"), ADSC(layers=(1, 2, 4), pattern="2d")),
@@ -86,7 +86,7 @@ def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: p
         return len(questions(model, batch, method)), len(lists) // 2  # of two forwards
 
     ways = dict.fromkeys(tiny.packed.WINDOWS, 2).get(family, int(family in tiny.PACKED))
-    stock = asked(IPCV(keep=1.0))
+    stock = asked(IPCV(ratio=1.0))
     for blocks in range(tiny.BLOCKS):
         values, lengths = asked(IPCV(stabilise=blocks))
         assert values <= stock[0] + ways

@@ -71,7 +71,7 @@ def test_an_exception_leaves_nothing_behind(family: str) -> None:
 
 def test_two_models_two_methods_two_threads(family: str) -> None:
     batch = tiny.inputs(family, ROWS[family])
-    methods = [foveate.Stride(keep=0.5, layers=(0, 2)), foveate.ToMe(keep=0.6)]
+    methods = [foveate.Stride(ratio=0.5, layers=(0, 2)), foveate.ToMe(keep=0.6)]
     models = [tiny.model(family, fresh=True) for _ in methods]
     handles = [foveate.compress(model, method) for model, method in zip(models, methods, strict=True)]
     expected = [tiny.text_logits(model, batch) for model in models]

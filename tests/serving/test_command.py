@@ -15,9 +15,9 @@ from foveate.terminal import CommandError
 
 
 def test_words() -> None:
-    made = words("org/model", LUVC(keep=0.4), ["--port", "8001"])
+    made = words("org/model", LUVC(ratio=0.4), ["--port", "8001"])
     assert made[:-1] == ["serve", "org/model", "--port", "8001", "--additional-config"]
-    assert method_from_json(json.loads(made[-1])["foveate"]) == LUVC(keep=0.4)
+    assert method_from_json(json.loads(made[-1])["foveate"]) == LUVC(ratio=0.4)
 
 
 @pytest.mark.parametrize("rest", [["--additional-config", '{"a": 1}'], ['--additional-config={"a": 1}']])

@@ -102,7 +102,7 @@ def test_several_samples(name: str) -> None:
 
 def test_a_score_of_the_question_wants_whole_prompts() -> None:
     wanted = many(12, shortest=5)
-    want = expected(FAMILY, FastV(keep=0.5), wanted)
+    want = expected(FAMILY, FastV(ratio=0.5), wanted)
     options: dict[str, Any] = dict(enable_chunked_prefill=False, max_num_batched_tokens=1024, block_size=32)
-    with engine(FAMILY, FastV(keep=0.5), num_gpu_blocks_override=216, **options) as llm:
+    with engine(FAMILY, FastV(ratio=0.5), num_gpu_blocks_override=216, **options) as llm:
         agree(ask(llm, wanted), want)

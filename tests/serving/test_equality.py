@@ -12,7 +12,7 @@ from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, Downsample, FastV, Ran
 
 METHODS = {
     "random": Random(keep=0.5),
-    "stride twice": Stride(keep=0.5, layers=(0, 3)),
+    "stride twice": Stride(ratio=0.5, layers=(0, 3)),
     "divprune": DivPrune(keep=0.4),
     "visionzip": VisionZip(keep=0.5),
     "downsample": Downsample(keep=0.5),
@@ -26,7 +26,7 @@ METHODS = {
     "fastv": FastV(),
     "ipcv + adsc": IPCV(min_tokens=0) + ADSC(keep=0.4),
 }
-EVERYTHING = {"random": Random(keep=1.0), "ipcv + adsc": IPCV(keep=1.0) + ADSC(keep=1.0)}
+EVERYTHING = {"random": Random(keep=1.0), "ipcv + adsc": IPCV(ratio=1.0) + ADSC(keep=1.0)}
 
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")

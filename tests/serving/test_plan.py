@@ -42,8 +42,8 @@ from foveate.serving.vllm.prompt import Prompt
 
 METHODS: list[Method] = [
     Random(keep=0.3),
-    Stride(keep=0.4, layers=(0, 3)),
-    FastV(keep=0.25),
+    Stride(ratio=0.4, layers=(0, 3)),
+    FastV(ratio=0.25),
     ADSC(),
     VTW(),
     DivPrune(keep=0.3),
@@ -53,7 +53,7 @@ METHODS: list[Method] = [
     SPU(),
     LUVC(),
     IPCV(),
-    LUVC(merge=1) + Random(keep=0.9, layer=2),
+    LUVC(merge=1) + Random(ratio=0.9, layer=2),
 ]
 SIZES = [(6, 8), (4, 12), (10, 6)]  # patches
 
@@ -99,7 +99,7 @@ def test_an_image_of_which_nothing_would_be_left_is_left_alone() -> None:
 def test_later_cuts_of_a_schedule_know_what_was_there_at_its_first(frames: int) -> None:
     """What the engine hands to the layers gives the counts that were planned: the schedule's, rounded once for a video."""
     stages = ((0, 0.7), (2, 0.45), (4, 0.2))
-    plan, here = plan_for(SPU(schedule=None, stages=stages)), item(6, 10, frames)
+    plan, here = plan_for(SPU(schedule=stages)), item(6, 10, frames)
     assert plan.entry_history(here) == ((15,) * frames,)
     counts = (plan.entry_counts(here), *plan.inner_counts(here))
     assert [sum(each) for each in counts] == [int(15 * frames * share + 0.5) for _, share in stages]
@@ -138,8 +138,8 @@ class Asks(Method):
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
         (Asks(at="lm_entry"), UnsupportedSiteError, "encodes an image before it meets its question"),
         (Asks(at="decoder"), UnsupportedSiteError, "a prompt may come in pieces, an image before its question"),
-        (IPCV(scope="global"), ConfigError, "decides across all images of a call"),
-        (IPCV(scope="neighbours"), ConfigError, "decides across all images of a call"),
+        (IPCV(across="budget"), ConfigError, "decides across all images of a call"),
+        (IPCV(across="neighbours"), ConfigError, "decides across all images of a call"),
     ],
 )
 def test_refused(method: Method, error: type[Exception], sentence: str) -> None:

@@ -25,7 +25,7 @@ from foveate.models import list_families
 MODES: dict[str, Any] = {
     "stock": None,
     # A site in the tower, one where features meet text, and two between decoder layers, none of which removes anything.
-    "everything": OIM(merge=1.0) + DivPrune(keep=1.0) + Stride(keep=1.0, layers=(0, 1)),
+    "everything": OIM(keep=1.0) + DivPrune(keep=1.0) + Stride(ratio=1.0, layers=(0, 1)),
     "stride": Stride(keep=0.5),
 }
 CALLS = ("__call__", "generate", "get_image_features", "get_video_features")

@@ -164,14 +164,15 @@ def contenders(request: Request) -> dict[str, Method | None]:
 
 
 def label(method: Method) -> str:
-    """``fastv(keep=0.3, layer=4)``: the name, its ``keep``, and what is not as it is by default."""
-    return "+".join(map(_label, method.parts()))
+    """``fastv(keep=0.3, layer=4)``: the name, and what is not as it is by default."""
+    terms = "+".join(map(_label, method.terms()))
+    return f"({terms})(keep={method.keep:.4g})" if len(method.terms()) > 1 and method.keep is not None else terms
 
 
 def _label(method: Method) -> str:
     options = []
     for f in fields(method):
         value = getattr(method, f.name)
-        if f.name == "keep" or f.default is MISSING or value != f.default:
+        if f.default is MISSING or value != f.default:
             options.append(f"{f.name}={value:.4g}" if isinstance(value, float) else f"{f.name}={value}")
     return method.name() + (f"({', '.join(options)})" if options else "")

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Method, Site, Unit
 from foveate.ops import select
 from foveate.ops.segments import offsets, segment_sum
+from foveate.pruners import EntryPruner
 from foveate.tokens import Reduction, Tokens
 
 _asked: ContextVar[tuple[Tensor, ...] | None] = ContextVar("asked", default=None)
@@ -42,24 +43,17 @@ def asked(evidence: Sequence[NDArray[np.float32]]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Oracle(Method):
+class Oracle(EntryPruner):
     """Keep the tokens under the asked objects first, and evenly spaced others for what is left of the budget.
 
     A control, not a paper: no selector that sees the image before the language model does can know more. The budget is
     that of a question's images together, so evidence in one of several images may use all of it. Where the objects
     cover more than the budget, the tokens they cover most stay; a question about nothing in particular (the background,
     something absent) gets evenly spaced tokens.
-
-    Attributes:
-        keep: share of each question's visual tokens that survives.
     """
 
-    keep: float = 0.1
-
     control: ClassVar[bool] = True
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("lm_entry", keep=self.keep)]
+    usual: ClassVar[float] = 0.1
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         evidence = _evidence(tokens, self)
@@ -88,6 +82,7 @@ class AntiOracle(Method):
 
     control: ClassVar[bool] = True
     fixed_budget: ClassVar[bool] = False
+    unit: ClassVar[Unit] = "none"
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("lm_entry")]

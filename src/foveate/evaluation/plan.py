@@ -166,7 +166,10 @@ def entries(
 
 def label(method: Method, host: Host, as_is: bool = False) -> str:
     """The name, and every option that is neither the default nor (unless ``as_is``) the dial: ``fastv(layer=4)``."""
-    return "+".join(_label(part, host, as_is) for part in method.parts())
+    terms = "+".join(_label(term, host, as_is) for term in method.terms())
+    return (
+        f"({terms})(keep={method.keep:.6g})" if len(method.terms()) > 1 and as_is and method.keep is not None else terms
+    )
 
 
 def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
@@ -214,18 +217,16 @@ def positioned(method: Method, positions: Positions) -> Method:
 def has_dial(method: Method, host: Host) -> bool:
     """Whether it can be set to a budget."""
     try:
-        method.with_share(0.5, host)
+        least = method.least(host)
+        one, other = (method.with_keep(keep).sites(host) for keep in (least + (1 - least) / 2, 1.0))
     except ConfigError:
         return False
-    return True
+    return one != other
 
 
 def on_the_dial(method: Method, host: Host) -> set[str]:
     """The options that a budget turns."""
-    if not has_dial(method, host):
-        return set()
-    one, other = (method.with_share(share, host) for share in (0.25, 0.75))
-    return {f.name for f in fields(method) if getattr(one, f.name) != getattr(other, f.name)}
+    return {"keep", *method.how_much} if has_dial(method, host) else set()
 
 
 def _label(method: Method, host: Host, as_is: bool) -> str:

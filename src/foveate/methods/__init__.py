@@ -37,11 +37,11 @@ def method_class(name: str) -> type[Method]:
 
 
 def make(name: str, /, **options: Any) -> Method:
-    """A method by name: ``make("fastv", keep=0.5)``; several joined by ``+`` take no options."""
+    """A method by name: ``make("fastv", keep=0.5)``; several joined by ``+`` take no other option than ``keep``."""
     if "+" in name:
-        if options:
-            raise ConfigError("options of a sum are ambiguous: build each method and add them with `+`")
-        return Composed(tuple(make(part.strip()) for part in name.split("+")))
+        if any(option != "keep" for option in options):
+            raise ConfigError("options of a sum, but for keep, are ambiguous: build each method and add them with `+`")
+        return Composed(tuple(make(part.strip()) for part in name.split("+")), **options)
     return method_class(name).from_options(options)
 
 
@@ -59,7 +59,7 @@ def _from_data(data: Any) -> Method:
     options = {str(key): value for key, value in data.items() if key != "method"}
     if data["method"] == "composed":
         parts = options.pop("methods", None)
-        if options or not isinstance(parts, list):
-            raise ConfigError('"composed" has one option, "methods": a list of methods')
-        return Composed(tuple(map(_from_data, parts)))
+        if options.keys() - {"keep"} or not isinstance(parts, list):
+            raise ConfigError('"composed" has the options "methods", a list of methods, and "keep", for all of them')
+        return Composed(tuple(map(_from_data, parts)), **options)
     return make(data["method"], **options)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Host, Paper, Site
 from foveate.ops import lattice, select
-from foveate.schedule import check_ratio, ratio_for_mean
+from foveate.pruners import DecoderPruner
+from foveate.schedule import Schedule, Spelling
 from foveate.tokens import Reduction, Tokens
 
 #: Visual tokens removed, averaged over the layers, and the ``keep`` that removes them; see the docstring for their sources.
@@ -20,7 +20,7 @@ STAGES = (4, 10, 16)
 
 
 @dataclass(frozen=True)
-class ADSC(Method):
+class ADSC(DecoderPruner):
     """Down-sample every span evenly, by the same ratio, before each of a few decoder layers.
 
     From the abstract: no score, no module, no change to attention; uniform down-sampling by a fixed ratio at selected layers,
@@ -35,16 +35,18 @@ class ADSC(Method):
     Without training this is a control. The published accuracy is with training.
 
     Attributes:
-        keep: mean share of the visual tokens per decoder layer.
-        layers: decoder layers before which tokens leave; empty: scaled with the model and ``keep``, see above.
+        layers: decoder layers before which tokens leave; by default scaled with the model and ``keep``, see above.
+        ratio: share of the tokens present that survives at each of them; by default what makes ``keep`` 1/3.
+        schedule: in place of both.
         pattern: ``1d``: evenly spaced tokens in raster order; ``2d``: alternate columns, then alternate rows, and so on;
             ``checker``: a checkerboard, then alternate columns and rows of it, and so on. What is between two steps of
             the last two is filled up evenly.
         offset: which token of each group stays, the ``last`` or the ``first``.
     """
 
-    keep: float = 1 / 3
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] | None = None
+    ratio: float | None = None
+    schedule: Spelling | None = None
     pattern: Literal["1d", "2d", "checker"] = "1d"
     offset: Literal["last", "first"] = "last"
 
@@ -55,17 +57,15 @@ class ADSC(Method):
         "2602.12618",
     )
     training_free: ClassVar[bool] = False
+    usual_keep: ClassVar[float] = BUDGETS["66.7%"]
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        layers = self._layers(host)
-        ratio = ratio_for_mean(layers, host.layers, self.keep)
-        return Site.cascade("decoder", [(layer, ratio**cut) for cut, layer in enumerate(layers, 1)])
-
-    def with_share(self, share: float, host: Host) -> Method:
-        """From what the layers before the first cut spend (nothing, where ``layers`` is empty) to everything."""
-        check_ratio("share", share)
-        least = self._layers(host)[0] / host.layers if self.layers else 0.0
-        return replace(self, keep=least + share * (1 - least))
+    def usual(self, host: Host) -> Schedule:
+        halvings = 0
+        while True:
+            found = Schedule.scaled(STAGES, (0.5,) * 3, DEPTH * 2**halvings, host.layers)
+            if found.least(host.depth) <= (self.usual_keep if self.keep is None else self.keep) * 2 / 3:
+                return found
+            halvings += 1
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tokens.budget(site)
@@ -79,15 +79,3 @@ class ADSC(Method):
         y, x = tokens.index // width + shift, tokens.index % width + shift
         level = lattice.halvings(y, x, self.pattern, at_most)
         return Reduction(select.nested(level, tokens.counts, counts, 2 * at_most + 2), counts)
-
-    def _layers(self, host: Host) -> list[int]:
-        """In order, counted from the beginning."""
-        n = host.layers
-        if self.layers:  # `ratio_for_mean` says what is wrong with them
-            return sorted(layer + n if -n <= layer < 0 else layer for layer in self.layers)
-        halvings = 0
-        while True:
-            layers = sorted({round(n * stage / DEPTH / 2**halvings) for stage in STAGES})
-            if layers[0] <= max(0.0, self.keep * n * 2 / 3):
-                return layers
-            halvings += 1

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Paper, Site
 from foveate.ops import select
+from foveate.pruners import EntryPruner
 from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True)
-class DivPrune(Method):
+class DivPrune(EntryPruner):
     """Max-min diversity: greedily keep the token farthest (cosine) from all kept so far, where they enter the LLM.
 
     From the paper (section 3.2): cosine distance of projected tokens, greedy max-min, seed = the token farthest from its
     nearest neighbour, 9.8 % kept. The authors' code renumbers positions; ours keeps them by default (``positions="native"``
     gives theirs). Ours: all images of the batch at once, each by itself, and of a video every frame (the code: all visual
     tokens of a prompt together); at least one token stays of an image.
-
-    Attributes:
-        keep: share of each image that survives.
     """
 
-    keep: float = 0.098
-
+    usual: ClassVar[float] = 0.098
     paper: ClassVar[Paper] = Paper(
         "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
         "CVPR",
@@ -33,9 +29,6 @@ class DivPrune(Method):
         "2503.02175",
         "vbdi/divprune",
     )
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("lm_entry", keep=self.keep)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tokens.budget(site)

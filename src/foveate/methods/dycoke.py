@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Paper, Site
+from foveate.errors import ConfigError
+from foveate.method import Host, Method, Paper, Site, Unit
 from foveate.ops import select
 from foveate.ops.segments import segment_ids
-from foveate.schedule import check_ratio
+from foveate.pruners import from_the_start
+from foveate.schedule import Schedule, check_ratio
 from foveate.tokens import Reduction, Tokens
 
 
@@ -27,15 +29,18 @@ class DyCoke(Method):
     every image and video of a prompt has its own.
 
     Attributes:
-        keep: share of the visual tokens of an image or video that a step sees.
-        layer: first decoder layer that sees less; the attention of the one before it chooses.
+        decode_ratio: share of the visual tokens of an image or video that a step sees from there on; by default 0.3.
+        layer: first decoder layer that sees less; the attention of the one before it chooses. By default 3.
         threshold: cosine between two steps' attention below which the choice is made anew.
     """
 
-    keep: float = 0.3
-    layer: int = 3
+    decode_ratio: float | None = None
+    layer: int | None = None
     threshold: float = 0.9
 
+    unit: ClassVar[Unit] = "decode"
+    how_much: ClassVar[tuple[str, ...]] = ("decode_ratio",)
+    pooled: ClassVar[bool] = True
     paper: ClassVar[Paper] = Paper(
         "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
         "CVPR",
@@ -48,20 +53,39 @@ class DyCoke(Method):
         super().__post_init__()
         check_ratio("threshold", self.threshold)
 
+    def plan(self, host: Host) -> Schedule:
+        """The share of the visual keys and values that a step reads from one layer on."""
+        layer = 3 if self.layer is None else from_the_start(self.layer, host)
+        schedule = Schedule(((layer, 0.3 if self.decode_ratio is None else self.decode_ratio),))
+        if self.keep is None:
+            return schedule
+        if self.layer is None:
+            schedule = schedule.earlier(self.keep, host.depth, first=1)
+        try:
+            return schedule.at_mean(self.keep, host.depth)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name()}: {error}") from None
+
     def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("decode", self.layer, self.keep, signals=("last_row",))]
+        ((layer, ratio),) = self.plan(host).stages
+        return [Site("decode", layer, ratio, signals=("last_row",))]
+
+    def mean(self, host: Host) -> float:
+        return self.plan(host).mean(host.depth)
+
+    def least(self, host: Host) -> float:
+        return (1 if self.layer is None else from_the_start(self.layer, host)) / host.depth
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        spans, counts = tokens.budget(site), tokens.clip_counts
-        kept = [sum(spans[span] for span in clip) for clip in tokens.spans.clips]  # an image, or a whole video
-        attention = tokens.last_row.float().mean(-1)
-        keep = select.top_k(attention, counts, kept)
+        attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
+        kept = tokens.pool_budget(site)
+        keep = select.top_k(attention, pools, kept)
         before = tokens.state.get("attention")
         if before is not None and before.shape == attention.shape:
-            turned = _cosine(before, attention, counts) < self.threshold
+            turned = _cosine(before, attention, pools) < self.threshold
             keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
         tokens.state["attention"], tokens.state["keep"] = attention, keep
-        return Reduction(keep, spans) if len(counts) == len(spans) else tokens.keep_indices(keep)
+        return tokens.keep_pooled(keep, kept)
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

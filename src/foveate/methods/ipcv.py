@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,43 +9,44 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Host, Paper, Site
 from foveate.ops import neighbours, select
+from foveate.pruners import TowerParker
 from foveate.schedule import survivors
+from foveate.signal import Signal
 from foveate.tokens import Parked, Reduction, Tokens
 
 
 @dataclass(frozen=True)
-class IPCV(Method):
+class IPCV(TowerParker):
     """Only the patches that an early vision block changed most run through the others; all are back at the tower's end.
 
     From the paper: the score, the L2 norm of what block ``block - 1`` added; Neighbour-Guided Reconstruction (a parked patch is
     its frozen state plus the mean change of its nearest kept ones); Attention Stabilisation (for some blocks the kept attend
     to all, parked ones reconstructed); all are restored before the merger. From the authors' code: the 10 nearest where they
     were parked, in fp32, equal weights; single patches; original rotary rows; block 3 and 7 stabilised blocks (Qwen2-VL), 7 and
-    3 (InternVL); a call shares budget and neighbours (Qwen2-VL: ``global``), or neighbours (InternVL: ``neighbours``). Ours: in
+    3 (InternVL); a call shares budget and neighbours (Qwen2-VL: ``budget``), or neighbours (InternVL: ``neighbours``). Ours: in
     shallower towers (than 27 blocks, with CLS 24) these in proportion; by default an image or video has its own budget, a span
     its neighbours; one patch of it at least; nearest count (the code rounds down); in stabilised blocks queries of kept patches
     only, with the same result; CLS goes on and is nobody's neighbour (in the code it may be).
 
     Attributes:
-        keep: share of the patches that go on through the tower.
+        ratio: share of the patches that go on through the tower; by default 0.35.
         block: vision block before which the others are parked (the paper's l_p), at least 1; None: see above.
         stabilise: blocks from there on in which the kept attend to all (the paper's AS); None: see above.
         neighbours: kept patches whose mean change a parked one takes over (the paper's k).
         min_tokens: spans of fewer patches stay whole (of 28 or less, the defaults keep fewer than ``neighbours``).
         changed: which go on: those that the score's block changed ``most`` (the paper), or ``least`` (docs/methods/ipcv.md).
-        scope: what is shared by all images of a call: nothing (``span``), ``neighbours``, or the budget, too (``global``).
+        across: what is shared by all images of a call: ``nothing``, ``neighbours``, or the ``budget``, too.
     """
 
-    keep: float = 0.35
-    block: int | None = None
-    stabilise: int | None = None
     neighbours: int = 10
     min_tokens: int = 29
     changed: Literal["most", "least"] = "most"
-    scope: Literal["span", "neighbours", "global"] = "span"
+    across: Literal["nothing", "neighbours", "budget"] = "nothing"
 
+    usual: ClassVar[float] = 0.35
+    signals: ClassVar[tuple[Signal | str, ...]] = ("residual",)
     paper: ClassVar[Paper] = Paper(
         "IPCV: Information-Preserving Compression for MLLM Visual Encoders", "arXiv", 2025, "2512.18747", "Perkzi/IPCV"
     )
@@ -61,42 +61,30 @@ class IPCV(Method):
 
     @property
     def across_images(self) -> bool:
-        return self.scope != "span"
+        return self.across != "nothing"
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        block, stabilise = self.depths(host)
-        left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
-        if left < 1:
-            raise ConfigError(f"IPCV: block={block} leaves none to save work in: {reach}, give 1 to {host.blocks - 1}")
-        if stabilise > left:
-            raise ConfigError(f"IPCV: stabilise={stabilise} is too many: {reach}, from block {block} on {left}")
-        return [
-            Site("tower", block, self.keep, action="park", unit="patch", signals=("residual",)),
-            *(Site("tower", b, action="attend") for b in range(block, block + stabilise)),
-            Site("tower_output", action="restore"),
-        ]
-
-    def depths(self, host: Host) -> tuple[int, int]:
-        """Block before which tokens are parked, and number of stabilised blocks."""
+    def default_depths(self, host: Host) -> tuple[int, int]:
         shallowest, early, late = (24, 7, 3) if host.has_cls else (27, 3, 7)
         share = min(1.0, host.blocks / shallowest)
-        block = max(1, int(share * early + 0.5)) if self.block is None else self.block
-        usual = max(0, min(max(1, int(share * late + 0.5)), host.blocks - block))
-        return block, usual if self.stabilise is None else self.stabilise
+        return max(1, int(share * early + 0.5)), max(1, int(share * late + 0.5))
 
-    def _budget(self, tokens: Tokens) -> tuple[tuple[int, ...], list[int], list[int]]:
-        """Patches kept of each span, or of all (``global``); of each pool of neighbours, those parked and those kept."""
-        pools, kept, least = tokens.counts, tokens.budget(self.keep), 1
-        if self.scope == "global":
-            pools, kept, least = (len(tokens),), (survivors(len(tokens), self.keep),), sum(map(bool, tokens.counts))
-        kept = tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
-        away = [n - k for n, k in zip(pools, kept)]
-        return (kept, away, list(kept)) if self.scope == "span" else (kept, [sum(away)], [sum(kept)])
+    def _budget(self, tokens: Tokens, ratio: float) -> tuple[int, ...]:
+        """Patches kept of each span, or of all (``budget``)."""
+        pools, kept, least = tokens.counts, tokens.budget(ratio), 1
+        if self.across == "budget":
+            pools, kept, least = (len(tokens),), (survivors(len(tokens), ratio),), sum(map(bool, tokens.counts))
+        return tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
+
+    def _pools(self, all_of: Tokens, kept: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """Of each pool of neighbours, how many patches are parked and how many were kept."""
+        if self.across == "nothing":
+            return [n - k for n, k in zip(all_of.counts, kept)], list(kept)
+        return [len(all_of) - sum(kept)], [sum(kept)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score = torch.linalg.vector_norm(tokens.residual.float(), dim=-1) * (1 if self.changed == "most" else -1)
-        kept, _, _ = self._budget(tokens)
-        if self.scope != "global":
+        kept = self._budget(tokens, site.keep)
+        if self.across != "budget":
             return Reduction(select.top_k(score, tokens.counts, kept), kept)
         first = select.top_k(score, tokens.counts, [min(1, n) for n in tokens.counts])  # each span's best is safe
         return tokens.keep_indices(select.top_k(score.index_fill(0, first, torch.inf), (len(tokens),), kept))
@@ -106,7 +94,7 @@ class IPCV(Method):
         if not state:
             is_kept = torch.zeros(len(before), dtype=torch.uint8, device=before.device).index_fill(0, parked.keep, 1)
             rest = state["rest"] = torch.argsort(is_kept, stable=True)[: len(before) - len(parked.keep)]
-            _, away, kept = self._budget(parked.tokens)
+            away, kept = self._pools(parked.tokens, tokens.counts)
             state["index"] = neighbours.nearest(before[rest], away, before[parked.keep], kept, self.neighbours)
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
@@ -115,6 +103,7 @@ class IPCV(Method):
         return out.index_copy(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        _, away, kept = self._budget(tokens)
-        looks = site.action == "park" and sum(away) > 0  # for neighbours: once, and only if something is parked
-        return neighbours.products(away, kept, tokens.hidden.shape[-1]) if looks else 0
+        if site.action != "park":  # which looks for neighbours, once
+            return 0
+        away, kept = self._pools(tokens, self._budget(tokens, site.keep))
+        return neighbours.products(away, kept, tokens.hidden.shape[-1]) if sum(away) else 0

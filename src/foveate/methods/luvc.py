@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from foveate.method import Host, Method, Site
+from foveate.method import Method, Paper, Sum
 from foveate.methods.oim import OIM
 from foveate.methods.spu import SPU
-from foveate.tokens import Reduction, Tokens
+from foveate.schedule import Spelling
 
 
 @dataclass(frozen=True)
-class LUVC(OIM, SPU):
+class LUVC(Sum):
     """The merger `OIM` in the vision tower and the pruner `SPU` in the language model.
 
     From what is published: the two parts, training-free, and that no visual token is left in the last layer; what each part
     takes from where, and what their options mean, is said there. Ours: the ratios, which halve the language model's FLOPs,
-    one dial for both, and the schedule: by default one cut before the first layer and one before the last, where the
-    published pruning is gradual (``schedule="halving"`` is a cascade, as accurate here at the same cost). ``merge=1`` is LUVC
-    without the merger, which goes together with other tower methods. What was tried: docs/methods/luvc.md.
+    one power on both for ``keep``, and the schedule: by default one cut before the first layer and one before the last, where
+    the published pruning is gradual (``schedule="halving"`` is a cascade, as accurate here at the same cost). Their other
+    options are those of a sum: ``OIM(shared=True) + SPU(mode="low_frequency_energy")``. What was tried: docs/methods/luvc.md.
+
+    Attributes:
+        merge: share of an image's tokens that the merger hands over; by default 0.8. Of 1, there is no merger.
+        ratio: what the pruner leaves of these where its schedule says a half; by default 0.7.
+        schedule: of the pruner; by default ``early``.
     """
 
-    keep: float = 0.7
-    merge: float | None = 0.8
+    merge: float | None = None
+    ratio: float | None = None
+    schedule: Spelling | None = None
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        merger = [] if self.merge == 1 else OIM.sites(self, host)
-        return [*merger, *SPU.sites(self, host)]
+    paper: ClassVar[Paper] = SPU.paper
 
-    def with_share(self, share: float, host: Host) -> Method:
-        """The pruner at that share, the merger at its two-thirds power (0.7 and 0.79, or 0.5 and 0.63)."""
-        merger = self if self.merge == 1 else OIM.with_share(self, share ** (2 / 3), host)
-        assert isinstance(merger, LUVC)
-        return SPU.with_share(merger, share, host)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.parts()  # which check their options
 
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        return OIM.reduce(self, tokens, site) if site.at == "tower" else Method.reduce(self, tokens, site)
+    def parts(self) -> tuple[Method, ...]:
+        # A schedule of pairs says itself how much.
+        ratio = 0.7 if self.ratio is None and not isinstance(self.schedule, tuple) else self.ratio
+        merger = OIM(keep=0.8 if self.merge is None else self.merge, positions=self.positions)
+        pruner = SPU(schedule=self.schedule, ratio=ratio, positions=self.positions)
+        return (pruner,) if self.merge == 1 else (merger, pruner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import ClassVar, Literal
@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 import torch
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Host, Paper, Site
 from foveate.methods.spu import SPU
 from foveate.ops import grid, merge
 from foveate.ops.segments import segment_sum
-from foveate.schedule import check_ratio
+from foveate.pruners import TowerReducer
 from foveate.tokens import Reduction, Tokens
 
 Pass = tuple[int, Literal["width", "height"], float]
@@ -23,7 +23,7 @@ SIGNALS: dict[str, tuple[str, ...]] = {"keys": ("keys",), "hidden": ()}
 
 
 @dataclass(frozen=True)
-class OIM(Method):
+class OIM(TowerReducer):
     """Merge neighbours along the rows of every image, as many in each, then along its columns: a smaller rectangle.
 
     This is the first half of `LUVC`. From what is published: iterative, training-free merging in the vision encoder, one
@@ -33,56 +33,50 @@ class OIM(Method):
     takes evenly spaced rows and columns of the old one, so windows lose alike; each token's position is the centroid of its
     members, in the tower and in the language model, and ``positions="renumber"`` (or ``native``) numbers the rectangle as a
     smaller image. Frames of a video are images. Lines are whole: the second pass leaves the rows that come nearest to
-    ``merge``; 1 x 7 become 5 at 0.5.
+    ``keep``; 1 x 7 become 5 at 0.5.
 
     Attributes:
-        merge: share of an image's tokens that is left by one pass along the width and one along the height at three
-            quarters of the blocks, the second making up for the rounding of the first; null: what `passes` says.
-        passes: other merging: (block, axis, share kept of each line), from the first to the last. Of ``n`` tokens on a line
-            ``round(share * n)`` stay, so a line of one token is never shortened.
+        passes: where and how: (block, axis, share kept of each line), from the first pass to the last. Of ``n`` tokens on a
+            line ``round(share * n)`` stay, so a line of one token is never shortened; ``keep`` makes all passes alike. By
+            default one along the width and one along the height at three quarters of the blocks, which together leave
+            ``keep`` (0.7), the second making up for the rounding of the first.
         similarity: of ``hidden`` states, or of the head-mean ``keys`` of the block before.
         weighted: mean by size, else the plain mean of the two or three that merge.
         shared: all lines of an image make the same choice, by their mean similarity.
     """
 
-    merge: float | None = 0.7
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[Pass, ...] | None = None
     similarity: Literal["hidden", "keys"] = "hidden"
     weighted: bool = True
     shared: bool = False
 
     paper: ClassVar[Paper] = SPU.paper
 
+    usual: ClassVar[float] = 0.7
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.merge is None) == (not self.passes):
-            raise ConfigError(f"{self.name()}: give either `merge` or `passes` (with merge=None, null in JSON)")
-        if self.merge is not None:
-            check_ratio("merge", self.merge)
-            if self.merge < 0.25:
-                raise ConfigError(f"merge={self.merge}: two passes leave 0.25 or more; for less, list more `passes`")
-        if not all(0.5 <= share <= 1 for _, _, share in self.passes):
-            raise ConfigError("passes: each keeps 0.5 to 1 of every line; for less, add another pass")
+        if self.passes is None:
+            return
+        if not self.passes or not all(0.5 <= share <= 1 for _, _, share in self.passes):
+            raise ConfigError("passes: at least one, and each keeps 0.5 to 1 of every line; for less, add another pass")
         blocks = [0, *(block for block, _, _ in self.passes)]
         if blocks != sorted(blocks):
             raise ConfigError(f"passes: list them from the first block (0) to the last, not as {blocks[1:]}")
 
     def _passes(self, late: int) -> list[Pass]:
-        if self.merge is None:
-            return list(self.passes)
-        return [(late, "width", self.merge**0.5), (late, "height", self.merge**0.5)]
+        if self.passes is None:
+            return [(late, "width", self.share**0.5), (late, "height", self.share**0.5)]
+        each = None if self.keep is None else self.keep ** (1 / len(self.passes))
+        return [(block, axis, share if each is None else each) for block, axis, share in self.passes]
 
-    def sites(self, host: Host) -> Sequence[Site]:
+    def blocks(self, host: Host) -> Sequence[Site]:
         passes = self._passes(host.blocks * 3 // 4)
         shares = {block: prod(share for at, _, share in passes if at == block) for block, _, _ in passes}
         return [Site("tower", b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
 
-    def with_share(self, share: float, host: Host) -> Method:
-        """All passes alike, so that ``share`` is left, or what that many passes can leave at least."""
-        if self.merge is not None:
-            return replace(self, merge=max(share, 0.25))
-        each = max(share ** (1 / len(self.passes)), 0.5)
-        return replace(self, passes=tuple((block, axis, each) for block, axis, _ in self.passes))
+    def least(self, host: Host) -> float:
+        return 0.5 ** (2 if self.passes is None else len(self.passes))
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         passes = self._passes(site.layer)
@@ -102,8 +96,8 @@ class OIM(Method):
         joined: list[torch.Tensor] = []
         for _, axis, share in (p for p in passes if p[0] == site.layer):
             small = grid.shorter(shapes, axis, share)
-            if self.merge is not None and axis == "height":
-                small = grid.filled(shapes, tokens.spans.shape, self.merge)
+            if self.passes is None and axis == "height":
+                small = grid.filled(shapes, tokens.spans.shape, self.share)
             if small == shapes:
                 continue
             n = sum(height * width for height, width in small)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Paper, Site
 from foveate.ops import spectrum
 from foveate.ops.segments import offsets, ranges
-from foveate.schedule import Stage, check_stages, named, turned
+from foveate.pruners import DecoderPruner
+from foveate.schedule import Spelling
 from foveate.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class SPU(Method):
+class SPU(DecoderPruner):
     """Score visual tokens by a low-pass filter and drop them at a few layers, until the last one has none.
 
     This is the second half of `LUVC`.
@@ -31,11 +32,10 @@ class SPU(Method):
     A span is filtered by itself, survivors in raster order; survivors keep their positions.
 
     Attributes:
-        keep: what is left where the named schedule says a half (its shares to a power); 1: everything, in the last layer too.
-        schedule: ``early``, half before the first layer; ``halving`` at 1/4, 1/2 and 3/4 of the
-            depth; ``linear``. All leave nothing in the last layer. Null: what `stages` says.
-        every: layers from one stage to the next; null: as the schedule has it.
-        stages: another schedule, as it is: (layer, share of all tokens from there on).
+        schedule: ``early`` (by default), half before the first layer; ``halving`` at 1/4, 1/2 and 3/4 of the depth;
+            ``linear``. All leave nothing in the last layer. Or another one: (layer, share of all tokens from there on) pairs.
+        ratio: what is left where the named schedule says a half (its shares to a power); by default a half.
+        every: layers from one stage of the named schedule to the next; by default as it has it.
         mode: keep tokens of which the filter takes most away, ``residual`` (L2 norm), or those with the most
             ``low_frequency_energy`` (L1 norm of what passes).
         filter: ``gaussian`` around zero, or a ``notch`` at Nyquist's frequency.
@@ -45,10 +45,9 @@ class SPU(Method):
         normalise: bring hidden states to an RMS of one first (without the layer's learned scales).
     """
 
-    keep: float = 0.5
-    schedule: Literal["early", "halving", "linear"] | None = "early"
+    schedule: Spelling | None = None
+    ratio: float | None = None
     every: int | None = None
-    stages: tuple[tuple[int, float], ...] = ()
     mode: Literal["residual", "low_frequency_energy"] = "residual"
     filter: Literal["gaussian", "notch"] = "gaussian"
     cutoff: float = 0.2
@@ -56,6 +55,7 @@ class SPU(Method):
     mirror: bool = True
     normalise: bool = True
 
+    usual_name: ClassVar[str] = "early"
     paper: ClassVar[Paper] = Paper(
         "Towards Lossless Ultimate Vision Token Compression for VLMs", "arXiv", 2025, "2512.09010"
     )
@@ -64,29 +64,11 @@ class SPU(Method):
         super().__post_init__()
         if not 0 <= self.cutoff <= 1:
             raise ConfigError(f"cutoff={self.cutoff}: give it in Nyquist frequencies, from 0 to 1")
-        check_stages("stages", self.stages)
-        if (self.schedule is None) == (not self.stages):
-            raise ConfigError(f"{self.name()}: give either `schedule` or `stages` (with schedule=None, null in JSON)")
-        if self.every is not None and (self.schedule is None or self.every < 1):
+        if self.every is not None and self.every < 1:
             raise ConfigError(f"every={self.every}: layers from one stage of a named schedule to the next, at least 1")
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        stages = list(self.stages)
-        if self.schedule is not None:
-            stages = turned(named(self.schedule, host.layers, self.every), self.keep)
-        return Site.cascade("decoder", stages)
-
-    def with_share(self, share: float, host: Host) -> Method:
-        """The schedule steeper or flatter."""
-        if self.schedule is None:
-            return replace(self, stages=tuple(turned(self.stages, share)))
-        return replace(self, keep=share)
-
-    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
-        return replace(self, schedule=None, every=None, stages=tuple(stages))
-
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        if site.keep in (0, 1):  # nobody will look
+        if site.keep == 1:  # everything stays, whatever the scores are
             return torch.zeros(len(tokens), device=tokens.hidden.device)
         x = tokens.hidden.float()
         if self.normalise:

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.errors import ConfigError
-from foveate.method import Host, Method, Site
+from foveate.method import Host, Site
 from foveate.ops import select
+from foveate.pruners import DecoderPruner
+from foveate.schedule import Schedule, Spelling
 from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True)
-class Stride(Method):
-    """Keep every ``1/keep``-th token of every span, in raster order, before each of ``layers``.
+class Stride(DecoderPruner):
+    """Keep every ``1/ratio``-th token of every span, in raster order, before each of ``layers``.
 
-    A control, not a paper: what uniform subsampling at the same budget would do. ``keep`` applies again at every layer; the
-    counts are those of the whole schedule, rounded once.
+    A control, not a paper: what uniform subsampling at the same budget would do.
 
     Attributes:
-        keep: share of the tokens present that survives each time.
-        layers: decoder layers before which tokens leave.
+        layers: decoder layers before which tokens leave; by default 0 alone.
+        ratio: share of the tokens present that survives at each of them; by default 0.5.
+        schedule: in place of both.
     """
 
-    keep: float = 0.5
-    layers: tuple[int, ...] = (0,)
+    layers: tuple[int, ...] | None = None
+    ratio: float | None = None
+    schedule: Spelling | None = None
 
     control: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.layers:
-            raise ConfigError("Stride needs at least one layer")
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return Site.cascade("decoder", [(layer, self.keep**cut) for cut, layer in enumerate(self.layers, 1)])
+    def usual(self, host: Host) -> Schedule:
+        return Schedule(((0, 0.5),))
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tokens.budget(site)

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
+from foveate.pruners import TowerReducer
+from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True)
-class ToMe(Method):
+class ToMe(TowerReducer):
     """Merge a share of the tokens in every vision block, between attention and FFN, by bipartite soft matching.
 
     From the paper (section 3): head-mean keys as the metric, alternate tokens as the two sets, size-weighted mean, proportional
@@ -20,26 +22,28 @@ class ToMe(Method):
     tower, and as merges are whole, so that the count after each block is the nearest; tokens alternate in raster order, merged
     ones at the place and position of their odd member (the code: in whatever order the last block left), and the CLS token is
     in neither set (the code: it is a source that never merges); in towers with a 2x2 patch merger a token is the 2x2 block,
-    merged patch by patch.
-
-    Attributes:
-        keep: share of the tokens that leave the tower; a block can at most halve them, and a span keeps one token at least.
+    merged patch by patch. A block can at most halve the tokens, and a span keeps one at least.
     """
-
-    keep: float = 0.5
 
     paper: ClassVar[Paper] = Paper(
         "Token Merging: Your ViT But Faster", "ICLR", 2023, "2210.09461", "facebookresearch/ToMe"
     )
     proportional_attention: ClassVar[bool] = True
+    usual: ClassVar[float] = 0.5
+    signals: ClassVar[tuple[Signal | str, ...]] = ("keys",)
 
-    def sites(self, host: Host) -> Sequence[Site]:
+    def least(self, host: Host) -> float:
+        return 0.5**host.blocks
+
+    def blocks(self, host: Host) -> Sequence[Site]:
         # The same number r of merges in each block: of N, block b leaves 1 - (b + 1) r / N, and the last one `keep`.
-        stages, share = [], 1.0
-        for block in range(host.blocks):
-            share = max(share / 2, self.keep + (1 - self.keep) * (host.blocks - block - 1) / host.blocks)
-            stages.append((block, share))
-        return Site.cascade("tower", stages, where="mid", signals=("keys",))
+        # Where that is more than half of them in the late blocks, the earlier ones merge more.
+        stages, most = [], self.share
+        for block in reversed(range(host.blocks)):
+            most = min(most, self.share + (1 - self.share) * (host.blocks - block - 1) / host.blocks)
+            stages.append((block, most))
+            most *= 2
+        return Site.cascade("tower", stages[::-1], where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.errors import ConfigError
-from foveate.method import Host, Method, Paper, Site
-from foveate.schedule import Stage, check_ratio, of_present, of_whole
+from foveate.method import Host, Paper, Site
+from foveate.pruners import DecoderPruner
+from foveate.schedule import Schedule, Spelling
+from foveate.signal import Signal
 from foveate.tokens import Tokens
 
 #: The authors' settings: decoder layers of their model, those before which tokens leave, share of those present that stays.
@@ -20,7 +20,7 @@ QWEN2_VL = 28, (3, 16, 22), (0.25, 0.05, 0.0)
 
 
 @dataclass(frozen=True)
-class V2Drop(Method):
+class V2Drop(DecoderPruner):
     """Keep the tokens whose hidden state the previous decoder layer moved most (L2 norm), at a few layers.
 
     From the authors' code: score ``|h_l - h_(l-1)|`` of the layers' inputs, original position ids; for LLaVA, layers 3, 17
@@ -30,13 +30,16 @@ class V2Drop(Method):
     video keeps its part (the code ranks the whole video).
 
     Attributes:
-        layers: decoder layers before which tokens leave; empty: see above.
-        keeps: share of the tokens present that survives at each of them; empty: see above.
+        layers: decoder layers before which tokens leave; by default see above.
+        ratios: share of the tokens present that survives at each of them; by default see above.
+        schedule: in place of both.
     """
 
-    layers: tuple[int, ...] = ()
-    keeps: tuple[float, ...] = ()
+    layers: tuple[int, ...] | None = None
+    ratios: tuple[float, ...] | None = None
+    schedule: Spelling | None = None
 
+    signals: ClassVar[tuple[Signal | str, ...]] = ("residual",)
     paper: ClassVar[Paper] = Paper(
         "Variation-aware Vision Token Dropping for Faster Large Vision-Language Models",
         "CVPR",
@@ -45,33 +48,9 @@ class V2Drop(Method):
         "xuyang-liu16/V2Drop",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for keep in self.keeps:
-            check_ratio("keeps", keep)
-        if self.layers and len(self.layers) != (len(self.keeps) or 3):
-            raise ConfigError(
-                f"V2Drop needs one keep per layer: {len(self.layers)} layers, {len(self.keeps) or 3} keeps"
-            )
-        if not self.layers and len(self.keeps) not in (0, 3):
-            raise ConfigError("V2Drop's default has three stages: give `layers` to use another number of `keeps`")
-
-    def sites(self, host: Host) -> Sequence[Site]:
-        return Site.cascade("decoder", of_whole(self._stages(host)), signals=("residual",))
-
-    def _stages(self, host: Host) -> list[Stage]:
-        """Layers, and the share of the tokens present that survives at each."""
-        depth, layers, keeps = QWEN2_VL if host.family.startswith("qwen") else LLAVA
-        scaled = [max(1, round(host.layers * layer / depth)) for layer in layers]
-        return list(zip(self.layers or scaled, self.keeps or keeps))
-
-    def with_share(self, share: float, host: Host) -> Method:
-        """Every stage that keeps something keeps ``share`` of what is there."""
-        return replace(self, keeps=tuple(share if keep else 0.0 for _, keep in self._stages(host)))
-
-    def with_stages(self, stages: Sequence[Stage], host: Host) -> Method:
-        layers, keeps = zip(*of_present(stages))
-        return replace(self, layers=layers, keeps=keeps)
+    def usual(self, host: Host) -> Schedule:
+        depth, layers, ratios = QWEN2_VL if host.family.startswith("qwen") else LLAVA
+        return Schedule.scaled(layers, ratios, depth, host.layers, first=1)
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         variation: Tensor = torch.linalg.vector_norm(tokens.residual.float(), dim=-1)

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 import torch
 
-from foveate.method import Host, Method, Paper, Site
+from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
+from foveate.pruners import EntryPruner
 from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True)
-class VisionZip(Method):
+class VisionZip(EntryPruner):
     """At the tower's output keep the tokens that receive most attention, and merge the others into evenly spaced ones.
 
     From the paper (section 3): attention of the CLS token (without one: attention received), 54 dominant + 10 contextual
@@ -28,13 +29,12 @@ class VisionZip(Method):
     them as numbers).
 
     Attributes:
-        keep: share of each image that survives, dominant and contextual together.
         contextual: share of the survivors that are merged ones.
     """
 
-    keep: float = 64 / 576
     contextual: float = 10 / 64  # share of the survivors
 
+    usual: ClassVar[float] = 64 / 576
     paper: ClassVar[Paper] = Paper(
         "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
         "CVPR",
@@ -49,7 +49,7 @@ class VisionZip(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         attention = "cls_row" if host.has_cls else "received"
-        return [Site("tower_output", keep=self.keep, signals=(attention, "keys"))]
+        return [Site("tower_output", keep=self.share, signals=(attention, "keys"))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts, n_dominant, n_contextual = self._counts(tokens, site)

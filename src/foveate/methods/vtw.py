@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from foveate.method import Host, Method, Paper, Site
-from foveate.tokens import Reduction, Tokens
+from foveate.method import Host, Paper, Site
+from foveate.pruners import DecoderPruner, from_the_start
+from foveate.schedule import Schedule
+from foveate.tokens import Tokens
 
 
 @dataclass(frozen=True)
-class VTW(Method):
+class VTW(DecoderPruner):
     """Remove all visual tokens before decoder layer ``layer``.
 
     From the authors' code: original position ids are kept, and decoding counts on from the full length. The authors
-    search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: ``layer=None``
-    means that share of the depth, for models nobody has searched.
+    search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: by default that
+    share of the depth, for models nobody has searched. The layer is all there is to turn, so ``keep`` is met to the nearest
+    one, within half a layer.
 
     Attributes:
-        layer: decoder layer before which all visual tokens leave (K); None: 15/32 of the depth.
+        layer: decoder layer before which all visual tokens leave (K); by default at 15/32 of the depth.
     """
 
     layer: int | None = None
 
+    how_much: ClassVar[tuple[str, ...]] = ("layer",)
     paper: ClassVar[Paper] = Paper(
         "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference",
         "AAAI",
@@ -34,13 +39,17 @@ class VTW(Method):
         "lzhxmu/VTW",
     )
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        layer = round(host.layers * 15 / 32) if self.layer is None else self.layer
-        return [Site("decoder", layer, keep=0.0)]
+    def usual(self, host: Host) -> Schedule:
+        return Schedule(((round(host.layers * 15 / 32), 0.0),))
 
-    def with_share(self, share: float, host: Host) -> Method:
-        return replace(self, layer=min(round(share * host.layers), host.layers - 1))
+    def plan(self, host: Host) -> Schedule:
+        layer = self.usual(host).layers[0] if self.layer is None else from_the_start(self.layer, host)
+        if self.keep is not None:
+            layer = math.floor(self.keep * host.depth + 0.5)
+        return Schedule(((layer, 0.0),) if self.keep is None or layer < host.depth else ())
 
-    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        nothing = torch.empty(0, dtype=torch.long, device=tokens.index.device)
-        return Reduction(nothing, (0,) * len(tokens.counts))
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return torch.zeros_like(tokens.sizes)  # all go together
+
+    def least(self, host: Host) -> float:
+        return 0.0

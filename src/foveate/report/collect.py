@@ -76,7 +76,8 @@ def methods_of(names: Sequence[str], options: Sequence[str], described: Sequence
 
 def label(method: Method) -> str:
     """The name, and every option that is not the default: ``fastv(layer=4)``."""
-    return "+".join(_label(part) for part in method.parts())
+    terms = "+".join(map(_label, method.terms()))
+    return f"({terms})(keep={method.keep})" if len(method.terms()) > 1 and method.keep is not None else terms
 
 
 def collect(request: Request, tell_user: Callable[[str, float], None]) -> Content:

@@ -44,7 +44,7 @@ class Runtime:
         blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
-        method, self.modules = with_modules(method, self.host)
+        method, self.modules = with_modules(method.resolve(self.host), self.host)
         actions = plan(method, self.host, family, config, len(blocks), len(layers), attends)
         check_parts(actions, list(layers), Facts(family))
         decoder: Any = base.get_submodule(family.decoder.module)
@@ -135,7 +135,7 @@ def host_of(model: Any, family: Family) -> Host:
     base = _base(model, family)
     decoder: Any = base.get_submodule(family.decoder.module)
     layers: Any = decoder.get_submodule(family.decoder.layers)
-    host = host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)))
+    host = host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)), len(layers))
     tower, merger, unit = family.tower, family.tower.merger, family.tower.unit(model.config)
     blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
     patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
@@ -143,11 +143,14 @@ def host_of(model: Any, family: Family) -> Host:
     return replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, output_width=patch * merged)
 
 
-def host_with(family: Family, config: Any, layers: int) -> Host:
-    """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own."""
+def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
+    """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own.
+
+    In all there are ``depth``; 0: no others.
+    """
     blocks = family.tower.last_block(config) + 1
     frames = family.frames if family.takes_videos else frozenset()
-    return Host(family=family.name, blocks=blocks, layers=layers, has_cls=family.tower.leading > 0, frames=frames)
+    return Host(family.name, blocks, layers, family.tower.leading > 0, frames, depth)
 
 
 def plan(
@@ -164,11 +167,12 @@ def plan(
     The tower has ``blocks``, read or not; the language model ``layers``, with keys of their own or not. ``attends`` says which
     of these have attention, if it is known.
     """
-    policies = {part.positions for part in method.parts()}
+    parts = method.resolve(host).parts()
+    policies = {part.positions for part in parts}
     if len(policies) > 1:
         raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
     actions: list[Action] = []
-    for number, part in enumerate(method.parts()):
+    for number, part in enumerate(parts):
         sites = part.sites(host)
         by_hand = type(part).attach is not Method.attach
         listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)

@@ -196,7 +196,9 @@ def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:
-    """What a method says that its work costs, a whole number."""
+    """What a method says that its work costs, a whole number; nothing where it is not asked (`Method.answer`)."""
+    if site.keep == 0 and site.action == "reduce":
+        return 0
     flops: Any = method.flops(tokens, site)
     try:
         return operator.index(flops)

@@ -60,7 +60,8 @@ class Action:
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         try:
-            answer = self.method.answer(replace(tokens, strict=look, history=own), self.site)
+            shown = replace(tokens, strict=look, history=own, scope=self.method.scope, pooled=self.method.pooled)
+            answer = self.method.answer(shown, self.site)
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")

@@ -139,7 +139,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     method = request.method
     if not isinstance(method, ADSC):
         raise CommandError(f"{method!r} is not ADSC, and nothing else can be trained here")
-    curriculum = Curriculum.parse(request.curriculum, method.keep)
+    curriculum = Curriculum.parse(request.curriculum, method.usual_keep if method.keep is None else method.keep)
     record = _open(request, resume)
     if resume and (finished := _finished(request.out)):
         tell(f"{str(request.out)!r} is finished")

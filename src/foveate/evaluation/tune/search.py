@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from foveate.errors import FoveateError
 from foveate.evaluation.plan import on_the_dial
-from foveate.method import Composed, Host, Method
-from foveate.schedule import sigmoid, stages_of
+from foveate.method import Composed, Host, Method, Site
+from foveate.schedule import Schedule, sigmoid
 from foveate.serialise import options_of
 
 Judge = Callable[[Method], float]
@@ -36,7 +36,7 @@ def takes_schedule(method: Method, host: Host, fits: Fits) -> int | None:
     """The first layer of a schedule that ``method`` can follow in this model; None: it follows none."""
     for layer in range(host.layers):
         try:
-            paced = method.with_stages([(layer, 0.5)], host)
+            paced = method.with_schedule(Schedule(((layer, 0.5),)))
         except FoveateError:
             return None
         if fits(paced):
@@ -45,15 +45,17 @@ def takes_schedule(method: Method, host: Host, fits: Fits) -> int | None:
 
 
 def along_the_dial(method: Method, host: Host, fits: Fits, judge: Judge, most: float) -> None:
-    """The smallest share whose KL is at most ``most``.
+    """The smallest `keep` whose KL is at most ``most``.
 
     A dial in steps is tried from the cheap end, as VTW's authors search its layer; a smooth one is bisected.
     """
     places: list[Method] = []
+    known: list[Sequence[Site]] = []  # a dial in steps sets several shares alike
     for step in range(SHARES + 1):
-        turned = method.with_share(step / SHARES, host)
-        if turned not in places and fits(turned):
+        turned = method.with_keep(step / SHARES)
+        if step / SHARES >= method.least(host) and turned.sites(host) not in known and fits(turned):
             places.append(turned)
+            known.append(turned.sites(host))
     if len(places) <= SHARES:
         next((place for place in places if judge(place) <= most), None)
         return
@@ -79,15 +81,15 @@ def greedy(method: Method, host: Host, first: int, judge: Judge, most: float) ->
         low, high = 0, round(curve[layer] * GRID)
         while low < high:
             middle = (low + high) // 2
-            stages = stages_of([*curve[:layer], *[middle / GRID] * (host.layers - layer)], first)
-            if judge(method.with_stages(stages, host)) <= allowed:
+            schedule = Schedule.along([*curve[:layer], *[middle / GRID] * (host.layers - layer)], first)
+            if judge(method.with_schedule(schedule)) <= allowed:
                 high = middle
             else:
                 low = middle + 1
         curve[layer:] = [high / GRID] * (host.layers - layer)
-    stages = stages_of(curve, first)
-    if stages:
-        judge(method.with_stages(stages, host))
+    schedule = Schedule.along(curve, first)
+    if schedule.stages:
+        judge(method.with_schedule(schedule))
 
 
 def along_sigmoids(method: Method, host: Host, first: int, judge: Judge, spend: Spend) -> None:
@@ -99,8 +101,8 @@ def along_sigmoids(method: Method, host: Host, first: int, judge: Judge, spend: 
     def curve(steepness: float) -> Callable[[float], Method]:
         def at(share: float) -> Method:
             offset = share * (steepness + 2 * OFFSETS) - OFFSETS
-            stages = stages_of(sigmoid(host.layers, steepness, offset), first)
-            return method.with_stages(stages or [(first, 1.0)], host)
+            schedule = Schedule.along(sigmoid(host.layers, steepness, offset), first)
+            return method.with_schedule(schedule if schedule.stages else Schedule(((first, 1.0),)))
 
         return at
 
@@ -130,7 +132,7 @@ def among_options(
     improved = True
     while improved:
         improved = False
-        for part, name in [(i, name) for i, each in enumerate(best.parts()) for name in _free(each, host)]:
+        for part, name in [(i, name) for i, each in enumerate(best.terms()) for name in _free(each, host)]:
             for moved in list(_moved(best, part, name)):
                 at_budget = spend(moved) if fits(moved) else None
                 kl = float("inf") if at_budget is None else judge(at_budget)
@@ -146,7 +148,7 @@ def _free(method: Method, host: Host) -> list[str]:
 
 def _moved(method: Method, part: int, name: str) -> Iterator[Method]:
     """The method with one option of one part moved, where the method allows it."""
-    parts = list(method.parts())
+    parts = method.terms()
     hint = options_of(type(parts[part]))[name][0]
     for value in moves(getattr(parts[part], name), hint):
         option: dict[str, Any] = {name: value}
@@ -161,6 +163,8 @@ def moves(value: Any, hint: Any) -> list[Any]:
     """Other values of an option, near to far, by its type; none for what is no number, choice or list of layers."""
     if typing.get_origin(hint) is Literal:
         return [choice for choice in typing.get_args(hint) if choice != value]
+    if value is not None and type(None) in typing.get_args(hint):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     kinds = typing.get_args(hint) or (hint,)
     found: list[Any] = []
     for kind in kinds:

@@ -68,7 +68,7 @@ def configure(vllm_config: Any) -> None:
 
 def _check(vllm_config: Any, plan: Plan) -> None:
     multimodal = vllm_config.model_config.multimodal_config
-    name = plan.method.name() if len(plan.method.parts()) == 1 else repr(plan.method)
+    name = plan.method.name() if len(plan.method.terms()) == 1 else repr(plan.method)
     if plan.tower and multimodal.mm_encoder_tp_mode == "data":
         raise ConfigError(
             f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "

@@ -1,0 +1,248 @@
+"""Bases of methods that prune or merge: they turn options into sites, so that a method's file is its signals and its score.
+
+`DecoderPruner` drops tokens before decoder layers, `EntryPruner` once before the first of them, `TowerReducer` merges or drops
+inside the vision tower; in all three ``keep`` is the share of the visual tokens that a decoder layer holds on average.
+`TowerParker` spares the tower's blocks most of the patches, and hands over all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.method import Host, Method, Site, Unit
+from foveate.schedule import Schedule
+from foveate.signal import Signal
+from foveate.site import Place
+
+
+@dataclass(frozen=True)
+class DecoderPruner(Method):
+    """A method that drops tokens before one or several decoder layers.
+
+    A subclass gives its paper's setting in `usual`, its `signals` and its `score`, and declares whichever of these options it
+    wants, None by default: ``layer`` and ``ratio`` (one cut), or ``layers`` and ``ratios`` (several; ``ratio``: the same at
+    each); ``schedule`` in place of these: pairs of layer and share of the whole, or a name, and then ``ratio`` is what is left
+    where the named one says a half, and ``every`` the layers between its stages. ``keep`` sets how much stays, at the layers
+    that are given or are the paper's. Where these come too late for it, the paper's move earlier (`Schedule.earlier`), and
+    given ones are refused.
+    """
+
+    signals: ClassVar[tuple[Signal | str, ...]] = ()
+    #: the paper says a mean, and its ratios follow from that
+    usual_keep: ClassVar[float | None] = None
+    #: the paper's schedule is one that has a name, in place of `usual`
+    usual_name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self._option("schedule")
+        if isinstance(given, tuple):
+            Schedule(given)
+        if given is not None:
+            for name in ("layer", "layers", *(("ratio", "ratios", "every") if isinstance(given, tuple) else ())):
+                if self._option(name) is not None:
+                    raise ConfigError(f"{self.name()}: give either `schedule` or `{name}`")
+
+    def usual(self, host: Host) -> Schedule:
+        """The paper's setting, in a model like ``host``: what unset options are."""
+        raise NotImplementedError(f"{type(self).__name__} must say its usual schedule")
+
+    @property
+    def first(self) -> int:
+        """The earliest layer that its cuts may move to: signals are of the layer before."""
+        return int(bool(self.signals))
+
+    def plan(self, host: Host) -> Schedule:
+        """The share of the tokens that is left from each layer on, in a model like ``host``."""
+        schedule, keep = self._native(host), self.keep
+        if keep is None and not any(self._option(name) is not None for name in ("schedule", "ratio", "ratios")):
+            keep = self.usual_keep
+        if keep is None:
+            return schedule
+        try:
+            if not self._is_placed():
+                if keep == 0:
+                    return Schedule(((0, 0.0),))
+                schedule = schedule.earlier(keep, host.depth, self.first)
+            return schedule.at_mean(keep, host.depth)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name()}: {error}") from None
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        kept = Schedule(((host.layers - 1, 1.0),))
+        return Site.cascade("decoder", self.plan(host).stages or kept, signals=self.signals)
+
+    def least(self, host: Host) -> float:
+        usual = self._native(host).least(host.depth)
+        return usual if self._is_placed() else min(usual, self.first / host.depth)
+
+    def with_power(self, t: float, host: Host) -> Method:
+        if not hasattr(self, "schedule"):
+            return super().with_power(t, host)
+        return self.with_schedule(self.plan(host).power(t))
+
+    def _option(self, name: str) -> Any:
+        return getattr(self, name, None)
+
+    def _is_placed(self) -> bool:
+        """Whether the user has said where tokens leave."""
+        return any(self._option(name) is not None for name in ("layer", "layers", "schedule"))
+
+    def _native(self, host: Host) -> Schedule:
+        """What the options say, the paper's setting where they say nothing, whatever `keep` is."""
+        given, ratio = self._option("schedule") or self.usual_name, self._option("ratio")
+        if isinstance(given, tuple):
+            return Schedule(given)
+        if given:
+            named = Schedule.named(given, host.layers, self._option("every"))
+            return named if ratio is None else named.power(math.log(ratio) / math.log(0.5) if ratio else math.inf)
+        usual, several = self.usual(host), self._option("layers")
+        layers = several if self._option("layer") is None else (self._option("layer"),)
+        ratio = self._option("ratios") if ratio is None else ratio
+        if layers is None and ratio is None:
+            return usual
+        layers = usual.layers if layers is None else layers
+        if ratio is None:  # one for all, where a mean decides or the paper has one
+            alike = len(set(usual.ratios)) == 1 or (len(layers) != len(usual.layers) and self.keep is not None)
+            ratio = usual.ratios[0] if alike else usual.ratios
+        return Schedule.cuts([from_the_start(layer, host) for layer in layers], ratio)
+
+
+@dataclass(frozen=True)
+class EntryPruner(Method):
+    """A method that drops or merges tokens once, before the first decoder layer; ``keep`` is the share that it leaves.
+
+    A subclass gives its paper's share in `usual`, and implements `score` or `reduce`. Where it acts (`at`) and what it reads
+    (`signals`) have defaults.
+    """
+
+    at: ClassVar[Place] = "lm_entry"
+    signals: ClassVar[tuple[Signal | str, ...]] = ()
+    #: the paper's share, which an unset `keep` is
+    usual: ClassVar[float] = 0.5
+
+    @property
+    def share(self) -> float:
+        """The share of an image's tokens that is left."""
+        return self.usual if self.keep is None else self.keep
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        at: Place = "tower_output" if self.at == "pixels" and self.share == 0 else self.at  # no image has no pixels
+        return [Site(at, keep=self.share, signals=self.signals)]
+
+
+@dataclass(frozen=True)
+class TowerReducer(Method):
+    """A method that merges or drops tokens inside the vision tower; ``keep`` is the share that it hands over.
+
+    A subclass says its paper's share in `usual`, how it is spread over the blocks in `blocks`, and implements `reduce`, or
+    `score` if it drops. As tokens can only merge into tokens, ``keep=0`` merges none and withdraws all at the tower's end.
+    """
+
+    usual: ClassVar[float] = 0.5
+    signals: ClassVar[tuple[Signal | str, ...]] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of an image's tokens that is handed over."""
+        return self.usual if self.keep is None else self.keep
+
+    def blocks(self, host: Host) -> Sequence[Site]:
+        """The sites in the tower, which leave `share`."""
+        raise NotImplementedError(f"{type(self).__name__} must say its blocks")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        if self.keep == 0:
+            return [Site("tower_output", keep=0.0)]
+        least = self.least(host)
+        if self.keep is not None and self.keep < least * (1 - 1e-9):
+            raise ConfigError(
+                f"{self.name()}: keep={self.keep:.4g} cannot be reached: {least:.4g} is the least that it can leave here"
+            )
+        return self.blocks(host)
+
+
+@dataclass(frozen=True)
+class TowerParker(Method):
+    """A method that lets only some patches run through the vision tower and brings the others back at its end.
+
+    It parks them before block ``block``; for ``stabilise`` blocks from there on the kept ones attend to all (`Method.restore`).
+    ``keep`` is the mean share of the patches per vision block, in which these and the blocks before count in full; ``ratio``
+    is the share that goes on. A subclass says its paper's in `usual` and `default_depths`, its `signals`, and how it chooses
+    (`score` or `reduce`) and restores. Where the default depths leave ``keep`` too little, they are less in proportion.
+    """
+
+    ratio: float | None = None
+    block: int | None = None
+    stabilise: int | None = None
+
+    unit: ClassVar[Unit] = "tower"
+    where: ClassVar[tuple[str, ...]] = ("block", "stabilise")
+    usual: ClassVar[float] = 0.5
+    signals: ClassVar[tuple[Signal | str, ...]] = ()
+
+    def default_depths(self, host: Host) -> tuple[int, int]:
+        """The paper's ``block`` and ``stabilise`` in a model like ``host``."""
+        raise NotImplementedError(f"{type(self).__name__} must say its default depths")
+
+    def depths(self, host: Host) -> tuple[int, int]:
+        """Block before which patches are parked, and number of stabilised blocks."""
+        block, stabilise = self.default_depths(host)
+        block = block if self.block is None else self.block
+        stabilise = max(0, min(stabilise, host.blocks - block)) if self.stabilise is None else self.stabilise
+        allowed = math.inf if self.keep is None else self.keep * host.blocks + 1e-9
+        if allowed < block + stabilise:
+            block = max(1, int(block * allowed / (block + stabilise))) if self.block is None else block
+            stabilise = max(0, min(stabilise, int(allowed - block))) if self.stabilise is None else stabilise
+        return block, stabilise
+
+    def plan(self, host: Host) -> tuple[int, int, float]:
+        """The depths, and the share of the patches that goes on."""
+        block, stabilise = self.depths(host)
+        left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
+        name, whole = type(self).__name__, block + stabilise  # blocks in which all patches count
+        if left < 1:
+            raise ConfigError(
+                f"{name}: block={block} leaves none to save work in: {reach}, give 1 to {host.blocks - 1}"
+            )
+        if stabilise > left:
+            raise ConfigError(f"{name}: stabilise={stabilise} is too many: {reach}, from block {block} on {left}")
+        if self.keep is None:
+            return block, stabilise, self.usual if self.ratio is None else self.ratio
+        if self.keep * host.blocks < whole * (1 - 1e-9):
+            raise ConfigError(
+                f"{name}: keep={self.keep:.4g} cannot be reached: of {host.blocks} vision blocks the first {block} and "
+                f"{stabilise} stabilised ones have all patches, so {whole / host.blocks:.4g} is the least here; park earlier, "
+                "stabilise fewer, or keep more"
+            )
+        rest = host.blocks - whole
+        return block, stabilise, min(max(0.0, (self.keep * host.blocks - whole) / rest), 1.0) if rest else 1.0
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        block, stabilise, ratio = self.plan(host)
+        return [
+            Site("tower", block, ratio, action="park", unit="patch", signals=self.signals),
+            *(Site("tower", b, action="attend") for b in range(block, block + stabilise)),
+            Site("tower_output", action="restore"),
+        ]
+
+    def mean(self, host: Host) -> float:
+        block, stabilise, ratio = self.plan(host)
+        return (block + stabilise + ratio * (host.blocks - block - stabilise)) / host.blocks
+
+    def least(self, host: Host) -> float:
+        return ((1 if self.block is None else self.block) + (self.stabilise or 0)) / host.blocks
+
+
+def from_the_start(layer: int, host: Host) -> int:
+    """The number of a decoder layer that may be counted from the end."""
+    found = layer + host.layers if layer < 0 else layer
+    if not 0 <= found < host.depth:
+        raise UnsupportedSiteError(
+            f"there is no decoder layer {layer}: the model has {host.layers} decoder layers, 0 to {host.layers - 1}"
+        )
+    return found

@@ -1,0 +1,265 @@
+"""One meaning of `keep`: what it says of every method is what `report()` counts, alone and in sums; and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+import torch
+
+import foveate
+from foveate import ADSC, IPCV, LUVC, OIM, SPU, VTW, DivPrune, DyCoke, FastV, Host, Method, Random, Stride, ToMe, V2Drop
+from foveate.errors import ConfigError, FoveateError
+from foveate.handle import host_of
+from foveate.method import Composed, Unit
+
+HOST = Host("llava", blocks=23, layers=32, has_cls=True)
+FAMILIES = ("llava", "qwen2_5_vl")
+METHODS = foveate.list_methods()
+COUNTING = [name for name, cls in METHODS.items() if cls.unit == "tokens"]
+DEPTHS = (6, 9)
+ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
+IMAGES = 3
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[tuple[str, int], Any]:
+    sizes = [(family, depth) for family in FAMILIES for depth in DEPTHS]
+    return {size: tiny.build(tiny.config(size[0], num_hidden_layers=size[1])) for size in sizes}
+
+
+def held(model: Any, family: str, method: Method) -> tuple[float, foveate.Report]:
+    """The share of the visual tokens that a layer holds on average, as the report says."""
+    with foveate.compress(model, method) as handle, torch.no_grad():
+        model(**tiny.inputs(family, ROWS), logits_to_keep=1)
+        report = handle.report()
+    return report.mean_tokens * len(ROWS) / report.visual_tokens, report
+
+
+# -- keep is what the report counts (rules 2, 5 and 7) ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [*COUNTING, "oim+spu", "divprune+fastv", "tome+v2drop", "ipcv+fastv+stride"])
+def test_the_report_counts_keep(models: Any, name: str, family: str, depth: int) -> None:
+    model = models[family, depth]
+    method = foveate.methods.make(name)
+    least = method.least(host_of(model))
+    for keep in (0.3, 0.5, 0.77):
+        if keep < least:
+            continue
+        share, report = held(model, family, method.with_keep(keep))
+        image = report.visual_tokens / IMAGES
+        cuts = sum(len(part.sites(host_of(model))) for part in method.parts())
+        slack = {"vtw": 0.5 * image / depth}.get(name, max(1.0, 0.5 * cuts if "+" in name else 0))
+        if name in ("downsample", "oim", "luvc", "oim+spu"):  # rectangles: the last row or column is there or is not
+            slack += 0.5 * max(max(shape) for shape in report.visits[0].shapes)
+        assert share * image == pytest.approx(keep * image, abs=slack + 1e-6), keep
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patches_per_block_of_a_method_that_saves_in_the_tower(family: str) -> None:
+    model = tiny.model(family)
+    for keep in (0.4, 0.6, 0.9):
+        with foveate.compress(model, IPCV(keep=keep, min_tokens=0)) as handle, torch.no_grad():
+            model(**tiny.inputs(family, ROWS))
+            trace, visits = handle.trace(), handle.report().visits
+        (parked,) = (
+            visit for visit in visits if visit.site.startswith("tower ") and sum(visit.after) < sum(visit.before)
+        )
+        rows = [block.keys.rows if block.keys else block.rows for block in trace.blocks]
+        others = rows[0] - sum(parked.before)  # CLS tokens
+        patches = [n - others for n in rows][: host_of(model).blocks]
+        assert sum(patches) / len(patches) == pytest.approx(keep * sum(parked.before), abs=IMAGES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_a_decode_step_reads(family: str) -> None:
+    model = tiny.model(family)
+    for keep in (0.3, 0.6, 0.9):
+        with foveate.compress(model, DyCoke(keep=keep)) as handle, torch.no_grad():
+            model.generate(**tiny.inputs(family, ROWS), max_new_tokens=3, do_sample=False)
+            report = handle.report()
+        (visit,) = report.visits
+        layers = host_of(model).layers
+        read = int(visit.site.split()[1])
+        mean = (read + (layers - read) * sum(visit.after) / sum(visit.before)) / layers
+        assert mean == pytest.approx(keep, abs=IMAGES / sum(visit.before))
+
+
+def test_one_cut_by_the_formula() -> None:
+    (site,) = FastV(keep=0.5).sites(HOST)
+    assert (site.layer, site.keep) == (2, pytest.approx((0.5 * 32 - 2) / 30))
+    (site,) = FastV(keep=0.5, layer=8).sites(HOST)
+    assert (site.layer, site.keep) == (8, pytest.approx((0.5 * 32 - 8) / 24))
+    deep = Host("llava", 23, layers=24, has_cls=True, depth=32)  # eight attend to the keys of earlier ones, and count
+    assert FastV(keep=0.5).sites(deep)[0].keep == pytest.approx(14 / 30)
+
+
+def test_a_sum_has_one_power_on_all_parts_that_count_tokens() -> None:
+    first, second, third = (IPCV(ratio=0.5) + DivPrune(keep=0.8) + FastV()).with_keep(0.3).resolve(HOST).parts()
+    assert first == IPCV(ratio=0.5)
+    ((layer, ratio),) = third.shares(HOST).stages
+    assert second.keep is not None
+    power = torch.tensor([second.keep, ratio]).log() / torch.tensor([0.8, 0.5]).log()
+    assert layer == 2
+    assert power[0] == pytest.approx(power[1])
+    assert second.keep * (2 + 30 * ratio) / 32 == pytest.approx(0.3)
+    (*_, site) = (IPCV() + FastV()).with_keep(0.5).sites(HOST)
+    assert (site.layer, site.keep) == (2, pytest.approx(14 / 30))
+
+
+def test_parts_of_a_sum_have_their_own_keep() -> None:
+    both = ToMe(keep=0.7) + FastV(keep=0.5)
+    assert both.resolve(HOST).parts() == both.parts()
+    assert both.shares(HOST).mean(32) == pytest.approx(0.35)
+    nested = (ToMe() + FastV()).with_keep(0.5) + VTW()
+    assert nested.terms()[0].keep == 0.5
+    assert [part.name() for part in nested.resolve(HOST).parts()] == ["tome", "fastv", "vtw"]
+
+
+# -- the paper's setting (rule 1) ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "native", "mean"),
+    [
+        (FastV(), FastV(layer=2, ratio=0.5), 0.53125),
+        (Random(), Random(layer=0, ratio=0.5), 0.5),
+        (Stride(), Stride(layers=(0,), ratio=0.5), 0.5),
+        (VTW(), VTW(layer=15), 15 / 32),
+        (V2Drop(), V2Drop(layers=(3, 17, 22), ratios=(0.5, 0.5, 0.0)), (3 + 14 / 2 + 5 / 4) / 32),
+        (SPU(), SPU(schedule="early", ratio=0.5), 31 / 64),
+        (LUVC(), OIM(keep=0.8) + SPU(ratio=0.7), 0.56 * 31 / 32),
+        (ADSC(), ADSC(keep=1 / 3), 1 / 3),
+        (IPCV(), IPCV(ratio=0.35, block=7, stabilise=3), (10 + 13 * 0.35) / 23),
+        (DyCoke(), DyCoke(layer=3, decode_ratio=0.3), (3 + 29 * 0.3) / 32),
+    ],
+    ids=lambda method: method.name() if isinstance(method, Method) else "",
+)
+def test_unset_is_the_papers_setting(method: Method, native: Method, mean: float) -> None:
+    assert method.keep is None
+    assert list(method.sites(HOST)) == list(native.sites(HOST))
+    assert method.mean(HOST) == pytest.approx(mean)
+
+
+# -- places (rule 3) ----------------------------------------------------------------------------------------------------
+
+
+def test_a_default_place_moves_earlier_and_a_given_one_does_not() -> None:
+    assert FastV(keep=2 / 32).sites(HOST)[0].layer == 2
+    assert FastV(keep=0.05).sites(HOST)[0].layer == 1
+    assert [site.layer for site in V2Drop(keep=0.08).sites(HOST)] == [1, 7, 9]
+    for method, least in ((FastV(keep=0.05, layer=2), 0.0625), (V2Drop(keep=0.05, layers=(4, 8)), 0.125)):
+        with pytest.raises(ConfigError, match=f"{least} is the least"):
+            method.sites(HOST)
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (FastV(keep=0.02), "fastv: keep=0.02 cannot be reached.*0.03125 is the least"),
+        (OIM(keep=0.2), "0.25 is the least"),
+        (ToMe(keep=1e-8), "is the least"),
+        (IPCV(keep=0.2, block=7), r"of 23 vision blocks the first 7 .* 0.3043 is the least"),
+        (DyCoke(keep=0.05, layer=3), "dycoke: .* 0.09375 is the least"),
+        ((FastV(layer=4) + Stride(layers=(5,))).with_keep(0.1), "fastv . stride: 0.125 is the least"),
+        ((IPCV() + DyCoke()).with_keep(0.5), r"no part of the sum counts these: ipcv \(tower\), dycoke \(decode\)"),
+    ],
+    ids=repr,
+)
+def test_out_of_reach(method: Method, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        method.sites(HOST)
+
+
+@dataclass(frozen=True)
+class Masks(Method):
+    """Test only: a method that removes nothing."""
+
+    unit: ClassVar[Unit] = "none"
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "sentence"),
+    [
+        (FastV, {"keep": 0.5, "ratio": 0.5}, "fastv: keep=0.5 and ratio=0.5 both say how much"),
+        (V2Drop, {"keep": 0.5, "ratios": (0.5, 0.0)}, r"keep=0.5 and ratios=\(0.5, 0.0\)"),
+        (VTW, {"keep": 0.5, "layer": 3}, "keep=0.5 and layer=3"),
+        (LUVC, {"keep": 0.5, "merge": 0.8, "ratio": 0.7}, "keep=0.5 and ratio=0.7, merge=0.8"),
+        (IPCV, {"keep": 0.5, "ratio": 0.3}, "keep=0.5 and ratio=0.3"),
+        (DyCoke, {"keep": 0.5, "decode_ratio": 0.3}, "keep=0.5 and decode_ratio=0.3"),
+        (FastV, {"schedule": "halving", "layer": 3}, "either `schedule` or `layer`"),
+        (FastV, {"keep": 1.5}, "keep=1.5 is not a ratio"),
+        (Masks, {"keep": 0.5}, "masks removes nothing that a share could be of"),
+    ],
+)
+def test_options_that_do_not_go_together(cls: type[Method], options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        cls(**options)
+
+
+# -- everything and nothing (rule 8) ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [*METHODS, "luvc+v2drop", "tome+vtw"])
+def test_everything_is_the_stock_model(name: str, family: str) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS)
+    with torch.no_grad():
+        stock = model(**batch).logits
+        with foveate.compress(model, name, keep=1.0):
+            assert torch.equal(model(**batch).logits, stock)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [*COUNTING, "tome+fastv"])
+def test_nothing_is_withdrawn_at_the_earliest_site(name: str, family: str) -> None:
+    method = foveate.methods.make(name, keep=0.0)
+    share, report = held(tiny.model(family), family, method)
+    assert share == 0
+    assert sum(report.visits[-1].after) == 0
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_little_leaves_a_token_of_every_image(name: str) -> None:
+    family = "qwen2_5_vl"
+    model = tiny.model(family)
+    method = foveate.methods.make(name)
+    share = max(method.least(host_of(model)) * 1.001, 1e-6)
+    with foveate.compress(model, method.with_keep(share)) as handle, torch.no_grad():
+        model(**tiny.inputs(family, ROWS))
+        visits = handle.report().visits
+        sites = method.with_keep(share).resolve(host_of(model)).sites(host_of(model))
+    exact_zero = {str(site) for site in sites if site.keep == 0}
+    for visit in visits:
+        assert visit.site in exact_zero or all(visit.after)
+
+
+# -- by name ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_keep_by_name(name: str) -> None:
+    for family in FAMILIES:
+        with foveate.compress(tiny.model(family), name, keep=0.5) as handle:
+            assert handle.method == METHODS[name](keep=0.5)
+            assert "keep=0.5" in repr(handle)
+
+
+def test_a_schedule_by_name_by_pairs_and_in_json() -> None:
+    for method in (
+        FastV(schedule="halving"),
+        FastV(schedule=((2, 0.5), (5, 0.0)), keep=0.4),
+        Random(schedule="linear"),
+    ):
+        assert foveate.method_from_json(method.to_json()) == method
+    assert SPU(schedule="halving", ratio=0.25).sites(HOST)[0].keep == pytest.approx(0.25)
+    assert FastV(schedule="halving", keep=0.4).mean(HOST) == pytest.approx(0.4)
+    with pytest.raises(FoveateError, match="schedule"):
+        foveate.method_from_json({"method": "fastv", "schedule": "sometimes"})
+    with pytest.raises(ConfigError, match="at least one"):
+        Composed(())
