@@ -1,9 +1,10 @@
 # Every target makes the environment it needs from nothing; a stamp file tells the next call that it is up to date.
 #
 #   make demo           the package and its core dependencies in a fresh environment, then `foveate demo`
-#   make test           the test suite: a family with each kind of tower with every method, the others with one for each
-#                       kind of site; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
-#   make test-matrix  what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
+#   make test           the test suite: probes of every kind of site on a family of each structure, published methods on two
+#                       families; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
+#   make test-method NAME=fastv  the tests of one method: its own file, and what is asked of every method
+#   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
 #   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may
 #   make lint           ruff and mypy
 #   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
@@ -29,17 +30,20 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
-.PHONY: demo test test-matrix test-nightly test-browser test-vllm test-lmms test-hosts lint test-oldest wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts lint test-oldest wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
 	.venv-demo/bin/foveate demo
 
-test test-matrix test-nightly: export OMP_NUM_THREADS = 1
+test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix
 test-nightly: PYTEST_ARGS += --part $(shell date +%u)/7
 test test-matrix test-nightly: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS)
+
+test-method: .venv/.stamp
+	.venv/bin/python -m pytest $(PYTEST_ARGS) --method $(or $(NAME),$(error say NAME=..., as in NAME=fastv)) tests/methods tests/test_*.py
 
 test-browser: export OMP_NUM_THREADS = 1
 test-browser: .venv/.stamp

@@ -3,7 +3,7 @@
 And which pairs are left to the matrix (``--matrix`` runs these, and nothing else). Of a test for all families (the fixture
 ``family``) those in `STRUCTURES` run, one for each way to build a model, with sdpa; if it is for many methods as well, those in
 `WHOLE`, one with a padded tower and one with a packed one. Of a test that names its families all run, with one method for
-each kind of site. ``--lean`` leaves out whatever `_lean` does not choose.
+each kind of site. ``--lean`` runs a part of that, for an old transformers: see `_lean`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +43,7 @@ def impl(request: pytest.FixtureRequest) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="what is left out without it: all methods on all families")
+    parser.addoption("--method", help="only the tests of one method, by its name")
     parser.addoption("--part", default="1/1", help="only a part of the tests: the first of seven is 1/7")
     parser.addoption("--lean", action="store_true", help="the contract on few families, and each test of a family once")
 
@@ -56,12 +58,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
-    left = [_is_left_to_the_matrix(item, seen) for item in items]
-    if config.getoption("--lean"):
-        left = [other or not lean for other, lean in zip(left, _lean(items))]
-    matrix = config.getoption("--matrix")
+    matrix, method = config.getoption("--matrix"), config.getoption("--method")
     part, of = map(int, config.getoption("--part").split("/"))
-    runs = [other == matrix and zlib.crc32(item.nodeid.encode()) % of == part - 1 for item, other in zip(items, left)]
+    runs = [_is_left_to_the_matrix(item, seen) == matrix for item in items]
+    runs = [run and zlib.crc32(item.nodeid.encode()) % of == part - 1 for run, item in zip(runs, items)]
+    if method:
+        runs = [run and _is_of_method(item, method) for run, item in zip(runs, items)]
+    if config.getoption("--lean"):
+        runs = _lean(items, runs)
     config.hook.pytest_deselected(items=[item for item, run in zip(items, runs) if not run])
     items[:] = [item for item, run in zip(items, runs) if run]
 
@@ -73,15 +77,29 @@ def _asked(item: Any, *acting: type) -> tuple[str | None, set[Hashable], list[Ha
     kinds: set[Hashable] = set()
     rest: list[Hashable] = []
     for name, value in given.items():
-        tables = [
-            getattr(item.module, table, {}) for table in {"plan": ("PLANS", "METHODS"), "full": ("FULL",)}.get(name, ())
-        ]
-        value = next((table[value] for table in tables if value in table), value)
+        value = _meant(item, name, value)
         if isinstance(value, acting):
             kinds |= kinds_of(value)
         else:
             rest.append((name, str(value)))
     return family, kinds, rest
+
+
+def _meant(item: Any, name: str, value: Any) -> Any:
+    """The method that a test calls by a name, or the parameter itself."""
+    tables = {"plan": ("PLANS", "METHODS"), "full": ("FULL",), "probe": ("PROBES",)}.get(name, ())
+    known = [getattr(item.module, table, {}) for table in tables]
+    return next((table[value] for table in known if value in table), value)
+
+
+def _is_of_method(item: Any, method: str) -> bool:
+    """Whether a test is about one published method: it is in its file, or has the method as a parameter."""
+    given: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    meant = [_meant(item, name, value) for name, value in given.items()]
+    about = {part.name() for value in meant if isinstance(value, Method) for part in value.parts()}
+    about |= {value.name() for value in meant if isinstance(value, type) and issubclass(value, Method)}
+    about |= {value.stem for value in meant if isinstance(value, Path)}
+    return method in about or item.path.name == f"test_{method}.py"
 
 
 def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
@@ -109,13 +127,14 @@ def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bo
     return bool(kinds) and not new
 
 
-def _lean(items: list[Any]) -> list[bool]:
-    """Of every test of a family the first one, of others all."""
+def _lean(items: list[Any], runs: list[bool]) -> list[bool]:
+    """Of what runs all tests that are for no family, the probes on two families, and of each other test of a family one."""
     met: set[Hashable] = set()
     chosen = []
-    for item in items:
+    for item, run in zip(items, runs):
         family, _, _ = _asked(item, Method, Site)
         test = (item.location[0], item.originalname, family)
-        chosen.append(family is None or test not in met)
-        met.add(test)
+        probes = item.originalname == "test_probe" and family in WHOLE
+        chosen.append(run and (family is None or probes or test not in met))
+        met |= {test} if run else set()
     return chosen

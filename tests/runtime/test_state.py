@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
-from plans import ROWS
-from test_generate import chunks, modern
-from test_identity import generate
+from calls import ROWS, chunks, generate, modern
 from torch import Tensor
 
 import foveate
