@@ -56,24 +56,18 @@ SITES: list[tuple[str, tuple[Site, ...], str]] = [
     ("llava", (Site("tower", 1, action="restore"),), "nothing is parked"),
     ("llava", (Site("tower", 1, action="park"),), "never restores"),
     ("llava", (Site("tower", 1, action="attend"),), "attends to parked tokens, but nothing is parked"),
-    ("llava", (Site("tower", 1, action="attend", where="mid"),), "before a vision block"),
-    ("llava", (Site("tower_output", action="attend"),), "before a vision block"),
-    ("llava", (Site("tower_output", action="park"),), "saves nothing"),
     ("llava", (Site("tower", 2, action="park"), Site("tower", 1, action="restore")), "nothing is parked"),
     ("llava", (Site("decoder", 1, action="park"), Site("decoder", 3, action="restore")), "only the tower"),
     ("llava", (Site("tower", 1, signals=("last_row",)),), "no text"),
     ("llava", (Site("tower_output", signals=("text",)),), "no text"),
     ("llava", (Site("decoder", 0, signals=("last_row",)),), "no layer before it"),
     ("llava", (Site("tower", 0, signals=("keys",)),), "no layer before it"),
-    ("llava", (Site("decode", 0, signals=("last_row",)),), "layer 1"),
     ("llava", (Site("decode", 2, signals=("residual",)),), "keys, last_row, values"),
     ("llava", (Site("lm_entry", signals=("keys",)),), "cannot give"),
     ("llava", (Site("lm_entry", signals=("residual",)),), "cannot give"),
     ("llava", (Site("lm_entry", signals=("last_row",)),), "cannot give"),
     ("llava", (Site("pixels", signals=("keys",)),), "cannot give"),
     ("llava", (Site("decoder", 2, signals=("cls_row",)),), "cannot give"),
-    ("llava", (Site("decoder", 2, where="mid"),), "mid"),
-    ("llava", (Site("tower_output", where="mid"),), "mid"),
 ]
 
 
@@ -116,6 +110,44 @@ def test_sites_that_make_sense(family: str, site: Site) -> None:
             family in tiny.RECURRENT and site.at == "decode"
         )  # three tiny layers to hide from cost less than reading one
         assert handle.report().flops_ratio < 1 or site.at == "pixels" or few
+
+
+NOWHERE: list[tuple[dict[str, Any], str]] = [
+    ({"at": "tower", "layer": 1, "action": "attend", "where": "mid"}, "before a block or layer"),
+    ({"at": "tower_output", "action": "attend"}, "before a block or layer"),
+    ({"at": "tower_output", "action": "park"}, "saves nothing"),
+    ({"at": "decode", "signals": ("last_row",)}, "layer 1"),
+    ({"at": "decoder", "layer": 2, "where": "mid"}, "mid"),
+    ({"at": "tower_output", "where": "mid"}, "mid"),
+    ({"at": "decoder", "unit": "patch"}, "vision tower"),
+    ({"at": "lm_entry", "layer": 2}, "at no layer"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), NOWHERE)
+def test_sites_that_no_model_has(words: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Site(**words)
+
+
+def test_a_constructor_for_each_place() -> None:
+    assert Site.tower(3, 0.5, mid=True) == Site("tower", 3, 0.5, where="mid")
+    assert Site.decoder(2, 0.5, signals=("keys",)) == Site("decoder", 2, 0.5, signals=("keys",))
+    assert (Site.pixels(0.5), Site.output(0.5), Site.entry()) == (
+        Site("pixels", keep=0.5),
+        Site("tower_output", keep=0.5),
+        Site("lm_entry"),
+    )
+    assert Site.decode(3, 0.5) == Site("decode", 3, 0.5)
+    assert Site.park(1, 0.5, unit="patch") == Site("tower", 1, 0.5, action="park", unit="patch")
+    assert (Site.restore(), Site.restore(4)) == (
+        Site("tower_output", action="restore"),
+        Site("tower", 4, action="restore"),
+    )
+    assert Site.attend(2) == Site("tower", 2, action="attend")
+    assert Site.skip(2, "ffn", 0.5) == Site("decoder", 2, 0.5, action="skip", part="ffn")
+    assert Site.channels(2) == Site("decoder", 2, action="channels", part="ffn")
+    assert (Site.sight(), Site.sight(1)) == (Site("lm_entry", action="sight"), Site("decoder", 1, action="sight"))
 
 
 @pytest.mark.parametrize(

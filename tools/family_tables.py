@@ -7,6 +7,7 @@ says its own.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
 from foveate.runtime.attach import kinds_of
-from foveate.runtime.signals.kind import kinds_at
+from foveate.runtime.signals.kind import KINDS, kinds_at
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
@@ -64,6 +65,15 @@ def site_table() -> str:
         for at, where in PLACES.items()
     ]
     return _table(("place", "where", "signals"), rows)
+
+
+def signal_table() -> str:
+    """One row per kind of signal, in the words of its class."""
+    rows = []
+    for name, kind in sorted(KINDS.items()):
+        said, *_ = (inspect.getdoc(kind) or "").split("\n\n")
+        rows.append((f"`{name}`", re.sub(r"``(.+?)``", r"`\1`", " ".join(said.split()))))
+    return _table(("signal", "what it is"), rows)
 
 
 def _family(family: Family) -> tuple[str, ...]:
@@ -148,7 +158,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def written(page: str) -> str:
     """``page`` with its tables as they should be."""
-    tables = {"families": family_table, "sites": site_table, "refused": refusal_table}
+    tables = {"families": family_table, "sites": site_table, "signals": signal_table, "refused": refusal_table}
     return MARKED.sub(lambda found: found[1] + "\n" + tables[found[2]]() + "\n" + found[3], page)
 
 

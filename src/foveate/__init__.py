@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vtw import VTW as VTW
     from foveate.models import list_families
+    from foveate.signal import Signal
     from foveate.tokens import Parked, Reduction, Tokens
 
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ __all__ = [
     "Reduction",
     "Report",
     "Reuse",
+    "Signal",
     "Site",
     "Tokens",
     "attached",
@@ -77,6 +79,7 @@ _HOME = {
     "list_methods": "methods",
     "method_from_json": "methods",
     "list_families": "models",
+    "Signal": "signal",
     "Parked": "tokens",
     "Reduction": "tokens",
     "Tokens": "tokens",

@@ -157,7 +157,7 @@ class TowerReducer(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         if self.keep == 0:
-            return [Site("tower_output", keep=0.0)]
+            return [Site.output(0.0)]
         least = self.least(host)
         if self.keep is not None and self.keep < least * (1 - 1e-9):
             raise ConfigError(
@@ -225,9 +225,9 @@ class TowerParker(Method):
     def sites(self, host: Host) -> Sequence[Site]:
         block, stabilise, ratio = self.plan(host)
         return [
-            Site("tower", block, ratio, action="park", unit="patch", signals=self.signals),
-            *(Site("tower", b, action="attend") for b in range(block, block + stabilise)),
-            Site("tower_output", action="restore"),
+            Site.park(block, ratio, unit="patch", signals=self.signals),
+            *(Site.attend(b) for b in range(block, block + stabilise)),
+            Site.restore(),
         ]
 
     def mean(self, host: Host) -> float:

@@ -16,6 +16,7 @@ Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decod
 Positions = Literal["keep", "renumber", "native"]
 #: the parts of a decoder layer that some actions are for; all others are for the whole of it
 PARTS: dict[str, tuple[str, ...]] = {"skip": ("attention", "ffn"), "channels": ("ffn",), "inject": ("ffn",)}
+_OF_NO_LAYER = ("pixels", "tower_output", "lm_entry")
 Verb = Literal["reduce", "park", "attend", "restore", "skip", "channels", "inject", "sight", "append", "reuse"]
 
 
@@ -72,6 +73,84 @@ class Site:
         if not isinstance(self.signals, (list, tuple)):
             raise ConfigError(f"Site.signals={shown(self.signals)}: expected a tuple of signals, such as ('keys',)")
         object.__setattr__(self, "signals", tuple(map(signal_of, self.signals)))
+        self._refuse_nowhere()
+
+    def _refuse_nowhere(self) -> None:
+        """Raise `ConfigError` for what no model has. What a model lacks is said when the method is put on it."""
+        if self.where == "mid" and self.at != "tower":
+            raise ConfigError(f'where="mid" is inside a vision block; {self.at} has no such place')
+        if self.action == "attend" and (self.at not in ("tower", "decoder") or self.where == "mid"):
+            raise ConfigError(f"attending to parked tokens is said before a block or layer, not at {self}")
+        if self.action == "park" and self.at == "tower_output":
+            raise ConfigError(f"no block comes after {self}, so parking there saves nothing: park earlier")
+        if self.unit == "patch" and not self.at.startswith("tower"):
+            raise ConfigError(f'unit="patch" is of tokens in the vision tower, and {self.at} is not there')
+        if self.layer and self.at in _OF_NO_LAYER:
+            raise ConfigError(f"{self.at} is at no layer: leave layer={self.layer} out")
+        if self.at == "decode" and self.layer == 0:
+            raise ConfigError("decode sites start at layer 1, where an attention has been computed")
+
+    # -- one constructor for each place, and for what is done there ------------------------------------------------------
+
+    @classmethod
+    def pixels(cls, keep: float = 1.0, **options: Any) -> Site:
+        """Before patch embedding, where images are resized."""
+        return cls("pixels", keep=keep, **options)
+
+    @classmethod
+    def tower(cls, block: int, keep: float = 1.0, *, mid: bool = False, **options: Any) -> Site:
+        """Before a vision block, or between its attention and its FFN (``mid``)."""
+        return cls("tower", block, keep, "mid" if mid else "before", **options)
+
+    @classmethod
+    def output(cls, keep: float = 1.0, **options: Any) -> Site:
+        """At the tower's output, before the projector."""
+        return cls("tower_output", keep=keep, **options)
+
+    @classmethod
+    def entry(cls, keep: float = 1.0, **options: Any) -> Site:
+        """Where features and text meet, before the first decoder layer."""
+        return cls("lm_entry", keep=keep, **options)
+
+    @classmethod
+    def decoder(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
+        """Before a decoder layer."""
+        return cls("decoder", layer, keep, **options)
+
+    @classmethod
+    def decode(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
+        """The KV cache of a decoder layer and of all after it, at every generated token."""
+        return cls("decode", layer, keep, **options)
+
+    @classmethod
+    def park(cls, block: int, keep: float = 1.0, *, mid: bool = False, **options: Any) -> Site:
+        """Before (or inside) a vision block, tokens are set aside that come back later; see `restore`."""
+        return cls.tower(block, keep, mid=mid, action="park", **options)
+
+    @classmethod
+    def attend(cls, block: int) -> Site:
+        """The attention of a vision block sees parked tokens, too."""
+        return cls("tower", block, action="attend")
+
+    @classmethod
+    def restore(cls, block: int | None = None) -> Site:
+        """Parked tokens come back before a vision block; without one, at the tower's output."""
+        return cls.output(action="restore") if block is None else cls.tower(block, action="restore")
+
+    @classmethod
+    def skip(cls, layer: int, part: Literal["attention", "ffn"], keep: float = 1.0, **options: Any) -> Site:
+        """Only the tokens that are kept go through a part of a decoder layer."""
+        return cls("decoder", layer, keep, action="skip", part=part, **options)
+
+    @classmethod
+    def channels(cls, layer: int, **options: Any) -> Site:
+        """Visual tokens use some channels of the FFN of a decoder layer."""
+        return cls("decoder", layer, action="channels", part="ffn", **options)
+
+    @classmethod
+    def sight(cls, layer: int | None = None, **options: Any) -> Site:
+        """It is said who sees whom from a decoder layer on; without one, from the entry on."""
+        return cls.entry(action="sight", **options) if layer is None else cls.decoder(layer, action="sight", **options)
 
     @property
     def asked(self) -> tuple[Signal, ...]:
@@ -96,7 +175,7 @@ class Site:
         return found
 
     def __str__(self) -> str:
-        if self.at in ("pixels", "tower_output", "lm_entry"):
+        if self.at in _OF_NO_LAYER:
             return self.at + (" (sight)" if self.action == "sight" else "")
         if self.reuse is not None:
             return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})"

@@ -85,7 +85,7 @@ class AntiOracle(Method):
     unit: ClassVar[Unit] = "none"
 
     def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("lm_entry")]
+        return [Site.entry()]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         return tokens.keep_mask((_evidence(tokens, self) == 0).to(tokens.index.device))

@@ -68,7 +68,7 @@ class DyCoke(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         ((layer, ratio),) = self.plan(host).stages
-        return [Site("decode", layer, ratio, signals=("last_row",))]
+        return [Site.decode(layer, ratio, signals=("last_row",))]
 
     def mean(self, host: Host) -> float:
         return self.plan(host).mean(host.depth)

@@ -73,7 +73,7 @@ class OIM(TowerReducer):
     def blocks(self, host: Host) -> Sequence[Site]:
         passes = self._passes(host.blocks * 3 // 4)
         shares = {block: prod(share for at, _, share in passes if at == block) for block, _, _ in passes}
-        return [Site("tower", b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
+        return [Site.tower(b, share, signals=SIGNALS[self.similarity]) for b, share in shares.items()]
 
     def least(self, host: Host) -> float:
         return 0.5 ** (2 if self.passes is None else len(self.passes))

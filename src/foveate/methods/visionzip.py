@@ -49,7 +49,7 @@ class VisionZip(EntryPruner):
 
     def sites(self, host: Host) -> Sequence[Site]:
         attention = "cls_row" if host.has_cls else "received"
-        return [Site("tower_output", keep=self.share, signals=(attention, "keys"))]
+        return [Site.output(self.share, signals=(attention, "keys"))]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         counts, n_dominant, n_contextual = self._counts(tokens, site)

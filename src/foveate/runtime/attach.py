@@ -335,18 +335,10 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name}: the vision tower of {host.family!r} takes images of one size only, so they cannot shrink at {site}: "
             "act in the tower or after it"
         )
-    if site.at == "decode" and site.layer == 0:
-        raise UnsupportedSiteError(f"{name}: decode sites start at layer 1, where an attention has been computed")
     if site.at == "decode" and any("sliding" in kind for kind in kinds_of(config)[site.layer - 1 :]):
         raise UnsupportedSiteError(
             f"{name}: decode sites need full-attention layers, not sliding ones as in {host.family!r}"
         )
-    if site.where == "mid" and site.at != "tower":
-        raise UnsupportedSiteError(f'{name}: where="mid" is inside a vision block; {site.at} has no such place')
-    if site.action == "attend" and (site.at != "tower" or site.where != "before"):
-        raise UnsupportedSiteError(f"{name}: attending to parked tokens is said before a vision block, not at {site}")
-    if site.action == "park" and site.at == "tower_output":
-        raise UnsupportedSiteError(f"{name}: no block comes after {site}, so parking there saves nothing: park earlier")
     if site.action in ("park", "restore") and site.action not in ACTIONS[site.at]:
         raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
     if site.action not in ACTIONS[site.at]:

@@ -68,7 +68,7 @@ class PartHooks:
 
     def _before_attention(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         call = self.context.decoder
-        if call is None or call.layout is None:
+        if call is None or call.layout is None or call.ahead is not None:  # (a look ahead is of all tokens)
             return
         self._refuse_replay()
         x = first_argument(args, kwargs, "hidden_states")

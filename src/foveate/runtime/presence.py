@@ -78,7 +78,7 @@ class Presence:
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
-        if any(kind.signal.of == "text" or kind.name == "text" for kind in action.asks):
+        if any(kind.signal.of == "text" or kind.name in ("text", "text_place") for kind in action.asks):
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
             facts["hidden"] = self.pick(self.hidden)
