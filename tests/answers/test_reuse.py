@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 import foveate
 from foveate import Host, Method, Reuse, Site
+from foveate.answers import Sight
 from foveate.errors import ConfigError, UnsupportedCacheError, UnsupportedSiteError
 from foveate.models import family_of
 from foveate.ops.select import stride
@@ -227,7 +228,8 @@ def test_the_report_names_the_layers(of: Any, tokens: Any) -> None:
         f"decoder {i} ({word} of {s})" for i, s in ((2, 1), (4, 3), (5, 3))
     ]
     assert all(visit.before == visit.after for visit in report.visits)
-    assert f"decoder 2 ({word} of 1) lazyattention" in str(report)
+    words = "queries and keys" if of == "qk" else "queries"
+    assert f"decoder 2 ({word} of 1) lazyattention: reuses {words} of layer 1, {tokens} tokens" in str(report)
     assert [i for i, (a, b) in enumerate(zip(report.layer_flops, report.full_layer_flops)) if a < b] == [2, 4, 5]
     story = tell(trace, report)
     assert [step.name for step, acts in zip(story.steps, story.acts) if any(act.action == "reuse" for act in acts)] == [
@@ -319,3 +321,26 @@ def test_serving_refuses() -> None:
 def test_properties(family: str, tokens: Any, check: Property) -> None:
     """After a cut at the layer that lends."""
     check(family, Fixed((Site("decoder", 1, 0.5),)) + LazyAttention(tokens=tokens))
+
+
+@pytest.mark.parametrize("tokens", ["visual", "all"])
+def test_a_sight_is_in_force_in_a_layer_that_reuses(tokens: Any) -> None:
+    """Who may attend to whom is a matter of each layer's own mask, in the prompt and for the words that follow."""
+
+    @dataclass(frozen=True)
+    class Blind(Fixed):
+        def answer(self, tokens: Tokens, site: Site) -> Sight:
+            sees = torch.tensor([[True, True], [False, True]])  # text sees no visual token
+            return Sight(torch.zeros(len(tokens), dtype=torch.long, device=tokens.index.device), sees)
+
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS[:1])
+    method = Fixed((site(3, 2, tokens=tokens),))
+    sight = Blind((Site("decoder", 3, action="sight"),))
+    with torch.no_grad():
+        with foveate.compress(model, method + sight):
+            out = generate(model, batch, output_logits=True, return_dict_in_generate=True)
+            full = model(**tiny.longer("llava", batch, out.sequences)).logits
+        with foveate.compress(model, method):
+            assert (model(**batch).logits[:, -1] - full[:, batch["input_ids"].shape[1] - 1]).abs().max() > 1e-3
+    for step in range(4):
+        close(full[:, batch["input_ids"].shape[1] - 1 + step], out.logits[step])

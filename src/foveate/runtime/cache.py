@@ -53,8 +53,8 @@ class KVIndex:
 
     @property
     def whole(self) -> bool:
-        """Whether every token of the full sequence is held, in its place."""
-        return self.index is None and self.tail == self.total
+        """Whether every token of the full sequence is held, in its place, and all may see it."""
+        return self.index is None and self.tail == self.total and self.groups is None
 
     @property
     def length(self) -> int:

@@ -45,6 +45,7 @@ from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite
 from foveate.runtime.trace import LayerTrace, Trace, tick
+from foveate.runtime.weigh import weigh
 from foveate.tokens import Tokens
 
 
@@ -202,7 +203,7 @@ class DecoderHooks:
         cache = cache_among(output if isinstance(output, tuple) else output.values())
         if self.reduces:
             keep_states(cache, call.states, call.past + call.length)
-        _weigh(call.trace, cache)
+        weigh(call.trace, cache)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -387,23 +388,3 @@ class DecoderHooks:
         if taken is not None:
             trace.reuse, trace.reused = taken.reuse, taken.tokens
         log.append(trace)
-
-
-def _weigh(trace: Trace, cache: Any) -> None:
-    """Bytes held by the cache tensors, and what full-length ones would take."""
-    held = full = 0
-    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths = [], [], []
-    for i, entry in enumerate(getattr(cache, "layers", [])):
-        keys = getattr(entry, "keys", None)
-        if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
-            continue
-        size = keys.nbytes + entry.values.nbytes
-        held += size
-        if keys.shape[-1] == 0:  # an earlier layer's, which are as wide as its values
-            size += entry.values.nbytes
-        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
-        full += size // keys.shape[-2] * total
-        trace.kv_layers.append(i)
-        trace.kv_lengths.append(keys.shape[-2])
-        trace.full_kv_lengths.append(total)
-    trace.kv_bytes, trace.full_kv_bytes = held, full

@@ -158,7 +158,9 @@ class ReuseHooks:
         assert layout is not None
         t = layout.tokens
         name = action.method.name()
-        call.trace.sites.append(SiteTrace(action.site, name, t.counts, t.counts, 0, t.index, t.index, t.spans.shape))
+        visit = SiteTrace(action.site, name, t.counts, t.counts, 0, t.index, t.index, t.spans.shape)
+        visit.says = f"reuses {action.site.reuse}"
+        call.trace.sites.append(visit)
 
 
 def _only_values(
@@ -311,7 +313,7 @@ def _between(other: Action, i: int, source: int, reuse: Reuse) -> str:
     inside = source < site.layer <= i
     if site.at == "decoder" and site.action not in ("reuse", "skip", "channels", "inject", "sight") and inside:
         return f"acts at {site}"
-    if site.at == "decoder" and site.action == "skip" and site.part != "ffn" and source <= site.layer <= i:
+    if site.at == "decoder" and site.action == "skip" and site.part != "ffn" and site.layer in (i, source):
         return f"lets tokens skip the attention at {site}"
     if site.at == "decode" and reuse.of == "qk" and inside:
         return f"hides tokens from {site} on"

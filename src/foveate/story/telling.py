@@ -220,7 +220,7 @@ class _Walk:
         before, after = (sum(map(len, each)) for each in (present, kept))
         if site.action == "restore":  # it may have been patches that were parked
             before, after = round(waiting), round(self._running())
-        if before != after or visit.says or action == "reuse":
+        if before != after or visit.says:
             yield Act(visit.method, action, before, after, site.unit == "patch", visit.says)
 
     def _running(self) -> float:
