@@ -22,6 +22,7 @@ from foveate.errors import UnsupportedCacheError
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
+from foveate.runtime.trace import Trace
 from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
@@ -360,3 +361,23 @@ def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
     cache.layers[layer] = new
     result: CompactMixin = new
     return result
+
+
+def weigh(trace: Trace, cache: Any) -> None:
+    """Bytes held by the cache tensors, and what full-length ones would take."""
+    held = full = 0
+    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths = [], [], []
+    for i, entry in enumerate(getattr(cache, "layers", [])):
+        keys = getattr(entry, "keys", None)
+        if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
+            continue
+        size = keys.nbytes + entry.values.nbytes
+        held += size
+        if keys.shape[-1] == 0:  # an earlier layer's, which are as wide as its values
+            size += entry.values.nbytes
+        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
+        full += size // keys.shape[-2] * total
+        trace.kv_layers.append(i)
+        trace.kv_lengths.append(keys.shape[-2])
+        trace.full_kv_lengths.append(total)
+    trace.kv_bytes, trace.full_kv_bytes = held, full

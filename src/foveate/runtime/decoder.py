@@ -18,20 +18,10 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
-from foveate.runtime.context import (
-    Action,
-    Context,
-    DecoderPass,
-    Hooks,
-    Taken,
-    by_name,
-    by_position,
-    first_argument,
-    replace_first,
-    wants_gradients,
-)
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, weigh, window_of
+from foveate.runtime.context import Action, Context, DecoderPass, Taken, wants_gradients
 from foveate.runtime.entry import Entry
+from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.prompt import Inputs
@@ -199,7 +189,7 @@ class DecoderHooks:
         cache = cache_among(output if isinstance(output, tuple) else output.values())
         if self.reduces:
             keep_states(cache, call.states, call.past + call.length)
-        _weigh(call.trace, cache)
+        weigh(call.trace, cache)
 
     # -- layers -----------------------------------------------------------------------------------------------------
 
@@ -445,23 +435,3 @@ def _text(call: DecoderPass, layout: Rows, hidden: Tensor) -> tuple[Tensor, tupl
         return hidden[is_text], tuple(int(n) for n in is_text.sum(1).tolist())
     counts = samples.count(layout.index, is_text)
     return hidden[is_text], tuple(int(n) for n in counts.flatten().tolist())
-
-
-def _weigh(trace: Trace, cache: Any) -> None:
-    """Bytes held by the cache tensors, and what full-length ones would take."""
-    held = full = 0
-    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths = [], [], []
-    for i, entry in enumerate(getattr(cache, "layers", [])):
-        keys = getattr(entry, "keys", None)
-        if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
-            continue
-        size = keys.nbytes + entry.values.nbytes
-        held += size
-        if keys.shape[-1] == 0:  # an earlier layer's, which are as wide as its values
-            size += entry.values.nbytes
-        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
-        full += size // keys.shape[-2] * total
-        trace.kv_layers.append(i)
-        trace.kv_lengths.append(keys.shape[-2])
-        trace.full_kv_lengths.append(total)
-    trace.kv_bytes, trace.full_kv_bytes = held, full
