@@ -19,18 +19,9 @@ from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
-from foveate.runtime.context import (
-    Action,
-    Context,
-    DecoderPass,
-    Hooks,
-    Taken,
-    by_name,
-    by_position,
-    first_argument,
-    replace_first,
-)
+from foveate.runtime.context import Action, Context, DecoderPass, Taken
 from foveate.runtime.entry import Entry
+from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
