@@ -376,7 +376,7 @@ def test_a_look_ahead_where_tokens_skip_the_attention(family: str) -> None:
     listen, skips = Hear((Site("decoder", 2, signals=("next_row",)),)), Thin((Site.skip(2, "attention"),))
     with torch.no_grad(), foveate.compress(model, listen + skips) as handle:
         model(**batch)
-    assert [visit.method for visit in handle.report().visits] == ["hear", "thin"]
+        assert [visit.method for visit in handle.report().visits] == ["hear", "thin"]
     close(listen.heard[0].next_row, hear(model, batch, Site("decoder", 3, signals=("last_row",))).last_row)
 
 
