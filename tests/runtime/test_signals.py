@@ -19,6 +19,7 @@ from transformers import DynamicCache
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
 from foveate import signal as addresses
+from foveate.models import list_families
 from foveate.runtime.signals import kinds
 from foveate.runtime.signals.kind import KINDS
 from foveate.signal import Signal
@@ -352,6 +353,31 @@ def test_states_of_the_tower_in_the_language_model(family: str, impl: str) -> No
         model.generate(**batch, max_new_tokens=2, num_beams=2, do_sample=False)
     rows = torch.tensor(listen.heard[0].spans.row)[listen.heard[0].segment]
     close(listen.heard[0].signal(asked[0])[rows % 2 == 0], right)
+
+
+@pytest.mark.parametrize("structure", [name for name in tiny.STRUCTURES if name not in tiny.WHOLE])
+def test_on_towers_and_decoders_of_all_kinds(structure: str) -> None:
+    """In a batch as alone, and the layer to come says before it runs what it says when it has."""
+    model, batch = tiny.model(structure), tiny.inputs(structure, ROWS[structure])
+    asked = (Signal("hidden", 1), Signal("values", 1), Signal("hidden", 1, "text"), Signal("last_row", 1), "next_row")
+    site = Site("decoder", 3, signals=asked)
+    if not list_families()[structure].tower.arrangements:
+        site = replace(site, signals=(*asked, Signal("hidden", tiny.BLOCKS - 1, at="tower")))
+    as_alone(structure, model, site)
+    close(hear(model, batch, site).next_row, hear(model, batch, Site("decoder", 4, signals=("last_row",))).last_row)
+    last = tiny.BLOCKS - 1
+    of_tower: tuple[Any, ...] = (Signal("hidden", last), Signal("residual", last), Signal("received", last), "keys")
+    as_alone(structure, model, Site("tower_output", signals=of_tower))
+
+
+def test_a_look_ahead_where_tokens_skip_the_attention(family: str) -> None:
+    """It is of all tokens, and asks nobody who skips."""
+    model, batch = tiny.model(family), batch_of(family)
+    listen, skips = Hear((Site("decoder", 2, signals=("next_row",)),)), Thin((Site.skip(2, "attention"),))
+    with torch.no_grad(), foveate.compress(model, listen + skips) as handle:
+        model(**batch)
+        assert [visit.method for visit in handle.report().visits] == ["hear", "thin"]
+    close(listen.heard[0].next_row, hear(model, batch, Site("decoder", 3, signals=("last_row",))).last_row)
 
 
 # -- a kind of one's own --------------------------------------------------------------------------------------------------
