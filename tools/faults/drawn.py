@@ -1,4 +1,4 @@
-"""Faults drawn at random in the syntax of files: a comparison flipped, a number off by one, a line dropped, operands swapped."""
+"""Faults drawn at random from the syntax: a comparison flipped, a number off by one, a line dropped, operands swapped."""
 
 from __future__ import annotations
 
