@@ -110,9 +110,12 @@ def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bo
     family, kinds, rest = _asked(item, Method, Site)
     if hasattr(item.module, "leaves_to_the_matrix") and hasattr(item, "callspec"):
         return bool(item.module.leaves_to_the_matrix(**item.callspec.params))
+    eager = ("impl", "eager") in rest
+    if eager and kinds:  # that it says what sdpa says is in the contract
+        return True
     if family is None or family in WHOLE:
         return False
-    if ("impl", "eager") in rest:
+    if eager:
         return True
     named = any("family" in str(marker.args[0]) for marker in item.iter_markers("parametrize"))
     if not named:

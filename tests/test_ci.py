@@ -60,5 +60,5 @@ def test_a_promise_that_time_breaks_fails(tmp_path: Path) -> None:
 
 
 def test_what_follows_is_left_out(tmp_path: Path) -> None:
-    status, made, last = run(tmp_path, slow="test-lmms", limit=8)
+    status, made, last = run(tmp_path, slow="test-lmms", limit=6)
     assert (status, made[-1], last) == (0, "test-lmms", "left out: make test-lmms: no time")

@@ -23,7 +23,7 @@ def leaves_to_the_matrix(family: str, probe: str = "", check: Property | None = 
     if family in tiny.WHOLE or check is None:
         return False
     if family not in tiny.STRUCTURES:
-        return probe != "sum" or check not in CORE
+        return probe != "tower and decoder" or check not in CORE
     return check not in CORE and (list(PROBES).index(probe) + PROPERTIES.index(check)) % 4 > 0
 
 

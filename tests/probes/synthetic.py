@@ -292,6 +292,7 @@ PROBES: dict[str, Method] = {
     "nothing": Nothing(),
     "nothing, later": Nothing(layer=3),
     "recall": Recall(),
+    "tower and decoder": DropBlocks(keep=0.8) + Cascade(),
     "sum": DropBlocks(keep=0.8) + Asked() + Received(),
 }
 

@@ -15,7 +15,7 @@ import test_tiles
 import tiny
 import torch
 from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, counted, generate
-from contract import depends_on_text
+from contract import depends_on_text, sites_of
 from plans import PLANS, plan
 from probes.synthetic import DropBlocks, ParkHalf, Ragged, Received
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from foveate.models.family import resize_images
 GEMMA = tiny.gemma.FAMILIES
 ONE_WAY = {"paligemma": 1, "gemma3": 0}  # the token type of text that sees backwards only
 METHODS = [foveate.Random(layer=0, ratio=0.4), foveate.Random(layer=3, ratio=0.4), foveate.Stride(layers=(0, 2, 4))]
-methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name()}-{len(method.sites(None))}")
+methods = pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name()}-{len(sites_of(method))}")
 
 
 def dropped(visual: Tensor, visits: Sequence[Any]) -> list[Tensor]:

@@ -1,0 +1,228 @@
+"""Faults that somebody might make, at least one against every invariant of CONTRIBUTING.md and every answer of a method.
+
+Each is a small patch: a file of the package, text that is in it exactly once, what stands there instead, and the tests that
+should notice. A text that is gone fails loudly: write the fault anew for what has taken its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One patch.
+
+    Attributes:
+        name: what is wrong then.
+        file: under ``src/foveate``.
+        old, new: text that is there exactly once, and what replaces it.
+        tests: what should notice, as arguments of pytest.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+METHODS = "tests/methods/test_contract.py"
+
+
+def probes(check: str) -> tuple[str, ...]:
+    """The probes on two families, with one property of the contract."""
+    return ("tests/test_probes.py", "-k", f"{check} and (llava- or qwen2_5_vl)")
+
+
+CHOSEN = [
+    Fault(
+        "1: of a share of one, one token goes",
+        "schedule.py",
+        "return max(math.floor(n * keep + 0.5)",
+        "return max(math.floor((n - 1) * keep + 0.5)",
+        (METHODS, "-k", "keeping_everything"),
+    ),
+    Fault(
+        "2: a row's padding is seen by its tokens",
+        "runtime/masks.py",
+        "hidden = outside if keys.valid is None else outside | ~keys.valid",
+        "hidden = outside",
+        probes("batch_is_its_rows"),
+    ),
+    Fault(
+        "3: decoding forgets the padding of the cache",
+        "runtime/cache.py",
+        "valid = torch.cat([valid, valid.new_ones(batch, self.tail)], dim=1)",
+        "valid = None",
+        probes("generation_of_a_batch"),
+    ),
+    Fault(
+        "4: an entry tells what it holds in place of what it stands for",
+        "runtime/cache.py",
+        "return replace(self, total=self.total + n, tail=self.tail + n, _selected={})",
+        "return replace(self, total=self.total + n, tail=self.tail, _selected={})",
+        probes("cached_step"),
+    ),
+    Fault(
+        "4: beams keep the entries of the rows before",
+        "runtime/cache.py",
+        "return None if x is None else x.index_select(0, rows.to(x.device))",
+        "return x",
+        probes("beams"),
+    ),
+    Fault(
+        "5: functions that were replaced stay when the handle is removed",
+        "runtime/hooks.py",
+        "delattr(module, name) if own is None else setattr(module, name, own)",
+        "setattr(module, name, stock)",
+        probes("removal"),
+    ),
+    Fault(
+        "5: removing a handle leaves the first hook",
+        "runtime/hooks.py",
+        "while self._undo:",
+        "while len(self._undo) > 1:",
+        probes("removal"),
+    ),
+    Fault(
+        "7: text behind a removed image is numbered anew under positions=keep",
+        "runtime/layout.py",
+        "return self.index if self.place is None else self.index.index_put((self.row, self.slot), self.place)",
+        "return torch.arange(self.width, device=self.index.device).expand_as(self.index)",
+        probes("cached_step"),
+    ),
+    Fault(
+        "8: images of a row are taken in the wrong order of chunks",
+        "schedule.py",
+        "return survivors(seen + n, share) - survivors(seen, share)",
+        "return survivors(n, share)",
+        ("tests/test_rounding.py",),
+    ),
+    Fault(
+        "9: a mean of merged tokens is not divided by what they weigh",
+        "ops/merge.py",
+        "mass = segment_sum(weight.to(wide.dtype), group, n_groups)",
+        "mass = segment_sum(torch.ones_like(weight).to(wide.dtype), group, n_groups)",
+        ("tests/ops/test_merge.py",),
+    ),
+    Fault(
+        "10: rows that keep less are as wide as their own tokens",
+        "runtime/layout.py",
+        "width = max(1, *lengths)",
+        "width = max(1, lengths[0])",
+        probes("batch_is_its_rows"),
+    ),
+    Fault(
+        "11: eager attention is told of padding as sdpa is",
+        "runtime/masks.py",
+        'return "float"',
+        'return "bool"',
+        probes("eager"),
+    ),
+    Fault(
+        "12: halves are rounded down",
+        "schedule.py",
+        "return max(math.floor(n * keep + 0.5)",
+        "return max(math.ceil(n * keep - 0.5)",
+        ("tests/test_schedule.py", "tests/test_rounding.py"),
+    ),
+    Fault(
+        "12: an image may lose all of its tokens by rounding",
+        "schedule.py",
+        "least: int = 1) -> int:",
+        "least: int = 0) -> int:",
+        ("tests/test_rounding.py",),
+    ),
+    Fault(
+        "13: the projector is counted for tokens that have left",
+        "cost.py",
+        'now["projector"] = trace.output_rows * projector',
+        'now["projector"] = trace.full_output_rows * projector',
+        probes("report_counts_what_ran"),
+    ),
+    Fault(
+        "signals: what the last text token attends to is the same for all tokens",
+        "runtime/signals/kinds/last_row.py",
+        'return here.own_rows(here.reading(self), "last")[:, 0]',
+        'return here.own_rows(here.reading(self), "last")[:1, 0].expand(len(here.sample), -1)',
+        ("tests/runtime/test_signals.py", "tests/runtime/test_samples.py"),
+    ),
+    Fault(
+        "signals: received attention is the sum of another's queries, too",
+        "runtime/signals/kinds/received.py",
+        "return paid.sum(1) / there.to(paid.device)[here.sample]",
+        "return paid.sum(1)",
+        ("tests/test_signal_addresses.py", "tests/runtime/test_signals.py"),
+    ),
+    Fault(
+        "schedule: what one chunk of an image was given is not taken off the next one",
+        "schedule.py",
+        "return _nearest(after * (seen + n), before) - _nearest(after * seen, before)",
+        "return _nearest(after * n, before)",
+        ("tests/test_rounding.py",),
+    ),
+    Fault(
+        "registry: a plug-in takes the name of one of ours",
+        "plugins.py",
+        "if name == other.name() or cls.__name__ == other.__name__:",
+        "if name == other.name() and cls.__name__ == other.__name__ and False:",
+        ("tests/test_plugins.py",),
+    ),
+    Fault(
+        "registry: one plug-in that cannot be imported takes the others with it",
+        "plugins.py",
+        "except (Exception, SystemExit) as error:",
+        "except ImportWarning as error:",
+        ("tests/test_plugins.py",),
+    ),
+    Fault(
+        "reduce: an author's NaN scores pass",
+        "method.py",
+        "if tokens.strict and",
+        "if not tokens.strict and",
+        ("tests/test_authors.py",),
+    ),
+    Fault(
+        "park: what comes back is what went on",
+        "method.py",
+        "return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)",
+        "return parked.tokens.hidden",
+        ("tests/runtime/test_exact.py", "tests/runtime/test_attend.py"),
+    ),
+    Fault(
+        "sight: text sees what is hidden from it once it is cached",
+        "runtime/sight.py",
+        "return Groups(number, (number >= 0) & ~text_sees[number])",
+        "return Groups(number, torch.zeros_like(number, dtype=torch.bool))",
+        ("tests/answers/test_sight.py",),
+    ),
+    Fault(
+        "channels: a bias is that of the first channels",
+        "runtime/ffn.py",
+        "upper = up.index_select(0, chosen + self._shift)",
+        "upper = up.index_select(0, chosen)",
+        ("tests/answers/test_channels.py",),
+    ),
+    Fault(
+        "skip: tokens that skip an FFN are given what their neighbours got",
+        "runtime/ffn.py",
+        "rows = rows.index_copy(0, self.whole.to(made.device), made.flatten(0, -2))",
+        "rows = rows.index_copy(0, self.whole.to(made.device).flip(0), made.flatten(0, -2))",
+        ("tests/answers/test_skip.py",),
+    ),
+    Fault(
+        "reuse: a layer that lends is forgotten before the last one that takes",
+        "runtime/reuse.py",
+        "self.until[reuse.source] = i",
+        "self.until.setdefault(reuse.source, i)",
+        ("tests/answers/test_reuse.py",),
+    ),
+    Fault(
+        "state: beams go on with the memory of other beams",
+        "runtime/state.py",
+        "changes[-1] = changes[-1][rows.to(changes[-1].device)]",
+        "changes[-1] = rows",
+        ("tests/runtime/test_state.py",),
+    ),
+]
