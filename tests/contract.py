@@ -65,7 +65,7 @@ def depends_on_text(method: Method) -> bool:
     """Whether a longer prompt may choose other tokens: the choice follows its text, or is made anew at every step."""
     guides = {"last_row", "text_rows", "text", "received", "next_row", "next_rows", "text_pass"}
     return any(
-        site.at == "decode"
+        site.at in ("decode", "cache")
         or (site.at in ("decoder", "lm_entry") and guides & {getattr(each, "kind", each) for each in site.signals})
         for site in sites_of(method)
     )

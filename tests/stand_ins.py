@@ -1,4 +1,4 @@
-"""Stand-ins for attention kernels that a CPU does not have: flex uncompiled, and flash with the interface of the real one."""
+"""Stand-ins for what a CPU does not have: flex uncompiled, flash with the interface of the real one, a quantised cache."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from calls import HANDS_OVER_FEATURES
 from torch import Tensor
 from torch.nn.attention import flex_attention
 from transformers import masking_utils
+from transformers.cache_utils import Cache, QuantizedLayer
 from transformers.integrations import flex_attention as flex
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -133,3 +134,24 @@ def with_flash(family: str) -> Any:
     if reason := why_no_flash(family):
         pytest.skip(reason)
     return _with_flash(family)
+
+
+# -- caches that hold something else than tensors ----------------------------------------------------------------------
+
+
+class Lossless(QuantizedLayer):
+    """A quantised entry that loses nothing: its tensors are out of sight, in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__(residual_length=3)
+
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
+        return (tensor.clone(),)
+
+    def _dequantize(self, qtensor: Any) -> torch.Tensor:
+        return qtensor[0]
+
+
+def lossless() -> Cache:
+    """A cache of such entries."""
+    return Cache(layers=[Lossless() for _ in range(tiny.LAYERS)])

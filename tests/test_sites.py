@@ -68,6 +68,7 @@ SITES: list[tuple[str, tuple[Site, ...], str]] = [
     ("llava", (Site("lm_entry", signals=("last_row",)),), "cannot give"),
     ("llava", (Site("pixels", signals=("keys",)),), "cannot give"),
     ("llava", (Site("decoder", 2, signals=("cls_row",)),), "cannot give"),
+    ("llava", (Site("decoder", 2, step=3),), "decoder 2 from step 3 on, but 'llava' writes its answer word by word"),
 ]
 
 
@@ -85,6 +86,7 @@ SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
     (Site("lm_entry"), ("text",)),
     (Site("decoder", 2), ("residual", "keys", "values", "received", "last_row", "text_rows", "text")),
     (Site("decode", 2), ("keys", "values", "last_row")),
+    (Site("cache", 3), ("keys", "values", "received", "last_row", "text_rows")),
 ]
 
 
@@ -101,6 +103,9 @@ def test_sites_that_make_sense(family: str, site: Site) -> None:
     """Every place takes a method, with no signal and with each that it can give."""
     if site.at == "decode" and family in tiny.gemma.SLIDING:
         pytest.skip("sliding layers have no decode sites")
+    if site.at == "cache":
+        layers = tiny.of_attention(family, range(tiny.LAYERS))
+        site = replace(site, layer=next(i for i in layers if not tiny.gemma.window(family, i)))
     if site.at == "pixels" and family in tiny.tiles.OVIS:
         pytest.skip("its tower takes images of one size")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
@@ -109,7 +114,9 @@ def test_sites_that_make_sense(family: str, site: Site) -> None:
         few = (
             family in tiny.RECURRENT and site.at == "decode"
         )  # three tiny layers to hide from cost less than reading one
-        assert handle.report().flops_ratio < 1 or site.at == "pixels" or few
+        report = handle.report()
+    saved = report.kv_ratio if site.at == "cache" else report.flops_ratio
+    assert saved < 1 or site.at == "pixels" or few
 
 
 NOWHERE: list[tuple[dict[str, Any], str]] = [

@@ -29,6 +29,7 @@ PLACES = {
     "tower_output": "after the last block that is read",
     "lm_entry": "where features and text meet",
     "decoder": "before any layer; layers that reuse queries and keys, too",
+    "cache": "the cache of any layer with keys of its own, when the prompt has ended; not where it slides",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }
 #: what a family's checkpoints have, where the default config does not fit together or is another family's
@@ -130,7 +131,7 @@ def refused(family: Family) -> Iterable[str]:
     if family.tower.unit(config) > 1:
         yield "dropping single patches"
     if any("sliding" in kind for kind in kinds_of(config)):
-        yield "`decode` sites"
+        yield "`decode` sites, `cache` sites of sliding layers"
     if family.decoder.recurrent:
         yield "signals of attention from decoder layers without"
     if family.decoder.shared:

@@ -47,7 +47,8 @@ class Report:
     """What the last call did, and what the stock model would have done.
 
     Attributes:
-        visits: every site that was visited in the tower and the prefill, in order; then each decode site at its last step.
+        visits: every site that was visited in the tower and the prefill, in order, those of the cache as the last ones; then
+            each decode site at its last step.
         visual_tokens: visual tokens of the prompt (all rows of the batch).
         layer_tokens: tokens per row that each decoder layer held in the prefill, text included.
         full_layer_tokens: the same in the stock model.
@@ -105,9 +106,11 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
-        for visit in self.visits:
-            what = visit.says or f"{sum(visit.before)} -> {sum(visit.after)}"
-            lines.append(f"  {visit.site:<15} {visit.method}: {what}")
+        for site, visits in _runs(self.visits):
+            before, after = (
+                sum(sum(counts) for counts in each) for each in zip(*((v.before, v.after) for v in visits))
+            )
+            lines.append(f"  {site:<15} {visits[0].method}: {visits[0].says or f'{before} -> {after}'}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -119,6 +122,18 @@ class Report:
             lines.append(f"thread          {self.thread}, not this one")
         lines.append(f"time            {times} ({self.decode_steps} decode steps)")
         return "\n".join(lines)
+
+
+def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:
+    """Visits with the name of their site; those that one method makes to the caches of several layers are one."""
+    found: list[tuple[str, list[Visit]]] = []
+    for visit in visits:
+        place, _, layer = visit.site.partition(" ")
+        if place == "cache" and found and found[-1][0].startswith("cache") and found[-1][1][0].method == visit.method:
+            found[-1] = (f"{found[-1][0]}, {layer}", [*found[-1][1], visit])
+        else:
+            found.append((visit.site, [visit]))
+    return [(site if len(of) < 4 else f"{len(of)} caches", of) for site, of in found]
 
 
 def report(model: Any, family: Family, trace: Trace) -> Report:

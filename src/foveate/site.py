@@ -27,7 +27,8 @@ class Site:
     Attributes:
         at: ``pixels`` (before patch embedding), ``tower`` (a vision block), ``tower_output`` (the selected features,
             before the projector), ``lm_entry`` (features, positions and text meet), ``decoder`` (before a decoder
-            layer), ``decode`` (the KV cache of a decoder layer and of all after it, at every generated token).
+            layer), ``decode`` (the KV cache of a decoder layer and of all after it, at every generated token), ``cache``
+            (the KV cache of one decoder layer, once, when the prompt has ended: those not kept are freed).
         layer: block or decoder layer; negative counts from the end.
         keep: share of the tokens present that survive, for `Tokens.budget`.
         shares: at one of several cuts of a schedule: the shares of the tokens at its first cut that it leaves after each of
@@ -44,6 +45,7 @@ class Site:
         part: of a decoder layer, ``attention`` or ``ffn``. The site is visited when that part is about to run: `Tokens.hidden`
             is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
         reuse: with ``action="reuse"``, what this layer takes from an earlier one.
+        step: the denoising step from which on the site acts, in a model that writes an answer in `Host.steps` of them.
     """
 
     at: Place
@@ -56,6 +58,7 @@ class Site:
     shares: tuple[float, ...] = ()
     part: Literal["", "attention", "ffn"] = ""
     reuse: Reuse | None = None
+    step: int = 0
 
     def __post_init__(self) -> None:
         check(self)
@@ -89,6 +92,12 @@ class Site:
             raise ConfigError(f"{self.at} is at no layer: leave layer={self.layer} out")
         if self.at == "decode" and self.layer == 0:
             raise ConfigError("decode sites start at layer 1, where an attention has been computed")
+        if self.step < 0:
+            raise ConfigError(f"step={self.step}: denoising steps count from 0")
+        if self.at == "cache" and self.shares:
+            raise ConfigError(
+                "the cache of each layer holds tokens of its own, so cuts of several layers are no schedule: say `keep` at each"
+            )
 
     # -- one constructor for each place, and for what is done there ------------------------------------------------------
 
@@ -121,6 +130,11 @@ class Site:
     def decode(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
         """The KV cache of a decoder layer and of all after it, at every generated token."""
         return cls("decode", layer, keep, **options)
+
+    @classmethod
+    def cache(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
+        """The KV cache of one decoder layer, once, when the prompt has ended."""
+        return cls("cache", layer, keep, **options)
 
     @classmethod
     def park(cls, block: int, keep: float = 1.0, *, mid: bool = False, **options: Any) -> Site:
@@ -175,14 +189,15 @@ class Site:
         return found
 
     def __str__(self) -> str:
+        start = f" from step {self.step} on" if self.step else ""
         if self.at in _OF_NO_LAYER:
-            return self.at + (" (sight)" if self.action == "sight" else "")
+            return self.at + (" (sight)" if self.action == "sight" else "") + start
         if self.reuse is not None:
-            return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})"
+            return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})" + start
         inside = " (mid)" if self.where == "mid" else ""
         inside += f" {self.part}" if self.part else ""
         said = f" ({self.action})" if self.part or self.action in ("attend", "sight") else ""
-        return f"{self.at} {self.layer}{inside}{said}"
+        return f"{self.at} {self.layer}{inside}{said}{start}"
 
 
 @dataclass(frozen=True)
@@ -199,6 +214,7 @@ class Host:
         tower_width: the same in the tower, all patches of a token together.
         output_width: the same at its output, where a block may have merged them; of features of one block.
         depth: all decoder layers, those that attend to the keys of earlier ones too: what a mean per layer is over.
+        steps: denoising steps in which the model writes an answer; 0: it writes word by word, as all families here do today.
     """
 
     family: str
@@ -210,6 +226,7 @@ class Host:
     tower_width: int = 0
     output_width: int = 0
     depth: int = 0
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if not self.depth:

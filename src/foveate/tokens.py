@@ -34,10 +34,13 @@ class Spans:
     frame: tuple[int, ...]  # index of the frame in its clip, 0 for an image
     row: tuple[int, ...]  # of the batch (inside the tower, where rows are not known: the clip)
     sample: tuple[int, ...] = ()  # of the batch: the row, where a row is not packed with several
+    number: tuple[int, ...] = ()  # in the language model: the same at all sites, and in all chunks of a prompt
 
     def __post_init__(self) -> None:
         if not self.sample:
             object.__setattr__(self, "sample", self.row)
+        if not self.number:
+            object.__setattr__(self, "number", tuple(range(len(self.row))))
 
     def __len__(self) -> int:
         return len(self.shape)
@@ -133,6 +136,12 @@ class Tokens:
             word = repr(asked.kind) if asked == Signal(asked.kind) else str(asked)
             raise UnknownNameError(f"signal {word} was not asked for: add it to the `signals` of this site")
         return self.signals[asked]
+
+    @property
+    def name(self) -> Tensor:
+        """``(N,)`` int64: a number for each token that is the same at all sites of the language model."""
+        span = torch.tensor(self.spans.number, dtype=torch.long).to(self.index.device, non_blocking=True)
+        return span[self.segment] << 24 | self.index  # (no span has 16 million tokens)
 
     @property
     def clip_counts(self) -> tuple[int, ...]:

@@ -10,12 +10,14 @@ import pytest
 import tiny
 import torch
 from pages import Tell
+from probes.snapkv import SnapKV
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, OIM, VTW, Downsample, DyCoke, FastV, Method, Stride, ToMe, VisionZip
 from foveate.errors import ConfigError
 from foveate.runtime.trace import Trace
 from foveate.story import Story, tell
+from foveate.story.telling import Act
 from foveate.story.view import View
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5]]
@@ -150,6 +152,17 @@ def test_hidden_in_the_cache(told: Tell) -> None:
     story = told(DyCoke(decode_ratio=0.3))
     assert states(story, -1) == {"a": 30, "h": 70}
     assert story.acts[-1][0].action == "hide"
+
+
+def test_freed_from_caches(told: Tell) -> None:
+    """Fainter where fewer layers hold a token; what several caches lose is one act."""
+    story = told(Stride(ratio=0.5, layers=(3,)) + SnapKV(ratio=0.2, layers=(0, 1, 4)))
+    layers = "".join(story.frames[story.shown[-1][0]].layers or "")
+    assert story.acts[-1] == (Act("snapkv", "free", 250, 50, patches=False),)
+    n = sum(each.stage == "language" for each in story.steps) - 1
+    held = [20, 20, 100, 50, 10, *[50] * (n - 5)]
+    assert sum(map(int, layers)) / 9 == pytest.approx(sum(held) / n, abs=6)  # a digit for each cell
+    assert states(story, -1) == {"a": 50, "w": 50}
 
 
 @pytest.mark.parametrize("span", [0, 1])

@@ -16,8 +16,9 @@ from calls import ROWS, close, generate
 from contract import depends_on_text
 from packaging.version import Version
 from plans import PLANS
+from stand_ins import lossless
 from transformers import DynamicCache, LlavaConfig
-from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 import foveate
 from foveate.errors import UnsupportedCacheError
@@ -108,27 +109,10 @@ def test_a_cached_step_of_a_hybrid_is_a_full_forward(family: str, plan: str) -> 
 # -- caches that hold something else than tensors ----------------------------------------------------------------------
 
 
-class Lossless(QuantizedLayer):
-    """A quantised entry that loses nothing: its tensors are out of sight, in a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__(residual_length=3)
-
-    def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
-        return (tensor.clone(),)
-
-    def _dequantize(self, qtensor: Any) -> torch.Tensor:
-        return qtensor[0]
-
-
 @pytest.fixture
 def full_attention(family: str) -> None:
     if family in (*tiny.gemma.SLIDING, *tiny.RECURRENT):
         pytest.skip("stock code makes such a cache for full attention only")
-
-
-def lossless() -> Cache:
-    return Cache(layers=[Lossless() for _ in range(tiny.LAYERS)])
 
 
 @pytest.mark.usefixtures("full_attention")

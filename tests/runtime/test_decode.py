@@ -48,7 +48,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
     if family in tiny.PACKED:  # stock Qwen numbers a bare step by the whole mask
         step["position_ids"] = torch.full((3, 1, 1), length)
     with torch.no_grad():
-        with foveate.compress(model, Spy(keep=0.3, layer=3)):
+        with foveate.compress(model, Spy(decode_ratio=0.3, layer=3)):
             cache = model(**batch).past_key_values
             ours = model(**step, past_key_values=cache).logits
         visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()

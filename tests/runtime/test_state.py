@@ -7,7 +7,7 @@ import io
 import threading
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import tiny
@@ -31,16 +31,25 @@ EVERYWHERE = (
 )
 
 
+BOOKS: dict[str, list[tuple[str, int, list[str]]]] = {}
+
+
+@pytest.fixture(autouse=True)
+def empty() -> None:
+    BOOKS.clear()
+
+
 @dataclass(frozen=True)
 class Diary(Method):
     """Keeps everything, and writes down where it was."""
 
     places: tuple[Site, ...] = EVERYWHERE
-    seen: ClassVar[list[tuple[str, int, list[str]]]]
+    book: str = "one"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "seen", [])  # of each visit: site, which dict it was, and what it found there
+    @property
+    def seen(self) -> list[tuple[str, int, list[str]]]:
+        """Of each visit: site, which dict it was, and what it found there. (A model may have a copy of the method.)"""
+        return BOOKS.setdefault(self.book, [])
 
     def sites(self, host: Host) -> Sequence[Site]:
         return self.places
@@ -67,7 +76,7 @@ NAMES = [str(site) for site in EVERYWHERE]
 @FAMILIES
 def test_all_sites_of_a_part_share_one_dict_as_long_as_the_cache_lives(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    one, other = Diary(), Diary(EVERYWHERE[1:5])
+    one, other = Diary(), Diary(EVERYWHERE[1:5], "other")
     with torch.no_grad(), foveate.compress(model, one + other):
         generate(model, batch)
         first, found = {where for _, where, _ in one.seen}, {where for _, where, _ in other.seen}
@@ -158,7 +167,7 @@ def test_rows_and_croppings_are_told_to_the_method() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:2])
     length = batch["input_ids"].shape[1]
     step = dict(input_ids=torch.full((3, 1), 20), attention_mask=torch.ones(3, length + 1, dtype=torch.long))
-    told, forgets = Following(EVERYWHERE[4:]), Diary(EVERYWHERE[4:6])
+    told, forgets = Following(EVERYWHERE[4:]), Diary(EVERYWHERE[4:6], "other")
     with torch.no_grad(), foveate.compress(model, told + forgets):
         cache: Any = model(**batch).past_key_values
         cache.reorder_cache(torch.tensor([1, 0]))

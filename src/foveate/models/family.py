@@ -267,7 +267,7 @@ class Decoder:
 
 
 #: Places where frames of a video may be known, by what stock code hands over: the whole video, or frame after frame.
-IN_DECODER = frozenset({"lm_entry", "decoder", "decode"})
+IN_DECODER = frozenset({"lm_entry", "decoder", "decode", "cache"})
 EVERYWHERE = IN_DECODER | {"pixels", "tower", "tower_output"}
 NOWHERE: frozenset[str] = frozenset()
 

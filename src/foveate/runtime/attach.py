@@ -150,7 +150,7 @@ def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
     """
     blocks = family.tower.last_block(config) + 1
     frames = family.frames if family.takes_videos else frozenset()
-    return Host(family.name, blocks, layers, family.tower.leading > 0, frames, depth)
+    return Host(family.name, blocks, layers, family.tower.leading > 0, frames, depth=depth)
 
 
 def plan(
@@ -203,13 +203,40 @@ def plan(
         raise UnsupportedSiteError(
             f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
         )
-    if sum(action.site.at == "decode" for action in actions) > 1:
-        raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
+    _check_caches(actions)
     return actions
 
 
+def _check_caches(actions: list[Action]) -> None:
+    """One decode site at most, which hides the same tokens from all layers after it: they must hold the same ones. So must
+    layers of which one attends with the keys of the other."""
+    steps = [action for action in actions if action.site.at == "decode"]
+    if len(steps) > 1:
+        raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
+    for action in (action for action in actions if action.site.at == "cache"):
+        site, name = action.site, action.method.name()
+        for other in actions:
+            first, reuse = other.site.layer - 1, other.site.reuse
+            if other.site.at == "decode" and site.layer >= first:
+                raise UnsupportedSiteError(
+                    f"{other.method.name()} chooses at {other.site} for the caches of all layers from {first} on, and {name} "
+                    f"acts at {site}, so these hold different tokens: use one of the two"
+                )
+            if reuse is not None and site.layer in (other.site.layer, reuse.source):
+                raise UnsupportedSiteError(
+                    f"{name} acts at {site}, whose keys {other.method.name()} shares between two layers, at {other.site}: act "
+                    "on the caches of other layers"
+                )
+
+
 def _check_attention(method: Method, site: Site, attends: Sequence[bool]) -> None:
-    """Where some decoder layers have no attention, there is nothing to hide from them."""
+    """Where some decoder layers have no attention, there is nothing to hide from them, nor to free."""
+    if site.at == "cache" and not attends[site.layer]:
+        can = ", ".join(str(i) for i, one in enumerate(attends) if one)
+        raise UnsupportedSiteError(
+            f"{method.name()} acts at {site}, but that layer carries a state and has no keys to free: in this model use layer "
+            f"{can}"
+        )
     if site.at == "decode" and not any(attends[site.layer :]):
         raise UnsupportedSiteError(
             f"{method.name()} acts at {site}, but no layer from there on has attention: use layer "
@@ -234,7 +261,10 @@ def _check_sight(actions: list[Action], attends: list[bool], sources: list[int])
 
 
 def _with_history(actions: list[Action]) -> list[Action]:
-    """The same actions, each with how many of its own part come directly before it, in the tower or in the language model."""
+    """The same actions, each with how many of its own part come directly before it, in the tower or in the language model.
+
+    (At cache sites none: the tokens of each layer's cache are its own.)
+    """
 
     def when(action: Action) -> tuple[int, float, bool, int]:
         language = action.site.at in ("lm_entry", "decoder", "decode")
@@ -245,7 +275,7 @@ def _with_history(actions: list[Action]) -> list[Action]:
 
     found, last, run = {}, None, 0
     for action in sorted(actions, key=when):
-        if action.site.part or action.site.action == "reuse":  # from which nobody leaves
+        if action.site.part or action.site.action == "reuse" or action.site.at == "cache":  # from which nobody leaves
             found[action.order] = action
             continue
         place = when(action)[0], action.part
@@ -293,7 +323,7 @@ def _check_parking(actions: list[Action], merged: float) -> None:
 
 
 def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
-    if site.at not in ("tower", "decoder", "decode"):
+    if site.at not in ("tower", "decoder", "decode", "cache"):
         return 0
     n = host.blocks if site.at == "tower" else host.layers
     layer = site.layer + n if site.layer < 0 else site.layer
@@ -319,12 +349,15 @@ ACTIONS: dict[str, set[str]] = {
     "lm_entry": {"reduce", "sight"},
     "decoder": {"reduce", "skip", "channels", "sight", "reuse"},
     "decode": {"reduce"},
-    "cache": set(),
+    "cache": {"reduce"},
 }
 
 
 def _check(method: Method, site: Site, host: Host, family: Family, config: Any) -> None:
     name, unit = method.name(), family.tower.unit(config)
+    if site.step and site.step >= host.steps:
+        how = f"in {host.steps} steps, 0 to {host.steps - 1}" if host.steps else "word by word, not in denoising steps"
+        raise UnsupportedSiteError(f"{name} acts at {site}, but {host.family!r} writes its answer {how}")
     if method.temporal and site.at not in host.frames:
         why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
         raise UnsupportedSiteError(
@@ -339,6 +372,10 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise UnsupportedSiteError(
             f"{name}: decode sites need full-attention layers, not sliding ones as in {host.family!r}"
         )
+    if site.at == "cache" and "sliding" in next(iter(kinds_of(config)[site.layer : site.layer + 1]), ""):
+        raise UnsupportedSiteError(
+            f"{name}: {site} is a sliding layer, which forgets by itself: act on the full-attention layers of {host.family!r}"
+        )
     if site.action in ("park", "restore") and site.action not in ACTIONS[site.at]:
         raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
     if site.action not in ACTIONS[site.at]:
@@ -349,7 +386,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name} removes single patches, but {host.family!r} joins {unit} patches to one token: "
             'use unit="merge", or park the patches and restore them'
         )
-    if method.positions == "native" and site.at in ("decoder", "decode"):
+    if method.positions == "native" and site.at in ("decoder", "decode", "cache"):
         raise ConfigError(
             f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
         )

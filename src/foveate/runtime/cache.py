@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from foveate.errors import UnsupportedCacheError
+from foveate.ops.segments import offsets
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
@@ -38,7 +39,7 @@ class KVIndex:
         index: ``(B, P - tail)`` positions of the others in the full sequence, or None: all of them are there.
         valid: ``(B, P - tail)`` bool, or None: no padding of ours.
         shift: ``(B,)`` how much smaller position ids are than in the stock model (renumbering), or None.
-        visual: the visual tokens and their slots, kept only where decode steps ask for them.
+        visual: the visual tokens and their slots, kept only where sites of the cache ask for them.
         groups: of the visual tokens, where a method has said who may see them, or None.
     """
 
@@ -80,7 +81,7 @@ class KVIndex:
         batch, device = len(rows.lengths), rows.row.device
         groups, visual = joined(self.groups, groups_of(rows), self.length), None
         if keep_visual:
-            new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length)
+            new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None)
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
             return replace(self.append(rows.full), shift=shift, visual=visual, groups=groups)
@@ -124,6 +125,12 @@ class KVIndex:
     def _groups_up_to(self, length: int) -> Groups | None:
         return None if self.groups is None else self.groups.up_to(length)
 
+    def take(self, take: Tensor, rows: Rows) -> KVIndex:
+        """Only the entries ``take (B, P')`` of each row, which are now laid out as ``rows``."""
+        groups = None if self.groups is None else self.groups.up_to(self.length).taken(take)
+        left = replace(rows, index=None, valid=None)
+        return KVIndex(self.total, 0, rows.index, rows.valid, self.shift, left, groups)
+
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._selected.get(0)
@@ -146,55 +153,63 @@ def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if x is None else x.index_select(0, rows.to(x.device))
 
 
+def of_spans(tokens: Tokens, chosen: Sequence[int], rows: Sequence[int]) -> tuple[Tokens, Tensor]:
+    """The tokens of the ``chosen`` spans, now in batch ``rows``, and which of all tokens they are, ``(K,)``."""
+    spans, ends = tokens.spans, offsets(tokens.counts)
+    device = tokens.index.device
+    parts = [torch.arange(ends[s], ends[s + 1]) for s in chosen]
+    keep = torch.cat([torch.empty(0, dtype=torch.long), *parts]).to(device, non_blocking=True)
+    new = Spans(
+        shape=tuple(spans.shape[s] for s in chosen),
+        clip=tuple(spans.clip[s] for s in chosen),
+        frame=tuple(spans.frame[s] for s in chosen),
+        row=tuple(rows),
+        number=tuple(spans.number[s] for s in chosen),
+    )
+    return replace(tokens.select(keep, tuple(tokens.counts[s] for s in chosen)), spans=new, history=()), keep
+
+
 def _select_rows(layout: Rows, rows: list[int]) -> Rows:
     """The visual tokens of a layout for a new choice of batch rows."""
-    tokens, spans = layout.tokens, layout.tokens.spans
+    spans = layout.tokens.spans
     chosen = [(new, s) for new, old in enumerate(rows) for s in range(len(spans)) if spans.row[s] == old]
-    segment = tokens.segment
-    keep = torch.cat([(segment == s).nonzero().flatten() for _, s in chosen]) if chosen else segment[:0]
-    order = [s for _, s in chosen]
-    new_spans = Spans(
-        shape=tuple(spans.shape[s] for s in order),
-        clip=tuple(spans.clip[s] for s in order),
-        frame=tuple(spans.frame[s] for s in order),
-        row=tuple(new for new, _ in chosen),
-    )
-    picked = replace(tokens.select(keep, tuple(tokens.counts[s] for s in order)), spans=new_spans, history=())
-    row = torch.tensor(new_spans.row, dtype=torch.long, device=segment.device)[picked.segment]
-    return replace(
-        layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=tuple(layout.lengths[r] for r in rows)
-    )
+    picked, keep = of_spans(layout.tokens, [s for _, s in chosen], [new for new, _ in chosen])
+    row = torch.tensor(picked.spans.row, dtype=torch.long, device=keep.device)[picked.segment]
+    lengths = tuple(layout.lengths[r] for r in rows)
+    return replace(layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=lengths)
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
-    """Visual tokens of two turns, row after row."""
+    """Visual tokens of two turns, or of two chunks of a prompt, which may share a span; row after row."""
     a, b = first.tokens, second.tokens
-    rows = a.spans.row + b.spans.row
-    order = sorted(range(len(rows)), key=lambda s: rows[s])
-    counts, shift = a.counts + b.counts, max(a.spans.clip, default=-1) + 1
-    segment = torch.cat([a.segment, b.segment + len(a.counts)])
-    rank = torch.empty(len(order), dtype=torch.long, device=segment.device)
-    rank[torch.tensor(order, device=segment.device)] = torch.arange(len(order), device=segment.device)
-    perm = torch.argsort(rank[segment], stable=True)
+    spans, place = a.spans, {key: s for s, key in enumerate(zip(a.spans.row, a.spans.number))}
+    new = [s for s, key in enumerate(zip(b.spans.row, b.spans.number)) if key not in place]
+    place |= {(b.spans.row[s], b.spans.number[s]): len(spans) + i for i, s in enumerate(new)}
     spans = Spans(
-        shape=tuple((a.spans.shape + b.spans.shape)[s] for s in order),
-        clip=tuple((a.spans.clip + tuple(c + shift for c in b.spans.clip))[s] for s in order),
-        frame=tuple((a.spans.frame + b.spans.frame)[s] for s in order),
-        row=tuple(rows[s] for s in order),
+        shape=spans.shape + tuple(b.spans.shape[s] for s in new),
+        clip=spans.clip + tuple(b.spans.clip[s] for s in new),
+        frame=spans.frame + tuple(b.spans.frame[s] for s in new),
+        row=spans.row + tuple(b.spans.row[s] for s in new),
+        number=spans.number + tuple(b.spans.number[s] for s in new),
     )
-    tokens = Tokens(
+    of_b = [place[key] for key in zip(b.spans.row, b.spans.number)]
+    counts = [*a.counts, *(0 for _ in new)]
+    for s, n in zip(of_b, b.counts):
+        counts[s] += n
+    segment = torch.cat([a.segment, torch.tensor(of_b, dtype=torch.long, device=b.index.device)[b.segment]])
+    by_span = torch.argsort(segment, stable=True)
+    joined = Tokens(
         spans=spans,
-        counts=tuple(counts[s] for s in order),
-        index=torch.cat([a.index, b.index])[perm],
-        sizes=torch.cat([a.sizes, b.sizes])[perm],
-        coords=torch.cat([a.coords, b.coords])[perm],
+        counts=tuple(counts),
+        index=torch.cat([a.index, b.index])[by_span],
+        sizes=torch.cat([a.sizes, b.sizes])[by_span],
+        coords=torch.cat([a.coords, b.coords])[by_span],
     )
-    return replace(
-        second,
-        tokens=tokens,
-        row=torch.cat([first.row, second.row])[perm],
-        slot=torch.cat([first.slot, second.slot])[perm],
-    )
+    order = sorted(range(len(spans)), key=lambda s: spans.row[s])
+    tokens, perm = of_spans(joined, order, [spans.row[s] for s in order])
+    perm = by_span[perm]
+    row, slot = torch.cat([first.row, second.row])[perm], torch.cat([first.slot, second.slot])[perm]
+    return replace(second, tokens=tokens, row=row, slot=slot)
 
 
 class CompactMixin:

@@ -29,7 +29,7 @@ from foveate.runtime.hooks import replace_first as replace_first
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
-from foveate.runtime.prompt import Inputs, Prompt
+from foveate.runtime.prompt import Ending, Inputs, Prompt
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
 from foveate.runtime.signals.kind import Kind
@@ -117,6 +117,7 @@ class Record:
         consumed: a language-model forward has used it; the next tower call starts a new prompt.
         seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
+        numbers: of spans and of videos, by kind, batch row, and which of the record's they are.
         block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
     """
 
@@ -129,6 +130,7 @@ class Record:
     consumed: bool = False
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
+    numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     block_states: dict[int, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
@@ -245,6 +247,7 @@ class DecoderPass:
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
         choices: decode site -> which visual tokens this step sees.
         states: what methods remember of this prompt, and of what the cache holds.
+        ending: what cache sites must know.
         reusing: layer -> what it takes from an earlier one in this forward, until it has.
         lent: layer -> the queries and keys that its kernel was given, for layers that reuse them.
     """
@@ -272,6 +275,7 @@ class DecoderPass:
     rows: int | None = None
     choices: dict[int, tuple[Reduction, int]] = field(default_factory=dict)
     states: States = field(default_factory=States)
+    ending: Ending = field(default_factory=Ending)
     reusing: dict[int, Taken] = field(default_factory=dict)
     lent: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)

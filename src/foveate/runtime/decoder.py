@@ -21,6 +21,7 @@ from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
 from foveate.runtime.context import Action, Context, DecoderPass, Taken
 from foveate.runtime.entry import Entry
+from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.parts import PartHooks
@@ -34,7 +35,7 @@ from foveate.runtime.shared import rows_of, sources_of
 from foveate.runtime.sight import answered
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
-from foveate.runtime.steps import DecodeSite
+from foveate.runtime.steps import DecodeSite, Uncached
 from foveate.runtime.trace import LayerTrace, Trace, tick
 from foveate.runtime.weigh import weigh
 from foveate.tokens import Tokens
@@ -60,6 +61,8 @@ class DecoderHooks:
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
         self.step = next((DecodeSite(a) for a in actions if a.site.at == "decode"), None)
+        self.caches = CacheSites(actions)
+        self.uncached = Uncached([a.method.name() for a in actions if a.site.at in ("decode", "cache")])
         self.holes = holes
         self.entry = Entry(base, config, family, holes)
         self.arguments = LayerArguments(family, self.model, any(a.method.positions != "keep" for a in actions))
@@ -77,7 +80,15 @@ class DecoderHooks:
     @property
     def reduces(self) -> bool:
         """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
-        acts = self.holes or self.first or self.step or self.reuse or any(self.before.values()) or self.parts
+        acts = (
+            self.holes
+            or self.first
+            or self.step
+            or self.caches
+            or self.reuse
+            or any(self.before.values())
+            or self.parts
+        )
         return bool(acts)
 
     def attach(self, hooks: Hooks) -> None:
@@ -136,8 +147,8 @@ class DecoderHooks:
         call.states = self._states(cache, past, inputs)
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
+        plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
         if self.reduces and cache is not None:
-            plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
             check_whole(cache, past, None if plain is None else plain.shape[1] - call.length)
         self.context.decoder = call
         if not self.reduces:
@@ -148,10 +159,12 @@ class DecoderHooks:
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
         if not (self.reduces and inputs.modalities):
+            self.caches.follow(call, self.context.prompt, plain)
             return None
         call.records = self.context.records
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
+        self.caches.follow(call, self.context.prompt, plain)
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.spec.deepstack:  # the stock loop would add to all tokens
@@ -192,6 +205,7 @@ class DecoderHooks:
         )
         call.trace.decode_steps += decoding
         cache = cache_among(output if isinstance(output, tuple) else output.values())
+        self.caches.free(call, cache)
         if self.reduces:
             keep_states(cache, call.states, call.past + call.length)
         weigh(call.trace, cache)
@@ -216,7 +230,7 @@ class DecoderHooks:
         keys, entry = self._keys(call, i, layer, kwargs)
         borrows = i in call.reusing
         self._log(call, hidden, keys, entry, call.reusing.get(i))
-        self.reads.begin(call, i, hidden, keys)
+        self.reads.begin(call, i, hidden, keys, entry)
         if keys is None and hidden is given and not borrows:
             return None
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
@@ -242,9 +256,9 @@ class DecoderHooks:
                 keys = call.memo.once(f"all of {held}", (), lambda: KVIndex(call.past + call.length, held))
             return keys, entry
         entry = None if attention_of(layer, self.spec) is None else entry_of(cache, i)
-        watching = call.layout is not None and self.step is not None and self.step.watches(i)
-        if watching and cache is None and self.step is not None:
-            self.step.warn_without_cache()
+        watching = call.layout is not None and self._watches(i)
+        if watching and cache is None:
+            self.uncached.warn()
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
@@ -262,6 +276,10 @@ class DecoderHooks:
         if i in self.sources[i + 1 :]:
             call.keys[i] = keys, call.layout
         return keys, entry
+
+    def _watches(self, layer: int) -> bool:
+        """Whether the cache entry of a layer must know which of its tokens are visual."""
+        return self.caches.watches(layer) or (self.step is not None and self.step.watches(layer))
 
     def _note_stock(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A layer of a model that holds every token, where only the call tells how many rows there are."""

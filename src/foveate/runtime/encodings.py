@@ -157,7 +157,7 @@ class Encodings:
     def _open(self, kwargs: dict[str, Any], ids: Any, alone: bool) -> dict[str, Any]:
         """A prompt begins: take in the features that come with it."""
         context = self.context
-        context.records, context.encoding, context.prompt = [], [], Prompt(alone)
+        context.records, context.encoding, context.prompt = [], [], Prompt(alone, 0 if alone else _length(kwargs, ids))
         context.begun = Begun()
         if isinstance(ids, Tensor) and ids.dim() == 2:
             context.prompt.ids = ids
@@ -321,6 +321,12 @@ class Encodings:
             return None
         side = isqrt(tower.unit(self.model.config))
         return [(t, h // side, w // side) for t, h, w in grid.tolist()]
+
+
+def _length(kwargs: dict[str, Any], ids: Any) -> int:
+    """Length of the whole prompt of ``generate()``, with what the cache holds of it."""
+    given = [ids, kwargs.get("attention_mask"), kwargs.get("inputs_embeds")]
+    return max((each.shape[1] for each in given if isinstance(each, Tensor) and each.dim() > 1), default=0)
 
 
 def encoded_of(kwargs: dict[str, Any]) -> dict[str, Any]:

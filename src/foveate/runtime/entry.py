@@ -7,6 +7,7 @@ arithmetic on one boolean mask: the one device synchronisation of a prefill.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from foveate.runtime.positions import places_of
 from foveate.runtime.prompt import Inputs, Prompt
 from foveate.runtime.samples import begins_in, samples_of
 from foveate.tokens import Reduction, Spans, Tokens
+
+_NUMBER = itertools.count()
 
 
 class Entry:
@@ -142,15 +145,17 @@ def visual_rows(
             feature, part = _feature_rows(mask, record, len(table[0]), embeds)
             chunked |= part
         part_spans, number, span, index, keep, origin = _spans(mask, position, feature, table)
-        names += [(m, part_spans.row[s], table[2].clip[number[s]]) for s in range(len(part_spans))]
+        clips = [table[2].clip[span] for span in number]
+        names += [(m, row, clip) for row, clip in zip(part_spans.row, clips)]
+        named = {} if record is None else record.numbers
         origin = origin + sum(sum(t * h * w for t, h, w in r.order.grid) for r in records[:m])
         parts.append((position[keep], span[keep] + len(spans), index[keep], origin[keep]))
-        shift = max(spans.clip, default=-1) + 1
         spans = Spans(
             spans.shape + part_spans.shape,
-            spans.clip + tuple(c + shift for c in part_spans.clip),
+            spans.clip + _numbers(named, "clip", part_spans.row, clips),
             spans.frame + part_spans.frame,
             spans.row + part_spans.row,
+            number=spans.number + _numbers(named, "span", part_spans.row, number),
         )
     if not parts:
         parts = [(torch.empty(0, dtype=torch.long),) * 4]
@@ -164,6 +169,7 @@ def visual_rows(
         tuple(spans.clip[s] for s in appearance),
         tuple(spans.frame[s] for s in appearance),
         tuple(spans.row[s] for s in appearance),
+        number=tuple(spans.number[s] for s in appearance),
     )
     counts = torch.bincount(span, minlength=len(spans)).tolist()
     order = torch.argsort(span, stable=True)
@@ -180,6 +186,13 @@ def visual_rows(
     if any(record.coords is not None for record in known):
         rows = replace(rows, place=places_of(tokens, slot))
     return rows, [names[s] for s in appearance] if chunked else None, origin
+
+
+def _numbers(
+    known: dict[tuple[str, int, int], int], kind: str, rows: Sequence[int], which: Sequence[int]
+) -> tuple[int, ...]:
+    """A number of its own for each span, or video, of each batch row: the same one in every chunk of a prompt."""
+    return tuple(known.setdefault((kind, row, each), next(_NUMBER)) for row, each in zip(rows, which))
 
 
 def _table(record: Record) -> tuple[Tensor, Tensor, Spans]:

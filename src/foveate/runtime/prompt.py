@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.runtime.signals.reading import Reading
+
 
 @dataclass
 class Inputs:
@@ -22,6 +24,23 @@ class Inputs:
 
 
 @dataclass
+class Ending:
+    """What a forward means to the prompt that it is a part of.
+
+    Attributes:
+        here: whether a prompt with images ends with it, so that cache sites act.
+        spans: numbers of the spans that this prompt has brought.
+        readings: layer -> what is read from its attention for cache sites.
+        mask: ``(B, past + L)`` which tokens of the full sequence are no padding, if the caller says so.
+    """
+
+    here: bool = False
+    spans: frozenset[int] = frozenset()
+    readings: dict[int, Reading] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+
+@dataclass
 class Prompt:
     """A call of ``generate()``, or of the base model alone, which encodes images for itself.
 
@@ -30,12 +49,16 @@ class Prompt:
         places: ``(B, L)`` bool for each pixel argument, where the caller has put features into ``inputs_embeds``.
         done: columns of them that forwards have brought so far (chunked prefill).
         ids: ``(B, L)`` token ids of the whole of it, or None.
+        total: length of the full sequence when all of it is there.
+        spans: numbers of the spans that forwards have brought so far.
     """
 
     alone: bool
+    total: int = 0
     places: dict[str, Tensor] = field(default_factory=dict)
     done: int = 0
     ids: Tensor | None = None
+    spans: frozenset[int] = frozenset()
     _with_images: list[bool] | None = field(default=None, repr=False)
 
     def take(self, batch: int, length: int) -> dict[str, Tensor]:

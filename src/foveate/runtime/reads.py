@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Reads:
 
     Attributes:
         wanted, later: in a forward that brings visual tokens, and at decode steps.
+        freed: in a forward that ends a prompt, by sites of the cache.
     """
 
     def __init__(
@@ -44,13 +46,14 @@ class Reads:
     ) -> None:
         self.layers, self.spec, self.arguments, self.keys = layers, spec, arguments, keys
         self.actions = actions
-        self.wanted = Wanted((a.site, a.asks) for a in actions if a.site.at != "decode")
+        self.wanted = Wanted((a.site, a.asks) for a in actions if a.site.at not in ("decode", "cache"))
+        self.freed = Wanted((a.site, a.asks) for a in actions if a.site.at == "cache")
         self.later = Wanted((a.site, a.asks) for a in actions if a.site.at == "decode")
         self.reusing = frozenset(a.site.layer for a in actions if a.site.action == "reuse")
 
     def watches(self, layer: int) -> bool:
         """Whether something is read of the attention of a layer."""
-        return self.wanted.reads(layer) or self.later.reads(layer)
+        return any(asked.reads(layer) for asked in (self.wanted, self.later, self.freed))
 
     @staticmethod
     def now(context: Context, layer: int) -> Reading | None:
@@ -58,16 +61,22 @@ class Reads:
         call = context.decoder
         return None if call is None else call.ahead or call.seen.readings.get(layer)
 
-    def begin(self, call: DecoderPass, i: int, hidden: Tensor, keys: KVIndex | None) -> None:
-        """Say what the attention of layer ``i`` is to be read for, which sees ``keys`` (None: all of the sequence)."""
+    def begin(self, call: DecoderPass, i: int, hidden: Tensor, keys: KVIndex | None, entry: Any) -> None:
+        """Say what the attention of layer ``i`` is to be read for, which sees ``keys`` (None: all of the sequence), those of a
+        cache ``entry`` if there is one."""
         decoding, attention = call.layout is None, attention_of(self.layers[i], self.spec)
         kinds = (self.later if decoding else self.wanted).attention.get(i, [])
         if attention is None or (decoding and (keys is None or not call.past)):
             kinds = []  # nothing to read, a prompt without images, or its continuation
+        of_cache = call.ending.here and isinstance(entry, CompactMixin)
+        freed = self.freed.attention.get(i, []) if of_cache else []
+        kinds = [*kinds, *freed]
         gaps = keys is not None and attention is not None and is_flash(attention)
         if kinds or gaps:
             reading = call.seen.readings[i] = self._reading(call, attention, kinds, hidden)
             reading.drop_positions, reading.gradients = gaps, wants_gradients(self.actions, self.layers[i])
+            if freed:
+                call.ending.readings[i] = replace(reading)  # of the same attention, whatever leaves after it
 
     @staticmethod
     def _reading(call: DecoderPass, attention: Any, kinds: Sequence[Kind], hidden: Tensor) -> Reading:

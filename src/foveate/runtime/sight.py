@@ -53,6 +53,11 @@ class Groups:
         """These, and ``other`` right after them."""
         return Groups(torch.cat([self.number, other.number], 1), torch.cat([self.hidden, other.hidden], 1))
 
+    def taken(self, take: Tensor) -> Groups:
+        """Of each row the entries ``take (B, P')`` only."""
+        take = take.to(self.number.device)
+        return Groups(self.number.gather(1, take), self.hidden.gather(1, take))
+
     def of_rows(self, rows: Tensor) -> Groups:
         """The same for other rows of the batch."""
         rows = rows.to(self.number.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from transformers.cache_utils import Cache
@@ -16,25 +17,33 @@ from foveate.runtime.presence import Presence
 from foveate.tokens import Reduction
 
 
+class Uncached:
+    """Says, once, that methods which act on the cache do nothing in a forward that keeps none."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names, self.warned = list(dict.fromkeys(names)), False
+
+    def warn(self) -> None:
+        """This forward keeps no cache."""
+        if not self.warned:
+            self.warned = True
+            verb = "acts" if len(self.names) == 1 else "act"
+            warnings.warn(
+                f"{' and '.join(self.names)} {verb} on the KV cache, once the prompt is in it, and this forward keeps none "
+                "(use_cache=False): nothing happens here; generate with a cache",
+                stacklevel=2,
+            )
+
+
 class DecodeSite:
     """One method that chooses, at every decode step, what its layer and all after it may see."""
 
     def __init__(self, action: Action) -> None:
-        self.action, self.layer, self.warned = action, action.site.layer, False
+        self.action, self.layer = action, action.site.layer
 
     def watches(self, layer: int) -> bool:
         """Whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
-
-    def warn_without_cache(self) -> None:
-        """Say, once, that there are no decode steps without a cache, so that this site does nothing."""
-        if not self.warned:
-            self.warned = True
-            warnings.warn(
-                f"{self.action.method.name()} acts on the KV cache at generated tokens, and this forward keeps none "
-                "(use_cache=False): it does nothing here; generate with a cache",
-                stacklevel=2,
-            )
 
     def show(self, call: DecoderPass, layer: int, entry: CompactMixin, cache: Cache) -> View | None:
         """The slots of a cache entry that this step may see, or None: all."""

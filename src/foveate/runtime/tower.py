@@ -308,7 +308,8 @@ class TowerHooks:
         outer = layout
         if site.unit == "patch":
             layout = layout.patches()
-        tokens = Presence(layout, hidden, call.seen, call.trace, join=self.join).tokens(action)
+        state = call.states.of(action.method, action.part)
+        tokens = Presence(layout, hidden, call.seen, call.trace, join=self.join).tokens(action, state=state)
         reduction = action.decide(call.trace, tokens)
         parking = site.action == "park"
         if parking and len(reduction.keep) == len(tokens):

@@ -152,9 +152,11 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} says at {site} who may attend to whom, and kernels of this engine take no such mask"
             )
-        if site.at == "decode":
+        if site.at in ("decode", "cache"):
+            when = "while decoding" if site.at == "decode" else "when a prompt has ended"
             raise UnsupportedSiteError(
-                f"{action.method.name()} acts on the KV cache while decoding, not in this engine"
+                f"{action.method.name()} acts on the KV cache {when}, and in this engine other requests may share its blocks: "
+                "use a method that acts before or inside the language model"
             )
         if site.part:
             raise UnsupportedSiteError(

@@ -4,6 +4,7 @@
 """
 
 from foveate.story.content import Case, Content, Told
-from foveate.story.telling import Act, Step, Story, tell
+from foveate.story.steps import Step
+from foveate.story.telling import Act, Story, tell
 
 __all__ = ["Act", "Case", "Content", "Step", "Story", "Told", "tell"]

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from foveate.cost import Report
 from foveate.errors import ConfigError
-from foveate.method import Site
 from foveate.ops.segments import offsets
 from foveate.runtime.trace import SiteTrace, Trace
+from foveate.story.steps import Step, place_of, steps_of
 from foveate.story.view import ABSENT, DROPPED, WITHDRAWN, Frame, Shape, View
 
 Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stop of the forward pass, and the part of the model that it is in."""
-
-    name: str
-    stage: Literal["image", "tower", "language", "cache"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class Act:
 
     Attributes:
         action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer),
-            ``channels``, ``sight`` or ``reuse``.
+            ``channels``, ``sight``, ``reuse``, or ``free`` (from caches, their sum).
         before, after: visual tokens, or patches where ``patches``.
         says: what the method said there, where it was not which tokens survive.
     """
@@ -74,18 +66,6 @@ class Story:
     rows: int
 
 
-def steps_of(blocks: int, layers: int) -> tuple[Step, ...]:
-    """The stops of a model with that many vision blocks and decoder layers."""
-    return (
-        Step("Pixels", "image"),
-        *(Step(f"Vision block {i}", "tower") for i in range(blocks)),
-        Step("Tower output", "tower"),
-        Step("Language model entry", "language"),
-        *(Step(f"Decoder layer {i}", "language") for i in range(layers)),
-        Step("KV cache", "cache"),
-    )
-
-
 def tell(trace: Trace, report: Report, span: int | None = None) -> Story:
     """The story of a call.
 
@@ -116,12 +96,6 @@ def tell(trace: Trace, report: Report, span: int | None = None) -> Story:
     )
 
 
-def place_of(site: Site, blocks: int) -> int:
-    """The number of the step that a site belongs to; -1: the last one."""
-    first = {"pixels": 0, "tower": 1, "tower_output": 1 + blocks, "lm_entry": 2 + blocks, "decoder": 3 + blocks}
-    return -1 if site.at == "decode" else first[site.at] + (site.layer if site.at in ("tower", "decoder") else 0)
-
-
 class _Walk:
     """Grids on their way, and what is noted at each step."""
 
@@ -132,7 +106,9 @@ class _Walk:
         for visit in trace.sites:
             number = place_of(visit.site, blocks) % len(self.steps)
             self.visits.setdefault(number, []).append(visit)
-        self.visits[len(self.steps) - 1] = self.visits.get(len(self.steps) - 1, [])[-1:]  # the last decode step
+        at_cache = self.visits.get(len(self.steps) - 1, [])
+        self.freed = [visit for visit in at_cache if visit.site.at == "cache"]
+        self.visits[len(self.steps) - 1] = at_cache[len(self.freed) :][-1:]  # the last decode step
         tower = self._mine([(h, w) for t, h, w in trace.grid for _ in range(t)])
         self.views = [View(shape, self._fine(i, shape)) for i, shape in enumerate(tower)]
         self.attends = {block.block for block in trace.blocks if block.keys is not None}
@@ -149,18 +125,28 @@ class _Walk:
             self._enter()
         for view in self.views:
             view.skipped[:] = False
-        self.acts.append(tuple(act for visit in self.visits.get(number, []) for act in self._visit(visit)))
-        if step.stage == "language" and number > 2 + self.blocks:
-            self.held.append([view.present for view in self.views])
         cached = step.stage == "cache"
+        acts = (act for visit in self.visits.get(number, []) for act in self._visit(visit))
+        self.acts.append((*(self._free() if cached else ()), *acts))
+        if step.stage == "language" and number > 2 + self.blocks:
+            self.held.append([view.owner for view in self.views])
         lends = number - 1 in self.attends
-        shares = [np.mean(layers, axis=0) for layers in zip(*self.held)] if cached and self.held else []
+        shares = [np.mean(np.stack(layers) >= 0, axis=0) for layers in zip(*self.held)] if cached and self.held else []
         frames = [view.frame(lends, shares[i] if shares else None) for i, view in enumerate(self.views)]
         self.shown.append(tuple(map(self._number, frames)))
         self.tokens.append(round(self._running(), 2))
         language = step.stage in ("language", "cache")
         grids = self.trace.views if language else self.trace.grid
         self.full.append(sum(h * w for h, w in self._mine([(h, w) for t, h, w in grids for _ in range(t)])))
+
+    def _free(self) -> Iterator[Act]:
+        """What left the caches of single layers: an act for each method."""
+        for method in dict.fromkeys(visit.method for visit in self.freed):
+            for visit in (visits := [visit for visit in self.freed if visit.method == method]):
+                held, kept = self.held[visit.site.layer], self._of_spans(visit.index, visit.after)
+                held[:] = [np.where(np.isin(owner, few), owner, -1) for owner, few in zip(held, kept)]
+            before, after = (sum(sum(self._mine(getattr(v, name))) for v in visits) for name in ("before", "after"))
+            yield Act(method, "free", before, after, False)
 
     def _number(self, frame: Frame) -> int:
         if frame not in self.frames[-2 * len(self.views) :]:

@@ -99,7 +99,7 @@ function go(step) {
 
 /* -- cards --------------------------------------------------------------------------------------------------------- */
 
-const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", park: "parks, goes on with", restore: "restores", hide: "shows", skip: "sends through a part", channels: "uses channels", reuse: "reuses" };
+const ACTION = { reduce: "keeps", merge: "merges", resize: "shrinks the image", park: "parks, goes on with", restore: "restores", hide: "shows", free: "keeps in the caches", skip: "sends through a part", channels: "uses channels", reuse: "reuses" };
 
 function doing(told, step) {
   const acts = told.acts[step].map((act) => {

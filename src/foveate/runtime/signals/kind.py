@@ -56,8 +56,10 @@ class Asker:
     def last(self) -> int:
         """The last layer (on its side) that has run its attention when the site is reached; -1: none has."""
         site = self.site
-        if site.at in ("pixels", "lm_entry", "cache"):
+        if site.at in ("pixels", "lm_entry"):
             return -1
+        if site.at == "cache":
+            return site.layer
         if site.at == "tower_output":
             return self.host.blocks - 1
         return site.layer if site.where == "mid" or site.part == "ffn" else site.layer - 1
@@ -162,6 +164,8 @@ class Kind:
             raise by.refuse(signal, "that layer has begun: ask before a layer")
         if signal.of not in cls.of:
             raise by.refuse(signal, f"{cls.name} is of the {' or the '.join(cls.of)} tokens")
+        if site.at == "cache" and signal.of != "visual":
+            raise by.refuse(signal, "sites of the cache know visual tokens only")
         if signal.of == "cls":
             if not by.host.has_cls:
                 raise by.refuse(signal, f"the tower of {by.host.family!r} has no CLS token")
@@ -190,6 +194,8 @@ class Kind:
             raise by.refuse(signal, f"there is no {what} {signal.layer}: the model has {n}, 0 to {n - 1}")
         if by.site.at == "decode" and layer != by.last:
             raise by.refuse(signal, "a decode site reads the layer before it only: leave layer out")
+        if by.site.at == "cache" and layer != by.last:
+            raise by.refuse(signal, "a cache site reads the attention of its own layer only: leave layer out")
         if not signal.at and layer > by.last:
             have = f"ask for 0 to {by.last}, or act at a later site" if by.last >= 0 else "act at a later site"
             raise by.refuse(signal, f"{what} {layer} has not run there yet: {have}")

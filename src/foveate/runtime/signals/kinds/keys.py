@@ -18,7 +18,7 @@ class Keys(Kind):
     """
 
     name = "keys"
-    places = frozenset({"tower", "tower_output", "decoder", "decode"})
+    places = frozenset({"tower", "tower_output", "decoder", "decode", "cache"})
     of = ("visual", "text", "cls")
     paged = "pieces"
     in_parts = "heads"

@@ -18,7 +18,7 @@ class LastRow(Kind):
     """
 
     name = "last_row"
-    places = frozenset({"decoder", "decode"})
+    places = frozenset({"decoder", "decode", "cache"})
     of_text = True
     paged: ClassVar[Paged] = "whole"
     in_parts = "heads"

@@ -13,6 +13,7 @@ class NextRows(TextRows):
     """
 
     name = "next_rows"
+    places = frozenset({"decoder"})
     layered = False
 
     @property

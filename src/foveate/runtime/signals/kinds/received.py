@@ -18,7 +18,7 @@ class Received(Kind):
     """
 
     name = "received"
-    places = frozenset({"tower", "tower_output", "decoder"})
+    places = frozenset({"tower", "tower_output", "decoder", "cache"})
     rows = ("all", "text", "question")
     of_text = True
     paged = "whole"

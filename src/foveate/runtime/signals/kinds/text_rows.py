@@ -17,7 +17,7 @@ class TextRows(Kind):
     """
 
     name = "text_rows"
-    places = frozenset({"decoder"})
+    places = frozenset({"decoder", "cache"})
     rows = ("question", "text")
     heads = True
     of_text = True
