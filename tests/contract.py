@@ -255,6 +255,25 @@ def a_later_turn_goes_on_with_the_cache(family: str, method: Method) -> None:
     assert [entry.keys.shape[-2] for entry in tiny.entries(cache)] == expected
 
 
+@always
+def rows_of_the_cache_may_be_exchanged(family: str, method: Method) -> None:
+    """A step on a cache whose rows were put in another order is that of these rows."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    order = torch.arange(len(ROWS[family])).flip(0)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
+    found = []
+    with torch.no_grad(), foveate.compress(model, method):
+        for rows in (slice(None), order):
+            cache = model(**batch).past_key_values
+            if rows is order:
+                cache.reorder_cache(order)
+            step = {"input_ids": batch["input_ids"][rows, -1:], "attention_mask": mask[rows]}
+            if family in tiny.PACKED:
+                step["position_ids"] = torch.full((3, len(order), 1), mask.shape[1])
+            found.append(model(**step, past_key_values=cache).logits)
+    close(found[1], found[0][order])
+
+
 # -- other ways to run --------------------------------------------------------------------------------------------------
 
 

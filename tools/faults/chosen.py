@@ -65,11 +65,11 @@ CHOSEN = [
         probes("cached_step"),
     ),
     Fault(
-        "4: beams keep the entries of the rows before",
+        "4: the entries of a cache keep the order of rows that were exchanged",
         "runtime/cache.py",
         "return None if x is None else x.index_select(0, rows.to(x.device))",
         "return x",
-        probes("beams"),
+        probes("exchanged"),
     ),
     Fault(
         "5: functions that were replaced stay when the handle is removed",
