@@ -149,7 +149,7 @@ def test_unknown_method(family: str) -> None:
 def test_ratio_out_of_range(name: str) -> None:
     model = tiny.model("llava")
     with left_as_it_was(model, tiny.inputs("llava", ROWS)):
-        for keep in (-0.5, -1e-9, 1.0001, 50, float("nan"), float("inf"), "0.5", None):
+        for keep in (-0.5, -1e-9, 1.0001, 50, float("nan"), float("inf"), "0.5"):
             refused(model, name, ConfigError, "keep", keep=keep)
 
 
@@ -176,7 +176,7 @@ WRONG_FOR_IPCV: list[tuple[dict[str, Any], str]] = [
     ({"stabilise": -1}, "stabilise=-1 is too small: give at least 0"),
     ({"neighbours": 0}, "neighbours=0 is too small: give at least 1"),
     ({"min_tokens": -1}, "min_tokens=-1 is too small: give at least 0"),
-    ({"scope": "batch"}, "choose one of 'span', 'neighbours', 'global'"),
+    ({"across": "batch"}, "across"),
     ({"block": tiny.BLOCKS}, f"block=4 leaves none to save work in.*give 1 to {tiny.BLOCKS - 1}"),
     ({"block": 2, "stabilise": 3}, "stabilise=3 is too many.*from block 2 on 2"),
 ]

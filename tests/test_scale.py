@@ -62,14 +62,15 @@ def test_a_method_adds_few_tests(collected: list[str]) -> None:
     assert set(of_stubs.values()) == {of_stubs["stub0"]}
     contract = [line for line in collected if "test_contract[" in line and "-stub0-" in line]
     assert len(contract) == len(PROPERTIES) * len(tiny.WHOLE)
-    assert of_stubs["stub0"] - len(contract) <= 50  # that call no model: options, JSON, pages
+    assert of_stubs["stub0"] - len(contract) <= 65  # that call no model: options, JSON, pages
 
 
 def test_a_family_adds_few_tests(collected: list[str]) -> None:
     """One that is built like another; a new structure has probes as well."""
     of_families = Counter(found for line in collected for found in re.split(r"[\[\]-]", line) if found in tiny.FAMILIES)
-    others = [of_families[family] for family in tiny.FAMILIES if family not in tiny.STRUCTURES]
-    assert len(CORE) <= min(others) <= max(others) <= 40
+    others = sorted(of_families[family] for family in tiny.FAMILIES if family not in tiny.STRUCTURES)
+    assert len(CORE) <= others[0] <= others[len(others) // 2] <= 25, "a family like others"
+    assert others[-1] <= 80, "one with something of its own"
 
 
 @contextmanager

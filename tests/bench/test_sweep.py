@@ -17,7 +17,7 @@ from foveate.bench import result as results
 from foveate.bench.measure import timed
 from foveate.bench.plan import DEFAULT, Request, contenders, label
 from foveate.bench.sweep import _turned, command, run
-from foveate.errors import ConfigError, FoveateError
+from foveate.errors import FoveateError
 from foveate.method import Composed
 from foveate.methods import make
 from foveate.terminal import CommandError
@@ -202,17 +202,13 @@ def test_methods(tmp_path: Path) -> None:
     assert [name.partition("(")[0] for name in contenders(request)] == ["dense", *DEFAULT]
     described = json.dumps(make("tome+fastv").to_json())
     found = contenders(replace(request, methods=("stride", "vtw"), options=("vtw.layer=3",), described=(described,)))
-    assert list(found) == ["dense", "stride(keep=0.5)", "vtw(layer=3)", "tome(keep=0.5)+fastv(keep=0.5)"]
-    assert isinstance(found["tome(keep=0.5)+fastv(keep=0.5)"], Composed)
-    with pytest.raises(ConfigError, match="VTW has no option 'keep'"):
-        contenders(replace(request, methods=("vtw",), keeps=(0.5,)))
+    assert list(found) == ["dense", "stride", "vtw(layer=3)", "tome+fastv"]
+    assert isinstance(found["tome+fastv"], Composed)
     with pytest.raises(CommandError, match="would be measured twice"):
         contenders(replace(request, methods=("stride",), described=(json.dumps(make("stride").to_json()),)))
 
 
 def test_labels() -> None:
-    assert label(make("adsc")) == "adsc(keep=0.3333)"
-    assert (
-        label(make("stride", layers=[1, 2], positions="renumber"))
-        == "stride(positions=renumber, keep=0.5, layers=(1, 2))"
-    )
+    assert label(make("adsc")) == "adsc"
+    assert label(make("adsc", keep=1 / 3)) == "adsc(keep=0.3333)"
+    assert label(make("stride", layers=[1, 2], positions="renumber")) == "stride(positions=renumber, layers=(1, 2))"
