@@ -160,15 +160,16 @@ def test_attention_implementations_agree(batch: dict[str, Tensor], method: fovea
 
 
 @pytest.mark.parametrize("rows", [None, [2, 1]], ids=["batch", "alone"])
-@pytest.mark.parametrize("n", [1, 3, 12, 30, 100])
+@pytest.mark.parametrize("n", [1, 3, 13, 32, 100])
 def test_the_last_rows_are_those_of_all(model: Any, batch: dict[str, Tensor], n: int, rows: list[int] | None) -> None:
     """However many are asked for: text alone, some of the image, all that there is."""
     if rows is not None:
         batch = tiny.inputs(NAME, [[3, "image", 5]])
-    inner = tiny.base(model)
+    inner, methods = tiny.base(model), list(METHODS.values())
+    methods = methods if n == 1 else methods[n % 3 :: 3]  # one row is what generate() goes on with
     with torch.no_grad():
         stock = inner(**batch, logits_to_keep=n).last_hidden_state.shape
-        for method in METHODS.values():
+        for method in methods:
             with foveate.compress(model, method) as handle:
                 all_rows, some = logits_of(model, batch)[:, -n:], logits_of(model, batch, logits_to_keep=n)
                 assert some.shape == all_rows.shape
