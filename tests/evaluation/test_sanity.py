@@ -15,7 +15,7 @@ from foveate.evaluation.results import Row
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     out = tmp_path_factory.mktemp("sanity")
     methods = ("blind", "oracle", "antioracle", "stride")
-    asked = Request(out, request.param, methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=12)
+    asked = Request(out, request.param, methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=20)
     return evaluate(asked, lambda what, done: None)
 
 
