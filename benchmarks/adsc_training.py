@@ -69,7 +69,7 @@ def study(name: str, work: Path, recipe: adsc.Recipe, options: argparse.Namespac
     """Everything for one reference model."""
     rows, losses = {}, {}
     for layers in options.layers or [LAYERS]:
-        method = ADSC(layers=() if layers == AUTO else tuple(map(int, layers.split(","))))
+        method = ADSC(layers=None if layers == AUTO else tuple(map(int, layers.split(","))))
         where = "" if len(options.layers or []) < 2 else f", layers {layers}"
         rows[UNTRAINED + where] = measure(name, None, method, work / f"eval-untrained-{layers}", options)
         for run in options.run or RUNS:

@@ -25,6 +25,7 @@ from foveate.dial import Dial
 from foveate.evaluation.asking import _generate
 from foveate.evaluation.batches import grouped, probes
 from foveate.evaluation.subject import Subject, load
+from foveate.method import Positions
 from foveate.ops import select
 from foveate.reference.data import Sample, samples
 from foveate.reference.vocabulary import TASKS
@@ -51,6 +52,11 @@ class Lots(SPU):
 
 def _score(**options: Any) -> dict[str, Any]:
     return {"mode": "low_frequency_energy", "filter": "notch", "normalise": False} | options
+
+
+def _both(merge: float = 0.8, ratio: float = 0.7, positions: Positions = "keep", **pruner: Any) -> Method:
+    """LUVC's parts, of which one has other options."""
+    return OIM(keep=merge, positions=positions, **_HIDDEN) + SPU(ratio=ratio, positions=positions, **pruner)
 
 
 def _gaussian(cutoff: float) -> dict[str, Any]:
@@ -126,18 +132,20 @@ VARIANTS: dict[str, dict[str, Method]] = {
         "width before block 2, height before 3": OIM(**_HIDDEN, passes=((2, "width", 0.7), (3, "height", 0.7))),
     },
     "together (LUVC)": {
-        "residual, early": LUVC(**_RESIDUAL, **_HIDDEN),
-        "L1 norm, early": LUVC(**_score(cutoff=1.0), **_HIDDEN),
-        "residual, halving": LUVC(schedule="halving", **_RESIDUAL, **_HIDDEN),
-        "energy, notch 0.85, halving": LUVC(schedule="halving", **_score(cutoff=0.85), **_HIDDEN),
-        "residual, linear": LUVC(schedule="linear", **_RESIDUAL, **_HIDDEN),
-        "residual, early, renumbered": LUVC(**_RESIDUAL, **_HIDDEN, positions="renumber"),
+        "residual, early": _both(**_RESIDUAL),
+        "L1 norm, early": _both(**_score(cutoff=1.0)),
+        "residual, halving": _both(schedule="halving", **_RESIDUAL),
+        "energy, notch 0.85, halving": _both(schedule="halving", **_score(cutoff=0.85)),
+        "residual, linear": _both(schedule="linear", **_RESIDUAL),
+        "residual, early, renumbered": _both(positions="renumber", **_RESIDUAL),
     },
     _AS_IT_IS: {
         "the default": LUVC(),
         "the default on the halving cascade": LUVC(schedule="halving"),
         **{
-            f"merge {merge}, keep {keep}, none from layer {every}": LUVC(merge=merge, ratio=keep, every=every)
+            f"merge {merge}, keep {keep}, none from layer {every}": (
+                _both(merge, keep, every=every) if merge < 1 else SPU(ratio=keep, every=every)
+            )
             for every, pairs in {
                 8: ((1.0, 0.6), (0.9, 0.75), (0.9, 0.7), (0.8, 0.75), (0.7, 0.8), (0.6, 1.0), (0.5, 0.9)),
                 9: ((1.0, 0.55), (0.9, 0.6), (0.8, 0.7), (0.7, 0.8), (0.6, 0.9), (0.5, 1.0)),

@@ -37,7 +37,7 @@ def main() -> None:
     for name in reference.ARCHITECTURES:
         subject = load(name, None)
         for layer, keep in ((1, 0.7), (5, 0.5)):
-            for method in (V2Drop(layers=(layer,), ratios=(keep,)), Reversed(layers=(layer,), keeps=(keep,))):
+            for method in (V2Drop(layers=(layer,), ratios=(keep,)), Reversed(layers=(layer,), ratios=(keep,))):
                 right = 0
                 for group in grouped(samples):
                     words, _ = answer(subject, subject.preparation.batch(group), method)

@@ -42,7 +42,7 @@ def layers(found: dict[str, Any]) -> str:
             continue
         where = label.partition(", layers ")[2]
         trained = study["runs"][f"LoRA, constant ratio, layers {where}"]
-        method = ADSC(run[-1]["tokens"], layers=() if where == "auto" else tuple(map(int, where.split(","))))
+        method = ADSC(keep=run[-1]["tokens"], layers=None if where == "auto" else tuple(map(int, where.split(","))))
         shares = (f"{100 * cells[-1]['retention']:.1f} %" for cells in (run, trained))
         cut = ", ".join(str(site.layer) for site in method.sites(host))
         rows.append((cut, _left(method, host), *shares))

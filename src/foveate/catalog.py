@@ -21,6 +21,13 @@ from foveate.terminal import CommandError, group_sites
 #: Sites depend on the model's depth; the table shows those in a model of this size (LLaVA-1.5-7B).
 EXAMPLE = Host(family="llava", blocks=23, layers=32, has_cls=True)
 
+#: what `keep` is a share of, in words
+COUNTED = {
+    "tokens": f"visual tokens per layer ({EXAMPLE.depth} layers)",
+    "tower": f"patches per vision block ({EXAMPLE.blocks} blocks)",
+    "decode": f"visual keys and values that a step reads ({EXAMPLE.depth} layers)",
+}
+
 
 def describe_method(name: str) -> dict[str, Any]:
     """Plain data about one method."""
@@ -47,10 +54,10 @@ def describe_families() -> list[dict[str, Any]]:
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
     """All methods as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("method", "paper", "sites", "training", "budget", "options"):
+    for column in ("method", "paper", "sites", "training", "budget", "keep counts", "options"):
         table.add_column(column, overflow="fold")
     for method in found:
-        own = {name: option for name, option in method["options"].items() if name != "positions"}
+        own = {name: option for name, option in method["options"].items() if name not in ("positions", "keep")}
         options = ", ".join(_assignment(name, option["default"]) for name, option in own.items())
         table.add_row(
             f"[bold]{escape(method['name'])}[/bold]",
@@ -58,11 +65,12 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
             escape(group_sites(method["sites"])),
             "free" if method["training_free"] else "needed",
             "fixed" if method["fixed_budget"] else "by content",
+            method["unit"],
             escape(options),
         )
     console.print(table)
     console.print(
-        "\nSites as in a model with 23 vision blocks and 32 decoder layers. All take `positions`, too. "
+        "\nSites as in a model with 23 vision blocks and 32 decoder layers. All take `keep` and `positions`, too. "
         "`foveate methods NAME` tells more.",
         style="dim",
         markup=False,
@@ -76,6 +84,8 @@ def show_method(method: dict[str, Any], console: Console) -> None:
     paragraphs = method["doc"].split("\n\n")
     console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
     console.print(f"\nsites    {escape(group_sites(method['sites']))}")
+    if method["mean"] is not None:
+        console.print(f"keep     {method['mean']:.2f} of the {COUNTED[method['unit']]}, in the setting below")
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("option", "type", "default"):
         table.add_column(column)
@@ -106,6 +116,8 @@ def _method(cls: type[Method]) -> dict[str, Any]:
         "sites": [str(site) for site in _sites(cls)],
         "training_free": cls.training_free,
         "fixed_budget": cls.fixed_budget,
+        "unit": cls.unit,
+        "mean": _mean(cls),
         "options": {
             name: {"type": _type(hint), "default": None if default is dataclasses.MISSING else plain(default)}
             for name, (hint, default) in options_of(cls).items()
@@ -129,6 +141,14 @@ def _sites(cls: type[Method]) -> list[Site]:
         return [site for site in cls().sites(EXAMPLE) if isinstance(site, Site)]
     except Exception:  # options without defaults, a model that cannot host it, or a mistake of another package
         return []
+
+
+def _mean(cls: type[Method]) -> float | None:
+    """What `keep` is where it is not given, in the example."""
+    try:
+        return None if cls.unit in ("none", "cache", "compute") else cls().mean(EXAMPLE)
+    except Exception:  # as above
+        return None
 
 
 def _assignment(name: str, default: Any) -> str:

@@ -29,7 +29,7 @@ NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
 Model = Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")]
 OneMethod = Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")]
-Keep = Annotated[float | None, typer.Option(help="Share of tokens kept; short for --option keep=...")]
+Keep = Annotated[float | None, typer.Option(help="Share of visual tokens per decoder layer, of a method or a sum.")]
 OptionsOfOne = Annotated[list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")]
 OneAsJson = Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")]
 OptionsOfMany = Annotated[

@@ -33,7 +33,9 @@ def test_methods(here: Here) -> None:
     found = {method["name"]: method for method in as_json(foveate("methods", "--json"))}
     assert set(found) == set(package.list_methods())
     assert found["fastv"]["sites"] == ["decoder 2"]
-    assert found["fastv"]["options"]["keep"] == {"type": "float", "default": 0.5}
+    assert found["fastv"]["options"]["keep"] == {"type": "float | None", "default": None}
+    assert (found["fastv"]["unit"], found["fastv"]["mean"]) == ("tokens", 0.53125)
+    assert (found["ipcv"]["unit"], found["dycoke"]["unit"]) == ("tower", "decode")
     assert len(found["tome"]["sites"]) == 23
     assert found["fastv"]["paper"]["title"].startswith("An Image is Worth 1/2 Tokens After Layer 2")
     assert {name for name, method in found.items() if method["control"]} == {"random", "stride", "downsample"}
@@ -57,6 +59,8 @@ def test_one_method(here: Here) -> None:
     text = here("methods", "visionzip").stdout
     assert "54 dominant + 10 contextual" in text
     assert "contextual" in text
+    assert "0.53 of the visual tokens per layer (32 layers)" in here("methods", "fastv").stdout
+    assert "of the patches per vision block (23 blocks)" in here("methods", "ipcv").stdout
 
 
 def test_families(here: Here) -> None:

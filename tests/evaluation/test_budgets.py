@@ -83,8 +83,15 @@ def test_two_budgets_are_two_names() -> None:
 def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
     late = FastV(layer=4)
     plan, missed = planned({"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked)
-    assert [str(entry) for entry in plan] == ["dense", "fastv at 0.95", "fastv at 0.5", "vtw at 0.5", "vtw at 0.1"]
-    assert [(m.label, m.budget, round(m.closest, 6)) for m in missed] == [("fastv", 0.1, 0.4), ("vtw", 0.95, 0.9)]
+    assert [str(entry) for entry in plan] == [
+        "dense",
+        "fastv at 0.95",
+        "fastv at 0.5",
+        "vtw at 0.95",
+        "vtw at 0.5",
+        "vtw at 0.1",
+    ]
+    assert [(m.label, m.budget, round(m.closest, 6)) for m in missed] == [("fastv", 0.1, 0.4)]
 
 
 def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -> None:
@@ -102,7 +109,7 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
     """No budget, so a dial says where it is; two settings of a method are two."""
     described = (
         '{"method": "fastv", "keep": 0.25}',
-        '{"method": "fastv", "stages": [[3, 0.5], [5, 0.2], [7, 0.1], [8, 0.1], [9, 0]]}',
+        '{"method": "fastv", "schedule": [[3, 0.5], [5, 0.2], [7, 0.1], [8, 0.1], [9, 0]]}',
     )
     methods, _ = contenders(("vtw",), (), described, None, qwen, as_is=True)
     plan, missed = planned(methods, (), "tokens", qwen, asked)
@@ -111,7 +118,7 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
     assert [entry.label for entry in plan[:3]] == ["dense", "vtw", "fastv(keep=0.25)"]
     with pytest.raises(FoveateError, match="fastv is given twice"):
         contenders(("fastv",), (), described[:1], None, qwen)
-    assert plan[3].label.startswith("fastv(stages=#"), "a long schedule does not fill the table"
+    assert plan[3].label.startswith("fastv(schedule=#"), "a long schedule does not fill the table"
     assert plan[3].method == FastV(schedule=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
 
 
@@ -140,7 +147,7 @@ def test_names_options_and_labels(qwen: Subject) -> None:
     assert labels("fastv", "oracle", options=("layer=4",)) == ["dense", "fastv(layer=4)", "oracle"]
     assert labels("fastv", "stride", options=("fastv.layer=4",)) == ["dense", "fastv(layer=4)", "stride"]
     assert labels("tome+fastv", options=("fastv.layer=4",)) == ["dense", "tome+fastv(layer=4)"]
-    assert labels("tome", described=('{"method": "fastv", "layer": 3, "keep": 0.1}',)) == [
+    assert labels("tome", described=('{"method": "fastv", "layer": 3, "keep": 0.5}',)) == [
         "dense",
         "tome",
         "fastv(layer=3)",

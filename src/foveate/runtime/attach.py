@@ -358,6 +358,11 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
     if site.step and site.step >= host.steps:
         how = f"in {host.steps} steps, 0 to {host.steps - 1}" if host.steps else "word by word, not in denoising steps"
         raise UnsupportedSiteError(f"{name} acts at {site}, but {host.family!r} writes its answer {how}")
+    if method.scope == "sample" and site.at not in ("lm_entry", "decoder", "decode", "cache"):
+        raise UnsupportedSiteError(
+            f"{name} has one budget for all images of a prompt, and which these are is not known at {site}: act where they "
+            "enter the language model, or later"
+        )
     if method.temporal and site.at not in host.frames:
         why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
         raise UnsupportedSiteError(

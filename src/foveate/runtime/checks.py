@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.answers import Channels, Sight
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, InputError
 from foveate.method import Method, Site
 from foveate.tokens import Reduction, Tokens
 
@@ -193,6 +193,15 @@ def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look
             f"{said}: group has {_few(outside)}, expected 0 to {len(sees) - 2}, as sees is {tuple(sees.shape)} with the text's"
         )
     return answer
+
+
+def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
+    """Raise `InputError` where tokens of several spans would be ranked together and not all of them may be here."""
+    if tokens.seen and (method.scope == "sample" or method.pooled):  # told of in chunks only
+        raise InputError(
+            f"{method.name()} at {site} ranks all images of a prompt, or all frames of a video, at once, and this prompt comes "
+            "in chunks: use prefill_chunk_size=None"
+        )
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:

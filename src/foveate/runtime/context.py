@@ -17,7 +17,7 @@ from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
-from foveate.runtime.checks import check_members, check_shapes, flops_of, watched
+from foveate.runtime.checks import check_members, check_pools, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
 from foveate.runtime.hooks import Hooks as Hooks
 from foveate.runtime.hooks import by_name as by_name
@@ -59,6 +59,7 @@ class Action:
         """What the method says at its site, and whether the values of that are to be checked as well as the shapes."""
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
+        check_pools(self.method, self.site, tokens)
         try:
             shown = replace(tokens, strict=look, history=own, scope=self.method.scope, pooled=self.method.pooled)
             answer = self.method.answer(shown, self.site)

@@ -126,7 +126,7 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
         ConfigError: its budget depends on the content.
         UnsupportedSiteError: it acts where an engine cannot let it.
     """
-    for part in method.parts():
+    for part in method.resolve(host).parts():
         if not part.fixed_budget:
             raise ConfigError(
                 f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
@@ -183,6 +183,12 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                     f"{action.method.name()} wants {kind.signal} at {site}, where an engine has the features of an image and "
                     "their places only: use a method that asks for nothing there"
                 )
+    for part in method.resolve(host).parts():
+        if part.scope == "sample" or part.pooled:
+            raise ConfigError(
+                f"{part.name()} has one ranking for all images of a prompt or all frames of a video, and a serving engine must "
+                "know how many tokens of each stay: use a method that ranks each by itself"
+            )
     places = ("pixels", "tower", "tower_output")
     tower = tuple(a for a in actions if a.site.at in places)
     entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
