@@ -197,7 +197,11 @@ def plan(
     actions = _with_history(actions)
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
-    _check_parking(sorted(actions, key=_moment), merged)
+    in_order = sorted(actions, key=_moment)
+    _check_parking([a for a in in_order if a.site.at.startswith("tower")], merged)
+    in_decoder = [a for a in in_order if a.site.at == "decoder" and not a.site.part]
+    _check_parking(in_decoder, math.inf)
+    _check_signals_of_parked(in_order)
     sighted = {action.method.name(): action.part for action in actions if action.site.action == "sight"}
     if len(set(sighted.values())) > 1:
         raise UnsupportedSiteError(
@@ -273,34 +277,37 @@ def _with_history(actions: list[Action]) -> list[Action]:
         )
         return language, *layer, action.order
 
-    found, last, run = {}, None, 0
+    found, last, run, parked = {}, None, 0, 0
     for action in sorted(actions, key=when):
-        if action.site.part or action.site.action == "reuse" or action.site.at == "cache":  # from which nobody leaves
-            found[action.order] = action
+        found[action.order] = action
+        if action.site.part or action.site.action in ("attend", "reuse") or action.site.at == "cache":  # nobody leaves
             continue
         place = when(action)[0], action.part
         run = run if place == last else 0
         found[action.order], last = replace(action, after=run), place
+        if action.site.action == "park":
+            parked = run
         run += action.site.action != "sight"  # which leaves all tokens where they are
+        if action.site.action == "restore":  # the tokens are those that there were
+            run = parked
     return [found[action.order] for action in actions]
 
 
 def _moment(action: Action) -> tuple[float, bool]:
-    """When an action happens in the tower; a stable sort leaves actions of one moment in the order of the sum."""
+    """When an action happens in the tower or in the decoder; a stable sort leaves actions of one moment in the order of the
+    sum."""
     site = action.site
-    if site.at == "tower":
+    if site.at in ("tower", "decoder"):
         return site.layer, site.where == "mid"
     return {"pixels": -1.0}.get(site.at, math.inf), False
 
 
 def _check_parking(actions: list[Action], merged: float) -> None:
     """One method at a time has tokens parked, and until they are back no site reduces those that are left, nor does stock code
-    merge rows, as it does after the sites before block ``merged``."""
+    merge rows, as it does after the sites before block ``merged`` of the tower."""
     lot: Action | None = None
     for action in actions:
         site, name = action.site, action.method.name()
-        if not site.at.startswith("tower"):
-            continue
         if site.action in ("attend", "restore") and (lot is None or lot.part != action.part):
             what = "restores" if site.action == "restore" else "attends to parked tokens"
             raise UnsupportedSiteError(f"{name}: {site} {what}, but nothing is parked there")
@@ -314,12 +321,41 @@ def _check_parking(actions: list[Action], merged: float) -> None:
             raise UnsupportedSiteError(
                 f"{name} acts at {site} on what {lot.method.name()} has left, whose other tokens are parked since "
                 f"{lot.site}: use one of the two, or let {name} act before that, after they are back (then name it "
-                "later in the sum), or not in the tower, if its options allow"
+                "later in the sum), or not in this part of the model, if its options allow"
             )
         if site.action in ("park", "restore"):
             lot = action if site.action == "park" else None
     if lot is not None:
-        raise UnsupportedSiteError(f"{lot.method.name()} parks tokens in the tower and never restores them")
+        where = "tower" if lot.site.at.startswith("tower") else "decoder"
+        raise UnsupportedSiteError(f"{lot.method.name()} parks tokens in the {where} and never restores them")
+
+
+def _check_signals_of_parked(actions: list[Action]) -> None:
+    """Attention that did not see parked tokens says nothing of them once they are back; one that did says nothing of the parts
+    of its layer, where they are not."""
+    parked: dict[int, Action] = {}  # layers without them -> who brings them back
+    first: dict[int, int] = {}
+    for action in (a for a in actions if a.site.action in ("park", "restore") and a.site.at == "decoder"):
+        if action.site.action == "park":
+            first[action.part] = action.site.layer
+        else:
+            parked |= dict.fromkeys(range(first[action.part], action.site.layer), action)
+    seen = {a.site.layer for a in actions if a.site.at == "decoder" and a.site.action == "attend"}
+    for action in actions:
+        site, name = action.site, action.method.name()
+        layers = {kind.layer for kind in action.asks if "attention" in kind.needs} if site.at == "decoder" else set()
+        for layer in sorted(layers & parked.keys()):
+            back = parked[layer]
+            if site.layer >= back.site.layer and layer not in seen:
+                raise UnsupportedSiteError(
+                    f"{name} wants the attention of layer {layer} at {site}, of tokens that {back.method.name()} has parked "
+                    f"until {back.site}, and that layer has not seen them: use layer {back.site.layer + 1} or later"
+                )
+            if site.part and site.layer < back.site.layer and layer in seen:
+                raise UnsupportedSiteError(
+                    f"{name} wants the attention of layer {layer} at {site}, which sees tokens that are parked there: ask at a "
+                    "layer that does not attend to them"
+                )
 
 
 def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
@@ -347,7 +383,7 @@ ACTIONS: dict[str, set[str]] = {
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce", "sight"},
-    "decoder": {"reduce", "skip", "channels", "sight", "reuse"},
+    "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse"},
     "decode": {"reduce"},
     "cache": {"reduce"},
 }
@@ -377,7 +413,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name}: {site} is a sliding layer, which forgets by itself: act on the full-attention layers of {host.family!r}"
         )
     if site.action in ("park", "restore") and site.action not in ACTIONS[site.at]:
-        raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
+        raise UnsupportedSiteError(f"{name}: tokens can be parked and restored before a layer, not at {site}")
     if site.action not in ACTIONS[site.at]:
         can = ", ".join(sorted(ACTIONS[site.at])) or "nothing yet"
         raise UnsupportedSiteError(f"{name}: {site.action!r} cannot happen at {site}, only {can}")
