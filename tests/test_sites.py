@@ -57,7 +57,11 @@ SITES: list[tuple[str, tuple[Site, ...], str]] = [
     ("llava", (Site("tower", 1, action="park"),), "never restores"),
     ("llava", (Site("tower", 1, action="attend"),), "attends to parked tokens, but nothing is parked"),
     ("llava", (Site("tower", 2, action="park"), Site("tower", 1, action="restore")), "nothing is parked"),
-    ("llava", (Site("decoder", 1, action="park"), Site("decoder", 3, action="restore")), "only the tower"),
+    (
+        "llava",
+        (Site("lm_entry", action="park"), Site("decoder", 3, action="restore")),
+        "before a layer, not at lm_entry",
+    ),
     ("llava", (Site("tower", 1, signals=("last_row",)),), "no text"),
     ("llava", (Site("tower_output", signals=("text",)),), "no text"),
     ("llava", (Site("decoder", 0, signals=("last_row",)),), "no layer before it"),

@@ -28,7 +28,7 @@ PLACES = {
     "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
     "tower_output": "after the last block that is read",
     "lm_entry": "where features and text meet",
-    "decoder": "before any layer; layers that reuse queries and keys, too",
+    "decoder": "before any layer, and its parts; parking, attending and restoring, too, and reusing queries and keys",
     "cache": "the cache of any layer with keys of its own, when the prompt has ended; not where it slides",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }

@@ -151,7 +151,8 @@ class Method:
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
         """Hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.
 
-        Asked at ``restore`` and at every ``attend`` site. By default a parked token is what it was.
+        Asked at ``restore`` and at every ``attend`` site, in the tower and in the decoder. By default a parked token is what it
+        was.
         """
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
 

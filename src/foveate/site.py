@@ -34,11 +34,11 @@ class Site:
         shares: at one of several cuts of a schedule: the shares of the tokens at its first cut that it leaves after each of
             them, up to this one, so that the schedule is rounded and not each cut. `cascade` makes such sites.
         where: inside a tower block: ``before`` it, or ``mid``, between its attention and its FFN.
-        action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block sees those
-            parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
-            back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of
-            the FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom
-            from this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
+        action: ``reduce``; ``park`` (those not kept come back later); ``attend`` (the attention of this block or layer sees
+            those parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
+            back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of the
+            FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom from
+            this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry, each a `Signal` or the name of its kind; what nobody asks for is never computed.

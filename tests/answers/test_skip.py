@@ -16,7 +16,7 @@ from refusals import At, left_as_it_was, refused
 from torch import Tensor, nn
 
 import foveate
-from foveate import FastV, Site, Stride
+from foveate import FastV, Site
 from foveate.errors import ConfigError, UnsupportedSiteError
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
@@ -118,7 +118,8 @@ def test_with_pruners(family: str, part: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     probe = SkipVision(keep=0.4, part=part)
     with torch.no_grad():
-        renumbered = SkipVision(part=part, positions="renumber") + Stride(layers=(0, 3), positions="renumber")
+        cuts = At((Site("decoder", 0), Site("decoder", 3)), positions="renumber")
+        renumbered = SkipVision(part=part, positions="renumber") + cuts
         for method in (probe + FastV(layer=2, ratio=0.5), renumbered):
             with foveate.compress(model, method) as handle:
                 out = generate(model, batch, num_beams=2)

@@ -146,6 +146,12 @@ class LayerArguments:
         cos, sin = given if layout is None else _take(given, axis, layout, layout.width)
         return cos.expand(call.batch, -1, -1), sin.expand(call.batch, -1, -1)
 
+    def of_rows(self, call: DecoderPass, kwargs: dict[str, Any], width: int) -> dict[str, Any]:
+        """Those arguments that a layer needs for its own rows, where its attention sees others as well."""
+        layout = call.reduced
+        own = [name for name, axis in self.spec.layer_args.items() if axis == "own" and kwargs.get(name) is not None]
+        return {} if layout is None else {name: _take(kwargs[name], "own", layout, width) for name in own}
+
     @staticmethod
     def _refuse_windows(attention: Any, entry: Any, keys: KVIndex) -> None:
         """Flash kernels count a window in keys that are there; it is one of positions, like every mask."""

@@ -20,6 +20,7 @@ from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.learned import Beside, with_modules
+from foveate.runtime.order import check_parking, check_signals_of_parked, moment
 from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
@@ -197,7 +198,11 @@ def plan(
     actions = _with_history(actions)
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
-    _check_parking(sorted(actions, key=_moment), merged)
+    in_order = sorted(actions, key=moment)
+    check_parking([a for a in in_order if a.site.at.startswith("tower")], merged)
+    in_decoder = [a for a in in_order if a.site.at == "decoder" and not a.site.part]
+    check_parking(in_decoder, math.inf)
+    check_signals_of_parked(in_order)
     sighted = {action.method.name(): action.part for action in actions if action.site.action == "sight"}
     if len(set(sighted.values())) > 1:
         raise UnsupportedSiteError(
@@ -269,57 +274,24 @@ def _with_history(actions: list[Action]) -> list[Action]:
     def when(action: Action) -> tuple[int, float, bool, int]:
         language = action.site.at in ("lm_entry", "decoder", "decode")
         layer = (
-            (float(action.site.layer) if action.site.at == "decoder" else -1.0, False) if language else _moment(action)
+            (float(action.site.layer) if action.site.at == "decoder" else -1.0, False) if language else moment(action)
         )
         return language, *layer, action.order
 
-    found, last, run = {}, None, 0
+    found, last, run, parked = {}, None, 0, 0
     for action in sorted(actions, key=when):
-        if action.site.part or action.site.action == "reuse" or action.site.at == "cache":  # from which nobody leaves
-            found[action.order] = action
+        found[action.order] = action
+        if action.site.part or action.site.action in ("attend", "reuse") or action.site.at == "cache":  # nobody leaves
             continue
         place = when(action)[0], action.part
         run = run if place == last else 0
         found[action.order], last = replace(action, after=run), place
+        if action.site.action == "park":
+            parked = run
         run += action.site.action != "sight"  # which leaves all tokens where they are
+        if action.site.action == "restore":  # the tokens are those that there were
+            run = parked
     return [found[action.order] for action in actions]
-
-
-def _moment(action: Action) -> tuple[float, bool]:
-    """When an action happens in the tower; a stable sort leaves actions of one moment in the order of the sum."""
-    site = action.site
-    if site.at == "tower":
-        return site.layer, site.where == "mid"
-    return {"pixels": -1.0}.get(site.at, math.inf), False
-
-
-def _check_parking(actions: list[Action], merged: float) -> None:
-    """One method at a time has tokens parked, and until they are back no site reduces those that are left, nor does stock code
-    merge rows, as it does after the sites before block ``merged``."""
-    lot: Action | None = None
-    for action in actions:
-        site, name = action.site, action.method.name()
-        if not site.at.startswith("tower"):
-            continue
-        if site.action in ("attend", "restore") and (lot is None or lot.part != action.part):
-            what = "restores" if site.action == "restore" else "attends to parked tokens"
-            raise UnsupportedSiteError(f"{name}: {site} {what}, but nothing is parked there")
-        if site.action == "restore" and lot is not None and _moment(lot) <= (merged, False) < _moment(action):
-            raise UnsupportedSiteError(
-                f"{name} parks tokens at {lot.site} and restores them at {site}, but this tower merges rows where block "
-                f"{merged} begins, and parked ones would not be among them: restore at tower {merged} at the latest, or park "
-                f"at tower {merged + 1} or later"
-            )
-        if site.action in ("park", "reduce") and lot is not None:
-            raise UnsupportedSiteError(
-                f"{name} acts at {site} on what {lot.method.name()} has left, whose other tokens are parked since "
-                f"{lot.site}: use one of the two, or let {name} act before that, after they are back (then name it "
-                "later in the sum), or not in the tower, if its options allow"
-            )
-        if site.action in ("park", "restore"):
-            lot = action if site.action == "park" else None
-    if lot is not None:
-        raise UnsupportedSiteError(f"{lot.method.name()} parks tokens in the tower and never restores them")
 
 
 def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
@@ -347,7 +319,7 @@ ACTIONS: dict[str, set[str]] = {
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce", "sight"},
-    "decoder": {"reduce", "skip", "channels", "sight", "reuse"},
+    "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse"},
     "decode": {"reduce"},
     "cache": {"reduce"},
 }
@@ -382,7 +354,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name}: {site} is a sliding layer, which forgets by itself: act on the full-attention layers of {host.family!r}"
         )
     if site.action in ("park", "restore") and site.action not in ACTIONS[site.at]:
-        raise UnsupportedSiteError(f"{name}: only the tower can park and restore tokens, not {site}")
+        raise UnsupportedSiteError(f"{name}: tokens can be parked and restored before a layer, not at {site}")
     if site.action not in ACTIONS[site.at]:
         can = ", ".join(sorted(ACTIONS[site.at])) or "nothing yet"
         raise UnsupportedSiteError(f"{name}: {site.action!r} cannot happen at {site}, only {can}")

@@ -50,9 +50,8 @@ class Action:
     order: int  # rank among all actions of the handle: names the method's memory
     part: int = 0  # rank of the method in the sum
     asks: tuple[Kind, ...] = ()  # its signals
-    after: int = (
-        0  # actions of the same part directly before this one: what was there before each of these is its history
-    )
+    #: actions of the same part directly before this one: what was there before each of these is its history
+    after: int = 0
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
     def ask(self, tokens: Tokens) -> tuple[Answer, bool]:
@@ -235,6 +234,7 @@ class DecoderPass:
         layout: what is present, with the visual tokens; None when this forward brings none.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
+        lot: tokens set aside, or None.
         queries, ffn: of the layer that runs now, where its attention or its FFN does not work on all rows alike.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
@@ -267,6 +267,7 @@ class DecoderPass:
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
+    lot: Lot | None = None
     queries: Queries | None = None
     ffn: Split | None = None
     seen: Past = field(default_factory=Past)

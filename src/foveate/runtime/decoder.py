@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
+from foveate.runtime.asking import QueryHooks
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
-from foveate.runtime.context import Action, Context, DecoderPass, Taken
+from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.entry import Entry
 from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
 from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.notes import log_layer
+from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
 from foveate.runtime.prompt import Inputs
@@ -36,9 +39,9 @@ from foveate.runtime.sight import answered
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
-from foveate.runtime.trace import LayerTrace, Trace, tick
+from foveate.runtime.trace import Trace, tick
 from foveate.runtime.weigh import weigh
-from foveate.tokens import Tokens
+from foveate.tokens import Parked, Tokens
 
 
 class DecoderHooks:
@@ -69,6 +72,12 @@ class DecoderHooks:
         self.reads = Reads(actions, self.layers, self.spec, self.arguments, self._keys)
         self.entry.states = frozenset(self.reads.wanted.tower)
         self.sources = sources_of(self.layers, self.spec, self.model.config)
+        #: layers whose attention sees tokens that are set aside: hooks, and where the method says so
+        self.lends = {
+            i: (QueryHooks(i, self.layers[i], self.spec, context), next(a.site for a in of_layer))
+            for i, each in self.before.items()
+            if (of_layer := [a for a in each if a.site.action == "attend"])
+        }
         inside = {i: [a for a in actions if a.site.part and a.site.layer == i] for i in range(len(self.layers))}
         self.parts = {
             i: PartHooks(i, self.layers[i], self.spec, context, of_layer, self._tokens)
@@ -112,14 +121,20 @@ class DecoderHooks:
                 hooks.change(
                     watch(attention, Probe(partial(self.reads.now, self.context, i), partial(self.reuse.exchange, i)))
                 )
-            elif self.reads.watches(i) or (i in self.parts and self.parts[i].queries) or is_flash(attention):
+            elif self.reads.watches(i) or self._some_ask(i) or is_flash(attention):
                 hooks.change(watch(attention, Probe(partial(self.reads.now, self.context, i))))
             if i in self.parts:
                 self.parts[i].attach(hooks)
+            if i in self.lends:
+                self.lends[i][0].attach(hooks)
         self.reuse.attach(hooks)
         norm = self.model.get_submodule(self.spec.norm)
         hooks.pre(norm, self._before_norm)
         hooks.post(norm, self._scatter, first=True)
+
+    def _some_ask(self, i: int) -> bool:
+        """Whether only some rows of a layer may have queries."""
+        return i in self.lends or (i in self.parts and bool(self.parts[i].queries))
 
     # -- the call ---------------------------------------------------------------------------------------------------
 
@@ -153,7 +168,7 @@ class DecoderHooks:
         self.context.decoder = call
         if not self.reduces:
             for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
-                self._log(call, embeds, None, entry_of(cache, i) if past else None)
+                log_layer(call, embeds, None, entry_of(cache, i) if past else None)
             if inputs.modalities:
                 call.trace.placeholders.append(self.entry.count(inputs))
             for record in self.context.records if inputs.modalities else []:
@@ -227,9 +242,13 @@ class DecoderHooks:
             call.seen.forget(2 * i, self.reads.wanted.until)
             if i in self.reads.wanted.entered:
                 call.seen.entered[i] = hidden
+        if call.lot is not None and i in self.lends:
+            kwargs = self._lend(call, i, layer, hidden, args, kwargs)
+            args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
+            return by_position(layer, positional, args, kwargs)
         keys, entry = self._keys(call, i, layer, kwargs)
         borrows = i in call.reusing
-        self._log(call, hidden, keys, entry, call.reusing.get(i))
+        log_layer(call, hidden, keys, entry, call.reusing.get(i))
         self.reads.begin(call, i, hidden, keys, entry)
         if keys is None and hidden is given and not borrows:
             return None
@@ -237,6 +256,24 @@ class DecoderHooks:
         kwargs = self.reuse.borrow(call, i, kwargs) if borrows else kwargs
         args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
         return by_position(layer, positional, args, kwargs)
+
+    def _lend(
+        self, call: DecoderPass, i: int, layer: nn.Module, hidden: Tensor, args: Any, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a layer whose attention sees the tokens that are set aside as well as its own rows."""
+        lot, layout, site = call.lot, call.layout, self.lends[i][1]
+        assert lot is not None
+        assert layout is not None
+        assert isinstance(lot.outer, Rows)
+        rows = lot.lend(call.trace, layout, hidden, site)
+        call.layout = lot.outer
+        keys, entry = self._keys(call, i, layer, kwargs)
+        self.reads.begin(call, i, rows, keys, entry)
+        new = self.arguments.derive(call, i, layer, entry, keys, rows, args, kwargs)
+        call.layout = layout
+        log_layer(call, hidden, keys, entry)
+        self.lends[i][0].lend(call, lot, rows)
+        return new | self.arguments.of_rows(call, kwargs, hidden.shape[1])
 
     def _keys(self, call: DecoderPass, i: int, layer: nn.Module, kwargs: dict[str, Any]) -> tuple[KVIndex | None, Any]:
         """What the attention of layer ``i`` will see (None: all of the sequence), and the cache entry that holds it."""
@@ -290,7 +327,7 @@ class DecoderHooks:
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
         entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
-        self._log(call, first_argument(args, kwargs, "hidden_states"), None, entry)
+        log_layer(call, first_argument(args, kwargs, "hidden_states"), None, entry)
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         lengths = self.apart()
@@ -331,8 +368,17 @@ class DecoderHooks:
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
-        layout = call.layout
+        layout, site = call.layout, action.site
         assert layout is not None
+        if site.action == "attend":
+            return hidden
+        if site.action == "restore":
+            lot = call.lot
+            hidden = come_back(call, action, layout, hidden)
+            if lot is not None:
+                assert isinstance(lot.outer, Rows)
+                call.layout, call.tower = lot.outer, lot.tower
+            return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         if action.site.action == "sight":
             call.note(action, tokens.counts)
@@ -340,7 +386,12 @@ class DecoderHooks:
             return hidden
         reduction = action.decide(call.trace, tokens)
         call.note(action, tokens.counts)
+        if site.action == "park" and len(reduction.keep) == len(tokens):
+            return hidden
         call.layout, take = layout.reduce(reduction)
+        if take is not None and site.action == "park":
+            parked = Parked(tokens, reduction.keep)
+            call.lot = Lot(action.method, parked, layout, take, False, 0, call.seen.copy(), call.tower)
         call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
         if take is not None:
             hidden = take_rows(hidden, take)
@@ -383,17 +434,3 @@ class DecoderHooks:
         call = self.context.decoder
         layout = call.reduced if call is not None else None
         return None if call is None or layout is None else layout.scatter(output, call.rows or layout.full)
-
-    def _log(
-        self, call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any, taken: Taken | None = None
-    ) -> None:
-        full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
-        n_keys = full if keys is None else keys.length
-        if isinstance(entry, CompactMixin) and entry.visible is not None:
-            n_keys = entry.visible.index.shape[1]
-        log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
-        visual = None if call.layout is None else len(call.layout.tokens)
-        trace = LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual)
-        if taken is not None:
-            trace.reuse, trace.reused = taken.reuse, taken.tokens
-        log.append(trace)

@@ -1,4 +1,4 @@
-"""Tokens that a tower sets aside for a while, and blocks whose attention sees them nevertheless.
+"""Tokens that are set aside for a while, in the tower or in the decoder, and blocks whose attention sees them nevertheless.
 
 In such a block only the rows present have queries, an output projection and an FFN; the parked rows, as the method says they
 are now, lend keys and values. Attention is row by row in the queries, so what the rows present get is exactly what they
@@ -8,8 +8,8 @@ would get if the attention ran over all rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,11 @@ from foveate.runtime.checks import check_restored, flops_of
 from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import of_queries
 from foveate.runtime.signals.past import Past
-from foveate.runtime.trace import BlockTrace, KeyTrace, Trace
+from foveate.runtime.trace import BlockTrace, KeyTrace, SiteTrace, Trace
 from foveate.tokens import Parked
+
+if TYPE_CHECKING:
+    from foveate.runtime.context import Action, DecoderPass, TowerPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class Lot:
         merged: whether tokens of ``outer`` stand for several.
         leading: special tokens at the front of every image of a padded tower.
         seen: what blocks before had left of all tokens.
+        tower: in the decoder, what the vision tower had left of them.
     """
 
     method: Method
@@ -46,6 +50,7 @@ class Lot:
     merged: bool
     leading: int
     seen: Past
+    tower: dict[int, Tensor] = field(default_factory=dict)
 
     def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
@@ -77,7 +82,7 @@ class Lot:
             return self.all_rows(layout, x if isinstance(layout, Packed) else x[:, x.shape[1] - layout.width :], site)
 
         before, after = self.seen, Past(leading=seen.leading)
-        after.readings = {i: x for i, x in seen.readings.items() if x.attending is not None} | before.readings
+        after.readings = {i: x for i, x in seen.readings.items() if x.sees_parked} | before.readings
         for states, since, then in (
             (after.entered, seen.entered, before.entered),
             (after.left, seen.left, before.left),
@@ -91,6 +96,21 @@ class Lot:
             return self
         outer, kept = self.outer.without_leading(self.leading), self.kept[:, self.leading :] - self.leading
         return replace(self, outer=outer, kept=kept, leading=0)
+
+
+def come_back(call: TowerPass | DecoderPass, action: Action, layout: Rows | Packed, hidden: Tensor) -> Tensor:
+    """A ``restore`` site: the tokens set aside are present again. The hidden states ``hidden`` of those of ``layout`` are now
+    those of all."""
+    lot, call.lot = call.lot, None
+    tokens = replace(layout.tokens, hidden=layout.pick(hidden))
+    full = (layout if lot is None else lot.outer).tokens
+    flops = flops_of(action.method, tokens, action.site)
+    known = tokens.index, full.index, full.spans.shape
+    call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
+    if lot is None:  # nothing had to be set aside
+        return hidden
+    call.seen = lot.all_seen(layout, call.seen, action.site)
+    return lot.all_rows(layout, hidden, action.site)
 
 
 class Attending:
@@ -107,6 +127,7 @@ class Attending:
     def __init__(self, rows: Tensor, kept: Tensor, cu_seqlens: Tensor | None, ends: Sequence[int], fused: bool) -> None:
         self.rows, self.kept, self.cu_seqlens, self.ends, self.fused = rows, kept, cu_seqlens, ends, fused
         self.trace: KeyTrace | None = None
+        self.alone = True  # these rows alone go on after this attention
         self._whole: Tensor | None = None  # input of the query projection
         self._segment = self._start = 0  # of the packed sequence, when the kernel is called segment by segment
 

@@ -16,16 +16,14 @@ from torch import Tensor, nn
 from foveate.answers import Channels
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Decoder
+from foveate.runtime.asking import QueryHooks, part_of, refuse_replay
 from foveate.runtime.checks import check_channels
 from foveate.runtime.context import Action, Context, DecoderPass, Hooks, first_argument, replace_first
 from foveate.runtime.facts import Facts
 from foveate.runtime.ffn import GatedFfn, Split
 from foveate.runtime.layout import Rows
 from foveate.runtime.parking import others
-from foveate.runtime.queries import Queries
 from foveate.runtime.recurrent import attention_of
-from foveate.runtime.signals import Reading, real_implementation
-from foveate.runtime.trace import PartTrace
 from foveate.tokens import Reduction, Tokens
 
 See = Callable[[DecoderPass, Rows, Action, Tensor], Tokens]
@@ -44,6 +42,7 @@ class PartHooks:
     def __init__(self, i: int, layer: nn.Module, spec: Decoder, context: Context, actions: Sequence[Action], see: See):
         self.i, self.layer, self.spec, self.context, self.see = i, layer, spec, context, see
         self.queries = [a for a in actions if a.site.part == "attention"]
+        self.asking = QueryHooks(i, layer, spec, context) if self.queries else None
         self.rows = [a for a in actions if a.site.part == "ffn" and a.site.action == "skip"]
         self.channels = [a for a in actions if a.site.action == "channels"]
         self.rows_and_channels = [*self.rows, *self.channels]
@@ -52,14 +51,9 @@ class PartHooks:
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the layer. The kernel of an attention that some tokens skip must be watched, too (`signals.watch`)."""
-        if self.queries:
-            attention = self.layer.get_submodule(self.spec.attention)
-            first, last = (attention.get_submodule(name) for name in (self.spec.query, self.spec.attention_end))
-            hooks.pre(attention, self._before_attention)
-            hooks.post(attention, self._after_attention)
-            for module in (first, last):
-                hooks.pre(module, self._before_projection)
-                hooks.post(module, self._after_projection, first=True)
+        if self.asking is not None:
+            self.asking.attach(hooks)
+            hooks.pre(self.layer.get_submodule(self.spec.attention), self._before_attention)
         if self.rows_and_channels:
             hooks.pre(self.ffn, self._before_ffn)
             hooks.post(self.ffn, self._after_ffn, first=True)
@@ -70,34 +64,15 @@ class PartHooks:
         call = self.context.decoder
         if call is None or call.layout is None or call.ahead is not None:  # (a look ahead is of all tokens)
             return
-        self._refuse_replay()
+        refuse_replay(self.i, self.layer)
         x = first_argument(args, kwargs, "hidden_states")
         rows, keep = self._choose(call, self.queries, x)
         if keep is None:
             return
         asking, take = call.layout.reduce(Reduction(keep, rows.tokens.counts))
         assert take is not None
-        flash = "flash" in real_implementation(module.config)
-        causal = bool(getattr(module, "is_causal", True))
-        queries = Queries(asking, take, call.layout.width, alone=False, causal=causal, flash=flash)
-        queries.tell(call.seen.readings.setdefault(self.i, Reading(width=x.shape[1], valid=call.real())))
-        call.queries = queries
-        batch, width = x.shape[:2]
-        part = _part(call)
-        part.keys, part.queries = batch * width, len(queries.place)
-        part.kernel = width if flash else take.shape[1]
-
-    def _after_attention(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.context.decoder is not None:
-            self.context.decoder.queries = None
-
-    def _before_projection(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        queries = self.context.decoder.queries if self.context.decoder else None
-        return None if queries is None else ((queries.own(args[0]), *args[1:]), kwargs)
-
-    def _after_projection(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        queries = self.context.decoder.queries if self.context.decoder else None
-        return None if queries is None else queries.back(output)
+        assert self.asking is not None
+        self.asking.ask(call, asking, take, x.shape[1])
 
     # -- FFN --------------------------------------------------------------------------------------------------------
 
@@ -105,7 +80,7 @@ class PartHooks:
         call = self.context.decoder
         if call is None or call.layout is None:
             return None
-        self._refuse_replay()
+        refuse_replay(self.i, self.layer)
         x: Tensor = first_argument(args, kwargs, "hidden_states")
         rows, keep = self._choose(call, self.rows, x)
         gone = None if keep is None else others(keep, len(call.layout.tokens)).to(x.device)
@@ -116,13 +91,13 @@ class PartHooks:
             if self.gated is not None and channels.index.shape[-1] < self.gated.channels:
                 partly = rows.flat(x.device)
                 made = _partly(self.gated, x.flatten(0, 1).index_select(0, partly), channels, rows.tokens.counts)
-                _part(call).channels = len(partly), channels.index.shape[-1], self.gated.channels
+                part_of(call).channels = len(partly), channels.index.shape[-1], self.gated.channels
                 leave.append(partly)
         if not leave:
             return None
         whole = others(torch.cat(leave), x.shape[:-1].numel())
         call.ffn = Split(x.shape, whole, partly, made)
-        _part(call).ffn = len(whole)
+        part_of(call).ffn = len(whole)
         through = x.flatten(0, 1).index_select(0, whole)[None]
         return replace_first(args, kwargs, "hidden_states", through)
 
@@ -171,13 +146,6 @@ class PartHooks:
         call.trace.signal_flops += 4 * x.shape[:-1].numel() * self.gated.channels * x.shape[-1]
         return self.gated.activations(x)
 
-    def _refuse_replay(self) -> None:
-        if getattr(self.layer, "gradient_checkpointing", False) and self.layer.training:
-            raise UnsupportedSiteError(
-                f"sites at a part of decoder layer {self.i} cannot be replayed by gradient checkpointing: call "
-                "gradient_checkpointing_disable() on the model"
-            )
-
 
 def _partly(ffn: GatedFfn, x: Tensor, channels: Channels, counts: Sequence[int]) -> Tensor:
     """What an FFN makes of visual tokens ``x (N, C)``, ``counts`` of each span, with the channels that these use."""
@@ -190,13 +158,6 @@ def _partly(ffn: GatedFfn, x: Tensor, channels: Channels, counts: Sequence[int])
         together = ffn.partly(torch.cat([parts[span] for span in spans]), channels.index, row)
         made.update(zip(spans, together.split([counts[span] for span in spans])))
     return torch.cat([made[span] for span in range(len(counts))]) if made else x
-
-
-def _part(call: DecoderPass) -> PartTrace:
-    """The notes on the parts of the layer that runs now."""
-    layer = call.trace.prefill[-1]
-    layer.parts = layer.parts or PartTrace()
-    return layer.parts
 
 
 def no_channels(action: Action, ffn: nn.Module) -> UnsupportedSiteError:
@@ -214,15 +175,33 @@ def check_parts(actions: Sequence[Action], layers: Sequence[nn.Module], facts: F
     chosen: dict[int, Action] = {}
     for action in actions:
         site, name = action.site, action.method.name()
-        if not site.part:
+        lends = site.at == "decoder" and site.action == "attend"
+        if not site.part and not lends:
             continue
         layer = layers[site.layer]
+        if lends and attention_of(layer, spec) is None:
+            raise UnsupportedSiteError(
+                f"{name}: no attention can see parked tokens at {site}, for this layer carries a state from token to token in "
+                "place of attention: leave it out"
+            )
+        if lends and any(a.site.part == "attention" and a.site.layer == site.layer for a in actions):
+            raise UnsupportedSiteError(
+                f"{name}: the attention at {site} has the queries of tokens that are not parked, and some of these skip it: "
+                "let tokens skip the attention of other layers"
+            )
+        if lends:
+            facts.check_part(layer, "attention")
+            continue
         if site.part == "attention" and attention_of(layer, spec) is None:
             raise UnsupportedSiteError(
                 f"{name}: no token can skip the attention at {site}, for this layer carries a state from token to token in "
                 "place of attention: let tokens skip its FFN, or name layers that have attention"
             )
         facts.check_part(layer, site.part)
+        if any("ahead" in kind.needs for kind in action.asks):
+            raise UnsupportedSiteError(
+                f"{name} wants at {site} what the coming layer would do, and that layer has begun: ask before it"
+            )
         if site.part == "ffn" and spec.experts and getattr(layer, spec.experts, None) is not None:
             raise UnsupportedSiteError(
                 f"{name}: the FFN at {site} runs beside {spec.experts!r}, which work on the same rows: name a layer "

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import of_queries
 from foveate.runtime.parking import spread
-from foveate.runtime.signals import Reading
+from foveate.runtime.signals.reading import Reading
 
 
 class Queries:
@@ -24,16 +24,20 @@ class Queries:
         asking: the layout of those rows.
         take: ``(B, Q)`` the slot that each of its places has among all rows.
         width: all rows, ``P``.
-        alone: those that ask are the rows that go on after this attention; else all go on, and the others get zeros.
+        lent: ``(B, P, C)``, what all rows are, where the layer itself has only those that ask; None: it has all, and the
+            others get zeros.
         causal: what the kernel does without a mask.
         flash: the kernel is one of flash attention.
     """
 
-    def __init__(self, asking: Rows, take: Tensor, width: int, *, alone: bool, causal: bool, flash: bool) -> None:
-        self.take, self.width, self.alone, self.causal, self.flash = take, width, alone, causal, flash
+    def __init__(
+        self, asking: Rows, take: Tensor, width: int, lent: Tensor | None, *, causal: bool, flash: bool
+    ) -> None:
+        self.take, self.width, self.lent, self.causal, self.flash = take, width, lent, causal, flash
+        self.alone = lent is not None
         batch = take.shape[0]
         flat = take + torch.arange(batch, device=take.device)[:, None] * width
-        self.valid = None if alone else asking.valid
+        self.valid = None if self.alone else asking.valid
         if self.valid is None:
             self.shape, self.place = take.shape, flat.flatten()
         else:  # padding of ours asks nothing

@@ -315,6 +315,8 @@ def _between(other: Action, i: int, source: int, reuse: Reuse) -> str:
         return f"acts at {site}"
     if site.at == "decoder" and site.action == "skip" and site.part != "ffn" and site.layer in (i, source):
         return f"lets tokens skip the attention at {site}"
+    if site.action == "attend" and site.layer == source:
+        return f"lets layer {source} attend to parked tokens, which have no queries"
     if site.at == "decode" and reuse.of == "qk" and inside:
         return f"hides tokens from {site} on"
     if site.at == "cache" and reuse.of == "qk" and site.layer in (i, source):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,6 @@ from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
-from foveate.runtime.checks import flops_of
 from foveate.runtime.context import Action, Context, Record, TowerPass, wants_gradients
 from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
@@ -46,7 +44,7 @@ from foveate.runtime.hooks import Hooks, by_name, device_of, first_argument, rep
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.merger import attach_merger
 from foveate.runtime.mid import attach_mid
-from foveate.runtime.parking import Lot
+from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.pixels import choose_grid
 from foveate.runtime.presence import Presence
 from foveate.runtime.signals.kernel import Probe, watch
@@ -55,7 +53,7 @@ from foveate.runtime.signals.past import Wanted
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
-from foveate.runtime.trace import BlockTrace, SiteTrace, Trace, tick
+from foveate.runtime.trace import BlockTrace, Trace, tick
 from foveate.tokens import Parked
 
 Layout = Rows | Packed
@@ -336,17 +334,11 @@ class TowerHooks:
         return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
-        lot, call.lot = call.lot, None
-        tokens = replace(layout.tokens, hidden=layout.pick(hidden))
-        full = (layout if lot is None else lot.outer).tokens
-        flops = flops_of(action.method, tokens, action.site)
-        known = tokens.index, full.index, full.spans.shape
-        call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
-        if lot is None:  # nothing had to be parked
-            return hidden
-        call.layout, call.merged = lot.outer, lot.merged
-        call.seen = lot.all_seen(layout, call.seen, action.site)
-        return lot.all_rows(layout, hidden, action.site)
+        lot = call.lot
+        hidden = come_back(call, action, layout, hidden)
+        if lot is not None:
+            call.layout, call.merged = lot.outer, lot.merged
+        return hidden
 
     # -- output -----------------------------------------------------------------------------------------------------
 

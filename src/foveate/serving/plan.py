@@ -158,6 +158,11 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
                 f"{action.method.name()} acts on the KV cache {when}, and in this engine other requests may share its blocks: "
                 "use a method that acts before or inside the language model"
             )
+        if site.at == "decoder" and site.action in ("park", "attend", "restore"):
+            raise UnsupportedSiteError(
+                f"{action.method.name()} parks tokens in the decoder, at {site}, and in this engine a token that has left it "
+                "does not come back: use a method that drops them"
+            )
         if site.part:
             raise UnsupportedSiteError(
                 f"{action.method.name()} changes a part of a layer, at {site}, which this engine runs whole for every token"

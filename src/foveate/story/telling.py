@@ -111,7 +111,11 @@ class _Walk:
         self.visits[len(self.steps) - 1] = at_cache[len(self.freed) :][-1:]  # the last decode step
         tower = self._mine([(h, w) for t, h, w in trace.grid for _ in range(t)])
         self.views = [View(shape, self._fine(i, shape)) for i, shape in enumerate(tower)]
-        self.attends = {block.block for block in trace.blocks if block.keys is not None}
+        self.lends = {1 + block.block for block in trace.blocks if block.keys is not None}
+        for n, layer in enumerate(trace.prefill):
+            keys = None if layer.parts is None else layer.parts.keys
+            if keys is not None and keys > layer.batch * layer.queries:
+                self.lends.add(3 + blocks + n % layers)
         self.frames: list[Frame] = []
         self.shown: list[tuple[int, ...]] = []
         self.tokens: list[float] = []
@@ -128,9 +132,9 @@ class _Walk:
         cached = step.stage == "cache"
         acts = (act for visit in self.visits.get(number, []) for act in self._visit(visit))
         self.acts.append((*(self._free() if cached else ()), *acts))
+        lends = number in self.lends
         if step.stage == "language" and number > 2 + self.blocks:
-            self.held.append([view.owner for view in self.views])
-        lends = number - 1 in self.attends
+            self.held.append([view.owner if lends else np.where(view.parked, -1, view.owner) for view in self.views])
         shares = [np.mean(np.stack(layers) >= 0, axis=0) for layers in zip(*self.held)] if cached and self.held else []
         frames = [view.frame(lends, shares[i] if shares else None) for i, view in enumerate(self.views)]
         self.shown.append(tuple(map(self._number, frames)))

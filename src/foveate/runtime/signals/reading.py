@@ -109,6 +109,11 @@ class Reading:
     # -- afterwards -------------------------------------------------------------------------------------------------
 
     @property
+    def sees_parked(self) -> bool:
+        """Whether tokens that are set aside were among the keys."""
+        return self.attending is not None and self.attending.alone
+
+    @property
     def present(self) -> int:
         """Tokens per row (of a packed tower: rows) that are still covered."""
         return self.width if self.take is None else self.take.shape[-1]
