@@ -58,8 +58,9 @@ class VirtualHooks:
 
     def refuse_replay(self, call: DecoderPass, layer: Any) -> None:
         """Gradient checkpointing runs a layer again once nobody knows of its members any more."""
-        replayed = layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled()
-        if call.members is not None and replayed:
+        if call.members is None:
+            return
+        if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
             raise UnsupportedSiteError(
                 'positions="virtual" cannot be replayed by gradient checkpointing: call gradient_checkpointing_disable()'
             )
