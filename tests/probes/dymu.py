@@ -33,3 +33,7 @@ class DyMU(Method):
         keep = select.complement(source, len(tokens))
         place = select.rank(keep, len(tokens))
         return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        widest = max(tokens.counts, default=0)
+        return 2 * len(tokens.counts) * ((widest + 1) // 2) * (widest // 2) * tokens.hidden.shape[-1]

@@ -285,7 +285,7 @@ def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) ->
     patch = torch.cat([torch.where(e.patch >= 0, e.patch + cell, e.patch) for e, cell in zip(found, cells)])
     order = Order(grids, patch, tuple(offsets([len(encoding.patch) for encoding in found])))
     complete = [tokens_of(frames(encoding.grid), device) for encoding in found]
-    hole = sizes = coords = None
+    hole = sizes = coords = home = None
     if any(e.hole is not None for e in found):
         none = torch.zeros(max(len(e.patch) for e in found), dtype=torch.bool, device=device)
         hole = torch.cat([none[: len(e.patch)] if e.hole is None else e.hole.to(device) for e in found])
@@ -293,11 +293,7 @@ def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) ->
         sizes = torch.cat([t.sizes if e.sizes is None else e.sizes.to(device) for e, t in zip(found, complete)])
     if any(e.coords is not None for e in found):
         coords = torch.cat([t.coords if e.coords is None else e.coords.to(device) for e, t in zip(found, complete)])
-    home = None
     if any(e.home is not None for e in found):
-        home = [
-            torch.arange(len(t), device=device) if e.home is None else e.home.to(device)
-            for e, t in zip(found, complete)
-        ]
-        home = torch.cat([torch.where(each < 0, -1, each + cell) for each, cell in zip(home, cells)])
+        own = [torch.arange(len(t), device=device) if e.home is None else e.home for e, t in zip(found, complete)]
+        home = torch.cat([torch.where(each < 0, -1, each + cell).to(device) for each, cell in zip(own, cells)])
     return Record(order, hole, sizes, coords, pixels, tuple(row.detach() for row in rows), home=home)
