@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.runtime.cache import CompactMixin, KVIndex, window_of
-from foveate.runtime.context import DecoderPass, Taken
+from foveate.runtime.context import DecoderPass
+from foveate.runtime.taken import Taken
 from foveate.runtime.trace import LayerTrace
 
 
