@@ -313,7 +313,8 @@ def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[in
         now, full = (n * weights + spec.recurrence(module, n) for n in (trace.queries, trace.full_queries))
         return trace.batch * now - saved, trace.batch * full
     width = 4 * _width(attention)
-    now = trace.batch * trace.queries * (weights + trace.keys * width) - saved
+    queries = trace.queries if trace.members is None else trace.members
+    now = trace.batch * (trace.queries * weights + queries * trace.keys * width) - saved
     if trace.reuse is not None:
         now -= trace.reused * sum(
             _weights(attention.get_submodule(name)) for name in spared(attention, spec, trace.reuse)

@@ -63,7 +63,10 @@ class Method:
 
     Attributes:
         positions: what survivors do with position ids: ``keep`` the original ones (default); ``renumber``, as if the
-            prompt had been shorter from that site on; ``native``, the same, for methods that act before the LLM only.
+            prompt had been shorter from that site on; ``native``, the same, for methods that act before the LLM only;
+            ``virtual``: a merged token stands for all of its members (`Reduction.groups`) in the attention of the language
+            model, each at its own position, as if the sequence were full, and the rest of a layer works on one row for them
+            (DyMU's virtual token unmerging: it saves projections and FFN, not KV or attention).
         keep: the share of the visual tokens that a decoder layer holds, on average over all layers (see `unit` for methods
             that save something else); None: the method's own setting, in its own options.
     """

@@ -13,7 +13,7 @@ from foveate.serialise import check
 from foveate.signal import Signal, signal_of
 
 Place = Literal["pixels", "tower", "tower_output", "lm_entry", "decoder", "decode", "cache"]
-Positions = Literal["keep", "renumber", "native"]
+Positions = Literal["keep", "renumber", "native", "virtual"]
 #: the parts of a decoder layer that some actions are for; all others are for the whole of it
 PARTS: dict[str, tuple[str, ...]] = {"skip": ("attention", "ffn"), "channels": ("ffn",), "inject": ("ffn",)}
 _OF_NO_LAYER = ("pixels", "tower_output", "lm_entry")

@@ -280,7 +280,8 @@ class Reduction:
         shape: at a ``pixels`` site, the ``(height, width)`` token grid that each span is resized to; ``keep`` is then the
             original token that stands for each cell of the new grid, in raster order.
         groups: of a method that merges, for whoever wants to look: gives ``(N,)`` int64, the survivor that each token has
-            become part of, as an index into ``keep``, or ``K`` where it is in none. Nobody calls it while the model runs.
+            become part of, as an index into ``keep``, or ``K`` where it is in none. Nobody calls it while the model runs, but
+            for ``positions="virtual"``.
     """
 
     keep: Tensor

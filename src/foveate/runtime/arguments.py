@@ -38,7 +38,7 @@ class LayerArguments:
 
     def advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
-        layout = call.layout
+        layout = call.attended
         if not isinstance(entry, CompactMixin):
             if layout is None or (layout.index is None and layout.sight is None):
                 return None
@@ -79,9 +79,10 @@ class LayerArguments:
 
         ``hidden`` is what is present, or the last rows of it, where stock code goes on with these.
         """
+        new = {**kwargs, **self.of_rows(call, kwargs, hidden.shape[1])}
         if keys is None:
-            return dict(kwargs)
-        new, layout, width = dict(kwargs), call.reduced, hidden.shape[1]
+            return new
+        layout, width = call.fewer, hidden.shape[1] if call.members is None else call.members.outer.width
         attention: Any = attention_of(layer, self.spec)
         if attention is not None:
             self._refuse_windows(attention, entry, keys)
@@ -109,9 +110,10 @@ class LayerArguments:
                         kind,
                         causal,
                         hidden,
+                        width,
                     ),
                 )
-            elif value is not None and layout is not None:
+            elif axis != "own" and value is not None and layout is not None:
                 self.facts.check_axis(name, value, axis, (call.length, call.rows))
                 new[name] = call.memo.once(
                     f"{name} {width}", (value, layout), partial(_take, value, axis, layout, width)
@@ -150,7 +152,11 @@ class LayerArguments:
         """Those arguments that a layer needs for its own rows, where its attention sees others as well."""
         layout = call.reduced
         own = [name for name, axis in self.spec.layer_args.items() if axis == "own" and kwargs.get(name) is not None]
-        return {} if layout is None else {name: _take(kwargs[name], "own", layout, width) for name in own}
+        if layout is None:
+            return {}
+        for name in own:
+            self.facts.check_axis(name, kwargs[name], "own", (call.length, call.rows))
+        return {name: _take(kwargs[name], "own", layout, width) for name in own}
 
     @staticmethod
     def _refuse_windows(attention: Any, entry: Any, keys: KVIndex) -> None:
@@ -200,8 +206,9 @@ class LayerArguments:
         kind: Kind,
         causal: bool,
         hidden: Tensor,
+        width: int,
     ) -> Any:
-        layout, device, width = call.reduced, hidden.device, hidden.shape[1]
+        layout, device = call.fewer, hidden.device
         groups, limit = keys.groups, None
         padded = keys.valid is not None or (visible is not None and visible.valid is not None) or groups is not None
         if value is None and not padded and (call.length == 1 or (call.past == 0 and width == keys.length)):

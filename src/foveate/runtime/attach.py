@@ -29,6 +29,7 @@ from foveate.runtime.signals import kinds as _kinds  # noqa: F401 - finds them
 from foveate.runtime.signals.kind import KINDS, Asker
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
+from foveate.runtime.virtual import check_virtual, is_virtual
 
 
 class Runtime:
@@ -52,6 +53,7 @@ class Runtime:
         sources = sources_of(layers, family.decoder, decoder.config)
         _check_sight(actions, attends, sources)
         check_reuse(actions, layers, family.decoder, kinds_of(config), sources)
+        check_virtual(actions, family, attends, sources)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.beside = _beside(method, actions, blocks, layers)
@@ -60,7 +62,8 @@ class Runtime:
         holes = any(a.site.action == "reduce" for a in inside)
         self.decoder = DecoderHooks(base, config, family, outside, self.context, holes)
         self.decoder.arguments.whole = model
-        self.decoder.arguments.renumber = method.parts()[0].positions != "keep"
+        self.decoder.arguments.renumber = method.parts()[0].positions not in ("keep", "virtual")
+        self.decoder.stand_for_members = is_virtual(method)
         drops = self.decoder.reduces
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside), drops=drops)
         self.hooks = Hooks()

@@ -46,6 +46,9 @@ def check_shapes(method: Method, site: Site, tokens: Tokens, answer: object) -> 
     _check_values(said, tokens, answer)
     if answer.groups is not None and not callable(answer.groups):
         raise ConfigError(f"{said}: groups is {_describe(answer.groups)}, expected a function that gives (N,) indices")
+    merges = answer.hidden is not None and len(keep) < len(tokens)
+    if method.positions == "virtual" and merges and answer.groups is None and site.action == "reduce":
+        raise ConfigError(f'{said} merges tokens, and positions="virtual" needs to know whom: say it in groups')
     changed = [name for name in ("hidden", "sizes", "coords", "groups") if getattr(answer, name) is not None]
     if site.action == "skip" and changed:
         raise ConfigError(f"{said} says new {', '.join(changed)}, and a token that skips a part stays: leave that out")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.answers import Answer, Reuse
+from foveate.answers import Answer
 from foveate.method import Method, Site
 from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
@@ -27,6 +27,7 @@ from foveate.runtime.hooks import first_argument as first_argument
 from foveate.runtime.hooks import refuse_copy as refuse_copy
 from foveate.runtime.hooks import replace_first as replace_first
 from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.members import Members
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.prompt import Ending, Inputs, Prompt
@@ -37,6 +38,7 @@ from foveate.runtime.signals.past import Past
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
+from foveate.runtime.taken import Taken
 from foveate.runtime.trace import SiteTrace, Trace
 from foveate.tokens import Reduction, Tokens
 
@@ -119,6 +121,7 @@ class Record:
         progress: feature row where each batch row goes on, once chunked prefill has met it.
         numbers: of spans and of videos, by kind, batch row, and which of the record's they are.
         block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
+        home: ``(N,)`` the cell that each cell has become part of, -1: none; None where nobody wants to know.
     """
 
     order: Order
@@ -132,6 +135,7 @@ class Record:
     progress: dict[int, int] = field(default_factory=dict)
     numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     block_states: dict[int, Tensor] = field(default_factory=dict)
+    home: Tensor | None = None
 
     @functools.cached_property
     def features(self) -> Tensor:
@@ -175,6 +179,7 @@ class TowerPass:
         mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
         rows_of: one row of what each block puts out, until it is known that the family says the right ones.
         merged, moved: some token stands for several; is not at its own place.
+        first: number of its first visit of a site among those of the trace.
         states: what methods remember of this prompt.
     """
 
@@ -206,23 +211,10 @@ class TowerPass:
     merged: bool = False
     moved: bool = False
     states: States = field(default_factory=States)
+    first: int = 0
 
-
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """What a layer takes from an earlier one in a forward.
-
-    Attributes:
-        reuse: whose, and of which.
-        rows: rows of the batch of which it is every token; None: visual tokens alone.
-        tokens: how many that are, over the batch, padding included.
-        whole: there are no others; where keys are taken, the cache entry holds none.
-    """
-
-    reuse: Reuse
-    rows: tuple[bool, ...] | None
-    tokens: int
-    whole: bool
+    def __post_init__(self) -> None:
+        self.first = len(self.trace.sites)
 
 
 @dataclass
@@ -250,6 +242,8 @@ class DecoderPass:
         states: what methods remember of this prompt, and of what the cache holds.
         ending: what cache sites must know.
         reusing: layer -> what it takes from an earlier one in this forward, until it has.
+        members: who stands for whom, where merged tokens stand for their members; else None.
+        left: input of the attention that runs now, of the tokens that are left, where it is shown their members.
         lent: layer -> the queries and keys that its kernel was given, for layers that reuse them.
     """
 
@@ -280,6 +274,8 @@ class DecoderPass:
     ending: Ending = field(default_factory=Ending)
     reusing: dict[int, Taken] = field(default_factory=dict)
     lent: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    members: Members | None = None
+    left: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:
@@ -292,6 +288,16 @@ class DecoderPass:
     def reduced(self) -> Rows | None:
         """The layout, if something is missing from it."""
         return self.layout if self.layout is not None and self.layout.index is not None else None
+
+    @property
+    def attended(self) -> Rows | None:
+        """What attention sees of this forward: the tokens present, or the members that they stand for."""
+        return self.layout if self.members is None else self.members.outer
+
+    @property
+    def fewer(self) -> Rows | None:
+        """The same, if something is missing from it."""
+        return self.attended if self.attended is not None and self.attended.index is not None else None
 
     def slots(self, places: Tensor, width: int) -> Tensor:
         """Where tokens of text now are among the last ``width`` rows of a layer, ``(B, ...)``; -1 where there is none."""

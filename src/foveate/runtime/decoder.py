@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InputError, UnsupportedModelError
+from foveate.method import Method
 from foveate.models.family import Family
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.asking import QueryHooks
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
 from foveate.runtime.context import Action, Context, DecoderPass
+from foveate.runtime.deepstack import add_deepstack
 from foveate.runtime.entry import Entry
 from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
@@ -40,8 +42,9 @@ from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
 from foveate.runtime.trace import Trace, tick
+from foveate.runtime.virtual import VirtualHooks
 from foveate.runtime.weigh import weigh
-from foveate.tokens import Parked, Tokens
+from foveate.tokens import Parked, Reduction, Tokens
 
 
 class DecoderHooks:
@@ -84,6 +87,8 @@ class DecoderHooks:
             for i, of_layer in inside.items()
             if of_layer
         }
+        self.virtual = VirtualHooks(self.layers, self.spec, context)
+        self.stand_for_members = False  # merged tokens do, in attention
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
 
     @property
@@ -128,6 +133,8 @@ class DecoderHooks:
             if i in self.lends:
                 self.lends[i][0].attach(hooks)
         self.reuse.attach(hooks)
+        if self.stand_for_members:
+            self.virtual.attach(hooks)
         norm = self.model.get_submodule(self.spec.norm)
         hooks.pre(norm, self._before_norm)
         hooks.post(norm, self._scatter, first=True)
@@ -182,6 +189,8 @@ class DecoderHooks:
         self.caches.follow(call, self.context.prompt, plain)
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
+        if self.stand_for_members:
+            self.virtual.arrive(call)
         if self.spec.deepstack:  # the stock loop would add to all tokens
             features, of = self.spec.deepstack
             mask = kwargs.pop(of, None)
@@ -235,7 +244,7 @@ class DecoderHooks:
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
         if call.layout is not None:
-            hidden = self._add_deepstack(call, i - 1, hidden)
+            hidden = add_deepstack(call, i - 1, hidden)
             if i - 1 in self.reads.wanted.left:
                 call.seen.left[i - 1] = hidden
             hidden = self._sites(call, i, hidden, args, kwargs)
@@ -250,7 +259,8 @@ class DecoderHooks:
         borrows = i in call.reusing
         log_layer(call, hidden, keys, entry, call.reusing.get(i))
         self.reads.begin(call, i, hidden, keys, entry)
-        if keys is None and hidden is given and not borrows:
+        self.virtual.refuse_replay(call, layer)
+        if keys is None and hidden is given and not borrows and call.fewer is call.reduced:
             return None
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         kwargs = self.reuse.borrow(call, i, kwargs) if borrows else kwargs
@@ -299,7 +309,7 @@ class DecoderHooks:
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
-        if entry is not None and (watching or sighted or call.reduced is not None or rows is not None):
+        if entry is not None and (watching or sighted or call.fewer is not None or rows is not None):
             entry = compact(cache, i, call.past)
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
@@ -343,28 +353,12 @@ class DecoderHooks:
         """Everything that happens to the tokens before layer ``i``, which stock code calls with these arguments."""
         if i == 0:
             if call.arrived is not None and call.layout is not None:
-                call.layout, take = call.layout.reduce(call.arrived)
-                hidden = hidden if take is None else take_rows(hidden, take)
-                call.tower = {block: x[call.arrived.keep.to(x.device)] for block, x in call.tower.items()}
+                hidden = self._leave(call, call.layout, call.arrived, hidden)
             for action in self.first:
                 hidden = self._act(call, action, hidden, args, kwargs)
         for action in self.before[i]:
             hidden = self._act(call, action, hidden, args, kwargs)
         return hidden
-
-    def _add_deepstack(self, call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
-        """What stock code adds to the visual tokens after ``layer``, for those of them that are left."""
-        layout, rank = call.layout, call.rank
-        if layout is None or rank is None or not 0 <= layer < len(call.deepstack):
-            return hidden
-
-        def rows() -> Tensor:
-            place = layout.slot if layout.index is None else layout.index[layout.row, layout.slot]
-            return rank[layout.row.to(rank.device), place.to(rank.device)]
-
-        features = call.deepstack[layer]
-        added = features.index_select(0, call.memo.once("deepstack", (layout,), rows).to(features.device))
-        return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -388,14 +382,27 @@ class DecoderHooks:
         call.note(action, tokens.counts)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden
-        call.layout, take = layout.reduce(reduction)
-        if take is not None and site.action == "park":
-            parked = Parked(tokens, reduction.keep)
-            call.lot = Lot(action.method, parked, layout, take, False, 0, call.seen.copy(), call.tower)
+        parked = (action.method, Parked(tokens, reduction.keep)) if site.action == "park" else None
+        return self._leave(call, layout, reduction, hidden, parked)
+
+    def _leave(
+        self,
+        call: DecoderPass,
+        before: Rows,
+        reduction: Reduction,
+        hidden: Tensor,
+        parked: tuple[Method, Parked] | None = None,
+    ) -> Tensor:
+        """The hidden states of those that stay, once everybody who looks at the others has been told."""
+        call.layout, take = before.reduce(reduction)
+        if take is not None and parked is not None:
+            call.lot = Lot(*parked, before, take, False, 0, call.seen.copy(), call.tower)
         call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
+        if self.stand_for_members:
+            self.virtual.follow(call, before, reduction, call.layout)
         if take is not None:
             hidden = take_rows(hidden, take)
-            call.seen.narrow(take, layout.width)
+            call.seen.narrow(take, before.width)
         return hidden if reduction.hidden is None else call.layout.put(hidden, reduction.hidden)
 
     def _tokens(
@@ -428,7 +435,7 @@ class DecoderHooks:
         if call is None or call.layout is None:
             return None
         hidden = first_argument(args, kwargs, "hidden_states")
-        return replace_first(args, kwargs, "hidden_states", self._add_deepstack(call, len(self.layers) - 1, hidden))
+        return replace_first(args, kwargs, "hidden_states", add_deepstack(call, len(self.layers) - 1, hidden))
 
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.decoder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class Entry:
         for block in self.states if call.records and all(r.block_states for r in call.records) else ():
             states = torch.cat([record.block_states[block] for record in call.records])
             call.tower[block] = states[cell.to(states.device)]
+        home = home_of(call, cell.to(embeds.device))
         if call.present is not None and not bool(present.all()):
             lengths = tuple(int(n) for n in present.sum(1))
             call.layout = replace(call.layout, lengths=lengths, valid=call.present.to(embeds.device))
@@ -92,7 +94,9 @@ class Entry:
         missing = hole[call.layout.row.cpu(), call.layout.slot.cpu()]
         keep = (~missing).nonzero().flatten()
         counts = torch.bincount(tokens.segment.cpu()[keep], minlength=len(tokens.counts)).tolist()
-        call.arrived = Reduction(keep.to(embeds.device), tuple(int(n) for n in counts))
+        keep = keep.to(embeds.device)
+        groups = None if home is None else partial(_groups, home, keep)
+        call.arrived = Reduction(keep, tuple(int(n) for n in counts), groups=groups)
         return torch.where(flags[len(masks) + 1][..., None], embeds.new_zeros(()), embeds)
 
     def count(self, inputs: Inputs) -> Tensor:
@@ -259,6 +263,29 @@ def _merged(records: Sequence[Record], origin: Tensor, coords: Tensor) -> tuple[
         sizes.append(coords.new_ones(len(place)) if record.sizes is None else record.sizes)
         places.append(place if record.coords is None else record.coords)
     return torch.cat(sizes)[origin], torch.cat(places)[origin]
+
+
+def home_of(call: DecoderPass, origin: Tensor) -> Tensor | None:
+    """``(N,)`` the token that each has become part of in the tower, -1: none; None: nobody says.
+
+    ``origin`` is the cell of each token among those of all records.
+    """
+    records, layout = call.records, call.layout
+    if layout is None or all(record.home is None for record in records):
+        return None
+    sizes = [sum(t * h * w for t, h, w in record.order.grid) for record in records]
+    cells = [torch.arange(n, device=origin.device) if r.home is None else r.home for r, n in zip(records, sizes)]
+    of_cell = torch.cat([torch.where(each < 0, -1, each + at) for each, at in zip(cells, offsets(sizes))])
+    token = torch.full((call.batch, sum(sizes)), -1, device=origin.device)
+    token = token.index_put((layout.row, origin), torch.arange(len(origin), device=origin.device))
+    to = of_cell[origin]
+    return torch.where(to < 0, -1, token[layout.row, to.clamp(min=0)])
+
+
+def _groups(home: Tensor, keep: Tensor) -> Tensor:
+    """The same as `Reduction.groups` has it, of the tokens ``keep`` that are no holes."""
+    rank = torch.full((len(home) + 1,), len(keep), device=home.device)
+    return rank.index_copy(0, keep, torch.arange(len(keep), device=home.device))[home]
 
 
 def _spans(

@@ -15,6 +15,7 @@ from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
 from foveate.runtime.layout import HOLE, Packed, Rows, frames, starts, take_rows, tokens_of, whole
+from foveate.runtime.members import homes
 from foveate.runtime.trace import tick
 from foveate.tokens import Reduction, Tokens
 
@@ -180,10 +181,10 @@ def _place(output: tuple[Any, ...], rows: int) -> int:
 # -- the record -----------------------------------------------------------------------------------------------------------
 
 
-def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Record:
+def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int, virtual: bool) -> Record:
     """The record of features that are the rows of the output module.
 
-    In front of each image, ``kept_rows`` stand for no patch.
+    In front of each image, ``kept_rows`` stand for no patch. ``virtual``: it says who is part of whom.
     """
     left, parts, start = left_of(call, device), [], 0
     counts = [t * h * w for t, h, w in call.grid]
@@ -199,7 +200,8 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Rec
     if left.shift is not None:
         coords = tokens_of(frames(call.grid), device).coords
         coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
-    return Record(order, hole, left.sizes, coords)
+    home = homes(call.trace.sites[call.first :], frames(call.grid), device) if virtual else None
+    return Record(order, hole, left.sizes, coords, home=home)
 
 
 def note_states(call: TowerPass, layout: Rows | Packed, blocks: Iterable[int]) -> None:

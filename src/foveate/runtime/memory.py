@@ -40,6 +40,7 @@ class Encoding:
         patch: ``(n,)`` on the host, for every feature its cell of ``grid``; -1: no patch.
         hole: ``(n,)`` bool, or None: nothing has left.
         sizes, coords: of every cell, where something was merged or moved.
+        home: as in `Record`.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Encoding:
     hole: Tensor | None
     sizes: Tensor | None
     coords: Tensor | None
+    home: Tensor | None
 
     def complete(self, rows: Tensor) -> Tensor:
         """Features that are left ``(m, C)`` at their places among all ``(n, C)``, marked where one is missing."""
@@ -269,6 +271,7 @@ def encodings_of(record: Record, number: int) -> list[Encoding]:
                 None if record.hole is None else record.hole[start:end],
                 None if record.sizes is None else record.sizes[first:cell],
                 None if record.coords is None else record.coords[first:cell],
+                None if record.home is None else torch.where(record.home < 0, -1, record.home - first)[first:cell],
             )
         )
     return found
@@ -282,7 +285,7 @@ def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) ->
     patch = torch.cat([torch.where(e.patch >= 0, e.patch + cell, e.patch) for e, cell in zip(found, cells)])
     order = Order(grids, patch, tuple(offsets([len(encoding.patch) for encoding in found])))
     complete = [tokens_of(frames(encoding.grid), device) for encoding in found]
-    hole = sizes = coords = None
+    hole = sizes = coords = home = None
     if any(e.hole is not None for e in found):
         none = torch.zeros(max(len(e.patch) for e in found), dtype=torch.bool, device=device)
         hole = torch.cat([none[: len(e.patch)] if e.hole is None else e.hole.to(device) for e in found])
@@ -290,4 +293,7 @@ def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) ->
         sizes = torch.cat([t.sizes if e.sizes is None else e.sizes.to(device) for e, t in zip(found, complete)])
     if any(e.coords is not None for e in found):
         coords = torch.cat([t.coords if e.coords is None else e.coords.to(device) for e, t in zip(found, complete)])
-    return Record(order, hole, sizes, coords, pixels, tuple(row.detach() for row in rows))
+    if any(e.home is not None for e in found):
+        own = [torch.arange(len(t), device=device) if e.home is None else e.home for e, t in zip(found, complete)]
+        home = torch.cat([torch.where(each < 0, -1, each + cell).to(device) for each, cell in zip(own, cells)])
+    return Record(order, hole, sizes, coords, pixels, tuple(row.detach() for row in rows), home=home)

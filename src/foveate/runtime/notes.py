@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.runtime.cache import CompactMixin, KVIndex, window_of
-from foveate.runtime.context import DecoderPass, Taken
+from foveate.runtime.context import DecoderPass
+from foveate.runtime.taken import Taken
 from foveate.runtime.trace import LayerTrace
 
 
@@ -20,6 +21,8 @@ def log_layer(call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: An
     log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
     visual = None if call.layout is None else len(call.layout.tokens)
     trace = LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual)
+    if call.members is not None:
+        trace.members = call.members.outer.width
     if taken is not None:
         trace.reuse, trace.reused = taken.reuse, taken.tokens
     log.append(trace)

@@ -94,7 +94,7 @@ class Reads:
             reading.valid = call.real()
             reading.queries_of = call.sizes()
         if samples is not None and samples.several and is_flash(attention):
-            reading.pattern = samples.pattern(None if call.reduced is None else call.reduced.index, hidden.device)
+            reading.pattern = samples.pattern(None if call.fewer is None else call.fewer.index, hidden.device)
         return reading
 
     def ahead(

@@ -81,10 +81,10 @@ class TowerHooks:
         self.output = base.get_submodule(self.spec.output)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
         self.actions = [*actions, *outside]
-        self.pixels = [a for a in actions if a.site.at == "pixels"]
+        self.pixels, self.outputs = ([a for a in actions if a.site.at == at] for at in ("pixels", "tower_output"))
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
-        self.outputs = [a for a in actions if a.site.at == "tower_output"]
+        self.virtual = any(a.method.positions == "virtual" for a in actions)
         self.wanted = Wanted((a.site, a.asks) for a in actions)
         self.kept = Wanted((a.site, a.asks) for a in outside).tower
         self.reduces, self.last = bool(actions or self.kept), self.spec.last_block(config)
@@ -207,7 +207,7 @@ class TowerHooks:
         """Rows of the output module are the features."""
         kept_rows = self.spec.kept_rows(self.config)
         self.facts.check_count(rows.shape[:-1].numel(), units(call.grid) + kept_rows * len(call.grid))
-        self._close(call, in_tower_order(call, rows.device, kept_rows))
+        self._close(call, in_tower_order(call, rows.device, kept_rows, self.virtual))
 
     def _close(self, call: TowerPass, record: Record) -> None:
         record.block_states = call.block_states

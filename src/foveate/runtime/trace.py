@@ -47,7 +47,8 @@ class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
     `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
-    that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows.
+    that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows;
+    `members` the queries of its attention, where these are more than its rows.
     """
 
     batch: int
@@ -59,6 +60,7 @@ class LayerTrace:
     parts: PartTrace | None = None
     reuse: Reuse | None = None
     reused: int = 0
+    members: int | None = None
 
 
 @dataclass

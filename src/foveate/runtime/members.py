@@ -1,0 +1,133 @@
+"""Merged tokens that stand for all of their members, as ``positions="virtual"`` says.
+
+The hidden states have a row for every token that is left. Attention has one for every member, at the member's own position, as
+if the sequence were full; what it makes of the members of a token is averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from foveate.ops.segments import segment_ids, segment_sum
+from foveate.runtime.layout import Rows, starts, take_rows
+from foveate.runtime.trace import SiteTrace
+from foveate.tokens import Reduction, Spans
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Who stands for whom.
+
+    Attributes:
+        inner: the tokens that are left, ``P`` in a row.
+        outer: all that they stand for, ``M`` in a row: what attention sees.
+        group: ``(N',)`` which of the visual tokens of ``inner`` each one of ``outer`` is part of.
+    """
+
+    inner: Rows
+    outer: Rows
+    group: Tensor
+
+    @classmethod
+    def each_alone(cls, layout: Rows) -> Members:
+        """Every token stands for itself."""
+        alone = torch.arange(len(layout.tokens), device=layout.row.device)
+        return cls(layout, replace(layout, place=None), alone)
+
+    def after(self, inner: Rows, joined: Tensor) -> Members | None:
+        """Who stands for whom once tokens have joined others; None: every token for itself.
+
+        ``joined (N,)`` says which of the new ``inner`` each has become part of. How many members that leaves depends on the
+        data, so this asks the device once.
+        """
+        k = len(inner.tokens)
+        group = joined[self.group]
+        stays = group < k
+        per_span = torch.bincount(self.outer.tokens.segment[stays], minlength=len(self.outer.tokens.counts)).tolist()
+        counts, outer = tuple(int(n) for n in per_span), self.outer
+        if sum(counts) < len(group):
+            keep = stays.nonzero().flatten()
+            outer, _ = outer.reduce(Reduction(keep, counts))
+            group = group[keep]
+        return None if sum(counts) == k else Members(inner, outer, group)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """``(B, M)`` the row of ``inner`` that each of ``outer`` is a copy of; ``P``: none, it is padding."""
+        inner, outer = self.inner, self.outer
+        batch, device = len(outer.lengths), outer.row.device
+        index = torch.arange(outer.width, device=device).expand(batch, -1) if outer.index is None else outer.index
+        if inner.index is None:
+            own = torch.arange(inner.width, device=device).expand(batch, -1)
+        else:
+            here = torch.arange(inner.width, device=device).expand(batch, -1)
+            here = here if inner.valid is None else torch.where(inner.valid, here, inner.width)
+            own = torch.full((batch, inner.full), inner.width, device=device).scatter(1, inner.index, here)
+        place = own.gather(1, index).index_put((outer.row, outer.slot), inner.slot[self.group])
+        return place if outer.valid is None else torch.where(outer.valid, place, inner.width)
+
+    @cached_property
+    def _source(self) -> Tensor:
+        return self.place.clamp(max=self.inner.width - 1)
+
+    @cached_property
+    def _count(self) -> Tensor:
+        ones = torch.ones_like(self.place, dtype=torch.float32)
+        count = ones.new_zeros(len(ones), self.inner.width + 1).scatter_add(1, self.place, ones)
+        return count[:, :-1, None].clamp(min=1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``(B, P, d)`` of tokens as ``(B, M, d)`` of their members."""
+        return take_rows(x, self._source)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """``(B, M, d)`` of members as ``(B, P, d)`` of their tokens, the mean."""
+        batch, width = len(x), self.inner.width + 1
+        flat = self.place + torch.arange(batch, device=x.device)[:, None] * width
+        exact = torch.promote_types(x.dtype, torch.float32)
+        total = x.new_zeros(batch * width, x.shape[-1], dtype=exact)
+        total = total.index_add(0, flat.flatten(), x.flatten(0, 1).to(exact)).view(batch, width, -1)
+        return (total[:, :-1] / self._count.to(exact)).to(x.dtype)
+
+    def features(self, x: Tensor) -> Tensor:
+        """``(N', C)`` features of visual members as ``(N, C)``, the mean over those that have some (no row of NaN)."""
+        there = ~x.isnan().all(-1)
+        total = segment_sum(torch.where(there[:, None], x, x.new_zeros(())), self.group, len(self.inner.tokens))
+        return total / segment_sum(there.to(x.dtype), self.group, len(self.inner.tokens)).clamp(min=1)[:, None]
+
+
+def joined(keep: Tensor, n: int, groups: Callable[[], Tensor] | None) -> Tensor:
+    """``(n,)`` which of the ``K`` survivors ``keep`` each of ``n`` tokens has become part of; ``K``: none."""
+    if groups is not None:
+        return groups()
+    alone = torch.arange(len(keep), device=keep.device)
+    return torch.full((n,), len(keep), device=keep.device).index_copy(0, keep, alone)
+
+
+def homes(visits: list[SiteTrace], spans: Spans, device: torch.device) -> Tensor:
+    """``(U,)`` for each place of the grids of ``spans``, in raster order, the place that it has become part of; -1: none.
+
+    ``visits`` are those of a tower call.
+    """
+    home = torch.arange(sum(spans.sizes), device=device)
+    first = starts(spans, device)
+    for visit in visits:
+        if visit.site.action != "reduce":
+            continue
+        before, after = (
+            first[segment_ids(counts, device)] + index
+            for counts, index in ((visit.before, visit.present), (visit.after, visit.index))
+        )
+        to = torch.full_like(home, -1)
+        if visit.groups is None:
+            to = to.index_copy(0, after, after)
+        else:
+            none = after.new_full((1,), -1)
+            to = to.index_copy(0, before, torch.cat([after, none])[visit.groups()])
+        home = torch.where(home < 0, -1, to[home.clamp(min=0)])
+    return home
