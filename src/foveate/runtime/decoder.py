@@ -8,7 +8,6 @@ what generated tokens see. This file is the walk through the layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family
+from foveate.runtime.appending import append
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
 from foveate.runtime.context import Action, Context, DecoderPass, Taken
@@ -32,7 +32,7 @@ from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.reuse import ReuseHooks
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
-from foveate.runtime.sight import answered
+from foveate.runtime.sight import look
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
@@ -60,6 +60,7 @@ class DecoderHooks:
                 self.before[action.site.layer].append(action)
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
+        self.alone &= all(a.site.action != "append" for a in actions)
         self.step = next((DecodeSite(a) for a in actions if a.site.at == "decode"), None)
         self.caches = CacheSites(actions)
         self.uncached = Uncached([a.method.name() for a in actions if a.site.at in ("decode", "cache")])
@@ -165,6 +166,7 @@ class DecoderHooks:
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
         self.caches.follow(call, self.context.prompt, plain)
+        call.complete = call.layout
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.spec.deepstack:  # the stock loop would add to all tokens
@@ -327,6 +329,8 @@ class DecoderHooks:
 
         features = call.deepstack[layer]
         added = features.index_select(0, call.memo.once("deepstack", (layout,), rows).to(features.device))
+        if layout.tokens.marks is not None:  # which are of no image's rows
+            added = added.masked_fill(layout.tokens.marks[:, None].to(added.device), 0.0)
         return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
@@ -334,12 +338,10 @@ class DecoderHooks:
         layout = call.layout
         assert layout is not None
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
-        if action.site.action == "sight":
-            call.note(action, tokens.counts)
-            call.layout = replace(layout, sight=answered(action, call.trace, tokens))
-            return hidden
-        reduction = action.decide(call.trace, tokens)
         call.note(action, tokens.counts)
+        if action.site.action in ("sight", "append"):
+            return (look if action.site.action == "sight" else append)(action, call, tokens, hidden)
+        reduction = action.decide(call.trace, tokens)
         call.layout, take = layout.reduce(reduction)
         call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
         if take is not None:
