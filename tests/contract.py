@@ -324,14 +324,17 @@ def eager_attention_agrees(family: str, method: Method) -> None:
 
 @always
 def flash_attention_agrees(family: str, method: Method) -> None:
-    """A stand-in for the kernel does, too; it cannot weigh merged tokens."""
+    """A stand-in for the kernel does, too; it cannot weigh merged tokens, nor hide pairs of tokens."""
     batch, lone = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
     model = stand_ins.with_flash(family)
+    weighs = any(part.proportional_attention for part in method.parts())
+    sees = any(site.action == "sight" for site in sites_of(method))
     with stand_ins.flash_attention(), foveate.compress(model, method):
-        if not any(part.proportional_attention for part in method.parts()):
+        if not (weighs or sees):
             same(said(family, model, batch, lone), usual(family, method))
             return
-        with pytest.raises(UnsupportedModelError, match="flash_attention_2 cannot"):
+        sentence = "flash_attention_2 cannot" if weighs else "flash attention takes no mask of pairs"
+        with pytest.raises(UnsupportedModelError, match=sentence):
             model(**batch)
 
 

@@ -82,4 +82,32 @@ class Reuse:
         return f"{'queries and keys' if self.of == 'qk' else 'queries'} of layer {self.source}, {self.tokens} tokens"
 
 
-Answer: TypeAlias = Reduction | Channels | Sight
+@dataclass(frozen=True)
+class Append:
+    """New tokens behind those of each image or frame, which the prompt does not have: summaries, registers.
+
+    They stand right behind the last token of their span, see all that comes before them and each other in that order, and are
+    seen by all that comes later, unless a `Sight` hides them. From here on they are among the method's `Tokens`, where
+    `Tokens.appended` tells which they are, so that deeper sites keep or drop them; the cache holds them. The stock model knows
+    nothing of them: logits, labels and the length of the cache are those of the prompt. With ``positions="keep"`` they take the
+    position of the last token of their span, with ``"renumber"`` they are numbered as if the prompt had had them.
+
+    Of a prompt that comes in chunks, a span gets its new tokens with the chunk that brings its last one; ``tokens`` are those
+    of that chunk.
+
+    Attributes:
+        hidden: ``(S, V, C)``, as many for each span; or ``(M, C)``, span after span.
+        counts: ``(S,)`` ints, how many of ``(M, C)`` each span gets, 0 or more.
+    """
+
+    hidden: Tensor
+    counts: tuple[int, ...] | None = None
+
+    def packed(self) -> tuple[Tensor, tuple[int, ...]]:
+        """All new tokens ``(M, C)``, span after span, and how many each span gets."""
+        if self.counts is not None:
+            return self.hidden, self.counts
+        return self.hidden.flatten(0, 1), (self.hidden.shape[1],) * self.hidden.shape[0]
+
+
+Answer: TypeAlias = Reduction | Channels | Sight | Append

@@ -223,6 +223,7 @@ def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:
 
 
 def _visit(site: SiteTrace) -> Visit:
+    site = site.of_images()
     index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))

@@ -38,7 +38,8 @@ class Site:
             those parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
             back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of the
             FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom from
-            this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one).
+            this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one);
+            ``append`` (new tokens behind those of each span, as `Append` says).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry, each a `Signal` or the name of its kind; what nobody asks for is never computed.
@@ -166,6 +167,11 @@ class Site:
         """It is said who sees whom from a decoder layer on; without one, from the entry on."""
         return cls.entry(action="sight", **options) if layer is None else cls.decoder(layer, action="sight", **options)
 
+    @classmethod
+    def append(cls, **options: Any) -> Site:
+        """New tokens come behind those of each image, where features and text meet."""
+        return cls.entry(action="append", **options)
+
     @property
     def asked(self) -> tuple[Signal, ...]:
         """The signals, each by its address."""
@@ -191,12 +197,12 @@ class Site:
     def __str__(self) -> str:
         start = f" from step {self.step} on" if self.step else ""
         if self.at in _OF_NO_LAYER:
-            return self.at + (" (sight)" if self.action == "sight" else "") + start
+            return self.at + (f" ({self.action})" if self.action in ("sight", "append") else "") + start
         if self.reuse is not None:
             return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})" + start
         inside = " (mid)" if self.where == "mid" else ""
         inside += f" {self.part}" if self.part else ""
-        said = f" ({self.action})" if self.part or self.action in ("attend", "sight") else ""
+        said = f" ({self.action})" if self.part or self.action in ("attend", "sight", "append") else ""
         return f"{self.at} {self.layer}{inside}{said}{start}"
 
 

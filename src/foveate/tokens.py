@@ -83,6 +83,7 @@ class Tokens:
             channels as it has, for any rows ``x (M, C)`` of ``hidden``. What that costs is counted by the runtime.
         scope: what shares one budget (`Method.scope`): each ``frame``, each ``clip``, or all images of a ``sample``.
         pooled: the tokens of a scope compete in one ranking (`Method.pooled`); those of a sample always do.
+        marks: ``(N,)`` bool, which tokens were `appended`, or None: none.
     """
 
     spans: Spans
@@ -101,6 +102,7 @@ class Tokens:
     activations: Callable[[Tensor], Tensor] | None = None
     scope: Scope = "clip"
     pooled: bool = False
+    marks: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.signals, Signals):
@@ -108,6 +110,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return sum(self.counts)
+
+    @property
+    def appended(self) -> Tensor:
+        """``(N,)`` bool: tokens that a method has put behind those of an image (`foveate.answers.Append`); ``index`` and
+        ``coords`` of these are those of the last cell of its grid."""
+        return torch.zeros_like(self.index, dtype=torch.bool) if self.marks is None else self.marks
 
     @property
     def segment(self) -> Tensor:
@@ -192,6 +200,7 @@ class Tokens:
             signals={},
             activations=None,
             history=(*self.history, self.counts),
+            marks=None if self.marks is None else self.marks[keep],
         )
 
     def keep_best(self, score: Tensor, keep: float | Site) -> Reduction:

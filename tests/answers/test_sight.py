@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from calls import LOGITS, close, generate, text_of
+from contract import PROPERTIES, Property
 from probes.parvts import ParallelPaths
 from probes.redundancylens import HollowAttention
+from probes.skip_vision import SkipVision
 from refusals import At, refused
 from torch import Tensor
 
@@ -97,14 +100,6 @@ def ranks(family: str, batch: dict[str, Tensor], b: int) -> list[int]:
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 3], [6]]
 
 
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-4)
-
-
-def text_of(family: str, batch: dict[str, Tensor]) -> Tensor:
-    return ~tiny.visual_mask(family, batch) & batch["attention_mask"].bool()
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_logits_are_those_of_a_mask_by_hand(family: str, case: str, impl: str) -> None:
@@ -130,6 +125,13 @@ def test_the_masks_of_every_structure_are_narrowed(family: str) -> None:
         close(model(**batch).logits[text], expected[text])
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_it_has_every_property(family: str, case: str, check: Property) -> None:
+    check(family, CASES[case][0])
+
+
 def test_text_that_sees_no_image_says_what_it_says_of_any_image(family: str) -> None:
     """Hidden from the text in every layer, an image changes nothing; its tokens and the cache are all there."""
     if family in tiny.RECURRENT:
@@ -139,7 +141,7 @@ def test_text_that_sees_no_image_says_what_it_says_of_any_image(family: str) -> 
     text, found = text_of(family, batch), []
     with torch.no_grad(), foveate.compress(model, Blind()) as handle:
         for each in (batch, other):
-            out = generate(model, each)
+            out = generate(model, each, **LOGITS)
             found.append((model(**each).logits[text], *out.logits))
             lengths = {entry.keys.shape[2] for entry in tiny.entries(out.past_key_values) if not entry.is_sliding}
             assert lengths == {batch["input_ids"].shape[1] + 3}
@@ -157,11 +159,6 @@ class Blind(Method):
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
         return Sight(torch.zeros_like(tokens.index), torch.tensor([[True, True], [False, True]]))
-
-
-def generate(model: Any, batch: Any, **options: Any) -> Any:
-    options |= dict(output_logits=True, return_dict_in_generate=True)
-    return model.generate(**batch, max_new_tokens=4, do_sample=False, bad_words_ids=[[i] for i in range(9)], **options)
 
 
 # -- the cache ----------------------------------------------------------------------------------------------------------
@@ -278,3 +275,19 @@ def test_an_engine_cannot() -> None:
     family = family_of(model.config)
     with pytest.raises(UnsupportedSiteError, match=r"says at lm_entry \(sight\) who may attend to whom"):
         make_plan(Blind(), host_of(model, family), family, model.config)
+
+
+# -- beside other answers -----------------------------------------------------------------------------------------------
+
+SUMS: dict[str, Method] = {
+    "skip": HollowAttention(WINDOW, 1, 4) + SkipVision(part="attention"),
+    "decode": ParallelPaths(2, blind=True) + foveate.DyCoke(keep=0.5),
+    "signals": HollowAttention(WINDOW, 1, 4) + foveate.FastV(keep=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_a_sum_has_every_property(family: str, name: str, check: Property) -> None:
+    check(family, SUMS[name])

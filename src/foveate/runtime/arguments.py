@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError, UnsupportedSiteError
 from foveate.models.family import Family
 from foveate.ops.segments import offsets
+from foveate.runtime.appending import limit_of_new
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import DecoderPass
 from foveate.runtime.facts import Facts
@@ -209,9 +210,9 @@ class LayerArguments:
         width: int,
     ) -> Any:
         layout, device = call.fewer, hidden.device
-        groups, limit = keys.groups, None
+        groups, limits = keys.groups, []
         padded = keys.valid is not None or (visible is not None and visible.valid is not None) or groups is not None
-        if value is None and not padded and (call.length == 1 or (call.past == 0 and width == keys.length)):
+        if value is None and not padded and (width == 1 or (call.past == 0 and width == keys.length)):
             return None
         k = keys.view(call.batch, device)
         sighted = call.layout is not None and call.layout.sight is not None
@@ -225,8 +226,10 @@ class LayerArguments:
         else:
             q = View(torch.arange(call.length - width, call.length, device=device).expand(call.batch, -1), None)
         if groups is not None and sighted and call.layout is not None:
-            limit = limit_of(call.layout, groups, q.index + call.past, k.index)
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limit)
+            limits.append(limit_of(call.layout, groups, q.index + call.past, k.index))
+        if layout is not None and layout.tokens.marks is not None:
+            limits.append(limit_of_new(layout, width, keys.length))
+        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limits)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout

@@ -54,6 +54,7 @@ class Runtime:
         _check_sight(actions, attends, sources)
         check_reuse(actions, layers, family.decoder, kinds_of(config), sources)
         check_virtual(actions, family, attends, sources)
+        _check_append(actions, kinds_of(config), sources)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions
         self.beside = _beside(method, actions, blocks, layers)
@@ -212,6 +213,7 @@ def plan(
             f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
         )
     _check_caches(actions)
+    _check_appended(actions)
     return actions
 
 
@@ -268,6 +270,36 @@ def _check_sight(actions: list[Action], attends: list[bool], sources: list[int])
             raise UnsupportedSiteError(f"{name} says at {site} who sees whom, but no layer from there on has attention")
 
 
+def _check_appended(actions: list[Action]) -> None:
+    """Tokens are appended once, before anybody says who sees them."""
+    entry = [action for action in actions if action.site.action in ("append", "sight") and action.site.at == "lm_entry"]
+    appends = [action for action in entry if action.site.action == "append"]
+    if len(appends) > 1:
+        names = " and ".join(action.method.name() for action in appends)
+        raise UnsupportedSiteError(f"only one site can append tokens at lm_entry, and {names} do: choose one of them")
+    if appends and entry[0] is not appends[0]:
+        raise UnsupportedSiteError(
+            f"{entry[0].method.name()} says at {entry[0].site} who sees whom, before {appends[0].method.name()} appends tokens "
+            "of which it says nothing: append them first"
+        )
+
+
+def _check_append(actions: list[Action], kinds: Sequence[str], sources: list[int]) -> None:
+    """Tokens that are at no place of the full sequence of their own fit where every layer keeps all that it has."""
+    for action in actions:
+        if action.site.action != "append":
+            continue
+        if any("sliding" in kind for kind in kinds):
+            raise UnsupportedSiteError(
+                f"{action.method.name()} appends tokens, and a sliding layer of this model has no room for more than its window"
+            )
+        if sources != list(range(len(sources))):
+            raise UnsupportedSiteError(
+                f"{action.method.name()} appends tokens, and later layers of this model attend to the keys of earlier ones, "
+                "where they could not be told from the token that they follow"
+            )
+
+
 def _with_history(actions: list[Action]) -> list[Action]:
     """The same actions, each with how many of its own part come directly before it, in the tower or in the language model.
 
@@ -291,7 +323,7 @@ def _with_history(actions: list[Action]) -> list[Action]:
         found[action.order], last = replace(action, after=run), place
         if action.site.action == "park":
             parked = run
-        run += action.site.action != "sight"  # which leaves all tokens where they are
+        run += action.site.action not in ("sight", "append")  # which leave all tokens where they are
         if action.site.action == "restore":  # the tokens are those that there were
             run = parked
     return [found[action.order] for action in actions]
@@ -321,7 +353,7 @@ ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
-    "lm_entry": {"reduce", "sight"},
+    "lm_entry": {"reduce", "sight", "append"},
     "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse"},
     "decode": {"reduce"},
     "cache": {"reduce"},

@@ -204,6 +204,7 @@ def _joined(first: Rows, second: Rows) -> Rows:
         index=torch.cat([a.index, b.index])[by_span],
         sizes=torch.cat([a.sizes, b.sizes])[by_span],
         coords=torch.cat([a.coords, b.coords])[by_span],
+        marks=None if a.marks is None and b.marks is None else torch.cat([a.appended, b.appended])[by_span],
     )
     order = sorted(range(len(spans)), key=lambda s: spans.row[s])
     tokens, perm = of_spans(joined, order, [spans.row[s] for s in order])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.answers import Channels, Sight
+from foveate.answers import Append, Channels, Sight
 from foveate.errors import ConfigError, InputError
 from foveate.method import Method, Site
 from foveate.tokens import Reduction, Tokens
@@ -205,6 +205,27 @@ def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
             f"{method.name()} at {site} ranks all images of a prompt, or all frames of a video, at once, and this prompt comes "
             "in chunks: use prefill_chunk_size=None"
         )
+
+
+def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> Append:
+    """The answer; raises `ConfigError` unless new tokens are as wide as the others, and it says how many each span gets."""
+    said, spans, width = f"{type(method).__name__}.answer at {site}", len(tokens.counts), tokens.hidden.shape[1]
+    if not isinstance(answer, Append):
+        raise ConfigError(f"{said} returned {type(answer).__name__}, expected an Append")
+    hidden, counts = answer.hidden, answer.counts
+    if counts is not None and (not isinstance(counts, tuple) or any(type(n) is not int or n < 0 for n in counts)):
+        raise ConfigError(f"{said}: counts={counts!r}, expected a tuple with a whole number for every span, 0 or more")
+    if counts is not None and len(counts) != spans:
+        raise ConfigError(f"{said}: counts {counts}, expected one for each of the {spans} spans")
+    shape = f"({spans}, any number, {width})" if counts is None else f"({sum(counts)}, {width}), as many as counts says"
+    fits = isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.shape[-1] == width
+    if not fits or hidden.dim() != (3 if counts is None else 2) or len(hidden) != (sum(counts) if counts else spans):
+        raise ConfigError(f"{said}: hidden is {_describe(hidden)}, expected floats {shape}")
+    if hidden.device != tokens.index.device:
+        raise ConfigError(
+            f"{said}: hidden is on {hidden.device}, expected it on {tokens.index.device}, as the tokens are"
+        )
+    return answer
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:

@@ -39,7 +39,7 @@ from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
 from foveate.runtime.taken import Taken
-from foveate.runtime.trace import SiteTrace, Trace
+from foveate.runtime.trace import Trace, visit_of
 from foveate.tokens import Reduction, Tokens
 
 
@@ -82,27 +82,13 @@ class Action:
     def decide(self, trace: Trace, tokens: Tokens) -> Reduction:
         """The same, and noted."""
         reduction = self.answer(tokens)
-        self.log(trace, tokens, reduction)
+        self.note(trace, tokens, reduction)
         return reduction
 
-    def log(self, trace: Trace, tokens: Tokens, reduction: Reduction, says: str = "") -> None:
-        """Note a visit of the site."""
-        trace.sites.append(
-            SiteTrace(
-                self.site,
-                self.method.name(),
-                tokens.counts,
-                reduction.counts,
-                flops_of(self.method, tokens, self.site),
-                tokens.index,
-                tokens.index[reduction.keep],
-                tokens.spans.shape,
-                reduction.shape,
-                reduction.coords,
-                reduction.groups,
-                says,
-            )
-        )
+    def note(self, trace: Trace, tokens: Tokens, reduction: Reduction | None = None, says: str = "") -> None:
+        """Note a visit of the site: what survives (None: every token), or what else is said there (`SiteTrace`)."""
+        flops = flops_of(self.method, tokens, self.site)
+        trace.sites.append(visit_of(self.site, self.method.name(), flops, tokens, reduction, says))
 
 
 @dataclass(eq=False)
@@ -224,6 +210,7 @@ class DecoderPass:
     Attributes:
         batch, length, past: rows, tokens of the full sequence that this forward brings, tokens cached before.
         layout: what is present, with the visual tokens; None when this forward brings none.
+        complete: the same of all visual tokens that it brings, holes and all.
         arrived: the visual tokens that are no holes, to be taken at the first layer.
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
         lot: tokens set aside, or None.
@@ -253,6 +240,7 @@ class DecoderPass:
     trace: Trace
     start: Any
     layout: Rows | None = None
+    complete: Rows | None = None
     arrived: Reduction | None = None
     deepstack: Sequence[Tensor] = ()
     rank: Tensor | None = None

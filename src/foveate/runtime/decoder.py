@@ -8,7 +8,6 @@ what generated tokens see. This file is the walk through the layers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.method import Method
 from foveate.models.family import Family
+from foveate.runtime.appending import append
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.asking import QueryHooks
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
@@ -37,7 +37,7 @@ from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.reuse import ReuseHooks
 from foveate.runtime.samples import present_in
 from foveate.runtime.shared import rows_of, sources_of
-from foveate.runtime.sight import answered
+from foveate.runtime.sight import look
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
@@ -66,6 +66,7 @@ class DecoderHooks:
                 self.before[action.site.layer].append(action)
         #: one method alone reduces here, so what its first site meets of an image is what the tower has left
         self.alone = len({a.part for a in actions if a.site.at in ("lm_entry", "decoder")}) == 1
+        self.alone &= all(a.site.action != "append" for a in actions)
         self.step = next((DecodeSite(a) for a in actions if a.site.at == "decode"), None)
         self.caches = CacheSites(actions)
         self.uncached = Uncached([a.method.name() for a in actions if a.site.at in ("decode", "cache")])
@@ -187,6 +188,7 @@ class DecoderHooks:
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
         self.caches.follow(call, self.context.prompt, plain)
+        call.complete = call.layout
         if call.layout is not None:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.stand_for_members:
@@ -374,12 +376,10 @@ class DecoderHooks:
                 call.layout, call.tower = lot.outer, lot.tower
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
-        if action.site.action == "sight":
-            call.note(action, tokens.counts)
-            call.layout = replace(layout, sight=answered(action, call.trace, tokens))
-            return hidden
-        reduction = action.decide(call.trace, tokens)
         call.note(action, tokens.counts)
+        if site.action in ("sight", "append"):
+            return (look if site.action == "sight" else append)(action, call, tokens, hidden)
+        reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden
         parked = (action.method, Parked(tokens, reduction.keep)) if site.action == "park" else None

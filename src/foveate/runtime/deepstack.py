@@ -18,6 +18,8 @@ def add_deepstack(call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
     features = call.deepstack[layer]
     rows = call.memo.once("deepstack", (seen,), partial(_rows, seen, rank))
     added = features.index_select(0, rows.to(features.device))
+    if seen.tokens.marks is not None:  # appended tokens are of no image's rows
+        added = added.masked_fill(seen.tokens.marks[:, None].to(added.device), 0.0)
     if call.members is not None:
         added = call.members.features(added)
     return layout.put(hidden, layout.pick(hidden) + added.to(hidden.device, hidden.dtype))

@@ -171,7 +171,13 @@ class Rows:
         """``(B, L)`` where each token of the full sequence is now; of no use for one that has left."""
         assert self.index is not None
         here = torch.arange(self.width, device=self.index.device).expand_as(self.index)
-        return here.new_zeros(len(self.index), self.full).scatter(1, self.index, here)
+        places = torch.where(self.appended(), self.full, self.index)
+        return here.new_zeros(len(self.index), self.full + 1).scatter(1, places, here)[:, :-1]
+
+    def appended(self) -> Tensor:
+        """``(B, P)`` bool: tokens that are at none of the places of the full sequence."""
+        none = torch.zeros(len(self.lengths), self.width, dtype=torch.bool, device=self.row.device)
+        return none if self.tokens.marks is None else none.index_put((self.row, self.slot), self.tokens.marks)
 
     def scatter(self, x: Tensor, length: int, fill: float = 0.0) -> Tensor:
         """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows, ``fill`` elsewhere."""
@@ -181,6 +187,9 @@ class Rows:
         cut = self.width - x.shape[1]
         place = self.index[:, cut:].to(x.device) - (self.full - length)
         stays = None if self.valid is None else self.valid[:, cut:].to(x.device)
+        if self.tokens.marks is not None:
+            own = ~self.appended()[:, cut:].to(x.device)
+            stays = own if stays is None else stays & own
         if length < self.full:
             stays = place >= 0 if stays is None else stays & (place >= 0)
         place = place + batch

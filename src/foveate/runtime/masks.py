@@ -6,7 +6,7 @@ terms of positions in the full sequence, and the layout knows those.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -64,7 +64,7 @@ def derive(
     kind: Kind,
     dtype: torch.dtype,
     causal: bool = True,
-    limit: Limit | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
     """The mask of a reduced layer.
 
@@ -76,12 +76,12 @@ def derive(
         kind: form of the result.
         dtype: of a ``float`` result.
         causal: whether a stock mask of None means causal attention, or full attention (towers, prefix-LM decoders).
-        limit: whether query ``i`` of batch row ``b`` may see key ``j`` of those that the layer holds, besides that mask.
+        limits: whether query ``i`` of batch row ``b`` may see key ``j`` of those that the layer holds, besides that mask.
     """
     if mask is None:
-        return _built(queries, keys, past, kind, dtype, causal, limit)
+        return _built(queries, keys, past, kind, dtype, causal, limits)
     if not isinstance(mask, Tensor):
-        return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1], limit)
+        return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1], limits)
     first = total - mask.shape[-1]  # a sliding layer's mask starts later than the sequence
     column = keys.index - first
     outside = column < 0
@@ -95,7 +95,8 @@ def derive(
     taken = mask.expand(queries.index.shape[0], -1, -1, -1)[batch, :, rows[:, :, None], column[:, None, :]]
     taken = taken.permute(0, 3, 1, 2)  # (B, 1, Q, K)
     hidden = hidden[:, None, None, :]
-    hidden = hidden if limit is None else hidden | ~_pairs(limit, queries, keys)
+    for limit in limits:
+        hidden = hidden | ~_pairs(limit, queries, keys)
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
@@ -106,14 +107,14 @@ def _pairs(limit: Limit, queries: View, keys: View) -> Tensor:
 
 
 def _built(
-    queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool, limit: Limit | None
+    queries: View, keys: View, past: int, kind: Kind, dtype: torch.dtype, causal: bool, limits: Sequence[Limit]
 ) -> Any:
-    several, plain = queries.index.shape[1] > 1, keys.valid is None and limit is None
+    several, plain = queries.index.shape[1] > 1, keys.valid is None and not limits
     # Kernels read None as "causal, aligned top left": right for one token, or when queries are the keys and none is padding.
     if plain and (not causal or not several or (past == 0 and queries.index.shape == keys.index.shape)):
         return None
     if kind == "flex":
-        return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0, limit)
+        return _flex(lambda b, h, i, j: (j <= i + past) | (not causal), queries, keys, 0, limits)
     device = keys.index.device
     present = torch.ones_like(keys.index, dtype=torch.bool) if keys.valid is None else keys.valid
     if kind == "keys":
@@ -121,7 +122,8 @@ def _built(
     allowed = present[:, None, None, :]
     if several and causal:
         allowed = allowed & (keys.index[:, None, None, :] <= (queries.index + past)[:, None, :, None])
-    allowed = allowed if limit is None else allowed & _pairs(limit, queries, keys)
+    for limit in limits:
+        allowed = allowed & _pairs(limit, queries, keys)
     if kind == "bool":
         return allowed
     return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
@@ -141,7 +143,7 @@ def rows_of(mask: Any, index: Tensor) -> Tensor:
     return seen.expand(*index.shape, len(keys))[:, None]
 
 
-def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int, limit: Limit | None = None) -> Any:
+def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int, limits: Sequence[Limit] = ()) -> Any:
     """The flex mask that says ``pattern`` of places in the full sequence; the stock one began at key ``first``."""
     from torch.nn.attention import flex_attention
 
@@ -157,6 +159,8 @@ def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int, li
 
     def taken(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen: Tensor = pattern(b, h, q[b, i], k[b, j]) & shown[b, j]
-        return seen if limit is None else seen & limit(b, i, j)
+        for limit in limits:
+            seen = seen & limit(b, i, j)
+        return seen
 
     return flex_attention.create_block_mask(taken, q.shape[0], None, q.shape[1], k.shape[1], device=q.device)

@@ -129,9 +129,9 @@ class PartHooks:
         assert self.gated is not None
         channels = check_channels(action.method, action.site, tokens, answer, self.gated.channels, look)
         call.note(action, tokens.counts)
-        everything = Reduction(torch.arange(len(tokens), device=tokens.index.device), tokens.counts)
-        says = f"visual tokens use {channels.index.shape[-1]} of {self.gated.channels} channels"
-        action.log(call.trace, tokens, everything, says)
+        action.note(
+            call.trace, tokens, says=f"visual tokens use {channels.index.shape[-1]} of {self.gated.channels} channels"
+        )
         return channels
 
     def _tokens(self, call: DecoderPass, rows: Rows, action: Action, x: Tensor) -> Tokens:

@@ -43,7 +43,8 @@ def renumbered(position_ids: Tensor, layout: Rows, present: Tensor | None) -> tu
 
     # Blocks: every text token is one, every span is one. `block` is the rank of a token's block in its row.
     span = torch.full_like(index, -1)
-    span[layout.row, layout.slot] = layout.tokens.segment
+    # (An appended token is numbered as one of text.)
+    span[layout.row, layout.slot] = layout.tokens.segment.masked_fill(layout.tokens.appended, -1)
     fresh = torch.ones_like(valid)
     fresh[:, 1:] = (span[:, 1:] != span[:, :-1]) | (span[:, 1:] < 0) | ~valid[:, :-1]
     block = ((fresh & valid).cumsum(1) - 1).clamp(min=0)

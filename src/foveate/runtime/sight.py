@@ -16,11 +16,10 @@ from foveate.answers import Sight
 from foveate.runtime.checks import check_sight
 from foveate.runtime.layout import Rows
 from foveate.runtime.masks import Limit
-from foveate.tokens import Reduction, Tokens
+from foveate.tokens import Tokens
 
 if TYPE_CHECKING:
-    from foveate.runtime.context import Action
-    from foveate.runtime.trace import Trace
+    from foveate.runtime.context import Action, DecoderPass
 
 TEXT = -1  # the group of whatever is no visual token
 
@@ -98,8 +97,9 @@ def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tenso
     assert sight is not None
     assert queries is not None
     table, window = _on(sight.sees, key_places.device), sight.window
-    text = len(table) - 1
-    of_query = queries.number[:, layout.width - query_places.shape[1] :].to(key_places.device)
+    text, cut = len(table) - 1, layout.width - query_places.shape[1]
+    past = key_places.shape[1] - layout.width
+    of_query = queries.number[:, cut:].to(key_places.device)
     of_key, hidden = keys.number.to(key_places.device), keys.hidden.to(key_places.device)
 
     def limit(b: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -110,18 +110,21 @@ def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tenso
         seen = torch.where(by_text, ~hidden[b, j], table[q, k.clamp(max=text - 1)])
         if window is not None:
             seen = seen & ((away <= window) | (q < 0) | (k < 0))
-        return seen | (away == 0)
+        # An appended token shares its place with another one; without such, layers may see more than they hold.
+        return seen | (away == 0 if layout.tokens.marks is None else i + cut == j - past)
 
     return limit
 
 
-def answered(action: Action, trace: Trace, tokens: Tokens) -> Sight | None:
-    """What a method says of ``tokens`` at its site, checked and noted; None where nothing is hidden from now on."""
-    answer, look = action.ask(tokens)
-    sight = check_sight(action.method, action.site, tokens, answer, look)
-    everything = Reduction(torch.arange(len(tokens), device=tokens.index.device), tokens.counts)
-    action.log(trace, tokens, everything, says_of(sight))
-    return None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
+def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> Tensor:
+    """One sight site: the layout of the call has the method's sight from now on, or none where nothing is hidden."""
+    assert call.layout is not None
+    answer, values = action.ask(tokens)
+    sight = check_sight(action.method, action.site, tokens, answer, values)
+    action.note(call.trace, tokens, says=says_of(sight))
+    seen = None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
+    call.layout = replace(call.layout, sight=seen)
+    return hidden
 
 
 def says_of(sight: Sight) -> str:

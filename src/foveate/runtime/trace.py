@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,6 +93,7 @@ class SiteTrace:
         shapes: token grid of each span; of patches, where single patches are parked.
         resized, coords, groups: as in `Reduction`, where it says so.
         says: what the method says here, where it is not which tokens survive.
+        marks: which tokens before, and which survivors, are no token of the image but appended; None: none.
     """
 
     site: Site
@@ -107,11 +108,48 @@ class SiteTrace:
     coords: Tensor | None = None
     groups: Callable[[], Tensor] | None = None
     says: str = ""
+    marks: tuple[Tensor, Tensor] | None = None
+
+    def of_images(self) -> SiteTrace:
+        """The same without appended tokens. This asks the device."""
+        if self.marks is None:
+            return self
+        before, after = (_own(each, ~new) for each, new in zip((self.before, self.after), self.marks))
+        present, index = (each[~new] for each, new in zip((self.present, self.index), self.marks))
+        coords = None if self.coords is None else self.coords[~self.marks[1]]
+        return replace(
+            self, before=before, after=after, present=present, index=index, coords=coords, groups=None, marks=None
+        )
 
     @property
     def name(self) -> str:
         """Of the site."""
         return str(self.site)
+
+
+def visit_of(
+    site: Site,
+    method: str,
+    flops: int,
+    tokens: Tokens,
+    reduction: Reduction | None = None,
+    says: str = "",
+) -> SiteTrace:
+    """The visit of a site where ``reduction`` was decided of ``tokens`` (None: all stay), or something else was said."""
+    n, index, marks = tokens.counts, tokens.index, tokens.marks
+    new = None if marks is None else (marks, marks)
+    visit = SiteTrace(site, method, n, n, flops, index, index, tokens.spans.shape, says=says, marks=new)
+    if reduction is None:
+        return visit
+    keep, resized, coords, groups = reduction.keep, reduction.shape, reduction.coords, reduction.groups
+    new = None if marks is None else (marks, marks[keep])
+    return replace(
+        visit, after=reduction.counts, index=index[keep], resized=resized, coords=coords, groups=groups, marks=new
+    )
+
+
+def _own(counts: tuple[int, ...], own: Tensor) -> tuple[int, ...]:
+    return tuple(int(part.sum()) for part in own.cpu().split(counts))
 
 
 @dataclass

@@ -152,6 +152,10 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} says at {site} who may attend to whom, and kernels of this engine take no such mask"
             )
+        if site.action == "append":
+            raise UnsupportedSiteError(
+                f"{action.method.name()} appends tokens at {site}, and a prompt of this engine has no slots for them"
+            )
         if site.at in ("decode", "cache"):
             when = "while decoding" if site.at == "decode" else "when a prompt has ended"
             raise UnsupportedSiteError(

@@ -25,7 +25,7 @@ class Act:
 
     Attributes:
         action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer),
-            ``channels``, ``sight``, ``reuse``, or ``free`` (from caches, their sum).
+            ``channels``, ``sight``, ``append``, ``reuse``, or ``free`` (from caches, their sum).
         before, after: visual tokens, or patches where ``patches``.
         says: what the method said there, where it was not which tokens survive.
     """
@@ -105,7 +105,7 @@ class _Walk:
         self.visits: dict[int, list[SiteTrace]] = {}
         for visit in trace.sites:
             number = place_of(visit.site, blocks) % len(self.steps)
-            self.visits.setdefault(number, []).append(visit)
+            self.visits.setdefault(number, []).append(visit.of_images())
         at_cache = self.visits.get(len(self.steps) - 1, [])
         self.freed = [visit for visit in at_cache if visit.site.at == "cache"]
         self.visits[len(self.steps) - 1] = at_cache[len(self.freed) :][-1:]  # the last decode step
