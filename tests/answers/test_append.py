@@ -66,7 +66,7 @@ def really_inserted(family: str, model: Any, batch: dict[str, Tensor], method: V
         mask = torch.zeros(1, 1, longer, longer, dtype=torch.bool)
         for i in range(longer):
             for j in range(i + 1):
-                gone = layer >= method.layer and kinds[j] == "image"
+                gone = method.layer is not None and layer >= method.layer and kinds[j] == "image"
                 hides = method.hides and kinds[i] == "text" and kinds[j] == "image"
                 mask[0, 0, i, j] = i == j or not (gone or hides)
         if model.config._attn_implementation == "eager":
@@ -124,6 +124,7 @@ class AsMany(Method):
 
 
 METHODS: dict[str, Method] = {
+    "as published": VoCo(),
     **{name: CASES[name] for name in ("cut", "numbered on")},
     "as many": AsMany(),
     "signals": VoCo(2, FOREVER, hides=False) + foveate.FastV(keep=0.5),
@@ -148,7 +149,7 @@ def test_it_has_every_property(family: str, name: str, check: Property) -> None:
 def test_every_structure(family: str) -> None:
     """Tiles and their newlines, features that are added between layers, layers with a state; or one sentence."""
     if family in tiny.gemma.SLIDING:
-        refused(tiny.model(family), VoCo(), UnsupportedSiteError, "voco appends tokens, and a sliding layer")
+        refused(tiny.model(family), CASES["cut"], UnsupportedSiteError, "voco appends tokens, and a sliding layer")
         return
     for method in (CASES["behind"], CASES["cut"]):
         a_batch_is_its_rows(family, method)
@@ -278,7 +279,10 @@ def test_what_cannot_be_is_refused_with_a_sentence() -> None:
         generate(model, batch, cache_implementation="static")
     shared = tiny.build(tiny.config("gemma4", shared=2, layer_types=["full_attention"] * 8))
     refused(
-        shared, VoCo(), UnsupportedSiteError, "appends tokens, and later layers of this model attend to the keys of"
+        shared,
+        CASES["cut"],
+        UnsupportedSiteError,
+        "appends tokens, and later layers of this model attend to the keys of",
     )
     family = family_of(model.config)
     with pytest.raises(

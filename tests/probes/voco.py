@@ -15,20 +15,22 @@ IMAGE, VOCO, TEXT = range(3)
 
 @dataclass(frozen=True)
 class VoCo(Method):
-    """Behind every image come ``count`` tokens that alone see it; from decoder layer ``layer`` on it is gone.
+    """Behind every image come ``count`` tokens that alone see it; when the prompt has ended, its keys leave the cache.
 
-    From the paper (VoCo-LLaMA, 2406.12275): text does not see an image, but the tokens that have read it. Ours: these are
-    noise, where the paper trains them, and the image leaves after some layers, where the paper drops its keys after the
-    prompt. From the authors' code, not followed: there, what stands before an image is hidden from the text as well.
+    From the paper (VoCo-LLaMA, 2406.12275): text does not see an image, but the tokens that have read it, and only these stay
+    in the cache. Ours: they are noise, where the paper trains them; with ``layer`` the image leaves before that decoder layer
+    already. From the authors' code, not followed: there, what stands before an image is hidden from the text as well.
     """
 
     count: int = 2
-    layer: int = 3
+    layer: int | None = None
     hides: bool = True
 
     def sites(self, host: Host) -> Sequence[Site]:
         sight = [Site("lm_entry", action="sight")] if self.hides else []
-        leaves = [Site("decoder", self.layer)] if self.layer < host.layers else []
+        leaves = [Site("cache", i) for i in range(host.layers)]
+        if self.layer is not None:
+            leaves = [Site("decoder", self.layer)] if self.layer < host.layers else []
         return [Site("lm_entry", action="append"), *sight, *leaves]
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
