@@ -21,10 +21,7 @@ def test_reference_model_with_a_sum_of_methods(tmp_path: Path) -> None:
     words += ["--method", "divprune+fastv", "--option", "divprune.keep=0.75", "--option", "fastv.layer=3"]
     done = foveate(*words, "--overlay", "pictures", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        "DivPrune(positions='keep', keep=0.75) + FastV(positions='keep', ratio=0.5, layer=3, schedule=())"
-        in done.stdout
-    )
+    assert "DivPrune(positions='keep', keep=0.75) + FastV(positions='keep', keep=None, layer=3" in done.stdout
     assert "stock model" in done.stdout
     assert "decoder 3       fastv" in done.stdout
     assert "02-[two]-divprune+fastv.png" in done.stdout
@@ -40,7 +37,7 @@ def test_json_and_a_method_from_a_file(here: Here, tmp_path: Path) -> None:
     """The saved folder, loaded as any other model would be, not by name."""
     scene = draw(tmp_path / "one.png")
     question = next(q for q in reference.ask(scene, reference.split_seed("test", 0)) if q.task == "texture")
-    (tmp_path / "method.json").write_text('{"method": "stride", "keep": 0.5, "layers": [1, 3]}')
+    (tmp_path / "method.json").write_text('{"method": "stride", "ratio": 0.5, "layers": [1, 3]}')
     words = ["run", "--model", str(reference.PATHS["qwen2_5_vl"]), "--image", "one.png", "--prompt", question.text]
     words += ["--method-json", "method.json", "--dtype", "float32", "--attn", "eager"]
     found = as_json(here(*words, "--json"))
