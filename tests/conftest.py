@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny
 import torch
+from contract import CORE, PROPERTIES
 from matrix import kinds_of, refused
 from tiny import SIBLINGS, STRUCTURES, WHOLE
 from transformers import logging
@@ -110,6 +111,9 @@ def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bo
     family, kinds, rest = _asked(item, Method, Site)
     if hasattr(item.module, "leaves_to_the_matrix") and hasattr(item, "callspec"):
         return bool(item.module.leaves_to_the_matrix(**item.callspec.params))
+    check = item.callspec.params.get("check") if hasattr(item, "callspec") else None
+    if check in PROPERTIES and check not in CORE and family in WHOLE:  # by turns on the one and on the other
+        return WHOLE[PROPERTIES.index(check) % len(WHOLE)] != family
     eager = ("impl", "eager") in rest
     if eager and kinds:  # that it says what sdpa says is in the contract
         return True
