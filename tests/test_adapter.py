@@ -141,9 +141,9 @@ BROKEN = {
     "method is another thing": (lambda f: (f / trained.METHOD).write_text("[1]"), "cannot read foveate_method.json"),
     "unknown option": (
         lambda f: (f / trained.METHOD).write_text(
-            json.dumps({"method": {"method": "adsc", "ratio": 1}, "model": {"family": "llava", "layers": 6}})
+            json.dumps({"method": {"method": "adsc", "stride": 1}, "model": {"family": "llava", "layers": 6}})
         ),
-        "ADSC has no option 'ratio'",
+        "ADSC has no option 'stride'",
     ),
     "weights are none": (lambda f: (f / adapter.WEIGHTS).write_bytes(b"junk"), "cannot read the adapter"),
     "config is none": (lambda f: (f / adapter.CONFIG).write_text("{"), "cannot read the adapter"),

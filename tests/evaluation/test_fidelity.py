@@ -128,8 +128,8 @@ def test_as_is(tmp_path: Path) -> None:
     described = tuple(json.dumps(FastV(ratio=keep, layer=3).to_json()) for keep in (0.5, 0.2))
     found = measure(request(tmp_path, methods=(), described=described, budgets=(), as_is=True), silent)
     assert [(line.label, line.budget) for line in found.lines] == [
-        ("fastv(layer=3)", None),
-        ("fastv(keep=0.2, layer=3)", None),
+        ("fastv(layer=3, ratio=0.5)", None),
+        ("fastv(layer=3, ratio=0.2)", None),
     ]
     assert [line.spent.tokens for line in found.lines] == pytest.approx([0.3 + 0.7 * 0.5, 0.3 + 0.7 * 0.2], abs=0.01)
     assert table.command(found.request).endswith("--as-is")
