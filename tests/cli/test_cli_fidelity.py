@@ -9,7 +9,7 @@ import pytest
 from command import Here, as_json, draw, needs_weights
 
 pytestmark = needs_weights
-METHOD = '{"method": "fastv", "layer": 4, "keep": 0.25}'
+METHOD = '{"method": "fastv", "layer": 4, "ratio": 0.25}'
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_tables_for_a_person(here: Here, mine: Path) -> None:
     for part in (
         "2 prompts, without labels; answers of 2.0 tokens",
         "same answer",
-        "fastv(keep=0.25, layer=4)",
+        "fastv(layer=4, ratio=0.25)",
         "written: ",
     ):
         assert part in done.stdout

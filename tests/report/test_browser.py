@@ -156,7 +156,7 @@ def test_buttons_mouse_and_bars_move_the_same_slider(opened: Any) -> None:
 def test_cards_say_what_happens_and_what_was_answered(opened: Any) -> None:
     opened.locator("#slider").fill("4")
     luvc = opened.get_by_role("article", name="luvc")
-    assert "luvc merges 100 → 81 tokens" in luvc.inner_text()
+    assert "oim merges 100 → 81 tokens" in luvc.inner_text()
     assert "81 of 100" in luvc.inner_text()
     assert "at Vision block 3: " in luvc.locator("canvas").get_attribute("aria-label")
     assert "= same answer" in luvc.inner_text()
