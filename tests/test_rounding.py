@@ -54,7 +54,10 @@ def walk(method: Method, tokens: Tokens, host: Host = HOST) -> list[tuple[int, .
         n = len(tokens)
         signals = {asked: torch.rand(n, *shapes[asked.kind], generator=generator) for asked in site.asked}
         tokens = replace(tokens, hidden=torch.randn(n, 4, generator=generator), signals=signals)
-        tokens = method.reduce(tokens, site).survivors(tokens)
+        if site.keep:
+            tokens = method.reduce(tokens, site).survivors(tokens)
+        else:  # nobody is asked where nothing stays
+            tokens = tokens.keep_mask(torch.zeros(n, dtype=torch.bool)).survivors(tokens)
         found.append(tokens.counts)
     return found
 
