@@ -26,7 +26,7 @@ class Visit:
     """One visit of a site.
 
     Attributes:
-        site, method: which.
+        site, method: their names.
         before, after: visual tokens per span; patches, where single patches are parked.
         shapes: token grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.

@@ -53,7 +53,7 @@ class DecoderPruner(Method):
 
     @property
     def first(self) -> int:
-        """The earliest layer that its cuts may move to: signals are of the layer before."""
+        """The earliest layer that its cuts may move to: signals are of the layer before (a method of others overrides this)."""
         return int(bool(self.signals))
 
     def plan(self, host: Host) -> Schedule:

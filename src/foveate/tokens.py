@@ -122,6 +122,11 @@ class Tokens:
         """``(N,)`` int64: the span of each token."""
         return segments.segment_ids(self.counts, self.index.device)
 
+    @property
+    def sample(self) -> Tensor:
+        """``(N,)`` int64: the sample of each token, which is the row of `text_counts` and of signals of the text."""
+        return torch.tensor(self.spans.sample, dtype=torch.long).to(self.index.device, non_blocking=True)[self.segment]
+
     def __getattr__(self, name: str) -> Tensor:
         """A signal without an address, by its kind: ``tokens.keys``."""
         if name.startswith("_") or name not in kinds():
@@ -142,7 +147,8 @@ class Tokens:
         asked = kind if isinstance(kind, Signal) else Signal(kind, layer, of, **more)
         if asked not in self.signals:
             word = repr(asked.kind) if asked == Signal(asked.kind) else str(asked)
-            raise UnknownNameError(f"signal {word} was not asked for: add it to the `signals` of this site")
+            others = f" (it asks for {', '.join(map(str, self.signals))})" if self.signals else ""
+            raise UnknownNameError(f"signal {word} was not asked for: add it to the `signals` of this site{others}")
         return self.signals[asked]
 
     @property

@@ -55,7 +55,7 @@ class SparseVLM(DecoderPruner):
         return (place >= 0) & (about >= about.sum(1, True) / (place >= 0).sum(1, True))
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        sample = torch.tensor(tokens.spans.sample, device=tokens.index.device)[tokens.segment]
+        sample = tokens.sample
         rates = self.raters(tokens, sample)[sample]
         return (tokens.text_rows * rates).sum(1) / rates.sum(1).clamp(min=1)
 

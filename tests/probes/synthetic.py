@@ -188,7 +188,7 @@ class Asked(Method):
         sample = torch.arange(len(tokens.text_counts)).repeat_interleave(torch.tensor(tokens.text_counts))
         total = torch.zeros(len(tokens.text_counts), tokens.text.shape[1])
         mean = total.index_add(0, sample, tokens.text.float()) / torch.tensor(tokens.text_counts)[:, None].clamp(min=1)
-        own = torch.tensor(tokens.spans.sample)[tokens.segment]
+        own = tokens.sample
         return (tokens.hidden.float() * mean[own]).sum(-1)
 
 

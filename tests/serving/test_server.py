@@ -121,7 +121,7 @@ def test_images_are_answered_with_fewer_tokens(server: Server) -> None:
     after = server.metrics()
     spent = (after["prompt"] - before["prompt"]) / 2
     assert after["images"] - before["images"] == 2 * 36
-    assert 0 < spent < 0.6 * 36
+    assert 0 < spent < 0.7 * 36  # half on average over layers, of which the last has none
     around = short.usage.prompt_tokens - plain.usage.prompt_tokens - spent
     assert around in (2, 3)  # the start and the end of an image, and a space
     assert after["last_layer"] == before["last_layer"] == 0

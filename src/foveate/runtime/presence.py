@@ -120,9 +120,7 @@ class Presence:
     @property
     def sample(self) -> Tensor:
         """``(N,)`` which sample of the batch each visual token belongs to."""
-        tokens = self.layout.tokens
-        segment = tokens.segment
-        return torch.tensor(tokens.spans.sample, dtype=torch.long).to(segment.device, non_blocking=True)[segment]
+        return self.layout.tokens.sample
 
     @property
     def text(self) -> Text:
