@@ -12,6 +12,7 @@ import tiny
 import torch
 import transformers
 import transformers.generation.utils
+from packaging.version import Version
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,6 +21,8 @@ from foveate.runtime.cache import CompactMixin
 #: generate() encodes images itself and hands over the features
 HANDS_OVER_FEATURES = hasattr(transformers.GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation")
 CHUNKS = hasattr(transformers.generation.utils, "_slice_mm_encoder_output")
+#: Hooks of a layer are around its checkpoint; older versions run them again inside it.
+HOOKS_AROUND_CHECKPOINTS = Version(transformers.__version__) >= Version("5.23")
 modern = pytest.mark.skipif(not HANDS_OVER_FEATURES, reason="this transformers has no pre-encoded images in generate()")
 chunks = pytest.mark.skipif(not CHUNKS, reason="this transformers cannot cut a prompt with images into chunks")
 
