@@ -47,7 +47,7 @@ def few_probes() -> Iterator[None]:
 def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
     out = tmp_path_factory.mktemp("runs") / "out"
     methods = ("stride", "fastv", "dense")
-    options = ("stride.keep=0.5", "fastv.keep=0.4", "fastv.layer=1")
+    options = ("fastv.ratio=0.4", "fastv.layer=1")
     return Request(
         out,
         "reference",
