@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from calls import ROWS, close, video_rows  # noqa: F401 - for files that do not know of calls.py yet
 from probes.synthetic import DropBlocks, ParkHalf, Received
 
 import foveate

@@ -19,7 +19,7 @@ from foveate.methods import make
 from foveate.models import family_of
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
-from foveate.runtime.context import refuse_copy
+from foveate.runtime.hooks import refuse_copy
 from foveate.runtime.learned import part_names
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens

@@ -15,10 +15,11 @@ from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteEr
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.calls import Calls
-from foveate.runtime.context import Action, Context, Hooks
+from foveate.runtime.context import Action, Context
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
+from foveate.runtime.hooks import Hooks
 from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.order import check_parking, check_signals_of_parked, moment
 from foveate.runtime.parts import check_parts

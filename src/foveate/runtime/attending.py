@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Tower
 from foveate.runtime.blocks import seqlens_of
-from foveate.runtime.context import Context, Hooks, TowerPass, first_argument, replace_first
+from foveate.runtime.context import Context, TowerPass
+from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.parking import Attending, Lot
 
 

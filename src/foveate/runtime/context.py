@@ -19,13 +19,6 @@ from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_pools, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
-from foveate.runtime.hooks import Hooks as Hooks
-from foveate.runtime.hooks import by_name as by_name
-from foveate.runtime.hooks import by_position as by_position
-from foveate.runtime.hooks import device_of as device_of
-from foveate.runtime.hooks import first_argument as first_argument
-from foveate.runtime.hooks import refuse_copy as refuse_copy
-from foveate.runtime.hooks import replace_first as replace_first
 from foveate.runtime.layout import Packed, Rows
 from foveate.runtime.members import Members
 from foveate.runtime.memo import Memo

@@ -24,8 +24,9 @@ from foveate.errors import InputError, UnsupportedModelError
 from foveate.models.family import Family, Grid
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Order
-from foveate.runtime.context import Context, Hooks, Record
+from foveate.runtime.context import Context, Record
 from foveate.runtime.features import pooled_of, with_pooled
+from foveate.runtime.hooks import Hooks
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
 from foveate.runtime.memory import Known, Memory, encodings_of, frames_of, record_of

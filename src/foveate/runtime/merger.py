@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.models.family import Merger, Tower
-from foveate.runtime.context import Context, Hooks, TowerPass, first_argument, replace_first
+from foveate.runtime.context import Context, TowerPass
+from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.layout import Rows, frames, starts, tokens_of, whole
 from foveate.runtime.signals.past import Past
 from foveate.tokens import Reduction

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Tower
-from foveate.runtime.context import Action, Context, Hooks, TowerPass, first_argument, replace_first
+from foveate.runtime.context import Action, Context, TowerPass
+from foveate.runtime.hooks import Hooks, first_argument, replace_first
 
 Visit = Callable[[TowerPass, Tensor], Tensor]
 

@@ -18,9 +18,10 @@ from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Decoder
 from foveate.runtime.asking import QueryHooks, part_of, refuse_replay
 from foveate.runtime.checks import check_channels
-from foveate.runtime.context import Action, Context, DecoderPass, Hooks, first_argument, replace_first
+from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.facts import Facts
 from foveate.runtime.ffn import GatedFfn, Split
+from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.layout import Rows
 from foveate.runtime.parking import others
 from foveate.runtime.recurrent import attention_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from foveate.models.family import Decoder
-from foveate.runtime.context import first_argument, replace_first
+from foveate.runtime.hooks import first_argument, replace_first
 
 STATES = ("conv_states", "recurrent_states")
 

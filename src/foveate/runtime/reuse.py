@@ -22,7 +22,8 @@ from foveate.answers import Reuse
 from foveate.errors import UnsupportedCacheError, UnsupportedSiteError
 from foveate.models.family import Decoder, Family
 from foveate.runtime.cache import CompactMixin
-from foveate.runtime.context import Action, Context, DecoderPass, Hooks
+from foveate.runtime.context import Action, Context, DecoderPass
+from foveate.runtime.hooks import Hooks
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import SiteTrace

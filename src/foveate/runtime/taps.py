@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from foveate.method import Site
 from foveate.models.family import Tower
-from foveate.runtime.context import Context, Hooks
+from foveate.runtime.context import Context
 from foveate.runtime.features import units
+from foveate.runtime.hooks import Hooks
 from foveate.runtime.layout import HOLE, Packed
 
 

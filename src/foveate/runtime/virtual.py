@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedSiteError
 from foveate.method import Method
 from foveate.models.family import Decoder, Family
-from foveate.runtime.context import Action, Context, DecoderPass, Hooks, first_argument, replace_first
+from foveate.runtime.context import Action, Context, DecoderPass
+from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.layout import Rows
 from foveate.runtime.members import Members, joined
 from foveate.tokens import Reduction

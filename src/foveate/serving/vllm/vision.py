@@ -13,7 +13,8 @@ from torch import Tensor
 from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
 from foveate.runtime.calls import Calls
-from foveate.runtime.context import Context, Hooks, Record
+from foveate.runtime.context import Context, Record
+from foveate.runtime.hooks import Hooks
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
 from foveate.runtime.tower import TowerHooks
