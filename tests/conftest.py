@@ -28,6 +28,14 @@ from transformers import logging
 
 from foveate import Method, Site
 
+try:  # the same examples in every run: what a commit says today it says tomorrow
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True)
+    settings.load_profile("same")
+except ImportError:  # an environment for a part of the tests
+    pass
+
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 

@@ -235,7 +235,7 @@ class Schedule:
 
     def least(self, depth: int) -> float:
         """The least mean that is left if every cut drops everything: that of the layers before the first."""
-        return min((layer for layer, share in self.stages if share < 1), default=depth) / depth
+        return min((layer for layer, share in self.stages if share < _WHOLE), default=depth) / depth
 
     # -- set to ...
 
@@ -257,7 +257,7 @@ class Schedule:
             ConfigError: even dropping everything at the first cut would leave more.
         """
         check_ratio("keep", keep)
-        cuts = Schedule(tuple(stage for stage in self.stages if stage[1] < 1))  # no power changes a share of 1
+        cuts = Schedule(tuple(stage for stage in self.stages if stage[1] < _WHOLE))  # no power changes a share of 1
         least = cuts.least(depth)
         if keep < least * (1 - 1e-9):
             raise ConfigError(
@@ -280,6 +280,10 @@ class Schedule:
             return self
         factor = keep * depth / 2 / start
         return Schedule(tuple({max(first, int(layer * factor)): share for layer, share in self.stages}.items()))
+
+
+#: a share above differs from 1 by rounding alone
+_WHOLE = 1 - 1e-6
 
 
 def to_power(share: float, t: float) -> float:
