@@ -8,6 +8,7 @@ is scattered back.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -64,7 +65,8 @@ def grown(layout: Rows, ends: Tensor, counts: Sequence[int]) -> tuple[Rows, Tens
     row, column = torch.tensor([rows, columns]).to(device, non_blocking=True)
     span = segment_ids(counts, device)
     place, slot = ends[span], column + width
-    lengths = [n + rows.count(r) for r, n in enumerate(layout.lengths)]
+    added = Counter(rows)
+    lengths = [n + added[r] for r, n in enumerate(layout.lengths)]
     batch, room, new_width = len(lengths), max(columns) + 1, max(1, *lengths)
     index = torch.arange(width, device=device).expand(batch, -1) if layout.index is None else layout.index
     valid = torch.ones_like(index, dtype=torch.bool) if layout.valid is None else layout.valid
@@ -131,8 +133,15 @@ def limit_of_new(layout: Rows, queries: int, keys: int) -> Limit:
 
 def _columns(layout: Rows, counts: Sequence[int]) -> tuple[list[int], list[int]]:
     """The row of every new token, and its rank among those of that row."""
-    rows = [row if len(layout.lengths) > 1 else 0 for row, n in zip(layout.tokens.spans.row, counts) for _ in range(n)]
-    return rows, [rows[:i].count(row) for i, row in enumerate(rows)]
+    rows: list[int] = []
+    columns: list[int] = []
+    given = [0] * len(layout.lengths)
+    for span_row, n in zip(layout.tokens.spans.row, counts):
+        row = span_row if len(layout.lengths) > 1 else 0
+        rows += [row] * n
+        columns += range(given[row], given[row] + n)
+        given[row] += n
+    return rows, columns
 
 
 def _ends(complete: Rows) -> tuple[Tensor, Tensor]:

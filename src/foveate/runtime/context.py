@@ -59,7 +59,8 @@ class Action:
             answer = self.method.answer(shown, self.site)
         except Exception as error:
             if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"(raised by {type(self.method).__name__}.reduce at {self.site})")
+                asked = "reduce" if type(self.method).answer is Method.answer else "answer"
+                error.add_note(f"(raised by {type(self.method).__name__}.{asked} at {self.site})")
             raise
         self._asked.add(True)
         return answer, look
