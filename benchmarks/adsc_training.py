@@ -8,7 +8,7 @@ layers. Retention is the accuracy over that of the stock model, without adapter 
 in the vision tower as well. The adapter that was trained without compression is the control: what more training alone
 would do. The tokens leave before the first layer; --layers chooses others, or auto for ADSC's own, which cuts three times
 while the reference models read the image (layers 3 to 6). A run that was stopped goes on where it was if --work is given.
-Needs `pip install 'foveate[train]'`.
+Needs `pip install '.[train]'`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 import foveate
-from foveate import ADSC, reference
-from foveate.evaluation import protocol
+import foveate_reference as reference
+from foveate import ADSC
+from foveate.lab.evaluation import protocol
+from foveate.lab.terminal import note, quiet_libraries
+from foveate.lab.train import adsc
 from foveate.methods.adsc import BUDGETS
-from foveate.terminal import note, quiet_libraries
-from foveate.training import adsc
 
 #: What is trained, by the name of its folder: how it is called, its curriculum ("": no compression), and whether the tower
 #: is trained, too.

@@ -25,10 +25,10 @@ from torch import Tensor
 
 import foveate
 from foveate import IPCV, Host, Method, Parked, Reduction, Site, Tokens
-from foveate.evaluation.batches import grouped
-from foveate.evaluation.subject import Subject, load
-from foveate.reference.data import samples
-from foveate.reference.vocabulary import TASKS
+from foveate.lab.evaluation.batches import grouped
+from foveate.lab.evaluation.subject import Subject, load
+from foveate_reference.data import samples
+from foveate_reference.vocabulary import TASKS
 
 from tables import ipcv as tables
 

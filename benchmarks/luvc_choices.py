@@ -22,13 +22,13 @@ from torch import Tensor
 import foveate
 from foveate import LUVC, OIM, SPU, Method, Reduction, Site, Tokens
 from foveate.dial import Dial
-from foveate.evaluation.asking import _generate
-from foveate.evaluation.batches import grouped, probes
-from foveate.evaluation.subject import Subject, load
+from foveate.lab.evaluation.asking import _generate
+from foveate.lab.evaluation.batches import grouped, probes
+from foveate.lab.evaluation.subject import Subject, load
 from foveate.method import Positions
 from foveate.ops import select
-from foveate.reference.data import Sample, samples
-from foveate.reference.vocabulary import TASKS
+from foveate_reference.data import Sample, samples
+from foveate_reference.vocabulary import TASKS
 
 from tables import luvc as tables
 

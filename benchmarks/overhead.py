@@ -20,9 +20,9 @@ import torch
 
 import foveate
 from foveate import Method, Stride
-from foveate.bench import shapes
-from foveate.bench.result import machine
-from foveate.bench.workload import Shaped
+from foveate.lab.bench import shapes
+from foveate.lab.bench.result import machine
+from foveate.lab.bench.workload import Shaped
 
 
 def seconds(model: Any, batch: dict[str, torch.Tensor]) -> float:

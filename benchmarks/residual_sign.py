@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from foveate import Site, Tokens, V2Drop, reference
-from foveate.evaluation.asking import answer
-from foveate.evaluation.batches import grouped
-from foveate.evaluation.subject import load
+import foveate_reference as reference
+from foveate import Site, Tokens, V2Drop
+from foveate.lab.evaluation.asking import answer
+from foveate.lab.evaluation.batches import grouped
+from foveate.lab.evaluation.subject import load
 
 
 @dataclass(frozen=True)

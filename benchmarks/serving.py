@@ -4,7 +4,7 @@
 
 A Qwen2.5-VL with random weights, large enough that its language model dominates, is served by `foveate serve` with each method
 and by `vllm serve` without; a client keeps 1, 8 and 32 requests open, each with an image of its own. TTFT is the time to the
-first token, KV the share of the cache in use at the peak, as the server says. Needs `pip install 'foveate[vllm]'` and openai.
+first token, KV the share of the cache in use at the peak, as the server says. Needs `pip install '.[vllm]'` and openai.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ import vllm
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from foveate import ADSC, IPCV, LUVC, Method, Random, reference
-from foveate.bench.result import machine
+import foveate_reference as reference
+from foveate import ADSC, IPCV, LUVC, Method, Random
+from foveate.lab.bench.result import machine
 
 from tables import speed as tables
 

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import typer
 
-from foveate import terminal
 from foveate.errors import FoveateError
+from foveate.lab import terminal
 
 from stored import running
 from stored.pages import Pages

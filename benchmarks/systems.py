@@ -24,10 +24,10 @@ import torch
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, SPU, Method, Stride
-from foveate.bench import shapes
-from foveate.bench.measure import timed
-from foveate.bench.result import machine
-from foveate.bench.workload import Shaped
+from foveate.lab.bench import shapes
+from foveate.lab.bench.measure import timed
+from foveate.lab.bench.result import machine
+from foveate.lab.bench.workload import Shaped
 
 from tables import speed as tables
 

@@ -22,10 +22,10 @@ import torch
 
 import foveate
 from foveate.errors import FoveateError
-from foveate.evaluation.lmms.asker import Asker
-from foveate.evaluation.lmms.chats import Frames, chat
-from foveate.loading import device_of, load
-from foveate.options import method_from_words
+from foveate.lab.evaluation.lmms.asker import Asker
+from foveate.lab.evaluation.lmms.chats import Frames, chat
+from foveate.lab.loading import device_of, load
+from foveate.lab.options import method_from_words
 
 
 def model_class() -> type:

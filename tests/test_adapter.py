@@ -255,5 +255,5 @@ def test_a_method_that_cannot_be_attached_takes_its_adapter_with_it(tmp_path: Pa
 
 def test_a_missing_extra_is_one_sentence(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(AdapterError, match=r"pip install 'foveate\[train\]'"):
+    with pytest.raises(AdapterError, match="pip install peft"):
         foveate.compress(tiny.model("llava"), str(whole))

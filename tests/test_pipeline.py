@@ -12,7 +12,7 @@ import transformers
 from transformers.utils.import_utils import is_torchvision_available
 
 import foveate
-from foveate import loading
+from foveate.lab import loading
 
 if not is_torchvision_available():
     pytest.skip("video processors need torchvision", allow_module_level=True)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import foveate
-from foveate.catalog import describe_methods
+from foveate.lab.catalog import describe_methods
 from foveate.methods import list_methods, own_methods
 
 GOOD = """

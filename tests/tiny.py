@@ -35,7 +35,7 @@ from tiny_shared import BLOCKS, GRID, LAYERS, PATCH, SPECIAL, TOKEN_ID, VIDEO_HE
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foveate.bench.flops import flop_counter  # noqa: F401 - for tests
+from foveate.lab.bench.flops import flop_counter  # noqa: F401 - for tests
 
 GROUPS: tuple[Any, ...] = (llava, packed, tiles, gemma, rows_of, gemma4, cpm)
 GROUP = {family: group for group in GROUPS for family in group.FAMILIES}

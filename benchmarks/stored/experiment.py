@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from foveate.terminal import CommandError
+from foveate.lab.terminal import CommandError
 
 KEYS = ("says", "run", "seed", "needs", "differs", "stale", "tables", "files")
 PLACES = ("work", "out")  # what `run` may name in braces

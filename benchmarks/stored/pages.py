@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from foveate.terminal import CommandError
+from foveate.lab.terminal import CommandError
 
 from stored import listing
 from stored.experiment import Experiment, Shown, read_all

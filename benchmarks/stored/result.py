@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from foveate.terminal import CommandError
+from foveate.lab.terminal import CommandError
 
 SCHEMA = 1
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from foveate.terminal import CommandError
+from foveate.lab.terminal import CommandError
 
 from stored import surroundings
 from stored.experiment import Experiment

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from foveate.bench import plot, result, show
+from foveate.lab.bench import plot, result, show
 
 
 def page(found: dict[str, Any]) -> str:

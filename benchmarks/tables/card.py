@@ -1,4 +1,4 @@
-"""Tables of the reference models' card, from `foveate.reference.evaluate`."""
+"""Tables of the reference models' card, from `foveate_reference.evaluate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from statistics import fmean
 from typing import Any
 
-from foveate.reference.vocabulary import CORE, STANDS_FOR, TASKS
+from foveate_reference.vocabulary import CORE, STANDS_FOR, TASKS
 
 from tables.cells import table
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from foveate import demo, method_from_json, reference
+import foveate_reference as reference
+from foveate import method_from_json
+from foveate.lab import demo
 
 FIRST = "tokens"  # the line that the table begins with, but for spaces
 LAST = "see the benchmarks."  # what is said below it ends with this
@@ -25,7 +27,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _read(found: dict[str, Any]) -> demo.Demo:
-    """What `foveate.demo.to_json` made plain, as it was."""
+    """What `foveate.lab.demo.to_json` made plain, as it was."""
     rows = [demo.Row(asked["image"] - 1, _question(asked), asked["answers"]) for asked in found["questions"]]
     scores = {}
     for method in found["methods"]:

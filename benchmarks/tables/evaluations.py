@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.evaluation import report
-from foveate.evaluation.plan import Missed
-from foveate.evaluation.protocol import Evaluation, Request
-from foveate.evaluation.results import Row, Spent
-from foveate.evaluation.statistics import Paired, Share
+from foveate.lab.evaluation import report
+from foveate.lab.evaluation.plan import Missed
+from foveate.lab.evaluation.protocol import Evaluation, Request
+from foveate.lab.evaluation.results import Row, Spent
+from foveate.lab.evaluation.statistics import Paired, Share
 
 from tables.cells import MODELS, table
 from tables.commands import fields_of, options
@@ -103,7 +103,7 @@ def positions(*results: dict[str, Any]) -> str:
 
 
 def evaluation(found: dict[str, Any]) -> Evaluation:
-    """What `foveate.evaluation.report.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.report.to_json` made plain, as it was."""
     known = ("command", "model", "seeds", "by", "questions", "rows", "out_of_reach", "notes")
     return Evaluation(
         request=request(found["command"]),
@@ -116,7 +116,7 @@ def evaluation(found: dict[str, Any]) -> Evaluation:
 
 
 def request(command: str) -> Request:
-    """What a command asked for; `foveate.evaluation.report.command` the other way round."""
+    """What a command asked for; `foveate.lab.evaluation.report.command` the other way round."""
     return Request(Path(), **fields_of(Request, options(command)))
 
 

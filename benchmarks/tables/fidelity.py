@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from foveate.evaluation.fidelity import table as report
-from foveate.evaluation.fidelity.lines import Line
-from foveate.evaluation.fidelity.measuring import Found, Own, Request
-from foveate.evaluation.plan import Missed
-from foveate.evaluation.results import Spent
-from foveate.evaluation.statistics import Share
+from foveate.lab.evaluation.fidelity import table as report
+from foveate.lab.evaluation.fidelity.lines import Line
+from foveate.lab.evaluation.fidelity.measuring import Found, Own, Request
+from foveate.lab.evaluation.plan import Missed
+from foveate.lab.evaluation.results import Spent
+from foveate.lab.evaluation.statistics import Share
 
 from tables.cells import MODELS, table
 from tables.commands import fields_of, options

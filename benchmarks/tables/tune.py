@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate import method_from_json
-from foveate.evaluation.fidelity.measuring import Own
-from foveate.evaluation.fidelity.table import interval, nats
-from foveate.evaluation.statistics import Share
-from foveate.evaluation.tune import table as report
-from foveate.evaluation.tune.goal import Request
-from foveate.evaluation.tune.tuning import Tuned
+from foveate.lab.evaluation.fidelity.measuring import Own
+from foveate.lab.evaluation.fidelity.table import interval, nats
+from foveate.lab.evaluation.statistics import Share
+from foveate.lab.evaluation.tune import table as report
+from foveate.lab.evaluation.tune.goal import Request
+from foveate.lab.evaluation.tune.tuning import Tuned
 
 from tables.cells import MODELS, table
 from tables.commands import fields_of, options
@@ -38,7 +38,7 @@ def searched(found: dict[str, Any]) -> str:
 
 
 def tuned(found: dict[str, Any]) -> Tuned:
-    """What `foveate.evaluation.tune.table.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.tune.table.to_json` made plain, as it was."""
     asked = options(found["command"])
     method = method_from_json(asked["method-json"][0])
     own = Own(**fields_of(Own, asked))

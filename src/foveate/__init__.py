@@ -92,7 +92,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"foveate.{_HOME[name]}"), name)
     if name == "methods":
         return import_module("foveate.methods")
-    if name[:1].isupper():  # anything else may be a module: `from foveate import reference` asks here first
+    if name[:1].isupper():  # anything else may be a module: `from foveate import lab` asks here first
         home = import_module("foveate.methods")
         for known in (home.own_methods, home.list_methods):  # other packages are asked for what is not ours
             for cls in known().values():

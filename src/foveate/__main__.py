@@ -1,6 +1,6 @@
 """``python -m foveate`` is the command ``foveate``."""
 
-from foveate.cli import main
+from foveate.lab.cli import main
 
 if __name__ == "__main__":
     main()

@@ -32,7 +32,7 @@ def attach(model: nn.Module, folder: Path, source: str) -> Callable[[], None]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise AdapterError("adapters need peft: pip install 'foveate[train]'") from None
+        raise AdapterError("adapters need peft: pip install peft") from None
     if _tuned(model):
         raise AdapterError(
             "the model has an adapter already: merge it (merge_and_unload()), or give the model without it"

@@ -34,6 +34,10 @@ class AdapterError(FoveateError):
     """A trained adapter cannot be found or read, or does not fit the model."""
 
 
+class TrainingError(FoveateError, ValueError):
+    """A recipe, a data set or a folder cannot be trained with."""
+
+
 class InputError(FoveateError, ValueError):
     """The inputs of a forward contradict what the vision tower produced."""
 

@@ -79,7 +79,7 @@ class Handle:
         return report(self._target, self._family, self.trace())
 
     def trace(self) -> Trace:
-        """What that call left for the report, token by token (`foveate.story` makes pictures of it)."""
+        """What that call left for the report, token by token (`foveate.lab.story` makes pictures of it)."""
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call report() or trace() before remove()")
         found = self._runtime.last()

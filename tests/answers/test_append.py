@@ -21,10 +21,10 @@ import foveate
 from foveate import Host, Method, Reduction, Site, Tokens
 from foveate.answers import Answer, Append
 from foveate.errors import ConfigError, UnsupportedCacheError, UnsupportedSiteError
+from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
-from foveate.story import tell
 
 FOREVER = 99  # a layer that is never reached
 CASES: dict[str, VoCo] = {

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 import foveate
 from foveate import Channels, FastV, Host, Method, Site, Tokens
 from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
-from foveate.story import tell
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 SITE = Site("decoder", 1, action="channels", part="ffn")

@@ -20,10 +20,10 @@ from torch import Tensor
 import foveate
 from foveate import FastV, Parked, Reduction, Site, Tokens
 from foveate.errors import UnsupportedSiteError
+from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
-from foveate.story import tell
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 read = pytest.mark.parametrize("read", [False, True], ids=["away", "read"])

@@ -24,10 +24,10 @@ import foveate
 from foveate import Host, Method, Reuse, Site
 from foveate.answers import Sight
 from foveate.errors import ConfigError, UnsupportedCacheError, UnsupportedSiteError
+from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.ops.select import stride
 from foveate.serving.plan import make_plan
-from foveate.story import tell
 from foveate.tokens import Reduction, Tokens
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from foveate.terminal import CommandError
+from foveate.lab.terminal import CommandError
 
 from stored import result, running
 from stored.pages import Pages, stamp

@@ -128,7 +128,7 @@ def test_the_choice_is_from_the_results() -> None:
 
 def test_links_out_of_the_docs() -> None:
     page, there = ROOT / "docs" / "reference-benchmark.md", "reference-benchmark.md"
-    link = repository.relink("see [it](../src/foveate/reference/README.md#x)", page, there)
+    link = repository.relink("see [it](../packages/reference/README.md#x)", page, there)
     assert link == "see [it](reference/card.md#x)"
     assert repository.relink("[a](../CONTRIBUTING.md)", page, there) == "[a](contributing.md)"
     assert (

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from foveate.reference.assets import assets
-from foveate.reference.data import SEEDS, samples, to_dataset
-from foveate.reference.scenes import SPLITS
-from foveate.reference.vocabulary import CHOICES, CORE, STANDS_FOR, TASKS, WORDS
+from foveate_reference.assets import assets
+from foveate_reference.data import SEEDS, samples, to_dataset
+from foveate_reference.scenes import SPLITS
+from foveate_reference.vocabulary import CHOICES, CORE, STANDS_FOR, TASKS, WORDS
 
 
 def digest(array):

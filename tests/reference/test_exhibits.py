@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foveate.reference.exhibits import EXHIBITS, KIND_OF, make_exhibit
-from foveate.reference.vocabulary import CHOICES, DIRECTIONS, ORDINALS, TASKS, WORDS
+from foveate_reference.exhibits import EXHIBITS, KIND_OF, make_exhibit
+from foveate_reference.vocabulary import CHOICES, DIRECTIONS, ORDINALS, TASKS, WORDS
 
 SHAPE = {"document": (1, 320, 320), "pair": (2, 160, 160), "video": (4, 160, 160)}
 

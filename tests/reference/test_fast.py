@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.reference.fast import FastForward, Layout
-from foveate.reference.model import (
+from foveate_reference.fast import FastForward, Layout
+from foveate_reference.model import (
     ARCHITECTURES,
     IMAGE_PAD,
     SPECIAL,

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils.import_utils import is_torchvision_available
 
-from foveate.reference.model import (
+from foveate_reference.model import (
     ARCHITECTURES,
     IMAGE_PAD,
     TOKEN_ID,
@@ -23,7 +23,7 @@ from foveate.reference.model import (
     make_tokenizer,
     tiles,
 )
-from foveate.reference.vocabulary import ANSWERS, WORDS
+from foveate_reference.vocabulary import ANSWERS, WORDS
 
 QUESTION = "color of circle ?"
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from foveate.reference.drawing import KINDS, Picture
-from foveate.reference.scenes import MAX_QUESTIONS, SPLITS, Question, ask, make_scene, split_of, split_seed
-from foveate.reference.vocabulary import CELLS, CHOICES, CORE, NUMBERS, QUADRANTS, SHAPES, SIZE, TEXTURES, WORDS
+from foveate_reference.drawing import KINDS, Picture
+from foveate_reference.scenes import MAX_QUESTIONS, SPLITS, Question, ask, make_scene, split_of, split_seed
+from foveate_reference.vocabulary import CELLS, CHOICES, CORE, NUMBERS, QUADRANTS, SHAPES, SIZE, TEXTURES, WORDS
 
 SEEDS = range(60)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from foveate import reference
-from foveate.reference.batches import Recipe, make_batch
-from foveate.reference.evaluate import accuracy
-from foveate.reference.fast import FastForward
+import foveate_reference as reference
+from foveate_reference.batches import Recipe, make_batch
+from foveate_reference.evaluate import accuracy
+from foveate_reference.fast import FastForward
 
 
 @pytest.fixture(scope="module", params=reference.ARCHITECTURES)

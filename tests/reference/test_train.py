@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from foveate.reference.batches import GRID, IGNORED, LABEL_SIZES, Recipe, batches_ahead, make_batch
-from foveate.reference.exhibits import EXHIBITS
-from foveate.reference.model import ARCHITECTURES, export, make_config, make_model
-from foveate.reference.scenes import MAX_QUESTIONS
-from foveate.reference.train import CHECKPOINT, RECIPES, Learner, TrainConfig, train
-from foveate.reference.vocabulary import TASKS
+from foveate_reference.batches import GRID, IGNORED, LABEL_SIZES, Recipe, batches_ahead, make_batch
+from foveate_reference.exhibits import EXHIBITS
+from foveate_reference.model import ARCHITECTURES, export, make_config, make_model
+from foveate_reference.scenes import MAX_QUESTIONS
+from foveate_reference.train import CHECKPOINT, RECIPES, Learner, TrainConfig, train
+from foveate_reference.vocabulary import TASKS
 
 TINY = TrainConfig(
     tower_steps=2,

@@ -15,7 +15,7 @@ from torch import Tensor
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens, VisionZip
 from foveate.errors import ConfigError
-from foveate.story import tell
+from foveate.lab.story import tell
 
 VIDEO: list[list[tiny.Item]] = [[2, (3, 4, 8), 3], [3, (2, 8, 4), 2, "image"]]
 

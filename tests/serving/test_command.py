@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from foveate import ADSC, IPCV, LUVC, method_from_json
-from foveate.cli import app
-from foveate.serving.command import words
-from foveate.terminal import CommandError
+from foveate.lab.cli import app
+from foveate.lab.serve import words
+from foveate.lab.terminal import CommandError
 
 
 def test_words() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate import reference
-from foveate.reference.model import make_processor
-from foveate.terminal import CommandError
+import foveate_reference as reference
+from foveate.errors import TrainingError
 from foveate.training import data
 from foveate.training.collator import IGNORED, Collator, expanded
 from foveate.training.data import Chat, to_chat
+from foveate_reference.model import make_processor
 
 ARCHITECTURES = reference.ARCHITECTURES
 
@@ -70,21 +70,21 @@ def test_places_of_tokens_among_repeated_placeholders() -> None:
     image = frozenset({9})
     assert expanded([1, 9, 2, 9, 9, 3], [1, 9, 9, 9, 2, 9, 9, 9, 9, 3], image) == [0, 1, 4, 5, 5, 9]
     assert expanded([1, 2], [1, 2], image) == [0, 1]
-    with pytest.raises(CommandError, match="other tokens"):
+    with pytest.raises(TrainingError, match="other tokens"):
         expanded([1, 9, 2], [1, 9, 9, 3], image)
 
 
 def test_an_answer_without_words() -> None:
     collate, processor = collator("llava")
     processor.chat_template = "{% for m in messages %}{% if m.role == 'user' %}red {% endif %}{% endfor %}"
-    with pytest.raises(CommandError, match="every answer in it is empty"):
+    with pytest.raises(TrainingError, match="every answer in it is empty"):
         collate([chat(("red", ""), images=0)])
 
 
 def test_a_processor_without_a_template() -> None:
     processor = make_processor("llava")
     processor.chat_template = None
-    with pytest.raises(CommandError, match="no chat template"):
+    with pytest.raises(TrainingError, match="no chat template"):
         Collator(processor, [1])
 
 
@@ -128,7 +128,7 @@ USER, ANSWER = {"role": "user", "content": "<image>color ?"}, {"role": "assistan
     ],
 )
 def test_rows_that_cannot_be_used(row: Any, sentence: str, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=sentence):
+    with pytest.raises(TrainingError, match=sentence):
         to_chat(row, tmp_path)
 
 
@@ -145,10 +145,10 @@ def test_a_jsonl_file_with_images_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     picture().save(tmp_path / "a.png")
     source = rows_of_jsonl(tmp_path, [{"messages": [USER, ANSWER], "images": ["a.png"]}] * 5)
-    chats = data.load(source, "train", None, 0, 0)
+    chats = data.load(source, "train")
     assert len(chats) == 5
     assert chats[4].images[0].size == (160, 160)
-    assert len(data.load(source, "train", 2, 0, 0)) == 2
+    assert len(data.load(source, "train", 2)) == 2
 
 
 def test_a_data_set_on_disk_is_the_reference_benchmark(tmp_path: Path) -> None:
@@ -158,18 +158,10 @@ def test_a_data_set_on_disk_is_the_reference_benchmark(tmp_path: Path) -> None:
     table.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "several"))
     for name in ("one", "several"):
-        chats = data.load(str(tmp_path / name), "train", None, 0, 0)
+        chats = data.load(str(tmp_path / name), "train")
         assert [chats[i].messages[1]["content"][0]["text"] for i in range(3)] == [s.answer for s in samples]
-    with pytest.raises(CommandError, match="no split 'test', only train"):
-        data.load(str(tmp_path / "several"), "test", None, 0, 0)
-
-
-def test_the_reference_benchmark_in_tiles() -> None:
-    whole, cut = (data.load("reference", "train", 40, 0, tile) for tile in (0, 160))
-    assert len(whole) == len(cut) == 40
-    sizes = {image.size for i in range(40) for image in cut[i].images}
-    assert sizes == {(160, 160)}
-    assert sum(len(cut[i].images) for i in range(40)) > sum(len(whole[i].images) for i in range(40))
+    with pytest.raises(TrainingError, match="no split 'test', only train"):
+        data.load(str(tmp_path / "several"), "test")
 
 
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
@@ -179,24 +171,22 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         "there is no file": str(tmp_path / "none.jsonl"),
     }
     for sentence, source in cases.items():
-        with pytest.raises(CommandError, match=sentence):
-            data.load(source, "train", None, 0, 0)
+        with pytest.raises(TrainingError, match=sentence):
+            data.load(source, "train")
     text = [{"messages": [{"role": "user", "content": "a"}, ANSWER], "images": []}]
-    with pytest.raises(CommandError, match="without images there is nothing to compress"):
-        data.load(rows_of_jsonl(tmp_path, text), "train", None, 0, 0)
+    with pytest.raises(TrainingError, match="without images there is nothing to compress"):
+        data.load(rows_of_jsonl(tmp_path, text), "train")
     (tmp_path / "data.jsonl").write_text("not json")
-    with pytest.raises(CommandError, match="cannot read the data set"):
-        data.load(str(tmp_path / "data.jsonl"), "train", None, 0, 0)
+    with pytest.raises(TrainingError, match="cannot read the data set"):
+        data.load(str(tmp_path / "data.jsonl"), "train")
     for content in ("", "\n\n"):
         (tmp_path / "data.jsonl").write_text(content)
-        with pytest.raises(CommandError, match="is empty"):
-            data.load(str(tmp_path / "data.jsonl"), "train", None, 0, 0)
+        with pytest.raises(TrainingError, match="is empty"):
+            data.load(str(tmp_path / "data.jsonl"), "train")
     (tmp_path / "picture.png").write_bytes(b"picture")
-    with pytest.raises(CommandError, match=r"file of another kind: give \.json, \.jsonl, \.parquet"):
-        data.load(str(tmp_path / "picture.png"), "train", None, 0, 0)
-    with pytest.raises(CommandError, match="`images` is a list"):
-        data.load(rows_of_jsonl(tmp_path, [{"messages": [USER, ANSWER], "images": "a.png"}]), "train", None, 0, 0)
-    with pytest.raises(CommandError, match="--samples 0"):
-        data.load("reference", "train", 0, 0, 0)
-    with pytest.raises(CommandError, match="split"):
-        data.load("reference", "nowhere", 20, 0, 0)
+    with pytest.raises(TrainingError, match=r"file of another kind: give \.json, \.jsonl, \.parquet"):
+        data.load(str(tmp_path / "picture.png"), "train")
+    with pytest.raises(TrainingError, match="`images` is a list"):
+        data.load(rows_of_jsonl(tmp_path, [{"messages": [USER, ANSWER], "images": "a.png"}]), "train")
+    with pytest.raises(TrainingError, match="0 chats to train on: give at least 1"):
+        data.load("data.jsonl", limit=0)

@@ -14,9 +14,9 @@ import pairs
 from repository import DOCS
 
 import foveate
-from foveate.catalog import EXAMPLE, describe_method
+from foveate.lab.catalog import EXAMPLE, describe_method
+from foveate.lab.terminal import group_sites
 from foveate.method import Method, Paper, Site
-from foveate.terminal import group_sites
 
 #: Headings of the list, in the order of the forward pass; the first one that fits a method is its own.
 GROUPS = (
@@ -31,7 +31,7 @@ PLACES = {"pixels": 2, "tower": 2, "tower_output": 2, "lm_entry": 3, "decoder": 
 
 EXAMPLE_CODE = """\
 import foveate
-from foveate import reference
+import foveate_reference as reference
 
 model, processor = reference.load()  # the model in the package; any supported one does
 sample = reference.samples("test", tasks=["color"], per_task=1)[0]

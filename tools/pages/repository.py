@@ -13,7 +13,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "README.md": "index.md",
-    "src/foveate/reference/README.md": "reference/card.md",
+    "packages/reference/README.md": "reference/card.md",
 }
 #: Those of them that a page is made of; the others have one that is written for the site.
 COPIED = {file: page for file, page in OUTSIDE.items() if not (DOCS / page).exists()}

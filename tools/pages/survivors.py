@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import logging
 
 import foveate
-from foveate import Method, reference
+import foveate_reference as reference
+from foveate import Method
 
 SCENE, QUESTION = 12, "color of cross ?"
 KEEP = 0.25

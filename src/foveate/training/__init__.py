@@ -1,5 +1,5 @@
-"""``foveate train``: what a command may ask for is checked here, and each kind of training has a module.
+"""LoRA training of a model to work with fewer tokens.
 
-`reference` trains a shipped model from nothing; `adsc` teaches a model to work with fewer tokens, with `data`, `collator`
-and `curriculum`.
+`data` reads chats with images, `collator` makes batches with labels of them, `curriculum` changes what the method keeps while
+`adsc` trains, and `card` says what came out.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.terminal import CommandError
+from foveate.errors import TrainingError
 from foveate.training.data import Chat
 
 IGNORED = -100
@@ -29,7 +29,7 @@ class Collator:
             visual: ids of the placeholder tokens.
         """
         if not getattr(processor, "chat_template", None):
-            raise CommandError(
+            raise TrainingError(
                 "the processor has no chat template, so it cannot be told which words are the assistant's"
             )
         self.processor, self.visual = processor, frozenset(visual)
@@ -65,7 +65,7 @@ class Collator:
                 start, end = _common(before, short), _common(until, short)
                 found += [places[i] for i in range(start, end) if short[i] not in self.visual]
         if not found:
-            raise CommandError("a chat has no assistant's word after its template: every answer in it is empty")
+            raise TrainingError("a chat has no assistant's word after its template: every answer in it is empty")
         return found
 
     def _text(self, messages: list[dict[str, Any]], prompt: bool = False) -> str:
@@ -90,7 +90,7 @@ def expanded(short: Sequence[int], full: Sequence[int], visual: frozenset[int]) 
             places.append(places[-1])  # images next to each other are one run; nothing to be learned is between them
             continue
         if at >= len(full) or full[at] != token:
-            raise CommandError(
+            raise TrainingError(
                 "the processor makes other tokens of a chat than its tokenizer, so labels cannot be placed"
             )
         places.append(at)

@@ -1,9 +1,0 @@
-"""``foveate tune``: search a method's layer, options or schedule on prompts without labels, and check it on others.
-
-`goal` says what is looked for, `search` proposes, `trials` judges and remembers, `tuning` checks, `table` shows.
-"""
-
-from foveate.evaluation.tune.goal import Request
-from foveate.evaluation.tune.tuning import Tuned, tune
-
-__all__ = ["Request", "Tuned", "tune"]

@@ -1,0 +1,516 @@
+"""The command ``foveate``. No logic here: each command hands over to a module, imported when it is needed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.errors import FoveateError
+from foveate.lab import needs, terminal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Vision-language models with fewer vision tokens, without retraining.",
+)
+train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens.")
+app.add_typer(train_app, name="train")
+
+#: What several commands have in common.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Data = Annotated[Path | None, typer.Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')]
+Images = Annotated[list[Path] | None, typer.Option(help="An image to ask about; repeatable, with --prompt.")]
+Prompts = Annotated[list[str] | None, typer.Option(help="One for all images, or one for each.")]
+NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
+Model = Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")]
+OneMethod = Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")]
+Keep = Annotated[float | None, typer.Option(help="Share of visual tokens per decoder layer, of a method or a sum.")]
+OptionsOfOne = Annotated[list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")]
+OneAsJson = Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")]
+OptionsOfMany = Annotated[
+    list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+]
+ManyAsJson = Annotated[list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
+Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...")]
+
+
+def main() -> None:
+    """Entry point: mistakes of the user are one sentence, not a traceback."""
+    try:
+        app()
+    except FoveateError as error:
+        terminal.fail(error)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in needs.INSTALLED_BY:
+            raise
+        terminal.fail(needs.missing(str(error.name).partition(".")[0], "this"))
+        raise SystemExit(2) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            terminal.note("stopped; eval, tune and bench keep what they measured, and the same command goes on")
+        raise
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from foveate import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page and pictures of surviving patches.")] = Path(
+        "demo-output"
+    ),
+    images: Annotated[
+        int | None, typer.Option(help="How many scenes to draw.", show_default="16; 2 with --quick")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+    keep: Annotated[float, typer.Option(help="Visual tokens per decoder layer, on average, for every method.")] = 0.5,
+    quick: Annotated[bool, typer.Option("--quick", help="Two scenes only.")] = False,
+    json: Json = False,
+) -> None:
+    """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
+    from foveate.lab import demo as face
+    from foveate.lab.report import page
+
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = face.play(images if images is not None else 2 if quick else 16, seed, keep, out, bar.tell)
+    written = page.write(out / "report.html", face.to_content(found))
+    if json:
+        terminal.emit(face.to_json(found, written))
+    else:
+        face.show(found, written, terminal.out)
+
+
+@app.command()
+def run(
+    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several.")],
+    prompt: Annotated[str, typer.Option(help="What to ask about them.")],
+    model: Model = "reference",
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer at most.")] = 64,
+    overlay: Annotated[Path | None, typer.Option(help="Folder for pictures of the surviving patches.")] = None,
+    compare: Annotated[bool, typer.Option(help="Ask the stock model, too.")] = True,
+    json: Json = False,
+) -> None:
+    """Ask any supported model about your images, with a method attached."""
+    from foveate.lab import run as face
+    from foveate.lab.options import method_from_words
+
+    terminal.quiet_libraries(bars=True)
+    chosen = method_from_words(method, keep, option or [], method_json)
+    request = face.Request(model, tuple(image), prompt, chosen, dtype, device, attn, max_new_tokens, compare, overlay)
+    result = face.run(request, terminal.note)
+    if json:
+        terminal.emit(face.to_json(result))
+    else:
+        face.show(result, terminal.out)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="An image file, repeatable.", show_default="drawn scenes with their questions"),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to ask: one for each image, one for all, or several about one.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method, or a sum as 'ipcv+adsc'; repeatable.", show_default="luvc, ipcv, adsc"),
+    ] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="A results.json of `foveate eval`, for its curves; repeatable.")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.")
+    ] = None,
+    model: Model = "reference",
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw, without --image.")] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.")] = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    from foveate.lab.report import bench as measured
+    from foveate.lab.report import collect, page, plots
+
+    terminal.quiet_libraries(bars=True)
+    page.check(out, overwrite)
+    curves = [plots.of_results(path) for path in results or ()]
+    measurements = [group for path in bench or () for group in measured.of_bench(path)]
+    chosen = collect.methods_of(method or (), option or (), method_json or ())
+    asked = tuple(image or ()), tuple(prompt or ())
+    request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, max_new_tokens)
+    with terminal.Bar() as bar:
+        content = collect.collect(request, bar.tell)
+    written = page.write(out, content, curves, measurements)
+    if json:
+        terminal.emit(page.summary(content, written))
+    else:
+        page.show(content, written, terminal.out)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A folder, a hub id or 'reference'.")],
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
+) -> None:
+    """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
+    from foveate.lab import serve as face
+    from foveate.lab.options import method_from_words
+
+    chosen = method_from_words(method, keep, option or [], method_json)
+    if show:
+        print(shlex.join(["vllm", *face.words(model, chosen, context.args)]))
+    else:
+        face.serve(model, chosen, context.args)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Tell more about this one.")] = None,
+    site: Annotated[str, typer.Option(help="Those that act at such a place: tower, decoder ...")] = "",
+    search: Annotated[str, typer.Option(help="Those with these words in name, title or description.")] = "",
+    json: Json = False,
+) -> None:
+    """List the methods: paper, sites, trained or not, budget, options."""
+    from foveate.lab import catalog as face
+
+    if name is None:
+        found = face.describe_methods(site, search)
+        terminal.emit(found) if json else face.show_methods(found, terminal.out)
+    elif site or search:
+        raise terminal.CommandError(f"give the name {name!r}, or --site and --search to find some, not both")
+    else:
+        one = face.describe_method(name)
+        terminal.emit(one) if json else face.show_method(one, terminal.out)
+
+
+@app.command()
+def families(json: Json = False) -> None:
+    """List the families of models that methods can be attached to."""
+    from foveate.lab import catalog as face
+
+    found = face.describe_families()
+    if json:
+        terminal.emit(found)
+    else:
+        face.show_families(found, terminal.out)
+
+
+@app.command("eval")
+def evaluate(
+    reference: Annotated[
+        str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.", show_default="qwen2_5_vl")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Another one: a folder; with --tasks or --fidelity also a hub id, reference, reference-llava."
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Public benchmarks, as lmms-eval names them: mme,textvqa_val.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
+            show_default="all that fit, without --tasks",
+        ),
+    ] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Share of what the stock model spends; repeatable.",
+            show_default="five from 0.5 to 0.1; with --tasks none",
+        ),
+    ] = None,
+    by: Annotated[str, typer.Option(help="What a budget counts: tokens, flops or kv.")] = "tokens",
+    as_is: Annotated[bool, typer.Option("--as-is", help="No budgets: every method as its options say.")] = False,
+    positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.", show_default="all")
+    ] = None,
+    per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.", show_default="100")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.", show_default="0")] = None,
+    split: Annotated[str | None, typer.Option(help="test, validation or train.", show_default="test")] = None,
+    limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.", show_default="all")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="With --tasks or --fidelity: asked together.", show_default="1; 8")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further tasks.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --tasks or --fidelity: auto, float32, bfloat16 or float16.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --tasks or --fidelity: auto, cpu, cuda, cuda:1, mps ...")
+    ] = None,
+    attn: Annotated[str | None, typer.Option(help="With --tasks or --fidelity: attention implementation.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
+        "eval-output"
+    ),
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Without labels: how far next-token distributions move.")
+    ] = False,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.", show_default="all")] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="With --fidelity: of an answer at most.", show_default="32")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure what methods lose at given budgets: on questions that the reference models can answer, on public benchmarks
+    (--tasks), or without labels, on anything (--fidelity)."""
+    from foveate.lab.evaluation import front as face
+
+    terminal.quiet_libraries()
+    words = face.Words(
+        out=out,
+        model=model,
+        tasks=tasks,
+        fidelity=fidelity,
+        common=dict(adapter=adapter, methods=method, options=option, described=method_json, budgets=budget, by=by)
+        | dict(positions=positions),
+        reference=dict(
+            reference=reference, tasks=task, per_task=per_task, seeds=seed, split=split, as_is=as_is or None
+        ),
+        running=dict(batch_size=batch_size, dtype=dtype, device=device, attn=attn),
+        public=dict(limit=limit, include=include_path),
+        own=dict(data=data, images=image, prompts=prompt, samples=samples, new_tokens=new_tokens),
+    )
+    with terminal.Bar() as bar:
+        found = face.evaluate(words, bar.tell)
+    if found is not None:
+        terminal.emit(found.data) if json else found.show(terminal.out)
+
+
+@app.command()
+def bench(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.", show_default="small-qwen2.5-vl"
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A real model: folder or hub id; repeatable.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method or a sum; repeatable.", show_default="three controls, luvc, ipcv, adsc"),
+    ] = None,
+    keep: Annotated[list[float] | None, typer.Option(help="Each method at this share of tokens; repeatable.")] = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(help="Visual tokens of a row, about; repeatable.", show_default="256, 1024, 4096"),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.", show_default="1")] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds in which the stock model and every method run once.")] = 5,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that a call generates.")] = 16,
+    dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    attn: Attn = None,
+    seed: Annotated[int, typer.Option(help="Of weights, pixels and order.")] = 0,
+    out: Annotated[Path, typer.Option(help="JSON of every measurement; a run stopped there goes on.")] = Path(
+        "bench.json"
+    ),
+    source: Annotated[Path | None, typer.Option("--from", help="Measure nothing: show this JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this file (.png, .pdf or .svg).")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the tables into this file, as Markdown.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure time and memory of the stock model and of methods, in turn, over visual tokens, batch and keep."""
+    from foveate.lab.bench import Request, show, sweep
+
+    terminal.quiet_libraries()
+    request = Request(
+        out,
+        shapes=tuple(shape or ()),
+        models=tuple(model or ()),
+        methods=tuple(method or ()),
+        keeps=tuple(keep or ()),
+        options=tuple(option or ()),
+        described=tuple(method_json or ()),
+        tokens=tuple(tokens or ()),
+        batches=tuple(batch or ()),
+        repeats=repeats,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        device=device,
+        attn=attn,
+        seed=seed,
+        source=source,
+        plot=plot,
+        table=table,
+    )
+    with terminal.Bar() as bar:
+        found = sweep.run(request, bar.tell)
+    written = show.write(found, request)
+    if json:
+        terminal.emit(found.to_json())
+    else:
+        show.show(found, written, terminal.out)
+
+
+@app.command()
+def tune(
+    model: Model = "reference",
+    adapter: Annotated[str | None, typer.Option(help="What `foveate train adsc` wrote for it.")] = None,
+    method: OneMethod = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    max_kl: Annotated[float | None, typer.Option(help="The cheapest setting within this divergence, in nats.")] = None,
+    budget: Annotated[float | None, typer.Option(help="The most faithful setting for this share of the cost.")] = None,
+    by: Annotated[str, typer.Option(help="What is spent: flops, kv or tokens.")] = "flops",
+    search: Annotated[
+        str, typer.Option(help="auto, dial or greedy (for --max-kl), sigmoid or options (for --budget).")
+    ] = "auto",
+    trials: Annotated[int, typer.Option(help="Settings to judge at most.")] = 100,
+    data: Data = None,
+    image: Images = None,
+    prompt: Prompts = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Prompts to use.", show_default="all; 80 of the benchmark")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
+    new_tokens: NewTokens = 16,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for method.json, trials and report; a run stopped there goes on.")
+    ] = Path("tune-output"),
+    json: Json = False,
+) -> None:
+    """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
+    from foveate.lab.evaluation import tune as face
+    from foveate.lab.evaluation.fidelity import Own
+    from foveate.lab.evaluation.tune import table
+    from foveate.lab.options import method_from_words
+
+    terminal.quiet_libraries()
+    chosen = method_from_words(method, None, option or [], method_json)
+    own = Own(data, tuple(image or ()), tuple(prompt or ()), samples, new_tokens, batch_size, dtype, device, attn)
+    request = face.Request(out, chosen, model, adapter, own, max_kl, budget, by, search, trials, held_out, seed)
+    with terminal.Bar() as bar:
+        found = face.tune(request, bar.tell)
+    written = table.write(found)
+    if json:
+        terminal.emit(table.to_json(found))
+    else:
+        table.show(found, written, terminal.out)
+
+
+@train_app.command("reference")
+def train_reference(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint and model.")],
+    recipe: Annotated[
+        str, typer.Option(help="qwen2_5_vl, llava, or large (47 M parameters, for a GPU).")
+    ] = "qwen2_5_vl",
+    seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    option: Annotated[list[str] | None, typer.Option(help="name=value of TrainConfig, repeatable.")] = None,
+    json: Json = False,
+) -> None:
+    """Train a reference model that ships with the package again."""
+    from foveate.lab.train import reference as face
+
+    terminal.quiet_libraries()
+    folder = face.train(out, recipe, seed, resume, device, option or [], terminal.note)
+    if json:
+        terminal.emit({"model": str(folder)})
+    else:
+        terminal.out.print(f"the model is in {folder}", markup=False, soft_wrap=True)
+
+
+@train_app.command("adsc")
+def train_adsc(
+    out: Annotated[Path, typer.Option(help="Folder for the adapter; give it to foveate.compress.")],
+    model: Model = "reference",
+    data: Annotated[
+        str,
+        typer.Option(help="'reference', a folder, file or hub id of chats with columns `messages` and `images`."),
+    ] = "reference",
+    split: Annotated[str, typer.Option(help="Of the data.")] = "train",
+    samples: Annotated[int | None, typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'")] = None,
+    keep: Annotated[float, typer.Option(help="Mean share of visual tokens per decoder layer to train for.")] = 1 / 3,
+    method_option: Annotated[list[str] | None, typer.Option(help="name=value of ADSC, repeatable.")] = None,
+    curriculum: Annotated[
+        str, typer.Option(help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.")
+    ] = "hard-to-easy",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="name=value of the recipe, repeatable: rank, alpha, lr, epochs, steps, batch ..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data order, first matrices and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
+    from foveate.lab.options import assigned, method_from_words
+    from foveate.lab.train import adsc as face
+    from foveate.methods.adsc import ADSC
+    from foveate.serialise import build
+    from foveate.training.adsc import Recipe
+
+    terminal.quiet_libraries()
+    recipe = build(Recipe, assigned(Recipe, option or []))
+    method = method_from_words(ADSC.name(), keep, method_option or [], None)
+    request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
+    found = face.train(request, resume, terminal.note)
+    if json:
+        terminal.emit(face.to_json(found))
+    else:
+        face.show(found, terminal.out)

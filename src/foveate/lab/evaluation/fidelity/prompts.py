@@ -1,0 +1,152 @@
+"""What is asked without a right answer: images with a prompt, from a file, from words, or the reference benchmark's."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from foveate.errors import ConfigError
+from foveate.lab.prompting import open_image
+from foveate.lab.terminal import CommandError
+from foveate.serialise import from_json
+
+if TYPE_CHECKING:
+    from foveate_reference.data import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Images and what is asked about them.
+
+    Attributes:
+        id: unique in a run.
+        images: files, read when they are needed, or pictures.
+        text: the question.
+        sizes: ``(width, height)`` of every image.
+        digest: SHA-256 of text and images.
+    """
+
+    id: str
+    images: tuple[Path | Image.Image, ...]
+    text: str
+    sizes: tuple[tuple[int, int], ...]
+    digest: str
+
+    def opened(self) -> list[Image.Image]:
+        """The images in RGB."""
+        return [open_image(image) if isinstance(image, Path) else image for image in self.images]
+
+
+def from_file(path: Path) -> list[Prompt]:
+    """One prompt a line: ``{"image": "cat.jpg", "prompt": "What is it?"}``, or ``images``, a list.
+
+    Paths are relative to the file. An ``id`` may name it; else its line does.
+    Every image is read once, so that a broken one is found before a long run.
+
+    Raises:
+        CommandError: with the number of the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise CommandError(f"there is no file {str(path)!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read {str(path)!r}: {error}") from None
+    found: list[Prompt] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                found.append(_of_line(line, str(number), path.parent))
+            except CommandError as error:
+                raise CommandError(f"line {number} of {str(path)!r}: {error}") from None
+    if not found:
+        raise CommandError(
+            f'{str(path)!r} has no prompt: write one a line, such as {{"image": "cat.jpg", "prompt": "What is it?"}}'
+        )
+    names = [prompt.id for prompt in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise CommandError(f"{str(path)!r} has two prompts with the id {name!r}: give each its own, or none")
+    return found
+
+
+def from_words(images: Sequence[Path], texts: Sequence[str]) -> list[Prompt]:
+    """A prompt for each image, or one for all of them."""
+    if not images or not texts:
+        missing = "--prompt, what to ask" if images else "--image, what it is about"
+        raise CommandError(f"an image and a prompt belong together: add {missing}")
+    if len(texts) not in (1, len(images)):
+        raise CommandError(
+            f"{len(texts)} times --prompt for {len(images)} times --image: give one prompt for all images, or one for each"
+        )
+    asked = list(texts) * len(images) if len(texts) == 1 else texts
+    return [_prompt(str(number), (image,), text) for number, (image, text) in enumerate(zip(images, asked), start=1)]
+
+
+def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:
+    """Questions of the reference benchmark; ``side``: of the images that the model's tower takes, 0: any. The benchmark cuts
+    its images for a tower that takes its squares, and leaves them whole for others."""
+    from foveate_reference.model import tiles
+    from foveate_reference.vocabulary import SIZE
+
+    found = []
+    for sample in samples:
+        pixels = tiles(sample.images, side) if side == SIZE else sample.images
+        found.append(_prompt(sample.id, tuple(map(Image.fromarray, pixels)), sample.question))
+    return found
+
+
+def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    """So many of them (None: all), in an order that the seed decides."""
+    if count is not None and count < 1:
+        raise CommandError(f"--samples {count}: give at least 1")
+    order = random.Random(seed).sample(range(len(prompts)), len(prompts))
+    return [prompts[i] for i in order[:count]]
+
+
+def grouped(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
+    """Batches of at most ``size``; those with images of the same sizes are together, so that there is little to pad."""
+    if size < 1:
+        raise CommandError(f"--batch-size {size}: give at least 1")
+    alike = sorted(prompts, key=lambda prompt: (prompt.sizes, len(prompt.text.split()), prompt.id))
+    return [tuple(alike[start : start + size]) for start in range(0, len(alike), size)]
+
+
+def _of_line(line: str, name: str, folder: Path) -> Prompt:
+    try:
+        data = from_json(line)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+    if not isinstance(data, dict):
+        raise CommandError('a prompt is an object, such as {"image": "cat.jpg", "prompt": "What is it?"}')
+    images: Any = data.get("images", [data["image"]] if "image" in data else [])
+    if "image" in data and "images" in data:
+        raise CommandError("give `image` or `images`, not both")
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+        raise CommandError(
+            "no image: give `image`, a path, or `images`, a list of paths; without one nothing is compressed"
+        )
+    name = data.get("id", name)
+    if not isinstance(name, (str, int)):
+        raise CommandError("`id` is a text or a number")
+    text = data.get("prompt")
+    if not isinstance(text, str):
+        raise CommandError("no `prompt`: give the text that is asked about the image")
+    return _prompt(str(name), tuple(folder / image for image in images), text)
+
+
+def _prompt(name: str, images: tuple[Path | Image.Image, ...], text: str) -> Prompt:
+    if not text.strip():
+        raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
+    digest, sizes = hashlib.sha256(text.encode()), []
+    for image in images:
+        opened = open_image(image) if isinstance(image, Path) else image
+        sizes.append(opened.size)
+        digest.update(repr(opened.size).encode() + opened.tobytes())
+    return Prompt(name, images, text, tuple(sizes), digest.hexdigest())

@@ -1,0 +1,263 @@
+"""What is measured: the stock model, the bounds, and each method at each budget that it can spend."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from foveate.dial import Dial
+from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
+from foveate.handle import compress
+from foveate.lab.evaluation.asking import Cost, answer
+from foveate.lab.evaluation.batches import probes
+from foveate.lab.evaluation.bounds import AntiOracle, Oracle
+from foveate.lab.options import method_from_words, options_by_method
+from foveate.lab.terminal import CommandError
+from foveate.method import Composed, Host, Method, Positions
+from foveate.methods import list_methods
+
+if TYPE_CHECKING:
+    from foveate.lab.evaluation.subject import Subject
+    from foveate_reference.data import Sample
+
+
+By = Literal["tokens", "flops", "kv"]
+#: What a budget counts, in words.
+COUNTED: dict[str, str] = {
+    "tokens": "visual tokens per decoder layer",
+    "flops": "FLOPs of the whole call",
+    "kv": "bytes of the KV cache",
+}
+
+DENSE, BLIND = "dense", "blind"
+#: What can be measured besides the methods; None: the stock model.
+BOUNDS: dict[str, Method | None] = {DENSE: None, BLIND: None, "oracle": Oracle(), "antioracle": AntiOracle()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the report.
+
+    Attributes:
+        label: unique together with the budget.
+        method: what is attached, its dial in place; None: the stock model.
+        budget: what it was to spend; None: it has no dial.
+    """
+
+    label: str
+    method: Method | None = None
+    budget: float | None = None
+
+    @property
+    def blind(self) -> bool:
+        """The stock model, shown grey images."""
+        return self.label == BLIND
+
+    def __str__(self) -> str:
+        return self.label if self.budget is None else f"{self.label} at {self.budget:.6g}"
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A budget that a method cannot spend: ``closest`` is the nearest that it can."""
+
+    label: str
+    budget: float
+    closest: float
+
+
+def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> None:
+    """Raise `CommandError` for budgets, or a policy for positions, that no method can be set to."""
+    if by not in COUNTED:
+        raise CommandError(f"--by {by!r}: choose {', '.join(COUNTED)}")
+    if positions not in (None, "keep", "renumber"):
+        raise CommandError(f"--positions {positions!r}: choose keep or renumber")
+    for budget in budgets:
+        if not 0 < budget <= 1:
+            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
+
+
+class Attachable(Protocol):
+    """A model that methods are attached to."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def host(self) -> Host: ...
+
+
+def contenders(
+    names: Sequence[str],
+    options: Sequence[str],
+    described: Sequence[str],
+    positions: Positions | None,
+    subject: Attachable,
+    *,
+    as_is: bool = False,
+    bounds: bool = True,
+    words: int = 1,
+) -> tuple[dict[str, Method | None], list[str]]:
+    """Label -> method, its dial not yet set, and notes on what was left out. The stock model is always the first.
+
+    Args:
+        names: of methods, of sums joined by ``+``, and of bounds; none at all: everything that fits.
+        options: ``name=value``; with several methods ``method.name=value``.
+        described: methods as JSON, or files of it.
+        positions: for all methods, or None: what each says.
+        subject: the model.
+        as_is: dials stay where they are, so labels name their options, too.
+        bounds: whether what is asked has evidence and answers, as bounds need.
+        words: tokens of an answer at most.
+    """
+    notes: list[str] = []
+    for name in names:
+        if name in BOUNDS and name != DENSE and not bounds:
+            raise CommandError(
+                f"{name} needs the benchmark's evidence and answers, and here there are none: leave it out"
+            )
+    if names or described:
+        found = [*named(names, options), *(method_from_words(None, None, [], text) for text in described)]
+    elif options:
+        raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
+    else:
+        shipped, notes = _shipped(subject, words)
+        found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *shipped]
+    labelled: dict[str, Method | None] = {DENSE: None}
+    if bounds and (BLIND in names or not (names or described)):
+        labelled[BLIND] = None
+    for method in found:
+        method = method if positions is None else positioned(method, positions)
+        check_fit(method, subject, words)
+        name = label(method, subject.host, as_is)
+        if name in labelled:
+            why = "" if as_is else ": a method at a budget is the same wherever its dial was"
+            raise CommandError(f"{name} is given twice{why}")
+        labelled[name] = method
+    return labelled, notes
+
+
+def entries(
+    contenders: dict[str, Method | None],
+    budgets: Sequence[float],
+    host: Host,
+    cost: Callable[[Method], float],
+    tell: Callable[[str, float], None],
+) -> tuple[list[Entry], list[Missed]]:
+    """Every contender at every budget; two that a dial in steps sets alike stay two, as their budgets differ.
+
+    Without budgets, every contender as it is. ``cost`` is relative to the stock model's.
+    """
+    found: list[Entry] = []
+    missed: list[Missed] = []
+    for number, (name, method) in enumerate(contenders.items()):
+        if method is None or not budgets or not has_dial(method, host):
+            found.append(Entry(name, method))
+            continue
+        tell(f"finding the budgets of {name}", number / len(contenders))
+        dial = Dial(method, host, cost)
+        for budget in budgets:
+            setting = dial.set(budget)
+            if setting.reachable:
+                found.append(Entry(name, setting.method, budget))
+            else:
+                missed.append(Missed(name, budget, setting.cost))
+    return found, missed
+
+
+def label(method: Method, host: Host, as_is: bool = False) -> str:
+    """The name, and every option that is neither the default nor (unless ``as_is``) the dial: ``fastv(layer=4)``."""
+    terms = "+".join(_label(term, host, as_is) for term in method.terms())
+    return (
+        f"({terms})(keep={method.keep:.6g})" if len(method.terms()) > 1 and as_is and method.keep is not None else terms
+    )
+
+
+def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
+    """Raise an error that says why ``method`` cannot be measured on this model, if so."""
+    if words == 1 and all(site.at in ("decode", "cache") for site in method.sites(subject.host)):
+        raise UnsupportedSiteError(
+            f"{method.name()} acts on the tokens that follow the first one of an answer, and the answers here have one"
+        )
+    compress(subject.model, method).remove()
+
+
+def named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
+    """Methods by name, with the options that belong to each."""
+    names = [name for name in dict.fromkeys(names) if name not in (DENSE, BLIND)]
+    plain = [name for name in names if name not in BOUNDS]
+    own = dict(zip(plain, options_by_method(plain, options)))
+    return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
+
+
+def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
+    """Every method that fits the model, with its defaults; and why the others do not."""
+    found, notes = [], []
+    for name, cls in list_methods().items():
+        try:
+            method = cls()
+            check_fit(method, subject, words)
+        except TypeError:
+            notes.append(f"left out: {name} has options without a default, so it must be asked for")
+        except FoveateError as error:
+            notes.append(f"left out: {error}")
+        except Exception as error:  # a mistake of another package's method; ours have tests
+            notes.append(f"left out: {name}: {type(error).__name__}: {first_line(error)}")
+        else:
+            found.append(method)
+    return found, notes
+
+
+def positioned(method: Method, positions: Positions) -> Method:
+    """The method, and all parts of a sum, with another policy."""
+    if isinstance(method, Composed):
+        return replace(method, methods=tuple(positioned(part, positions) for part in method.methods))
+    return replace(method, positions=positions)
+
+
+def has_dial(method: Method, host: Host) -> bool:
+    """Whether it can be set to a budget."""
+    try:
+        least = method.least(host)
+        one, other = (method.with_keep(keep).sites(host) for keep in (least + (1 - least) / 2, 1.0))
+    except ConfigError:
+        return False
+    return one != other
+
+
+def on_the_dial(method: Method, host: Host) -> set[str]:
+    """The options that a budget turns."""
+    return {"keep", *method.how_much} if has_dial(method, host) else set()
+
+
+def _label(method: Method, host: Host, as_is: bool) -> str:
+    hidden = set() if as_is else on_the_dial(method, host)
+    own: dict[str, Any] = {}
+    for f in fields(method):
+        here = getattr(method, f.name)
+        if f.name not in hidden and (f.default is MISSING or here != f.default):
+            own[f.name] = here
+    options = ", ".join(f"{name}={_short(value)}" for name, value in own.items())
+    return method.name() + (f"({options})" if own else "")
+
+
+def _short(value: Any) -> str:
+    """A schedule of many layers fills no line; what it is stands in the JSON."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"#{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def spending(subject: Subject, samples: Sequence[Sample]) -> Callable[[Method], Cost]:
+    """Measures what a method spends, on questions of every image layout."""
+    fixed, varying = (
+        [(subject.preparation.batch(few), weight) for few, weight in probes(samples, each)] for each in (1, 8)
+    )
+
+    def measure(method: Method) -> Cost:
+        batches = fixed if all(part.fixed_budget for part in method.parts()) else varying
+        spent = ((answer(subject, batch, method)[1], weight) for batch, weight in batches)
+        return Cost.total((cost, weight) for cost, weight in spent if cost is not None)
+
+    return measure

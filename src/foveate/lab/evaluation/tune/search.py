@@ -1,0 +1,185 @@
+"""Where to look for a better setting. Every search is deterministic, and knows a model only by what it is told of a method.
+
+A search proposes methods to ``judge``, which says their KL; which of them is the best is decided elsewhere, over all.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from foveate.errors import FoveateError
+from foveate.lab.evaluation.plan import on_the_dial
+from foveate.method import Composed, Host, Method, Site
+from foveate.schedule import Schedule, sigmoid
+from foveate.serialise import options_of
+
+Judge = Callable[[Method], float]
+"""KL of a method, in nats."""
+Fits = Callable[[Method], bool]
+"""Whether a method can be attached to the model."""
+Spend = Callable[[Callable[[float], Method]], "Method | None"]
+"""A dial, share -> method, at the budget; None: out of its reach."""
+
+SHARES = 64  # places of a smooth dial
+GRID = 16  # shares of a greedy schedule
+STEEPNESS = (0.0, 3.0, 6.0, 12.0, 24.0, 48.0)
+ROUNDS = 2  # of a finer look around the best steepness
+FINEST = 0.01  # less of a gain, relative to KL, ends the moving of options
+OFFSETS = 8.0  # a share this far from the middle of a sigmoid is 0 or 1
+
+
+def takes_schedule(method: Method, host: Host, fits: Fits) -> int | None:
+    """The first layer of a schedule that ``method`` can follow in this model; None: it follows none."""
+    for layer in range(host.layers):
+        try:
+            paced = method.with_schedule(Schedule(((layer, 0.5),)))
+        except FoveateError:
+            return None
+        if fits(paced):
+            return layer
+    return None
+
+
+def along_the_dial(method: Method, host: Host, fits: Fits, judge: Judge, most: float) -> None:
+    """The smallest `keep` whose KL is at most ``most``.
+
+    A dial in steps is tried from the cheap end, as VTW's authors search its layer; a smooth one is bisected.
+    """
+    places: list[Method] = []
+    known: list[Sequence[Site]] = []  # a dial in steps sets several shares alike
+    for step in range(SHARES + 1):
+        turned = method.with_keep(step / SHARES)
+        if step / SHARES >= method.least(host) and turned.sites(host) not in known and fits(turned):
+            places.append(turned)
+            known.append(turned.sites(host))
+    if len(places) <= SHARES:
+        next((place for place in places if judge(place) <= most), None)
+        return
+    low, high = 0, len(places) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if judge(places[middle]) <= most:
+            high = middle
+        else:
+            low = middle + 1
+    judge(places[high])
+
+
+def greedy(method: Method, host: Host, first: int, judge: Judge, most: float) -> None:
+    """G-Search (arXiv 2412.00556): from shallow to deep, the smallest share that keeps KL in bounds, never more than before.
+
+    Of the published: the order, that shares fall, one search per layer. Ours: bisection over sixteenths; and what KL may reach
+    grows evenly with the layers that are decided, or the first of them would use all of it.
+    """
+    curve = [1.0] * host.layers
+    for layer in range(first, host.layers):
+        allowed = most * (layer - first + 1) / (host.layers - first)
+        low, high = 0, round(curve[layer] * GRID)
+        while low < high:
+            middle = (low + high) // 2
+            schedule = Schedule.along([*curve[:layer], *[middle / GRID] * (host.layers - layer)], first)
+            if judge(method.with_schedule(schedule)) <= allowed:
+                high = middle
+            else:
+                low = middle + 1
+        curve[layer:] = [high / GRID] * (host.layers - layer)
+    schedule = Schedule.along(curve, first)
+    if schedule.stages:
+        judge(method.with_schedule(schedule))
+
+
+def along_sigmoids(method: Method, host: Host, first: int, judge: Judge, spend: Spend) -> None:
+    """P-Sigmoid (arXiv 2412.00556): shares on a logistic curve over depth. The budget decides where it falls, KL how steeply.
+
+    Ours: the published Bayesian search of one number is a coarse grid, then a finer one around the best.
+    """
+
+    def curve(steepness: float) -> Callable[[float], Method]:
+        def at(share: float) -> Method:
+            offset = share * (steepness + 2 * OFFSETS) - OFFSETS
+            schedule = Schedule.along(sigmoid(host.layers, steepness, offset), first)
+            return method.with_schedule(schedule if schedule.stages else Schedule(((first, 1.0),)))
+
+        return at
+
+    found: dict[float, float] = {}
+
+    def look(steepness: float) -> None:
+        at_budget = spend(curve(steepness))
+        if at_budget is not None:
+            found[steepness] = judge(at_budget)
+
+    for steepness in STEEPNESS:
+        look(steepness)
+    for _ in range(ROUNDS if found else 0):
+        known = sorted(found)
+        place = known.index(min(known, key=lambda steepness: found[steepness]))
+        for other in (place - 1, place + 1):
+            if 0 <= other < len(known):
+                look((known[place] + known[other]) / 2)
+
+
+def among_options(
+    method: Method, host: Host, fits: Fits, judge: Judge, spend: Callable[[Method], Method | None]
+) -> None:
+    """One option after the other is moved as long as that lowers KL by a hundredth; the dial then spends the budget again."""
+    start = spend(method)
+    best, least = (method, float("inf")) if start is None else (start, judge(start))
+    improved = True
+    while improved:
+        improved = False
+        for part, name in [(i, name) for i, each in enumerate(best.terms()) for name in _free(each, host)]:
+            for moved in list(_moved(best, part, name)):
+                at_budget = spend(moved) if fits(moved) else None
+                kl = float("inf") if at_budget is None else judge(at_budget)
+                if at_budget is not None and (math.isinf(least) or kl < least - FINEST * abs(least)):
+                    best, least, improved = at_budget, kl, True
+
+
+def _free(method: Method, host: Host) -> list[str]:
+    """Options that the budget does not set."""
+    turned = on_the_dial(method, host)
+    return [name for name in options_of(type(method)) if name not in turned]
+
+
+def _moved(method: Method, part: int, name: str) -> Iterator[Method]:
+    """The method with one option of one part moved, where the method allows it."""
+    parts = method.terms()
+    hint = options_of(type(parts[part]))[name][0]
+    for value in moves(getattr(parts[part], name), hint):
+        option: dict[str, Any] = {name: value}
+        try:
+            moved = replace(parts[part], **option)
+        except FoveateError:
+            continue
+        yield Composed((*parts[:part], moved, *parts[part + 1 :])) if isinstance(method, Composed) else moved
+
+
+def moves(value: Any, hint: Any) -> list[Any]:
+    """Other values of an option, near to far, by its type; none for what is no number, choice or list of layers."""
+    if typing.get_origin(hint) is Literal:
+        return [choice for choice in typing.get_args(hint) if choice != value]
+    if value is not None and type(None) in typing.get_args(hint):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    kinds = typing.get_args(hint) or (hint,)
+    found: list[Any] = []
+    for kind in kinds:
+        if typing.get_origin(kind) is Literal:
+            found += [choice for choice in typing.get_args(kind) if choice != value]
+    if isinstance(value, bool):
+        found += [not value]
+    elif isinstance(value, int):
+        found += [value + step for step in (-1, 1, -2, 2, -4, 4)]
+    elif isinstance(value, float):
+        found += [round(value * factor, 4) for factor in (0.75, 1.25, 0.5, 1.5)]
+    elif value is None and int in kinds:
+        found += [1, 2, 4, 8]
+    elif typing.get_origin(hint) is tuple and kinds[0] is int:
+        steps = [(place, step) for place in range(len(value)) for step in (-1, 1, -2, 2)]
+        moved = [(*value[:place], value[place] + step, *value[place + 1 :]) for place, step in steps]
+        found += [each for each in moved if list(each) == sorted(set(each))]
+    return [each for each in dict.fromkeys(found) if each != value and not (isinstance(each, int) and each < 0)]

@@ -1,0 +1,105 @@
+"""A model and its processor by name: a folder, a hub id, or a reference model. Shared by the commands."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+# `transformers.AutoImageProcessor` is a placeholder in 5.16 where torchvision is missing; the class itself does without.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from foveate.errors import first_line
+from foveate.lab import needs
+from foveate.lab.terminal import CommandError
+from foveate.models import family_of
+
+REFERENCES = {"reference": "qwen2_5_vl", "reference-qwen2_5_vl": "qwen2_5_vl", "reference-llava": "llava"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: What a processor consists of; the rest of its configuration are numbers and names.
+PARTS = ("image_processor", "tokenizer", "video_processor", "feature_extractor")
+
+_BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, ArithmeticError, SafetensorError)
+
+
+def device_of(name: str) -> torch.device:
+    """``auto``, or what torch understands."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"--device {name!r} cannot be used here: {first_line(error)}") from None
+    return device
+
+
+def check_dtype(name: str) -> None:
+    """Raise `CommandError` unless it is ``auto`` or a name of `DTYPES`."""
+    if name not in ("auto", *DTYPES):
+        raise CommandError(f"--dtype {name!r}: choose auto, {', '.join(DTYPES)}")
+
+
+def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, Any]:
+    """Model in evaluation mode, and processor.
+
+    Args:
+        name: a folder, an id on the Hugging Face hub, or one of `REFERENCES`.
+        dtype: ``auto`` (as saved; the reference models: float32) or a name of `DTYPES`.
+        attn: attention implementation, or None for the model's default.
+    """
+    check_dtype(dtype)
+    model: Any
+    if name in REFERENCES:
+        model, processor = needs.reference().load(REFERENCES[name], DTYPES.get(dtype, torch.float32))
+        if attn is not None:
+            try:
+                model.set_attn_implementation(attn)
+            except _BROKEN as error:
+                raise CommandError(f"--attn {attn!r} cannot be used here: {first_line(error)}") from None
+        return model, processor
+    folder = Path(name)
+    if len(folder.name) > 255:
+        raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
+    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or name.startswith((".", "~"))):
+        raise CommandError(f"there is no model folder {name!r}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        family_of(config)  # says what is supported before gigabytes are loaded
+        # Weights are safetensors: nothing is unpickled.
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, attn_implementation=attn, use_safetensors=True
+        )
+        processor = _processor(name, config)
+    except _BROKEN as error:
+        where = "" if folder.is_dir() else " (no such folder, so it was looked for on the Hugging Face hub)"
+        raise CommandError(f"cannot load the model {name!r}{where}: {first_line(error)}") from None
+    return model.eval(), processor
+
+
+def _processor(name: str, config: Any) -> Any:
+    """The model's processor; without torchvision, one for images only if the video half cannot be made."""
+    try:
+        return transformers.AutoProcessor.from_pretrained(name)
+    except (ImportError, OSError, ValueError):  # depends on which file misses the video half
+        images = AutoImageProcessor.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        kind: Any = transformers.PROCESSOR_MAPPING[type(config)]
+        saved, _ = kind.get_processor_dict(name)
+        own = {key: saved[key] for key in inspect.signature(kind).parameters if key in saved and key not in PARTS}
+        images_only = type(kind.__name__, (_ImagesOnly, kind), {})
+        return images_only(images, tokenizer, **{"chat_template": tokenizer.chat_template} | own)
+
+
+class _ImagesOnly:
+    """Transformers reads a processor's parts off this signature."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **own: Any) -> None:
+        super().__init__(image_processor, tokenizer, **own)  # type: ignore[call-arg]

@@ -1,0 +1,51 @@
+"""What only some commands need: packages that may be missing, and the command that installs each."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+from foveate.lab.terminal import CommandError
+
+#: What follows ``pip install`` in a checkout of foveate, which is not on PyPI yet.
+INSTALLED_BY = {
+    "foveate_reference": "./packages/reference",
+    "matplotlib": "'.[lab]'",
+    "lmms_eval": "'.[lmms]'",
+    "vllm": "'.[vllm]'",
+    "peft": "'.[train]'",
+    "accelerate": "'.[train]'",
+    "datasets": "'.[train]'",
+}
+
+
+def is_there(module: str) -> bool:
+    """Whether a package can be imported; it is not imported now."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # a module that somebody else has made
+        return True
+
+
+def command(module: str) -> str:
+    """What installs a package."""
+    return f"`pip install {INSTALLED_BY[module]}` in a checkout of foveate"
+
+
+def check(module: str, what: str) -> None:
+    """Raise `CommandError` if a package is missing that ``what`` needs."""
+    if not is_there(module):
+        raise missing(module, what)
+
+
+def missing(module: str, what: str) -> CommandError:
+    """What to say where a package is missing."""
+    return CommandError(f"{what} needs {module}, which is not installed: {command(module)} gets it")
+
+
+def reference() -> ModuleType:
+    """The package of the reference models."""
+    check("foveate_reference", "this, which asks a reference model or its questions,")
+    import foveate_reference
+
+    return foveate_reference

@@ -1,0 +1,141 @@
+"""``foveate run``: any supported model, your images, one method, and the same question to the stock model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from foveate.cost import Report
+from foveate.handle import compress
+from foveate.lab import overlay, prompting, terminal
+from foveate.lab.loading import check_dtype, device_of, load
+from foveate.lab.terminal import CommandError
+from foveate.method import Method
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
+        images, prompt: the question, images first.
+        method: what to attach.
+        dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.lab.loading.DTYPES`.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        attn: attention implementation, or None for the model's default.
+        max_new_tokens: length of the answer at most.
+        compare: ask the stock model, too.
+        overlay: folder for pictures of the surviving patches, or None.
+    """
+
+    model: str
+    images: tuple[Path, ...]
+    prompt: str
+    method: Method
+    dtype: str = "auto"
+    device: str = "auto"
+    attn: str | None = None
+    max_new_tokens: int = 64
+    compare: bool = True
+    overlay: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out; ``seconds`` are those of ``generate`` as a whole, once."""
+
+    request: Request
+    family: str
+    answer: str
+    seconds: float
+    report: Report
+    dense_answer: str | None
+    dense_seconds: float | None
+    overlays: tuple[Path, ...]
+
+
+def run(request: Request, tell: Callable[[str], None]) -> Result:
+    """Load, ask, report. ``tell`` gets a line before each step that may take long."""
+    prompting.check(request.prompt)
+    if request.overlay is not None:
+        terminal.check_folder("overlay", request.overlay)
+    check_dtype(request.dtype)
+    images = [prompting.open_image(path) for path in request.images]
+    device = device_of(request.device)
+    tell(f"loading {request.model}")
+    model, processor = load(request.model, request.dtype, request.attn)
+    model.to(device)
+    inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)
+
+    tell(f"asking with {request.method!r}")
+    # The compressed run goes first: whatever the first call pays for warming up is not counted in its favour.
+    with compress(model, request.method) as handle:
+        answer, seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
+        report = handle.report()
+    dense_answer, dense_seconds = None, None
+    if request.compare:
+        tell("asking the stock model")
+        dense_answer, dense_seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
+
+    overlays: list[Path] = []
+    if request.overlay is not None:
+        overlays = _draw(request.overlay, prompting.seen(processor, inputs, images), request, report)
+    return Result(
+        request, model.config.model_type, answer, seconds, report, dense_answer, dense_seconds, tuple(overlays)
+    )
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """Plain data."""
+    dense = None
+    if result.dense_answer is not None:
+        dense = {"answer": result.dense_answer, "seconds": result.dense_seconds}
+    return {
+        "model": result.request.model,
+        "family": result.family,
+        "images": [str(path) for path in result.request.images],
+        "prompt": result.request.prompt,
+        "method": result.request.method.to_json(),
+        "answer": result.answer,
+        "seconds": result.seconds,
+        "dense": dense,
+        "report": result.report.to_json(),
+        "overlays": [str(path) for path in result.overlays],
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """Answers and report for a person."""
+    console.print(f"[bold]{escape(result.request.prompt)}[/bold]")
+    console.print(f"{escape(repr(result.request.method))}\n  {escape(result.answer)}", soft_wrap=True)
+    if result.dense_answer is not None and result.dense_seconds is not None:
+        same = "same answer" if result.dense_answer == result.answer else "another answer"
+        console.print(f"stock model ({same})\n  {escape(result.dense_answer)}", soft_wrap=True)
+    console.print()
+    console.print(escape(str(result.report)), soft_wrap=True)
+    if result.dense_seconds is not None:
+        console.print(f"generate        {result.seconds:.2f} s, stock model {result.dense_seconds:.2f} s")
+        console.print("                (one call each, the first one cold: not a measurement)")
+    for path in result.overlays:
+        console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
+
+
+def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report: Report) -> list[Path]:
+    name = "+".join(part.name() for part in request.method.terms())
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (image, source) in enumerate(zip(images, request.images, strict=True)):
+            path = folder / f"{number + 1:02d}-{source.stem}-{name}.png"
+            overlay.strip(image, report.visits, number, source.name).save(path)
+            written.append(path)
+    except OSError as error:
+        raise CommandError(f"cannot write overlays to {str(folder)!r}: {error}") from None
+    return written

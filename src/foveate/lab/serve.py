@@ -1,0 +1,81 @@
+"""``foveate serve``: the command line of ``vllm serve``, with the method in ``--additional-config``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from foveate.errors import ConfigError, FoveateError, shown
+from foveate.lab import needs
+from foveate.lab.loading import REFERENCES
+from foveate.lab.terminal import CommandError
+from foveate.method import Method
+from foveate.serialise import from_json
+
+OPTION = "--additional-config"
+
+
+def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
+    """What follows ``vllm``.
+
+    Args:
+        model: a hub id, a folder, or a shipped model (``reference``).
+        method: what to serve with.
+        rest: further words for ``vllm serve``. Its own ``--additional-config`` is kept, but for the key ``foveate``.
+    """
+    others, config = _taken(list(rest))
+    if "foveate" in config:
+        raise CommandError(
+            f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
+        )
+    folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
+    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": method.to_json()})]
+
+
+def serve(model: str, method: Method, rest: Sequence[str]) -> None:
+    """Run the server until it is stopped."""
+    needs.check("vllm", "foveate serve")
+    argv = words(model, method, rest)
+    from vllm.entrypoints.cli.main import main
+
+    sys.argv = ["vllm", *argv]
+    try:
+        main()
+    except ValueError as error:  # of ours, perhaps inside a report of pydantic
+        ours = _ours(error)
+        if ours is None:
+            raise
+        raise CommandError(ours) from None
+
+
+def _taken(rest: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words without ``--additional-config``, and what it says."""
+    for i, word in enumerate(rest):
+        name, equals, value = word.partition("=")
+        if name != OPTION:
+            continue
+        if not equals and i + 1 == len(rest):
+            raise CommandError(f"{OPTION} wants a JSON object")
+        text, end = (value, i + 1) if equals else (rest[i + 1], i + 2)
+        try:
+            config = from_json(text)
+        except ConfigError as error:
+            raise CommandError(f"{OPTION} {shown(text)}: {error}") from None
+        if not isinstance(config, dict):
+            raise CommandError(f"{OPTION} {shown(text)} is not a JSON object")
+        return rest[:i] + rest[end:], config
+    return rest, {}
+
+
+def _ours(error: BaseException) -> str | None:
+    """The sentence of an error of ours inside another one."""
+    if isinstance(error, FoveateError):
+        return str(error)
+    details: Any = getattr(error, "errors", None)
+    for detail in details() if callable(details) else ():
+        inner = detail.get("ctx", {}).get("error")
+        if isinstance(inner, FoveateError):
+            return str(inner)
+    return None

@@ -1,0 +1,166 @@
+"""``foveate train adsc``: a model and data by name, a folder with a record, and a run that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from foveate import adapter
+from foveate.errors import first_line
+from foveate.lab import needs
+from foveate.lab.loading import REFERENCES, device_of, load
+from foveate.lab.terminal import CommandError
+from foveate.method import Method
+from foveate.methods.adsc import ADSC
+from foveate.serialise import from_json
+from foveate.training import data
+from foveate.training.adsc import Plan, Recipe, Run, Trained, curriculum_of, require
+
+#: What a run is and has done; a run that goes on must be the same.
+RECORD = "foveate_training.json"
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train.
+
+    Attributes:
+        out: folder for the adapter, its method, the record and the checkpoints.
+        model: a folder, a hub id, ``reference`` or ``reference-llava``.
+        source: the data, ``reference`` or as `foveate.training.data.load` takes it; ``split`` and ``samples`` belong to it.
+        method: what is trained for.
+        curriculum: see `Curriculum.parse`.
+        recipe: how.
+        seed: of data order, first LoRA matrices and dropout.
+        dtype, device: as `foveate run` takes them.
+    """
+
+    out: Path
+    model: str = "reference"
+    source: str = REFERENCE
+    split: str = "train"
+    samples: int | None = None
+    method: Method = field(default_factory=ADSC)
+    curriculum: str = "hard-to-easy"
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Trained:
+    """Train, or go on training from the last checkpoint. ``tell`` gets a line before each step that may take long."""
+    method = request.method
+    if not isinstance(method, ADSC):
+        raise CommandError(f"{method!r} is not ADSC, and nothing else can be trained here")
+    curriculum_of(method, request.curriculum)
+    record = _open(request, resume)
+    if resume and (finished := _finished(request.out)):
+        tell(f"{str(request.out)!r} is finished")
+        return finished
+    require(request.recipe.gradient_checkpointing)
+    device = device_of(request.device)
+    tell(f"loading {request.model}")
+    model, processor = load(request.model, request.dtype)
+    tell(f"reading {request.source}")
+    chats = _chats(request, model)
+    bf16 = request.dtype == "bfloat16"
+    plan = Plan(request.out, request.model, method, request.curriculum, request.recipe, request.seed, device, bf16)
+    run = Run(model, processor, chats, plan, tell)
+    tell(f"training {method!r}, {request.curriculum}")
+    _write(request.out, record)
+    found = run.train(resume)
+    _write(request.out, {**record, "steps": found.steps, "losses": found.losses, "stages": found.stages})
+    return found
+
+
+def to_json(found: Trained) -> dict[str, Any]:
+    """Plain data."""
+    return {
+        "adapter": str(found.folder),
+        "steps": found.steps,
+        "losses": list(found.losses),
+        "stages": [{"step": step, "keep": keep} for step, keep in found.stages],
+    }
+
+
+def show(found: Trained, console: Console) -> None:
+    """For a person."""
+    for step, keep in found.stages:
+        console.print(f"from step {step:5}  {keep:.1%} of the visual tokens kept")
+    if found.losses:
+        console.print(f"{found.steps} steps, loss {found.losses[0]:.3f} to {found.losses[-1]:.3f}")
+    console.print(f'foveate.compress(model, "{found.folder}") attaches it', markup=False, soft_wrap=True)
+
+
+def _chats(request: Request, model: Any) -> data.Chats:
+    if request.source != REFERENCE:
+        return data.load(request.source, request.split, request.samples, request.seed)
+    needs.reference()
+    from foveate.lab.train import exhibits
+
+    tile = int(getattr(model.config.vision_config, "image_size", 0)) if request.model in REFERENCES else 0
+    return exhibits.load(request.split, request.samples, request.seed, tile)
+
+
+def _open(request: Request, resume: bool) -> dict[str, Any]:
+    """What the run is, as plain data, after comparing it with what the folder says."""
+    described = {
+        **{
+            name: getattr(request, name)
+            for name in ("model", "source", "split", "samples", "curriculum", "seed", "dtype")
+        },
+        "method": request.method.to_json(),
+        "recipe": asdict(request.recipe),
+    }
+    out = request.out
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CommandError(f"{str(out)!r} is there already: add --resume to go on, or choose another folder")
+        return described
+    if not (out / RECORD).is_file():
+        raise CommandError(
+            f"there is no run in {str(out)!r} to resume: leave --resume out to begin one in an empty folder"
+        )
+    try:
+        before = from_json((out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot read {str(out / RECORD)!r}: {first_line(error)}") from None
+    if not isinstance(before, dict):
+        raise CommandError(f"{str(out / RECORD)!r} is not the record of a run: choose another folder")
+    for name, value in described.items():
+        if before.get(name) != json.loads(json.dumps(value)):
+            raise CommandError(
+                f"{str(out)!r} was begun with another {name}, {json.dumps(before.get(name))}: resume with the same options, "
+                "or choose another folder"
+            )
+    return described
+
+
+def _finished(out: Path) -> Trained | None:
+    """What the run in a folder came to, if it has ended."""
+    record = from_json((out / RECORD).read_text(encoding="utf-8"))
+    if "losses" not in record or not (out / adapter.WEIGHTS).is_file():
+        return None
+    try:
+        stages = tuple((int(step), float(keep)) for step, keep in record["stages"])
+        return Trained(out, int(record["steps"]), tuple(record["losses"]), stages)
+    except (KeyError, ValueError, TypeError):
+        raise CommandError(
+            f"{str(out / RECORD)!r} is not the record of a run that has ended: delete the folder"
+        ) from None
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot write to {str(out)!r}: {error}") from None

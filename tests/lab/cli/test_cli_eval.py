@@ -1,0 +1,153 @@
+"""``foveate eval``: a run through another process, and what a person may get wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+from command import Here, as_json, foveate, needs_weights
+
+import foveate_reference as reference
+
+needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is missing")
+SHORT = ("--task", "color", "--per-task", "2", "--budget", "0.25", "--method", "stride", "--method", "oracle")
+
+
+@needs_weights
+@needs_matplotlib
+def test_json(tmp_path: Path) -> None:
+    done = foveate("eval", *SHORT, "--json", "--out", "out", cwd=tmp_path)
+    found = as_json(done)
+    rows = {row["label"]: row for row in found["rows"]}
+    assert set(rows) == {"dense", "stride", "oracle"}
+    assert rows["dense"]["spent"] == {"tokens": 1.0, "flops": 1.0, "kv": 1.0}
+    assert rows["stride"]["spent"]["tokens"] == pytest.approx(0.25)
+    assert rows["stride"]["budget"] == 0.25
+    assert found["questions"] == 2
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+    assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "| stride | 0.25 |" in (tmp_path / "out" / "results.md").read_text()
+
+
+@needs_weights
+@needs_matplotlib
+def test_a_table_for_a_person_and_a_second_budget(here: Here, tmp_path: Path) -> None:
+    assert here("eval", *SHORT, "--out", "out").returncode == 0
+    first = {path: path.read_bytes() for path in (tmp_path / "out" / "answers").iterdir()}
+    done = here("eval", *SHORT, "--budget", "0.5", "--by", "tokens", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    for part in ("2 questions, 1 tasks, seeds 0", "Guessing at random: 12.5%", "stride", "0.5", "written: "):
+        assert part in done.stdout
+    assert all(path.read_bytes() == content for path, content in first.items()), "what was answered stays"
+    assert len(list((tmp_path / "out" / "answers").iterdir())) == len(first) + 2
+
+
+MISTAKES = {
+    "unknown task": (("--task", "colour"), "'colour'; there are color"),
+    "seed out of range": (("--seed", "0", "--seed", "99"), "seed 99"),
+    "negative seed": (("--seed", "-1"), "seed -1"),
+    "unknown split": (("--split", "dev"), "'dev'"),
+    "no questions": (("--per-task", "0"), "0 questions per task"),
+    "too many questions": (("--per-task", "1000000"), "1000000 questions per task"),
+    "unknown method": (("--method", "fastvv"), "there is no method 'fastvv'"),
+    "method that does nothing here": (("--method", "dycoke"), "dycoke acts on the tokens that follow"),
+    "unknown option": (("--method", "fastv", "--option", "layr=3"), "FastV has no option 'layr'"),
+    "option of nobody": (("--method", "fastv", "--method", "tome", "--option", "layer=3"), "belongs to no method"),
+    "layer out of range": (("--method", "fastv", "--option", "layer=40"), "there is no decoder layer 40"),
+    "bad JSON": (("--method-json", "{fastv}"), "not JSON"),
+    "budget of nothing": (("--budget", "0"), "--budget 0.0: give a share"),
+    "budget over one": (("--budget", "1.5"), "--budget 1.5: give a share"),
+    "budget that is no number": (("--budget", "nan"), "--budget nan: give a share"),
+    "budget twice": (("--budget", "0.5", "--budget", "0.5"), "--budget 0.5 is given twice"),
+    "method twice": (("--method", "tome", "--method", "tome"), "--method tome is given twice"),
+    "option twice": (
+        ("--method", "vtw", "--option", "layer=4", "--option", "layer=5"),
+        "--option layer is given twice",
+    ),
+    "budget and none": (("--as-is", "--budget", "0.5"), "--as-is takes methods as their options say"),
+    "unknown cost": (("--by", "seconds"), "choose tokens, flops, kv"),
+    "unknown positions": (("--positions", "native"), "choose keep or renumber"),
+    "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
+    "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),
+    "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
+    "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with a trained one"),
+    "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
+    "limit of nothing public": (("--limit", "3"), "--limit belongs to public benchmarks: say which, with --tasks"),
+    "tasks of nobody": (("--tasks", "mme"), "--tasks asks a model of yours: say which, --model FOLDER"),
+    "no tasks": (("--tasks", " , ", "--model", "reference"), "--tasks names nothing"),
+    "seeds of public tasks": (
+        ("--tasks", "mme", "--model", "reference", "--seed", "1"),
+        "--seed belongs to the reference benchmark: leave it out, or --tasks",
+    ),
+    "out is a file": ((*SHORT, "--out", "file"), "'file' is a file; give the name of a folder"),
+}
+
+
+@needs_weights
+@needs_matplotlib
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(here: Here, tmp_path: Path, mistake: str) -> None:
+    (tmp_path / "file").write_text("here first")
+    (tmp_path / "empty").mkdir()
+    words, sentence = MISTAKES[mistake]
+    done = here("eval", "--out", "out", *words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists(), "nothing has begun"
+
+
+@needs_weights
+def test_matplotlib_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    words = ("eval", "--method", "stride", "--budget", "0.5", "--task", "color", "--per-task", "1", "--out", "out")
+    done = here(*words)
+    assert done.returncode == 0, done.stderr
+    assert "stride" in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("no picture was drawn, which needs matplotlib: pip install")
+    assert (tmp_path / "out" / "results.json").is_file()
+    assert not (tmp_path / "out" / "accuracy.png").exists()
+
+
+@needs_matplotlib
+def test_lmms_eval_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lmms_eval" else find(name))
+    done = here("eval", "--tasks", "mme", "--model", "reference", "--method", "fastv", "--out", "out")
+    assert done.returncode == 2
+    assert "a public benchmark needs lmms_eval, which is not installed: `pip install '.[lmms]'`" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@needs_weights
+@needs_matplotlib
+def test_a_model_of_another_vocabulary(here: Here, tmp_path: Path) -> None:
+    processor = tiny.processor("llava")
+    processor.chat_template = processor.tokenizer.chat_template = "{{ messages[0].content[-1].text }}"
+    processor.save_pretrained(tmp_path / "tiny")
+    tiny.model("llava").save_pretrained(tmp_path / "tiny")
+    done = here("eval", "--model", "tiny")
+    assert done.returncode == 2
+    assert "has no token of its own for" in done.stderr
+    assert "foveate train reference" in done.stderr
+
+
+@needs_weights
+@needs_matplotlib
+def test_a_model_of_another_patch_size(here: Here, tmp_path: Path) -> None:
+    """A processor that shrinks images does not fit: the evidence would be of other tokens."""
+    shutil.copytree(reference.PATHS["llava"], tmp_path / "small")
+    config, processor = tmp_path / "small" / "config.json", tmp_path / "small" / "processor_config.json"
+    data = json.loads(processor.read_text())
+    data["patch_size"] = 32
+    processor.write_text(json.dumps(data))
+    assert config.is_file()
+    done = here("eval", "--model", "small")
+    assert done.returncode == 2
+    assert "visual tokens of 1 image(s) of 160 x 160 px; the benchmark needs 100" in done.stderr

@@ -1,0 +1,120 @@
+"""The small parts behind the commands: options, grouped site names, pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from foveate import DivPrune, FastV, Stride, ToMe, V2Drop
+from foveate.cost import Visit
+from foveate.lab import catalog, cli, overlay, terminal
+from foveate.lab.options import method_from_words
+from foveate.lab.terminal import CommandError, group_sites
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        (("fastv", None, [], None), FastV()),
+        (("FastV", 0.3, ["layer=4"], None), FastV(keep=0.3, layer=4)),
+        (("stride", None, ["layers=1,3"], None), Stride(layers=(1, 3))),
+        (("stride", None, ["layers=[1, 3]", "positions=renumber"], None), Stride(layers=(1, 3), positions="renumber")),
+        (("stride", None, ["layers=1"], None), Stride(layers=(1,))),
+        (("v2drop", None, ["layers=1,2", "ratios=0.5,0"], None), V2Drop(layers=(1, 2), ratios=(0.5, 0.0))),
+        (("tome+fastv", None, [], None), ToMe() + FastV()),
+        (("tome + fastv", None, ["fastv.keep=0.2"], None), ToMe() + FastV(keep=0.2)),
+        (("tome + fastv", 0.3, ["fastv.layer=3"], None), (ToMe() + FastV(layer=3)).with_keep(0.3)),
+        ((None, None, [], '{"method": "divprune", "keep": 0.2}'), DivPrune(keep=0.2)),
+    ],
+)
+def test_words_make_methods(words, method) -> None:
+    assert method_from_words(*words) == method
+
+
+def test_help_shows_all_that_is_said_of_an_option() -> None:
+    """Words in brackets are taken for markup and vanish: defaults are told by `show_default`."""
+    commands = [typer.main.get_command(cli.app)]
+    texts = []
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        texts += [command.help, *(getattr(option, "help", None) for option in command.params)]
+    assert sum(text is not None for text in texts) > 100
+    assert [text for text in texts if text and "[" in text] == []
+
+
+def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nobody watches, a line now and then instead of a bar."""
+    clock = iter([0.0, 0.0, 5.0, 12.0, 12.0])
+    with terminal.Bar() as bar:
+        monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+        for what, done in (("loading", 0.0), ("asking [a]", 0.1), ("asking [b]", 0.5), ("asking [b]", 0.9)):
+            bar.tell(what, done)
+        monkeypatch.undo()
+    assert capsys.readouterr().err.split("\n") == ["  0% loading", " 50% asking [b]", ""]
+
+
+def test_an_option_is_given_once() -> None:
+    with pytest.raises(CommandError, match="--option keep is given twice"):
+        method_from_words("fastv", None, ["keep=0.3", "layer=3", " keep=0.4"], None)
+
+
+def test_a_file_where_pictures_are_to_go(tmp_path: Path) -> None:
+    """Said before a model is asked anything."""
+    (tmp_path / "here").write_text("first")
+    with pytest.raises(CommandError, match=r"--overlay .* is a file; give the name of a folder"):
+        terminal.check_folder("overlay", tmp_path / "here" / "pictures")
+
+
+def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "describe_methods", stop)
+    monkeypatch.setattr(sys, "argv", ["foveate", "methods"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_site_names_are_grouped() -> None:
+    assert group_sites(["tower 0 (mid)", "tower 1 (mid)", "tower 3 (mid)"]) == "tower 0-1, 3 (mid)"
+    assert group_sites(["lm_entry", "decoder 2", "decoder 2"]) == "lm_entry, decoder 2"
+    assert group_sites([]) == ""
+
+
+def visit(kept: tuple[int, ...], site: str = "decoder 2") -> Visit:
+    return Visit(site, "any", (12,), (len(kept),), ((3, 4),), (kept,))
+
+
+def test_dropped_patches_go_dark() -> None:
+    image = Image.new("RGB", (240, 180), (200, 100, 50))  # a patch is 60 x 60
+    picture = np.asarray(overlay.strip(image, [visit((0, 5, 11))], 0))
+    panels = picture[overlay.CAPTION : overlay.CAPTION + 180]
+    dense, cut = panels[:, :240], panels[:, 240 + overlay.GAP : 480 + overlay.GAP]
+    assert (dense == (200, 100, 50)).all()
+    alive = (cut == (200, 100, 50)).all(-1).reshape(3, 60, 4, 60).all((1, 3))
+    assert alive.flatten().nonzero()[0].tolist() == [0, 5, 11]
+    dark = cut.reshape(3, 60, 4, 60, 3)[0, :, 1]
+    assert (dark < 60).all()
+
+
+def test_smaller_pixels_are_shown_as_such() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    picture = overlay.strip(Image.fromarray(noise), [visit((0, 2, 8, 10), "pixels")], 0)
+    panel = np.asarray(picture)[overlay.CAPTION : overlay.CAPTION + 180, 240 + overlay.GAP : 480 + overlay.GAP]
+    assert len(np.unique(panel.reshape(-1, 3), axis=0)) <= 80 * 80
+
+
+def test_many_visits_become_a_few_panels() -> None:
+    image = Image.new("RGB", (240, 180))
+    few = overlay.strip(image, [visit((0,))] * overlay.PANELS, 0)
+    many = overlay.strip(image, [visit((0,))] * 23, 0)
+    assert few.size == many.size
+    assert overlay.stack([few, overlay.strip(image, [], 0)]).size == (few.width, 2 * few.height)

@@ -1,0 +1,219 @@
+"""The searches alone: real methods with made-up objectives, so that what is best is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+
+from foveate import ADSC, IPCV, LUVC, SPU, VTW, DivPrune, FastV, Host, Method, Random, ToMe, V2Drop, compress
+from foveate.dial import TOLERANCE, Dial
+from foveate.errors import ConfigError, FoveateError
+from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.evaluation.tune.search import (
+    along_sigmoids,
+    along_the_dial,
+    among_options,
+    greedy,
+    moves,
+    takes_schedule,
+)
+from foveate.schedule import Schedule, sigmoid
+
+HOST = Host(family="llava", blocks=4, layers=12, has_cls=True)
+
+
+def anything(method: Method) -> bool:
+    return True
+
+
+def shares(method: Method, layers: int = HOST.layers) -> list[float]:
+    """Share of all visual tokens in each decoder layer."""
+    return method.shares(HOST).curve(layers)
+
+
+class Judge:
+    """Each layer's missing tokens have a weight."""
+
+    def __init__(self, weights: list[float]) -> None:
+        self.weights = weights
+        self.judged: dict[Method, float] = {}
+
+    def __call__(self, method: Method) -> float:
+        kl = sum(weight * (1 - share) for weight, share in zip(self.weights, shares(method)))
+        self.judged[method] = kl
+        return kl
+
+
+def test_vtw_is_tried_from_the_cheap_end() -> None:
+    judge = Judge([0.1] * 12)
+    along_the_dial(VTW(), HOST, anything, judge, 0.45)
+    layers = [method.sites(HOST)[0].layer for method in judge.judged]
+    assert layers == list(range(9)), "the first that is good enough is the last tried"
+    assert list(judge.judged.values())[-1] == pytest.approx(0.4)
+
+
+def test_layers_that_do_not_fit_are_not_tried() -> None:
+    judge = Judge([0.1] * 12)
+    along_the_dial(VTW(), HOST, lambda method: method.sites(HOST) != VTW(layer=8).sites(HOST), judge, 0.45)
+    assert list(judge.judged)[-1].sites(HOST) == VTW(layer=9).sites(HOST)
+
+
+def test_a_smooth_dial_is_bisected() -> None:
+    judge = Judge([1 / 12] * 12)
+    along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - method.keep, 0.3)  # type: ignore[attr-defined]
+    along_the_dial(Random(layer=0), HOST, anything, judge, 0.3)
+    good = [method for method, kl in judge.judged.items() if kl <= 0.3]
+    assert min(method.keep for method in good) == math.ceil(0.7 * 64) / 64  # type: ignore[attr-defined]
+    assert len(judge.judged) < 9
+
+
+@pytest.mark.parametrize("method", [FastV(), SPU(), V2Drop()], ids=lambda method: method.name())
+def test_greedy_keeps_what_matters(method: Method) -> None:
+    """Early layers matter, later ones do not: tokens stay until there, and leave then."""
+    judge = Judge([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, *[0.001] * 6])
+    greedy(method, HOST, 1, judge, 0.1)
+    found = list(judge.judged)[-1]
+    curve = shares(found)
+    assert judge.judged[found] <= 0.1
+    assert curve == sorted(curve, reverse=True)
+    assert curve[5] > 0.9
+    assert curve[-1] < 0.1
+    assert len(judge.judged) < 12 * 5
+
+
+def test_greedy_does_not_spend_all_at_once() -> None:
+    judge = Judge([0.1] * 12)
+    greedy(SPU(), HOST, 0, judge, 0.3)
+    curve = shares(list(judge.judged)[-1])
+    assert 0.2 < sum(0.1 * (1 - share) for share in curve) <= 0.3 + 1e-9
+    assert curve[-1] < curve[2] - 0.2, "something was left for the layers that came later"
+
+
+@pytest.mark.parametrize("steepness", [0.0, 4.0, 20.0])
+def test_the_sigmoid_that_is_least_is_found(steepness: float) -> None:
+    target = sigmoid(HOST.layers, steepness, steepness / 2)
+    judged: dict[Method, float] = {}
+
+    def judge(method: Method) -> float:
+        judged[method] = sum((a - b) ** 2 for a, b in zip(shares(method), target))
+        return judged[method]
+
+    def cost(method: Method) -> float:
+        return sum(shares(method)) / HOST.layers
+
+    def spend(turn: object) -> Method | None:
+        setting = Dial(FastV(), HOST, cost, turn).set(0.5)  # type: ignore[arg-type]
+        return setting.method if setting.reachable else None
+
+    along_sigmoids(FastV(), HOST, 0, judge, spend)
+    best = min(judged, key=lambda method: judged[method])
+    assert abs(cost(best) - 0.5) <= TOLERANCE
+    assert [a - b for a, b in zip(shares(best), target)] == pytest.approx([0.0] * 12, abs=0.12)
+    assert len(judged) <= 10
+    assert len({round(cost(method), 1) for method in judged}) == 1, "all at one budget"
+
+
+def test_out_of_reach_nothing_is_judged() -> None:
+    along_sigmoids(FastV(), HOST, 0, lambda method: pytest.fail("nothing to judge"), lambda turn: None)
+
+
+def test_options_are_moved_one_by_one() -> None:
+    judged: dict[Method, float] = {}
+
+    def judge(method: Method) -> float:
+        assert isinstance(method, SPU)
+        off = abs((method.every or 1) - 5) + abs(method.cutoff - 0.3)
+        judged[method] = off + (method.mode == "residual")
+        return judged[method]
+
+    among_options(SPU(schedule="halving", every=1), HOST, anything, judge, lambda method: method)
+    best = min(judged, key=lambda method: judged[method])
+    assert isinstance(best, SPU)
+    assert (best.every, best.mode, best.schedule) == (5, "low_frequency_energy", "halving")
+    assert best.cutoff == pytest.approx(0.3, abs=0.03)
+    assert (best.keep, best.ratio) == (None, None), "these are the dial's"
+
+
+def test_options_of_a_part_of_a_sum() -> None:
+    def judge(method: Method) -> float:
+        first, second = method.parts()
+        assert isinstance(first, DivPrune)
+        assert isinstance(second, FastV)
+        return abs((second.layer or 2) - 5)
+
+    tried: list[Method] = []
+
+    def spend(method: Method) -> Method:
+        tried.append(method)
+        return method
+
+    among_options(DivPrune() + FastV(), HOST, anything, judge, spend)
+    assert min(map(judge, tried)) == 0
+
+
+def test_what_the_budget_cannot_pay_and_the_model_cannot_do_is_not_judged() -> None:
+    """FastV at layer 6 or later is too dear, at layer 3 it does not fit."""
+
+    def judge(method: Method) -> float:
+        assert isinstance(method, FastV)
+        assert method.layer in (0, 1, 2, 4, 5)
+        return -method.layer
+
+    def spend(method: Method) -> Method | None:
+        assert isinstance(method, FastV)
+        return method if method.layer < 6 else None
+
+    among_options(FastV(layer=8), HOST, lambda m: m.layer != 3, judge, spend)  # type: ignore[attr-defined]
+
+
+def test_moves() -> None:
+    assert moves("a", Literal["a", "b", "c"]) == ["b", "c"]
+    assert moves(None, Literal["a", "b"] | None) == ["a", "b"]
+    assert moves(True, bool) == [False]
+    assert moves(2, int) == [1, 3, 0, 4, 6]
+    assert moves(0.4, float) == [0.3, 0.5, 0.2, 0.6]
+    assert moves(None, int | None) == [1, 2, 4, 8]
+    assert moves((2, 5), tuple[int, ...]) == [(1, 5), (3, 5), (0, 5), (4, 5), (2, 4), (2, 6), (2, 3), (2, 7)]
+    assert moves("text", str) == []
+    assert moves(((1, 0.5),), tuple[tuple[int, float], ...]) == []
+
+
+SCHEDULED = {SPU(): 0, LUVC(): 0, FastV(): 1, V2Drop(): 1, IPCV() + FastV(): 1, ADSC(): 0}
+UNSCHEDULED = (VTW(), DivPrune(), ToMe(), DivPrune() + VTW(), SPU() + FastV())
+
+
+@pytest.mark.parametrize("method", SCHEDULED, ids=repr)
+def test_methods_that_follow_a_schedule(stock: Stock, method: Method) -> None:
+    def fits(method: Method) -> bool:
+        try:
+            compress(stock.model, method).remove()
+        except FoveateError:
+            return False
+        return True
+
+    first = takes_schedule(method, stock.host, fits)
+    assert first == SCHEDULED[method]
+    schedule = Schedule(((first, 0.75), (4, 0.5), (8, 0.0)))
+    paced = method.with_schedule(schedule)
+    found = [site for site in paced.sites(stock.host) if site.at == "decoder"]
+    assert [(site.layer, site.shares[-1]) for site in found] == [pytest.approx(stage) for stage in schedule.stages]
+    assert fits(paced)
+
+
+@pytest.mark.parametrize("method", UNSCHEDULED, ids=repr)
+def test_methods_that_follow_none(method: Method) -> None:
+    assert takes_schedule(method, HOST, anything) is None
+    with pytest.raises(ConfigError, match="schedule"):
+        method.with_schedule(Schedule(((1, 0.5),)))
+
+
+def test_stages_of_a_curve() -> None:
+    assert Schedule.along([1.0, 0.8, 0.79, 0.5, 0.5, 0.004]).stages == ((1, 0.8), (3, 0.5), (5, 0.0))
+    assert Schedule.along([0.5, 0.5, 0.4], first=1).stages == ((1, 0.5), (2, 0.4))
+    assert Schedule.along([1.0, 1.0]).stages == ()
+    assert Schedule.along([1.0, 0.99, 0.98, 0.97]).stages == ((2, 0.98),), "small steps wait"
+    flat, cliff = sigmoid(10, 0.0, 0.0), sigmoid(10, 200.0, 100.0)
+    assert flat == [0.5] * 10
+    assert [round(share) for share in cliff] == [1] * 5 + [0] * 5
