@@ -34,13 +34,14 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Absolute dotted names of everything a file imports, type-checking blocks and function bodies included."""
-    package = ["foveate", *path.relative_to(SRC).parent.parts]
+    root = SRC if path.is_relative_to(SRC) else REFERENCE
+    package = path.relative_to(root.parent).parent.parts
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
+            start = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*start, *([node.module] if node.module else [])])
             found |= {f"{module}.{alias.name}" for alias in node.names}
     return found

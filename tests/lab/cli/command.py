@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import foveate as package_here
 import foveate_reference as reference
 
 Here = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -26,9 +27,9 @@ needs_weights = pytest.mark.skipif(
 
 def foveate(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The finished command; COLUMNS keeps rich from breaking lines that a test looks for."""
-    source = str(reference.PATHS["llava"].parents[2])  # this package also where it was found by a relative path
+    sources = [str(Path(str(package.__file__)).parents[1]) for package in (package_here, reference)]
     env = os.environ | {
-        "PYTHONPATH": source,
+        "PYTHONPATH": os.pathsep.join(sources),  # also where they were found by a relative path
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "200",

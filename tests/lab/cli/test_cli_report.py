@@ -17,7 +17,7 @@ TEMPLATE = (
     "{%% for part in messages[0].content %%}{%% if part.type == 'image' %%} %s "
     "{%% else %%}{{ part.text }}{%% endif %%}{%% endfor %%}"
 )
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "systems-tokens-llava.json"
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "systems-tokens-llava.json"
 
 
 def data_of(path: Path) -> Any:

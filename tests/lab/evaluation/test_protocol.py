@@ -10,7 +10,7 @@ import pytest
 
 import foveate_reference as reference
 from foveate.errors import FoveateError
-from foveate.lab.evaluation import plan, protocol, report
+from foveate.lab.evaluation import plan, protocol, report, subject
 from foveate.lab.evaluation.asking import answer
 from foveate.lab.evaluation.batches import grouped, probes
 from foveate.lab.evaluation.protocol import Request, evaluate
@@ -29,7 +29,7 @@ def request(out: Path, **changes: object) -> Request:
 
 def small(patch: pytest.MonkeyPatch, qwen: Subject) -> None:
     """One model for all tests, as loading takes a second; and batches of 4 questions, so that a run has several."""
-    patch.setattr(protocol, "load", lambda name, folder, adapter: qwen)
+    patch.setattr(subject, "load", lambda name, folder, adapter: qwen)
     patch.setattr(protocol, "grouped", lambda samples: grouped(samples, tokens=400))
 
 

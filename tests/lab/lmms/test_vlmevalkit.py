@@ -18,7 +18,7 @@ from PIL import Image
 
 import foveate_reference as reference
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "vlmevalkit.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "vlmevalkit.py"
 
 BASE = """
 class BaseModel:

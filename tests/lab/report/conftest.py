@@ -59,4 +59,4 @@ def content(told: Tell) -> Content:
 @pytest.fixture(scope="session")
 def results() -> Path:
     """What a run of ``foveate eval`` wrote."""
-    return Path(__file__).parents[2] / "benchmarks" / "results" / "systems-tokens-qwen2_5_vl.json"
+    return Path(__file__).parents[3] / "benchmarks" / "results" / "systems-tokens-qwen2_5_vl.json"

@@ -1,6 +1,6 @@
 """The reference models and their data: accuracy can be measured without downloading anything.
 
->>> from foveate import reference
+>>> import foveate_reference as reference
 >>> model, processor = reference.load("llava")
 >>> sample = reference.samples("test", tasks=["color"], per_task=1)[0]
 
