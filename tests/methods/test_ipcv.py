@@ -192,11 +192,12 @@ def test_global_budget_over_ragged_images_of_a_padded_tower() -> None:
 def test_a_patch_at_the_start_of_a_segment_is_counted_there(family: str) -> None:
     """The first patch of every frame stays: it belongs to its own frame, not to the one before it."""
     model, batch = tiny.model(family), tiny.inputs(family, video_rows(family))
-    from foveate.runtime.layout import Packed, frames, tokens_of
+    from foveate.runtime.layout import frames, tokens_of
+    from foveate.runtime.packed import Packed
     from foveate.tokens import Reduction
 
     tokens = tokens_of(frames([(3, 2, 2)]))
-    layout = Packed(1, 12, tokens).reduce(Reduction(torch.tensor([0, 1, 4, 5, 8, 11]), (2, 2, 2)))
+    layout, _ = Packed(1, 12, tokens).reduce(Reduction(torch.tensor([0, 1, 4, 5, 8, 11]), (2, 2, 2)))
     assert layout.seqlens(torch.tensor([0, 4, 8, 12])).tolist() == [0, 2, 4, 6]
     with foveate.compress(model, IPCV(stabilise=1, min_tokens=0)) as handle, torch.no_grad():
         model(**batch)

@@ -65,7 +65,7 @@ def test_reducing_rows(case: tuple[Rows, list[list[int]]]) -> None:
     for token, (row, slot) in enumerate(zip(layout.row.tolist(), layout.slot.tolist())):
         assert layout.pick(held)[token] == held[row, slot]
         assert int(index[row, slot]) in left[row]
-    back = layout.scatter(held, layout.full, fill=-1.0)
+    back = layout.scatter(held, fill=-1.0)
     for row, expected in enumerate(left):
         assert [p for p in range(layout.full) if back[row, p, 0] == p] == expected
 

@@ -50,7 +50,7 @@ class QueryHooks:
         part.keys, part.queries = call.batch * width, len(queries.place)
         part.kernel = width if flash else take.shape[1]
 
-    def lend(self, call: DecoderPass, lot: Lot, rows: Tensor) -> None:
+    def lend(self, call: DecoderPass, lot: Lot[Rows], rows: Tensor) -> None:
         """The attention that comes sees ``rows (B, P, C)`` of all tokens; those set aside ask nothing."""
         refuse_replay(self.i, self.layer)
         assert call.layout is not None

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Tower
 from foveate.runtime.blocks import seqlens_of
-from foveate.runtime.context import Context, TowerPass
+from foveate.runtime.context import Context
 from foveate.runtime.hooks import Hooks, first_argument, replace_first
+from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
+from foveate.runtime.protocol import Layout
 
 
 class AttendHooks:
-    """Puts them on a block; they do nothing while `TowerPass.attending` is None."""
+    """Puts them on a block; they do nothing while `Running.attending` is None."""
 
     def __init__(self, spec: Tower, context: Context) -> None:
         self.spec, self.context = spec, context
@@ -35,7 +37,7 @@ class AttendHooks:
         hooks.post(query, self._after_query, first=True)
         hooks.pre(attention.get_submodule(self.spec.attention_end), self._own_rows)
 
-    def of(self, call: TowerPass, lot: Lot, rows: Tensor, kwargs: dict[str, Any]) -> Attending:
+    def of(self, memo: Memo, lot: Lot[Layout], rows: Tensor, kwargs: dict[str, Any]) -> Attending:
         """The attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
         cu_seqlens = seqlens_of(self.spec, kwargs)
         if cu_seqlens is None:
@@ -46,10 +48,10 @@ class AttendHooks:
             own = torch.searchsorted(lot.kept.flatten(), cu_seqlens.to(lot.kept)).to(cu_seqlens)
             return own, own.tolist()
 
-        return Attending(rows, lot.kept, *call.memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
+        return Attending(rows, lot.kept, *memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
 
     def _now(self) -> Attending | None:
-        return self.context.tower.attending if self.context.tower else None
+        return self.context.tower.block.attending if self.context.tower else None
 
     def _lend(self, block: nn.Module, module: nn.Module, args: Any, kwargs: Any) -> Any:
         attending = self._now()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from foveate.answers import Answer
 from foveate.method import Method, Site
-from foveate.models.family import Grid, Side
 from foveate.runtime.arrange import Arranged, Order
 from foveate.runtime.cache import KVIndex
 from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_pools, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
-from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.images import Images
+from foveate.runtime.layout import Rows
 from foveate.runtime.members import Members
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
 from foveate.runtime.prompt import Ending, Inputs, Prompt
+from foveate.runtime.protocol import Layout
 from foveate.runtime.queries import Queries
 from foveate.runtime.samples import Samples
 from foveate.runtime.signals.kind import Kind
@@ -32,7 +33,7 @@ from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
 from foveate.runtime.taken import Taken
-from foveate.runtime.trace import Trace, visit_of
+from foveate.runtime.trace import Clock, Trace, visit_of
 from foveate.tokens import Reduction, Tokens
 
 
@@ -132,65 +133,46 @@ class Record:
         return [int(n) for n in per_clip]
 
 
+@dataclass(frozen=True, eq=False)
+class Running:
+    """What the tower block that runs now is told.
+
+    Attributes:
+        reading: what is read from its attention.
+        attending: how that sees tokens that are set aside, or None: it does not.
+        masks: of its attention, by the name of its argument, where blocks do not pass them on.
+        mid: hidden states between attention and FFN, and the shape that stock code expects.
+    """
+
+    reading: Reading | None = None
+    attending: Attending | None = None
+    masks: Mapping[str, Tensor | None] = field(default_factory=dict)
+    mid: tuple[Tensor, Any] | None = None
+
+
 @dataclass
 class TowerPass:
     """One call of the tower.
 
     Attributes:
-        grid, grid_now: images as the caller gave them, and after resizing.
-        device, start: where it runs, as far as is known when it begins, and when that was.
-        sides, sides_now: patches down and across of every image, as of ``grid`` and ``grid_now``, where units do not cover
-            them; (): they do.
-        padded: rows of every image with its padding, or None: there is none.
-        resized: original patch row of every token of the resized grids, or None.
-        order: place in the blocks' sequence -> raster index, or None.
-        unit: rows that are a token now.
-        visited: blocks whose sites before them have acted.
+        full, now: its images as the caller gave them, and as the blocks see them.
+        clock: when it began.
         layout: tokens present, once a site has acted.
-        tapped: the tokens that the tap running now sees.
-        masks: of the attention that runs now, by the name of its argument, where blocks do not pass them on.
-        pooled: rows that the output module makes where stock code pools, in it or before it, else None.
-        joined: units present, once stock code has put their patches together, or None: all.
         lot: tokens set aside, or None.
-        attending: how the block that runs now sees them, or None: it does not.
-        reading: what is read from the attention that runs now.
+        block: of the block that runs now.
         seen: what blocks so far have left for sites that ask.
-        block_states: block -> ``(units, C)`` hidden states that it was given, for sites of the language model.
-        mid: hidden states between attention and FFN of the block that runs, and the shape that stock code expects.
-        rows_of: one row of what each block puts out, until it is known that the family says the right ones.
-        merged, moved: some token stands for several; is not at its own place.
         first: number of its first visit of a site among those of the trace.
-        states: what methods remember of this prompt.
     """
 
-    grid: Grid
-    grid_now: Grid
+    full: Images
+    now: Images
     trace: Trace
-    device: torch.device
-    start: Any
-    unit: int
-    sides: tuple[Side, ...] = ()
-    sides_now: tuple[Side, ...] = ()
-    padded: int | None = None
-    visited: set[int] = field(default_factory=set)
-    resized: Tensor | None = None
-    order: Tensor | None = None
-    layout: Rows | Packed | None = None
-    tapped: Rows | Packed | None = None
-    masks: dict[str, Tensor | None] = field(default_factory=dict)
-    pooled: int | None = None
-    joined: Rows | None = None
-    lot: Lot | None = None
-    attending: Attending | None = None
-    reading: Reading | None = None
+    clock: Clock
+    layout: Layout | None = None
+    lot: Lot[Layout] | None = None
+    block: Running = field(default_factory=Running)
     seen: Past = field(default_factory=Past)
-    block_states: dict[int, Tensor] = field(default_factory=dict)
-    mid: tuple[Tensor, Any] | None = None
-    rows_of: dict[int, Tensor] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
-    merged: bool = False
-    moved: bool = False
-    states: States = field(default_factory=States)
     first: int = 0
 
     def __post_init__(self) -> None:
@@ -243,7 +225,7 @@ class DecoderPass:
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
-    lot: Lot | None = None
+    lot: Lot[Rows] | None = None
     queries: Queries | None = None
     ffn: Split | None = None
     seen: Past = field(default_factory=Past)

@@ -276,7 +276,6 @@ class DecoderHooks:
         lot, layout, site = call.lot, call.layout, self.lends[i][1]
         assert lot is not None
         assert layout is not None
-        assert isinstance(lot.outer, Rows)
         rows = lot.lend(call.trace, layout, hidden, site)
         call.layout = lot.outer
         keys, entry = self._keys(call, i, layer, kwargs)
@@ -372,7 +371,6 @@ class DecoderHooks:
             lot = call.lot
             hidden = come_back(call, action, layout, hidden)
             if lot is not None:
-                assert isinstance(lot.outer, Rows)
                 call.layout, call.tower = lot.outer, lot.tower
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
@@ -396,7 +394,7 @@ class DecoderHooks:
         """The hidden states of those that stay, once everybody who looks at the others has been told."""
         call.layout, take = before.reduce(reduction)
         if take is not None and parked is not None:
-            call.lot = Lot(*parked, before, take, False, 0, call.seen.copy(), call.tower)
+            call.lot = Lot(*parked, before, take, 0, call.seen.copy(), call.tower)
         call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
         if self.stand_for_members:
             self.virtual.follow(call, before, reduction, call.layout)
@@ -440,4 +438,4 @@ class DecoderHooks:
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.decoder
         layout = call.reduced if call is not None else None
-        return None if call is None or layout is None else layout.scatter(output, call.rows or layout.full)
+        return None if call is None or layout is None else layout.scatter(output, length=call.rows)

@@ -7,6 +7,7 @@ are looked up when a method is put on a model; the rest is compared where hooks 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedModelError
 from foveate.models.family import Decoder, Family, Tower
 from foveate.runtime.context import Context, TowerPass
-from foveate.runtime.features import strays_of, units
-from foveate.runtime.layout import Packed, Rows
+from foveate.runtime.images import strays_of, units
 
 
 class Facts:
@@ -89,36 +89,40 @@ class Facts:
 class TowerFacts(Facts):
     """Those of a tower, compared along a call of it."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, unit: int) -> None:
         super().__init__(family)
+        self.unit = unit
         self._known = False  # a call has shown which block features are made of
+        self._mine = threading.local()  # one row of what each block puts out, of the call in this thread
 
     def at_block(self, call: TowerPass, i: int, hidden: Tensor) -> None:
         """Rows that stock code hands to block ``i``, which are what the one before puts out."""
         spec = self.family.tower
+        if i == 0:
+            self._mine.rows = {}
         if i == 0 and call.layout is None:
             if hidden.dim() != (3 if spec.layout == "padded" else 2):
                 raise self.wrong(f"Tower.layout={spec.layout!r}", f"block 0 is given rows {tuple(hidden.shape)}")
-            images, rows = sum(t for t, _, _ in call.grid_now), units(call.grid_now) * call.unit
-            rows += sum(strays_of(call.grid_now, call.sides_now, call.unit)) + images * spec.leading
-            rows = rows if call.padded is None else images * call.padded
+            now, images = call.now, sum(t for t, _, _ in call.now.grid)
+            rows = units(now.grid) * self.unit + sum(strays_of(now.grid, now.sides, self.unit)) + images * spec.leading
+            rows = rows if now.padded is None else images * now.padded
             if hidden.shape[:-1].numel() != rows:
                 raise self.wrong(
                     f"that this call of the tower has {rows} rows (by Tower.grid, Tower.unit and Tower.leading)",
                     f"block 0 is given {hidden.shape[:-1].numel()}",
                 )
-        self._note(call, i - 1, hidden)
+        self._note(i - 1, hidden)
 
     def after_blocks(self, context: Context, n: int, module: nn.Module, args: Any, output: Any) -> None:
         """A hook of the last of ``n`` blocks."""
         if context.tower is not None:
-            self._note(context.tower, n - 1, output[0] if isinstance(output, tuple) else output)
+            self._note(n - 1, output[0] if isinstance(output, tuple) else output)
 
-    def _note(self, call: TowerPass, block: int, hidden: Tensor) -> None:
+    def _note(self, block: int, hidden: Tensor) -> None:
         """One row of what a block puts out, its first patch."""
         first = self.family.tower.leading
         if block >= 0 and not self._known:
-            call.rows_of[block] = hidden[:1] if hidden.dim() == 2 else hidden[0, first : first + 1]
+            self._mine.rows[block] = hidden[:1] if hidden.dim() == 2 else hidden[0, first : first + 1]
 
     def at_output(self, call: TowerPass, args: Any, last: int, pools: bool) -> None:
         """Rows that the module which makes features is given; ``pools``: stock code has pooled them."""
@@ -132,20 +136,17 @@ class TowerFacts(Facts):
             )
         rows, promised = x.shape[:-1].numel(), set[int]()
         if spec.joins == "before":
-            promised = {units(call.grid_now if spec.pooler else call.grid)}
-        elif isinstance(layout, Rows) and not spec.joins and not pools:
-            images = x.shape[0]
-            promised = {images * layout.width, images * (layout.width - spec.leading)}
-        elif isinstance(layout, Packed):
-            promised = {len(layout.tokens) * layout.unit}
+            promised = {units((call.now if spec.pooler else call.full).grid)}
+        elif layout is not None and not spec.joins and not pools:
+            promised = {layout.n_rows, layout.n_rows - x.shape[0] * spec.leading}
         if promised and rows not in promised:
             raise self.wrong(
                 f"Tower.joins={spec.joins!r}, by which {max(promised)} rows reach {name!r}",
                 f"it is given {rows}, so Tower.joins, Tower.last_block or Tower.neck is another",
             )
         if not self._known:
-            self._known = self._check_last_block(x, call.rows_of, last)
-            call.rows_of = {}
+            self._known = self._check_last_block(x, self._mine.rows, last)
+            self._mine.rows = {}
 
     def _check_last_block(self, x: Tensor, rows_of: Mapping[int, Tensor], last: int) -> bool:
         """Features are made of what block ``last`` puts out, as far as one row of each block (its first patch) tells.

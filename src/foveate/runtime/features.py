@@ -4,25 +4,21 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.models.family import Grid, Side, Tower
+from foveate.models.family import Grid, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
-from foveate.runtime.layout import HOLE, Packed, Rows, frames, starts, take_rows, tokens_of, whole
+from foveate.runtime.images import Images, strays_of, units
+from foveate.runtime.layout import HOLE, Rows, frames, starts, take_rows, tokens_of, whole
 from foveate.runtime.members import homes
-from foveate.runtime.trace import tick
+from foveate.runtime.protocol import Layout
 from foveate.tokens import Reduction, Tokens
-
-
-def units(grid: Grid) -> int:
-    """How many there are."""
-    return sum(t * h * w for t, h, w in grid)
 
 
 def kept_units(call: TowerPass, device: torch.device, now: bool = False) -> Tensor | None:
@@ -30,13 +26,14 @@ def kept_units(call: TowerPass, device: torch.device, now: bool = False) -> Tens
 
     (The blocks may have seen them window after window.) ``now``: of the grid that the blocks see.
     """
-    if call.layout is None and (now or call.grid_now == call.grid):
+    cells = None if now else call.now.cells
+    if call.layout is None and cells is None:
         return None
-    kept = torch.arange(units(call.grid_now), device=device)
+    kept = torch.arange(units(call.now.grid), device=device)
     if call.layout is not None:
         tokens = call.layout.tokens
         kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-    return kept if now or call.resized is None else call.resized.to(device)[kept]
+    return kept if cells is None else cells.to(device)[kept]
 
 
 def left_of(call: TowerPass, device: torch.device) -> Left | None:
@@ -44,16 +41,17 @@ def left_of(call: TowerPass, device: torch.device) -> Left | None:
     kept = kept_units(call, device)
     if kept is None:
         return None
-    n, tokens = units(call.grid), None if call.layout is None else call.layout.tokens
-    if len(kept) == n and not call.merged and not call.moved:  # all that was parked is back
+    grid, layout = call.full.grid, call.layout
+    n = units(grid)
+    if len(kept) == n and (layout is None or not (layout.merged or layout.moved)):  # all that was parked is back
         return None
     present = torch.zeros(n, device=device).index_fill(0, kept, 1.0)
     sizes = shift = None
-    if tokens is not None and call.merged:
-        sizes = torch.ones(n, device=device).index_copy(0, kept, tokens.sizes)
-    if tokens is not None and call.moved:
-        own = tokens_of(frames(call.grid), device).coords[kept, 1:]
-        shift = torch.zeros(n, 2, device=device).index_copy(0, kept, _in_full_grid(tokens, call.grid) - own)
+    if layout is not None and layout.merged:
+        sizes = torch.ones(n, device=device).index_copy(0, kept, layout.tokens.sizes)
+    if layout is not None and layout.moved:
+        own = tokens_of(frames(grid), device).coords[kept, 1:]
+        shift = torch.zeros(n, 2, device=device).index_copy(0, kept, _in_full_grid(layout.tokens, grid) - own)
     return Left(present, sizes, shift)
 
 
@@ -74,9 +72,9 @@ def full_grid(call: TowerPass, rows: Any, extra: int = 0) -> Any:
     if rows.dim() == 3:
         body = full_grid(call, rows[:, extra:].flatten(0, 1))
         return torch.cat([rows[:, :extra], body.view(len(rows), -1, rows.shape[-1])], dim=1)
-    assert call.resized is not None
-    full = rows.new_full((units(call.grid), rows.shape[-1]), HOLE)
-    return full.index_copy(0, call.resized.to(rows.device), rows)
+    assert call.now.cells is not None
+    full = rows.new_full((units(call.full.grid), rows.shape[-1]), HOLE)
+    return full.index_copy(0, call.now.cells.to(rows.device), rows)
 
 
 def by_image(hook: Callable[[Any, Any, Tensor], Tensor | None]) -> Callable[[Any, Any, Any], Any]:
@@ -94,15 +92,15 @@ def by_image(hook: Callable[[Any, Any, Tensor], Tensor | None]) -> Callable[[Any
 # -- stock code puts the patches of a unit together, before the output module or in it -------------------------------------
 
 
-def full_rows(call: TowerPass, x: Tensor, layout: Rows | Packed, spec: Tower) -> Tensor:
+def full_rows(call: TowerPass, x: Tensor, layout: Layout, spec: Tower) -> Tensor:
     """Rows ``(B, P, C)`` of ``layout`` among all rows that stock code puts together, zeros elsewhere."""
-    kept, images, leading = kept_units(call, x.device, now=bool(spec.pooler)), len(x), spec.leading
-    if kept is None or isinstance(layout, Packed):
+    kept, n, leading = kept_units(call, x.device, now=bool(spec.pooler)), len(x), spec.leading
+    if kept is None:
         return x
-    grid, sides = (call.grid_now, call.sides_now) if spec.pooler else (call.grid, call.sides)
-    patches = call.padded or (sum(h * w for h, w in sides) or units(grid) * layout.unit) // images
-    full = whole(tokens_of(frames(grid), x.device), images, leading + patches, leading, layout.unit, sides)
-    rows = torch.cat([x[:, :leading], x.new_zeros(images, patches, x.shape[-1])], dim=1)
+    images = call.now if spec.pooler else call.full
+    patches, tokens = images.rows(layout.unit, n), tokens_of(frames(images.grid), x.device)
+    full = whole(tokens, n, leading + patches, leading, layout.unit, images.sides)
+    rows = torch.cat([x[:, :leading], x.new_zeros(n, patches, x.shape[-1])], dim=1)
     return full.only(kept, layout.tokens).put(rows, layout.pick(x))
 
 
@@ -125,25 +123,30 @@ def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
 
 
 def present_units(call: TowerPass, x: Tensor, spec: Tower) -> Tensor:
-    """Those of the units ``(B, P, C)`` (or, of a single row, ``(P, C)``) that are there; `TowerPass.joined` says which."""
+    """Those of the units ``(B, P, C)`` (or, of a single row, ``(P, C)``) that are there."""
     if x.dim() == 2:
         return present_units(call, x[None], spec)[0]
-    kept = kept_units(call, x.device, now=bool(spec.pooler))
-    if kept is None:
-        return x
-    tokens = tokens_of(frames(call.grid_now if spec.pooler else call.grid), x.device)
-    counts = frames(call.grid_now).sizes if call.layout is None else call.layout.tokens.counts
-    call.joined, take = whole(tokens, x.shape[0], x.shape[1], leading=0, unit=1).reduce(Reduction(kept, counts))
+    take = _joined(call, len(x), x.device, spec)[1]
     return x if take is None else take_rows(x, take)
 
 
-def all_units(call: TowerPass, x: Tensor) -> Tensor:
+def all_units(call: TowerPass, x: Tensor, spec: Tower) -> Tensor:
     """What the output module makes of them, back among all units."""
-    if call.joined is None:
-        return x
     if x.dim() == 2:
-        return all_units(call, x[None])[0]
-    return call.joined.scatter(x, call.joined.full, fill=HOLE)
+        return all_units(call, x[None], spec)[0]
+    return _joined(call, len(x), x.device, spec)[0].scatter(x, HOLE)
+
+
+def _joined(call: TowerPass, images: int, device: torch.device, spec: Tower) -> tuple[Rows, Tensor | None]:
+    """The layout of the units present once stock code has put their patches together, and which of all these are."""
+
+    def make() -> tuple[Rows, Tensor | None]:
+        grid, kept = (call.now if spec.pooler else call.full).grid, kept_units(call, device, now=bool(spec.pooler))
+        layout = whole(tokens_of(frames(grid), device), images, units(grid) // images, leading=0, unit=1)
+        counts = frames(call.now.grid).sizes if call.layout is None else call.layout.tokens.counts
+        return (layout, None) if kept is None else layout.reduce(Reduction(kept, counts))
+
+    return call.memo.once("joined", (call.layout,), make)
 
 
 def without_missing(call: TowerPass, x: Tensor) -> Tensor:
@@ -187,68 +190,67 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int, virtua
     In front of each image, ``kept_rows`` stand for no patch. ``virtual``: it says who is part of whom.
     """
     left, parts, start = left_of(call, device), [], 0
-    counts = [t * h * w for t, h, w in call.grid]
+    grid = call.full.grid
+    counts = [t * h * w for t, h, w in grid]
     for n in counts:
         parts += [torch.full((kept_rows,), -1), torch.arange(start, start + n)]
         start += n
-    order = Order(call.grid, torch.cat(parts), tuple(offsets([kept_rows + n for n in counts])))
+    order = Order(grid, torch.cat(parts), tuple(offsets([kept_rows + n for n in counts])))
     if left is None:
         return Record(order, None, None, None)
     patch = order.patch.to(device, non_blocking=True)
     hole = (patch >= 0) & (left.present[patch.clamp(min=0)] == 0)
     coords = None
     if left.shift is not None:
-        coords = tokens_of(frames(call.grid), device).coords
+        coords = tokens_of(frames(grid), device).coords
         coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
-    home = homes(call.trace.sites[call.first :], frames(call.grid), device) if virtual else None
+    home = homes(call.trace.sites[call.first :], frames(grid), device) if virtual else None
     return Record(order, hole, left.sizes, coords, home=home)
 
 
-def note_states(call: TowerPass, layout: Rows | Packed, blocks: Iterable[int]) -> None:
-    """Keep the hidden states that some blocks were given, for sites of the language model: each unit at its cell."""
-    tokens = layout.tokens
+def states_of(call: TowerPass, blocks: Iterable[int]) -> dict[int, Tensor]:
+    """``(cells, C)`` the hidden states that some blocks were given, for sites of the language model: each unit at its cell."""
+    layout, found = call.layout, dict[int, Tensor]()
     for block in blocks:
-        x = layout.pick(call.seen.entered[block])
+        assert layout is not None, "as the output has left it"
+        x, tokens = layout.pick(call.seen.entered[block]), layout.tokens
         cell = starts(tokens.spans, x.device)[tokens.segment.to(x.device)] + tokens.index.to(x.device)
-        cell = cell if call.resized is None else call.resized.to(x.device)[cell]
-        call.block_states[block] = x.new_zeros(units(call.grid), x.shape[-1]).index_copy(0, cell, x)
+        cell = cell if call.now.cells is None else call.now.cells.to(x.device)[cell]
+        found[block] = x.new_zeros(units(call.full.grid), x.shape[-1]).index_copy(0, cell, x)
+    return found
 
 
 def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:
     """Note a call that is over. In padded towers, small images are padded to the largest before their patches are embedded."""
-    trace, n = call.trace, units(call.grid)
-    trace.grid += call.grid
+    trace, full = call.trace, call.full
+    trace.grid += full.grid
     trace.views += record.order.grid
     trace.features += record.order.starts[-1]
-    trace.patch_rows += _patches(call.grid_now, call.sides_now, unit, padded)
-    trace.full_patch_rows += _patches(call.grid, call.sides, unit, padded)
-    trace.strays += strays_of(call.grid, call.sides, unit)
-    trace.output_rows += _output_rows(call) if call.pooled is None else call.pooled
-    trace.full_output_rows += n if call.pooled is None else call.pooled
-    trace.clocks.setdefault("tower", []).append((call.start, tick(call.device)))
+    trace.patch_rows += _patches(call.now, unit, padded)
+    trace.full_patch_rows += _patches(full, unit, padded)
+    trace.strays += strays_of(full.grid, full.sides, unit)
+    trace.clocks.setdefault("tower", []).append(call.clock.stop())
 
 
-def _output_rows(call: TowerPass) -> int:
-    """Rows that the output module ran on: of a padded tower every image has as many as the one that kept most."""
-    layout = call.layout if call.joined is None else call.joined
-    if layout is None:
-        return units(call.grid_now)
-    return len(layout.tokens) if isinstance(layout, Packed) else len(layout.lengths) * layout.width // layout.unit
+def note_output(call: TowerPass, output: Tensor, spec: Tower, pools: bool) -> None:
+    """Note the rows that the output module ran on. ``pools``: stock code pools them, in it or before it, whatever is there.
+
+    Of a padded tower every image has as many as the one that kept most.
+    """
+    trace, full, layout = call.trace, units(call.full.grid), call.layout
+    if pools:
+        rows = full = output.shape[:-1].numel()
+    elif spec.joins:
+        rows = _joined(call, 1 if output.dim() == 2 else len(output), output.device, spec)[0].n_rows
+    else:
+        rows = units(call.now.grid) if layout is None else layout.n_rows // layout.unit
+    trace.output_rows += rows
+    trace.full_output_rows += full
 
 
-def sides_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid) -> tuple[Side, ...]:
-    """Patches down and across of every image of a tower call, where there are more than units cover."""
-    sides = tuple(spec.patches(config, args, kwargs) or ())
-    return sides if any(strays_of(grid, sides, spec.unit(config))) else ()
-
-
-def strays_of(grid: Grid, sides: Sequence[Side], unit: int) -> list[int]:
-    """Patches of each image that no unit covers."""
-    return [h * w - units([shape]) * unit for (h, w), shape in zip(sides, grid)] if sides else [0] * len(grid)
-
-
-def _patches(grid: Grid, sides: Sequence[Side], unit: int, padded: bool) -> int:
+def _patches(images: Images, unit: int, padded: bool) -> int:
     """Patches that are embedded; ``padded``: all images are as high as the highest and as wide as the widest."""
+    grid, sides = images.grid, images.sides
     if not padded:
         return units(grid) * unit + sum(strays_of(grid, sides, unit))
     if sides:

@@ -1,8 +1,5 @@
-"""Layouts: the map from the tokens present now to the full sequence. Immutable; reducing one gives a new one.
-
-`Rows` is a padded batch ``(B, P, ...)`` in which some positions are visual (the language model, CLIP-like towers, and towers
-whose images stand one after another in a single row).
-`Packed` is one sequence ``(rows, ...)`` of nothing but visual tokens (Qwen-like towers).
+"""The layout of a padded batch: the map from the tokens present now to the full sequence. Immutable; reducing one gives a new
+one. (That of a packed sequence is `foveate.runtime.packed.Packed`; what both can do is `foveate.runtime.protocol.Layout`.)
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from foveate.answers import Sight
 from foveate.ops.segments import offsets, segment_ids, within
+from foveate.runtime.protocol import Layout
 from foveate.tokens import Reduction, Spans, Tokens
 
 HOLE = float("nan")  # what a row is filled with whose token has left
@@ -51,7 +49,8 @@ def frames(grid: Sequence[tuple[int, int, int]], rows: Sequence[int] | None = No
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Tokens present in a padded batch.
+    """Tokens present in a padded batch ``(B, P, ...)``, of which some are visual: the language model, CLIP-like towers, and
+    towers whose images stand one after another in a single row.
 
     Attributes:
         width: tokens per row now, ``P``.
@@ -68,6 +67,7 @@ class Rows:
         sides: patches down and across of every span, where units do not cover them; (): they do. The rows of what is not
             covered are there, like text, and are no token's.
         sight: who may attend to whom besides the model's own mask, with the group of each visual token; None: it is all.
+        merged, moved: some token stands for several; is not at its own place.
     """
 
     width: int
@@ -83,6 +83,13 @@ class Rows:
     unit: int = 1
     sides: tuple[tuple[int, int], ...] = ()
     sight: Sight | None = None
+    merged: bool = False
+    moved: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in all, padding included."""
+        return len(self.lengths) * self.width
 
     @property
     def patch_sides(self) -> tuple[tuple[int, int], ...]:
@@ -98,6 +105,12 @@ class Rows:
     def rows(self, x: Tensor) -> Tensor:
         """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
         return x.flatten(0, 1)[self.flat(x.device)]
+
+    def pairs(self, shown: Rows) -> tuple[tuple[int, int], ...]:
+        """Rows of each image, and those that an attention is ``shown`` of it, where several images share a single row."""
+        if len(self.lengths) > 1 or len(self.tokens.counts) == 1:
+            return ()
+        return tuple(zip(self.present(), shown.present()))
 
     def attended(self, x: Tensor) -> Tensor:
         """The visual rows of ``x (B, P', ...)``, packed: ``(N * unit, ...)``. Rows that have left since may stand before
@@ -115,6 +128,35 @@ class Rows:
         new = x.flatten(0, 1).index_copy(0, self.flat(x.device), values).view_as(x)
         return new if x.is_contiguous() else torch.empty_like(x).copy_(new)  # a product rounds as its strides are
 
+    def per_row(self, values: Tensor) -> Tensor:
+        """Values ``(N, k)`` of tokens for each row ``(B, P, k)``, zeros where it is no visual token's."""
+        return self.put(
+            values.new_zeros(len(self.lengths), self.width, values.shape[1]), values.repeat_interleave(self.unit, 0)
+        )
+
+    def of_full(self, x: Tensor, axis: int) -> Tensor:
+        """Those of the full sequence's rows ``x``, which stand along ``axis``, that are present."""
+        assert self.index is not None
+        return take_rows(x, self.index, axis)
+
+    def seqlens(self, cu_seqlens: Tensor) -> Tensor:
+        """Cumulative lengths of those images in a single row that still have rows."""
+        lengths = [n for n in self.present() if n]
+        return torch.tensor(offsets(lengths or [self.width]), dtype=cu_seqlens.dtype).to(
+            cu_seqlens.device, non_blocking=True
+        )
+
+    def table(self) -> tuple[Tensor, Sequence[tuple[int, int]]]:
+        """``(n_rows,)`` which of the full sequences' rows, one sequence below the other, are present; and two steps among these
+        rows, one patch down and one to the right (`foveate.runtime.positions.rotary_at`)."""
+        assert self.index is not None
+        sides, batch = self.patch_sides, len(self.lengths)
+        first = offsets([h * w for h, w in sides]) if batch == 1 else range(0, batch * self.full, self.full)
+        down = ((a, a + width) for a, (height, width) in zip(first, sides) if height > 1)
+        right = ((a, a + 1) for a, (_, width) in zip(first, sides) if width > 1)
+        start = torch.arange(batch, device=self.index.device)[:, None] * self.full
+        return (self.index + start).flatten(), (next(down, (0, 0)), next(right, (0, 0)))
+
     def only(self, keep: Tensor, tokens: Tokens) -> Rows:
         """The same places, of the tokens ``keep (K,)`` alone, which are now ``tokens``."""
         row, slot = (each.view(-1, self.unit)[keep].flatten() for each in (self.row, self.slot))
@@ -126,9 +168,10 @@ class Rows:
 
     def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:
         """The layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
-        tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
+        tokens, merged, moved = reduced(self, reduction)
         if len(tokens) == len(self.tokens) and (self.place is None or self.index is not None):
-            return replace(self, tokens=tokens), None  # nothing goes, and no token has moved to another one's position
+            # Nothing goes, and no token has moved to another one's position.
+            return replace(self, tokens=tokens, merged=merged, moved=moved), None
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
             lengths[sample if len(lengths) > 1 else 0] += (after - before) * self.unit
@@ -159,6 +202,8 @@ class Rows:
             valid=None if min(lengths) == width else stays.gather(1, take),
             place=None if self.place is None else self.place[reduction.keep],
             sight=None if self.sight is None else replace(self.sight, group=self.sight.group[reduction.keep]),
+            merged=merged,
+            moved=moved,
         )
         return layout, take
 
@@ -179,10 +224,12 @@ class Rows:
         none = torch.zeros(len(self.lengths), self.width, dtype=torch.bool, device=self.row.device)
         return none if self.tokens.marks is None else none.index_put((self.row, self.slot), self.tokens.marks)
 
-    def scatter(self, x: Tensor, length: int, fill: float = 0.0) -> Tensor:
-        """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows, ``fill`` elsewhere."""
+    def scatter(self, x: Tensor, fill: float = 0.0, length: int | None = None) -> Tensor:
+        """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows (None: all), ``fill``
+        elsewhere."""
         if self.index is None:
             return x
+        length = length or self.full
         batch = torch.arange(x.shape[0], device=x.device)[:, None] * length
         cut = self.width - x.shape[1]
         place = self.index[:, cut:].to(x.device) - (self.full - length)
@@ -221,9 +268,11 @@ def take_rows(x: Tensor, take: Tensor, axis: int = 1) -> Tensor:
 
     Args:
         x: ``(B or 1, ..., P, ...)`` with the tokens at ``axis``. A negative axis may have more axes before the batch.
-        take: ``(B, P')``.
+        take: ``(B, P')``; or ``(P',)`` of a packed sequence ``(P, ...)``, which has no batch.
     """
     take = take.to(x.device)
+    if take.dim() == 1:
+        return x.index_select(0, take)
     if axis < 0:
         if x.dim() + axis > 1:
             return torch.stack([take_rows(part, take, axis) for part in x])
@@ -242,68 +291,11 @@ def take_rows(x: Tensor, take: Tensor, axis: int = 1) -> Tensor:
     return x.gather(axis, take.view(shape).expand(target))
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Tokens present in one packed sequence of units.
-
-    Attributes:
-        unit: rows per token (patches that the merger joins; 1 at patch level).
-        full: tokens of the full sequence.
-        tokens: those present now, in sequence order.
-        index: ``(N,)`` place of each in the full sequence, ascending, or None: nothing was removed.
-    """
-
-    unit: int
-    full: int
-    tokens: Tokens
-    index: Tensor | None = None
-
-    def attended(self, x: Tensor) -> Tensor:
-        """Rows ``(1, N * unit, ...)`` as an attention has them, as ``(N * unit, ...)``."""
-        return x[0]
-
-    def pick(self, x: Tensor) -> Tensor:
-        """Rows ``(N * unit, C)`` as tokens ``(N, unit * C)``."""
-        return x.reshape(len(self.tokens), self.unit * x.shape[-1])
-
-    def put(self, x: Tensor, values: Tensor) -> Tensor:
-        """Tokens ``(N', unit * C)`` as rows ``(N' * unit, C)``, in the dtype of ``x``."""
-        return values.to(x.dtype).reshape(-1, x.shape[-1])
-
-    def reduce(self, reduction: Reduction) -> Packed:
-        """The layout of the survivors."""
-        tokens = replace(reduction.survivors(self.tokens), hidden=self.tokens.hidden)
-        index = reduction.keep if self.index is None else self.index[reduction.keep]
-        return replace(self, tokens=tokens, index=index)
-
-    def rows(self) -> Tensor:
-        """``(N * unit,)`` places of the rows present in the full sequence of rows."""
-        assert self.index is not None
-        return self.rows_of(self.index)
-
-    def rows_of(self, index: Tensor) -> Tensor:
-        """``(K * unit,)`` rows of the tokens ``index (K,)``."""
-        return (index[:, None] * self.unit + torch.arange(self.unit, device=index.device)).flatten()
-
-    def seqlens(self, cu_seqlens: Tensor) -> Tensor:
-        """Cumulative lengths of the attention segments that still have tokens."""
-        assert self.index is not None
-        before = torch.searchsorted(self.index, cu_seqlens.long() // self.unit) * self.unit
-        distinct: Tensor = torch.unique_consecutive(before)
-        return distinct.to(cu_seqlens.dtype)
-
-    def scatter(self, x: Tensor, fill: float) -> Tensor:
-        """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""
-        if self.index is None:
-            return x
-        return x.new_full((self.full, x.shape[-1]), fill).index_copy(0, self.index.to(x.device), x)
-
-    def patches(self) -> Packed:
-        """The same tokens one by one, every patch a token (for parking below the level of the merger)."""
-        if self.unit == 1:
-            return self
-        tokens = patches_of(self.tokens, self.unit)
-        return Packed(1, self.full * self.unit, tokens, None if self.index is None else self.rows())
+def reduced(layout: Layout, reduction: Reduction) -> tuple[Tokens, bool, bool]:
+    """The survivors, without hidden states; whether some token now stands for several; and whether one has moved."""
+    tokens = replace(reduction.survivors(layout.tokens), hidden=layout.tokens.hidden)
+    moves = reduction.coords is not None and len(tokens) < len(layout.tokens)  # a merger moves tokens
+    return tokens, layout.merged or reduction.sizes is not None, layout.moved or moves
 
 
 def displacement(t: Tokens) -> Tensor:

@@ -18,8 +18,9 @@ from foveate.models.family import Merger, Tower
 from foveate.runtime.context import Context, TowerPass
 from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.layout import Rows, frames, starts, tokens_of, whole
+from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.past import Past
-from foveate.tokens import Reduction
+from foveate.tokens import Reduction, Tokens
 
 Visit = Callable[[TowerPass, int, Tensor], Tensor]
 
@@ -46,8 +47,8 @@ class _Shown:
             return None
         hidden = self.visit(call, self.block, first_argument(args, kwargs, "hidden_states"))
         layout, rows = call.layout, hidden.shape[-2]
-        if isinstance(layout, Rows) and layout.index is not None:
-            groups = _groups(layout.rows(hidden), self.unit, self.group)
+        if layout is not None and layout.index is not None:
+            groups = _groups(layout.pick(hidden).view(-1, hidden.shape[-1]), self.unit, self.group)
             if len(groups) == 0:  # nothing is left, and stock code wants something
                 groups = hidden.new_zeros(1, self.group, hidden.shape[-1])
             rows = len(groups) * self.group
@@ -61,15 +62,14 @@ class _Shown:
         call = self.context.tower
         if call is None:
             return None
-        before, call.unit = call.layout, self.unit
+        before = call.layout
         call.seen = Past()  # of rows that are no more
-        if not isinstance(before, Rows):
-            return None
-        call.layout = _merged(call, before, self.unit)
-        if before.index is None:
+        full = tokens_of(frames(call.now.grid), output.device)
+        call.layout = layout = _merged(full, before, self.unit)
+        if before is None or before.index is None:
             return None
         made = output.flatten(0, 1)[: len(before.tokens) * self.unit]
-        return call.layout.put(output.new_zeros(1, call.layout.width, output.shape[-1]), made)
+        return layout.put(output.new_zeros(1, layout.width, output.shape[-1]), made)
 
 
 def _groups(rows: Tensor, unit: int, group: int) -> Tensor:
@@ -80,10 +80,12 @@ def _groups(rows: Tensor, unit: int, group: int) -> Tensor:
     return x.reshape(-1, group, rows.shape[-1])
 
 
-def _merged(call: TowerPass, before: Rows, unit: int) -> Rows:
-    """The same tokens where a token is ``unit`` rows."""
+def _merged(full: Tokens, before: Layout | None, unit: int) -> Rows:
+    """The layout of all tokens, or the same as ``before``, where a token is ``unit`` rows."""
+    layout = whole(full, 1, len(full) * unit, 0, unit)
+    if before is None:
+        return layout
     tokens = before.tokens
-    full = tokens_of(frames(call.grid_now), tokens.index.device)
     kept = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
-    layout, _ = whole(full, 1, len(full) * unit, 0, unit).reduce(Reduction(kept, tokens.counts))
-    return replace(layout, tokens=tokens)
+    layout, _ = layout.reduce(Reduction(kept, tokens.counts))
+    return replace(layout, tokens=tokens, merged=before.merged, moved=before.moved)

@@ -4,6 +4,7 @@ the length it expects, and the block returns the sum of what was kept aside."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def attach_mid(
 
 
 class _Between:
-    """One block. ``TowerPass.mid`` holds the reduced residual stream, then the sum, and the shape that stock code expects."""
+    """One block. ``Running.mid`` holds the reduced residual stream, then the sum, and the shape that stock code expects."""
 
     def __init__(self, block: nn.Module, spec: Tower, context: Context, first: Action, visit: Visit) -> None:
         self.block, self.context, self.first, self.visit = block, context, first, visit
@@ -46,22 +47,23 @@ class _Between:
         hidden = self.visit(call, x)
         if call.layout is None:
             return None
-        call.mid = (hidden, x.shape)
+        call.block = replace(call.block, mid=(hidden, x.shape))
         call.trace.blocks[-1].ffn_rows = hidden.shape[:-1].numel()
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def after_ffn(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         call = self.context.tower
-        if call is None or call.mid is None:
+        if call is None or call.block.mid is None:
             return None
-        hidden, shape = call.mid
+        hidden, shape = call.block.mid
         scaled = getattr(self.block, self.ffn_scale) * output if self.ffn_scale else output
-        call.mid = (hidden + scaled, shape)
+        call.block = replace(call.block, mid=(hidden + scaled, shape))
         return output.new_zeros(()).expand(shape)
 
     def after_block(self, module: nn.Module, args: Any, output: Any) -> Any:
         call = self.context.tower
-        if call is None or call.mid is None:
+        if call is None or call.block.mid is None:
             return None
-        (joined, _), call.mid = call.mid, None
+        joined, _ = call.block.mid
+        call.block = replace(call.block, mid=None)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined

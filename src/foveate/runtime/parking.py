@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Method, Site
 from foveate.runtime.checks import check_restored, flops_of
-from foveate.runtime.layout import Packed, Rows, take_rows
+from foveate.runtime.layout import take_rows
 from foveate.runtime.masks import of_queries
+from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.past import Past
 from foveate.runtime.trace import BlockTrace, KeyTrace, SiteTrace, Trace
 from foveate.tokens import Parked
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from foveate.runtime.context import Action, DecoderPass, TowerPass
 
 
+L = TypeVar("L", bound=Layout)
+
+
 @dataclass(frozen=True, eq=False)
-class Lot:
+class Lot(Generic[L]):
     """Tokens set aside.
 
     Attributes:
@@ -37,7 +41,6 @@ class Lot:
         outer: the layout they return to.
         kept: where the rows present stand among those of ``outer``: ``(rows,)`` in a packed tower, ``(B, P)`` in a padded
             one.
-        merged: whether tokens of ``outer`` stand for several.
         leading: special tokens at the front of every image of a padded tower.
         seen: what blocks before had left of all tokens.
         tower: in the decoder, what the vision tower had left of them.
@@ -45,14 +48,13 @@ class Lot:
 
     method: Method
     parked: Parked
-    outer: Rows | Packed
+    outer: L
     kept: Tensor
-    merged: bool
     leading: int
     seen: Past
     tower: dict[int, Tensor] = field(default_factory=dict)
 
-    def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
+    def all_rows(self, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
         parked = self.parked.tokens
         tokens = replace(layout.tokens, hidden=layout.pick(hidden), state=parked.state)
@@ -63,23 +65,21 @@ class Lot:
             )
         restored = self.method.restore(tokens, self.parked, site)
         check_restored(self.method, site, restored, parked.hidden)
-        if isinstance(self.outer, Packed):
-            return self.outer.put(hidden, restored)
         return self.outer.put(spread(hidden, self.kept, self.outer.width), restored)  # some rows are no token's
 
-    def lend(self, trace: Trace, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
+    def lend(self, trace: Trace, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
         """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         trace.signal_flops += flops_of(self.method, tokens, site)
         return self.all_rows(layout, hidden, site)
 
-    def all_seen(self, layout: Rows | Packed, seen: Past, site: Site) -> Past:
+    def all_seen(self, layout: Layout, seen: Past, site: Site) -> Past:
         """What blocks have left of all tokens: those before they were parked as it was, and those since then (``seen``) as the
         method says. What was read of the tokens present says nothing of all of them, unless that attention saw them all."""
 
         def whole(x: Tensor) -> Tensor:
             # Special tokens may have been cut off since then.
-            return self.all_rows(layout, x if isinstance(layout, Packed) else x[:, x.shape[1] - layout.width :], site)
+            return self.all_rows(layout, x[..., x.shape[-2] - layout.width :, :], site)
 
         before, after = self.seen, Past(leading=seen.leading)
         after.readings = {i: x for i, x in seen.readings.items() if x.sees_parked} | before.readings
@@ -90,15 +90,13 @@ class Lot:
             states |= {i: whole(x) for i, x in since.items() if i not in then} | then
         return after
 
-    def without_leading(self) -> Lot:
+    def without_leading(self) -> Lot[L]:
         """The same after the special tokens were cut off."""
-        if isinstance(self.outer, Packed):
-            return self
-        outer, kept = self.outer.without_leading(self.leading), self.kept[:, self.leading :] - self.leading
+        outer, kept = self.outer.without_leading(self.leading), self.kept[..., self.leading :] - self.leading
         return replace(self, outer=outer, kept=kept, leading=0)
 
 
-def come_back(call: TowerPass | DecoderPass, action: Action, layout: Rows | Packed, hidden: Tensor) -> Tensor:
+def come_back(call: TowerPass | DecoderPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
     """A ``restore`` site: the tokens set aside are present again. The hidden states ``hidden`` of those of ``layout`` are now
     those of all."""
     lot, call.lot = call.lot, None
@@ -143,7 +141,7 @@ class Attending:
 
     def own(self, x: Tensor) -> Tensor:
         """The block's own rows of ``x``, a tensor like ``rows``."""
-        return x.index_select(0, self.kept) if self.kept.dim() == 1 else take_rows(x, self.kept)
+        return take_rows(x, self.kept)
 
     def before_query(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What the query projection shall see."""
@@ -160,7 +158,7 @@ class Attending:
             return output
         whole, self._whole = self._whole, None
         if not self.fused:
-            return self._spread(output, whole.shape[-2])
+            return spread(output, self.kept, whole.shape[-2])
         width = layer.out_features // 3
         parked = others(self.kept, len(whole))
         bias = None if layer.bias is None else layer.bias[width:]
@@ -196,18 +194,13 @@ class Attending:
 
     def widen(self, output: Tensor, place: Tensor | None, n: int) -> Tensor:
         """Attention ``(B, Q, H, d)`` of the block's own rows, back among ``n`` rows."""
-        return output if place is None else self._spread(output, n, place)
-
-    def _spread(self, x: Tensor, n: int, place: Tensor | None = None) -> Tensor:
-        """``x (B, P, ...)``, packed ``(P, ...)``, at its places among ``n`` rows, zeros elsewhere."""
-        place = self.kept if place is None else place
-        if place.dim() == 1:
-            return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
-        return spread(x, place, n)
+        return output if place is None else spread(output, place, n)
 
 
 def spread(x: Tensor, place: Tensor, n: int) -> Tensor:
-    """``x (B, P, ...)`` at ``place (B, P)`` among ``n`` rows, zeros elsewhere."""
+    """``x (B, P, ...)`` at ``place (B, P)``, packed ``x (P, ...)`` at ``place (P,)``, among ``n`` rows, zeros elsewhere."""
+    if place.dim() == 1:
+        return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
     flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
     out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
     return out.view(len(place), n, *x.shape[2:])

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from foveate.errors import UnsupportedSiteError
+from foveate.runtime.protocol import Present
 from foveate.runtime.signals.kind import Kind, of_units
 from foveate.runtime.signals.past import Past
 from foveate.runtime.signals.reading import Reading
@@ -23,24 +24,6 @@ from foveate.tokens import Tokens
 
 if TYPE_CHECKING:
     from foveate.runtime.context import Action
-
-
-class Layout(Protocol):
-    """Where visual tokens are."""
-
-    @property
-    def tokens(self) -> Tokens:
-        """Those present."""
-
-    @property
-    def unit(self) -> int:
-        """Rows that are one token."""
-
-    def pick(self, x: Tensor) -> Tensor:
-        """Hidden states as tokens ``(N, unit * C)``; special rows may stand before those of the layout."""
-
-    def attended(self, x: Tensor) -> Tensor:
-        """Of rows ``(B, P, ...)`` of an attention, the visual ones, packed: ``(N * unit, ...)``."""
 
 
 @dataclass
@@ -60,7 +43,7 @@ class Presence:
         join: makes a signal of all heads from that of this process, where each has some.
     """
 
-    layout: Layout
+    layout: Present
     hidden: Any
     past: Past
     trace: Trace

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from foveate.method import Site
 from foveate.models.family import Tower
 from foveate.runtime.context import Context
-from foveate.runtime.features import units
 from foveate.runtime.hooks import Hooks
-from foveate.runtime.layout import HOLE, Packed
+from foveate.runtime.images import units
+from foveate.runtime.layout import HOLE
 
 
 def attach_taps(hooks: Hooks, base: nn.Module, spec: Tower, context: Context) -> None:
@@ -35,11 +35,12 @@ def _before(context: Context, i: int, module: nn.Module, args: Any, kwargs: Any)
     if lot is not None and layout is not None:
         x = lot.lend(call.trace, layout, x, Site("tower", call.trace.blocks[-1].block + 1, action="attend"))
         layout = lot.outer
-    call.tapped = layout
-    call.trace.tap_rows.append((i, units(call.grid_now) if layout is None else len(layout.tokens)))
+    call.trace.tap_rows.append((i, units(call.now.grid) if layout is None else len(layout.tokens)))
     return (x, *args[1:]), kwargs
 
 
 def _after(context: Context, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
     call = context.tower
-    return call.tapped.scatter(output, HOLE) if call is not None and isinstance(call.tapped, Packed) else None
+    if call is None or call.layout is None:
+        return None
+    return (call.layout if call.lot is None else call.lot.outer).scatter(output, HOLE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,8 @@ from foveate.method import Site
 from foveate.models.family import Arrangement, Family
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
-from foveate.runtime.blocks import block_arguments, key_bias, parts_of, seqlens_of
-from foveate.runtime.context import Action, Context, Record, TowerPass, wants_gradients
+from foveate.runtime.blocks import block_arguments, key_bias, seqlens_of
+from foveate.runtime.context import Action, Context, Record, Running, TowerPass, wants_gradients
 from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
     all_units,
@@ -31,32 +32,32 @@ from foveate.runtime.features import (
     in_tower_order,
     left_of,
     note,
-    note_states,
+    note_output,
     pooled_of,
     present_units,
-    sides_of,
-    units,
+    states_of,
     with_pooled,
     with_rows,
     without_missing,
 )
 from foveate.runtime.hooks import Hooks, by_name, device_of, first_argument, replace_first
-from foveate.runtime.layout import HOLE, Packed, Rows, frames, take_rows, tokens_of, whole, with_padding
+from foveate.runtime.images import images_of, units
+from foveate.runtime.layout import HOLE, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.merger import attach_merger
 from foveate.runtime.mid import attach_mid
+from foveate.runtime.packed import Packed
 from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.pixels import choose_grid
 from foveate.runtime.presence import Presence
+from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.kernel import Probe, watch
 from foveate.runtime.signals.kind import Kind
 from foveate.runtime.signals.past import Wanted
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
-from foveate.runtime.trace import BlockTrace, Trace, tick
+from foveate.runtime.trace import BlockTrace, Clock, Trace
 from foveate.tokens import Parked
-
-Layout = Rows | Packed
 
 
 class TowerHooks:
@@ -90,7 +91,10 @@ class TowerHooks:
         self.reduces, self.last = bool(actions or self.kept), self.spec.last_block(config)
         self.until = self.wanted.until | dict.fromkeys(self.kept, math.inf)
         self.proportional = any(a.method.proportional_attention for a in actions)
-        self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family)
+        merger = self.spec.merger
+        #: the block whose sites a merger visits; one that merges nothing is not called
+        self.merges_at = merger.block(config) if merger is not None and merger.rows(config) > 1 else None
+        self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family, self.unit)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
@@ -128,7 +132,7 @@ class TowerHooks:
                 hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
-        return self.context.tower.reading if self.context.tower else None
+        return self.context.tower.block.reading if self.context.tower else None
 
     def _attends(self, block: int) -> list[Action]:
         return [a for a in self.before[block] if a.site.action == "attend"]
@@ -170,19 +174,18 @@ class TowerHooks:
             # Whoever acts in the language model alone can do without places in the image: nothing is known of these features.
             self.context.tower, self.context.records = None, []
             return None
-        self.context.tower = call = TowerPass(grid, grid, self.context.trace, device, tick(device), self.unit)
-        call.states = self.context.begun.states
-        call.sides = call.sides_now = sides_of(self.spec, self.config, args, kwargs, grid)
-        call.trace.full_around += self.spec.around(self.tower, args, kwargs)
-        if padded := self.spec.padded(self.config, args, kwargs):
-            call.trace.segments += [padded] * len(grid)
-        if self.pixels and choose_grid(call, self.pixels) and self.spec.resize is not None:
-            args, kwargs = self.spec.resize(self.config, args, kwargs, call.grid_now)
-            call.sides_now = sides_of(self.spec, self.config, args, kwargs, call.grid_now)
-        call.trace.around += self.spec.around(self.tower, args, kwargs)
-        call.padded = self.spec.padded(self.config, args, kwargs)
+        full, trace = images_of(self.spec, self.config, args, kwargs, grid), self.context.trace
+        self.context.tower = call = TowerPass(full, full, trace, Clock(device))
+        trace.full_around += self.spec.around(self.tower, args, kwargs)
+        trace.segments += [full.padded] * len(grid) if full.padded else []
+        if self.pixels and self.spec.resize is not None:
+            new, cells = choose_grid(grid, device, self.pixels, trace, self.context.begun.states)
+            if new != grid:
+                args, kwargs = self.spec.resize(self.config, args, kwargs, new)
+                call.now = replace(images_of(self.spec, self.config, args, kwargs, new), cells=cells)
+        trace.around += self.spec.around(self.tower, args, kwargs)
         if self.reduces:
-            call.order = self.spec.order(self.config, args, kwargs)
+            call.now = replace(call.now, order=self.spec.order(self.config, args, kwargs))
         return args, kwargs
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -197,7 +200,7 @@ class TowerHooks:
             # The projector comes after the tower; the call goes on until then.
             ends = (self.spec.joins and not self.spec.pooler) or self._pools
             return self._rejoin(call, output) if self.reduces and ends else None
-        if call.resized is not None and call.grid_now != call.grid:
+        if call.now.cells is not None:
             for name in self.spec.features:
                 setattr(output, name, full_grid(call, getattr(output, name)))
         self._finish(call, output.pooler_output)
@@ -205,12 +208,12 @@ class TowerHooks:
 
     def _finish(self, call: TowerPass, rows: Tensor) -> None:
         """Rows of the output module are the features."""
-        kept_rows = self.spec.kept_rows(self.config)
-        self.facts.check_count(rows.shape[:-1].numel(), units(call.grid) + kept_rows * len(call.grid))
+        kept_rows, grid = self.spec.kept_rows(self.config), call.full.grid
+        self.facts.check_count(rows.shape[:-1].numel(), units(grid) + kept_rows * len(grid))
         self._close(call, in_tower_order(call, rows.device, kept_rows, self.virtual))
 
     def _close(self, call: TowerPass, record: Record) -> None:
-        record.block_states = call.block_states
+        record.block_states = states_of(call, self.kept)
         note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
@@ -223,20 +226,19 @@ class TowerHooks:
         """The complete layout, made when the first site needs one."""
         if call.layout is not None:
             return call.layout
-        device = hidden.device
-        tokens = tokens_of(frames(call.grid_now), device)
+        now, images, leading = call.now, len(hidden), self.spec.leading
+        tokens = tokens_of(frames(now.grid), hidden.device)
         if self.spec.layout == "packed":
-            if call.order is not None:
-                tokens = tokens.select(call.order.to(device), tokens.counts)
-            return Packed(call.unit, len(tokens), tokens)
-        layout = whole(tokens, hidden.shape[0], hidden.shape[1], self.spec.leading, call.unit, call.sides_now)
-        return layout if call.padded is None else with_padding(layout)
+            if now.order is not None:
+                tokens = tokens.select(now.order.to(hidden.device), tokens.counts)
+            return Packed(self.unit, len(tokens), tokens)
+        layout = whole(tokens, images, leading + now.rows(self.unit, images), leading, self.unit, now.sides)
+        return layout if now.padded is None else with_padding(layout)
 
     def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
-        """The sites before block ``i``, if they have not acted yet."""
-        for action in () if i in call.visited else self.before.get(i, ()):
+        """The sites before block ``i``."""
+        for action in self.before.get(i, ()):
             hidden = self._act(call, action, hidden)
-        call.visited.add(i)
         return hidden
 
     def _mid_sites(self, i: int, call: TowerPass, hidden: Tensor) -> Tensor:
@@ -255,46 +257,45 @@ class TowerHooks:
             call.seen.left[i - 1] = hidden
         if i in self.wanted.leading:
             call.seen.leading[i] = hidden[:, 0]
-        hidden = self._visit(call, i, hidden)
+        hidden = hidden if i == self.merges_at else self._visit(call, i, hidden)
         call.seen.forget(2 * i, self.until)
         if i in self.wanted.entered or i in self.kept:
             call.seen.entered[i] = hidden
         layout, lot = call.layout, call.lot
-        call.reading, call.masks, call.attending = None, {}, None
+        reading, masks, attending = None, dict[str, Tensor | None](), None
         shown = hidden, layout  # to the attention
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
             shown = lot.lend(call.trace, layout, hidden, site), lot.outer
         if shown[1] is not None and shown[1].index is not None:
-            kwargs = block_arguments(self.spec, call, shown[1], block, hidden, kwargs)
+            kwargs, masks = block_arguments(self.spec, call.memo, shown[1], block, hidden, kwargs)
         if lot is not None and shown[0] is not hidden:
-            call.attending = self.attending.of(call, lot, shown[0], kwargs)
+            attending = self.attending.of(call.memo, lot, shown[0], kwargs)
         kinds = self.wanted.attention.get(i, [])
-        bias = key_bias(shown[1], shown[0]) if self.proportional and call.merged else None
-        if kinds or bias is not None or call.attending is not None:
-            reading = Reading(key_bias=bias, attending=call.attending, width=shown[0].shape[-2])
+        bias = key_bias(shown[1]) if self.proportional else None
+        if kinds or bias is not None or attending is not None:
+            reading = Reading(key_bias=bias, attending=attending, width=shown[0].shape[-2])
             reading.gradients = wants_gradients(self.actions, block)
             for kind in kinds:
                 kind.ask(reading, lambda rows: torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
             if self.spec.layout == "padded":
                 own = layout or self._layout(call, hidden)
-                reading.valid = own.valid if isinstance(own, Rows) else None
-                reading.parts = parts_of(own, shown[1])
-            call.reading = reading
+                reading.valid, reading.parts = own.valid, own.pairs(shown[1] or own)
             if kinds:
                 call.seen.readings[i] = reading
         rows, segments = hidden.shape[:-1].numel(), seqlens_of(self.spec, kwargs)
         if segments is None:
             segments = [hidden.shape[1]] * hidden.shape[0]
         trace = BlockTrace(i, rows, rows, segments)
-        if call.attending is not None:
-            call.attending.note(trace, rows, segments)
+        if attending is not None:
+            attending.note(trace, rows, segments)
         call.trace.blocks.append(trace)
+        call.block = Running(reading, attending, masks)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
     def _mask_attention(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
-        return None if call is None or not call.masks else (args, {**kwargs, **call.masks})
+        return None if call is None or not call.block.masks else (args, {**kwargs, **call.block.masks})
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -306,38 +307,26 @@ class TowerHooks:
         outer = layout
         if site.unit == "patch":
             layout = layout.patches()
-        state = call.states.of(action.method, action.part)
+        state = self.context.begun.states.of(action.method, action.part)
         tokens = Presence(layout, hidden, call.seen, call.trace, join=self.join).tokens(action, state=state)
         reduction = action.decide(call.trace, tokens)
         parking = site.action == "park"
         if parking and len(reduction.keep) == len(tokens):
             return hidden
-        merged, call.merged = call.merged, call.merged or reduction.sizes is not None
-        call.moved |= reduction.coords is not None and len(reduction.keep) < len(tokens)  # a merger moves tokens
-        if isinstance(layout, Packed):
-            if parking:
-                kept = layout.rows_of(reduction.keep)
-                parked = Parked(tokens, reduction.keep)
-                call.lot = Lot(action.method, parked, outer, kept, merged, 0, call.seen.copy())
-            survivors = reduction.survivors(tokens)
-            call.layout = layout.reduce(reduction)
-            call.seen.narrow(layout.rows_of(reduction.keep), 0)
-            return layout.put(hidden, survivors.hidden)
-        new, take = layout.reduce(reduction)
-        call.layout = new
-        if parking and take is not None:
-            parked = Parked(tokens, reduction.keep)
-            call.lot = Lot(action.method, parked, outer, take, merged, self.spec.leading, call.seen.copy())
+        call.layout, take = layout.reduce(reduction)
         if take is not None:
+            if parking:
+                parked = Parked(tokens, reduction.keep)
+                call.lot = Lot(action.method, parked, outer, take, self.spec.leading, call.seen.copy())
             hidden = take_rows(hidden, take)
             call.seen.narrow(take, layout.width)
-        return hidden if reduction.hidden is None else new.put(hidden, reduction.hidden)
+        return hidden if reduction.hidden is None else call.layout.put(hidden, reduction.hidden)
 
     def _restore(self, call: TowerPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
         lot = call.lot
         hidden = come_back(call, action, layout, hidden)
         if lot is not None:
-            call.layout, call.merged = lot.outer, lot.merged
+            call.layout = lot.outer
         return hidden
 
     # -- output -----------------------------------------------------------------------------------------------------
@@ -364,7 +353,7 @@ class TowerHooks:
         for action in self.outputs:
             x = self._act(call, action, x)
         layout = self._layout(call, x)
-        note_states(call, layout, self.kept)
+        call.layout = layout if self.kept else call.layout
         return full_rows(call, x, layout, self.spec)
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -377,16 +366,15 @@ class TowerHooks:
             return ((present_units(call, x, self.spec), *args[1:]), kwargs) if self.spec.joins == "before" else None
         arranged = self.context.arranged
         if arranged is not None and self._pools:
-            return (arranged.pool(call.grid, left_of(call, x.device), x), *args[1:]), kwargs
-        layout = self._layout(call, x if self.spec.layout == "packed" else self._with_leading(call, x))
-        if isinstance(layout, Rows) and x.shape[1] == layout.width - self.spec.leading:
+            return (arranged.pool(call.full.grid, left_of(call, x.device), x), *args[1:]), kwargs
+        layout = self._layout(call, x)
+        if x.shape[-2] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
             call.lot = None if call.lot is None else call.lot.without_leading()
-        if call.layout is not None or self.outputs:
+        if call.layout is not None or self.outputs or self.kept:
             call.layout = layout
         for action in self.outputs:
             x = self._act(call, action, x)
-        note_states(call, call.layout or layout, self.kept)
         return (x, *args[1:]), kwargs
 
     def _after_last(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -395,36 +383,31 @@ class TowerHooks:
             x = output[0] if isinstance(output, tuple) else output
             call.seen.leading[len(self.blocks)] = x[:, 0]
 
-    def _with_leading(self, call: TowerPass, x: Tensor) -> Tensor:
-        patches = units(call.grid_now) // x.shape[0]
-        return x.new_empty(x.shape[0], patches + self.spec.leading, 1) if call.layout is None else x
-
     def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Any:
         call = self.context.tower
         if call is None:
             return None
         self.facts.check_features(output)
         layout = call.layout
+        note_output(call, output, self.spec, self.spec.joins == "inside" or self._pools)
         if self.spec.layout == "packed":
-            if not isinstance(layout, Packed):
+            if layout is None:
                 return None
             self.facts.check_count(len(output), len(layout.tokens))
             return layout.scatter(output, HOLE)
         if self.spec.joins == "before":
-            output = all_units(call, output)
+            output = all_units(call, output, self.spec)
         elif self.spec.joins:
-            output, call.pooled = without_missing(call, output), output.shape[:-1].numel()
-        elif isinstance(layout, Rows) and not self._pools:
-            output = layout.scatter(output, layout.full, fill=HOLE)
-        if call.grid_now != call.grid and (self.spec.pooler or not (self.spec.joins or self._pools)):
+            output = without_missing(call, output)
+        elif layout is not None and not self._pools:
+            output = layout.scatter(output, HOLE)
+        if call.now.cells is not None and (self.spec.pooler or not (self.spec.joins or self._pools)):
             output = full_grid(call, output, self.spec.kept_rows(self.config))
         arranged = self.context.arranged
         if arranged is None:
             self._finish(call, output)
             return output
-        left = arranged.arrive(call.grid, left_of(call, output.device))
-        if self._pools:
-            call.pooled = output.shape[:-1].numel()
+        left = arranged.arrive(call.full.grid, left_of(call, output.device))
         if left is None:
             return output
         present = left.present.view(*output.shape[:2], 1) > 0

@@ -198,6 +198,17 @@ class Trace:
         return sum(_elapsed(start, stop) for start, stop in self.clocks.get(stage, []))
 
 
+class Clock:
+    """Runs from when it is made, where ``device`` is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.start = device, tick(device)
+
+    def stop(self) -> tuple[Any, Any]:
+        """When it began, and now."""
+        return self.start, tick(self.device)
+
+
 def tick(device: torch.device) -> Any:
     """A point in time: an event on CUDA (no synchronisation), a clock reading elsewhere."""
     if device.type == "cuda":

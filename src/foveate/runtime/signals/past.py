@@ -84,10 +84,7 @@ class Past:
             reading.narrow(_after(take, reading.present - width))
         for states in (self.entered, self.left):
             for layer, x in states.items():
-                if take.dim() == 1:
-                    states[layer] = x.index_select(0, take)
-                else:
-                    states[layer] = take_rows(x, _after(take, x.shape[1] - width))
+                states[layer] = take_rows(x, _after(take, x.shape[-2] - width))
 
     def forget(self, now: float, until: dict[int, float]) -> None:
         """Let go of what nobody asks for after the moment ``now``."""

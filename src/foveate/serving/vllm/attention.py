@@ -34,7 +34,7 @@ class PagedReading(Reading):
 
 @dataclass(frozen=True)
 class Step:
-    """Where the visual tokens are in a step: `foveate.runtime.presence.Layout` without padding.
+    """Where the visual tokens are in a step: `foveate.runtime.protocol.Present` without padding.
 
     Attributes:
         tokens: those present.

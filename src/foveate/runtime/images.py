@@ -1,0 +1,51 @@
+"""The images of a tower call: their grids, and what else stock code says of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from foveate.models.family import Grid, Side, Tower
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of a tower call, as the caller gave them or as the blocks see them.
+
+    Attributes:
+        grid: ``(frames, height, width)`` of each, in units.
+        sides: patches down and across of every image, where units do not cover them; (): they do.
+        padded: rows of every image with its padding, or None: there is none.
+        cells: ``(U,)`` which cell of the first grid each unit stands for, where images were resized; None: they were not.
+        order: ``(U,)`` raster index of each unit in the sequence that the blocks see, or None: raster order.
+    """
+
+    grid: Grid
+    sides: tuple[Side, ...] = ()
+    padded: int | None = None
+    cells: Tensor | None = None
+    order: Tensor | None = None
+
+    def rows(self, unit: int, images: int) -> int:
+        """Patches in each row of a batch of so many ``images``, padding included."""
+        return self.padded or (sum(h * w for h, w in self.sides) or units(self.grid) * unit) // images
+
+
+def images_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid) -> Images:
+    """What stock code says of the images of ``grid`` in a tower call."""
+    sides = tuple(spec.patches(config, args, kwargs) or ())
+    sides = sides if any(strays_of(grid, sides, spec.unit(config))) else ()
+    return Images(grid, sides, spec.padded(config, args, kwargs))
+
+
+def units(grid: Grid) -> int:
+    """How many there are."""
+    return sum(t * h * w for t, h, w in grid)
+
+
+def strays_of(grid: Grid, sides: Sequence[Side], unit: int) -> list[int]:
+    """Patches of each image that no unit covers."""
+    return [h * w - units([shape]) * unit for (h, w), shape in zip(sides, grid)] if sides else [0] * len(grid)
