@@ -16,8 +16,9 @@ from foveate.models.family import Family
 from foveate.ops.segments import offsets
 from foveate.runtime.appending import limit_of_new
 from foveate.runtime.cache import CompactMixin, KVIndex
-from foveate.runtime.context import DecoderPass
+from foveate.runtime.context import DecoderPass, Settled
 from foveate.runtime.facts import Facts
+from foveate.runtime.hooks import by_name, by_position, first_argument
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import Kind, View, derive, kind_of
 from foveate.runtime.positions import renumbered
@@ -44,21 +45,20 @@ class LayerArguments:
             if layout is None or (layout.index is None and layout.sight is None):
                 return None
             return call.memo.once("rows", (layout,), lambda: KVIndex(0, 0).append_rows(layout, None, False))
-        entry.expected = True
         old, window = entry.kv, entry.window
         if window is not None:
             held = entry.held()
             old = call.memo.once(f"last {held.length}", (old,), lambda: held)
         if layout is None:
-            entry.kv = call.memo.once("append", (old,), lambda: old.append(call.length))
-            return self._seen(call, entry.kv, window, call.length)
+            entry.coming = new = old.append(call.length)
+            return self._seen(call, new, window, call.length)
         shift = old.shift
         if self.renumber and call.reduced is not None:
             _, here = self._renumbered(call)
             shift = here if shift is None else call.memo.once("shift", (here, shift), partial(torch.add, here, shift))
         name = "watched rows" if watching else "rows"
-        entry.kv = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
-        return self._seen(call, entry.kv, window, layout.width)
+        entry.coming = new = call.memo.once(name, (old, layout), lambda: old.append_rows(layout, shift, watching))
+        return self._seen(call, new, window, layout.width)
 
     @staticmethod
     def _seen(call: DecoderPass, kv: KVIndex, window: int | None, new: int) -> KVIndex:
@@ -139,6 +139,28 @@ class LayerArguments:
                 f"rotary {own}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
             )
         return new
+
+    def of_step(
+        self,
+        call: DecoderPass,
+        i: int,
+        layer: nn.Module,
+        settled: Settled,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any]]:
+        """The arguments of layer ``i`` for a generated token; made once for all layers that see the same."""
+        keys, entry = settled.keys, settled.entry
+        positional = len(args)
+        args, kwargs = by_name(layer, args, kwargs)
+        given = tuple(kwargs.get(name) for name in self.spec.layer_args)
+        visible = entry.visible if isinstance(entry, CompactMixin) else None
+        same = tuple(map(id, (keys, visible, *given)))
+        if same not in call.given:
+            new = self.derive(call, i, layer, entry, keys, first_argument(args, kwargs, "hidden_states"), args, kwargs)
+            changed = {name: value for name, value in new.items() if value is not kwargs.get(name)}
+            call.given[same] = changed, (keys, visible, given)
+        return by_position(layer, positional, args, {**kwargs, **call.given[same][0]})
 
     def tables(self, call: DecoderPass, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``(B, P, d)`` of the tokens present, if a layer that is called with ``kwargs`` is given such."""

@@ -50,7 +50,18 @@ class KVIndex:
     shift: Tensor | None = None
     visual: Rows | None = None
     groups: Groups | None = None
-    _selected: dict[int, tuple[Tensor, KVIndex]] = field(default_factory=dict, repr=False)
+    _made: dict[str, tuple[Any, KVIndex, int]] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a generated token sees all that is held, at the positions of the stock model."""
+        return self.valid is None and self.groups is None and self.shift is None
 
     @property
     def whole(self) -> bool:
@@ -74,7 +85,13 @@ class KVIndex:
 
     def append(self, n: int) -> KVIndex:
         """After a forward whose ``n`` tokens all arrived."""
-        return replace(self, total=self.total + n, tail=self.tail + n, _selected={})
+        known = self._made.get(
+            "append"
+        )  # layers that hold the same share one object, so what is made of it is made once
+        if known is None or known[0] != n:
+            new = replace(self, total=self.total + n, tail=self.tail + n, _made={})
+            known = self._made["append"] = (n, new, n)
+        return known[1]
 
     def append_rows(self, rows: Rows, shift: Tensor | None, keep_visual: bool) -> KVIndex:
         """After a forward that arrived as ``rows``."""
@@ -107,11 +124,15 @@ class KVIndex:
 
     def crop(self, remove: int) -> tuple[KVIndex, int]:
         """Without the last ``remove`` tokens of the full sequence, and how many entries that frees in every row."""
+        known = self._made.get("crop")
+        if known is None or known[0] != remove:
+            known = self._made["crop"] = (remove, *self._cropped(remove))
+        return known[1:]
+
+    def _cropped(self, remove: int) -> tuple[KVIndex, int]:
         if remove <= self.tail:
             groups = self._groups_up_to(self.length - remove)
-            return replace(
-                self, total=self.total - remove, tail=self.tail - remove, groups=groups, _selected={}
-            ), remove
+            return replace(self, total=self.total - remove, tail=self.tail - remove, groups=groups, _made={}), remove
         assert self.index is not None, "an entry without an index is all tail"
         total = self.total - remove
         gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid
@@ -133,7 +154,7 @@ class KVIndex:
 
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
-        known = self._selected.get(0)
+        known = self._made.get("select")
         if known is not None and known[0] is rows:  # every layer asks with the same tensor
             return known[1]
         new = KVIndex(
@@ -145,7 +166,7 @@ class KVIndex:
             None if self.visual is None else _select_rows(self.visual, [int(row) for row in rows.tolist()]),
             None if self.groups is None else self.groups.of_rows(rows),
         )
-        self._selected[0] = (rows, new)
+        self._made["select"] = (rows, new, 0)
         return new
 
 
@@ -222,19 +243,20 @@ class CompactMixin:
     visible: View | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
     reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
-    expected: bool  # the runtime has announced the next update
+    coming: KVIndex | None  # what it will hold after the next update, which the runtime has announced; None: it has not
     is_sliding: bool
     is_initialized: bool
     sliding_window: int
     record_past: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.expected:
+        coming = self.coming
+        if coming is None:
             raise UnsupportedCacheError(
                 "this cache was filled under a foveate handle and holds fewer tokens than the model believes, or no keys: go "
                 "on with it while the method is attached, or start with a new cache"
             )
-        self.expected = False
+        self.kv, self.coming = coming, None
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         if self.window is not None:  # one that records its past may give more of it (transformers 5.16)
             seen = self.window + key_states.shape[-2]
@@ -301,7 +323,7 @@ class CompactMixin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and saved as what it was before it became compact, and what it holds: the class is made at run time."""
-        held = {**self.__dict__, "kv": replace(self.kv, _selected={}), "expected": False}
+        held = {**self.__dict__, "coming": None}
         return _empty, (type(self).__bases__[1],), held
 
 
@@ -361,8 +383,8 @@ def window_of(entry: Any) -> int:
     return int(entry.sliding_window) - 1 if slides else sys.maxsize
 
 
-def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
-    """The compact entry of a layer; makes it so if it is not yet. ``past``: tokens it already holds."""
+def compact(cache: Cache, layer: int, kv: KVIndex) -> CompactMixin:
+    """The compact entry of a layer; makes it so if it is not yet. ``kv``: what it already holds."""
     entry: Any = cache.layers[layer]
     if isinstance(entry, CompactMixin):
         return entry
@@ -372,7 +394,7 @@ def compact(cache: Cache, layer: int, past: int) -> CompactMixin:
             "(generate without cache_implementation='static')"
         )
     new = _empty(type(entry))
-    new.__dict__.update(entry.__dict__, kv=KVIndex(past, past), visible=None, states=None, expected=False)
+    new.__dict__.update(entry.__dict__, kv=kv, visible=None, states=None, coming=None)
     cache.layers[layer] = new
     result: CompactMixin = new
     return result

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +179,20 @@ class TowerPass:
         self.first = len(self.trace.sites)
 
 
+class Settled(NamedTuple):
+    """What is known of a layer of a step before it runs.
+
+    Attributes:
+        keys: what its attention sees of the cache, or None: all of the sequence.
+        entry: its cache entry, or None.
+        all: its token sees every key that it is given, at the positions of the stock model.
+    """
+
+    keys: KVIndex | None
+    entry: Any
+    all: bool
+
+
 @dataclass
 class DecoderPass:
     """One forward of the language model.
@@ -208,6 +222,9 @@ class DecoderPass:
         members: who stands for whom, where merged tokens stand for their members; else None.
         left: input of the attention that runs now, of the tokens that are left, where it is shown their members.
         lent: layer -> the queries and keys that its kernel was given, for layers that reuse them.
+        settled: what is known of layers of a step before they run, the first ones when it begins.
+        cache: of a step whose layers are settled as far as can be, else None.
+        given: what changes in the arguments of a step's layers that see the same.
     """
 
     batch: int
@@ -240,6 +257,9 @@ class DecoderPass:
     lent: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     members: Members | None = None
     left: Tensor | None = None
+    settled: dict[int, Settled] = field(default_factory=dict)
+    cache: Any = None
+    given: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = field(default_factory=dict)
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:

@@ -26,8 +26,9 @@ from foveate.runtime.deepstack import add_deepstack
 from foveate.runtime.entry import Entry
 from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
+from foveate.runtime.layers import LayerCalls
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.notes import log_layer
+from foveate.runtime.notes import log_layer, log_layers
 from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
@@ -91,6 +92,9 @@ class DecoderHooks:
         self.virtual = VirtualHooks(self.layers, self.spec, context)
         self.stand_for_members = False  # merged tokens do, in attention
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
+        self.calls = LayerCalls(
+            self.layers, self.spec, context, self.arguments, self._before_layer, self.step, not self.reuse
+        )
 
     @property
     def reduces(self) -> bool:
@@ -118,8 +122,8 @@ class DecoderHooks:
             return
         if self.arguments.renumber:
             hooks.pre(self.arguments.rotary, self._positions)
+        self.calls.attach(hooks)
         for i, layer in enumerate(self.layers):
-            hooks.pre(layer, lambda module, args, kwargs, i=i: self._before_layer(i, module, args, kwargs))
             attention = attention_of(layer, self.spec)
             if attention is None:
                 hooks.instead(layer.get_submodule(self.spec.recurrent), "forward", partial(self._recur, i))
@@ -175,12 +179,14 @@ class DecoderHooks:
             check_whole(cache, past, None if plain is None else plain.shape[1] - call.length)
         self.context.decoder = call
         if not self.reduces:
-            for i in range(0 if self.spec.shared else len(self.layers)):  # no layer is hooked: all of them are stock
-                log_layer(call, embeds, None, entry_of(cache, i) if past else None)
+            unseen = range(0 if self.spec.shared else len(self.layers))  # no layer is hooked: all of them are stock
+            log_layers(call, call.length, [(None, entry_of(cache, i) if past else None) for i in unseen])
             if inputs.modalities:
                 call.trace.placeholders.append(self.entry.count(inputs))
             for record in self.context.records if inputs.modalities else []:
                 record.consumed = True
+        if self.reduces:
+            self.calls.begin(call, None if inputs.modalities else cache)
         if not (self.reduces and inputs.modalities):
             self.caches.follow(call, self.context.prompt, plain)
             return None
@@ -214,6 +220,7 @@ class DecoderHooks:
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         call, self.context.decoder = self.context.decoder, None
+        self.calls.steady.leave()
         if call is None or output is None:
             return
         fewer = call.reduced is not None
@@ -259,7 +266,7 @@ class DecoderHooks:
             return by_position(layer, positional, args, kwargs)
         keys, entry = self._keys(call, i, layer, kwargs)
         borrows = i in call.reusing
-        log_layer(call, hidden, keys, entry, call.reusing.get(i))
+        log_layer(call, hidden.shape[1], keys, entry, call.reusing.get(i))
         self.reads.begin(call, i, hidden, keys, entry)
         self.virtual.refuse_replay(call, layer)
         if keys is None and hidden is given and not borrows and call.fewer is call.reduced:
@@ -282,7 +289,7 @@ class DecoderHooks:
         self.reads.begin(call, i, rows, keys, entry)
         new = self.arguments.derive(call, i, layer, entry, keys, rows, args, kwargs)
         call.layout = layout
-        log_layer(call, hidden, keys, entry)
+        log_layer(call, hidden.shape[1], keys, entry)
         self.lends[i][0].lend(call, lot, rows)
         return new | self.arguments.of_rows(call, kwargs, hidden.shape[1])
 
@@ -311,15 +318,16 @@ class DecoderHooks:
         rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
         if entry is not None and (watching or sighted or call.fewer is not None or rows is not None):
-            entry = compact(cache, i, call.past)
+            entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
             entry.visible = None
             if self.step is not None and call.layout is None and call.past:
-                entry.visible = self.step.show(call, i, entry, cache)
+                assert keys is not None
+                entry.visible = self.step.show(call, i, entry, keys, cache)
             if rows is not None:
                 entry.reuses = rows
-                if call.reduced is None and entry.kv.whole and entry.visible is None:
+                if call.reduced is None and keys is not None and keys.whole and entry.visible is None:
                     keys = None  # it is compact only to remember that
         if i in self.sources[i + 1 :]:
             call.keys[i] = keys, call.layout
@@ -338,7 +346,7 @@ class DecoderHooks:
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
         entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
-        log_layer(call, first_argument(args, kwargs, "hidden_states"), None, entry)
+        log_layer(call, first_argument(args, kwargs, "hidden_states").shape[1], None, entry)
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         lengths = self.apart()

@@ -74,11 +74,17 @@ class Hooks:
 
     def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
         """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
-        stock, own = getattr(module, name), vars(module).get(name)
+        stock = getattr(module, name)
 
         @functools.wraps(stock)
         def ours(*args: Any, **kwargs: Any) -> Any:
             return stock(*args, **kwargs) if self.removed else run(stock, *args, **kwargs)
+
+        self.swap(module, name, ours)
+
+    def swap(self, module: nn.Module, name: str, ours: Callable[..., Any]) -> None:
+        """Put ``ours`` where a function of ``module`` was."""
+        own = vars(module).get(name)
 
         def undo() -> None:
             delattr(module, name) if own is None else setattr(module, name, own)

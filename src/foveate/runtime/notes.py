@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
-
-from torch import Tensor
 
 from foveate.runtime.cache import CompactMixin, KVIndex, window_of
 from foveate.runtime.context import DecoderPass
@@ -12,17 +11,32 @@ from foveate.runtime.taken import Taken
 from foveate.runtime.trace import LayerTrace
 
 
-def log_layer(call: DecoderPass, hidden: Tensor, keys: KVIndex | None, entry: Any, taken: Taken | None = None) -> None:
-    """Note one layer of a forward, whose attention sees ``keys`` (None: all), and what it has ``taken`` from another layer."""
+def log_layer(call: DecoderPass, rows: int, keys: KVIndex | None, entry: Any, taken: Taken | None = None) -> LayerTrace:
+    """Note one layer of a forward: its rows, the ``keys`` that it sees (None: all), what it has ``taken`` of another."""
     full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
     n_keys = full if keys is None else keys.length
     if isinstance(entry, CompactMixin) and entry.visible is not None:
         n_keys = entry.visible.index.shape[1]
-    log = call.trace.decode if call.past and call.layout is None else call.trace.prefill
     visual = None if call.layout is None else len(call.layout.tokens)
-    trace = LayerTrace(call.batch, hidden.shape[1], n_keys, call.rows or call.length, full, visual)
+    trace = LayerTrace(call.batch, rows, n_keys, call.rows or call.length, full, visual)
     if call.members is not None:
         trace.members = call.members.outer.width
     if taken is not None:
         trace.reuse, trace.reused = taken.reuse, taken.tokens
-    log.append(trace)
+    _log_of(call).append(trace)
+    return trace
+
+
+def log_layers(call: DecoderPass, rows: int, layers: Iterable[tuple[KVIndex | None, Any]]) -> None:
+    """Note all layers of a forward, of each what its attention sees and its cache entry; those that are alike share a note."""
+    log, known = _log_of(call), dict[tuple[int, int], LayerTrace]()
+    for keys, entry in layers:
+        kind = id(keys), window_of(entry)
+        if kind in known:
+            log.append(known[kind])
+        else:
+            known[kind] = log_layer(call, rows, keys, entry)
+
+
+def _log_of(call: DecoderPass) -> list[LayerTrace]:
+    return call.trace.decode if call.past and call.layout is None else call.trace.prefill

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedSiteError
 from foveate.models.family import Decoder
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, window_of
 from foveate.runtime.context import Action, Context, DecoderPass, wants_gradients
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.ahead import read_ahead
@@ -105,13 +105,10 @@ class Reads:
             raise UnsupportedSiteError(
                 f"{kinds[0].signal} is asked for before layer {i}, which reuses queries of another layer: ask before that one"
             )
-        layer, held = self.layers[i], KVIndex(call.past, call.past)
-        entry: Any = entry_of(cache_among(kwargs.values()), i)
-        if isinstance(entry, CompactMixin):
-            held = entry.kv
+        layer = self.layers[i]
         keys, entry = self.keys(call, i, layer, kwargs)
         if isinstance(entry, CompactMixin):
-            entry.kv, entry.expected = held, False  # this has not happened yet
+            entry.coming = None  # this has not happened yet
         width = hidden.shape[1]
         n_before = keys.length - width if keys is not None else min(call.past, window_of(entry))
         reading = self._reading(call, attention_of(layer, self.spec), kinds, hidden)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from foveate.method import Method
-from foveate.runtime.cache import CompactMixin, compact
+from foveate.runtime.cache import CompactMixin, KVIndex, compact
 
 State = MutableMapping[str, Any]
 
@@ -97,4 +97,4 @@ def keep_states(cache: Cache | None, states: States, length: int) -> None:
     others = (i for i, entry in layers if isinstance(entry, DynamicLayer) and entry.is_initialized)
     number = next(compacted, next(others, None) if any(states.parts.values()) else None)
     if number is not None:  # (a static cache has no entry that could)
-        compact(cache, number, length).states = states
+        compact(cache, number, KVIndex(length, length)).states = states

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
-from foveate.runtime.cache import CompactMixin
+from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import Action, DecoderPass
 from foveate.runtime.layout import Rows
 from foveate.runtime.masks import View
@@ -45,34 +45,27 @@ class DecodeSite:
         """Whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
 
-    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, cache: Cache) -> View | None:
-        """The slots of a cache entry that this step may see, or None: all."""
-        visual = entry.kv.visual
+    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> View | None:
+        """The slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
+        visual = kv.visual
         if entry.window is not None and layer >= self.layer - 1:
             raise UnsupportedSiteError(
                 f"{self.action.method.name()}: decode sites need full-attention layers, not sliding ones"
             )
         if layer < self.layer or visual is None:
             return None
-        whole = replace(
-            visual,
-            width=entry.kv.length,
-            full=entry.kv.total,
-            lengths=(entry.kv.length,) * call.batch,
-            index=None,
-            valid=None,
-        )
+        whole = call.memo.once("held", (kv,), lambda: _whole(kv, visual, call.batch))
         if self.action.order not in call.choices:  # the first entry with keys, from that layer on
-            call.choices[self.action.order] = (self._choose(call, entry, whole, cache), len(whole.tokens))
+            call.choices[self.action.order] = (self._choose(call, whole, cache), len(whole.tokens))
         reduction, tokens = call.choices[self.action.order]
         if len(whole.tokens) != tokens:
             raise UnsupportedSiteError(
                 f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice "
                 "is made: choose at a layer after the last reduction"
             )
-        return call.memo.once("shown", (reduction, visual), lambda: _shown(whole, reduction))
+        return call.memo.once("shown", (reduction, whole), lambda: _shown(whole, reduction))
 
-    def _choose(self, call: DecoderPass, entry: CompactMixin, whole: Rows, cache: Cache) -> Reduction:
+    def _choose(self, call: DecoderPass, whole: Rows, cache: Cache) -> Reduction:
         method = self.action.method
         before, slots = cache.layers[self.layer - 1], whole
         reading = call.seen.readings.get(self.layer - 1)
@@ -87,6 +80,11 @@ class DecodeSite:
         known["state"] = call.states.of(method, self.action.part)
         tokens = Presence(slots, None, call.seen, call.trace).tokens(self.action, **known)
         return self.action.decide(call.trace, tokens)
+
+
+def _whole(kv: KVIndex, visual: Rows, batch: int) -> Rows:
+    lengths = (kv.length,) * batch
+    return replace(visual, width=kv.length, full=kv.total, lengths=lengths, index=None, valid=None)
 
 
 def _shown(whole: Rows, reduction: Reduction) -> View | None:

@@ -1,0 +1,138 @@
+"""How decoder layers are called: with arguments of ours where tokens are missing, as stock code says where nothing changes.
+
+Most forwards bring one generated token. What every layer will see of the cache is known when such a forward begins, or, with a
+decode site, once that has chosen. As its cache entry holds just that, nothing is left to do for a layer but to cut a mask, if
+there is one; a layer without is called as if no method were there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from foveate.models.family import Decoder
+from foveate.runtime.arguments import LayerArguments
+from foveate.runtime.cache import CompactMixin, entry_of
+from foveate.runtime.context import Context, DecoderPass, Settled
+from foveate.runtime.hooks import Hooks, refuse_copy
+from foveate.runtime.notes import log_layers
+from foveate.runtime.recurrent import attention_of
+from foveate.runtime.signals.kernel import is_flash
+from foveate.runtime.steps import DecodeSite
+
+
+class Steady:
+    """Whether no thread is in a forward that changes the arguments of a layer.
+
+    A plain attribute, and not one of the thread, so that a compiled layer can be chosen by it.
+    """
+
+    def __init__(self) -> None:
+        self.now = True
+        self._lock = threading.Lock()
+        self._busy: set[int] = set()
+
+    def enter(self, steady: bool) -> None:
+        """This thread begins a forward."""
+        with self._lock:
+            (self._busy.discard if steady else self._busy.add)(threading.get_ident())
+            self.now = not self._busy
+
+    def leave(self) -> None:
+        """Its forward has ended."""
+        self.enter(steady=True)
+
+
+class LayerCalls:
+    """Calls the decoder layers.
+
+    Args:
+        before: ``(layer, module, args, kwargs)`` -> arguments of a layer that has not been settled, or None: as they are.
+        step: the site that chooses what generated tokens see, or None.
+        settles: whether all that layers see of a step is in their cache entries.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        spec: Decoder,
+        context: Context,
+        arguments: LayerArguments,
+        before: Callable[..., Any],
+        step: DecodeSite | None,
+        settles: bool,
+    ) -> None:
+        self.layers, self.context, self.arguments, self.before, self.step = layers, context, arguments, before, step
+        self.attentions = [attention_of(layer, spec) for layer in layers]
+        self.settles, self.steady = settles and not spec.shared, Steady()
+        #: an attention whose kernel may count a window in keys that are there, or None
+        self.slides: Any = next((a for a in self.attentions if getattr(a, "sliding_window", None) is not None), None)
+        self.masks = tuple(name for name, axis in spec.layer_args.items() if axis == "mask")
+        self.given: Callable[..., Any] = torch.compiler.disable(self.changed)
+
+    def attach(self, hooks: Hooks) -> None:
+        """Wrap the forward of every layer: torch takes a slower way through a module that has hooks."""
+        for i, layer in enumerate(self.layers):
+            hooks.swap(layer, "forward", _Layer(self, i, layer))
+
+    def begin(self, call: DecoderPass, cache: Any) -> None:
+        """Say of a forward that begins what its layers will see, if it brings one token to a cache."""
+        step = cache is not None and call.past > 0 and call.length == 1 and call.layout is None
+        if step and self.settles and (self.slides is None or not is_flash(self.slides)):
+            self._settle(call, cache, 0, len(self.layers) if self.step is None else self.step.layer - 1)
+            call.cache = cache
+        self.steady.enter(len(call.settled) == len(self.layers) and all(each.all for each in call.settled.values()))
+
+    def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
+        for i in range(start, end):
+            entry = None if self.attentions[i] is None else entry_of(cache, i)
+            keys = self.arguments.advance(call, entry, False)
+            visible = None
+            if isinstance(entry, CompactMixin) and keys is not None:
+                visible = None if self.step is None else self.step.show(call, i, entry, keys, cache)
+                entry.visible = visible
+            sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
+            call.settled[i] = Settled(keys, entry, sees_all)
+        log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
+
+    def unmasked(self, kwargs: dict[str, Any]) -> bool:
+        """Whether a layer is called without a mask."""
+        return all([kwargs.get(name) is None for name in self.masks])  # noqa: C419 a list is quicker: there is one, or two
+
+    def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What layer ``i`` is called with, in place of these arguments; None: with these."""
+        call = self.context.decoder
+        if call is None:
+            return None
+        if i not in call.settled:
+            if call.cache is None or self.step is None or i < self.step.layer:
+                return self.before(i, layer, args, kwargs)
+            self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
+        settled = call.settled[i]
+        if settled.keys is None or (settled.all and len(args) < 2 and self.unmasked(kwargs)):
+            return None
+        return self.arguments.of_step(call, i, layer, settled, args, kwargs)
+
+
+class _Layer:
+    """The forward of a decoder layer while a method is attached."""
+
+    def __init__(self, calls: LayerCalls, i: int, layer: nn.Module) -> None:
+        self.calls, self.i, self.layer, self.stock = calls, i, layer, layer.forward
+        self.steady = calls.steady
+        update_wrapper(self, self.stock)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.steady.now and len(args) < 2 and self.calls.unmasked(kwargs):
+            return self.stock(*args, **kwargs)
+        given = self.calls.given if torch.compiler.is_compiling() else self.calls.changed
+        changed = given(self.i, self.layer, args, kwargs)
+        return self.stock(*args, **kwargs) if changed is None else self.stock(*changed[0], **changed[1])
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copy()
