@@ -106,6 +106,12 @@ class Hooks:
             self._undo.pop()()
 
 
+def stock_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of a module without what `Hooks.swap` has put there, if that says what it stands for (``stock``)."""
+    forward: Callable[..., Any] = getattr(module.forward, "stock", module.forward)
+    return forward
+
+
 def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     """Where a module will run."""
     device = next(module.parameters()).device

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedCacheError
+from foveate.runtime.hooks import stock_forward
 from foveate.runtime.signals.kernel import StoppedError
 from foveate.runtime.signals.reading import Reading
 
@@ -41,7 +42,7 @@ def read_ahead(
         reading.before = keys[..., -n_before:, :].to(hidden.device)
     without = {name: None if isinstance(value, Cache) else value for name, value in given.items()}
     with _Products() as products, suppress(StoppedError):
-        layer.forward(hidden, **without)  # its hooks are for when it runs
+        stock_forward(layer)(hidden, **without)  # what is put around it is for when it runs
     reading.seen.flops += products.flops
 
 
