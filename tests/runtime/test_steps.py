@@ -1,0 +1,147 @@
+"""Decode steps: layers that see all that their cache holds run as stock code has them, others are given what changes, once."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from calls import ROWS, close, generate
+
+import foveate
+from foveate import DyCoke, Stride
+from foveate.errors import UnsupportedModelError
+from foveate.runtime.arguments import LayerArguments
+from foveate.runtime.decoder import DecoderHooks
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often arguments were derived, and layers were looked at one by one."""
+    counts = {"derive": 0, "before": 0}
+
+    def counted(owner: type, name: str, key: str) -> None:
+        stock: Callable[..., Any] = getattr(owner, name)
+
+        def ours(*args: Any, **kwargs: Any) -> Any:
+            counts[key] += 1
+            return stock(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, ours)
+
+    counted(LayerArguments, "derive", "derive")
+    counted(DecoderHooks, "_before_layer", "before")
+    return counts
+
+
+def steps(model: Any, batch: Any, n: int) -> list[torch.Tensor]:
+    """Logits of ``n`` greedy steps after the prompt."""
+    out = generate(model, batch, output_logits=True, return_dict_in_generate=True, min_new_tokens=n)
+    return list(out.logits)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_row_alone_asks_nothing_of_a_step(family: str, asked: dict[str, int]) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family][:1])
+    with foveate.compress(model, Stride(ratio=0.5, layers=(1, 3))), torch.no_grad():
+        cache = model(**batch).past_key_values
+        prompt, asked["derive"], asked["before"] = dict(asked), 0, 0
+        length = batch["input_ids"].shape[1]
+        step: Any = dict(input_ids=torch.tensor([[20]]), attention_mask=torch.ones(1, length + 1, dtype=torch.long))
+        if family in tiny.PACKED:  # stock Qwen numbers a bare step by the whole mask
+            step["position_ids"] = torch.full((3, 1, 1), length)
+        model(**step, past_key_values=cache)
+    assert prompt["before"] == len(tiny.lm(model).layers)
+    assert asked == {"derive": 0, "before": 0}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_batch_cuts_a_mask_once_for_layers_that_hold_the_same(family: str, asked: dict[str, int]) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, ROWS[family])
+    cut = (1, 3)
+    with foveate.compress(model, Stride(ratio=0.5, layers=cut)), torch.no_grad():
+        generate(model, batch)
+        asked["derive"] = 0
+        out = generate(model, batch)
+    n = out.shape[1] - batch["input_ids"].shape[1] - 1  # steps
+    layers = len(tiny.lm(model).layers)
+    in_the_prompt = layers  # or fewer: those before the first cut
+    assert asked["derive"] <= in_the_prompt + n * (len(cut) + 1)
+
+
+def test_a_decode_site_settles_what_comes_after_it(asked: dict[str, int]) -> None:
+    """Only the layer whose attention is read is looked at by itself."""
+    model, batch = tiny.model("llava", fresh=True), tiny.inputs("llava", ROWS["llava"][:1])
+    with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)), torch.no_grad():
+        out = generate(model, batch)
+    n = out.shape[1] - batch["input_ids"].shape[1] - 1
+    assert asked["before"] == len(tiny.lm(model).layers) + n
+    assert n > 1
+
+
+def test_layers_that_hold_the_same_share_what_is_known_of_it() -> None:
+    """Also after beams have chosen rows, after a crop, and in a copy."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
+    with foveate.compress(model, Stride(ratio=0.5, layers=(2,))), torch.no_grad():
+        cache = model(**batch).past_key_values
+
+        def kinds() -> int:
+            return len({id(entry.kv) for entry in cache.layers[2:]})
+
+        assert kinds() == 1
+        cache.reorder_cache(torch.tensor([1, 0, *range(2, len(batch["input_ids"]))]))
+        assert kinds() == 1
+        cache.crop(-1)
+        assert kinds() == 1
+        cache = copy.deepcopy(cache)
+        assert kinds() == 1
+        cache.batch_repeat_interleave(2)
+        assert kinds() == 1
+
+
+def test_a_prompt_of_another_thread_does_not_disturb_a_step() -> None:
+    """Layers are stock while no thread is in a forward that changes their arguments; each thread knows its own."""
+    model = tiny.model("llava", fresh=True)
+    batch = tiny.inputs("llava", ROWS["llava"][:1])
+    with foveate.compress(model, Stride(ratio=0.5, layers=(1,))), torch.no_grad():
+        expected = generate(model, batch)
+        found: list[torch.Tensor] = []
+
+        def work() -> None:
+            with torch.no_grad():
+                found.extend(generate(model, batch) for _ in range(3))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 9
+    assert all(torch.equal(each, expected) for each in found)
+
+
+def test_a_forward_that_fails_leaves_the_next_one_whole() -> None:
+    model, batch = tiny.model("llava", fresh=True), tiny.inputs("llava", ROWS["llava"][:1])
+    method = Stride(ratio=0.5, layers=(1,))
+    with foveate.compress(model, method), torch.no_grad():
+        expected = steps(model, batch, 4)
+        last = tiny.lm(model).layers[-1]
+        hook = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyError("mine")))
+        with pytest.raises(KeyError, match="mine"):
+            model(**batch)
+        hook.remove()
+        for ours, theirs in zip(steps(model, batch, 4), expected):
+            close(ours, theirs)
+
+
+def test_a_layer_cannot_be_copied_away_from_its_model() -> None:
+    """A copy of its forward would run the layer that it was copied from."""
+    model = tiny.model("llava", fresh=True)
+    layer = tiny.lm(model).layers[1]
+    with foveate.compress(model, "stride"), pytest.raises(UnsupportedModelError, match="copied or pickled"):
+        copy.deepcopy(layer)
+    copy.deepcopy(layer)
