@@ -155,7 +155,7 @@ class KVIndex:
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._made.get("select")
-        if known is not None and known[0] is rows:  # every layer asks with the same tensor
+        if known is not None and _same(known[0], rows):
             return known[1]
         new = KVIndex(
             self.total,
@@ -168,6 +168,11 @@ class KVIndex:
         )
         self._made["select"] = (rows, new, 0)
         return new
+
+
+def _same(rows: Tensor, others: Tensor) -> bool:
+    """Whether every layer asks with this tensor, or with a new one that says the same; no device is asked."""
+    return rows is others or (rows.device.type == others.device.type == "cpu" and torch.equal(rows, others))
 
 
 def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
