@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FoveateError(Exception):
     """Base of every error that foveate raises on purpose."""
@@ -49,6 +52,12 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # Python prints no number of thousands of digits
         return "a number of very many digits" if isinstance(value, int) else f"a {type(value).__name__} of great size"
     return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (the nearest is 'layer')``, to follow a name that does not exist; empty where none is near."""
+    found = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f" (the nearest is {found[0]!r})" if found else ""
 
 
 def first_line(error: BaseException) -> str:

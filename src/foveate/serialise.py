@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from foveate.errors import ConfigError, shown
+from foveate.errors import ConfigError, nearest, shown
 
 T = TypeVar("T")
 
@@ -55,7 +55,9 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
     known = options_of(cls)
     for name in data:
         if name not in known:
-            raise ConfigError(f"{cls.__name__} has no option {name!r}; it has {', '.join(known) or 'none'}")
+            raise ConfigError(
+                f"{cls.__name__} has no option {name!r}{nearest(name, known)}; it has {', '.join(known) or 'none'}"
+            )
     return cls(**{name: _check(value, known[name][0], f"{cls.__name__}.{name}") for name, value in data.items()})
 
 

@@ -1,19 +1,24 @@
 """The lists of methods that are committed, from what the classes declare: ``python tools/pages/lists.py`` writes them.
 
-These are the list in README.md, and the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is.
+These are the list in README.md, the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is, and what
+``foveate methods`` and ``foveate families`` say without importing torch.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import methods
 from repository import ROOT
 
+from foveate.lab import declared, index
 from foveate.methods import own_methods
+from foveate.plugins import defined_in
 
 LIST = re.compile(r"(<!-- methods: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
 IMPORTS = re.compile(r"(?:    from foveate\.methods\.\w+ import \w+ as \w+\n)+")
@@ -36,9 +41,22 @@ def in_package(text: str) -> str:
     return IMPORTS.sub("".join(imports), text)
 
 
+def in_index(text: str) -> str:
+    """The index of the command line, with what every class says of itself."""
+    return index.write(_described)
+
+
+def _described(folder: str, module: str) -> list[dict[str, Any]]:
+    file = importlib.import_module(f"foveate.{folder}.{module}")
+    if folder == "methods":
+        return [declared.method(cls) for cls in defined_in(file)]
+    return [declared.family(file.FAMILY)] if hasattr(file, "FAMILY") else []
+
+
 FILES: dict[Path, Callable[[str], str]] = {
     ROOT / "README.md": in_readme,
     ROOT / "src" / "foveate" / "__init__.py": in_package,
+    index.PATH: in_index,
 }
 
 
@@ -52,4 +70,4 @@ def _line(name: str) -> str:
 
 if __name__ == "__main__":
     for file, written in FILES.items():
-        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
+        file.write_text(written(file.read_text(encoding="utf-8") if file.exists() else ""), encoding="utf-8")

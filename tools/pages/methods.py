@@ -14,7 +14,8 @@ import pairs
 from repository import DOCS
 
 import foveate
-from foveate.lab.catalog import EXAMPLE, describe_method
+from foveate.lab.catalog import describe_method
+from foveate.lab.declared import EXAMPLE
 from foveate.lab.terminal import group_sites
 from foveate.method import Method, Paper, Site
 

@@ -1,45 +1,52 @@
-"""``foveate methods`` and ``foveate families``: what there is."""
+"""``foveate methods`` and ``foveate families``: what there is. Torch is not imported for it, as long as `index` knows."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from typing import Any, get_args
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foveate.errors import UnknownNameError, nearest
+from foveate.lab import index
+from foveate.lab.index import BLOCKS, LAYERS
 from foveate.lab.terminal import CommandError, group_sites
-from foveate.method import Method, Paper
-from foveate.methods import list_methods, method_class
-from foveate.models import list_families
-from foveate.models.family import Family
-from foveate.serialise import options_of, plain
-from foveate.site import Host, Place, Site
-
-#: Sites depend on the model's depth; the table shows those in a model of this size (LLaVA-1.5-7B).
-EXAMPLE = Host(family="llava", blocks=23, layers=32, has_cls=True)
 
 #: what `keep` is a share of, in words
 COUNTED = {
-    "tokens": f"visual tokens per layer ({EXAMPLE.depth} layers)",
-    "tower": f"patches per vision block ({EXAMPLE.blocks} blocks)",
-    "decode": f"visual keys and values that a step reads ({EXAMPLE.depth} layers)",
+    "tokens": f"visual tokens per layer ({LAYERS} layers)",
+    "tower": f"patches per vision block ({BLOCKS} blocks)",
+    "decode": f"visual keys and values that a step reads ({LAYERS} layers)",
 }
+
+
+def methods() -> list[dict[str, Any]]:
+    """Plain data about every method, from the index or from the classes."""
+    found = index.methods()
+    if found is None:
+        from foveate.lab import declared
+
+        found = declared.methods()
+    return found
 
 
 def describe_method(name: str) -> dict[str, Any]:
     """Plain data about one method."""
-    return _method(method_class(name))
+    known = {facts["name"]: facts for facts in methods()}
+    if name.lower() not in known:
+        hint = nearest(name, known) if name else " (a sum has one on both sides of every +)"
+        raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
+    return known[name.lower()]
 
 
 def describe_methods(site: str = "", search: str = "") -> list[dict[str, Any]]:
     """Plain data about every method that acts at a place (`Site.at`) and has all the words in its name, paper or docstring."""
-    if site and site not in get_args(Place):
-        raise CommandError(f"--site {site}: there is no such place; there are {', '.join(get_args(Place))}")
-    here = [cls for cls in list_methods().values() if not site or any(site == place.at for place in _sites(cls))]
-    found = [method for method in map(_method, here) if all(word in _text(method) for word in search.lower().split())]
+    everything = methods()
+    if site and not any(site in method["places"] for method in everything):
+        _check_place(site)
+    here = [method for method in everything if not site or site in method["places"]]
+    found = [method for method in here if all(word in _text(method) for word in search.lower().split())]
     if not found:
         asked = " and ".join(f"--{option} {word!r}" for option, word in (("site", site), ("search", search)) if word)
         raise CommandError(f"no method fits {asked}; `foveate methods` lists them all")
@@ -48,7 +55,22 @@ def describe_methods(site: str = "", search: str = "") -> list[dict[str, Any]]:
 
 def describe_families() -> list[dict[str, Any]]:
     """Plain data about every family."""
-    return [_family(family) for family in list_families().values()]
+    found = index.families()
+    if found is None:
+        from foveate.lab import declared
+
+        found = declared.families()
+    return found
+
+
+def _check_place(site: str) -> None:
+    from foveate.site import Place
+
+    places = get_args(Place)
+    if site not in places:
+        raise CommandError(
+            f"--site {site}: there is no such place{nearest(site, places)}; there are {', '.join(places)}"
+        )
 
 
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
@@ -79,7 +101,7 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
 
 def show_method(method: dict[str, Any], console: Console) -> None:
     """One method: its docstring and its options."""
-    source = str(Paper(**method["paper"])) if method["paper"] else _source(method)
+    source = f"{method['paper']['title']} ({_source(method)})" if method["paper"] else _source(method)
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
     paragraphs = method["doc"].split("\n\n")
     console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
@@ -107,48 +129,16 @@ def show_families(found: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _method(cls: type[Method]) -> dict[str, Any]:
-    return {
-        "name": cls.name(),
-        "class": cls.__name__,
-        "paper": dataclasses.asdict(cls.paper) if isinstance(cls.paper, Paper) else None,
-        "control": cls.control,
-        "sites": [str(site) for site in _sites(cls)],
-        "training_free": cls.training_free,
-        "fixed_budget": cls.fixed_budget,
-        "unit": cls.unit,
-        "mean": _mean(cls),
-        "options": {
-            name: {"type": _type(hint), "default": None if default is dataclasses.MISSING else plain(default)}
-            for name, (hint, default) in options_of(cls).items()
-        },
-        "doc": inspect.getdoc(cls) or "",
-    }
-
-
 def _source(method: dict[str, Any]) -> str:
     """Where it was published, without the title; or that it is a control."""
-    return Paper(**method["paper"]).reference if method["paper"] else "control" if method["control"] else ""
+    if method["paper"] is None:
+        return "control" if method["control"] else ""
+    return "{venue} {year}, {arxiv}".format(**method["paper"])
 
 
 def _text(method: dict[str, Any]) -> str:
     """What a search looks at."""
     return " ".join([method["name"], method["paper"]["title"] if method["paper"] else "", method["doc"]]).lower()
-
-
-def _sites(cls: type[Method]) -> list[Site]:
-    try:
-        return [site for site in cls().sites(EXAMPLE) if isinstance(site, Site)]
-    except Exception:  # options without defaults, a model that cannot host it, or a mistake of another package
-        return []
-
-
-def _mean(cls: type[Method]) -> float | None:
-    """What `keep` is where it is not given, in the example."""
-    try:
-        return None if cls.unit in ("none", "cache", "compute") else cls().mean(EXAMPLE)
-    except Exception:  # as above
-        return None
 
 
 def _assignment(name: str, default: Any) -> str:
@@ -157,17 +147,3 @@ def _assignment(name: str, default: Any) -> str:
         return name
     values = default if isinstance(default, list) else [default]
     return f"{name}={','.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in values)}"
-
-
-def _type(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-
-
-def _family(family: Family) -> dict[str, Any]:
-    return {
-        "family": family.name,
-        "model_type": family.model_type,
-        "tower": family.tower.layout,
-        "has_cls": family.tower.leading > 0,
-        "inputs": ["video" if "video" in name else "image" for name in family.modalities],
-    }

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foveate.errors import FoveateError
-from foveate.lab import needs, terminal
+from foveate.lab import checks, needs, prompting, terminal, words
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,6 +119,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask any supported model about your images, with a method attached."""
+    words.check_one(method, keep, option or [], method_json)
+    _check_asked(model, dtype, image, [prompt])
     from foveate.lab import run as face
     from foveate.lab.options import method_from_words
 
@@ -166,12 +168,16 @@ def report(
 ) -> None:
     """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
     from foveate.lab.report import bench as measured
-    from foveate.lab.report import collect, page, plots
+    from foveate.lab.report import plots
+
+    words.check_many(method or [], option or [], method_json or [])
+    _check_asked(model, dtype, image or [], prompt or [])
+    curves = [plots.of_results(path) for path in results or ()]
+    measurements = [group for path in bench or () for group in measured.of_bench(path)]
+    from foveate.lab.report import collect, page
 
     terminal.quiet_libraries(bars=True)
     page.check(out, overwrite)
-    curves = [plots.of_results(path) for path in results or ()]
-    measurements = [group for path in bench or () for group in measured.of_bench(path)]
     chosen = collect.methods_of(method or (), option or (), method_json or ())
     asked = tuple(image or ()), tuple(prompt or ())
     request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, max_new_tokens)
@@ -195,6 +201,7 @@ def serve(
     show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
 ) -> None:
     """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
+    words.check_one(method, keep, option or [], method_json)
     from foveate.lab import serve as face
     from foveate.lab.options import method_from_words
 
@@ -308,10 +315,13 @@ def evaluate(
 ) -> None:
     """Measure what methods lose at given budgets: on questions that the reference models can answer, on public benchmarks
     (--tasks), or without labels, on anything (--fidelity)."""
+    words.check_many(method or [], option or [], method_json or [], checks.BOUNDS)
+    checks.check_budgets(budget or [], by, positions)
+    _check_asked(None, dtype, image or [], [])
     from foveate.lab.evaluation import front as face
 
     terminal.quiet_libraries()
-    words = face.Words(
+    said = face.Words(
         out=out,
         model=model,
         tasks=tasks,
@@ -326,7 +336,7 @@ def evaluate(
         own=dict(data=data, images=image, prompts=prompt, samples=samples, new_tokens=new_tokens),
     )
     with terminal.Bar() as bar:
-        found = face.evaluate(words, bar.tell)
+        found = face.evaluate(said, bar.tell)
     if found is not None:
         terminal.emit(found.data) if json else found.show(terminal.out)
 
@@ -367,6 +377,10 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure time and memory of the stock model and of methods, in turn, over visual tokens, batch and keep."""
+    words.check_many(method or [], option or [], method_json or [], (checks.DENSE,))
+    for name in model or ():
+        checks.check_model(name)
+    checks.check_dtype(dtype)
     from foveate.lab.bench import Request, show, sweep
 
     terminal.quiet_libraries()
@@ -432,6 +446,10 @@ def tune(
     json: Json = False,
 ) -> None:
     """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
+    words.check_one(method, None, option or [], method_json)
+    checks.check_choice("by", by, checks.COUNTED)
+    checks.check_choice("search", search, checks.SEARCHES)
+    _check_asked(model, dtype, image or [], [])
     from foveate.lab.evaluation import tune as face
     from foveate.lab.evaluation.fidelity import Own
     from foveate.lab.evaluation.tune import table
@@ -499,8 +517,11 @@ def train_adsc(
     json: Json = False,
 ) -> None:
     """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
-    from foveate.lab.options import assigned, method_from_words
+    words.check_one("adsc", keep, method_option or [], None)
+    _check_asked(model, dtype, [], [])
+    from foveate.lab.options import method_from_words
     from foveate.lab.train import adsc as face
+    from foveate.lab.words import assigned
     from foveate.methods.adsc import ADSC
     from foveate.serialise import build
     from foveate.training.adsc import Recipe
@@ -514,3 +535,14 @@ def train_adsc(
         terminal.emit(face.to_json(found))
     else:
         face.show(found, terminal.out)
+
+
+def _check_asked(model: str | None, dtype: str | None, images: list[Path], prompts: list[str]) -> None:
+    """What can be said of a question without a model: nobody should wait for torch to hear it."""
+    for prompt in prompts:
+        prompting.check(prompt)
+    if model is not None:
+        checks.check_model(model)
+    checks.check_dtype(dtype or "auto")
+    for image in images:
+        prompting.open_image(image)

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from foveate.errors import first_line
-from foveate.lab import needs
+from foveate.lab import checks, needs
+from foveate.lab.checks import REFERENCES, check_dtype, check_model
 from foveate.lab.terminal import CommandError
 from foveate.models import family_of
 
-REFERENCES = {"reference": "qwen2_5_vl", "reference-qwen2_5_vl": "qwen2_5_vl", "reference-llava": "llava"}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in checks.DTYPES}
 
 #: What a processor consists of; the rest of its configuration are numbers and names.
 PARTS = ("image_processor", "tokenizer", "video_processor", "feature_extractor")
@@ -37,12 +37,6 @@ def device_of(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CommandError(f"--device {name!r} cannot be used here: {first_line(error)}") from None
     return device
-
-
-def check_dtype(name: str) -> None:
-    """Raise `CommandError` unless it is ``auto`` or a name of `DTYPES`."""
-    if name not in ("auto", *DTYPES):
-        raise CommandError(f"--dtype {name!r}: choose auto, {', '.join(DTYPES)}")
 
 
 def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, Any]:
@@ -63,13 +57,8 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
             except _BROKEN as error:
                 raise CommandError(f"--attn {attn!r} cannot be used here: {first_line(error)}") from None
         return model, processor
+    check_model(name)
     folder = Path(name)
-    if len(folder.name) > 255:
-        raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
-    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or name.startswith((".", "~"))):
-        raise CommandError(f"there is no model folder {name!r}")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         family_of(config)  # says what is supported before gigabytes are loaded

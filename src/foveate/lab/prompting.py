@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.errors import first_line
@@ -75,6 +74,8 @@ def tiles(processor: Any, inputs: Any, images: Sequence[Image.Image]) -> list[Im
 
 def _pictures(processor: Any, inputs: Any) -> list[Image.Image]:
     """Every picture that the tower is shown, where it is shown pictures, not packed patches."""
+    import torch
+
     pixels = inputs.get("pixel_values")
     if not isinstance(pixels, torch.Tensor) or pixels.dim() not in (4, 5) or pixels.shape[-3] != 3:
         return []

@@ -14,7 +14,8 @@ from rich.markup import escape
 from foveate.cost import Report
 from foveate.handle import compress
 from foveate.lab import overlay, prompting, terminal
-from foveate.lab.loading import check_dtype, device_of, load
+from foveate.lab.checks import check_dtype
+from foveate.lab.loading import device_of, load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -27,7 +28,7 @@ class Request:
         model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
         images, prompt: the question, images first.
         method: what to attach.
-        dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.lab.loading.DTYPES`.
+        dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.lab.checks.DTYPES`.
         device: ``auto``, ``cpu``, ``cuda`` ...
         attn: attention implementation, or None for the model's default.
         max_new_tokens: length of the answer at most.

@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.errors import ConfigError, FoveateError, shown
 from foveate.lab import needs
-from foveate.lab.loading import REFERENCES
+from foveate.lab.checks import REFERENCES
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.serialise import from_json

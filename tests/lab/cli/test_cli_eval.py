@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "budget and none": (("--as-is", "--budget", "0.5"), "--as-is takes methods as their options say"),
     "unknown cost": (("--by", "seconds"), "choose tokens, flops, kv"),
-    "unknown positions": (("--positions", "native"), "choose keep or renumber"),
+    "unknown positions": (("--positions", "native"), "choose keep, renumber"),
     "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
     "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),
     "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
@@ -110,7 +110,7 @@ def test_matplotlib_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.M
     done = here(*words)
     assert done.returncode == 0, done.stderr
     assert "stride" in done.stdout
-    assert done.stderr.strip().splitlines()[-1].startswith("no picture was drawn, which needs matplotlib: pip install")
+    assert done.stderr.strip().splitlines()[-1].startswith("no picture was drawn, which needs matplotlib: `pip install")
     assert (tmp_path / "out" / "results.json").is_file()
     assert not (tmp_path / "out" / "accuracy.png").exists()
 

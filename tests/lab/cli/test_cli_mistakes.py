@@ -44,7 +44,7 @@ MISTAKES = {
     "a name and a search": (("methods", "fastv", "--search", "fast"), "give the name 'fastv', or --site and --search"),
     "no method": (ASK, "--method NAME"),
     "two methods": ((*FASTV, "--method-json", '{"method": "vtw"}'), "either --method NAME or"),
-    "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv'; there are"),
+    "unknown method": ((*ASK, "--method", "fastvv"), "there is no method 'fastvv' (the nearest is 'fastv'); there are"),
     "half a sum": ((*ASK, "--method", "tome+"), "a sum has one on both sides of every +"),
     "keep over one": ((*FASTV, "--keep", "1.5"), "keep=1.5 is not a ratio"),
     "keep that no number is": (

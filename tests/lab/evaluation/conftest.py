@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 
 import foveate_reference as reference
+from foveate.lab.checks import REFERENCES
 from foveate.lab.evaluation.fidelity.stock import Stock, load_stock
 from foveate.lab.evaluation.subject import Subject, load
-from foveate.lab.loading import REFERENCES
 
 
 @pytest.fixture(scope="session", params=reference.ARCHITECTURES)

@@ -14,7 +14,7 @@ from foveate.lab.evaluation import plan, protocol, report, subject
 from foveate.lab.evaluation.asking import answer
 from foveate.lab.evaluation.batches import grouped, probes
 from foveate.lab.evaluation.protocol import Request, evaluate
-from foveate.lab.evaluation.subject import Subject
+from foveate.lab.evaluation.subject import Subject, load
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
@@ -176,8 +176,6 @@ def test_blind_is_shown_grey_and_answers_the_same_questions(qwen: Subject) -> No
 def test_llava_sees_large_images_in_tiles() -> None:
     if not (reference.PATHS["llava"] / "model.safetensors").is_file():
         pytest.skip("the weights are missing")
-    from foveate.lab.evaluation.subject import load
-
     subject = load("llava", None)
     (document,) = samples(tasks=("document",), per_task=1)
     batch = subject.preparation.batch([document])

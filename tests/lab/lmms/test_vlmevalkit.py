@@ -16,6 +16,7 @@ pytest.importorskip("accelerate", reason="as lmms-eval brings it")
 
 from PIL import Image
 
+import foveate
 import foveate_reference as reference
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "vlmevalkit.py"
@@ -55,8 +56,8 @@ def kit(tmp_path: Path) -> Path:
 
 
 def script(*words: str) -> subprocess.CompletedProcess[str]:
-    source = str(reference.PATHS["llava"].parents[2])
-    env = os.environ | {"PYTHONPATH": source, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    sources = [str(Path(str(package.__file__)).parents[1]) for package in (foveate, reference)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, env=env, timeout=200, check=False
     )

@@ -10,9 +10,10 @@ from pathlib import Path
 from foveate.lab.bench import plot
 from foveate.lab.bench.result import DENSE
 from foveate.lab.bench.shapes import SHAPES, config_of
-from foveate.lab.loading import check_dtype
-from foveate.lab.options import method_from_words, options_by_method
+from foveate.lab.checks import check_dtype
+from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError, check_once
+from foveate.lab.words import options_by_method
 from foveate.method import Method
 
 #: Without a method: controls, and the systems that this library is built around.

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
 from foveate.handle import compress
+from foveate.lab.checks import ANTIORACLE, BLIND, DENSE, ORACLE
 from foveate.lab.evaluation.asking import Cost, answer
 from foveate.lab.evaluation.batches import probes
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
-from foveate.lab.options import method_from_words, options_by_method
+from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
+from foveate.lab.words import options_by_method
 from foveate.method import Composed, Host, Method, Positions
 from foveate.methods import list_methods
 
@@ -24,16 +26,8 @@ if TYPE_CHECKING:
 
 
 By = Literal["tokens", "flops", "kv"]
-#: What a budget counts, in words.
-COUNTED: dict[str, str] = {
-    "tokens": "visual tokens per decoder layer",
-    "flops": "FLOPs of the whole call",
-    "kv": "bytes of the KV cache",
-}
-
-DENSE, BLIND = "dense", "blind"
 #: What can be measured besides the methods; None: the stock model.
-BOUNDS: dict[str, Method | None] = {DENSE: None, BLIND: None, "oracle": Oracle(), "antioracle": AntiOracle()}
+BOUNDS: dict[str, Method | None] = {DENSE: None, BLIND: None, ORACLE: Oracle(), ANTIORACLE: AntiOracle()}
 
 
 @dataclass(frozen=True)
@@ -66,17 +60,6 @@ class Missed:
     label: str
     budget: float
     closest: float
-
-
-def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> None:
-    """Raise `CommandError` for budgets, or a policy for positions, that no method can be set to."""
-    if by not in COUNTED:
-        raise CommandError(f"--by {by!r}: choose {', '.join(COUNTED)}")
-    if positions not in (None, "keep", "renumber"):
-        raise CommandError(f"--positions {positions!r}: choose keep or renumber")
-    for budget in budgets:
-        if not 0 < budget <= 1:
-            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
 
 
 class Attachable(Protocol):

@@ -14,10 +14,11 @@ import torch
 
 import foveate
 from foveate.lab import terminal
+from foveate.lab.checks import check_budgets
 from foveate.lab.evaluation.asking import answer
 from foveate.lab.evaluation.batches import grouped
 from foveate.lab.evaluation.costs import Costs
-from foveate.lab.evaluation.plan import By, Entry, Missed, check_budgets, contenders, entries, spending
+from foveate.lab.evaluation.plan import By, Entry, Missed, contenders, entries, spending
 from foveate.lab.evaluation.results import Key, Question, Row, rows
 from foveate.lab.evaluation.store import Record, Store, check_folder, file_name
 from foveate.lab.terminal import CommandError, check_once

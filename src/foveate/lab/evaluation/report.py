@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation import written
 from foveate.lab.evaluation.curve import can_draw, draw
-from foveate.lab.evaluation.plan import COUNTED
 from foveate.lab.evaluation.protocol import Evaluation, Request
 from foveate.lab.evaluation.results import Line, Row
 from foveate.lab.evaluation.statistics import Share

@@ -11,10 +11,12 @@ from PIL import Image
 
 from foveate.handle import compress
 from foveate.lab import needs, prompting
-from foveate.lab.loading import REFERENCES, check_dtype, device_of, load
-from foveate.lab.options import method_from_words, options_by_method
+from foveate.lab.checks import REFERENCES, check_dtype
+from foveate.lab.loading import device_of, load
+from foveate.lab.options import method_from_words
 from foveate.lab.story import Case, Content, Told, tell
 from foveate.lab.terminal import CommandError
+from foveate.lab.words import options_by_method
 from foveate.method import Method
 from foveate.methods import make
 
@@ -28,7 +30,7 @@ class Request:
     """What to show.
 
     Attributes:
-        model: a folder, an id on the Hugging Face hub, ``reference`` or a name of `foveate.lab.loading.REFERENCES`.
+        model: a folder, an id on the Hugging Face hub, ``reference`` or a name of `foveate.lab.checks.REFERENCES`.
         images, prompts: as many of one as of the other, or one for all; no images: drawn scenes with their questions.
         methods: label -> method.
         scenes, seed: how many scenes, and which.

@@ -13,7 +13,8 @@ from rich.console import Console
 from foveate import adapter
 from foveate.errors import first_line
 from foveate.lab import needs
-from foveate.lab.loading import REFERENCES, device_of, load
+from foveate.lab.checks import REFERENCES
+from foveate.lab.loading import device_of, load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.methods.adsc import ADSC

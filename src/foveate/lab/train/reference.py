@@ -8,8 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from foveate.lab.options import assigned
 from foveate.lab.terminal import CommandError
+from foveate.lab.words import assigned
 from foveate.serialise import build
 from foveate_reference.model import ARCHITECTURES
 from foveate_reference.train import CHECKPOINT, RECIPES, TrainConfig

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation import written
 from foveate.lab.evaluation.fidelity.lines import Line
 from foveate.lab.evaluation.fidelity.measuring import Found, Own, Request
-from foveate.lab.evaluation.plan import COUNTED
 from foveate.lab.evaluation.statistics import Share
 from foveate.lab.evaluation.written import JSON, MARKDOWN
 from foveate.lab.terminal import aligned, markdown_table

@@ -22,8 +22,9 @@ from foveate.lab.evaluation.lmms.asker import Asker, group_key
 from foveate.lab.evaluation.lmms.chats import Chat, Frames, chat, question
 from foveate.lab.evaluation.lmms.memory import Memory, Note
 from foveate.lab.loading import device_of, load
-from foveate.lab.options import method_from_words, words_of
+from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
+from foveate.lab.words import words_of
 from foveate.trained import is_source
 
 T = TypeVar("T")

@@ -11,11 +11,12 @@ from typing import Any, cast
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import FoveateError
 from foveate.handle import compress, host_of
+from foveate.lab.checks import DENSE, check_dtype
 from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.evaluation.lmms.asker import Asker
-from foveate.lab.evaluation.plan import BOUNDS, DENSE, Entry, Missed, has_dial, label, named, positioned
-from foveate.lab.loading import check_dtype, device_of, load
+from foveate.lab.evaluation.plan import BOUNDS, Entry, Missed, has_dial, label, named, positioned
+from foveate.lab.loading import device_of, load
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.method import Method, Positions

@@ -11,13 +11,14 @@ from typing import Any
 
 import foveate
 from foveate.lab import needs, terminal
+from foveate.lab.checks import check_budgets
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.lmms.memory import Memory
 from foveate.lab.evaluation.lmms.plan import PROBES, Plan, Request, digest, methods, plan, spending, subject
 from foveate.lab.evaluation.lmms.rows import PublicRow, rows
 from foveate.lab.evaluation.lmms.scores import Finished, finished, read, save
-from foveate.lab.evaluation.plan import Entry, check_budgets
+from foveate.lab.evaluation.plan import Entry
 from foveate.lab.evaluation.store import check_folder, file_stem
 from foveate.lab.terminal import CommandError, check_once
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foveate.lab import terminal
+from foveate.lab.checks import COUNTED, SEARCHES, check_choice
 from foveate.lab.evaluation import fidelity
 from foveate.lab.evaluation.fidelity.measuring import Own
-from foveate.lab.evaluation.plan import COUNTED
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
-SEARCHES = ("auto", "dial", "greedy", "sigmoid", "options")
 #: Of the reference benchmark, where no number is given.
 SAMPLES = 80
 
@@ -62,10 +61,8 @@ def check(request: Request) -> None:
         raise CommandError(
             f"--budget {request.budget}: give a share of what the stock model spends, above 0 and below 1"
         )
-    if request.by not in COUNTED:
-        raise CommandError(f"--by {request.by!r}: choose {', '.join(COUNTED)}")
-    if request.search not in SEARCHES:
-        raise CommandError(f"--search {request.search!r}: choose {', '.join(SEARCHES)}")
+    check_choice("by", request.by, COUNTED)
+    check_choice("search", request.search, SEARCHES)
     by_kl = request.max_kl is not None
     if request.search in (("sigmoid", "options") if by_kl else ("dial", "greedy")):
         goal, other = ("--max-kl", "dial or greedy") if by_kl else ("--budget", "sigmoid or options")

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation import written
 from foveate.lab.evaluation.fidelity import table
 from foveate.lab.evaluation.fidelity.lines import Line
 from foveate.lab.evaluation.fidelity.table import FEW, interval, nats
-from foveate.lab.evaluation.plan import COUNTED
 from foveate.lab.evaluation.tune.goal import Request, asking
 from foveate.lab.evaluation.tune.tuning import FOUND, Tuned
 from foveate.lab.evaluation.written import JSON, MARKDOWN, Content

@@ -1,0 +1,213 @@
+"""Methods as a command line spells them: taken apart, and checked by name, option and type, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import ConfigError, UnknownNameError, nearest
+from foveate.lab import index
+from foveate.lab.terminal import CommandError, check_once
+from foveate.schedule import check_ratio
+from foveate.serialise import build, from_json, options_of
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A method, or a sum, and its options.
+
+    Attributes:
+        classes: of its parts.
+        options: of each part.
+        whole: of the sum; of a single method, its ``keep``.
+    """
+
+    classes: tuple[type, ...]
+    options: tuple[dict[str, Any], ...]
+    whole: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What a sum can be told as a whole."""
+
+    keep: float | None = None
+
+
+def check_one(name: str | None, keep: float | None, assignments: Sequence[str], described: str | None) -> None:
+    """Raise a `FoveateError` for a method that is not there, an option that it has not, or a value of another type."""
+    known = _known()
+    if (name is None) == (described is None):
+        raise CommandError("say which method: either --method NAME or --method-json FILE|JSON (see `foveate methods`)")
+    if described is not None:
+        if keep is not None or assignments:
+            raise CommandError("--keep and --option belong to --method: write them into the JSON of --method-json")
+        _check_data(from_json(text_of(described)), known)
+        return
+    asked = spelled(str(name), keep, assignments, lambda part: _class(part, known))
+    single = len(asked.classes) == 1
+    for cls, options in zip(asked.classes, asked.options):
+        build(cls, {**options, **asked.whole} if single else options)
+    if not single:
+        build(Sum, asked.whole)
+    if asked.whole.get("keep") is not None:
+        check_ratio("keep", asked.whole["keep"])
+
+
+def check_many(
+    names: Sequence[str], assignments: Sequence[str], described: Sequence[str], others: Collection[str] = ()
+) -> None:
+    """`check_one` for each; ``others`` are names of what is no method and has no options."""
+    known = _known()
+    methods = [name for name in names if name not in others]
+    for name in methods:
+        for part in name.split("+"):
+            _class(part.strip(), known, others)
+    if methods:
+        for name, own in zip(methods, options_by_method(methods, assignments)):
+            check_one(name, None, own, None)
+    for text in described:
+        check_one(None, None, [], text)
+
+
+def spelled(name: str, keep: float | None, assignments: Sequence[str], class_of: Callable[[str], type]) -> Spelled:
+    """What is asked for.
+
+    Args:
+        name: a method, or several joined by ``+``.
+        keep: of the method, or of the whole sum.
+        assignments: ``option=value``; in a sum, ``method.option=value``.
+        class_of: the class of a method, or a dataclass with its options.
+    """
+    check_once(option=assignments)
+    names = [part.strip() for part in name.split("+")]
+    classes = [class_of(part) for part in names]
+    of_all = [word for word in assignments if word.partition("=")[0].strip() == "keep"]
+    if keep is not None and of_all:
+        raise CommandError("keep is given twice: say --keep once, or --option keep=...")
+    options: list[dict[str, Any]] = [{} for _ in classes]
+    whole: dict[str, Any] = {} if keep is None else {"keep": keep}
+    for assignment in assignments:
+        if assignment in of_all:
+            whole |= assigned(Sum, [assignment])
+            continue
+        part, option, value = _split(assignment, names)
+        options[part][option] = _value(value, options_of(classes[part]).get(option, (None, None))[0])
+    return Spelled(tuple(classes), tuple(options), whole)
+
+
+def options_by_method(names: Sequence[str], assignments: Sequence[str]) -> list[list[str]]:
+    """Which of ``assignments`` belong to each of several methods or sums, as `method_from_words` wants them.
+
+    Args:
+        names: methods, or sums joined by ``+``; each once.
+        assignments: ``option=value`` where there is one of them, ``method.option=value`` where there are several.
+    """
+    unused = list(assignments)
+    found: list[list[str]] = []
+    for name in names:
+        parts = [part.strip() for part in name.split("+")]
+        own: list[str] = []
+        for word in assignments:
+            part, dot, _ = word.partition("=")[0].strip().partition(".")
+            if dot and part in parts:
+                own.append(word if len(parts) > 1 else word.partition(".")[2])
+            elif not dot and len(names) == 1:
+                own.append(word)
+            else:
+                continue
+            if word in unused:
+                unused.remove(word)
+        found.append(own)
+    if unused:
+        raise CommandError(
+            f"--option {unused[0]!r} belongs to no method that is asked for: with several, name one, "
+            "e.g. --option fastv.layer=3"
+        )
+    return found
+
+
+def words_of(options: Mapping[str, Any]) -> list[str]:
+    """``{"keep": 0.3, "adsc.keep": 0.2}`` -> ``["keep=0.3", "adsc.keep=0.2"]``."""
+    return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
+
+
+def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:
+    """``["seed=3"]`` -> ``{"seed": 3}``, read as the types of a dataclass's fields suggest."""
+    found = {}
+    for assignment in assignments:
+        _, name, value = _split(assignment, [""])
+        found[name] = _value(value, options_of(cls).get(name, (None, None))[0])
+    return found
+
+
+def text_of(described: str) -> str:
+    """JSON as given, or the content of the file of that name."""
+    if described.lstrip().startswith("{"):
+        return described
+    path = Path(described)
+    try:
+        if not path.is_file():
+            raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read {described}: {error}") from None
+
+
+def _known() -> Mapping[str, type]:
+    """Name -> dataclass with the options, of every method: from the index, or the classes themselves."""
+    facts = index.methods()
+    if facts is None:
+        from foveate.methods import list_methods
+
+        return list_methods()
+    return {str(one["name"]): index.options(one) for one in facts}
+
+
+def _class(name: str, known: Mapping[str, type], others: Collection[str] = ()) -> type:
+    if name.lower() not in known:
+        hint = nearest(name, [*known, *others]) if name else " (a sum has one on both sides of every +)"
+        raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
+    return known[name.lower()]
+
+
+def _check_data(data: Any, known: Mapping[str, type]) -> None:
+    """What JSON says of a method; what is no method at all, and how a sum is put together, is left to the method itself."""
+    if not isinstance(data, dict) or not isinstance(data.get("method"), str):
+        return
+    if data["method"] == "composed":
+        parts = data.get("methods")
+        for part in parts if isinstance(parts, list) else ():
+            _check_data(part, known)
+        return
+    build(_class(data["method"], known), {str(key): value for key, value in data.items() if key != "method"})
+
+
+def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
+    """Which part, which option, what value."""
+    option, equals, value = assignment.partition("=")
+    option = option.strip()
+    if not equals or not option:
+        raise CommandError(f"--option {assignment!r} is not name=value")
+    if len(names) == 1:
+        return 0, option, value.strip()
+    part, dot, option = option.partition(".")
+    if not dot or names.count(part) != 1:
+        raise ConfigError(
+            f"{assignment!r} could belong to any method of the sum: name one, e.g. "
+            f"--option {names[0]}.{option or part}=..."
+        )
+    return names.index(part), option, value.strip()
+
+
+def _value(text: str, hint: Any) -> Any:
+    """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
+    is_list = any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+    try:
+        return from_json(f"[{text}]" if is_list and not text.startswith("[") else text)
+    except ConfigError:
+        return text

@@ -1,0 +1,138 @@
+"""Lists, and mistakes that need no model: said before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from command import as_json, draw, foveate
+
+from foveate.errors import ConfigError, UnknownNameError
+from foveate.lab import checks, declared, index, words
+from foveate.methods import list_methods
+from foveate.serialise import options_of
+from foveate.site import Place
+
+ASK = ["run", "--image", "one.png", "--prompt", "what ?"]
+#: Command lines, and what each says.
+SAID = {
+    "missing image": (["run", "--image", "none.png", "--prompt", "a", "--method", "fastv"], "there is no image"),
+    "not an image": (["run", "--image", "text.png", "--prompt", "a", "--method", "fastv"], "is not an image"),
+    "empty prompt": (["run", "--image", "one.png", "--prompt", " ", "--method", "fastv"], "the prompt is empty"),
+    "method": ([*ASK, "--method", "fstv"], "there is no method 'fstv' (the nearest is 'fastv')"),
+    "part of a sum": ([*ASK, "--method", "tome+fastvv"], "(the nearest is 'fastv')"),
+    "method in JSON": ([*ASK, "--method-json", '{"method": "tom"}'], "(the nearest is 'tome')"),
+    "option": ([*ASK, "--method", "fastv", "--option", "layr=3"], "no option 'layr' (the nearest is 'layer')"),
+    "type": ([*ASK, "--method", "fastv", "--option", "layer=two"], "FastV.layer='two': expected int"),
+    "choice": ([*ASK, "--method", "v2drop", "--option", "positions=skip"], "choose one of 'keep'"),
+    "keep": ([*ASK, "--method", "fastv", "--keep", "1.5"], "keep=1.5 is not a ratio"),
+    "dtype": ([*ASK, "--method", "fastv", "--dtype", "bfloat"], "(the nearest is 'bfloat16')"),
+    "model": ([*ASK, "--method", "fastv", "--model", "./nowhere"], "there is no model folder"),
+    "method to list": (["methods", "divprun"], "(the nearest is 'divprune')"),
+    "method to serve": (["serve", "reference", "--method", "fstv", "--show"], "(the nearest is 'fastv')"),
+    "method to measure": (["eval", "--method", "oracl"], "(the nearest is 'oracle')"),
+    "what a budget counts": (["eval", "--by", "tokns"], "(the nearest is 'tokens')"),
+    "option of one of many": (["bench", "--method", "fastv", "--option", "layr=1"], "(the nearest is 'layer')"),
+    "image of a page": (["report", "--image", "none.png", "--prompt", "a"], "there is no image"),
+    "search": (["tune", "--method", "fastv", "--search", "dail"], "(the nearest is 'dial')"),
+    "option to train": (["train", "adsc", "--out", "x", "--method-option", "layrs=1"], "(the nearest is 'layers')"),
+    "command": (["metods"], "methods"),
+    "methods": (["methods"], ""),
+    "one method": (["methods", "fastv"], ""),
+    "families": (["families", "--json"], ""),
+}
+
+ALL = """
+import contextlib, io, json, sys
+from foveate.lab.cli import main
+found = {}
+for name, argv in json.load(sys.stdin).items():
+    sys.argv, said = ["foveate", *argv], io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+    found[name] = [said.getvalue(), sorted({"torch", "transformers"} & set(sys.modules))]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What every command line of `SAID` says on stderr, one after another in one process, and what was imported by then."""
+    folder = tmp_path_factory.mktemp("here")
+    draw(folder / "one.png")
+    (folder / "text.png").write_text("not an image")
+    lines = json.dumps({name: argv for name, (argv, _) in SAID.items()})
+    sources = os.pathsep.join(path for path in sys.path if path)
+    env = os.environ | {"COLUMNS": "300", "PYTHONPATH": sources}
+    command = [sys.executable, "-c", ALL]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=folder, env=env, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_before_torch(name: str, said: dict[str, Any]) -> None:
+    text, heavy = said[name]
+    assert SAID[name][1] in text
+    assert not heavy
+
+
+@pytest.mark.parametrize("command", ["methods", "families"])
+def test_lists_take_a_moment(command: str) -> None:
+    """Processor time, as other processes may be busy; the best of several."""
+
+    def used() -> float:
+        before = os.times()
+        as_json(foveate(command, "--json"))
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(used() for _ in range(3)) < 0.7
+
+
+def test_the_index_is_what_the_classes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "entry_points", lambda group: ())
+    assert index.methods() == declared.methods(), "run: python tools/pages/lists.py"
+    assert index.families() == declared.families()
+    for facts in declared.methods():
+        stand_in, cls = index.options(facts), list_methods()[facts["name"]]
+        assert {name: hint for name, (hint, _) in options_of(stand_in).items()} == {
+            name: hint for name, (hint, _) in options_of(cls).items()
+        }
+        assert set(facts["places"]) <= set(get_args(Place))
+
+
+def test_an_index_of_other_files_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that was edited, or added, in a checkout is asked itself."""
+    (tmp_path / "methods").mkdir()
+    for path in (index.PACKAGE / "methods").glob("*.py"):
+        (tmp_path / "methods" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(index, "PACKAGE", tmp_path)
+    read = index._indexed.__wrapped__
+    assert read("methods") is not None
+    (tmp_path / "methods" / "mine.py").write_text("")
+    assert read("methods") is None
+    (tmp_path / "methods" / "mine.py").unlink()
+    (tmp_path / "methods" / "fastv.py").write_text("# edited\n")
+    assert read("methods") is None
+
+
+def test_methods_of_other_packages_are_checked_by_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "entry_points", lambda group: ("one",))
+    assert index.methods() is None
+    with pytest.raises(UnknownNameError, match="the nearest is 'fastv'"):
+        words.check_one("fstv", None, [], None)
+    with pytest.raises(ConfigError, match="the nearest is 'layer'"):
+        words.check_one("fastv", None, ["layr=1"], None)
+
+
+def test_names_of_the_reference_models() -> None:
+    import foveate_reference as reference
+
+    assert set(checks.REFERENCES.values()) == set(reference.ARCHITECTURES)
+    assert {f"reference-{name}" for name in reference.ARCHITECTURES} <= set(checks.REFERENCES)
