@@ -26,6 +26,8 @@ COUNTED = {
     "tokens": f"visual tokens per layer ({EXAMPLE.depth} layers)",
     "tower": f"patches per vision block ({EXAMPLE.blocks} blocks)",
     "decode": f"visual keys and values that a step reads ({EXAMPLE.depth} layers)",
+    "cache": f"visual keys and values in the cache ({EXAMPLE.layers} layers)",
+    "compute": f"work of visual tokens in FFNs ({EXAMPLE.depth} layers)",
 }
 
 
@@ -115,7 +117,7 @@ def _method(cls: type[Method]) -> dict[str, Any]:
         "control": cls.control,
         "sites": [str(site) for site in _sites(cls)],
         "training_free": cls.training_free,
-        "fixed_budget": cls.fixed_budget,
+        "fixed_budget": cls.fixed_budget and cls.usual_threshold is None,
         "unit": cls.unit,
         "mean": _mean(cls),
         "options": {
@@ -146,7 +148,7 @@ def _sites(cls: type[Method]) -> list[Site]:
 def _mean(cls: type[Method]) -> float | None:
     """What `keep` is where it is not given, in the example."""
     try:
-        return None if cls.unit in ("none", "cache", "compute") else cls().mean(EXAMPLE)
+        return None if cls.unit == "none" else cls().mean(EXAMPLE)
     except Exception:  # as above
         return None
 
