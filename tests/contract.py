@@ -32,6 +32,8 @@ from torch import Tensor
 import foveate
 from foveate import Host, Method, Site
 from foveate.errors import InputError, UnsupportedModelError
+from foveate.handle import host_of
+from foveate.units import left
 
 Property = Callable[[str, Method], None]
 
@@ -440,7 +442,9 @@ def keeping_everything_is_stock(family: str, method: Method) -> None:
 
 @always
 def the_report_counts_what_ran(family: str, method: Method) -> None:
-    """FLOPs by formula are those counted on the run, bytes and lengths those of the cache, tokens those that survived."""
+    """FLOPs by formula are those counted on the run, bytes and lengths those of the cache, tokens those that survived; what a
+    unit of `keep` counts is as much as the sites promise."""
+    _skip_what_is_by_hand(method)
     model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _prompted(family)
     with foveate.compress(model, method) as handle:
         ran = _counted(lambda: model(**batch))
@@ -457,11 +461,13 @@ def the_report_counts_what_ran(family: str, method: Method) -> None:
         assert all(0 <= i < h * w for kept, (h, w) in zip(visit.kept, visit.shapes) for i in kept)
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["flops"] == report.flops
     assert "visual tokens" in str(report)
+    _keeps_its_promise(model, method, report)
 
 
 @always
 def the_report_counts_what_is_generated(family: str, method: Method) -> None:
     """So are they of a step with the cache."""
+    _skip_what_is_by_hand(method)
     model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _generated(family)
     with foveate.compress(model, method) as handle:
         ran = _counted(lambda: _two_words(model, batch))
@@ -471,6 +477,33 @@ def the_report_counts_what_is_generated(family: str, method: Method) -> None:
     assert (report.full_kv_bytes, report.kv_bytes) == (stock.bytes, ran.bytes)
     assert report.kv_lengths == ran.lengths
     assert report.decode_steps == 1
+    _keeps_its_promise(model, method, report)
+
+
+def _skip_what_is_by_hand(method: Method) -> None:
+    if any(type(part).attach is not Method.attach for part in method.parts()):
+        pytest.skip("the report does not count what a method does by hand")
+
+
+def _keeps_its_promise(model: Any, method: Method, report: foveate.Report) -> None:
+    """What is left of each unit that a part with a `keep` counts is within a token of every image and cut; where nothing is
+    removed, all of it is left."""
+    host, parts = host_of(model), method.parts()
+    assert all(0 <= share <= 1 for share in report.shares.values()) or any(
+        s.action == "append" for s in sites_of(method)
+    )
+    if all(part.unit == "none" for part in parts):
+        assert set(report.shares.values()) == {1.0}
+    sites = method.resolve(host).sites(host)
+    images = max((len(visit.before) for visit in report.visits), default=1)
+    side = max((max(shape) for visit in report.visits for shape in visit.shapes), default=0)
+    rectangles = any(isinstance(part, (foveate.OIM, foveate.Downsample)) for part in parts)
+    token = images * (side if rectangles else 1) / report.visual_tokens
+    units = {part.unit for part in parts if part.keep is not None} & report.shares.keys()
+    if any(site.reuse is not None for site in sites):
+        units -= {"cache"}  # which holds the keys of a batch that has a row without an image
+    for unit in units:
+        assert report.shares[unit] == pytest.approx(left(unit, sites, host), abs=token * max(1, len(sites))), unit
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 import tiny
 import torch
+from probes.dynamic_ffn import DynamicFfn
+from probes.ivc_prune import IVCPrune
+from probes.layer_skip import LayerSkip
+from probes.lazy_attention import LazyAttention
+from probes.skip_vision import SkipVision
+from probes.snapkv import SnapKV
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, OIM, SPU, VTW, DivPrune, DyCoke, FastV, Host, Method, Random, Stride, ToMe, V2Drop
@@ -35,7 +43,9 @@ def held(model: Any, family: str, method: Method) -> tuple[float, foveate.Report
     with foveate.compress(model, method) as handle, torch.no_grad():
         model(**tiny.inputs(family, ROWS), logits_to_keep=1)
         report = handle.report()
-    return report.mean_tokens * len(ROWS) / report.visual_tokens, report
+    share = report.mean_tokens * len(ROWS) / report.visual_tokens
+    assert share == pytest.approx(report.shares["tokens"])
+    return share, report
 
 
 # -- keep is what the report counts (rules 2, 5 and 7) ------------------------------------------------------------------
@@ -66,14 +76,15 @@ def test_patches_per_block_of_a_method_that_saves_in_the_tower(family: str) -> N
     for keep in (0.4, 0.6, 0.9):
         with foveate.compress(model, IPCV(keep=keep, min_tokens=0)) as handle, torch.no_grad():
             model(**tiny.inputs(family, ROWS))
-            trace, visits = handle.trace(), handle.report().visits
+            trace, report = handle.trace(), handle.report()
         (parked,) = (
-            visit for visit in visits if visit.site.startswith("tower ") and sum(visit.after) < sum(visit.before)
+            visit for visit in report.visits if visit.site.startswith("tower ") and sum(visit.after) < sum(visit.before)
         )
         rows = [block.keys.rows if block.keys else block.rows for block in trace.blocks]
         others = rows[0] - sum(parked.before)  # CLS tokens
         patches = [n - others for n in rows][: host_of(model).blocks]
         assert sum(patches) / len(patches) == pytest.approx(keep * sum(parked.before), abs=IMAGES)
+        assert sum(patches) / len(patches) == pytest.approx(report.shares["tower"] * sum(parked.before))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,6 +99,77 @@ def test_keys_that_a_decode_step_reads(family: str) -> None:
         read = int(visit.site.split()[1])
         mean = (read + (layers - read) * sum(visit.after) / sum(visit.before)) / layers
         assert mean == pytest.approx(keep, abs=IMAGES / sum(visit.before))
+        assert mean == pytest.approx(report.shares["decode"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("method", "least"),
+    [(SnapKV(), 0.0), (SnapKV(layers=(1, 2)), 4 / 6), (IVCPrune(), 0.0), (LazyAttention(tokens="all"), 7 / 12)],
+    ids=["snapkv", "snapkv in two layers", "ivc_prune", "lazy_attention"],
+)
+def test_bytes_that_the_cache_holds_after_the_prompt(family: str, method: Method, least: float) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 6]])
+    host, visual = host_of(model), int(tiny.visual_mask(family, batch).sum())
+    text = batch["input_ids"].shape[1] - visual
+    assert method.least(host) == pytest.approx(least)
+    for keep in (0.3, 0.6, 0.75, 1.0):
+        if keep < least:
+            continue
+        with foveate.compress(model, method.with_keep(keep)) as handle, torch.no_grad():
+            cache = model(**batch).past_key_values
+            report = handle.report()
+        tensors = [x for entry in cache.layers for x in (entry.keys, entry.values)]
+        of_visual = sum(x.nbytes // x.shape[2] * (x.shape[2] - text) for x in tensors)
+        token = tensors[1].nbytes // tensors[1].shape[2]
+        held = of_visual / (token * visual * len(tensors))
+        assert held == pytest.approx(report.shares["cache"])
+        step = 0.5 / 2 / len(cache.layers) if method.name() == "lazyattention" else 1 / visual  # half of a layer's keys
+        assert held == pytest.approx(keep, abs=step + 1e-6)
+        assert method.with_keep(keep).mean(host) == pytest.approx(keep, abs=step + 1e-6)
+    with pytest.raises(ConfigError, match=f"{least:.4g} is the least") if least else nullcontext():
+        method.with_keep(least / 2).sites(host)
+
+
+@contextmanager
+def rows_of_ffns(model: Any) -> Iterator[list[int]]:
+    """How many rows each FFN of the language model is given."""
+    found: list[int] = []
+    handles = [
+        layer.mlp.register_forward_pre_hook(lambda module, args: found.append(args[0].shape[:-1].numel()))
+        for layer in tiny.lm(model).layers
+    ]
+    yield found
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("method", "least"),
+    [(SkipVision(), 0.0), (SkipVision(first=2), 1 / 3), (LayerSkip(), 4 / 6), (DynamicFfn(), 4 / 6)],
+    ids=["skip_vision", "skip_vision from layer 2 on", "layer_skip", "dynamic_ffn"],
+)
+def test_work_of_visual_tokens_in_ffns(family: str, method: Method, least: float) -> None:
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 6]])
+    host, visual = host_of(model), int(tiny.visual_mask(family, batch).sum())
+    text = batch["input_ids"].shape[1] - visual
+    assert method.least(host) == pytest.approx(least)
+    for keep in (0.4, 0.7, 0.9, 1.0):
+        if keep < least:
+            continue
+        with foveate.compress(model, method.with_keep(keep)) as handle, torch.no_grad(), rows_of_ffns(model) as rows:
+            model(**batch)
+            report = handle.report()
+        work = sum(n - text for n in rows) / visual / len(rows)
+        if isinstance(method, DynamicFfn):  # whose FFNs see the text alone, and visual tokens in a copy of some weights
+            ffn = 3 * 2 * tiny.lm(model).layers[0].mlp.down_proj.weight.numel()
+            work = 1 - (sum(report.full_layer_flops) - sum(report.layer_flops)) / (ffn * visual * len(rows))
+        assert work == pytest.approx(report.shares["compute"])
+        assert work == pytest.approx(keep, abs=1 / visual + 1e-6)
+        assert method.with_keep(keep).mean(host) == pytest.approx(keep)
+    with pytest.raises(ConfigError, match=f"{least:.4g} is the least") if least else nullcontext():
+        method.with_keep(least / 2).sites(host)
 
 
 def test_one_cut_by_the_formula() -> None:

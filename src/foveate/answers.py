@@ -78,6 +78,11 @@ class Reuse:
     of: Literal["qk", "q"] = "qk"
     tokens: Literal["visual", "all"] = "visual"
 
+    @property
+    def drops_keys(self) -> bool:
+        """Whether the layer's cache entry holds values only."""
+        return self.of == "qk" and self.tokens == "all"
+
     def __str__(self) -> str:
         return f"{'queries and keys' if self.of == 'qk' else 'queries'} of layer {self.source}, {self.tokens} tokens"
 

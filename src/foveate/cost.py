@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from foveate.models.family import Decoder, Family, Merger, Tower
 from foveate.ops.segments import offsets
+from foveate.runtime.attach import host_of
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import spared
+from foveate.runtime.shared import sources_of
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
+from foveate.shares import of_blocks, of_layers
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Report:
         layer_tokens: tokens per row that each decoder layer held in the prefill, text included.
         full_layer_tokens: the same in the stock model.
         mean_tokens: visual tokens per row and layer, averaged over the decoder layers.
+        shares: what `keep` promises, by unit (`foveate.units`): the share of the stock model's that was left. Without a cache
+            there is no ``cache``, before the first step of decoding no ``decode``, and without a tower call no ``tower``.
         flops, full_flops: by stage: ``tower``, ``projector``, ``prefill``, ``decode``, ``head``, ``sites`` (the method's
             own work).
         kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length. The
@@ -70,6 +75,7 @@ class Report:
     layer_tokens: tuple[int, ...]
     full_layer_tokens: tuple[int, ...]
     mean_tokens: float
+    shares: dict[str, float]
     flops: dict[str, int]
     full_flops: dict[str, int]
     kv_bytes: int
@@ -111,6 +117,9 @@ class Report:
                 sum(sum(counts) for counts in each) for each in zip(*((v.before, v.after) for v in visits))
             )
             lines.append(f"  {site:<15} {visits[0].method}: {visits[0].says or f'{before} -> {after}'}")
+        fewer = [f"{share:.1%} of {unit}" for unit, share in self.shares.items() if share < 1]
+        if fewer:
+            lines.append(f"left            {', '.join(fewer)}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():
@@ -188,13 +197,19 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     chunks = [prefill[i : i + n] for i in range(0, len(prefill), n)]
     batch = prefill[0].batch if prefill else 1
     seen = [entry.visual for entry in prefill if entry.visual is not None]
-    visual = sum(seen) if seen else round(sum(t * h * w for t, h, w in trace.views) * n * _copies(trace))
+    whole = _visual(trace)
+    visual = sum(seen) if seen else round(whole * n)
+    shares = of_layers(trace, prefill, sources_of(layers, family.decoder, decoder.config), whole)
+    if trace.grid:
+        images = sum(t for t, _, _ in trace.grid)
+        shares["tower"] = of_blocks(trace.blocks or stock, stock, images, spec.leading, host_of(model, family).blocks)
     return Report(
         visits=tuple(map(_visit, _distinct(trace.sites))),
         visual_tokens=sum(t * h * w for t, h, w in trace.views),
         layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
         full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
         mean_tokens=visual / n / batch,
+        shares=shares,
         flops=now,
         full_flops=full,
         kv_bytes=trace.kv_bytes,
@@ -210,10 +225,14 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     )
 
 
-def _copies(trace: Trace) -> float:
-    """How often the prompts of a call that no site looked at are in it (beams, samples)."""
+def _visual(trace: Trace) -> float:
+    """Visual tokens of the stock model in each layer, as often as the prompts are in the call (beams, samples)."""
+    if trace.arrived:
+        spans = (tokens.spans for tokens, _ in trace.arrived)
+        return sum({number: size for each in spans for number, size in zip(each.number, each.sizes)}.values())
     placeholders = sum(int(count) for count in trace.placeholders)
-    return placeholders / trace.features if placeholders and trace.features else 1.0
+    copies = placeholders / trace.features if placeholders and trace.features else 1.0
+    return sum(t * h * w for t, h, w in trace.views) * copies
 
 
 def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:

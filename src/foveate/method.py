@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import reduce
 from operator import mul
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -25,8 +25,9 @@ from foveate.site import Host as Host
 from foveate.site import Positions as Positions
 from foveate.site import Site as Site
 from foveate.tokens import Parked, Reduction, Scope, Tokens
+from foveate.units import Unit as Unit
+from foveate.units import left
 
-Unit = Literal["tokens", "tower", "decode", "cache", "compute", "none"]
 M = TypeVar("M", bound="Method")
 
 
@@ -79,9 +80,7 @@ class Method:
     #: a baseline that every other method has to beat at the same cost
     control: ClassVar[bool] = False
     training_free: ClassVar[bool] = True
-    #: what `keep` is a share of: visual ``tokens`` per decoder layer (of what acts before the first one: those handed over);
-    #: patches per vision block (``tower``); visual keys and values that a ``decode`` step reads, or that the ``cache`` holds
-    #: after the prompt; ``compute`` of visual tokens in the layers' parts; or of nothing (``none``)
+    #: what `keep` is a share of (`foveate.units.Unit` says what each one counts), or ``none``: this method removes nothing
     unit: ClassVar[Unit] = "tokens"
     #: options that say where tokens leave, which go together with `keep`
     where: ClassVar[tuple[str, ...]] = ("layer", "layers", "every", "schedule")
@@ -91,8 +90,10 @@ class Method:
     scope: ClassVar[Scope] = "clip"
     #: the tokens of a scope compete in one ranking, so that one frame may keep more of them than another
     pooled: ClassVar[bool] = False
-    #: the count of survivors follows from the grid alone, so serving engines can plan for it
+    #: the count of survivors follows from the grid alone, so serving engines can plan for it (see `has_fixed_budget`, too)
     fixed_budget: ClassVar[bool] = True
+    #: the paper says which scores survive, and not how many: what an unset ``threshold`` is where nothing else says how much
+    usual_threshold: ClassVar[float | None] = None
     #: compares frames of one video, so that it can act only where these are known (`Host.frames`)
     temporal: ClassVar[bool] = False
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
@@ -106,11 +107,14 @@ class Method:
     def __post_init__(self) -> None:
         check(self)
         given = [name for name in self.how_much if getattr(self, name, None) is not None]
-        for name in ("keep", *(name for name in given if name not in self.where)):
+        for name in ("keep", *(name for name in given if name not in (*self.where, "threshold"))):
             value = getattr(self, name)
             for each in value if isinstance(value, tuple) else [value]:
                 if isinstance(each, (int, float)):
                     check_ratio(name, each)
+        if "threshold" in given and len(given) > 1:
+            both = " and ".join(f"{name}={shown(getattr(self, name))}" for name in given)
+            raise ConfigError(f"{self.name()}: {both} both say how much stays: give one of them")
         if self.keep is None:
             return
         if self.unit == "none":
@@ -123,12 +127,38 @@ class Method:
                 f"{self.name()}: keep={self.keep:.4g} and {says} both say how much stays: give keep, or {' and '.join(given)}"
             )
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # or `dataclass` would write one that shows every option
+            inherited: Any = cls.__repr__
+            cls.__repr__ = inherited  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """The call that makes this method, without the options that are as they are by default."""
+        given = [f for f in fields(self) if f.init and (f.default is MISSING or getattr(self, f.name) != f.default)]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
+
+    @property
+    def cut(self) -> float | None:
+        """The score that decides who survives, in place of a count: the option ``threshold``, if the method has one."""
+        if "threshold" not in self.how_much or not hasattr(self, "threshold"):
+            return None
+        given: float | None = getattr(self, "threshold")  # noqa: B009 (an option of some methods)
+        counts = any(getattr(self, name, None) is not None for name in ("keep", *self.how_much))
+        counts |= isinstance(getattr(self, "schedule", None), tuple)
+        return given if counts else self.usual_threshold
+
+    @property
+    def has_fixed_budget(self) -> bool:
+        """Whether the count of survivors follows from the grid alone, with these options."""
+        return self.fixed_budget and self.cut is None
+
     def sites(self, host: Host) -> Sequence[Site]:
         """Where this method acts in a model like ``host``."""
         raise NotImplementedError(f"{type(self).__name__} must say its sites")
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        """``(N,)`` scores; the best of every span survive, as many as `Tokens.budget` of ``site`` says."""
+        """``(N,)`` scores; the best of every span survive, as many as `Tokens.budget` says, or all from `cut` on."""
         raise NotImplementedError(f"{type(self).__name__} must implement score() or reduce()")
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
@@ -141,13 +171,12 @@ class Method:
             raise ConfigError(
                 f"{type(self).__name__}.score at {site} returned NaN for {unknown} of {len(tokens)} tokens, expected numbers"
             )
-        return tokens.keep_best(score, site)
+        return tokens.keep_best(score, site) if self.cut is None else tokens.keep_above(score, self.cut)
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
-        """What happens at ``site``: by default the reduction that `reduce` decides.
+        """What happens at ``site``: by default the reduction that `reduce` decides, or none of it where nothing is left.
 
-        A site that leaves nothing asks nobody. A method that says something else than which tokens survive
-        (`foveate.answers`) overrides this.
+        A method that says something else than which tokens survive (`foveate.answers`) overrides this.
         """
         return tokens.keep_none() if site.keep == 0 and site.action == "reduce" else self.reduce(tokens, site)
 
@@ -218,8 +247,18 @@ class Method:
         return Schedule(tuple(stages))
 
     def mean(self, host: Host) -> float:
-        """What `keep` is in a model like ``host``, in the method's `unit`, whether it was given or not."""
-        return self.shares(host).mean(host.depth)
+        """What `keep` is in a model like ``host``, in the method's `unit`, whether it was given or not.
+
+        Raises:
+            ConfigError: a threshold decides, so this depends on the image (`foveate.dial.with_threshold` finds one for a mean).
+        """
+        free = [part.name() for part in self.parts() if part.cut is not None]
+        if free:
+            raise ConfigError(
+                f"{' and '.join(free)}: how many tokens reach a threshold depends on the image, so there is no share to tell: "
+                "give keep in its place"
+            )
+        return left(self.unit, self.sites(host), host)
 
     def least(self, host: Host) -> float:
         """The smallest `keep` but 0 that this method can be set to in a model like ``host``."""
@@ -338,6 +377,9 @@ class Composed(Sum):
         return {"method": "composed", "methods": [method.to_json() for method in self.methods], **keep}
 
     def __repr__(self) -> str:
+        """The sum as it is written; one that ``+`` cannot write, as the call that makes it."""
+        if len(self.methods) == 1 or self.positions != "keep":
+            return super().__repr__()
         terms = " + ".join(map(repr, self.methods))
         return terms if self.keep is None else f"({terms}).with_keep({self.keep!r})"
 
@@ -348,6 +390,12 @@ class Composed(Sum):
 def _at_mean(parts: Sequence[Method], keep: float, host: Host) -> tuple[Method, ...]:
     """The parts with one power on the shares of all that count tokens, so that ``keep`` of these are in a layer on average."""
     counting = [part for part in parts if part.unit == "tokens"]
+    free = [part.name() for part in counting if part.cut is not None]
+    if free:
+        raise ConfigError(
+            f"keep={keep:.4g} is for all parts of the sum together, and a threshold decides in {' and '.join(free)}: give each "
+            "part its own keep or threshold"
+        )
     if not counting:
         names = ", ".join(f"{part.name()} ({part.unit})" for part in parts)
         raise ConfigError(

@@ -2,7 +2,11 @@
 
 `DecoderPruner` drops tokens before decoder layers, `EntryPruner` once before the first of them, `TowerReducer` merges or drops
 inside the vision tower; in all three ``keep`` is the share of the visual tokens that a decoder layer holds on average.
-`TowerParker` spares the tower's blocks most of the patches, and hands over all.
+`TowerParker` spares the tower's blocks most of the patches, and hands over all. `SingleRatio` is for whatever else is turned by
+one ratio, `CachePruner` for what leaves the KV cache after the prompt.
+
+A method that ranks by `score` may have the option ``threshold``, None by default: where it is set, the tokens whose scores
+reach it survive, however many these are (`Method.cut`).
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ from typing import Any, ClassVar
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Host, Method, Site, Unit
 from foveate.schedule import Schedule
-from foveate.signal import Signal
+from foveate.signal import Signal, signal_of
 from foveate.site import Place
+from foveate.units import left
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class DecoderPruner(Method):
     """
 
     signals: ClassVar[tuple[Signal | str, ...]] = ()
-    #: the paper says a mean, and its ratios follow from that
+    #: the paper says a mean, from which its ratios follow
     usual_keep: ClassVar[float | None] = None
     #: the paper's schedule is one that has a name, in place of `usual`
     usual_name: ClassVar[str] = ""
@@ -43,22 +48,27 @@ class DecoderPruner(Method):
         if isinstance(given, tuple):
             Schedule(given)
         if given is not None:
-            for name in ("layer", "layers", *(("ratio", "ratios", "every") if isinstance(given, tuple) else ())):
+            counts = ("ratio", "ratios", "every", "threshold") if isinstance(given, tuple) else ()
+            for name in ("layer", "layers", *counts):
                 if self._option(name) is not None:
                     raise ConfigError(f"{self.name()}: give either `schedule` or `{name}`")
+        for one, several in (("layer", "layers"), ("ratio", "ratios")):
+            if self._option(one) is not None and self._option(several) is not None:
+                raise ConfigError(f"{self.name()}: give either `{one}` or `{several}`")
 
     def usual(self, host: Host) -> Schedule:
         """The paper's setting, in a model like ``host``: what unset options are."""
         raise NotImplementedError(f"{type(self).__name__} must say its usual schedule")
 
-    @property
-    def first(self) -> int:
-        """The earliest layer that its cuts may move to: signals are of the layer before (a method of others overrides this)."""
-        return int(bool(self.signals))
+    def first(self, host: Host) -> int:
+        """The earliest layer that its cuts may move to, where all of its signals exist."""
+        return max((signal_of(signal).first_layer(host.layers) for signal in self.signals), default=0)
 
     def plan(self, host: Host) -> Schedule:
-        """The share of the tokens that is left from each layer on, in a model like ``host``."""
+        """The share of the tokens that is left from each layer on, in a model like ``host``; of a threshold, at most all."""
         schedule, keep = self._native(host), self.keep
+        if self.cut is not None:
+            return Schedule(tuple((layer, float(share > 0)) for layer, share in schedule.stages))
         if keep is None and not any(self._option(name) is not None for name in ("schedule", "ratio", "ratios")):
             keep = self.usual_keep
         if keep is None:
@@ -67,7 +77,7 @@ class DecoderPruner(Method):
             if not self._is_placed():
                 if keep == 0:
                     return Schedule(((0, 0.0),))
-                schedule = schedule.earlier(keep, host.depth, self.first)
+                schedule = schedule.earlier(keep, host.depth, self.first(host))
             return schedule.at_mean(keep, host.depth)
         except ConfigError as error:
             raise ConfigError(f"{self.name()}: {error}") from None
@@ -78,7 +88,7 @@ class DecoderPruner(Method):
 
     def least(self, host: Host) -> float:
         usual = self._native(host).least(host.depth)
-        return usual if self._is_placed() else min(usual, self.first / host.depth)
+        return usual if self._is_placed() else min(usual, self.first(host) / host.depth)
 
     def with_power(self, t: float, host: Host) -> Method:
         if not hasattr(self, "schedule"):
@@ -94,20 +104,22 @@ class DecoderPruner(Method):
 
     def _native(self, host: Host) -> Schedule:
         """What the options say, the paper's setting where they say nothing, whatever `keep` is."""
-        given, ratio = self._option("schedule") or self.usual_name, self._option("ratio")
+        given, ratio = self._option("schedule"), self._option("ratio")
+        given = self.usual_name if given is None else given
         if isinstance(given, tuple):
-            return Schedule(given)
+            return Schedule(tuple((from_the_start(layer, host), share) for layer, share in given))
         if given:
             named = Schedule.named(given, host.layers, self._option("every"))
             return named if ratio is None else named.power(math.log(ratio) / math.log(0.5) if ratio else math.inf)
-        usual, several = self.usual(host), self._option("layers")
+        usual, several = self.usual(host).within(host.layers), self._option("layers")
         layers = several if self._option("layer") is None else (self._option("layer"),)
         ratio = self._option("ratios") if ratio is None else ratio
         if layers is None and ratio is None:
             return usual
         layers = usual.layers if layers is None else layers
         if ratio is None:  # one for all, where a mean decides or the paper has one
-            alike = len(set(usual.ratios)) == 1 or (len(layers) != len(usual.layers) and self.keep is not None)
+            free = self.keep is not None or self.cut is not None
+            alike = len(set(usual.ratios)) == 1 or (len(layers) != len(usual.layers) and free)
             ratio = usual.ratios[0] if alike else usual.ratios
         return Schedule.cuts([from_the_start(layer, host) for layer in layers], ratio)
 
@@ -127,7 +139,9 @@ class EntryPruner(Method):
 
     @property
     def share(self) -> float:
-        """The share of an image's tokens that is left."""
+        """The share of an image's tokens that is left; of a threshold, at most all."""
+        if self.cut is not None:
+            return 1.0
         return self.usual if self.keep is None else self.keep
 
     def sites(self, host: Host) -> Sequence[Site]:
@@ -148,7 +162,9 @@ class TowerReducer(Method):
 
     @property
     def share(self) -> float:
-        """The share of an image's tokens that is handed over."""
+        """The share of an image's tokens that is handed over; of a threshold, at most all."""
+        if self.cut is not None:
+            return 1.0
         return self.usual if self.keep is None else self.keep
 
     def blocks(self, host: Host) -> Sequence[Site]:
@@ -211,6 +227,8 @@ class TowerParker(Method):
             )
         if stabilise > left:
             raise ConfigError(f"{name}: stabilise={stabilise} is too many: {reach}, from block {block} on {left}")
+        if self.cut is not None:
+            return block, stabilise, 1.0
         if self.keep is None:
             return block, stabilise, self.usual if self.ratio is None else self.ratio
         if self.keep * host.blocks < whole * (1 - 1e-9):
@@ -230,12 +248,74 @@ class TowerParker(Method):
             Site.restore(),
         ]
 
-    def mean(self, host: Host) -> float:
-        block, stabilise, ratio = self.plan(host)
-        return (block + stabilise + ratio * (host.blocks - block - stabilise)) / host.blocks
-
     def least(self, host: Host) -> float:
         return ((1 if self.block is None else self.block) + (self.stabilise or 0)) / host.blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleRatio(Method):
+    """A method that is turned by one ratio, whatever it saves and wherever its sites are; ``keep`` finds that ratio.
+
+    A subclass says its paper's ratio in `usual`, its sites at any ratio in `at`, and what they save in ``unit``; the more the
+    ratio is, the more these leave, and 1 leaves everything. What moves in steps is set to the nearest one.
+    """
+
+    ratio: float | None = None
+
+    usual: ClassVar[float] = 0.5
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
+        """The sites that leave ``ratio`` of whatever the method reduces."""
+        raise NotImplementedError(f"{type(self).__name__} must say its sites at a ratio")
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        if self.cut is not None:
+            return self.at(1.0, host)
+        if self.keep is None:
+            return self.at(self.usual if self.ratio is None else self.ratio, host)
+        return self.at(self._ratio_for(self.keep, host), host)
+
+    def least(self, host: Host) -> float:
+        return self._left(0.0, host)
+
+    def _left(self, ratio: float, host: Host) -> float:
+        return left(self.unit, self.at(ratio, host), host)
+
+    def _ratio_for(self, keep: float, host: Host) -> float:
+        least, most = self._left(0.0, host), self._left(1.0, host)
+        if keep < least * (1 - 1e-9):
+            raise ConfigError(
+                f"{self.name()}: keep={keep:.4g} cannot be reached: {least:.4g} is the least that it can leave here (it is a "
+                f"share of what the unit {self.unit!r} counts)"
+            )
+        if keep >= most:
+            return 1.0
+        ratio = (keep - least) / (most - least)
+        if abs(self._left(ratio, host) - keep) < 1e-9:  # as it is where one thing is cut once
+            return ratio
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            ratio = (low + high) / 2
+            low, high = (low, ratio) if self._left(ratio, host) > keep else (ratio, high)
+        return min(low, high, key=lambda ratio: abs(self._left(ratio, host) - keep))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePruner(SingleRatio):
+    """A method that frees visual tokens of the KV cache after the prompt; ``keep`` is the share that it holds then, on average.
+
+    A subclass gives its paper's share in `usual`, its `signals` and its `score`. The option ``layers`` says which caches are
+    cut, all by default, and ``ratio`` how much each of these keeps.
+    """
+
+    layers: tuple[int, ...] | None = None
+
+    unit: ClassVar[Unit] = "cache"
+    signals: ClassVar[tuple[Signal | str, ...]] = ()
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
+        layers = range(host.layers) if self.layers is None else self.layers
+        return [Site.cache(layer, ratio, signals=self.signals) for layer in layers]
 
 
 def from_the_start(layer: int, host: Host) -> int:

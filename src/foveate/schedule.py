@@ -182,12 +182,16 @@ class Schedule:
 
     @classmethod
     def scaled(cls, layers: Sequence[int], ratios: Sequence[float], of: int, to: int, first: int = 0) -> Schedule:
-        """Cuts of a model with ``of`` layers at the same depths of one with ``to``; not before layer ``first``."""
-        stages, share = {}, 1.0
-        for layer, ratio in zip(layers, ratios, strict=True):
-            share *= ratio
-            stages[max(first, round(to * layer / of))] = share  # of cuts that meet the last one says what is left
-        return cls(tuple(stages.items()))
+        """Cuts of a model with ``of`` layers at the same depths of one with ``to``; not before layer ``first``.
+
+        Cuts that meet at one layer of the other model are one there, which leaves what the last of them leaves.
+        """
+        stages = {max(first, round(to * layer / of)): share for layer, share in cls.cuts(layers, ratios).stages}
+        return cls(tuple(stages.items())).within(to)
+
+    def within(self, layers: int) -> Schedule:
+        """This schedule in a model with so many layers: stages that come too late for it are at its last one."""
+        return Schedule(tuple({min(layer, layers - 1): share for layer, share in self.stages}.items()))
 
     @classmethod
     def along(cls, curve: Sequence[float], first: int = 0, step: float = 0.02) -> Schedule:
@@ -257,6 +261,10 @@ class Schedule:
             ConfigError: even dropping everything at the first cut would leave more.
         """
         check_ratio("keep", keep)
+        if self.stages and self.layers[-1] >= depth:
+            raise ConfigError(
+                f"there is no layer {self.layers[-1]} to cut before: the model has {depth}, 0 to {depth - 1}"
+            )
         cuts = Schedule(tuple(stage for stage in self.stages if stage[1] < _WHOLE))  # no power changes a share of 1
         least = cuts.least(depth)
         if keep < least * (1 - 1e-9):

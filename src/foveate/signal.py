@@ -6,7 +6,7 @@ Each kind of signal is one file of ``foveate/runtime/signals/kinds``, which says
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,12 @@ from torch import Tensor
 from foveate.errors import ConfigError, shown
 from foveate.serialise import check
 
+#: Kinds that are known before any layer has run: of the hidden states that are here, or of the layer to come. (A test compares
+#: this with what each kind needs.)
+KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "rope", "text", "text_place"})
+
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
-_OTHERS: set[str] = set()  # kinds of other packages
+_OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: are they known before any layer has run?
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,15 @@ class Signal:
         if self.kind not in kinds():
             raise ConfigError(f"there is no signal {shown(self.kind)}; there are {', '.join(sorted(kinds()))}")
 
+    def first_layer(self, layers: int) -> int:
+        """The earliest decoder layer, of so many, before which a site may ask for it."""
+        if self.at == "tower":
+            return 0
+        if self.layer is not None:
+            return 1 + (self.layer + layers if self.layer < 0 else self.layer)
+        other = _OTHERS.get(self.kind)
+        return 0 if self.kind in KNOWN_BEFORE or (other is not None and other(self)) else 1
+
     def __str__(self) -> str:
         words = [] if self.of == "visual" else [f"of {self.of}"]
         words += [f"by {self.rows} rows"] if self.rows else []
@@ -59,7 +72,7 @@ class Signal:
 
 def kinds() -> frozenset[str]:
     """The names of all kinds of signals."""
-    return _own_kinds() | _OTHERS
+    return _own_kinds() | _OTHERS.keys()
 
 
 @cache
@@ -67,9 +80,13 @@ def _own_kinds() -> frozenset[str]:
     return frozenset(file.name for file in pkgutil.iter_modules([str(_KINDS)]))
 
 
-def register_kind(name: str) -> None:
-    """Make a kind known by its name; `foveate.runtime.signals.kind.Kind` does so for every class of a kind."""
-    _OTHERS.add(name)
+def register_kind(name: str, known_before: Callable[[Signal], bool]) -> None:
+    """Make a kind known by its name; `foveate.runtime.signals.kind.Kind` does so for every class of a kind.
+
+    Args:
+        known_before: says of an address whether it is known before any layer has run (see `KNOWN_BEFORE`).
+    """
+    _OTHERS[name] = known_before
 
 
 def signal_of(asked: Signal | str) -> Signal:

@@ -217,6 +217,16 @@ class Tokens:
         counts = self.budget(keep)
         return Reduction(select.top_k(score, self.counts, counts), counts)
 
+    def keep_above(self, score: Tensor, threshold: float) -> Reduction:
+        """Keep the tokens whose score ``(N,)`` is ``threshold`` or more, and the best one of each image or video (of whatever
+        `scope` says) in any case. The count depends on the data: this asks the device."""
+        begun = [any(self.seen[span] for span in pool) if self.seen else False for pool in self.pools]
+        least = [
+            0 if earlier else min(1, n) for earlier, n in zip(begun, self.pool_counts)
+        ]  # of chunks the first one has it
+        best = select.top_k(score, self.pool_counts, least)
+        return self.keep_mask((score >= threshold).index_fill(0, best, True))
+
     def keep_none(self) -> Reduction:
         """No token stays."""
         return Reduction(torch.empty(0, dtype=torch.long, device=self.index.device), (0,) * len(self.counts))

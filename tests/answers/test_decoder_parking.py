@@ -33,7 +33,7 @@ read = pytest.mark.parametrize("read", [False, True], ids=["away", "read"])
 @whole
 @read
 def test_properties(family: str, check: Property, read: bool) -> None:
-    check(family, LayerSkip(keep=0.4, read=read))
+    check(family, LayerSkip(ratio=0.4, read=read))
 
 
 @contextmanager
@@ -96,8 +96,8 @@ def test_cache_and_flops(family: str, impl: str, read: bool) -> None:
     """The layers between hold fewer, unless they read them; FLOPs by formula as counted; the report and the story say so."""
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
     for method in (
-        LayerSkip(keep=0.3, read=read),
-        LayerSkip(keep=0.3, read=read) + SkipVision(first=1) + FastV(layer=5),
+        LayerSkip(ratio=0.3, read=read),
+        LayerSkip(ratio=0.3, read=read) + SkipVision(first=1) + FastV(layer=5),
     ):
         with torch.no_grad(), foveate.compress(model, method) as handle:
             flops = counted(impl, lambda: model(**batch))
@@ -140,8 +140,8 @@ def test_with_pruners_and_new_positions(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     before = At((Site("decoder", 1),))
     for method in (
-        before + LayerSkip(keep=0.5, read=True) + FastV(layer=5),
-        LayerSkip(keep=0.5, positions="renumber") + At((Site("decoder", 4),), positions="renumber"),
+        before + LayerSkip(ratio=0.5, read=True) + FastV(layer=5),
+        LayerSkip(ratio=0.5, positions="renumber") + At((Site("decoder", 4),), positions="renumber"),
     ):
         with torch.no_grad(), foveate.compress(model, method):
             out = generate(model, batch, num_beams=2)
@@ -163,7 +163,7 @@ def test_a_later_reduction_sees_all(family: str) -> None:
             seen.append(len(tokens))
             return super().score(tokens, site)
 
-    with foveate.compress(model, LayerSkip(keep=0.5, read=True) + Counts(layer=4)):
+    with foveate.compress(model, LayerSkip(ratio=0.5, read=True) + Counts(layer=4)):
         tiny.text_logits(model, batch)
     assert seen == [int(tiny.visual_mask(family, batch).sum())]
     refused(model, LayerSkip() + FastV(layer=4), UnsupportedSiteError, "has not seen them: use layer 5 or later")

@@ -28,7 +28,7 @@ kinds = pytest.mark.parametrize("family", tiny.STRUCTURES)
 @whole
 @part
 def test_properties(family: str, check: Property, part: str) -> None:
-    check(family, SkipVision(keep=0.3, part=part))
+    check(family, SkipVision(ratio=0.3, part=part))
 
 
 def first(family: str) -> int:
@@ -41,7 +41,7 @@ def skip(family: str, part: str, keep: float = 0.3) -> Any:
     if part == "attention" and family in tiny.RECURRENT:
         layers = [i for i, x in enumerate(tiny.lm(tiny.model(family)).layers) if hasattr(x, "self_attn")]
         return At(tuple(Site("decoder", i, keep, action="skip", part="attention") for i in layers))
-    return SkipVision(keep=keep, part=part)
+    return SkipVision(ratio=keep, part=part)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def test_skipping_is_adding_nothing(family: str, impl: str, part: str) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
     with silenced(model, part, skipping(family, batch, 0.3)):
         expected = tiny.text_logits(model, batch)
-    with foveate.compress(model, SkipVision(keep=0.3, part=part)):
+    with foveate.compress(model, SkipVision(ratio=0.3, part=part)):
         close(tiny.text_logits(model, batch), expected)
     assert (tiny.text_logits(model, batch) - expected).abs().max() > 1e-2
 
@@ -107,7 +107,7 @@ def test_every_structure(family: str, part: str) -> None:
 @part
 def test_keeping_all_is_stock(family: str, part: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    with left_as_it_was(model, batch) as stock, foveate.compress(model, SkipVision(keep=1.0, part=part)):
+    with left_as_it_was(model, batch) as stock, foveate.compress(model, SkipVision(ratio=1.0, part=part)):
         assert torch.equal(tiny.text_logits(model, batch), stock)
 
 
@@ -116,7 +116,7 @@ def test_keeping_all_is_stock(family: str, part: str) -> None:
 def test_with_pruners(family: str, part: str) -> None:
     """Beside methods that drop tokens, at the same layer and at others; with new positions, beams, and no cache."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    probe = SkipVision(keep=0.4, part=part)
+    probe = SkipVision(ratio=0.4, part=part)
     with torch.no_grad():
         cuts = At((Site("decoder", 0), Site("decoder", 3)), positions="renumber")
         renumbered = SkipVision(part=part, positions="renumber") + cuts
@@ -161,7 +161,7 @@ def test_training(family: str, part: str) -> None:
     batch = tiny.inputs(family, ROWS[family], padding_side="right")
     with silenced(model, part, skipping(family, batch, 0.3)):
         loss, gradients = loss_and_gradients(model, batch)
-    with foveate.compress(model, SkipVision(keep=0.3, part=part)):
+    with foveate.compress(model, SkipVision(ratio=0.3, part=part)):
         ours, same = loss_and_gradients(model, batch)
         close(ours, loss)
         for a, b in zip(same, gradients, strict=True):

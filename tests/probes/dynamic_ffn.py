@@ -9,32 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from foveate import Channels, Host, Method, Site, Tokens
-from foveate.ops import select
+from foveate import Channels, Host, Site, Tokens
+from foveate.ops import segments, select
+from foveate.pruners import SingleRatio
+from foveate.schedule import survivors
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
-class DynamicFfn(Method):
+class DynamicFfn(SingleRatio):
     """In ``layers``, the FFN of visual tokens has ``ratio`` of its channels."""
 
     layers: tuple[int, ...] = (1, 2)
-    ratio: float = 0.2
     sample: float = 0.1
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        return [Site("decoder", layer, self.ratio, action="channels", part="ffn") for layer in self.layers]
+    unit: ClassVar[Unit] = "compute"
+    usual: ClassVar[float] = 0.2
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
+        return [Site("decoder", layer, ratio, action="channels", part="ffn") for layer in self.layers]
 
     def answer(self, tokens: Tokens, site: Site) -> Channels:
         assert tokens.activations is not None
-        counts = tuple(max(1, round(self.sample * n)) if n else 0 for n in tokens.counts)
+        counts = tuple(survivors(n, self.sample) for n in tokens.counts)
         probes = select.stride(tokens.counts, counts, tokens.index.device)
         strength = tokens.activations(tokens.hidden[probes]).float().abs()
-        clips = [(row, clip) for row, clip in zip(tokens.spans.row, tokens.spans.clip)]
-        images = sorted(set(clips))
-        of = tuple(images.index(clip) for clip in clips)
+        clips = tokens.spans.clips
+        of = tuple(clip for clip, spans in enumerate(clips) for _ in spans)
         image = torch.tensor(of, device=probes.device)[tokens.segment[probes]]
-        means = torch.stack([strength[image == i].mean(0) for i in range(len(images))])
-        return Channels(means.topk(max(1, round(self.ratio * means.shape[1]))).indices.sort().values, of)
+        means = segments.segment_mean(strength, image, len(clips))
+        return Channels(means.topk(max(1, round(site.keep * means.shape[1]))).indices.sort().values, of)

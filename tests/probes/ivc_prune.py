@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate import Host, Method, Reduction, Site, Tokens
+from foveate import Host, Reduction, Site, Tokens
+from foveate.ops.segments import segment_mean
+from foveate.pruners import SingleRatio
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
-class IVCPrune(Method):
+class IVCPrune(SingleRatio):
     """Before layer ``layer`` tokens are chosen; the others leave, and when the prompt has ended they leave all caches.
 
     From the authors' code: the cut is made once, and applied to the caches of the layers before it as well. Ours: the choice
@@ -20,26 +24,26 @@ class IVCPrune(Method):
     apart.
 
     Attributes:
-        ratio: share of an image's tokens that stays.
+        ratio: share of an image's tokens that stays; by default 0.5.
         layer: where the choice is made.
         caches: layers before it whose caches follow; none: all of them.
     """
 
-    ratio: float = 0.5
     layer: int = 3
     caches: tuple[int, ...] = ()
 
-    def sites(self, host: Host) -> Sequence[Site]:
+    unit: ClassVar[Unit] = "cache"
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
         before = self.caches or range(self.layer)
         return [
-            Site.decoder(self.layer, self.ratio, signals=("values",)),
-            *(Site.cache(layer, self.ratio) for layer in before),
+            Site.decoder(self.layer, ratio, signals=("values",)),
+            *(Site.cache(layer, ratio) for layer in before),
         ]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         values = tokens.values.float().flatten(1)
-        counts = torch.tensor(tokens.counts, device=values.device).clamp(min=1)
-        mean = values.new_zeros(len(counts), values.shape[1]).index_add(0, tokens.segment, values) / counts[:, None]
+        mean = segment_mean(values, tokens.segment, len(tokens.counts))
         return -torch.cosine_similarity(values, mean[tokens.segment], dim=1)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:

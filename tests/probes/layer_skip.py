@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from foveate import Host, Method, Reduction, Site, Tokens
+from foveate import Host, Reduction, Site, Tokens
 from foveate.ops import select
+from foveate.pruners import SingleRatio
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
-class LayerSkip(Method):
-    """Only ``keep`` of the visual tokens go through decoder layers ``first`` to ``last - 1``; the others come back."""
+class LayerSkip(SingleRatio):
+    """Only ``ratio`` of the visual tokens go through decoder layers ``first`` to ``last - 1``; the others come back."""
 
-    keep: float = 0.0
     first: int = 2
     last: int = 4
     read: bool = False
 
-    def sites(self, host: Host) -> Sequence[Site]:
+    unit: ClassVar[Unit] = "compute"
+    usual: ClassVar[float] = 0.0
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
         between = range(self.first, self.last) if self.read else ()
         return [
-            Site("decoder", self.first, self.keep, action="park"),
+            Site("decoder", self.first, ratio, action="park"),
             *(Site("decoder", layer, action="attend") for layer in between),
             Site("decoder", self.last, action="restore"),
         ]

@@ -31,10 +31,6 @@ class PyramidDrop(DecoderPruner):
 
     signals: ClassVar[tuple[Signal | str, ...]] = ("next_row",)
 
-    @property
-    def first(self) -> int:
-        return 0  # the coming layer ranks, so the first one can, too
-
     def usual(self, host: Host) -> Schedule:
         return Schedule.cuts([host.layers * stage // 4 for stage in (1, 2, 3)], 0.5)
 

@@ -9,23 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate import Host, Method, Site, Tokens
+from foveate import Host, Site, Tokens
+from foveate.pruners import SingleRatio
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
-class SkipVision(Method):
-    """Only the last ``keep`` of each image's tokens go through the FFN of decoder layers from ``first`` on."""
+class SkipVision(SingleRatio):
+    """Only the last ``ratio`` of each image's tokens go through the FFN of decoder layers from ``first`` on."""
 
-    keep: float = 0.25
     first: int = 0
-    part: str = "ffn"
+    part: Literal["ffn", "attention"] = "ffn"
 
-    def sites(self, host: Host) -> Sequence[Site]:
-        part = "attention" if self.part == "attention" else "ffn"
-        return [Site("decoder", i, self.keep, action="skip", part=part) for i in range(self.first, host.layers)]
+    unit: ClassVar[Unit] = "compute"
+    usual: ClassVar[float] = 0.25
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
+        return [Site.skip(i, self.part, ratio) for i in range(self.first, host.layers)]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         return tokens.index.float()

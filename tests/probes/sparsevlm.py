@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate import Host, Reduction, Signal, Site, Tokens
 from foveate.ops.merge import nearest_target
 from foveate.ops.segments import offsets, ranges, segment_mean
-from foveate.ops.select import rank, stride
+from foveate.ops.select import best_first, rank, stride
 from foveate.pruners import DecoderPruner
 from foveate.schedule import Schedule, check_ratio
 
@@ -69,8 +69,7 @@ class SparseVLM(DecoderPruner):
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score, (best, again, clusters) = self.score(tokens, site), self.counts(tokens, site)
-        order = score.argsort(descending=True, stable=True)
-        order = order[tokens.segment[order].argsort(stable=True)]  # image after image, the best of each first
+        order = best_first(score, tokens.counts)
         starts, device = offsets(tokens.counts)[:-1], score.device
         recycled = order[ranges([s + k for s, k in zip(starts, best, strict=True)], again, device)]
         centre = recycled[stride(again, clusters, device)].sort().values

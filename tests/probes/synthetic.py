@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate import Host, Method, Reduction, Site, Tokens
-from foveate.ops import select
+from foveate.ops import segments, select
 from foveate.tokens import Parked
 
 
@@ -185,11 +185,9 @@ class Asked(Method):
         return [Site("lm_entry", keep=0.6, signals=("text",))]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        sample = torch.arange(len(tokens.text_counts)).repeat_interleave(torch.tensor(tokens.text_counts))
-        total = torch.zeros(len(tokens.text_counts), tokens.text.shape[1])
-        mean = total.index_add(0, sample, tokens.text.float()) / torch.tensor(tokens.text_counts)[:, None].clamp(min=1)
-        own = tokens.sample
-        return (tokens.hidden.float() * mean[own]).sum(-1)
+        words = segments.segment_ids(tokens.text_counts)
+        mean = segments.segment_mean(tokens.text.float(), words, len(tokens.text_counts))
+        return (tokens.hidden.float() * mean[tokens.sample]).sum(-1)
 
 
 @dataclass(frozen=True)

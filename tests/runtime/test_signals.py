@@ -408,7 +408,7 @@ def queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     importlib.import_module(f"{kinds.__name__}.queries")
     yield "queries"
     del KINDS["queries"], sys.modules[f"{kinds.__name__}.queries"]
-    addresses._OTHERS.discard("queries")
+    addresses._OTHERS.pop("queries", None)
 
 
 def test_a_new_kind_is_one_file(family: str, impl: str, queries: str) -> None:

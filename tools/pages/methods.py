@@ -143,7 +143,7 @@ def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
 
 
 def _budget(cls: type[Method]) -> str:
-    if not cls.fixed_budget:
+    if not (cls.fixed_budget and cls.usual_threshold is None):
         return "by content: a serving engine cannot plan for it"
     fixed = "fixed: how many tokens stay follows from the image's size"
     return f"{fixed}, so it can be [served](../serving.md)" if not _only_decodes(cls) else f"{fixed}; not served"

@@ -18,6 +18,8 @@ COUNTED = {
     "tokens": f"visual tokens per layer ({LAYERS} layers)",
     "tower": f"patches per vision block ({BLOCKS} blocks)",
     "decode": f"visual keys and values that a step reads ({LAYERS} layers)",
+    "cache": f"visual keys and values in the cache ({LAYERS} layers)",
+    "compute": f"work of visual tokens in FFNs ({LAYERS} layers)",
 }
 
 

@@ -42,7 +42,7 @@ def method(cls: type[Method]) -> dict[str, Any]:
         "sites": [str(site) for site in _sites(cls)],
         "places": list(dict.fromkeys(site.at for site in _sites(cls))),
         "training_free": cls.training_free,
-        "fixed_budget": cls.fixed_budget,
+        "fixed_budget": cls.fixed_budget and cls.usual_threshold is None,
         "unit": cls.unit,
         "mean": _mean(cls),
         "options": {
@@ -74,7 +74,7 @@ def _sites(cls: type[Method]) -> list[Site]:
 def _mean(cls: type[Method]) -> float | None:
     """What `keep` is where it is not given, in the example."""
     try:
-        return None if cls.unit in ("none", "cache", "compute") else cls().mean(EXAMPLE)
+        return None if cls.unit == "none" else cls().mean(EXAMPLE)
     except Exception:  # as above
         return None
 

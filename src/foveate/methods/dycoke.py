@@ -70,9 +70,6 @@ class DyCoke(Method):
         ((layer, ratio),) = self.plan(host).stages
         return [Site.decode(layer, ratio, signals=("last_row",))]
 
-    def mean(self, host: Host) -> float:
-        return self.plan(host).mean(host.depth)
-
     def least(self, host: Host) -> float:
         return (1 if self.layer is None else from_the_start(self.layer, host)) / host.depth
 

@@ -1,8 +1,9 @@
-"""Bookkeeping of packed segments: offsets, segment ids, ranges, means. Host-side lengths, device-side tensors."""
+"""Bookkeeping of packed segments: offsets, segment ids, ranges, means, extremes. Host-side lengths, device-side tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,44 @@ def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     size = segment_sum(wide.new_ones(len(x)), segment, n_segments).clamp(min=1)
     return (segment_sum(wide, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
+
+
+def segment_max(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Largest of ``x (N,)`` by segment: ``(S,)``; an empty segment gives 0. Of ``-x`` it is minus the smallest."""
+    return x.new_zeros(n_segments).scatter_reduce(0, segment, x, "amax", include_self=False)
+
+
+def normalise(x: Tensor, counts: Sequence[int], to: Literal["range", "sum", "softmax", "deviation"]) -> Tensor:
+    """Scores ``(N,)`` made comparable between segments, in fp32 at least.
+
+    Args:
+        x: ``(N,)``.
+        counts: tokens per segment, sums to ``N``.
+        to: a ``range`` from 0 to 1; a ``sum`` of 1; the ``softmax``; or a mean of 0 and a standard ``deviation`` of 1. Scores
+            that are all equal have no range and no deviation, and become zeros; so do those whose sum is 0.
+    """
+    wide, segment, n = x.to(torch.promote_types(x.dtype, torch.float32)), segment_ids(counts, x.device), len(counts)
+    if to == "range":
+        wide = wide + segment_max(-wide, segment, n)[segment]
+        size = segment_max(wide, segment, n)[segment]
+    elif to == "deviation":
+        wide = wide - segment_mean(wide, segment, n)[segment]
+        size = segment_mean(wide.square(), segment, n)[segment].sqrt()
+    else:
+        if to == "softmax":
+            wide = (wide - segment_max(wide, segment, n)[segment]).exp()
+        size = segment_sum(wide, segment, n)[segment]
+    return torch.where(size == 0, 0.0, wide / size)
+
+
+def pool(x: Tensor, counts: Sequence[int], width: int) -> Tensor:
+    """Largest of ``x (N,)`` among each row and its ``width // 2`` neighbours of the same segment on either side: ``(N,)``."""
+    if not len(x):
+        return x
+    reach = width // 2
+    padded = to_padded(x, counts, -torch.inf)[:, None]
+    pooled = torch.nn.functional.max_pool1d(padded, 2 * reach + 1, stride=1, padding=reach)
+    return pooled.flatten()[padded_index(counts, x.device)]
 
 
 def to_padded(x: Tensor, counts: Sequence[int], fill: float = 0.0) -> Tensor:

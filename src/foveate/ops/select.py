@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, segment_ids, to_padded
+from foveate.ops.segments import offsets, padded_index, ranges, segment_ids, to_padded, within
 
 
 def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
@@ -22,10 +22,27 @@ def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
+    return best_first(score, counts)[ranges(offsets(counts)[:-1], k, score.device)].sort().values
+
+
+def best_first(score: Tensor, counts: Sequence[int]) -> Tensor:
+    """All tokens, segment after segment, in each from the highest score to the lowest: ``(N,)`` packed indices.
+
+    Of equal scores the earlier token comes first. The ``k[s]`` best of each segment in this order, or those that come next, are
+    ``best_first(score, counts)[ranges(starts, k)]`` (`foveate.ops.segments.ranges`).
+
+    Args:
+        score: ``(N,)``, higher is better.
+        counts: tokens per segment, sums to ``N``.
+    """
     by_score = torch.argsort(score, descending=True, stable=True)
-    segment = segment_ids(counts, score.device)[by_score]
-    order = by_score[torch.argsort(segment, stable=True)]  # segments in order, best first inside each
-    return order[ranges(offsets(counts)[:-1], k, score.device)].sort().values
+    return by_score[torch.argsort(segment_ids(counts, score.device)[by_score], stable=True)]
+
+
+def rank_within(score: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rank of each token in its segment, 0 for the highest score: ``(N,)`` int64; arguments are those of `best_first`."""
+    place = within(counts, score.device)
+    return torch.empty_like(place).index_copy(0, best_first(score, counts), place)
 
 
 def complement(chosen: Tensor, n: int) -> Tensor:
@@ -40,7 +57,7 @@ def complement(chosen: Tensor, n: int) -> Tensor:
 
 
 def rank(chosen: Tensor, n: int) -> Tensor:
-    """Where each token stands in ``chosen (K,)``, which has each of its packed indices once: ``(n,)`` int64; ``K``: nowhere."""
+    """The place of each of ``n`` tokens in ``chosen (K,)``, which names none twice: ``(n,)`` int64; ``K``: it is not there."""
     nowhere = torch.full((n,), len(chosen), device=chosen.device)
     return nowhere.index_copy(0, chosen, torch.arange(len(chosen), device=chosen.device))
 

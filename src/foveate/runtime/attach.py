@@ -182,7 +182,7 @@ def plan(
         sites = part.sites(host)
         by_hand = type(part).attach is not Method.attach
         listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)
-        if not listed or not (sites or by_hand):
+        if not listed or not (sites or by_hand or part.keep == 1):  # (1: perhaps it has nothing to do)
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))

@@ -289,7 +289,7 @@ class DecoderHooks:
         self.reads.begin(call, i, rows, keys, entry)
         new = self.arguments.derive(call, i, layer, entry, keys, rows, args, kwargs)
         call.layout = layout
-        log_layer(call, hidden.shape[1], keys, entry)
+        log_layer(call, hidden.shape[1], keys, entry, lent=len(lot.outer.tokens) - len(layout.tokens))
         self.lends[i][0].lend(call, lot, rows)
         return new | self.arguments.of_rows(call, kwargs, hidden.shape[1])
 

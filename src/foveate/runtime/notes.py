@@ -11,14 +11,17 @@ from foveate.runtime.taken import Taken
 from foveate.runtime.trace import LayerTrace
 
 
-def log_layer(call: DecoderPass, rows: int, keys: KVIndex | None, entry: Any, taken: Taken | None = None) -> LayerTrace:
-    """Note one layer of a forward: its rows, the ``keys`` that it sees (None: all), what it has ``taken`` of another."""
+def log_layer(
+    call: DecoderPass, rows: int, keys: KVIndex | None, entry: Any, taken: Taken | None = None, lent: int = 0
+) -> LayerTrace:
+    """Note one layer of a forward: its rows, the ``keys`` that it sees (None: all), what it has ``taken`` of another layer, and
+    how many visual tokens that are set aside have ``lent`` it keys and values."""
     full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
     n_keys = full if keys is None else keys.length
     if isinstance(entry, CompactMixin) and entry.visible is not None:
         n_keys = entry.visible.index.shape[1]
     visual = None if call.layout is None else len(call.layout.tokens)
-    trace = LayerTrace(call.batch, rows, n_keys, call.rows or call.length, full, visual)
+    trace = LayerTrace(call.batch, rows, n_keys, call.rows or call.length, full, visual, lent=lent)
     if call.members is not None:
         trace.members = call.members.outer.width
     if taken is not None:

@@ -48,7 +48,8 @@ class LayerTrace:
 
     `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
     that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows;
-    `members` the queries of its attention, where these are more than its rows.
+    `members` the queries of its attention, where these are more than its rows; `lent` how many visual tokens that are set aside
+    lend it keys and values.
     """
 
     batch: int
@@ -61,6 +62,7 @@ class LayerTrace:
     reuse: Reuse | None = None
     reused: int = 0
     members: int | None = None
+    lent: int = 0
 
 
 @dataclass
@@ -189,6 +191,7 @@ class Trace:
     kv_lengths: list[int] = field(default_factory=list)
     full_kv_lengths: list[int] = field(default_factory=list)
     kv_layers: list[int] = field(default_factory=list)  # whose entries these are
+    kv_widths: list[float] = field(default_factory=list)  # share of a token's keys and values that each entry stores
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
     thread: str = field(default_factory=lambda: threading.current_thread().name)  # that made the call

@@ -13,7 +13,7 @@ from foveate.runtime.trace import Trace
 def weigh(trace: Trace, cache: Any) -> None:
     """Bytes held by the cache tensors, and what full-length ones would take."""
     held = full = 0
-    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths = [], [], []
+    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths, trace.kv_widths = [], [], [], []
     for i, entry in enumerate(getattr(cache, "layers", [])):
         keys = getattr(entry, "keys", None)
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
@@ -25,6 +25,7 @@ def weigh(trace: Trace, cache: Any) -> None:
         total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
         full += size // keys.shape[-2] * total
         trace.kv_layers.append(i)
+        trace.kv_widths.append((keys.nbytes + entry.values.nbytes) / size)
         trace.kv_lengths.append(keys.shape[-2])
         trace.full_kv_lengths.append(total)
     trace.kv_bytes, trace.full_kv_bytes = held, full

@@ -127,7 +127,7 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
         UnsupportedSiteError: it acts where an engine cannot let it.
     """
     for part in method.resolve(host).parts():
-        if not part.fixed_budget:
+        if not part.has_fixed_budget:
             raise ConfigError(
                 f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
                 "before: use a method whose budget is fixed (`foveate methods` lists them)"

@@ -239,7 +239,7 @@ def spending(subject: Subject, samples: Sequence[Sample]) -> Callable[[Method], 
     )
 
     def measure(method: Method) -> Cost:
-        batches = fixed if all(part.fixed_budget for part in method.parts()) else varying
+        batches = fixed if all(part.has_fixed_budget for part in method.parts()) else varying
         spent = ((answer(subject, batch, method)[1], weight) for batch, weight in batches)
         return Cost.total((cost, weight) for cost, weight in spent if cost is not None)
 

@@ -108,7 +108,12 @@ class Kind:
     def __init_subclass__(cls) -> None:
         if cls.name:
             KINDS[cls.name] = cls
-            register_kind(cls.name)
+            register_kind(cls.name, cls.known_before)
+
+    @classmethod
+    def known_before(cls, signal: Signal) -> bool:
+        """Whether it is known before any layer has run."""
+        return not cls(signal).needs & {"attention", "entered", "left", "leading"}
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -41,7 +41,7 @@ class Meter:
 
 
 def _fixed(method: Method) -> bool:
-    return all(part.fixed_budget for part in method.parts())
+    return all(part.has_fixed_budget for part in method.parts())
 
 
 def asked(stock: Stock, group: Sequence[Prompt], new_tokens: int) -> Said:

@@ -1,0 +1,79 @@
+"""The units of `keep`, and what a method's sites promise in each. What a call has really left is in `Report.shares`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import prod
+from typing import Literal
+
+from foveate.site import Host, Site
+
+#: ``tokens``: visual tokens that a decoder layer holds. ``tower``: patches that a vision block works on. ``decode``: visual
+#: keys and values that a decode step reads. ``cache``: those that the KV cache holds after the prompt. ``compute``: rows of
+#: visual tokens in a layer's FFN, times the channels that these use. All are means over the blocks or layers.
+Unit = Literal["tokens", "tower", "decode", "cache", "compute", "none"]
+
+
+def left(unit: Unit, sites: Iterable[Site], host: Host) -> float:
+    """The share that ``sites`` leave of what a ``unit`` counts, if each of them leaves its own share."""
+    if unit == "none":
+        return 1.0
+    from_start = [_from_the_start(site, host) for site in sites]
+    if unit == "tower":
+        return _mean(_in_blocks(from_start, host))
+    held, cached = _in_layers(from_start, host)
+    if unit == "tokens":
+        return _mean(held)
+    if unit == "cache":
+        return _mean([_in_cache(from_start, layer) * share for layer, share in enumerate(cached[: host.layers])])
+    inside = [site for site in from_start if site.at == ("decode" if unit == "decode" else "decoder")]
+    if unit == "decode":
+        return _mean([prod(s.keep for s in inside if s.layer <= layer) * x for layer, x in enumerate(cached)])
+    ffn = [site for site in inside if site.part == "ffn" and site.action in ("skip", "channels")]
+    return _mean([prod(s.keep for s in ffn if s.layer == layer) * x for layer, x in enumerate(held)])
+
+
+def _in_layers(sites: Sequence[Site], host: Host) -> tuple[list[float], list[float]]:
+    """The share of the tokens that each decoder layer holds, and of those whose keys and values it makes."""
+    share = prod(
+        site.keep for site in sites if site.action == "reduce" and site.at not in ("decoder", "decode", "cache")
+    )
+    parked, held, cached = 1.0, [], []
+    for layer in range(host.depth):
+        here = [site for site in sites if site.at == "decoder" and not site.part and site.layer == layer]
+        for site in here:
+            share *= site.keep if site.action == "reduce" else 1
+            parked = {"park": parked * site.keep, "restore": 1.0}.get(site.action, parked)
+        held.append(share * parked)
+        cached.append(share if any(site.action == "attend" for site in here) else share * parked)
+    return held, cached
+
+
+def _in_cache(sites: Sequence[Site], layer: int) -> float:
+    """The share of the keys and values made by a decoder layer that its cache holds after the prompt."""
+    here = [site for site in sites if site.layer == layer]
+    without_keys = any(site.reuse is not None and site.reuse.drops_keys for site in here)
+    return prod(site.keep for site in here if site.at == "cache") * (0.5 if without_keys else 1)
+
+
+def _in_blocks(sites: Sequence[Site], host: Host) -> list[float]:
+    """The share of the patches that each vision block works on: in one that attends to parked patches, all."""
+    share, parked, found = prod(site.keep for site in sites if site.at == "pixels"), 1.0, []
+    for block in range(host.blocks):
+        here = [site for site in sites if site.at == "tower" and site.layer == block]
+        for site in here:
+            share *= site.keep if site.action == "reduce" else 1
+            parked = {"park": parked * site.keep, "restore": 1.0}.get(site.action, parked)
+        found.append(share if any(site.action == "attend" for site in here) else share * parked)
+    return found
+
+
+def _from_the_start(site: Site, host: Host) -> Site:
+    """A site whose layer is counted from the beginning."""
+    n = host.blocks if site.at == "tower" else host.layers
+    return replace(site, layer=site.layer + n) if site.layer < 0 else site
+
+
+def _mean(shares: Sequence[float]) -> float:
+    return sum(shares) / max(len(shares), 1)
