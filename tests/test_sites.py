@@ -158,6 +158,11 @@ def test_a_constructor_for_each_place() -> None:
     assert Site.attend(2) == Site("tower", 2, action="attend")
     assert Site.skip(2, "ffn", 0.5) == Site("decoder", 2, 0.5, action="skip", part="ffn")
     assert Site.channels(2) == Site("decoder", 2, action="channels", part="ffn")
+    assert (Site.remember(), Site.remember(1)) == (
+        Site("lm_entry", action="remember"),
+        Site("decoder", 1, action="remember"),
+    )
+    assert Site.inject(2, "prompt") == Site("decoder", 2, action="inject", part="ffn", into="prompt")
     assert (Site.sight(), Site.sight(1)) == (Site("lm_entry", action="sight"), Site("decoder", 1, action="sight"))
 
 

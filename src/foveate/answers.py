@@ -110,9 +110,33 @@ class Append:
 
     def packed(self) -> tuple[Tensor, tuple[int, ...]]:
         """All new tokens ``(M, C)``, span after span, and how many each span gets."""
-        if self.counts is not None:
-            return self.hidden, self.counts
-        return self.hidden.flatten(0, 1), (self.hidden.shape[1],) * self.hidden.shape[0]
+        return _packed(self.hidden, self.counts)
 
 
-Answer: TypeAlias = Reduction | Channels | Sight | Append
+@dataclass(frozen=True)
+class Remember:
+    """What is kept of each image for the text that comes after it, at a site with ``action="remember"``.
+
+    It is no token: nothing attends to it, and it lives with the KV cache, beside it. `Method.inject` is given it, of all images
+    before a token of text. An image, or a whole video, is remembered once, when all of it is there, also where a prompt comes
+    in chunks; what is remembered of one must not depend on the others.
+
+    Attributes:
+        rows: ``(S, V, D)``, as many for each span; or ``(M, D)``, span after span. ``D`` is what the method wants it to be.
+        counts: ``(S,)`` ints, how many of ``(M, D)`` are of each span, 0 or more.
+    """
+
+    rows: Tensor
+    counts: tuple[int, ...] | None = None
+
+    def packed(self) -> tuple[Tensor, tuple[int, ...]]:
+        """All rows ``(M, D)``, span after span, and how many are of each span."""
+        return _packed(self.rows, self.counts)
+
+
+def _packed(x: Tensor, counts: tuple[int, ...] | None) -> tuple[Tensor, tuple[int, ...]]:
+    """``(S, V, D)``, or ``(M, D)`` with counts, as the latter."""
+    return (x, counts) if counts is not None else (x.flatten(0, 1), (x.shape[1],) * x.shape[0])
+
+
+Answer: TypeAlias = Reduction | Channels | Sight | Append | Remember

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from foveate.answers import Answer
+from foveate.answers import Answer, Remember
 from foveate.errors import ConfigError, shown
 from foveate.escape import Changes
 from foveate.schedule import Schedule, check_ratio, solve_power
@@ -178,6 +178,8 @@ class Method:
 
         A method that says something else than which tokens survive (`foveate.answers`) overrides this.
         """
+        if site.action == "remember":
+            return self.remember(tokens, site)
         return tokens.keep_none() if site.keep == 0 and site.action == "reduce" else self.reduce(tokens, site)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
@@ -187,6 +189,30 @@ class Method:
         was.
         """
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
+
+    def remember(self, tokens: Tokens, site: Site) -> Remember:
+        """What is kept of each image at a ``remember`` site, for `inject`.
+
+        It is asked once of every image or video, when all of it is there: ``tokens`` are those images that are complete now.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement remember()")
+
+    def inject(self, x: Tensor, memory: Tensor, site: Site) -> Tensor:
+        """``(M, C)``: what is added to the FFN's output for tokens of text, at an ``inject`` site.
+
+        What a token gets depends on its own row of ``x`` and on ``memory``, not on the other rows: how many tokens are asked
+        about at once is up to the call (a prompt, a chunk of it, a generated token, all beams).
+
+        Args:
+            x: ``(M, C)`` what the FFN sees of them, after the norm.
+            memory: ``(R, D)`` what `remember` has said of the images before these tokens, image after image; those of their
+                own sample, R is 1 or more. Of several ``remember`` sites it is that of the last one up to this layer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement inject()")
+
+    def inject_flops(self, x: Tensor, memory: Tensor, site: Site) -> int:
+        """Floating-point operations of the matrix products in `inject` at ``site`` (2 per multiply-add)."""
+        return 0
 
     def follow(self, state: MutableMapping[str, Any], rows: Tensor | None) -> None:
         """Make ``state`` (`Tokens.state`) fit a KV cache that has changed between two forwards. By default all is forgotten.
@@ -227,7 +253,7 @@ class Method:
         return found
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        """Floating-point operations of the matrix products in `reduce` at ``site`` (2 per multiply-add)."""
+        """Floating-point operations of the matrix products in `reduce` (or `answer`) at ``site`` (2 per multiply-add)."""
         return 0
 
     # -- how much it keeps: read, and set

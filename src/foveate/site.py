@@ -17,7 +17,11 @@ Positions = Literal["keep", "renumber", "native", "virtual"]
 #: the parts of a decoder layer that some actions are for; all others are for the whole of it
 PARTS: dict[str, tuple[str, ...]] = {"skip": ("attention", "ffn"), "channels": ("ffn",), "inject": ("ffn",)}
 _OF_NO_LAYER = ("pixels", "tower_output", "lm_entry")
-Verb = Literal["reduce", "park", "attend", "restore", "skip", "channels", "inject", "sight", "append", "reuse"]
+_NAMED = ("attend", "sight", "append", "remember")  # actions that the name of a site says
+Verb = Literal[
+    "reduce", "park", "attend", "restore", "skip", "channels", "sight", "append", "reuse", "remember", "inject"
+]
+Into = Literal["text", "prompt", "generated"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Site:
             back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of the
             FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom from
             this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one);
-            ``append`` (new tokens behind those of each span, as `Append` says).
+            ``append`` (new tokens behind those of each span, as `Append` says); ``remember`` (something is kept of each image
+            for the text after it, as `Method.remember` says) and, of the FFN, ``inject`` (something of that is added to the
+            FFN's output for tokens of text, as `Method.inject` says).
         unit: tokens of a tower with a patch merger: ``merge`` (the 2x2 block that becomes one token) or ``patch``
             (only for parking: a dropped patch would leave a hole inside a block).
         signals: what `Tokens` must carry, each a `Signal` or the name of its kind; what nobody asks for is never computed.
@@ -47,6 +53,8 @@ class Site:
             is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
         reuse: with ``action="reuse"``, what this layer takes from an earlier one.
         step: the denoising step from which on the site acts, in a model that writes an answer in `Host.steps` of them.
+        into: with ``action="inject"``, the tokens that it is for, all of which come after an image: ``text``, of the prompt and
+            generated; only the text of the ``prompt``; or only what is ``generated``.
     """
 
     at: Place
@@ -60,6 +68,7 @@ class Site:
     part: Literal["", "attention", "ffn"] = ""
     reuse: Reuse | None = None
     step: int = 0
+    into: Into = "text"
 
     def __post_init__(self) -> None:
         check(self)
@@ -74,6 +83,8 @@ class Site:
             raise ConfigError(
                 'reuse=Reuse(source) says whose queries and keys a layer takes, and goes with action="reuse": give both or none'
             )
+        if self.into != "text" and self.action != "inject":
+            raise ConfigError(f'into={self.into!r} says for whom something is injected, and goes with action="inject"')
         if not isinstance(self.signals, (list, tuple)):
             raise ConfigError(f"Site.signals={shown(self.signals)}: expected a tuple of signals, such as ('keys',)")
         object.__setattr__(self, "signals", tuple(map(signal_of, self.signals)))
@@ -89,6 +100,10 @@ class Site:
             raise ConfigError(f"no block comes after {self}, so parking there saves nothing: park earlier")
         if self.unit == "patch" and not self.at.startswith("tower"):
             raise ConfigError(f'unit="patch" is of tokens in the vision tower, and {self.at} is not there')
+        if self.signals and self.action == "inject":
+            raise ConfigError(
+                "signals are of visual tokens, and what is injected is for text: ask where it is remembered"
+            )
         if self.layer and self.at in _OF_NO_LAYER:
             raise ConfigError(f"{self.at} is at no layer: leave layer={self.layer} out")
         if self.at == "decode" and self.layer == 0:
@@ -172,6 +187,18 @@ class Site:
         """New tokens come behind those of each image, where features and text meet."""
         return cls.entry(action="append", **options)
 
+    @classmethod
+    def remember(cls, layer: int | None = None, **options: Any) -> Site:
+        """Something is kept of each image before a decoder layer; without one, where features and text meet."""
+        if layer is None:
+            return cls.entry(action="remember", **options)
+        return cls.decoder(layer, action="remember", **options)
+
+    @classmethod
+    def inject(cls, layer: int, into: Into = "text", **options: Any) -> Site:
+        """Something of what was remembered is added to the FFN's output of a decoder layer, for text after an image."""
+        return cls("decoder", layer, action="inject", part="ffn", into=into, **options)
+
     @property
     def asked(self) -> tuple[Signal, ...]:
         """The signals, each by its address."""
@@ -197,12 +224,13 @@ class Site:
     def __str__(self) -> str:
         start = f" from step {self.step} on" if self.step else ""
         if self.at in _OF_NO_LAYER:
-            return self.at + (f" ({self.action})" if self.action in ("sight", "append") else "") + start
+            return self.at + (f" ({self.action})" if self.action in _NAMED else "") + start
         if self.reuse is not None:
             return f"{self.at} {self.layer} ({'q, k' if self.reuse.of == 'qk' else 'q'} of {self.reuse.source})" + start
         inside = " (mid)" if self.where == "mid" else ""
         inside += f" {self.part}" if self.part else ""
-        said = f" ({self.action})" if self.part or self.action in ("attend", "sight", "append") else ""
+        said = f" ({self.action})" if self.part or self.action in _NAMED else ""
+        said = f" (inject into {self.into})" if self.into != "text" else said
         return f"{self.at} {self.layer}{inside}{said}{start}"
 
 

@@ -219,6 +219,27 @@ CHOSEN = [
         ("tests/answers/test_reuse.py",),
     ),
     Fault(
+        "inject: text gets of images that come after it",
+        "runtime/injecting.py",
+        "images = torch.searchsorted(begins, place + call.past, right=True)",
+        "images = torch.full_like(place, len(begins))",
+        ("tests/answers/test_inject.py",),
+    ),
+    Fault(
+        "inject: of a cropped image something is still remembered",
+        "runtime/remembering.py",
+        "images = tuple(image for image in self.images if image.place <= length)",
+        "images = self.images",
+        ("tests/answers/test_inject.py",),
+    ),
+    Fault(
+        "inject: beams remember the images of other beams",
+        "runtime/remembering.py",
+        "self.rows = [self.rows[row] for row in rows]",
+        "self.rows = [self.rows[row] for row in sorted(rows)]",
+        ("tests/answers/test_inject.py",),
+    ),
+    Fault(
         "state: beams go on with the memory of other beams",
         "runtime/state.py",
         "changes[-1] = changes[-1][rows.to(changes[-1].device)]",

@@ -21,7 +21,7 @@ from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.learned import Beside, with_modules
-from foveate.runtime.order import check_parking, check_signals_of_parked, moment
+from foveate.runtime.order import check_parking, check_signals_of_parked, moment, with_memories
 from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
@@ -200,7 +200,7 @@ def plan(
             by = Asker(part.name(), site, host, family, config, attends, part.positions)
             asks = tuple(KINDS[signal.kind].asked_by(signal, by) for signal in site.asked)
             actions.append(Action(site, part, len(actions), number, asks))
-    actions = _with_history(actions)
+    actions = with_memories(_with_history(actions))
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
     in_order = sorted(actions, key=moment)
@@ -324,7 +324,7 @@ def _with_history(actions: list[Action]) -> list[Action]:
         found[action.order], last = replace(action, after=run), place
         if action.site.action == "park":
             parked = run
-        run += action.site.action not in ("sight", "append")  # which leave all tokens where they are
+        run += action.site.action not in ("sight", "append", "remember")  # which leave all tokens where they are
         if action.site.action == "restore":  # the tokens are those that there were
             run = parked
     return [found[action.order] for action in actions]
@@ -354,8 +354,8 @@ ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
     "tower": {"reduce", "park", "attend", "restore"},
     "tower_output": {"reduce", "restore"},
-    "lm_entry": {"reduce", "sight", "append"},
-    "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse"},
+    "lm_entry": {"reduce", "sight", "append", "remember"},
+    "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse", "remember", "inject"},
     "decode": {"reduce"},
     "cache": {"reduce"},
 }

@@ -207,7 +207,13 @@ def _select_rows(layout: Rows, rows: list[int]) -> Rows:
 
 def _joined(first: Rows, second: Rows) -> Rows:
     """Visual tokens of two turns, or of two chunks of a prompt, which may share a span; row after row."""
-    a, b = first.tokens, second.tokens
+    tokens, perm = joined_tokens(first.tokens, second.tokens)
+    row, slot = torch.cat([first.row, second.row])[perm], torch.cat([first.slot, second.slot])[perm]
+    return replace(second, tokens=tokens, row=row, slot=slot)
+
+
+def joined_tokens(a: Tokens, b: Tokens) -> tuple[Tokens, Tensor]:
+    """The same of tokens, without signals; and ``(N,)`` which of those of ``a`` and then ``b`` each is."""
     spans, place = a.spans, {key: s for s, key in enumerate(zip(a.spans.row, a.spans.number))}
     new = [s for s, key in enumerate(zip(b.spans.row, b.spans.number)) if key not in place]
     place |= {(b.spans.row[s], b.spans.number[s]): len(spans) + i for i, s in enumerate(new)}
@@ -224,19 +230,20 @@ def _joined(first: Rows, second: Rows) -> Rows:
         counts[s] += n
     segment = torch.cat([a.segment, torch.tensor(of_b, dtype=torch.long, device=b.index.device)[b.segment]])
     by_span = torch.argsort(segment, stable=True)
-    joined = Tokens(
+    joined = replace(
+        b,
         spans=spans,
         counts=tuple(counts),
         index=torch.cat([a.index, b.index])[by_span],
         sizes=torch.cat([a.sizes, b.sizes])[by_span],
         coords=torch.cat([a.coords, b.coords])[by_span],
+        hidden=torch.cat([a.hidden, b.hidden])[by_span] if b.hidden.dim() > 1 else b.hidden,
+        signals={},
         marks=None if a.marks is None and b.marks is None else torch.cat([a.appended, b.appended])[by_span],
     )
     order = sorted(range(len(spans)), key=lambda s: spans.row[s])
     tokens, perm = of_spans(joined, order, [spans.row[s] for s in order])
-    perm = by_span[perm]
-    row, slot = torch.cat([first.row, second.row])[perm], torch.cat([first.slot, second.slot])[perm]
-    return replace(second, tokens=tokens, row=row, slot=slot)
+    return tokens, by_span[perm]
 
 
 class CompactMixin:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.answers import Append, Channels, Sight
+from foveate.answers import Append, Channels, Remember, Sight
 from foveate.errors import ConfigError, InputError
 from foveate.method import Method, Site
 from foveate.tokens import Reduction, Tokens
@@ -209,36 +209,70 @@ def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
 
 def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> Append:
     """The answer; raises `ConfigError` unless new tokens are as wide as the others, and it says how many each span gets."""
-    said, spans, width = f"{type(method).__name__}.answer at {site}", len(tokens.counts), tokens.hidden.shape[1]
+    said = f"{type(method).__name__}.answer at {site}"
     if not isinstance(answer, Append):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected an Append")
-    hidden, counts = answer.hidden, answer.counts
+    _check_rows(said, "hidden", answer.hidden, answer.counts, tokens, tokens.hidden.shape[1])
+    return answer
+
+
+def check_remember(method: Method, site: Site, tokens: Tokens, answer: object) -> Remember:
+    """The answer; raises `ConfigError` unless it says how many rows are kept of each span."""
+    asked = "remember" if type(method).answer is Method.answer else "answer"
+    said = f"{type(method).__name__}.{asked} at {site}"
+    if not isinstance(answer, Remember):
+        raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Remember")
+    _check_rows(said, "rows", answer.rows, answer.counts, tokens, None)
+    return answer
+
+
+def check_injected(method: Method, site: Site, x: Tensor, added: object) -> Tensor:
+    """What is added; raises `ConfigError` unless it has a row for every row of ``x (M, C)``."""
+    said = f"{type(method).__name__}.inject at {site}"
+    if not isinstance(added, Tensor) or added.shape != x.shape or not added.is_floating_point():
+        raise ConfigError(
+            f"{said} returned {_describe(added)}, expected floats {tuple(x.shape)}: what is added to each row of x"
+        )
+    if added.device != x.device:
+        raise ConfigError(f"{said} returned a tensor on {added.device}, expected it on {x.device}, as x is")
+    return added
+
+
+def _check_rows(said: str, name: str, x: object, counts: object, tokens: Tokens, width: int | None) -> None:
+    """Rows ``x`` for each span of ``tokens``, of a ``width`` (None: any): ``(S, V, width)``, or ``(M, width)`` with counts."""
+    spans, wide = len(tokens.counts), "any width" if width is None else str(width)
     if counts is not None and (not isinstance(counts, tuple) or any(type(n) is not int or n < 0 for n in counts)):
         raise ConfigError(f"{said}: counts={counts!r}, expected a tuple with a whole number for every span, 0 or more")
     if counts is not None and len(counts) != spans:
         raise ConfigError(f"{said}: counts {counts}, expected one for each of the {spans} spans")
-    shape = f"({spans}, any number, {width})" if counts is None else f"({sum(counts)}, {width}), as many as counts says"
-    fits = isinstance(hidden, Tensor) and hidden.is_floating_point() and hidden.shape[-1] == width
-    if not fits or hidden.dim() != (3 if counts is None else 2) or len(hidden) != (sum(counts) if counts else spans):
-        raise ConfigError(f"{said}: hidden is {_describe(hidden)}, expected floats {shape}")
-    if hidden.device != tokens.index.device:
-        raise ConfigError(
-            f"{said}: hidden is on {hidden.device}, expected it on {tokens.index.device}, as the tokens are"
-        )
-    return answer
+    shape = f"({spans}, any number, {wide})" if counts is None else f"({sum(counts)}, {wide}), as many as counts says"
+    dims, n = (3, spans) if counts is None else (2, sum(counts))
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != dims or len(x) != n:
+        raise ConfigError(f"{said}: {name} is {_describe(x)}, expected floats {shape}")
+    if width is not None and x.shape[-1] != width:
+        raise ConfigError(f"{said}: {name} is {_describe(x)}, expected floats {shape}")
+    if x.device != tokens.index.device:
+        raise ConfigError(f"{said}: {name} is on {x.device}, expected it on {tokens.index.device}, as the tokens are")
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:
     """What a method says that its work costs, a whole number; nothing where it is not asked (`Method.answer`)."""
     if site.keep == 0 and site.action == "reduce":
         return 0
-    flops: Any = method.flops(tokens, site)
+    return _whole_number(f"{type(method).__name__}.flops at {site}", method.flops(tokens, site))
+
+
+def flops_of_injecting(method: Method, x: Tensor, memory: Tensor, site: Site) -> int:
+    """What a method says that `Method.inject` costs."""
+    said = f"{type(method).__name__}.inject_flops at {site}"
+    return _whole_number(said, method.inject_flops(x, memory, site))
+
+
+def _whole_number(said: str, flops: Any) -> int:
     try:
         return operator.index(flops)
     except TypeError:
-        raise ConfigError(
-            f"{type(method).__name__}.flops at {site} returned {_describe(flops)}, expected a whole number"
-        ) from None
+        raise ConfigError(f"{said} returned {_describe(flops)}, expected a whole number") from None
 
 
 def check_restored(method: Method, site: Site, restored: object, parked: Tensor) -> None:

@@ -48,6 +48,8 @@ class Action:
     asks: tuple[Kind, ...] = ()  # its signals
     #: actions of the same part directly before this one: what was there before each of these is its history
     after: int = 0
+    #: where what it remembers is kept, or what it injects is taken from (`foveate.runtime.remembering`)
+    memory: str = ""
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
     def ask(self, tokens: Tokens) -> tuple[Answer, bool]:
@@ -59,12 +61,16 @@ class Action:
             shown = replace(tokens, strict=look, history=own, scope=self.method.scope, pooled=self.method.pooled)
             answer = self.method.answer(shown, self.site)
         except Exception as error:
-            if hasattr(error, "add_note"):  # Python 3.11
-                asked = "reduce" if type(self.method).answer is Method.answer else "answer"
-                error.add_note(f"(raised by {type(self.method).__name__}.{asked} at {self.site})")
+            asked = "remember" if self.site.action == "remember" else "reduce"
+            self.name_in(error, asked if type(self.method).answer is Method.answer else "answer")
             raise
         self._asked.add(True)
         return answer, look
+
+    def name_in(self, error: Exception, function: str) -> None:
+        """Say in an error which function of the method has raised it."""
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(f"(raised by {type(self.method).__name__}.{function} at {self.site})")
 
     def answer(self, tokens: Tokens) -> Reduction:
         """The reduction that the method decides on at its site, checked."""
@@ -205,6 +211,7 @@ class DecoderPass:
         deepstack: for layer 0, 1, ... what is added to the visual tokens after it, ``(visual tokens, C)``, holes and all.
         lot: tokens set aside, or None.
         queries, ffn: of the layer that runs now, where its attention or its FFN does not work on all rows alike.
+        added: of that layer, what is added to the output of its FFN, and to which rows of the flattened batch.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
         present: ``(B, L)`` the prompt without its padding, or None.
@@ -245,6 +252,7 @@ class DecoderPass:
     lot: Lot[Rows] | None = None
     queries: Queries | None = None
     ffn: Split | None = None
+    added: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     seen: Past = field(default_factory=Past)
     tower: dict[int, Tensor] = field(default_factory=dict)
     ahead: Reading | None = None

@@ -26,6 +26,7 @@ from foveate.runtime.deepstack import add_deepstack
 from foveate.runtime.entry import Entry
 from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
+from foveate.runtime.injecting import remember
 from foveate.runtime.layers import LayerCalls
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.notes import log_layer, log_layers
@@ -92,9 +93,7 @@ class DecoderHooks:
         self.virtual = VirtualHooks(self.layers, self.spec, context)
         self.stand_for_members = False  # merged tokens do, in attention
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
-        self.calls = LayerCalls(
-            self.layers, self.spec, context, self.arguments, self._before_layer, self.step, not self.reuse
-        )
+        self.calls = LayerCalls(self.layers, context, self.arguments, self._before_layer, self.step, not self.reuse)
 
     @property
     def reduces(self) -> bool:
@@ -383,8 +382,9 @@ class DecoderHooks:
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
-        if site.action in ("sight", "append"):
-            return (look if site.action == "sight" else append)(action, call, tokens, hidden)
+        if site.action in ("sight", "append", "remember"):
+            answer = {"sight": look, "append": append, "remember": remember}[site.action]
+            return answer(action, call, tokens, hidden)
         reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from foveate.models.family import Decoder
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, entry_of
 from foveate.runtime.context import Context, DecoderPass, Settled
@@ -60,7 +59,6 @@ class LayerCalls:
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        spec: Decoder,
         context: Context,
         arguments: LayerArguments,
         before: Callable[..., Any],
@@ -68,6 +66,7 @@ class LayerCalls:
         settles: bool,
     ) -> None:
         self.layers, self.context, self.arguments, self.before, self.step = layers, context, arguments, before, step
+        spec = arguments.spec
         self.attentions = [attention_of(layer, spec) for layer in layers]
         self.settles, self.steady = settles and not spec.shared, Steady()
         #: an attention whose kernel may count a window in keys that are there, or None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from foveate.errors import UnsupportedSiteError
 from foveate.runtime.context import Action
@@ -71,3 +72,31 @@ def check_signals_of_parked(actions: list[Action]) -> None:
                     f"{name} wants the attention of layer {layer} at {site}, which sees tokens that are parked there: ask at a "
                     "layer that does not attend to them"
                 )
+
+
+def with_memories(actions: list[Action]) -> list[Action]:
+    """The same actions; each that injects takes what its own method has remembered last, up to its layer.
+
+    Raises:
+        UnsupportedSiteError: it has remembered nothing by then.
+    """
+    found: list[Action] = []
+    for action in actions:
+        site, name = action.site, action.method.name()
+        if site.action == "remember":
+            action = replace(action, memory=_memory(action))
+        elif site.action == "inject":
+            before = [a for a in actions if a.site.action == "remember" and a.part == action.part]
+            before = [a for a in before if a.site.at == "lm_entry" or a.site.layer <= site.layer]
+            if not before:
+                raise UnsupportedSiteError(
+                    f"{name} injects at {site}, and remembers nothing of an image by then: say Site.remember() as well"
+                )
+            last = max(before, key=lambda a: (a.site.at == "decoder", a.site.layer, a.order))
+            action = replace(action, memory=_memory(last))
+        found.append(action)
+    return found
+
+
+def _memory(action: Action) -> str:
+    return f"{action.part} {action.method.name()} {action.site}"

@@ -22,6 +22,7 @@ from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.facts import Facts
 from foveate.runtime.ffn import GatedFfn, Split
 from foveate.runtime.hooks import Hooks, first_argument, replace_first
+from foveate.runtime.injecting import InjectHooks
 from foveate.runtime.layout import Rows
 from foveate.runtime.parking import others
 from foveate.runtime.recurrent import attention_of
@@ -47,6 +48,7 @@ class PartHooks:
         self.rows = [a for a in actions if a.site.part == "ffn" and a.site.action == "skip"]
         self.channels = [a for a in actions if a.site.action == "channels"]
         self.rows_and_channels = [*self.rows, *self.channels]
+        self.injecting = InjectHooks(i, layer, spec, context, [a for a in actions if a.site.action == "inject"])
         self.ffn = layer.get_submodule(spec.ffn)
         self.gated = GatedFfn.find(self.ffn, spec)
 
@@ -55,6 +57,7 @@ class PartHooks:
         if self.asking is not None:
             self.asking.attach(hooks)
             hooks.pre(self.layer.get_submodule(self.spec.attention), self._before_attention)
+        self.injecting.attach(hooks)  # before the FFN has fewer rows, and after it has all of them again
         if self.rows_and_channels:
             hooks.pre(self.ffn, self._before_ffn)
             hooks.post(self.ffn, self._after_ffn, first=True)

@@ -28,6 +28,8 @@ from foveate.runtime.recurrent import attention_of
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import SiteTrace
 
+#: actions that leave all tokens where they are
+_LEAVE_ALL = ("reuse", "skip", "channels", "sight", "remember", "inject")
 Exchange = Callable[[Cache | None, Tensor, Tensor, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Tensor]]
 
 
@@ -313,7 +315,7 @@ def _between(other: Action, i: int, source: int, reuse: Reuse) -> str:
     """What another site does so that the two layers hold different tokens; "": nothing."""
     site = other.site
     inside = source < site.layer <= i
-    if site.at == "decoder" and site.action not in ("reuse", "skip", "channels", "inject", "sight") and inside:
+    if site.at == "decoder" and inside and site.action not in _LEAVE_ALL:
         return f"acts at {site}"
     if site.at == "decoder" and site.action == "skip" and site.part != "ffn" and site.layer in (i, source):
         return f"lets tokens skip the attention at {site}"

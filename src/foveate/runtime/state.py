@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from foveate.errors import UnsupportedCacheError
 from foveate.method import Method
 from foveate.runtime.cache import CompactMixin, KVIndex, compact
+from foveate.runtime.remembering import Memory
 
 State = MutableMapping[str, Any]
 
@@ -22,10 +24,12 @@ class States:
 
     Attributes:
         parts: the dict of each part, by its rank in the sum and its name.
+        memories: what was remembered of images at each ``remember`` site, by `Action.memory`.
         images: length of the full sequence up to its last visual token.
     """
 
     parts: dict[str, State] = field(default_factory=dict)
+    memories: dict[str, Memory] = field(default_factory=dict)
     images: int = 0
     _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # of which a part has not been told yet
 
@@ -39,6 +43,10 @@ class States:
 
     def select(self, rows: Tensor) -> None:
         """The rows of the cache are now ``rows (B',)`` of those before (beams, expansion)."""
+        if self.memories:
+            chosen = rows.tolist()
+            for memory in self.memories.values():
+                memory.select(chosen)
         for key, state in self.parts.items():
             changes = self._changes.setdefault(key, []) if state else []
             if changes and changes[-1] is not None:
@@ -48,6 +56,8 @@ class States:
 
     def crop(self, length: int) -> None:
         """The cache now ends after ``length`` tokens of the full sequence."""
+        for memory in self.memories.values():
+            memory.crop(length)
         for key, state in self.parts.items():
             changes = self._changes.setdefault(key, []) if state else []
             if length < self.images:
@@ -94,7 +104,14 @@ def keep_states(cache: Cache | None, states: States, length: int) -> None:
         return
     layers = list(enumerate(cache.layers))
     compacted = (i for i, entry in layers if isinstance(entry, CompactMixin))
-    others = (i for i, entry in layers if isinstance(entry, DynamicLayer) and entry.is_initialized)
-    number = next(compacted, next(others, None) if any(states.parts.values()) else None)
-    if number is not None:  # (a static cache has no entry that could)
+    # The last one, as stock code asks the first one that slides for the mask of all that do.
+    others = (i for i, entry in reversed(layers) if isinstance(entry, DynamicLayer) and entry.is_initialized)
+    number = next(compacted, next(others, None) if any(states.parts.values()) or states.memories else None)
+    if number is not None:
         compact(cache, number, KVIndex(length, length)).states = states
+    elif states.memories:  # (of a state nobody depends on what becomes of it in a static cache)
+        names = " and ".join(sorted({memory.method for memory in states.memories.values()}))
+        raise UnsupportedCacheError(
+            f"a cache of {type(cache.layers[0]).__name__} cannot carry what {names} remembers of an image: use the default "
+            "DynamicCache (generate without cache_implementation='static')"
+        )

@@ -156,6 +156,11 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{action.method.name()} appends tokens at {site}, and a prompt of this engine has no slots for them"
             )
+        if site.action in ("remember", "inject"):
+            raise UnsupportedSiteError(
+                f"{action.method.name()} keeps something of an image beside the KV cache, at {site}, and this engine keeps "
+                "keys and values only: use it with transformers"
+            )
         if site.at in ("decode", "cache"):
             when = "while decoding" if site.at == "decode" else "when a prompt has ended"
             raise UnsupportedSiteError(

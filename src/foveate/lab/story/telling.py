@@ -25,7 +25,7 @@ class Act:
 
     Attributes:
         action: ``reduce``, ``merge``, ``resize``, ``park``, ``restore``, ``hide``, ``skip`` (a part of the layer),
-            ``channels``, ``sight``, ``append``, ``reuse``, or ``free`` (from caches, their sum).
+            ``channels``, ``sight``, ``append``, ``reuse``, ``remember``, ``inject``, or ``free`` (from caches, their sum).
         before, after: visual tokens, or patches where ``patches``.
         says: what the method said there, where it was not which tokens survive.
     """
