@@ -26,7 +26,7 @@ from foveate.errors import ConfigError, InputError, UnsupportedCacheError, Unsup
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
-from foveate.story import tell
+from foveate.lab.story import tell
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 
