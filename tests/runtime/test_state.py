@@ -206,6 +206,14 @@ def test_a_method_that_remembers_nothing_leaves_the_cache_alone() -> None:
     assert kinds == {"DynamicLayer"}
 
 
+def test_what_carries_it_does_not_change_the_masks_of_layers_that_slide() -> None:
+    model, batch = tiny.model("gemma3"), tiny.inputs("gemma3", ROWS["gemma3"])
+    with torch.no_grad():
+        expected = generate(model, batch)
+        with foveate.compress(model, Diary(EVERYWHERE[4:5])):
+            assert torch.equal(generate(model, batch), expected)
+
+
 def test_an_engine_refuses_what_remembers() -> None:
     from foveate.handle import host_of
     from foveate.models import family_of

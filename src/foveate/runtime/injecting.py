@@ -83,9 +83,8 @@ def remember(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) 
     if memory is None or not call.past:
         samples = [0] * call.batch if call.past else prompted.sample[:, -1].tolist()
         memory = call.states.memories[action.memory] = Memory(name, [Remembered(sample=n) for n in samples])
-    memory.crop(call.past)  # a forward over the same places may have been taken back
     shown = tokens
-    if call.names is not None:
+    if call.names is not None:  # this forward may bring a part of an image
         shown = memory.complete(tokens, prompted.ends)
         if site.signals and shown is not tokens:
             asked = ", ".join(map(str, site.asked))

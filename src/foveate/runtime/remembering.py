@@ -87,8 +87,8 @@ class Memory:
         self.rows = [self.rows[row] for row in rows]
 
     def crop(self, length: int) -> None:
-        """The sequence now has ``length`` tokens."""
-        self.rows = [row.crop(length) for row in self.rows]
+        """The sequence now has ``length`` tokens, and none of an image that has not ended."""
+        self.rows, self.waiting = [row.crop(length) for row in self.rows], None
 
     def complete(self, tokens: Tokens, ended: Collection[tuple[int, int]]) -> Tokens:
         """The tokens of images that have ``ended``, by row and clip, with what earlier chunks have brought of them.
