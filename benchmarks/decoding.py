@@ -1,0 +1,156 @@
+"""What a step of decoding costs under a method, in times of a stock step.
+
+    python benchmarks/decoding.py [--json FILE] [--pairs 60] [--layers 28] [--width 128] [--visual 64] [--long 4096] [--threads 2]
+
+A Qwen2.5-VL with random weights, and a copy of it that has the method. Both write the same number of tokens with caches of
+their own, one step of each in turn, A B B A ..., and a figure is the median of the ratios of neighbours, with its 95 % interval
+(order statistics). There are so few visual tokens that a smaller cache cannot hide what a step costs beside it; ``--long``
+asks the other question, from how many visual tokens on a step is faster than a stock one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+
+import foveate
+from foveate import ADSC, LUVC, VTW, DyCoke, FastV, Method, Stride, V2Drop, VisionZip
+from foveate.lab.bench import shapes
+from foveate.lab.bench.result import machine
+from foveate.lab.bench.workload import Shaped
+
+METHODS: dict[str, Method] = {
+    "VisionZip": VisionZip(keep=0.5),
+    "Stride": Stride(keep=0.5),
+    "FastV": FastV(),
+    "VTW": VTW(),
+    "V2Drop": V2Drop(),
+    "ADSC": ADSC(),
+    "LUVC": LUVC(),
+    "DyCoke": DyCoke(),
+}
+
+
+class Writer:
+    """One model that writes an answer, step by step, the first word after the prompt."""
+
+    def __init__(self, model: Any, batch: dict[str, torch.Tensor], beams: int = 1, compiled: bool = False) -> None:
+        self.model, self.beams = model, beams
+        with torch.inference_mode():
+            out = model(**batch, use_cache=True, logits_to_keep=1)
+        self.cache, self.mask = out.past_key_values, batch["attention_mask"]
+        if beams > 1:
+            self.cache.batch_repeat_interleave(beams)
+            self.mask = self.mask.repeat_interleave(beams, 0)
+        self.token = out.logits[:, -1:].argmax(-1).repeat_interleave(beams, 0)
+        self.step = torch.compile(model, dynamic=True) if compiled else model
+
+    def seconds(self) -> float:
+        """Time of the next step; with beams, that of choosing rows, too."""
+        rows = torch.arange(len(self.token)).roll(1)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            if self.beams > 1:
+                self.cache.reorder_cache(rows)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+            places = torch.full((3, len(self.token), 1), self.mask.shape[1])
+            out = self.step(
+                input_ids=self.token,
+                attention_mask=self.mask,
+                position_ids=places,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        spent = time.perf_counter() - start
+        self.token = out.logits[:, -1:].argmax(-1)
+        return spent
+
+
+def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: int, **options: Any) -> dict[str, Any]:
+    """Ratios of neighbouring steps, those of the method over those of stock."""
+    theirs = copy.deepcopy(model)
+    with foveate.compress(theirs, method):
+        stock, ours = Writer(model, batch, **options), Writer(theirs, batch, **options)
+        for _ in range(5):  # the first steps warm up
+            stock.seconds(), ours.seconds()
+        ratios = []
+        for pair in range(pairs):
+            if pair % 2:
+                first = ours.seconds()
+                ratios.append(first / stock.seconds())
+            else:
+                first = stock.seconds()
+                ratios.append(ours.seconds() / first)
+    low, high = interval(ratios)
+    return {"method": method.to_json(), "ratio": statistics.median(ratios), "interval": [low, high]}
+
+
+def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Order statistics between which the median is, with this confidence."""
+    ordered, n = sorted(values), len(values)
+    below = int(stats.binom.ppf((1 - level) / 2, n, 0.5)) - 1
+    return ordered[max(below, 0)], ordered[min(n - 1 - below, n - 1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--visual", type=int, default=64)
+    parser.add_argument(
+        "--long", type=int, default=4096, help="visual tokens up to which a step becomes faster; 0: not asked"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="methods, separated by commas")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config = shapes.qwen2_5_small(options.width, options.layers, blocks=2)
+    model, prompts = shapes.build(config, torch.float32, torch.device("cpu"), None, seed=0), Shaped(config)
+
+    def inputs(visual: int, rows: int = 1) -> dict[str, torch.Tensor]:
+        return prompts.inputs(prompts.layout(visual), batch=rows, seed=0)
+
+    padded = inputs(options.visual, 3)
+    padded["attention_mask"] = padded["attention_mask"].clone()
+    for row in range(1, 3):  # rows of three lengths, as a processor pads them
+        padded["attention_mask"][row, : 2 * row] = 0
+    cases: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
+        "one row": (inputs(options.visual), {}),
+        "three rows, padded": (padded, {}),
+        "four beams": (inputs(options.visual), {"beams": 4}),
+        "compiled": (inputs(options.visual), {"compiled": True}),
+    }
+    chosen = {name: METHODS[name] for name in METHODS if not options.only or name in options.only.split(",")}
+    found: dict[str, dict[str, Any]] = {}
+    for case, (batch, how) in cases.items():
+        for name, method in chosen.items():
+            if how.get("compiled") and name != "Stride":
+                continue
+            row = found.setdefault(case, {})[name] = compare(model, batch, method, options.pairs, **how)
+            low, high = row["interval"]
+            print(f"{case:<20} {name:<10} {row['ratio']:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    longer = {}
+    visual = options.visual
+    while options.long and visual < options.long:
+        visual *= 4
+        row = longer[visual] = compare(model, inputs(visual), Stride(keep=0.25), options.pairs)
+        low, high = row["interval"]
+        print(f"{visual:>5} visual tokens, a quarter kept: {row['ratio']:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    if options.json:
+        shape = {k: getattr(options, k) for k in ("width", "layers", "visual", "pairs")}
+        written = {"machine": machine(torch.device("cpu")), "shape": shape, "cases": found, "longer": longer}
+        options.json.write_text(json.dumps(written, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
