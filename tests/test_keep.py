@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from probes.skip_vision import SkipVision
 from probes.snapkv import SnapKV
 
 import foveate
-from foveate import ADSC, IPCV, LUVC, OIM, SPU, VTW, DivPrune, DyCoke, FastV, Host, Method, Random, Stride, ToMe, V2Drop
+from foveate import (
+    ADSC, IPCV, LUVC, OIM, SPU, VTW, DivPrune, DyCoke, FastV, Host, Method, Random, Signal, Stride, ToMe, V2Drop
+)
 from foveate.errors import ConfigError, FoveateError
 from foveate.handle import host_of
 from foveate.method import Composed, Unit
+from foveate.pruners import DecoderPruner
+from foveate.schedule import Schedule
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 FAMILIES = ("llava", "qwen2_5_vl")
@@ -238,6 +243,65 @@ def test_a_default_place_moves_earlier_and_a_given_one_does_not() -> None:
     for method, least in ((FastV(keep=0.05, layer=2), 0.0625), (V2Drop(keep=0.05, layers=(4, 8)), 0.125)):
         with pytest.raises(ConfigError, match=f"{least} is the least"):
             method.sites(HOST)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) -> None:
+    """Cuts are at layers that it has, and keep what is asked for; or a sentence says that it cannot be."""
+    host = Host("llava", blocks=4, layers=layers, has_cls=True)
+    for keep in (None, 0.3, 0.6, 1.0):
+        method = METHODS[name](keep=keep)
+        try:
+            sites = method.sites(host)
+        except FoveateError as error:
+            assert re.search("the least|at least two decoder layers|the model has 1", str(error))
+            continue
+        assert all(0 <= site.layer < layers for site in sites if site.at in ("decoder", "decode"))
+        if keep is not None:
+            assert method.mean(host) == pytest.approx(keep, abs=0.5 / layers + 1e-9 if name == "vtw" else 1e-9)
+
+
+def test_a_cut_at_a_layer_that_is_not_there() -> None:
+    assert FastV().sites(Host("llava", 4, layers=2, has_cls=True))[0].layer == 1  # the paper's is 2
+    for method in (FastV(schedule=((2, 0.5), (40, 0.1))), FastV(layer=40), V2Drop(layers=(3, 40), keep=0.5)):
+        with pytest.raises(FoveateError, match="there is no decoder layer 40: the model has 32"):
+            method.sites(HOST)
+    with pytest.raises(ConfigError, match="there is no layer 40 to cut before: the model has 32"):
+        Schedule(((2, 0.5), (40, 0.1))).at_mean(0.5, 32)
+    with pytest.raises(ConfigError, match="one ratio per layer: there are 2 layers and 3 ratios"):
+        Schedule.scaled((1, 2), (0.5, 0.5, 0.5), of=4, to=8)
+    with pytest.raises(ConfigError, match="one ratio per layer: there are 2 layers and 1 ratios"):
+        V2Drop(layers=(1, 2), ratios=(0.5,)).sites(HOST)
+
+
+@dataclass(frozen=True)
+class Both(DecoderPruner):
+    """Test only: a method with all options of its base."""
+
+    layer: int | None = None
+    layers: tuple[int, ...] | None = None
+    ratio: float | None = None
+    ratios: tuple[float, ...] | None = None
+
+
+@pytest.mark.parametrize("given", [{"layer": 1, "layers": (1, 2)}, {"ratio": 0.5, "ratios": (0.5, 0.2)}], ids=str)
+def test_one_and_several_are_not_both_given(given: dict[str, Any]) -> None:
+    one, several = given
+    with pytest.raises(ConfigError, match=f"both: give either `{one}` or `{several}`"):
+        Both(**given)
+
+
+def test_cuts_move_to_the_first_layer_at_which_their_signals_exist() -> None:
+    def first(*asked: Signal | str) -> int:
+        class Asking(Both):
+            signals = asked
+
+        return Asking().first(HOST)
+
+    assert first() == first("next_row", "text") == first("hidden", Signal("hidden", 5, at="tower")) == 0
+    assert first("last_row") == first("residual", "next_row") == first(Signal("keys", layer=0)) == 1
+    assert first("last_row", Signal("keys", layer=4)) == first(Signal("hidden", layer=-28)) == 5
 
 
 @pytest.mark.parametrize(

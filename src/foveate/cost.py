@@ -119,7 +119,7 @@ class Report:
             lines.append(f"  {site:<15} {visits[0].method}: {visits[0].says or f'{before} -> {after}'}")
         fewer = [f"{share:.1%} of {unit}" for unit, share in self.shares.items() if share < 1]
         if fewer:
-            lines.append(f"left            {', '.join(fewer)}")
+            lines.append(f"left of stock   {', '.join(fewer)}")
         total, full = sum(self.flops.values()), sum(self.full_flops.values())
         lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
         for stage, flops in self.flops.items():

@@ -269,8 +269,8 @@ class Schedule:
         least = cuts.least(depth)
         if keep < least * (1 - 1e-9):
             raise ConfigError(
-                f"keep={keep:.4g} cannot be reached: the {round(least * depth)} layers before the first cut hold all tokens, "
-                f"so {least:.4g} is the least here; cut earlier, or keep more"
+                f"keep={keep:.4g} cannot be reached: all tokens are there up to the first cut, before layer "
+                f"{round(least * depth)} of {depth}, so {least:.4g} is the least here; cut earlier, or keep more"
             )
         if len(cuts.stages) == 1:
             ((layer, _),) = cuts.stages

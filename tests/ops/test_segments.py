@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from segment_cases import cloud, lengths, quick, rows, seeds
+from torch import Tensor
 
 from foveate.ops import segments
 
@@ -39,6 +42,36 @@ def test_sum_and_mean(counts: list[int], seed: int, shape: tuple[int, ...]) -> N
     for s, span in enumerate(rows(counts)):
         torch.testing.assert_close(total[s], x[list(span)].sum(0))
         torch.testing.assert_close(mean[s], x[list(span)].mean(0) if len(span) else torch.zeros(shape))
+
+
+@quick
+@given(lengths, seeds, st.integers(1, 6))
+def test_max_and_pool(counts: list[int], seed: int, width: int) -> None:
+    x = cloud(sum(counts), seed)
+    found = segments.segment_max(x, segments.segment_ids(counts), len(counts))
+    assert found.tolist() == [float(x[list(span)].max()) if len(span) else 0.0 for span in rows(counts)]
+    around = [max(float(x[j]) for j in span if abs(i - j) <= width // 2) for span in rows(counts) for i in span]
+    assert segments.pool(x, counts, width).tolist() == around
+
+
+def normalised_by_loop(x: Tensor, to: str) -> Tensor:
+    if to == "softmax":
+        return x.softmax(0)
+    if to == "sum":
+        return x / x.sum() if x.sum() else x * 0
+    if to == "range":
+        return (x - x.min()) / (x.max() - x.min()) if x.max() > x.min() else x * 0
+    return (x - x.mean()) / x.std(correction=0) if x.max() > x.min() else x * 0
+
+
+@quick
+@given(lengths, seeds, st.sampled_from(["range", "sum", "softmax", "deviation"]))
+def test_normalise(counts: list[int], seed: int, to: Any) -> None:
+    for x in (cloud(sum(counts), seed).double(), torch.ones(sum(counts)), torch.zeros(sum(counts))):
+        found = segments.normalise(x, counts, to)
+        assert found.dtype == x.dtype
+        expected = [normalised_by_loop(x[list(span)], to) for span in rows(counts) if len(span)]
+        torch.testing.assert_close(found, torch.cat(expected) if expected else x)
 
 
 @quick

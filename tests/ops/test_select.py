@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from segment_cases import budgets, cloud, cosine, lattice, quick, rows, seeds
+from segment_cases import budgets, cloud, cosine, lattice, lengths, quick, rows, seeds
 from torch import Tensor
 
 from foveate.ops import select
@@ -28,6 +28,18 @@ def test_top_k(budget: Budgets, seed: int) -> None:
         keep = select.top_k(score, counts, k)
         assert keep.dtype == torch.long
         assert keep.tolist() == top_k_by_loop(score, counts, k)
+
+
+@quick
+@given(lengths, seeds)
+def test_best_first_and_rank_within(counts: list[int], seed: int) -> None:
+    for score in (cloud(sum(counts), seed), cloud(sum(counts), seed).round()):  # the second has ties
+        order = [i for span in rows(counts) for i in sorted(span, key=lambda i: -float(score[i]))]
+        assert select.best_first(score, counts).tolist() == order
+        rank = {i: place for span in rows(counts) for place, i in enumerate(order[span.start : span.stop])}
+        found = select.rank_within(score, counts)
+        assert found.dtype == torch.long
+        assert found.tolist() == [rank[i] for i in range(sum(counts))]
 
 
 def test_ties_go_to_the_earlier_token() -> None:

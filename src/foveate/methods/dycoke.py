@@ -30,7 +30,7 @@ class DyCoke(Method):
 
     Attributes:
         decode_ratio: share of the visual tokens of an image or video that a step sees from there on; by default 0.3.
-        layer: first decoder layer that sees less; the attention of the one before it chooses. By default 3.
+        layer: first decoder layer that sees less; the attention of the one before it chooses. By default 3, or the last one.
         threshold: cosine between two steps' attention below which the choice is made anew.
     """
 
@@ -55,7 +55,7 @@ class DyCoke(Method):
 
     def plan(self, host: Host) -> Schedule:
         """The share of the visual keys and values that a step reads from one layer on."""
-        layer = 3 if self.layer is None else from_the_start(self.layer, host)
+        layer = min(3, host.layers - 1) if self.layer is None else from_the_start(self.layer, host)
         schedule = Schedule(((layer, 0.3 if self.decode_ratio is None else self.decode_ratio),))
         if self.keep is None:
             return schedule
