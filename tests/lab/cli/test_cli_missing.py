@@ -47,6 +47,15 @@ def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> No
     assert f"pip install {INSTALLED_BY[module.strip()]}" in last
 
 
+def test_only_who_asks_a_reference_model_needs_them() -> None:
+    """Models of others can be asked, measured and trained without."""
+    modules = ("run", "serve", "catalog", "report.collect", "report.page", "bench.sweep", "bench.show", "train.adsc")
+    modules += ("evaluation.front", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
+    imports = "; ".join(f"import foveate.lab.{module}" for module in modules)
+    program = f"import sys; sys.modules['foveate_reference'] = None; {imports}"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_what_installs_it_is_there() -> None:
     extras = (ROOT / "pyproject.toml").read_text()
     for command in INSTALLED_BY.values():

@@ -81,7 +81,7 @@ def test_the_folder_restores_adapter_and_method(trained: Path) -> None:
 def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
     """From the checkpoint after step 3, in the middle of a stage."""
     shutil.copytree(trained, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / adsc.CHECKPOINTS / "checkpoint-6")
+    shutil.rmtree(tmp_path / "run" / training.CHECKPOINTS / "checkpoint-6")
     (tmp_path / "run" / "adapter_model.safetensors").unlink()
     found = adsc.train(request(tmp_path / "run"), True, silent)
     assert [step for step, _ in found.stages] == [3, 4]
