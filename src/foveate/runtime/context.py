@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from foveate.runtime.state import Begun, States
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import Trace, visit_of
 from foveate.tokens import Reduction, Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.memory import Encoding
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,7 @@ class Context(threading.local):
         self.decoder: DecoderPass | None = None
         self.arranged: Arranged | None = None
         self.prompt: Prompt | None = None
+        self.encoded: tuple[list[Encoding], int | None] = ([], None)  # of the last call of one, and its form
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = Trace()
         self.begun = Begun()
