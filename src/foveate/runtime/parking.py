@@ -19,6 +19,7 @@ from foveate.method import Method, Site
 from foveate.runtime.checks import check_restored, flops_of
 from foveate.runtime.layout import Packed, Rows, take_rows
 from foveate.runtime.masks import of_queries
+from foveate.runtime.members import Members
 from foveate.runtime.signals.past import Past
 from foveate.runtime.trace import BlockTrace, KeyTrace, SiteTrace, Trace
 from foveate.tokens import Parked
@@ -41,6 +42,7 @@ class Lot:
         leading: special tokens at the front of every image of a padded tower.
         seen: what blocks before had left of all tokens.
         tower: in the decoder, what the vision tower had left of them.
+        members: there, who stood for whom.
     """
 
     method: Method
@@ -51,6 +53,7 @@ class Lot:
     leading: int
     seen: Past
     tower: dict[int, Tensor] = field(default_factory=dict)
+    members: Members | None = None
 
     def all_rows(self, layout: Rows | Packed, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
