@@ -1,6 +1,6 @@
 """What a step of decoding costs under a method, in times of a stock step.
 
-    python benchmarks/decoding.py [--json FILE] [--pairs 60] [--layers 28] [--width 128] [--visual 64] [--long 4096] [--threads 2]
+    python benchmarks/decoding.py [--json FILE] [--pairs 60] [--layers 28] [--width 128] [--visual 64] [--long 4096]
 
 A Qwen2.5-VL with random weights, and a copy of it that has the method. Both write the same number of tokens with caches of
 their own, one step of each in turn, A B B A ..., and a figure is the median of the ratios of neighbours, with its 95 % interval

@@ -20,7 +20,22 @@ from probes.snapkv import SnapKV
 
 import foveate
 from foveate import (
-    ADSC, IPCV, LUVC, OIM, SPU, VTW, DivPrune, DyCoke, FastV, Host, Method, Random, Signal, Stride, ToMe, V2Drop
+    ADSC,
+    IPCV,
+    LUVC,
+    OIM,
+    SPU,
+    VTW,
+    DivPrune,
+    DyCoke,
+    FastV,
+    Host,
+    Method,
+    Random,
+    Signal,
+    Stride,
+    ToMe,
+    V2Drop,
 )
 from foveate.errors import ConfigError, FoveateError
 from foveate.handle import host_of
@@ -252,10 +267,13 @@ def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) 
     host = Host("llava", blocks=4, layers=layers, has_cls=True)
     for keep in (None, 0.3, 0.6, 1.0):
         method = METHODS[name](keep=keep)
+        sites, refusal = [], ""
         try:
             sites = method.sites(host)
         except FoveateError as error:
-            assert re.search("the least|at least two decoder layers|the model has 1", str(error))
+            refusal = str(error)
+        if refusal:
+            assert re.search("the least|at least two decoder layers|the model has 1", refusal)
             continue
         assert all(0 <= site.layer < layers for site in sites if site.at in ("decoder", "decode"))
         if keep is not None:

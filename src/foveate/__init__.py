@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vtw import VTW as VTW
     from foveate.models import list_families
+    from foveate.runtime.stored import Memory
     from foveate.signal import Signal
     from foveate.tokens import Parked, Reduction, Tokens
 
@@ -47,6 +48,7 @@ __all__ = [
     "FoveateError",
     "Handle",
     "Host",
+    "Memory",
     "Method",
     "Paper",
     "Parked",
@@ -73,6 +75,7 @@ _HOME = {
     "Reuse": "answers",
     "FoveateError": "errors",
     "Host": "method",
+    "Memory": "runtime.stored",
     "Method": "method",
     "Paper": "method",
     "Site": "method",

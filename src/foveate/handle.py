@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
 from foveate.runtime.hooks import refuse_copy
 from foveate.runtime.learned import part_names
+from foveate.runtime.stored import Memory
 from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
@@ -99,6 +100,20 @@ class Handle:
         if self._runtime.encodings.left is None:
             raise InputError("no features were asked for under this handle: call model.get_image_features(...) first")
         return self._runtime.encodings.left
+
+    def encode(self, inputs: Mapping[str, Any]) -> Memory:
+        """Encode images once, to ask about them again and again, also in another process (`Memory.save`).
+
+        Args:
+            inputs: what a processor gives for images, or for videos; text that comes with them is passed over.
+
+        Returns:
+            What the method leaves of them. ``model.generate(**text, memory=memory)`` takes it in place of pixels; the rest of
+            the inputs (ids with their placeholders, grids) is what the processor gives with the images.
+        """
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call encode() before remove()")
+        return self._runtime.memories.encode(inputs)
 
     def remove(self) -> None:
         """The stock model again. Calling it twice does nothing.

@@ -23,10 +23,10 @@ import foveate
 from foveate import FastV, Host, Method, Site, Tokens
 from foveate.answers import Remember
 from foveate.errors import ConfigError, InputError, UnsupportedCacheError, UnsupportedSiteError
+from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
-from foveate.lab.story import tell
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 

@@ -12,10 +12,13 @@ import torch
 from calls import CHUNKS, HANDS_OVER_FEATURES, HOOKS_AROUND_CHECKPOINTS, close
 from contract import PROPERTIES, Property
 from probes.dymu import DyMU
+from probes.layer_skip import LayerSkip
+from probes.lazy_attention import LazyAttention
+from probes.skip_vision import SkipVision
 from torch import Tensor
 
 import foveate
-from foveate import Downsample, FastV, Host, Method, Random, Reduction, Site, Tokens
+from foveate import Downsample, Host, Method, Random, Reduction, Site, Tokens
 from foveate.errors import ConfigError, InputError, UnsupportedSiteError
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
@@ -181,8 +184,14 @@ REFUSED = {
     "pixels": ("llava", Downsample(positions="virtual"), UnsupportedSiteError, "of the smaller image"),
     "state": ("qwen3_5", METHODS["entry"], UnsupportedSiteError, "carry a state"),
     "tiles": ("llava_next", METHODS["tower"], UnsupportedSiteError, "merge at lm_entry"),
-    "attention": ("llava", FastV(positions="virtual"), UnsupportedSiteError, "reads attention at decoder"),
-    "decode": ("llava", foveate.DyCoke(positions="virtual"), UnsupportedSiteError, "does not know of members"),
+    "attend": (
+        "llava",
+        LayerSkip(read=True, positions="virtual"),
+        UnsupportedSiteError,
+        "a row of keys and values each",
+    ),
+    "skip": ("llava", SkipVision(part="attention", positions="virtual"), UnsupportedSiteError, "have one row each"),
+    "reuse": ("llava", LazyAttention(positions="virtual"), UnsupportedSiteError, "takes queries and keys of tokens"),
     "policies": ("llava", METHODS["entry"] + Random(), ConfigError, "must agree on positions"),
 }
 

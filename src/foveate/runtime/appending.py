@@ -45,6 +45,9 @@ def append(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) ->
     at = torch.tensor([row, column]).to(hidden.device, non_blocking=True)
     room = room.index_put((at[0], at[1]), new.to(room))
     call.layout, take, order = grown(layout, ends, counts)
+    if call.members is not None:
+        outer, _, outer_order = grown(call.members.outer, ends, counts)
+        call.members = call.members.grown(call.layout, order, outer, outer_order)
     for block, x in call.tower.items():  # of which the tower knows nothing
         call.tower[block] = torch.cat([x, x.new_zeros(sum(counts), *x.shape[1:])])[order.to(x.device)]
     return take_rows(torch.cat([hidden, room], dim=1), take)

@@ -90,7 +90,7 @@ class LayerArguments:
         causal = bool(getattr(attention, "is_causal", True))
         kind = "keys" if attention is None else kind_of(real_implementation(attention.config))
         sees = attention is not None  # a layer with a state takes all that comes
-        if sees and kind == "keys" and call.layout is not None and call.layout.sight is not None:
+        if sees and kind == "keys" and call.attended is not None and call.attended.sight is not None:
             raise UnsupportedModelError(
                 "flash attention takes no mask of pairs of tokens, which a method asks for that says who may see whom: use "
                 "sdpa, eager or flex attention"
@@ -237,7 +237,7 @@ class LayerArguments:
         if value is None and not padded and (width == 1 or (call.past == 0 and width == keys.length)):
             return None
         k = keys.view(call.batch, device)
-        sighted = call.layout is not None and call.layout.sight is not None
+        sighted = call.attended is not None and call.attended.sight is not None
         groups = None if groups is None else groups.up_to(keys.length)
         if groups is not None and not sighted:  # all that comes is text to what is there
             k = k.without(groups.hidden.to(device))
@@ -247,8 +247,8 @@ class LayerArguments:
             q = View(layout.index[:, cut:], None if layout.valid is None else layout.valid[:, cut:])
         else:
             q = View(torch.arange(call.length - width, call.length, device=device).expand(call.batch, -1), None)
-        if groups is not None and sighted and call.layout is not None:
-            limits.append(limit_of(call.layout, groups, q.index + call.past, k.index))
+        if groups is not None and sighted and call.attended is not None:
+            limits.append(limit_of(call.attended, groups, q.index + call.past, k.index))
         if layout is not None and layout.tokens.marks is not None:
             limits.append(limit_of_new(layout, width, keys.length))
         return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limits)

@@ -28,6 +28,7 @@ from foveate.runtime.reuse import check_reuse
 from foveate.runtime.shared import own, sources_of
 from foveate.runtime.signals import kinds as _kinds  # noqa: F401 - finds them
 from foveate.runtime.signals.kind import KINDS, Asker
+from foveate.runtime.stored import Memories
 from foveate.runtime.tower import TowerHooks
 from foveate.runtime.trace import Trace
 from foveate.runtime.virtual import check_virtual, is_virtual
@@ -68,6 +69,8 @@ class Runtime:
         self.decoder.stand_for_members = is_virtual(method)
         drops = self.decoder.reduces
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside), drops=drops)
+        before = {a.part: a.method for a in inside}.values()
+        self.memories = Memories(model, base, self.encodings, self.host, tuple(before))
         self.hooks = Hooks()
         try:
             # First, so that the hooks after them see whether the method was taken off while these waited.
@@ -78,6 +81,7 @@ class Runtime:
                 self.hooks.pre(base, self._follow)
             self.tower.attach(self.hooks)
             self.encodings.attach(self.hooks)
+            self.memories.attach(self.hooks)
             self.decoder.attach(self.hooks)
             self._count_head(model)
             for part in method.parts():

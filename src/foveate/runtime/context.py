@@ -6,7 +6,8 @@ import functools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ from foveate.runtime.state import Begun, States
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import Clock, Trace, visit_of
 from foveate.tokens import Reduction, Tokens
+
+if TYPE_CHECKING:
+    from foveate.runtime.memory import Encoding
 
 
 @dataclass(frozen=True)
@@ -291,36 +295,38 @@ class DecoderPass:
         """The same, if something is missing from it."""
         return self.attended if self.attended is not None and self.attended.index is not None else None
 
-    def slots(self, places: Tensor, width: int) -> Tensor:
-        """Where tokens of text now are among the last ``width`` rows of a layer, ``(B, ...)``; -1 where there is none."""
-        layout = self.reduced
-        if layout is not None and layout.index is not None:
-            where = self.memo.once("slots", (layout,), layout.slots)
-            places = torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
-        cut = (self.length if layout is None else layout.width) - width
-        return (places - cut).clamp(min=-1)
+    def _slots(self, layout: Rows, places: Tensor) -> Tensor:
+        """Where tokens of text are among the rows of a layout, ``(B, ...)``; -1 where there is none."""
+        if layout.index is None:
+            return places
+        where = self.memo.once("slots", (layout,), layout.slots)
+        return torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
 
     def text(self) -> Text:
         """The text tokens that are present."""
-        layout, samples = self.layout, self.samples
-        assert layout is not None, "of a forward with images"
+        assert self.layout is not None, "of a forward with images"
+        return self.text_in(self.layout)
+
+    def text_in(self, layout: Rows) -> Text:
+        """The text tokens of a layout, which may be that of attention (`attended`)."""
+        samples = self.samples
         assert samples is not None
         return self.memo.once(
-            "text", (layout,), lambda: Text(layout, samples, self.real(), lambda x: self.slots(x, layout.width))
+            "text", (layout,), lambda: Text(layout, samples, self.real(layout), partial(self._slots, layout))
         )
 
-    def sizes(self) -> Tensor | None:
-        """``(B, S)``: tokens present of each sample; None: a row is a sample."""
-        if self.samples is None or not self.samples.several or self.layout is None:
+    def sizes(self, layout: Rows | None) -> Tensor | None:
+        """``(B, S)``: tokens of each sample that are in a layout; None: a row is a sample."""
+        if self.samples is None or not self.samples.several or layout is None:
             return None
-        real, layout = self.real(), self.layout
+        real = self.real(layout)
         if real is None:
             real = torch.ones(self.batch, layout.width, dtype=torch.bool, device=layout.row.device)
         return self.samples.count(layout.index, real)
 
-    def real(self) -> Tensor | None:
-        """``(B, P)`` bool: tokens present that are no padding, neither the prompt's nor ours; None: all."""
-        return self.present if self.reduced is None else self.reduced.valid
+    def real(self, layout: Rows | None) -> Tensor | None:
+        """``(B, P)`` bool: tokens of a layout that are no padding, neither the prompt's nor ours; None: all."""
+        return self.present if layout is None or layout.index is None else layout.valid
 
 
 class Context(threading.local):
@@ -334,6 +340,7 @@ class Context(threading.local):
         self.decoder: DecoderPass | None = None
         self.arranged: Arranged | None = None
         self.prompt: Prompt | None = None
+        self.encoded: tuple[list[Encoding], int | None] = ([], None)  # of the last call of one, and its form
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = Trace()
         self.begun = Begun()

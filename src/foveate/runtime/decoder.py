@@ -378,7 +378,7 @@ class DecoderHooks:
             lot = call.lot
             hidden = come_back(call, action, layout, hidden)
             if lot is not None:
-                call.layout, call.tower = lot.outer, lot.tower
+                call.layout, call.tower, call.members = lot.outer, lot.tower, lot.members
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
@@ -402,13 +402,12 @@ class DecoderHooks:
         """The hidden states of those that stay, once everybody who looks at the others has been told."""
         call.layout, take = before.reduce(reduction)
         if take is not None and parked is not None:
-            call.lot = Lot(*parked, before, take, 0, call.seen.copy(), call.tower)
+            call.lot = Lot(*parked, before, take, 0, call.seen.copy(), call.tower, call.members)
         call.tower = {block: x[reduction.keep.to(x.device)] for block, x in call.tower.items()}
-        if self.stand_for_members:
-            self.virtual.follow(call, before, reduction, call.layout)
+        step = self.virtual.follow(call, before, reduction, call.layout) if self.stand_for_members else None
         if take is not None:
             hidden = take_rows(hidden, take)
-            call.seen.narrow(take, before.width)
+            call.seen.narrow(take, before.width, step)
         return hidden if reduction.hidden is None else call.layout.put(hidden, reduction.hidden)
 
     def _tokens(

@@ -29,7 +29,7 @@ from foveate.runtime.features import pooled_of, with_pooled
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
-from foveate.runtime.memory import Known, Memory, encodings_of, frames_of, record_of
+from foveate.runtime.memory import Encoding, Known, Remembered, encodings_of, frames_of, record_of
 from foveate.runtime.prompt import Prompt
 from foveate.runtime.state import Begun
 from foveate.runtime.trace import Trace
@@ -61,7 +61,7 @@ class Encodings:
         self.base, self.family, self.context, self.acts, self.drops = base, family, context, acts, drops
         self.model: Any = model
         self.left: Tokens | None = None
-        self._memory, self._number, self._warned = Memory(acts), itertools.count(), False
+        self._memory, self._number, self._warned = Remembered(acts), itertools.count(), False
         self._width: dict[
             str, int | None
         ] = {}  # features of each image, where stock code has all of them in one tensor
@@ -109,6 +109,7 @@ class Encodings:
         if self.context.prompt is not None:
             return output if hole is None else with_pooled(output, _like(features, pieces), whole)
         self.context.records, self.left = [], _left(record)
+        self.context.encoded = encodings, self._width[pixels]
         if hole is None:
             return output
         self._memory.add(encodings, [_finite(image, e.hole) for e, image in zip(encodings, images)], self._dtype)
@@ -127,6 +128,16 @@ class Encodings:
                 f"what the family {self.family.name!r} says of its output module"
             )
         return _offsets(pieces) if n == starts[-1] else starts
+
+    def adopt(self, pixels: str, images: Sequence[Encoding], parts: Sequence[Tensor], width: int | None) -> None:
+        """Remember images that were encoded elsewhere, of which ``parts`` are left, as if it had been here.
+
+        ``width``: features of each image, where stock code has all of them in one tensor.
+        """
+        number, starts = next(self._number), offsets([len(image.patch) for image in images])
+        known = [replace(image, number=number, start=start) for image, start in zip(images, starts)]
+        self._memory.add(known, parts, self._dtype)
+        self._width[pixels] = width
 
     @property
     def _dtype(self) -> torch.dtype:

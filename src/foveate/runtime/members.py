@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from foveate.answers import Sight
 from foveate.ops.segments import segment_ids, segment_sum
 from foveate.runtime.layout import Rows, starts, take_rows
 from foveate.runtime.trace import SiteTrace
@@ -26,7 +27,7 @@ class Members:
     Attributes:
         inner: the tokens that are left, ``P`` in a row.
         outer: all that they stand for, ``M`` in a row: what attention sees.
-        group: ``(N',)`` which of the visual tokens of ``inner`` each one of ``outer`` is part of.
+        group: ``(N',)`` which of the ``N`` visual tokens of ``inner`` each one of ``outer`` is part of; ``N``: of none.
     """
 
     inner: Rows
@@ -56,6 +57,22 @@ class Members:
             group = group[keep]
         return None if sum(counts) == k else Members(inner, outer, group)
 
+    def grown(self, inner: Rows, order: Tensor, outer: Rows, outer_order: Tensor) -> Members:
+        """The same with new tokens, each of which stands for itself.
+
+        Args:
+            inner, outer: the layouts with them.
+            order, outer_order: which of the old and then the new tokens each visual token there is.
+        """
+        old, n, device = len(self.inner.tokens), len(inner.tokens), order.device
+        now = torch.empty_like(order).index_copy(0, order, torch.arange(n, device=device))
+        return Members(inner, outer, now[torch.cat([self.group, torch.arange(old, n, device=device)])][outer_order])
+
+    def seeing(self, sight: Sight | None) -> Members:
+        """The same, where members may see what the ``sight`` of their tokens says; None: all."""
+        own = None if sight is None else replace(sight, group=sight.group[self.group])
+        return replace(self, outer=replace(self.outer, sight=own))
+
     @cached_property
     def place(self) -> Tensor:
         """``(B, M)`` the row of ``inner`` that each of ``outer`` is a copy of; ``P``: none, it is padding."""
@@ -68,7 +85,8 @@ class Members:
             here = torch.arange(inner.width, device=device).expand(batch, -1)
             here = here if inner.valid is None else torch.where(inner.valid, here, inner.width)
             own = torch.full((batch, inner.full), inner.width, device=device).scatter(1, inner.index, here)
-        place = own.gather(1, index).index_put((outer.row, outer.slot), inner.slot[self.group])
+        slots = torch.nn.functional.pad(inner.slot, (0, 1), value=inner.width)
+        place = own.gather(1, index).index_put((outer.row, outer.slot), slots[self.group])
         return place if outer.valid is None else torch.where(outer.valid, place, inner.width)
 
     @cached_property
@@ -85,14 +103,19 @@ class Members:
         """``(B, P, d)`` of tokens as ``(B, M, d)`` of their members."""
         return take_rows(x, self._source)
 
+    def total(self, x: Tensor) -> Tensor:
+        """``(B, M, ...)`` of members as ``(B, P, ...)`` of their tokens, the sum, in single precision at least."""
+        batch, width = len(x), self.inner.width + 1
+        flat = self.place.to(x.device) + torch.arange(batch, device=x.device)[:, None] * width
+        exact = torch.promote_types(x.dtype, torch.float32)
+        total = x.new_zeros(batch * width, *x.shape[2:], dtype=exact)
+        total = total.index_add(0, flat.flatten(), x.flatten(0, 1).to(exact))
+        return total.view(batch, width, *x.shape[2:])[:, :-1]
+
     def mean(self, x: Tensor) -> Tensor:
         """``(B, M, d)`` of members as ``(B, P, d)`` of their tokens, the mean."""
-        batch, width = len(x), self.inner.width + 1
-        flat = self.place + torch.arange(batch, device=x.device)[:, None] * width
-        exact = torch.promote_types(x.dtype, torch.float32)
-        total = x.new_zeros(batch * width, x.shape[-1], dtype=exact)
-        total = total.index_add(0, flat.flatten(), x.flatten(0, 1).to(exact)).view(batch, width, -1)
-        return (total[:, :-1] / self._count.to(exact)).to(x.dtype)
+        total = self.total(x)
+        return (total / self._count.to(total)).to(x.dtype)
 
     def features(self, x: Tensor) -> Tensor:
         """``(N', C)`` features of visual members as ``(N, C)``, the mean over those that have some (no row of NaN)."""

@@ -95,7 +95,7 @@ class _Form:
     mark: tuple[int, bytes] | None  # which row it is
 
 
-class Memory:
+class Remembered:
     """The encodings that a handle remembers, by the rows with which they begin; for all threads.
 
     It knows those of other handles, too: an assistant model is given the features of the model that it assists.
@@ -104,7 +104,7 @@ class Memory:
         acts: whether the handle's method acts in the vision tower, so that encodings of one that does not are foreign.
     """
 
-    _all: ClassVar[WeakSet[Memory]] = WeakSet()
+    _all: ClassVar[WeakSet[Remembered]] = WeakSet()
     _all_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, acts: bool) -> None:

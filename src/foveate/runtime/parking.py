@@ -19,6 +19,7 @@ from foveate.method import Method, Site
 from foveate.runtime.checks import check_restored, flops_of
 from foveate.runtime.layout import take_rows
 from foveate.runtime.masks import of_queries
+from foveate.runtime.members import Members
 from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.past import Past
 from foveate.runtime.trace import BlockTrace, KeyTrace, SiteTrace, Trace
@@ -44,6 +45,7 @@ class Lot(Generic[L]):
         leading: special tokens at the front of every image of a padded tower.
         seen: what blocks before had left of all tokens.
         tower: in the decoder, what the vision tower had left of them.
+        members: there, who stood for whom.
     """
 
     method: Method
@@ -53,6 +55,7 @@ class Lot(Generic[L]):
     leading: int
     seen: Past
     tower: dict[int, Tensor] = field(default_factory=dict)
+    members: Members | None = None
 
     def all_rows(self, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
         """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""

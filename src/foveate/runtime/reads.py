@@ -76,23 +76,26 @@ class Reads:
             reading = call.seen.readings[i] = self._reading(call, attention, kinds, hidden)
             reading.drop_positions, reading.gradients = gaps, wants_gradients(self.actions, self.layers[i])
             if freed:
-                call.ending.readings[i] = replace(reading)  # of the same attention, whatever leaves after it
+                # Of the same attention, whatever leaves after it; the cache holds members, one by one.
+                call.ending.readings[i] = replace(reading, steps=())
 
     @staticmethod
     def _reading(call: DecoderPass, attention: Any, kinds: Sequence[Kind], hidden: Tensor) -> Reading:
         """What kinds of signals want of an attention."""
         reading, samples, width = Reading(width=hidden.shape[1]), call.samples, hidden.shape[1]
+        reading.steps = () if call.members is None else (call.members,)
+        seen = call.attended
 
         def slots(rows: str) -> Tensor:
-            if call.layout is None or samples is None:  # a generated token
+            if seen is None or samples is None:  # a generated token
                 return torch.full((call.batch, 1), width - 1, device=hidden.device)
-            return call.text().slots(rows)
+            return call.text_in(seen).slots(rows)
 
         for kind in kinds:
             kind.ask(reading, slots)
         if reading.received:
-            reading.valid = call.real()
-            reading.queries_of = call.sizes()
+            reading.valid = call.real(seen)
+            reading.queries_of = call.sizes(seen)
         if samples is not None and samples.several and is_flash(attention):
             reading.pattern = samples.pattern(None if call.fewer is None else call.fewer.index, hidden.device)
         return reading

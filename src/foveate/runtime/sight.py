@@ -124,6 +124,7 @@ def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> T
     action.note(call.trace, tokens, says=says_of(sight))
     seen = None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
     call.layout = replace(call.layout, sight=seen)
+    call.members = None if call.members is None else call.members.seeing(seen)
     return hidden
 
 

@@ -52,10 +52,14 @@ class VirtualHooks:
             )
 
     @staticmethod
-    def follow(call: DecoderPass, before: Rows, reduction: Reduction, after: Rows) -> None:
-        """Note who stands for whom now."""
-        old = call.members or Members.each_alone(before)
-        call.members = old.after(after, joined(reduction.keep, len(before.tokens), reduction.groups))
+    def follow(call: DecoderPass, before: Rows, reduction: Reduction, after: Rows) -> Members:
+        """Note who stands for whom now; what has become of each token that was there before."""
+        old, group = (
+            call.members or Members.each_alone(before),
+            joined(reduction.keep, len(before.tokens), reduction.groups),
+        )
+        call.members = old.after(after, group)
+        return Members(after, before, group)
 
     def refuse_replay(self, call: DecoderPass, layer: Any) -> None:
         """Gradient checkpointing runs a layer again once nobody knows of its members any more."""
@@ -106,12 +110,12 @@ def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[b
             why = f"at {site} nobody says which tokens of the image one of the smaller image stands for"
         elif site.at.startswith("tower") and site.action == "reduce" and family.tower.arrangements:
             why = f"in {family.name!r} features are rearranged after {site}, so merge at lm_entry"
-        elif not site.at.startswith("tower") and (site.at not in ("lm_entry", "decoder") or site.action != "reduce"):
-            why = f"{site} does not know of members"
-        elif not site.at.startswith("tower") and any({"attention", "ahead"} & kind.needs for kind in action.asks):
-            why = (
-                f"{name} reads attention at {site}, which is paid to members and not to the tokens that stand for them"
-            )
+        elif site.action == "attend":
+            why = f"parked tokens lend a row of keys and values each at {site}, and merged tokens have one for every member"
+        elif site.part == "attention":
+            why = f"tokens that skip it have one row each in the attention at {site}, and merged tokens one for every member"
+        elif site.action == "reuse":
+            why = f"{site} takes queries and keys of tokens from another layer, where they may have had other members"
         if why:
             raise UnsupportedSiteError(
                 f'{name}: positions="virtual" cannot be had here, as {why}; or use positions="keep"'

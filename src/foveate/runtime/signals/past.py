@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from foveate.runtime.layout import take_rows
+from foveate.runtime.members import Members
 from foveate.runtime.signals.kind import Kind
 from foveate.runtime.signals.reading import Reading
 from foveate.site import Site
@@ -78,10 +79,16 @@ class Past:
     left: dict[int, Tensor] = field(default_factory=dict)
     leading: dict[int, Tensor] = field(default_factory=dict)
 
-    def narrow(self, take: Tensor, width: int) -> None:
-        """Follow a reduction: ``take (B, P)`` of ``width`` rows stay, or ``take (rows,)`` of a packed tower's."""
+    def narrow(self, take: Tensor, width: int, step: Members | None = None) -> None:
+        """Follow a reduction: ``take (B, P)`` of ``width`` rows stay, or ``take (rows,)`` of a packed tower's.
+
+        ``step`` says what the others have become part of, where merged tokens stand for their members.
+        """
         for reading in self.readings.values():
-            reading.narrow(_after(take, reading.present - width))
+            if step is not None:
+                reading.join(step)
+            else:
+                reading.narrow(_after(take, reading.present - width))
         for states in (self.entered, self.left):
             for layer, x in states.items():
                 states[layer] = take_rows(x, _after(take, x.shape[-2] - width))

@@ -12,6 +12,7 @@ from foveate.runtime.layout import take_rows
 from foveate.runtime.signals.pattern import Pattern, attention, received
 
 if TYPE_CHECKING:
+    from foveate.runtime.members import Members
     from foveate.runtime.parking import Attending
     from foveate.runtime.queries import Queries
 
@@ -54,6 +55,7 @@ class Reading:
         width: tokens per row that the layer brought; they are the last keys.
         take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
             tower ``(rows,)``. None: all.
+        steps: with ``positions="virtual"`` in place of ``take``: what the keys, and then the tokens, have become part of.
         ahead: the layer has not run yet: its kernel is spared.
         before: ``(B, H, K', d)`` keys of earlier forwards, where the cache does not join them to those of this one.
     """
@@ -73,6 +75,7 @@ class Reading:
     seen: Seen = field(default_factory=Seen)
     width: int = 0
     take: Tensor | None = None
+    steps: tuple[Members, ...] = ()
     ahead: bool = False
     before: Tensor | None = None
     offset: int = 0  # keys already handled, when the kernel is called segment by segment
@@ -116,6 +119,8 @@ class Reading:
     @property
     def present(self) -> int:
         """Tokens per row (of a packed tower: rows) that are still covered."""
+        if self.steps:
+            return self.steps[-1].inner.width
         return self.width if self.take is None else self.take.shape[-1]
 
     def narrow(self, take: Tensor) -> None:
@@ -125,8 +130,22 @@ class Reading:
         else:
             self.take = self.take.gather(1, take) if take.dim() == 2 else self.take[take]
 
-    def _now(self, x: Tensor) -> Tensor:
-        """Those rows of ``x (B, K, ...)`` that are still covered; ``K`` may begin with keys of the past."""
+    def join(self, step: Members) -> None:
+        """Follow merged tokens that stand for their members."""
+        self.steps = (*self.steps, step)
+
+    def _now(self, x: Tensor, mean: bool = False) -> Tensor:
+        """Those rows of ``x (B, K, ...)`` that are still covered; ``K`` may begin with keys of the past.
+
+        Of a token that stands for its members it is their sum, or their ``mean``.
+        """
+        if self.steps:
+            total = x[:, -self.steps[0].outer.width :]
+            count = torch.ones_like(total[:, :, None].flatten(2)[:, :, :1])
+            for step in self.steps:
+                total, count = step.total(total), step.total(count)
+            count = count.clamp(min=1).view(*count.shape[:2], *(1,) * (total.dim() - 2))
+            return (total / count if mean else total).to(x.dtype)
         x = x[:, -self.width :]
         if self.take is None:
             return x
@@ -134,7 +153,7 @@ class Reading:
 
     def state(self, name: str) -> Tensor:
         """``(B, P, H, d)`` queries, keys or values of the rows that are still covered."""
-        return self._now(torch.cat(self.seen.states[name], dim=2).transpose(1, 2))
+        return self._now(torch.cat(self.seen.states[name], dim=2).transpose(1, 2), mean=True)
 
     def first(self, name: str) -> Tensor:
         """``(B, H, d)`` queries, keys or values of the first row of each image (its CLS token), whatever has left since."""

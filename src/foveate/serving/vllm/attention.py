@@ -28,7 +28,7 @@ class PagedReading(Reading):
 
     place: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def _now(self, x: Tensor) -> Tensor:
+    def _now(self, x: Tensor, mean: bool = False) -> Tensor:
         return x.flatten(0, 1)[None, self.place]
 
 
