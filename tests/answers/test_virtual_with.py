@@ -270,7 +270,7 @@ def test_parked_tokens_take_their_members_with_them(family: str) -> None:
     batch, stock = full(family)
     of, away = stock.groups(3), stock.rank >= 0
     expected, _ = stock.run(lambda i: of, idle=lambda i: away if i in (2, 3) else None)
-    close(text_logits(family, batch, Merge() + LayerSkip(0.0, positions="virtual")), expected[stock.text])
+    close(text_logits(family, batch, Merge() + LayerSkip(ratio=0.0, positions="virtual")), expected[stock.text])
 
 
 @whole
@@ -278,7 +278,7 @@ def test_merged_tokens_skip_an_ffn(family: str) -> None:
     batch, stock = full(family)
     of = stock.groups(3)
     expected, _ = stock.run(lambda i: of, silent=lambda i: stock.rank >= 0 if i >= 1 else None)
-    close(text_logits(family, batch, Merge() + SkipVision(0.0, 1, positions="virtual")), expected[stock.text])
+    close(text_logits(family, batch, Merge() + SkipVision(ratio=0.0, first=1, positions="virtual")), expected[stock.text])
 
 
 @whole
@@ -305,8 +305,8 @@ V: Any = dict(positions="virtual")
 METHODS = {
     "all": DyMU(**V)
     + HollowAttention(4, 1, 2, **V)
-    + LayerSkip(0.4, 2, 4, **V)
-    + SkipVision(0.4, 4, **V)
+    + LayerSkip(ratio=0.4, first=2, last=4, **V)
+    + SkipVision(ratio=0.4, first=4, **V)
     + foveate.FastV(layer=5, **V)
     + Odd(Site("cache", 2)),
     "appended": DyMU(**V) + VoCo(2, 3, **V),
