@@ -12,7 +12,9 @@
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
 #                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
-#   make wheel-test     build both wheels, install them in a clean environment, run the demo from another folder
+#   make test-examples  the programs and notebooks of examples/, on tiny and on the reference models
+#   make dist           what a release uploads: source distribution and wheel of both packages, checked by twine
+#   make wheel-test     install those wheels in a clean environment, run the demo from another folder
 #   make site           the documentation as a website, in build/site; make site-serve shows it while you write
 #   make docs-check     what CI asks of it: a strict build (dead links fail) that loads nothing from elsewhere
 #   make bench          `foveate bench` on a small shape, then the other benchmarks
@@ -34,7 +36,7 @@ PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
-.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts lint test-oldest wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -44,7 +46,7 @@ test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix
 test-nightly: PYTEST_ARGS += --part $(shell date +%u)/7
 test test-matrix test-nightly: .venv/.stamp
-	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS)
+	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples
 
 test-method: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) --method $(or $(NAME),$(error say NAME=..., as in NAME=fastv)) tests/methods tests/test_*.py
@@ -58,7 +60,7 @@ test-browser: .venv/.stamp
 lint: .venv/.stamp
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict src/foveate packages/reference/src/foveate_reference
+	.venv/bin/mypy
 	.venv/bin/lint-imports
 
 test-oldest: export OMP_NUM_THREADS = 1
@@ -75,6 +77,12 @@ test-hosts: .venv/.stamp
 
 test-lmms: .venv-lmms/.stamp
 	.venv-lmms/bin/python -m pytest $(PYTEST_ARGS) --dist loadfile tests/lab/lmms
+
+test-examples: export OMP_NUM_THREADS = 1
+test-examples: .venv/.stamp
+	.venv/bin/python -m pytest $(PYTEST_ARGS) tests/examples
+
+dist: dist/.stamp
 
 wheel-test: .venv-wheel/.stamp
 	.venv-wheel/bin/python -m zipfile --list dist/foveate-*.whl | grep --quiet foveate/py.typed
@@ -154,12 +162,20 @@ venv: .venv/.stamp
 	.venv-demo/$(PIP) -c constraints.txt . ./packages/reference
 	touch $@
 
-.venv-wheel/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
-	rm -rf .venv-wheel dist
+# Each wheel is built from its source distribution, so that this one is tried, too.
+dist/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt README.md LICENSE $(SOURCES)
+	rm -rf .venv-dist dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/$(PIP) -c constraints.txt build hatchling twine
+	for package in . packages/reference; do .venv-dist/bin/python -m build --no-isolation --outdir dist $$package || exit 1; done
+	.venv-dist/bin/python -m twine check --strict dist/*
+	touch $@
+
+.venv-wheel/.stamp: dist/.stamp
+	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist . ./packages/reference
 	.venv-wheel/$(PIP) $(TORCH)
-	.venv-wheel/$(PIP) -c constraints.txt dist/foveate-*.whl dist/foveate_reference-*.whl
+	.venv-wheel/$(PIP) -c constraints.txt dist/*.whl
 	touch $@
 
 clean:

@@ -55,7 +55,9 @@ def save_model(folder: Path, width: int, layers: int) -> None:
     """The shipped model's tower and processor, and a larger language model."""
     source = reference.PATHS["qwen2_5_vl"]
     config = Qwen2_5_VLConfig.from_pretrained(source)
-    text, heads = config.text_config, width // 64
+    text: Any = config.text_config
+    vision: Any = config.vision_config
+    heads = width // 64
     text.update(
         dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, num_attention_heads=heads)
     )
@@ -63,9 +65,10 @@ def save_model(folder: Path, width: int, layers: int) -> None:
         dict(num_key_value_heads=heads // 4, layer_types=["full_attention"] * layers, max_position_embeddings=4096)
     )
     text.rope_parameters = {**text.rope_parameters, "mrope_section": [8, 12, 12]}
-    config.vision_config.out_hidden_size = width
+    vision.out_hidden_size = width
     torch.manual_seed(0)
-    Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)  # whose `to` is typed as that of no instance
+    model.to(torch.bfloat16).save_pretrained(folder)
     AutoProcessor.from_pretrained(source).save_pretrained(folder)
 
 
@@ -136,7 +139,7 @@ async def load(port: int, concurrency: int, images: list[str]) -> dict[str, floa
             start = time.perf_counter()
             stream: Any = await client.chat.completions.create(
                 model=model.id,
-                messages=[{"role": "user", "content": content}],  # type: ignore[misc,list-item]
+                messages=[{"role": "user", "content": content}],
                 max_tokens=NEW,
                 temperature=0,
                 stream=True,

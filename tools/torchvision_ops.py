@@ -44,4 +44,4 @@ def install() -> None:
 if __name__ == "__main__":
     install()
 else:
-    sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder())

@@ -41,7 +41,8 @@ class Drawn:
 def draw(files: list[Path], count: int, seed: int) -> list[Drawn]:
     """``count`` different faults in ``files``, the same for a seed: first a kind, then a file with one, then a place."""
     known = [fault for path in sorted(files) for fault in _faults(path)]
-    chance, found = random.Random(seed), set()
+    chance = random.Random(seed)
+    found: set[Drawn] = set()
     kinds = sorted({fault.what for fault in known})
     while len(found) < min(count, len(known)):
         kind = chance.choice(kinds)

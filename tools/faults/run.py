@@ -73,14 +73,14 @@ def main() -> int:
             return missed
         package = copy.folder / "src" / "foveate"
         files = [path for part in ("runtime", "methods") for path in (package / part).rglob("*.py")]
-        for fault in draw(files, options.drawn, options.seed):
+        for drawn in draw(files, options.drawn, options.seed):
             if time.monotonic() - start > HOUR:
                 print("the hour is over")
                 break
-            name = str(fault.file.relative_to(package))
+            name = str(drawn.file.relative_to(package))
             if options.only in name:
-                new = fault.apply(fault.file.read_bytes())
-                tried(copy, f"{fault.what} in line {fault.line}", name, new, nearest(copy, fault), options.limit / 2)
+                new = drawn.apply(drawn.file.read_bytes())
+                tried(copy, f"{drawn.what} in line {drawn.line}", name, new, nearest(copy, drawn), options.limit / 2)
     return missed
 
 

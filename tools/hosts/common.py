@@ -32,7 +32,7 @@ class Tester:
         return self.get_config(), dict(tiny.inputs(self.family, rows))
 
 
-class Common(ModelTesterMixin):
+class Common(ModelTesterMixin):  # type: ignore[misc]  # transformers' tests are not typed
     """The tests of one family."""
 
     family: ClassVar[str]

@@ -16,6 +16,8 @@ from .model import ARCHITECTURES, PATHS, load, load_processor
 from .scenes import Question, ask, make_scene, split_seed
 from .vocabulary import ANSWERS, CORE, STANDS_FOR, TASKS
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ANSWERS",
     "ARCHITECTURES",
