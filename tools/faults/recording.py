@@ -63,7 +63,8 @@ class Recording:
     def tests(self, file: str, lines: Iterable[int], limit: float) -> list[str]:
         """The tests that execute one of the lines of a file, as many as run within ``limit`` seconds, and at least one.
 
-        The quickest case of each test function comes first, then the second one of each: functions ask for different things.
+        First come those of the file's name. Then of each test function its quickest case, and the second one of each, and so
+        on: functions ask for different things.
         """
         found: dict[str, float] = {}
         for part in self._parts:
@@ -71,8 +72,9 @@ class Recording:
         functions: dict[str, list[str]] = defaultdict(list)
         for test in sorted(found, key=lambda test: (found[test], test)):
             functions[test.split("[")[0]].append(test)
+        near = f"/test_{Path(file).stem}.py::"
         chosen: list[str] = []
-        for test in in_turns(functions.values()):
+        for test in sorted(in_turns(functions.values()), key=lambda test: near not in test):
             limit -= found[test]
             if limit >= 0 or not chosen:
                 chosen.append(test)

@@ -291,23 +291,20 @@ class DecoderPass:
         """The same, if something is missing from it."""
         return self.attended if self.attended is not None and self.attended.index is not None else None
 
-    def slots(self, places: Tensor, width: int) -> Tensor:
-        """Where tokens of text now are among the last ``width`` rows of a layer, ``(B, ...)``; -1 where there is none."""
+    def slots(self, places: Tensor) -> Tensor:
+        """Where tokens of text now are among the rows of a layer, ``(B, ...)``; -1 where there is none."""
         layout = self.reduced
-        if layout is not None and layout.index is not None:
-            where = self.memo.once("slots", (layout,), layout.slots)
-            places = torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
-        cut = (self.length if layout is None else layout.width) - width
-        return (places - cut).clamp(min=-1)
+        if layout is None:
+            return places
+        where = self.memo.once("slots", (layout,), layout.slots)
+        return torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
 
     def text(self) -> Text:
         """The text tokens that are present."""
         layout, samples = self.layout, self.samples
         assert layout is not None, "of a forward with images"
         assert samples is not None
-        return self.memo.once(
-            "text", (layout,), lambda: Text(layout, samples, self.real(), lambda x: self.slots(x, layout.width))
-        )
+        return self.memo.once("text", (layout,), lambda: Text(layout, samples, self.real(), self.slots))
 
     def sizes(self) -> Tensor | None:
         """``(B, S)``: tokens present of each sample; None: a row is a sample."""
