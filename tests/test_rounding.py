@@ -225,10 +225,11 @@ def test_dycoke_decodes_on_a_video() -> None:
 
 
 def test_contextual_tokens_are_a_share_of_the_survivors_of_a_video() -> None:
-    """64 of 576 are 54 and 10; of 16 frames with one survivor each, two or three are merged, not none or all."""
+    """64 of 576 are 54 and 10; of 16 frames with one survivor each, two or three are merged, not none or all; of three none."""
     method = VisionZip()
     (site,) = method.sites(HOST)
     assert method._counts(video(576), site) == ((64,), (54,), (10,))
+    assert method._counts(video(27), site) == ((3,), (3,), (0,))
     _, dominant, contextual = method._counts(video(16, frame=9), site)
     assert (sum(dominant), sum(contextual)) == (13, 3)
 

@@ -278,7 +278,9 @@ def test_merged_tokens_skip_an_ffn(family: str) -> None:
     batch, stock = full(family)
     of = stock.groups(3)
     expected, _ = stock.run(lambda i: of, silent=lambda i: stock.rank >= 0 if i >= 1 else None)
-    close(text_logits(family, batch, Merge() + SkipVision(ratio=0.0, first=1, positions="virtual")), expected[stock.text])
+    close(
+        text_logits(family, batch, Merge() + SkipVision(ratio=0.0, first=1, positions="virtual")), expected[stock.text]
+    )
 
 
 @whole

@@ -47,7 +47,7 @@ class Drop(Method):
 
 @dataclass(frozen=True)
 class Move(Method):
-    """Every second token stands for two, half a cell to the right of its place."""
+    """Every second token stands for two, half a cell to the right of its place and a quarter below it."""
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("tower", 1)]
@@ -55,7 +55,7 @@ class Move(Method):
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         keep = torch.arange(0, len(tokens), 2)
         counts = tuple(n // 2 for n in tokens.counts)
-        coords = tokens.coords[keep] + torch.tensor([0.0, 0.0, 0.5])
+        coords = tokens.coords[keep] + torch.tensor([0.0, 0.25, 0.5])
         return Reduction(keep, counts, sizes=torch.full((len(keep),), 2.0), coords=coords)
 
 
@@ -222,16 +222,16 @@ def test_where_merged_tokens_end_up(family: str) -> None:
         assert tokens.index[mine].tolist() == here
         close(tokens.sizes[mine], torch.tensor([sizes[at + i] for i in here]))
         source = flat[at]
-        scale = 1.0 if len(source) == 1 else _width(batch, span, views)
-        expected = [[i // width, min(i % width + 0.5 * scale, width - 1)] for i in here]
+        down, right = (1.0, 1.0) if len(source) == 1 else _scale(span, views)
+        expected = [[min(i // width + 0.25 * down, height - 1), min(i % width + 0.5 * right, width - 1)] for i in here]
         close(tokens.coords[mine][:, 1:], torch.tensor(expected))
         at += height * width
 
 
-def _width(batch: Any, span: int, views: list[tuple[int, int]]) -> float:
+def _scale(span: int, views: list[tuple[int, int]]) -> tuple[float, float]:
     """Cells of a pooled view per patch: the first picture here is the pooled one, 6 x 8 patches; the third 4 x 12."""
-    patches = {1: 8, 5: 12}[span]
-    return views[span][1] / patches
+    height, width = {1: (6, 8), 5: (4, 12)}[span]
+    return views[span][0] / height, views[span][1] / width
 
 
 @pytest.mark.parametrize("family", ANYRES)

@@ -1,7 +1,8 @@
-"""Seed faults and see whether the tests notice: `python tools/faults/run.py`, in an hour at most; no part of CI.
+"""Seed faults and see whether the tests notice: `python tools/faults/run.py`, in an hour at most on two cores; no part of CI.
 
-Chosen faults (`chosen.py`) have the tests that should notice; those drawn at random (`drawn.py`, always the same sixty) are
-tried with the tests nearest to their file, then with the contract. Each is applied to a copy of the repository, alone.
+Chosen faults (`chosen.py`) have the tests that should notice. Those drawn at random (`drawn.py`, always the same sixty) are
+tried with the tests that execute their lines (`recording.py`, a quarter of an hour the first time). Each is applied alone, to
+one of two copies of the repository; the first test that fails ends it. Needs coverage.py.
 """
 
 from __future__ import annotations
@@ -13,15 +14,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from chosen import CHOSEN, Fault
-from drawn import Drawn, draw
+from drawn import draw
+from recording import Recording
 
 REPOSITORY = Path(__file__).parents[2]
+PACKAGE = REPOSITORY / "src" / "foveate"
 CONTRACT = ("tests/test_probes.py", "-k", "(llava- or qwen2_5_vl) and (rows or cached or removal or report or keeping)")
 HOUR = 3600.0
+ENOUGH = 0.85  # of those drawn
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A fault, ready to be sown.
+
+    Attributes:
+        name: what is wrong then, and where.
+        file: under ``src/foveate``.
+        new: the source of the file with the fault.
+        tests: what may notice, as arguments of one run of pytest after the other.
+        drawn: whether it is one of those drawn at random.
+    """
+
+    name: str
+    file: str
+    new: bytes
+    tests: Sequence[Sequence[str]]
+    drawn: bool
 
 
 class Copy:
@@ -36,85 +63,128 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, folder / name)
 
-    def fails(self, tests: Sequence[str], limit: float) -> bool:
-        """Whether a test fails, or does not end."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        path = os.pathsep.join([str(self.folder / "src"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    def pytest(self, *arguments: str, limit: float = HOUR, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run tests of the copy."""
+        paths = [self.folder / "src", self.folder / "tools" / "faults", os.environ.get("PYTHONPATH", "")]
+        environment |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--disable-warnings", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+
+    def notices(self, seed: Seed, limit: float) -> str | None:
+        """The first test that fails with a fault, if one does."""
+        path = self.folder / "src" / "foveate" / seed.file
+        stock = path.read_bytes()
+        path.write_bytes(seed.new)
         try:
-            ran = subprocess.run(
-                command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=limit
-            )
+            for tests in seed.tests:
+                ran = self.pytest("-x", "--tb=no", *tests, limit=limit)
+                if ran.returncode not in (0, 5):  # 5: no test is left, of families that are not installed
+                    failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                    return failed[0] if failed else "the tests do not start"
         except subprocess.TimeoutExpired:
-            return True
-        return ran.returncode not in (0, 5)  # 5: there is no such test
+            return "the tests do not end"
+        finally:
+            path.write_bytes(stock)
+        return None
 
 
 def main() -> int:
-    """Try all faults; as many as were missed of the chosen ones is the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Try all faults; the exit status is 0 if all of the chosen ones, and enough of those drawn, are caught."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chosen", action="store_true", help="only those")
     parser.add_argument("--drawn", type=int, default=60, help="how many at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="faults with this in their name or file")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for the tests of a fault")
+    parser.add_argument(
+        "--stale", action="store_true", help="take what was recorded, though the package has changed since"
+    )
     options = parser.parse_args()
-    start, missed = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Copy(Path(folder))
-        chosen = [fault for fault in CHOSEN if options.only in fault.name + fault.file]
-        for fault in chosen:
-            patch(fault, copy.folder)  # fails loudly, before anything runs
-        for fault in chosen:
-            missed += not tried(
-                copy, fault.name, fault.file, patch(fault, copy.folder), [fault.tests, CONTRACT], options.limit
-            )
-        if options.chosen:
-            return missed
-        package = copy.folder / "src" / "foveate"
-        files = [path for part in ("runtime", "methods") for path in (package / part).rglob("*.py")]
-        for drawn in draw(files, options.drawn, options.seed):
+    start = time.monotonic()
+    with copies() as free:
+
+        def tried(seed: Seed) -> bool | None:
             if time.monotonic() - start > HOUR:
-                print("the hour is over")
-                break
-            name = str(drawn.file.relative_to(package))
-            if options.only in name:
-                new = drawn.apply(drawn.file.read_bytes())
-                tried(copy, f"{drawn.what} in line {drawn.line}", name, new, nearest(copy, drawn), options.limit / 2)
-    return missed
+                return None
+            copy, begin = free.get(), time.monotonic()
+            try:
+                by = copy.notices(seed, 3 * options.limit)
+            finally:
+                free.put(copy)
+            said = f"caught by {by}" if by else "MISSED"
+            print(f"{time.monotonic() - begin:4.0f} s  {seed.file}: {seed.name}: {said}", flush=True)
+            return by is not None
+
+        seeds = [seed for seed in map(patch, CHOSEN) if options.only in seed.name + seed.file]
+        if not options.chosen:
+            seeds += sown(free, options)
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = list(zip(seeds, pool.map(tried, seeds)))
+    return said(outcomes)
 
 
-def patch(fault: Fault, folder: Path) -> bytes:
-    """The source with a chosen fault."""
-    text = (folder / "src" / "foveate" / fault.file).read_text()
+@contextmanager
+def copies() -> Iterator[SimpleQueue[Copy]]:
+    """Two copies of the repository, to be taken and put back."""
+    free: SimpleQueue[Copy] = SimpleQueue()
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        for folder in (one, other):
+            free.put(Copy(Path(folder)))
+        yield free
+
+
+def patch(fault: Fault) -> Seed:
+    """A chosen fault; fails loudly before anything runs."""
+    text = (PACKAGE / fault.file).read_text()
     if text.count(fault.old) != 1:
         sys.exit(
             f"{fault.file} has {text.count(fault.old)} times {fault.old!r}, not once: write anew the fault {fault.name!r}"
         )
-    return text.replace(fault.old, fault.new).encode()
+    gone = [test for test in fault.tests if test.endswith(".py") and not (REPOSITORY / test).exists()]
+    if gone:
+        sys.exit(f"there is no {gone[0]}: say which tests notice {fault.name!r}")
+    return Seed(fault.name, fault.file, text.replace(fault.old, fault.new).encode(), [fault.tests, CONTRACT], False)
 
 
-def tried(copy: Copy, name: str, file: str, new: bytes, tests: Sequence[Sequence[str]], limit: float) -> bool:
-    """Whether a fault is noticed; says so."""
-    path, begin = copy.folder / "src" / "foveate" / file, time.monotonic()
-    stock = path.read_bytes()
-    path.write_bytes(new)
-    try:
-        by = next((" ".join(each) for each in tests if copy.fails(each, limit)), None)
-    finally:
-        path.write_bytes(stock)
-    print(f"{'MISSED' if by is None else 'caught'} {time.monotonic() - begin:5.0f} s  {file}: {name}", flush=True)
-    return by is not None
+def sown(free: SimpleQueue[Copy], options: argparse.Namespace) -> list[Seed]:
+    """The faults drawn at random, with the tests that execute their lines."""
+    copy = free.get()
+    recording = Recording(copy.folder, REPOSITORY / "build" / "faults", options.stale)
+
+    def record(files: list[str], data: Path) -> None:
+        source = str(copy.folder / "src" / "foveate")
+        ran = copy.pytest("-p", "recorder", *files, FAULTS_RECORDING=str(data), FAULTS_SOURCE=source)
+        if ran.returncode not in (0, 1):
+            sys.exit(f"the tests do not run without a fault:\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}")
+
+    recording.complete(record)
+    free.put(copy)
+    seeds = []
+    for fault in draw(PACKAGE, ("runtime", "methods"), options.drawn, options.seed):
+        if options.only in fault.file:
+            tests = recording.tests(fault.file, fault.lines, options.limit)
+            seeds.append(Seed(str(fault), fault.file, fault.source, [tests] if tests else [], True))
+    return seeds
 
 
-def nearest(copy: Copy, fault: Drawn) -> list[tuple[str, ...]]:
-    """What tests a file by its name, and then the contract."""
-    stem, method = fault.file.stem, fault.file.parent.name == "methods"
-    named = sorted((copy.folder / "tests").rglob(f"test_{stem}.py"))
-    found = [tuple(str(path.relative_to(copy.folder)) for path in named)] if named else []
-    if method:
-        found.append(("--method", stem, "tests/methods/test_contract.py"))
-    return [*found, CONTRACT]
+def said(outcomes: list[tuple[Seed, bool | None]]) -> int:
+    """Say what was caught; whether that is too little."""
+    bad = 0
+    for kind, enough in (("chosen", 1.0), ("drawn", ENOUGH)):
+        tried = [caught for seed, caught in outcomes if caught is not None and seed.drawn == (kind == "drawn")]
+        if tried:
+            print(f"{kind}: caught {sum(tried)} of {len(tried)}")
+            bad |= sum(tried) < enough * len(tried)
+    late = sum(caught is None for _, caught in outcomes)
+    if late:
+        print(f"the hour is over: {late} were not tried")
+    return bad
 
 
 if __name__ == "__main__":

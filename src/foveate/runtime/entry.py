@@ -310,7 +310,7 @@ def _spans(
     # The same span in two rows (beams, one image asked about twice) is two spans.
     key = torch.where(keep, row * (len(facts) + 1) + span, -1)
     unique = torch.unique(key[keep])
-    number = torch.searchsorted(unique, key.clamp(min=0)).clamp(max=max(len(unique) - 1, 0))
+    number = torch.searchsorted(unique, key.clamp(min=0))
     rows, old = unique // (len(facts) + 1), unique % (len(facts) + 1)
     old_list, row_list = [int(s) for s in old], [int(r) for r in rows]
     return (
