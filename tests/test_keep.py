@@ -273,7 +273,9 @@ def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) 
         except FoveateError as error:
             refusal = str(error)
         if refusal:
-            assert re.search("the least|at least two decoder layers|the model has 1|decode sites start at layer 1", refusal)
+            assert re.search(
+                "the least|at least two decoder layers|the model has 1|decode sites start at layer 1", refusal
+            )
             continue
         assert all(0 <= site.layer < layers for site in sites if site.at in ("decoder", "decode"))
         if keep is not None:

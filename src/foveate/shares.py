@@ -26,7 +26,8 @@ def of_layers(trace: Trace, prefill: Sequence[LayerTrace], sources: Sequence[int
     for visit in trace.sites:
         if visit.site.at == "cache":
             cached[visit.site.layer] = sum(visit.after)
-    stored = [cached[i] * width for i, width in zip(trace.kv_layers, trace.kv_widths) if i < n]
+    kv = trace.kv
+    stored = [cached[i] * row / full_row for i, row, full_row in zip(kv.layers, kv.row, kv.full_row) if i < n]
     if stored:
         found["cache"] = sum(stored) / len(stored) / full
     if trace.decode_steps:

@@ -40,6 +40,9 @@ class LayerArguments:
 
     def advance(self, call: DecoderPass, entry: Any, watching: bool) -> KVIndex | None:
         """Tell a compact entry what it is about to receive; what the layer's keys will be, or None: all of them."""
+        if isinstance(entry, CompactMixin) and call.layout is None and not entry.is_sliding:
+            entry.coming = entry.kv.append(call.length)
+            return entry.coming
         layout = call.attended
         if not isinstance(entry, CompactMixin):
             if layout is None or (layout.index is None and layout.sight is None):

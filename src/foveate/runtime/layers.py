@@ -71,7 +71,7 @@ class LayerCalls:
         self.settles, self.steady = settles and not spec.shared, Steady()
         #: an attention whose kernel may count a window in keys that are there, or None
         self.slides: Any = next((a for a in self.attentions if getattr(a, "sliding_window", None) is not None), None)
-        self.masks = tuple(name for name, axis in spec.layer_args.items() if axis == "mask")
+        (self.mask,) = (name for name, axis in spec.layer_args.items() if axis == "mask")
         self.given: Callable[..., Any] = torch.compiler.disable(self.changed)
 
     def attach(self, hooks: Hooks) -> None:
@@ -99,10 +99,6 @@ class LayerCalls:
             call.settled[i] = Settled(keys, entry, sees_all)
         log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
 
-    def unmasked(self, kwargs: dict[str, Any]) -> bool:
-        """Whether a layer is called without a mask."""
-        return all([kwargs.get(name) is None for name in self.masks])  # noqa: C419 a list is quicker: there is one, or two
-
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What layer ``i`` is called with, in place of these arguments; None: with these."""
         call = self.context.decoder
@@ -113,7 +109,7 @@ class LayerCalls:
                 return self.before(i, layer, args, kwargs)
             self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
         settled = call.settled[i]
-        if settled.keys is None or (settled.all and len(args) < 2 and self.unmasked(kwargs)):
+        if settled.keys is None or (settled.all and len(args) < 2 and kwargs.get(self.mask) is None):
             return None
         return self.arguments.of_step(call, i, layer, settled, args, kwargs)
 
@@ -123,11 +119,11 @@ class _Layer:
 
     def __init__(self, calls: LayerCalls, i: int, layer: nn.Module) -> None:
         self.calls, self.i, self.layer, self.stock = calls, i, layer, layer.forward
-        self.steady = calls.steady
+        self.steady, self.mask = calls.steady, calls.mask
         update_wrapper(self, self.stock)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.steady.now and len(args) < 2 and self.calls.unmasked(kwargs):
+        if self.steady.now and len(args) < 2 and kwargs.get(self.mask) is None:
             return self.stock(*args, **kwargs)
         given = self.calls.given if torch.compiler.is_compiling() else self.calls.changed
         changed = given(self.i, self.layer, args, kwargs)

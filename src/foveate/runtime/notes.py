@@ -32,9 +32,9 @@ def log_layer(
 
 def log_layers(call: DecoderPass, rows: int, layers: Iterable[tuple[KVIndex | None, Any]]) -> None:
     """Note all layers of a forward, of each what its attention sees and its cache entry; those that are alike share a note."""
-    log, known = _log_of(call), dict[tuple[int, int], LayerTrace]()
+    log, known = _log_of(call), dict[int, LayerTrace]()
     for keys, entry in layers:
-        kind = id(keys), window_of(entry)
+        kind = window_of(entry) if keys is None else -id(keys)  # (entries that slide and others have no keys in common)
         if kind in known:
             log.append(known[kind])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -155,6 +156,61 @@ def _own(counts: tuple[int, ...], own: Tensor) -> tuple[int, ...]:
 
 
 @dataclass
+class Weight:
+    """The KV cache after a forward.
+
+    Attributes:
+        of: the cache, if all of its entries grow by each generated token; else None.
+        batch, length: rows, and tokens of the full sequence that it stood for when it was measured.
+        grown: tokens that each entry has got since then.
+        layers: those whose entries hold tokens.
+        measured, stock: tokens in each of these entries when it was measured, and in the stock model's.
+        row, full_row: bytes of one token in each, and in the stock model.
+    """
+
+    of: weakref.ref[Any] | None
+    batch: int
+    length: int
+    grown: int = 0
+    layers: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
+    stock: list[int] = field(default_factory=list)
+    row: list[int] = field(default_factory=list)
+    full_row: list[int] = field(default_factory=list)
+
+    def add(self, layer: int, measured: int, stock: int, row: int, full_row: int) -> None:
+        """Add the entry of a layer."""
+        for known, value in (
+            (self.layers, layer),
+            (self.measured, measured),
+            (self.stock, stock),
+            (self.row, row),
+            (self.full_row, full_row),
+        ):
+            known.append(value)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens in each entry now."""
+        return tuple(n + self.grown for n in self.measured)
+
+    @property
+    def full_lengths(self) -> tuple[int, ...]:
+        """Tokens in each entry of the stock model now."""
+        return tuple(n + self.grown for n in self.stock)
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors of all entries take."""
+        return sum(n * row for n, row in zip(self.lengths, self.row))
+
+    @property
+    def full_bytes(self) -> int:
+        """What those of the stock model would take."""
+        return sum(n * row for n, row in zip(self.full_lengths, self.full_row))
+
+
+@dataclass
 class Trace:
     """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
 
@@ -186,12 +242,7 @@ class Trace:
     decode: list[LayerTrace] = field(default_factory=list)
     decode_steps: int = 0
     head_rows: int = 0
-    kv_bytes: int = 0
-    full_kv_bytes: int = 0
-    kv_lengths: list[int] = field(default_factory=list)
-    full_kv_lengths: list[int] = field(default_factory=list)
-    kv_layers: list[int] = field(default_factory=list)  # whose entries these are
-    kv_widths: list[float] = field(default_factory=list)  # share of a token's keys and values that each entry stores
+    kv: Weight = field(default_factory=lambda: Weight(None, 0, 0))
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
     thread: str = field(default_factory=lambda: threading.current_thread().name)  # that made the call

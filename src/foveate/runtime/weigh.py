@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from foveate.runtime.cache import CompactMixin, window_of
-from foveate.runtime.trace import Trace
+from foveate.runtime.trace import Trace, Weight
 
 
-def weigh(trace: Trace, cache: Any) -> None:
-    """Bytes held by the cache tensors, and what full-length ones would take."""
-    held = full = 0
-    trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths, trace.kv_widths = [], [], [], []
+def weigh(trace: Trace, cache: Any, batch: int, length: int) -> None:
+    """Note the bytes that the cache tensors hold, and what full-length ones would take.
+
+    A cache that only grows, as it does with nearly every generated token, is not measured again: it holds one more token.
+
+    Args:
+        batch, length: rows, and tokens of the full sequence that the cache now stands for.
+    """
+    known = trace.kv
+    if (
+        known.of is not None
+        and known.of() is cache
+        and (known.batch, known.length + known.grown + 1) == (batch, length)
+    ):
+        known.grown += 1
+        return
+    trace.kv = Weight(weakref.ref(cache) if _only_grows(cache) else None, batch, length)
     for i, entry in enumerate(getattr(cache, "layers", [])):
         keys = getattr(entry, "keys", None)
         if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
             continue
-        size = keys.nbytes + entry.values.nbytes
-        held += size
-        if keys.shape[-1] == 0:  # an earlier layer's, which are as wide as its values
-            size += entry.values.nbytes
-        total = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
-        full += size // keys.shape[-2] * total
-        trace.kv_layers.append(i)
-        trace.kv_widths.append((keys.nbytes + entry.values.nbytes) / size)
-        trace.kv_lengths.append(keys.shape[-2])
-        trace.full_kv_lengths.append(total)
-    trace.kv_bytes, trace.full_kv_bytes = held, full
+        held = keys.nbytes + entry.values.nbytes
+        full = (
+            held if keys.shape[-1] else held + entry.values.nbytes
+        )  # keys that are an earlier layer's: as wide as values
+        stock = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
+        trace.kv.add(i, keys.shape[-2], stock, held // keys.shape[-2], full // keys.shape[-2])
+
+
+def _only_grows(cache: Any) -> bool:
+    """Whether a generated token adds to each entry, and none forgets."""
+    entries = getattr(cache, "layers", [])
+    return bool(entries) and all(_kind(entry) is DynamicLayer for entry in entries)
+
+
+def _kind(entry: Any) -> type:
+    return type(entry).__bases__[1] if isinstance(entry, CompactMixin) else type(entry)

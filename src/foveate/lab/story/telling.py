@@ -81,7 +81,7 @@ def tell(trace: Trace, report: Report, span: int | None = None) -> Story:
     flops[1 : 1 + blocks] = zip(report.block_flops, report.full_block_flops)
     flops[3 + blocks : -1] = zip(report.layer_flops, report.full_layer_flops)
     kv: list[Pair | None] = [None] * len(walk.steps)
-    for layer, now, full in zip(trace.kv_layers, trace.kv_lengths, trace.full_kv_lengths):
+    for layer, now, full in zip(trace.kv.layers, trace.kv.lengths, trace.kv.full_lengths):
         kv[3 + blocks + layer] = now, full
     return Story(
         walk.steps,
