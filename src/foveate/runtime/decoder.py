@@ -93,7 +93,6 @@ class DecoderHooks:
         self.virtual = VirtualHooks(self.layers, self.spec, context)
         self.stand_for_members = False  # merged tokens do, in attention
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
-        self.into_norm: Callable[..., Tensor] = torch.compiler.disable(self._into_norm)
         self.calls = LayerCalls(self.layers, context, self.arguments, self._before_layer, self.step, not self.reuse)
 
     @property
@@ -141,7 +140,8 @@ class DecoderHooks:
         if self.stand_for_members:
             self.virtual.attach(hooks)
         norm = self.model.get_submodule(self.spec.norm)
-        hooks.instead(norm, "forward", self._norm)
+        hooks.pre(norm, self._before_norm)
+        hooks.post(norm, self._scatter, first=True)
 
     def _some_ask(self, i: int) -> bool:
         """Whether only some rows of a layer may have queries."""
@@ -435,15 +435,14 @@ class DecoderHooks:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _norm(self, stock: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """The last norm, after which all tokens have a place again."""
-        return stock(*args, **kwargs) if self.calls.steady.now else self.into_norm(stock, args, kwargs)
-
-    def _into_norm(self, stock: Callable[..., Tensor], args: Any, kwargs: Any) -> Tensor:
+    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.decoder
         if call is None or call.layout is None:
-            return stock(*args, **kwargs)
-        hidden = add_deepstack(call, len(self.layers) - 1, first_argument(args, kwargs, "hidden_states"))
-        args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
-        output, layout = stock(*args, **kwargs), call.reduced
-        return output if layout is None else layout.scatter(output, length=call.rows)
+            return None
+        hidden = first_argument(args, kwargs, "hidden_states")
+        return replace_first(args, kwargs, "hidden_states", add_deepstack(call, len(self.layers) - 1, hidden))
+
+    def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        call = self.context.decoder
+        layout = call.reduced if call is not None else None
+        return None if call is None or layout is None else layout.scatter(output, length=call.rows)
