@@ -72,6 +72,8 @@ class Flash:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         if kwargs.get("cu_seq_lens_q") is not None:
             ends, key_ends = (kwargs[f"cu_seq_lens_{x}"].tolist() for x in "qk")
+            longest = kwargs.get("max_length_q")
+            assert longest is None or max(b - a for a, b in zip(ends, ends[1:])) <= longest
             parts = zip(ends, ends[1:], key_ends, key_ends[1:])
             out = [attend(query[0, :, a:b], key[0, :, c:d], value[0, :, c:d], causal) for a, b, c, d in parts]
             return torch.cat(out, dim=1).transpose(0, 1)[None], None

@@ -25,9 +25,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
 PLACES = {
     "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
-    "tower": "before any block, and between its attention and its FFN; parking, attending and restoring, too",
+    "tower": "before any block, and between its attention and its FFN; parking, attending, restoring and appending, too",
     "tower_output": "after the last block that is read",
-    "lm_entry": "where features and text meet",
+    "lm_entry": "where features and text meet; appending, too",
     "decoder": "before any layer, and its parts; parking, attending and restoring, too, and reusing queries and keys",
     "cache": "the cache of any layer with keys of its own, when the prompt has ended; not where it slides",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",

@@ -97,16 +97,24 @@ class Append:
     nothing of them: logits, labels and the length of the cache are those of the prompt. With ``positions="keep"`` they take the
     position of the last token of their span, with ``"renumber"`` they are numbered as if the prompt had had them.
 
+    Before a block of the vision tower they are registers: they and the tokens of their image attend to each other, in blocks
+    whose attention is in windows those of the window with the image's last token, until the blocks have run; sites at the
+    tower's output do not see them. They come after position embeddings that are added to patches. Where 2x2 patches become one
+    token, a new one has as many rows, and its ``C`` is that of `Tokens.hidden`.
+
     Of a prompt that comes in chunks, a span gets its new tokens with the chunk that brings its last one; ``tokens`` are those
     of that chunk.
 
     Attributes:
         hidden: ``(S, V, C)``, as many for each span; or ``(M, C)``, span after span.
         counts: ``(S,)`` ints, how many of ``(M, C)`` each span gets, 0 or more.
+        coords: in the tower, ``(S, V, 2)`` or ``(M, 2)``: y and x of the new tokens in the grid of their image, which
+            rotary embeddings are made of; None: all are in its middle.
     """
 
     hidden: Tensor
     counts: tuple[int, ...] | None = None
+    coords: Tensor | None = None
 
     def packed(self) -> tuple[Tensor, tuple[int, ...]]:
         """All new tokens ``(M, C)``, span after span, and how many each span gets."""

@@ -192,6 +192,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         full[stage] += sum(b for _, b in in_layers[stage])
     now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
     now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
+    for rows, length in trace.asides:
+        aside = LayerTrace(rows, length, length, length, length, None)
+        now["sites"] += rows * length * outside + sum(_layer_flops(layer, family.decoder, aside)[0] for layer in layers)
     full["sites"] = 0
 
     chunks = [prefill[i : i + n] for i in range(0, len(prefill), n)]

@@ -96,6 +96,10 @@ class Site:
             raise ConfigError(f'where="mid" is inside a vision block; {self.at} has no such place')
         if self.action == "attend" and (self.at not in ("tower", "decoder") or self.where == "mid"):
             raise ConfigError(f"attending to parked tokens is said before a block or layer, not at {self}")
+        if self.action == "append" and (self.where == "mid" or self.unit == "patch"):
+            raise ConfigError(
+                f"new tokens come before a block, as wide as tokens are, not single patches, so not at {self}"
+            )
         if self.action == "park" and self.at == "tower_output":
             raise ConfigError(f"no block comes after {self}, so parking there saves nothing: park earlier")
         if self.unit == "patch" and not self.at.startswith("tower"):
@@ -183,9 +187,11 @@ class Site:
         return cls.entry(action="sight", **options) if layer is None else cls.decoder(layer, action="sight", **options)
 
     @classmethod
-    def append(cls, **options: Any) -> Site:
-        """New tokens come behind those of each image, where features and text meet."""
-        return cls.entry(action="append", **options)
+    def append(cls, block: int | None = None, **options: Any) -> Site:
+        """New tokens come behind those of each image before a vision block; without one, where features and text meet."""
+        if block is None:
+            return cls.entry(action="append", **options)
+        return cls.tower(block, action="append", **options)
 
     @classmethod
     def remember(cls, layer: int | None = None, **options: Any) -> Site:

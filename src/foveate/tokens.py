@@ -113,8 +113,8 @@ class Tokens:
 
     @property
     def appended(self) -> Tensor:
-        """``(N,)`` bool: tokens that a method has put behind those of an image (`foveate.answers.Append`); ``index`` and
-        ``coords`` of these are those of the last cell of its grid."""
+        """``(N,)`` bool: tokens that a method has put behind those of an image (`foveate.answers.Append`); their ``index`` is
+        that of the last cell of its grid, and so are ``coords``, but in the tower, where the method may say them."""
         return torch.zeros_like(self.index, dtype=torch.bool) if self.marks is None else self.marks
 
     @property

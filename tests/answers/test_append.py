@@ -13,6 +13,7 @@ import tiny
 import torch
 from calls import close, generate, text_of
 from contract import PROPERTIES, Property, a_batch_is_its_rows, the_report_counts_what_ran
+from probes.layer_skip import LayerSkip
 from probes.voco import VoCo
 from refusals import refused
 from torch import Tensor
@@ -154,6 +155,11 @@ def test_every_structure(family: str) -> None:
     for method in (CASES["behind"], CASES["cut"]):
         a_batch_is_its_rows(family, method)
         the_report_counts_what_ran(family, method)
+
+
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_a_report_of_those_that_come_back_knows_them_from_the_images_own(family: str) -> None:
+    the_report_counts_what_ran(family, CASES["behind"] + LayerSkip(ratio=0.5))
 
 
 @dataclass(frozen=True)

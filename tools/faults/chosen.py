@@ -212,6 +212,20 @@ CHOSEN = [
         ("tests/answers/test_skip.py",),
     ),
     Fault(
+        "append: registers of the tower stand where the last patch does",
+        "runtime/blocks.py",
+        "layout.moved or layout.tokens.marks is not None",
+        "layout.moved",
+        ("tests/answers/test_append_tower.py",),
+    ),
+    Fault(
+        "text_pass: a short text sees the padding of a long one as its end",
+        "runtime/alone.py",
+        "return states.flatten(0, 1)[padded_index(counts, device)]",
+        "return states.flip(1).flatten(0, 1)[padded_index(counts, device)]",
+        ("tests/runtime/test_signals_of_inputs.py",),
+    ),
+    Fault(
         "reuse: a layer that lends is forgotten before the last one that takes",
         "runtime/reuse.py",
         "self.until[reuse.source] = i",

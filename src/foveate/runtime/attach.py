@@ -21,7 +21,13 @@ from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.learned import Beside, with_modules
-from foveate.runtime.order import check_parking, check_signals_of_parked, moment, with_memories
+from foveate.runtime.order import (
+    check_new_in_tower,
+    check_parking,
+    check_signals_of_parked,
+    moment,
+    with_memories,
+)
 from foveate.runtime.parts import check_parts
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
@@ -208,7 +214,9 @@ def plan(
     merger = family.tower.merger
     merged = math.inf if merger is None or merger.rows(config) == 1 else merger.block(config)
     in_order = sorted(actions, key=moment)
-    check_parking([a for a in in_order if a.site.at.startswith("tower")], merged)
+    in_tower = [a for a in in_order if a.site.at.startswith("tower")]
+    check_parking(in_tower, merged)
+    check_new_in_tower(in_tower, [a for a in in_order if a not in in_tower], merged)
     in_decoder = [a for a in in_order if a.site.at == "decoder" and not a.site.part]
     check_parking(in_decoder, math.inf)
     check_signals_of_parked(in_order)
@@ -292,7 +300,7 @@ def _check_appended(actions: list[Action]) -> None:
 def _check_append(actions: list[Action], kinds: Sequence[str], sources: list[int]) -> None:
     """Tokens that are at no place of the full sequence of their own fit where every layer keeps all that it has."""
     for action in actions:
-        if action.site.action != "append":
+        if action.site.action != "append" or action.site.at != "lm_entry":
             continue
         if any("sliding" in kind for kind in kinds):
             raise UnsupportedSiteError(
@@ -356,7 +364,7 @@ def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
 #: what may happen at each place
 ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
-    "tower": {"reduce", "park", "attend", "restore"},
+    "tower": {"reduce", "park", "attend", "restore", "append"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce", "sight", "append", "remember"},
     "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse", "remember", "inject"},

@@ -18,6 +18,9 @@ from foveate.runtime.positions import rotary_at
 from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.kernel import real_implementation
 
+#: arguments with the length of the longest segment, which flash kernels take; where new tokens have come, it may be larger
+LONGEST = ("max_seqlen", "max_length_q", "max_length_k")
+
 
 def block_arguments(
     spec: Tower, memo: Memo, layout: Layout, block: nn.Module, hidden: Tensor, kwargs: Any
@@ -44,6 +47,10 @@ def block_arguments(
         if value is None:
             continue
         new[name] = memo.once(name, (layout, value), partial(_for_layout, value, axis, layout))
+    if layout.tokens.marks is not None and any(kwargs.get(name) is not None for name in LONGEST):
+        ends = seqlens_of(spec, new)
+        longest = memo.once("longest", (ends,), lambda: int(ends.diff().max()))
+        new |= {name: longest for name in LONGEST if kwargs.get(name) is not None}
     return new, masks
 
 
@@ -61,7 +68,7 @@ def seqlens_of(spec: Tower, kwargs: Any) -> Any:
 def _for_layout(value: Any, axis: int | str, layout: Layout) -> Any:
     if axis == "seqlens":
         return layout.seqlens(value)
-    if axis == "rotary" and layout.moved:
+    if axis == "rotary" and (layout.moved or layout.tokens.marks is not None):
         return _rotary(value, layout)
     return _each(value, lambda part: layout.of_full(part, part.dim() - 2 if axis == "rotary" else int(axis)))
 

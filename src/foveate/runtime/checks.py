@@ -213,6 +213,13 @@ def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> 
     if not isinstance(answer, Append):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected an Append")
     _check_rows(said, "hidden", answer.hidden, answer.counts, tokens, tokens.hidden.shape[1])
+    coords, expected = answer.coords, (*answer.hidden.shape[:-1], 2)
+    if coords is not None and site.at != "tower":
+        raise ConfigError(f"{said} says coords, which are for the tower: here positions are what Method.positions says")
+    if coords is not None and not (isinstance(coords, Tensor) and coords.shape == expected):
+        raise ConfigError(
+            f"{said}: coords is {_describe(coords)}, expected floats {expected}, y and x of each new token"
+        )
     return answer
 
 

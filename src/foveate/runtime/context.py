@@ -236,6 +236,7 @@ class DecoderPass:
         settled: what is known of layers of a step before they run, the first ones when it begins.
         cache: of a step whose layers are settled as far as can be, else None.
         given: what changes in the arguments of a step's layers that see the same.
+        embeds: ``(B, L, C)`` what the language model was given, where a site asks what it makes of the text alone.
     """
 
     batch: int
@@ -272,6 +273,7 @@ class DecoderPass:
     settled: dict[int, Settled] = field(default_factory=dict)
     cache: Any = None
     given: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = field(default_factory=dict)
+    embeds: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:
@@ -338,6 +340,7 @@ class Context(threading.local):
         self.records: list[Record] = []
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
+        self.aside = False  # the language model runs for ourselves
         self.arranged: Arranged | None = None
         self.prompt: Prompt | None = None
         self.encoded: tuple[list[Encoding], int | None] = ([], None)  # of the last call of one, and its form

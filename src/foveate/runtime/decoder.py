@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.method import Method
 from foveate.models.family import Family
+from foveate.runtime.alone import text_alone
 from foveate.runtime.appending import append
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.asking import QueryHooks
@@ -98,16 +99,8 @@ class DecoderHooks:
     @property
     def reduces(self) -> bool:
         """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
-        acts = (
-            self.holes
-            or self.first
-            or self.step
-            or self.caches
-            or self.reuse
-            or any(self.before.values())
-            or self.parts
-        )
-        return bool(acts)
+        acts = (self.holes, self.first, self.step, self.caches, self.reuse, self.parts, *self.before.values())
+        return any(acts)
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
@@ -161,7 +154,7 @@ class DecoderHooks:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
         self.context.decoder = None
-        if embeds is None:
+        if embeds is None or self.context.aside:
             return None
         cache, mask = cache_among(kwargs.values()), kwargs.get("attention_mask")
         inputs, self.context.inputs = self.context.inputs or Inputs(None, None, ()), None
@@ -192,6 +185,7 @@ class DecoderHooks:
         call.records = self.context.records
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
+        call.embeds = embeds if self.reads.text_pass else None
         self.caches.follow(call, self.context.prompt, plain)
         call.complete = call.layout
         if call.layout is not None:
@@ -218,6 +212,8 @@ class DecoderHooks:
             call.position_ids = ids.expand(-1, call.batch, -1)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.context.aside:
+            return
         call, self.context.decoder = self.context.decoder, None
         self.calls.steady.leave()
         if call is None or output is None:
@@ -425,6 +421,7 @@ class DecoderHooks:
             tower=call.tower,
             ahead=partial(self.reads.ahead, call, action.site.layer, hidden, args, kwargs),
             tables=partial(self.arguments.tables, call, kwargs),
+            alone=partial(text_alone, self.model, self.context, call),
         )
         return here.tokens(
             action,

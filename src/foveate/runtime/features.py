@@ -208,6 +208,13 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int, virtua
     return Record(order, hole, left.sizes, coords, home=home)
 
 
+def patches_here(call: TowerPass, layout: Layout, unit: int) -> Tensor:
+    """``(N, k)`` pixel values of the tokens present."""
+    patches, tokens = call.now.patches(unit), layout.tokens
+    cell = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+    return patches[cell.to(patches.device)]
+
+
 def states_of(call: TowerPass, blocks: Iterable[int]) -> dict[int, Tensor]:
     """``(cells, C)`` the hidden states that some blocks were given, for sites of the language model: each unit at its cell."""
     layout, found = call.layout, dict[int, Tensor]()

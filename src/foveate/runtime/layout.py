@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.answers import Sight
 from foveate.ops.segments import offsets, segment_ids, within
+from foveate.runtime.growing import New, columns, grown
 from foveate.runtime.protocol import Layout
 from foveate.tokens import Reduction, Spans, Tokens
 
@@ -222,7 +223,8 @@ class Rows:
     def appended(self) -> Tensor:
         """``(B, P)`` bool: tokens that are at none of the places of the full sequence."""
         none = torch.zeros(len(self.lengths), self.width, dtype=torch.bool, device=self.row.device)
-        return none if self.tokens.marks is None else none.index_put((self.row, self.slot), self.tokens.marks)
+        marks = self.tokens.marks
+        return none if marks is None else none.index_put((self.row, self.slot), marks)
 
     def scatter(self, x: Tensor, fill: float = 0.0, length: int | None = None) -> Tensor:
         """``x (B, P, C)``, or the last of its rows, back at its places among the last ``length`` rows (None: all), ``fill``
@@ -245,6 +247,25 @@ class Rows:
         out = x.new_full((x.shape[0] * length + 1, x.shape[-1]), fill)
         out = out.index_copy(0, place.flatten(), x.flatten(0, 1))
         return out[:-1].view(x.shape[0], length, -1)
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """``(K, unit)`` where rows of the tokens ``tokens (K,)`` of a complete layout are in the full sequence."""
+        return self.slot.view(-1, self.unit)[tokens]
+
+    def grown(self, new: New) -> tuple[Rows, Tensor, Tensor]:
+        """The layout with new tokens, and where it has them from; see `foveate.runtime.growing.grown`."""
+        return grown(self, new)
+
+    def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """``x (B, P, C)`` and behind each of its rows the new tokens ``rows (M, unit * C)`` that come to it."""
+        row, column = columns(self, counts)
+        at = torch.tensor([row, column]).to(x.device, non_blocking=True)
+        room = x.new_zeros(len(x), max(column) + 1, x.shape[-1])
+        return torch.cat([x, room.index_put((at[0], at[1]), rows.reshape(-1, x.shape[-1]).to(x))], dim=1)
+
+    def of_tokens(self, tokens: Tokens) -> Rows:
+        """The same of tokens of which something else is known."""
+        return replace(self, tokens=tokens)
 
     def patches(self) -> Rows:
         """The same tokens one by one, every patch a token (for parking below the level of a unit)."""
@@ -320,6 +341,7 @@ def patches_of(tokens: Tokens, unit: int) -> Tokens:
         index=(y * (width * m) + x).flatten(),
         sizes=t.sizes.repeat_interleave(unit),
         coords=(t.coords[:, None] + offset).flatten(0, 1),
+        marks=None if t.marks is None else t.marks.repeat_interleave(unit),
     )
 
 

@@ -33,7 +33,7 @@ def check_parking(actions: list[Action], merged: float) -> None:
                 f"{merged} begins, and parked ones would not be among them: restore at tower {merged} at the latest, or park "
                 f"at tower {merged + 1} or later"
             )
-        if site.action in ("park", "reduce") and lot is not None:
+        if site.action in ("park", "reduce", "append") and lot is not None:
             raise UnsupportedSiteError(
                 f"{name} acts at {site} on what {lot.method.name()} has left, whose other tokens are parked since "
                 f"{lot.site}: use one of the two, or let {name} act before that, after they are back (then name it "
@@ -44,6 +44,30 @@ def check_parking(actions: list[Action], merged: float) -> None:
     if lot is not None:
         where = "tower" if lot.site.at.startswith("tower") else "decoder"
         raise UnsupportedSiteError(f"{lot.method.name()} parks tokens in the {where} and never restores them")
+
+
+def check_new_in_tower(actions: list[Action], outside: list[Action], merged: float) -> None:
+    """New tokens come when stock code has merged rows, as it does where block ``merged`` of the tower begins, and blocks before
+    them say nothing of them to the sites of the tower that follow, nor to those ``outside``."""
+    for i, action in enumerate(actions):
+        first = action.site.layer
+        if action.site.action != "append":
+            continue
+        if first <= merged < math.inf:
+            raise UnsupportedSiteError(
+                f"{action.method.name()} appends tokens at {action.site}, and this tower merges rows where block {merged} "
+                f"begins, of which new ones are none: append at tower {merged + 1} or later"
+            )
+        for other in [*actions[i + 1 :], *outside]:
+            inside = other.site.at.startswith("tower")
+            needs = {"attention", "entered", "left"} if inside else {"tower"}
+            kind = next((kind for kind in other.asks if needs & kind.needs and kind.layer < first), None)
+            if kind is not None:
+                raise UnsupportedSiteError(
+                    f"{other.method.name()} wants {kind.signal} at {other.site}, of vision block {kind.layer}, and "
+                    f"{action.method.name()} appends tokens at {action.site}, of which that block knows nothing: append before "
+                    f"block {kind.layer}, or ask of block {first} or later"
+                )
 
 
 def check_signals_of_parked(actions: list[Action]) -> None:

@@ -9,6 +9,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from foveate.runtime.growing import New
 from foveate.runtime.layout import patches_of, reduced
 from foveate.tokens import Reduction, Tokens
 
@@ -101,6 +102,25 @@ class Packed:
         if self.index is None:
             return x
         return x.new_full((self.full, x.shape[-1]), fill).index_copy(0, self.index.to(x.device), x)
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """``(K, 1)`` where the tokens ``tokens (K,)`` of a complete layout are in the full sequence."""
+        return tokens[:, None]
+
+    def grown(self, new: New) -> tuple[Packed, Tensor, Tensor]:
+        """The layout with new tokens; which of the old and then the new rows, and tokens, it has."""
+        order = new.order(self.tokens)
+        index = torch.arange(len(self.tokens), device=order.device) if self.index is None else self.index
+        index = torch.cat([index, new.place[new.span, 0]])[order]
+        return replace(self, tokens=new.among(self.tokens, order), index=index), self._rows(order), order
+
+    def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """``x (N * unit, C)`` and behind it the new tokens ``rows (M, unit * C)``."""
+        return torch.cat([x, self.put(x, rows)])
+
+    def of_tokens(self, tokens: Tokens) -> Packed:
+        """The same of tokens of which something else is known."""
+        return replace(self, tokens=tokens)
 
     def patches(self) -> Packed:
         """The same tokens one by one, every patch a token (for parking below the level of the merger)."""

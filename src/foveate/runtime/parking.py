@@ -107,7 +107,9 @@ def come_back(call: TowerPass | DecoderPass, action: Action, layout: Layout, hid
     full = (layout if lot is None else lot.outer).tokens
     flops = flops_of(action.method, tokens, action.site)
     known = tokens.index, full.index, full.spans.shape
-    call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
+    marks = None if full.marks is None else (tokens.appended, full.marks)
+    visit = SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known, marks=marks)
+    call.trace.sites.append(visit)
     if lot is None:  # nothing had to be set aside
         return hidden
     call.seen = lot.all_seen(layout, call.seen, action.site)

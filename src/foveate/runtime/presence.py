@@ -41,6 +41,8 @@ class Presence:
         ahead: reads the attention of the coming layer for some signals.
         tables: gives the rotary tables ``(cos, sin)`` of all rows, ``(B or 1, P, d)`` each, or None.
         join: makes a signal of all heads from that of this process, where each has some.
+        pixels: gives the pixel values ``(N, ...)`` of the tokens.
+        alone: gives the last hidden states ``(M, C)`` of the text without the images.
     """
 
     layout: Present
@@ -53,6 +55,8 @@ class Presence:
     ahead: Callable[[Sequence[Kind]], Reading] | None = None
     tables: Callable[[], tuple[Tensor, Tensor] | None] | None = None
     join: Callable[[Kind, Tensor], Tensor] | None = None
+    pixels: Callable[[], Tensor] = lambda: torch.empty(0)
+    alone: Callable[[], Tensor] = lambda: torch.empty(0)
     _kinds: tuple[Kind, ...] = ()
     _read: list[Reading] = field(default_factory=list)
 
@@ -61,7 +65,7 @@ class Presence:
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
-        if any(kind.signal.of == "text" or kind.name in ("text", "text_place") for kind in action.asks):
+        if any(kind.signal.of == "text" or kind.name in ("text", "text_pass", "text_place") for kind in action.asks):
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
             facts["hidden"] = self.pick(self.hidden)

@@ -13,6 +13,8 @@ from foveate.tokens import Reduction, Tokens
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from foveate.runtime.growing import New
+
 
 class Present(Protocol):
     """Where visual tokens are."""
@@ -86,6 +88,19 @@ class Layout(Present, Protocol):
 
     def scatter(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Rows back at their places in the full sequence, ``fill`` elsewhere."""
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """``(K, unit or 1)`` where ``tokens (K,)`` of a complete layout are in the full sequence."""
+
+    def grown(self, new: New) -> tuple[Self, Tensor, Tensor]:
+        """The layout with new tokens; for each of its rows (as `take_rows` has it), and of its tokens, which of the old ones it
+        is, and after them of the new ones."""
+
+    def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows ``x`` and behind them those of new tokens ``rows (M, unit * C)``, so many of each span."""
+
+    def of_tokens(self, tokens: Tokens) -> Self:
+        """The same of tokens of which something else is known."""
 
     def patches(self) -> Self:
         """The same tokens one by one, every patch a token."""

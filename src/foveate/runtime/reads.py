@@ -34,6 +34,7 @@ class Reads:
     Attributes:
         wanted, later: in a forward that brings visual tokens, and at decode steps.
         freed: in a forward that ends a prompt, by sites of the cache.
+        text_pass: somebody asks what the language model makes of the text alone.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Reads:
         self.wanted = Wanted((a.site, a.asks) for a in actions if a.site.at not in ("decode", "cache"))
         self.freed = Wanted((a.site, a.asks) for a in actions if a.site.at == "cache")
         self.later = Wanted((a.site, a.asks) for a in actions if a.site.at == "decode")
+        self.text_pass = any("text_pass" in kind.needs for a in actions for kind in a.asks)
         self.reusing = frozenset(a.site.layer for a in actions if a.site.action == "reuse")
 
     def watches(self, layer: int) -> bool:

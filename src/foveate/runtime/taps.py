@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from foveate.method import Site
 from foveate.models.family import Tower
+from foveate.runtime.appending import own
 from foveate.runtime.context import Context
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.images import units
-from foveate.runtime.layout import HOLE
+from foveate.runtime.layout import HOLE, take_rows
 
 
 def attach_taps(hooks: Hooks, base: nn.Module, spec: Tower, context: Context) -> None:
@@ -35,6 +36,9 @@ def _before(context: Context, i: int, module: nn.Module, args: Any, kwargs: Any)
     if lot is not None and layout is not None:
         x = lot.lend(call.trace, layout, x, Site("tower", call.trace.blocks[-1].block + 1, action="attend"))
         layout = lot.outer
+    if layout is not None:
+        layout, take = call.memo.once("own", (layout,), partial(own, layout))
+        x = x if take is None else take_rows(x, take)
     call.trace.tap_rows.append((i, units(call.now.grid) if layout is None else len(layout.tokens)))
     return (x, *args[1:]), kwargs
 
@@ -43,4 +47,5 @@ def _after(context: Context, module: nn.Module, args: Any, output: Tensor) -> Te
     call = context.tower
     if call is None or call.layout is None:
         return None
-    return (call.layout if call.lot is None else call.lot.outer).scatter(output, HOLE)
+    layout = call.layout if call.lot is None else call.lot.outer
+    return call.memo.once("own", (layout,), partial(own, layout))[0].scatter(output, HOLE)

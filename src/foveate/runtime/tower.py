@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError
 from foveate.method import Site
 from foveate.models.family import Arrangement, Family
+from foveate.runtime.appending import append_in_tower, own
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, seqlens_of
@@ -33,6 +34,7 @@ from foveate.runtime.features import (
     left_of,
     note,
     note_output,
+    patches_here,
     pooled_of,
     present_units,
     states_of,
@@ -95,6 +97,7 @@ class TowerHooks:
         #: the block whose sites a merger visits; one that merges nothing is not called
         self.merges_at = merger.block(config) if merger is not None and merger.rows(config) > 1 else None
         self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family, self.unit)
+        self.sees = any("pixels" in kind.needs for a in actions for kind in a.asks)
         self.parks = any(a.site.action == "park" for a in actions)
 
     @property
@@ -174,15 +177,15 @@ class TowerHooks:
             # Whoever acts in the language model alone can do without places in the image: nothing is known of these features.
             self.context.tower, self.context.records = None, []
             return None
-        full, trace = images_of(self.spec, self.config, args, kwargs, grid), self.context.trace
+        full, trace = images_of(self.spec, self.config, args, kwargs, grid, self.sees), self.context.trace
         self.context.tower = call = TowerPass(full, full, trace, Clock(device))
         trace.full_around += self.spec.around(self.tower, args, kwargs)
         trace.segments += [full.padded] * len(grid) if full.padded else []
         if self.pixels and self.spec.resize is not None:
-            new, cells = choose_grid(grid, device, self.pixels, trace, self.context.begun.states)
+            new, cells = choose_grid(full, self.unit, device, self.pixels, trace, self.context.begun.states)
             if new != grid:
                 args, kwargs = self.spec.resize(self.config, args, kwargs, new)
-                call.now = replace(images_of(self.spec, self.config, args, kwargs, new), cells=cells)
+                call.now = replace(images_of(self.spec, self.config, args, kwargs, new, self.sees), cells=cells)
         trace.around += self.spec.around(self.tower, args, kwargs)
         if self.reduces:
             call.now = replace(call.now, order=self.spec.order(self.config, args, kwargs))
@@ -223,16 +226,18 @@ class TowerHooks:
     # -- sites ------------------------------------------------------------------------------------------------------
 
     def _layout(self, call: TowerPass, hidden: Tensor) -> Layout:
-        """The complete layout, made when the first site needs one."""
-        if call.layout is not None:
-            return call.layout
+        """The layout in force; the complete one before the first site has acted."""
+        return call.layout or self._complete(call, hidden)
+
+    def _complete(self, call: TowerPass, hidden: Tensor) -> Layout:
         now, images, leading = call.now, len(hidden), self.spec.leading
+        unit = self.unit if call.layout is None else call.layout.unit  # once rows are merged, it is another
         tokens = tokens_of(frames(now.grid), hidden.device)
         if self.spec.layout == "packed":
             if now.order is not None:
                 tokens = tokens.select(now.order.to(hidden.device), tokens.counts)
-            return Packed(self.unit, len(tokens), tokens)
-        layout = whole(tokens, images, leading + now.rows(self.unit, images), leading, self.unit, now.sides)
+            return Packed(unit, len(tokens), tokens)
+        layout = whole(tokens, images, leading + now.rows(unit, images), leading, unit, now.sides)
         return layout if now.padded is None else with_padding(layout)
 
     def _visit(self, call: TowerPass, i: int, hidden: Tensor) -> Tensor:
@@ -308,7 +313,11 @@ class TowerHooks:
         if site.unit == "patch":
             layout = layout.patches()
         state = self.context.begun.states.of(action.method, action.part)
-        tokens = Presence(layout, hidden, call.seen, call.trace, join=self.join).tokens(action, state=state)
+        pixels = partial(patches_here, call, layout, self.unit)
+        here = Presence(layout, hidden, call.seen, call.trace, join=self.join, pixels=pixels)
+        tokens = here.tokens(action, state=state)
+        if site.action == "append":
+            return append_in_tower(action, call, layout, self._complete(call, hidden), tokens, hidden)
         reduction = action.decide(call.trace, tokens)
         parking = site.action == "park"
         if parking and len(reduction.keep) == len(tokens):
@@ -328,6 +337,23 @@ class TowerHooks:
         if lot is not None:
             call.layout = lot.outer
         return hidden
+
+    def _outputs(self, call: TowerPass, hidden: Tensor) -> Tensor:
+        """The sites at the output of the tower, which know of the images' own tokens alone."""
+        for action in self.outputs:
+            hidden = hidden if action.site.action == "restore" else self._own(call, hidden)
+            hidden = self._act(call, action, hidden)
+        return self._own(call, hidden)
+
+    def _own(self, call: TowerPass, hidden: Tensor) -> Tensor:
+        before = call.layout
+        if before is None:
+            return hidden
+        call.layout, take = own(before)
+        if take is None:
+            return hidden
+        call.seen.narrow(take, before.width)
+        return take_rows(hidden, take)
 
     # -- output -----------------------------------------------------------------------------------------------------
 
@@ -350,8 +376,7 @@ class TowerHooks:
         return replace_first(args, kwargs, "hidden_states", x)
 
     def _full_rows(self, call: TowerPass, x: Tensor) -> Tensor:
-        for action in self.outputs:
-            x = self._act(call, action, x)
+        x = self._outputs(call, x)
         layout = self._layout(call, x)
         call.layout = layout if self.kept else call.layout
         return full_rows(call, x, layout, self.spec)
@@ -373,9 +398,7 @@ class TowerHooks:
             call.lot = None if call.lot is None else call.lot.without_leading()
         if call.layout is not None or self.outputs or self.kept:
             call.layout = layout
-        for action in self.outputs:
-            x = self._act(call, action, x)
-        return (x, *args[1:]), kwargs
+        return (self._outputs(call, x), *args[1:]), kwargs
 
     def _after_last(self, module: nn.Module, args: Any, output: Any) -> None:
         call = self.context.tower

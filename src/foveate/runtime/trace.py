@@ -245,6 +245,9 @@ class Trace:
     kv: Weight = field(default_factory=lambda: Weight(None, 0, 0))
     clocks: dict[str, list[tuple[Any, Any]]] = field(default_factory=dict)
     signal_flops: int = 0
+    asides: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (batch, length) that the language model ran on for a signal
     thread: str = field(default_factory=lambda: threading.current_thread().name)  # that made the call
 
     def seconds(self, stage: str) -> float:

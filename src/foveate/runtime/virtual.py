@@ -106,6 +106,8 @@ def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[b
             why = (
                 "in this model layers attend to the keys of earlier ones, which stock code may show the last rows alone"
             )
+        elif site.action == "append" and site.at == "tower":
+            why = f"tokens that are appended at {site} are members of none"
         elif site.at == "pixels":
             why = f"at {site} nobody says which tokens of the image one of the smaller image stands for"
         elif site.at.startswith("tower") and site.action == "reduce" and family.tower.arrangements:

@@ -154,7 +154,12 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             )
         if site.action == "append":
             raise UnsupportedSiteError(
-                f"{action.method.name()} appends tokens at {site}, and a prompt of this engine has no slots for them"
+                f"{action.method.name()} appends tokens at {site}, and "
+                + (
+                    "a prompt of this engine has no slots for them"
+                    if site.at == "lm_entry"
+                    else "this engine says how many tokens each site has before there are any: append none there"
+                )
             )
         if site.action in ("remember", "inject"):
             raise UnsupportedSiteError(

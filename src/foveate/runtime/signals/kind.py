@@ -28,8 +28,8 @@ Draw = Callable[..., Tensor]
 Paged = Literal["", "pieces", "whole"]
 #: What must be there when a signal is read: an ``attention`` read before; hidden states that have ``entered`` a layer, or
 #: ``left`` it; the CLS tokens (``leading``) that have entered a block; the attention of the layer ``ahead``; states of blocks
-#: of the ``tower``.
-Need = Literal["attention", "entered", "left", "leading", "ahead", "tower"]
+#: of the ``tower``; ``pixels`` of the images; a ``text_pass`` of the language model.
+Need = Literal["attention", "entered", "left", "leading", "ahead", "tower", "pixels", "text_pass"]
 
 
 @dataclass(frozen=True)
