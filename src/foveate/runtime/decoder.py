@@ -78,6 +78,7 @@ class DecoderHooks:
         self.reads = Reads(actions, self.layers, self.spec, self.arguments, self._keys)
         self.entry.states = frozenset(self.reads.wanted.tower)
         self.sources = sources_of(self.layers, self.spec, self.model.config)
+        self.recurrent = [i for i, layer in enumerate(self.layers) if attention_of(layer, self.spec) is None]
         #: layers whose attention sees tokens that are set aside: hooks, and where the method says so
         self.lends = {
             i: (QueryHooks(i, self.layers[i], self.spec, context), next(a.site for a in of_layer))
@@ -382,9 +383,10 @@ class DecoderHooks:
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
-        if site.action in ("sight", "append", "remember"):
-            answer = {"sight": look, "append": append, "remember": remember}[site.action]
-            return answer(action, call, tokens, hidden)
+        if site.action in ("append", "remember"):
+            return (append if site.action == "append" else remember)(action, call, tokens, hidden)
+        if site.action == "sight":
+            return look(action, call, tokens, hidden, len([i for i in self.recurrent if i >= site.layer]))
         reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden

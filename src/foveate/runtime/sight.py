@@ -1,4 +1,4 @@
-"""Who may attend to whom besides the model's own mask, as `foveate.answers.Sight` says.
+"""Who may attend to whom besides the model's own mask, as `foveate.answers.Sight` says, in layers that have attention.
 
 The sight in force is part of the layout, so it follows the tokens as others leave. Cache entries remember the group of each
 token, and whether later text may see it: that is all that later forwards need to know.
@@ -116,12 +116,18 @@ def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tenso
     return limit
 
 
-def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> Tensor:
-    """One sight site: the layout of the call has the method's sight from now on, or none where nothing is hidden."""
+def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor, blind: int) -> Tensor:
+    """One sight site: the layout of the call has the method's sight from now on, or none where nothing is hidden.
+
+    ``blind``: layers from here on that have no attention, so that it hides nothing from them.
+    """
     assert call.layout is not None
     answer, values = action.ask(tokens)
     sight = check_sight(action.method, action.site, tokens, answer, values)
-    action.note(call.trace, tokens, says=says_of(sight))
+    says = says_of(sight)
+    if blind and not sight.hides_nothing:
+        says += f"; not in the {blind} layers that carry a state"
+    action.note(call.trace, tokens, says=says)
     seen = None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
     call.layout = replace(call.layout, sight=seen)
     call.members = None if call.members is None else call.members.seeing(seen)
