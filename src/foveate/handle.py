@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -77,12 +78,27 @@ class Handle:
 
     def report(self) -> Report:
         """Tokens, FLOPs, KV bytes and times of the last call that has ended, whichever thread made it."""
-        return report(self._target, self._family, self.trace())
+        return report(self._target, self._family, self._last())
 
-    def trace(self) -> Trace:
-        """What that call left for the report, token by token (`foveate.lab.story` makes pictures of it)."""
+    @contextmanager
+    def trace(self) -> Iterator[Callable[[], Trace]]:
+        """Record calls token by token, for pictures: which tokens there were, who joined whom, where they moved.
+
+        A call that begins outside of such a block is recorded as far as `report` needs it.
+
+        >>> with handle.trace() as trace:                                   # doctest: +SKIP
+        ...     model.generate(**inputs)
+        ...     foveate.lab.story.tell(trace(), handle.report())
+        """
         if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call report() or trace() before remove()")
+            raise UnsupportedModelError("this handle was removed: call trace() before remove()")
+        with self._runtime.calls.detailed():
+            yield self._last
+
+    def _last(self) -> Trace:
+        """What is recorded of the last call that has ended."""
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call report() before remove()")
         found = self._runtime.last()
         if found is None:
             raise UnsupportedModelError("no call of the model has ended since the method was attached: call it first")

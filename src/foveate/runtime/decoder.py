@@ -43,7 +43,7 @@ from foveate.runtime.sight import look
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
-from foveate.runtime.trace import Trace, tick
+from foveate.runtime.trace import tick
 from foveate.runtime.virtual import VirtualHooks
 from foveate.runtime.weigh import weigh
 from foveate.tokens import Parked, Reduction, Tokens
@@ -169,7 +169,7 @@ class DecoderHooks:
         past = int(cache.get_seq_length()) if cache is not None else 0  # (a tensor where 5.16 has cropped the cache)
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
-            self.context.trace = Trace()
+            self.context.trace = self.context.new_trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         call.states = self._states(cache, past, inputs)
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
@@ -195,7 +195,7 @@ class DecoderHooks:
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
         self.caches.follow(call, self.context.prompt, plain)
         call.complete = call.layout
-        if call.layout is not None:
+        if call.layout is not None and call.trace.detailed:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.stand_for_members:
             self.virtual.arrive(call)
@@ -383,10 +383,10 @@ class DecoderHooks:
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
-        if site.action in ("append", "remember"):
-            return (append if site.action == "append" else remember)(action, call, tokens, hidden)
-        if site.action == "sight":
-            return look(action, call, tokens, hidden, len([i for i in self.recurrent if i >= site.layer]))
+        if site.action in ("sight", "append", "remember"):
+            blind = len([i for i in self.recurrent if i >= site.layer])
+            answers = {"sight": partial(look, blind=blind), "append": append, "remember": remember}
+            return answers[site.action](action, call, tokens, hidden)
         reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden

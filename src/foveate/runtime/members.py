@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from foveate.answers import Sight
-from foveate.ops.segments import segment_ids, segment_sum
+from foveate.ops.segments import segment_sum
 from foveate.runtime.layout import Rows, starts, take_rows
-from foveate.runtime.trace import SiteTrace
-from foveate.tokens import Reduction, Spans
+from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,25 +131,18 @@ def joined(keep: Tensor, n: int, groups: Callable[[], Tensor] | None) -> Tensor:
     return torch.full((n,), len(keep), device=keep.device).index_copy(0, keep, alone)
 
 
-def homes(visits: list[SiteTrace], spans: Spans, device: torch.device) -> Tensor:
-    """``(U,)`` for each place of the grids of ``spans``, in raster order, the place that it has become part of; -1: none.
+def moved(home: Tensor | None, tokens: Tokens, reduction: Reduction) -> Tensor:
+    """``(U,)`` for each place of the grids of ``tokens``, in raster order, the place that it has become part of; -1: none.
 
-    ``visits`` are those of a tower call.
+    ``home`` says the same before the reduction; None: each is its own.
     """
-    home = torch.arange(sum(spans.sizes), device=device)
-    first = starts(spans, device)
-    for visit in visits:
-        if visit.site.action != "reduce":
-            continue
-        before, after = (
-            first[segment_ids(counts, device)] + index
-            for counts, index in ((visit.before, visit.present), (visit.after, visit.index))
-        )
-        to = torch.full_like(home, -1)
-        if visit.groups is None:
-            to = to.index_copy(0, after, after)
-        else:
-            none = after.new_full((1,), -1)
-            to = to.index_copy(0, before, torch.cat([after, none])[visit.groups()])
-        home = torch.where(home < 0, -1, to[home.clamp(min=0)])
-    return home
+    before = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+    after = before[reduction.keep]
+    home = torch.arange(sum(tokens.spans.sizes), device=before.device) if home is None else home
+    to = torch.full_like(home, -1)
+    if reduction.groups is None:
+        to = to.index_copy(0, after, after)
+    else:
+        none = after.new_full((1,), -1)
+        to = to.index_copy(0, before, torch.cat([after, none])[reduction.groups()])
+    return torch.where(home < 0, -1, to[home.clamp(min=0)])

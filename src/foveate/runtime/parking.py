@@ -106,8 +106,8 @@ def come_back(call: TowerPass | DecoderPass, action: Action, layout: Layout, hid
     tokens = replace(layout.tokens, hidden=layout.pick(hidden))
     full = (layout if lot is None else lot.outer).tokens
     flops = flops_of(action.method, tokens, action.site)
-    known = tokens.index, full.index, full.spans.shape
-    call.trace.sites.append(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
+    known = full.index, full.spans.shape, tokens.index
+    call.trace.add(SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known))
     if lot is None:  # nothing had to be set aside
         return hidden
     call.seen = lot.all_seen(layout, call.seen, action.site)

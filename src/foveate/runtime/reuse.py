@@ -26,7 +26,7 @@ from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.taken import Taken
-from foveate.runtime.trace import SiteTrace
+from foveate.runtime.trace import visit_of
 
 #: actions that leave all tokens where they are
 _LEAVE_ALL = ("reuse", "skip", "channels", "sight", "remember", "inject")
@@ -162,9 +162,7 @@ class ReuseHooks:
         assert layout is not None
         t = layout.tokens
         name = action.method.name()
-        visit = SiteTrace(action.site, name, t.counts, t.counts, 0, t.index, t.index, t.spans.shape)
-        visit.says = f"reuses {action.site.reuse}"
-        call.trace.sites.append(visit)
+        call.trace.add(visit_of(action.site, name, 0, t, says=f"reuses {action.site.reuse}"))
 
 
 def _only_values(
