@@ -96,7 +96,7 @@ class Handle:
             yield self._last
 
     def _last(self) -> Trace:
-        """What is recorded of the last call that has ended."""
+        """The trace of the last call that has ended."""
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call report() before remove()")
         found = self._runtime.last()
@@ -132,7 +132,7 @@ class Handle:
         return self._runtime.memories.encode(inputs)
 
     def remove(self) -> None:
-        """The stock model again. Calling it twice does nothing.
+        """Make the model the stock model again. Calling it twice does nothing.
 
         It waits for forwards of other threads. Between two forwards of a ``generate`` of another thread it does not: that one
         goes on with the stock model, or ends with a sentence where its cache holds fewer tokens.
@@ -228,7 +228,7 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
 
 
 def attached(model: nn.Module) -> Handle | None:
-    """The handle of the method that ``model`` carries, for whoever has lost it; None: it carries none."""
+    """The handle of the method that ``model`` carries, if you have lost it; None: it carries none."""
     found: Handle | None = vars(_vlm(model)).get(_PLACE)
     return found
 

@@ -383,10 +383,10 @@ class DecoderHooks:
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
-        if site.action in ("sight", "append", "remember"):
-            blind = len([i for i in self.recurrent if i >= site.layer])
-            answers = {"sight": partial(look, blind=blind), "append": append, "remember": remember}
-            return answers[site.action](action, call, tokens, hidden)
+        if site.action == "sight":
+            return look(action, call, tokens, hidden, sum(i >= site.layer for i in self.recurrent))
+        if site.action in ("append", "remember"):
+            return (append if site.action == "append" else remember)(action, call, tokens, hidden)
         reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden

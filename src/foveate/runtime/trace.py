@@ -1,4 +1,4 @@
-"""What happened in the last call: tokens, attention shapes, cache bytes, times. Read by the report."""
+"""A trace records a call for its report: tokens, attention shapes, cache bytes, times."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class KeyTrace:
 class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
-    `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
+    `visual` is None where no site of the decoder needs to know. `parts` says what its parts computed, where
     that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows;
     `members` the queries of its attention, where these are more than its rows; `lent` how many visual tokens that are set aside
     lend it keys and values.
@@ -115,7 +115,7 @@ class SiteTrace:
     marks: tuple[Tensor, Tensor] | None = None
 
     def of_images(self) -> SiteTrace:
-        """The same without appended tokens. This asks the device."""
+        """This visit without appended tokens. Finding them synchronises with the device."""
         if self.marks is None:
             return self
         before, after = (_own(each, ~new) for each, new in zip((self.before, self.after), self.marks))
@@ -128,7 +128,7 @@ class SiteTrace:
 
     @property
     def name(self) -> str:
-        """Of the site."""
+        """The name of the site."""
         return str(self.site)
 
 
@@ -272,13 +272,13 @@ class Trace:
 
 
 class Clock:
-    """Runs from when it is made, where ``device`` is."""
+    """A clock that runs from when it is made, where ``device`` is."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.start = device, tick(device)
 
     def stop(self) -> tuple[Any, Any]:
-        """When it began, and now."""
+        """The points in time when the clock was made, and now."""
         return self.start, tick(self.device)
 
 
