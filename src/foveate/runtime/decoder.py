@@ -100,16 +100,8 @@ class DecoderHooks:
     @property
     def reduces(self) -> bool:
         """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
-        acts = (
-            self.holes
-            or self.first
-            or self.step
-            or self.caches
-            or self.reuse
-            or any(self.before.values())
-            or self.parts
-        )
-        return bool(acts)
+        acts = (self.holes, self.first, self.step, self.caches, self.reuse, self.parts, *self.before.values())
+        return any(map(bool, acts))
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
