@@ -54,7 +54,10 @@ class Hooks:
         self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
-        """Call ``hook(module, args, output) -> None | output`` after a module: ``first``, or ``always``, after errors too."""
+        """Call ``hook(module, args, output) -> None | output`` after a module.
+
+        ``first``: before other hooks. ``always``: after errors, too.
+        """
         self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
 
     def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
