@@ -94,9 +94,13 @@ def test_the_report_counts_keep(models: Any, name: str, family: str, depth: int)
 def test_patches_per_block_of_a_method_that_saves_in_the_tower(family: str) -> None:
     model = tiny.model(family)
     for keep in (0.4, 0.6, 0.9):
-        with foveate.compress(model, IPCV(keep=keep, min_tokens=0)) as handle, torch.no_grad():
+        with (
+            foveate.compress(model, IPCV(keep=keep, min_tokens=0)) as handle,
+            handle.trace() as recorded,
+            torch.no_grad(),
+        ):
             model(**tiny.inputs(family, ROWS))
-            trace, report = handle.trace(), handle.report()
+            trace, report = recorded(), handle.report()
         (parked,) = (
             visit for visit in report.visits if visit.site.startswith("tower ") and sum(visit.after) < sum(visit.before)
         )

@@ -37,6 +37,10 @@ class Sight:
     text, and sees of the cached tokens what the last row of ``sees`` says. Groups mean the same in every forward: visual
     tokens of a later turn or chunk see those that are cached by their numbers, too.
 
+    It is a matter of attention. Where some layers of a model carry a state from token to token in its place (Qwen3.5,
+    MiniCPM-V 4.6), these take in every token that is present, so what is hidden from the text in the others still reaches it;
+    the report says how many layers that are. A token that must not be known at all is dropped (`Reduction`).
+
     Hollow attention, where a visual token sees the text and its next neighbours alone, is one group and a window:
     ``Sight(torch.zeros(len(tokens), dtype=torch.long, device=tokens.index.device), torch.ones(2, 2, dtype=torch.bool), 256)``.
 

@@ -134,7 +134,7 @@ class Report:
 
 
 def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:
-    """Visits with the name of their site; those that one method makes to the caches of several layers are one."""
+    """Group visits by the name of their site; those that one method makes to the caches of several layers are one."""
     found: list[tuple[str, list[Visit]]] = []
     for visit in visits:
         place, _, layer = visit.site.partition(" ")

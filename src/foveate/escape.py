@@ -1,4 +1,4 @@
-"""The way out of the vocabulary: changes of a model by hand, which the handle undoes. Experimental, so it may change."""
+"""A method may change a model by hand, where the vocabulary does not suffice; the handle undoes it. This is experimental."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Changes(Protocol):
     """
 
     def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Before ``module``: ``hook(module, args, kwargs)`` gives new ``(args, kwargs)``, or None to leave them."""
+        """Call ``hook(module, args, kwargs)`` before ``module``: it gives new ``(args, kwargs)``, or None to leave them."""
 
     def post(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """After ``module``: ``hook(module, args, output)`` gives a new output, or None to leave it."""
+        """Call ``hook(module, args, output)`` after ``module``: it gives a new output, or None to leave it."""
 
     def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
-        """``run(stock, *args, **kwargs)`` in place of the function ``module.name``, which is ``stock``."""
+        """Call ``run(stock, *args, **kwargs)`` in place of the function ``module.name``, which is ``stock``."""
 
     def change(self, undo: Callable[[], None]) -> None:
-        """Any other change, already made: ``undo()`` takes it back."""
+        """Register any other change, already made: ``undo()`` takes it back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -77,12 +78,27 @@ class Handle:
 
     def report(self) -> Report:
         """Tokens, FLOPs, KV bytes and times of the last call that has ended, whichever thread made it."""
-        return report(self._target, self._family, self.trace())
+        return report(self._target, self._family, self._last())
 
-    def trace(self) -> Trace:
-        """What that call left for the report, token by token (`foveate.lab.story` makes pictures of it)."""
+    @contextmanager
+    def trace(self) -> Iterator[Callable[[], Trace]]:
+        """Record calls token by token, for pictures: which tokens there were, who joined whom, where they moved.
+
+        A call that begins outside of such a block is recorded as far as `report` needs it.
+
+        >>> with handle.trace() as trace:                                   # doctest: +SKIP
+        ...     model.generate(**inputs)
+        ...     foveate.lab.story.tell(trace(), handle.report())
+        """
         if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call report() or trace() before remove()")
+            raise UnsupportedModelError("this handle was removed: call trace() before remove()")
+        with self._runtime.calls.detailed():
+            yield self._last
+
+    def _last(self) -> Trace:
+        """The trace of the last call that has ended."""
+        if self._runtime is None:
+            raise UnsupportedModelError("this handle was removed: call report() before remove()")
         found = self._runtime.last()
         if found is None:
             raise UnsupportedModelError("no call of the model has ended since the method was attached: call it first")
@@ -116,7 +132,7 @@ class Handle:
         return self._runtime.memories.encode(inputs)
 
     def remove(self) -> None:
-        """The stock model again. Calling it twice does nothing.
+        """Make the model the stock model again. Calling it twice does nothing.
 
         It waits for forwards of other threads. Between two forwards of a ``generate`` of another thread it does not: that one
         goes on with the stock model, or ends with a sentence where its cache holds fewer tokens.
@@ -212,7 +228,7 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
 
 
 def attached(model: nn.Module) -> Handle | None:
-    """The handle of the method that ``model`` carries, for whoever has lost it; None: it carries none."""
+    """The handle of the method that ``model`` carries, if you have lost it; None: it carries none."""
     found: Handle | None = vars(_vlm(model)).get(_PLACE)
     return found
 

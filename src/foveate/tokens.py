@@ -195,7 +195,7 @@ class Tokens:
         return budget(self.counts, share, self.seen, clips=self.pools, history=self.history, total=total)
 
     def select(self, keep: Tensor, counts: tuple[int, ...]) -> Tokens:
-        """The same tokens, only those at the packed indices ``keep``; signals are dropped."""
+        """The tokens at the packed indices ``keep``, without signals."""
         return replace(
             self,
             counts=counts,
@@ -228,7 +228,7 @@ class Tokens:
         return self.keep_mask((score >= threshold).index_fill(0, best, True))
 
     def keep_none(self) -> Reduction:
-        """No token stays."""
+        """Keep no token."""
         return Reduction(torch.empty(0, dtype=torch.long, device=self.index.device), (0,) * len(self.counts))
 
     def keep_pooled(self, keep: Tensor, counts: tuple[int, ...]) -> Reduction:
@@ -304,7 +304,7 @@ class Reduction:
         coords: ``(K, 3)`` new coordinates, or None: unchanged.
         shape: at a ``pixels`` site, the ``(height, width)`` token grid that each span is resized to; ``keep`` is then the
             original token that stands for each cell of the new grid, in raster order.
-        groups: of a method that merges, for whoever wants to look: gives ``(N,)`` int64, the survivor that each token has
+        groups: of a method that merges, for reports and pictures: gives ``(N,)`` int64, the survivor that each token has
             become part of, as an index into ``keep``, or ``K`` where it is in none. Nobody calls it while the model runs, but
             for ``positions="virtual"``.
     """

@@ -30,7 +30,7 @@ WIDTHS = ("width", "tower_width")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a folder holds.
+    """A trained method, as it was read from a folder.
 
     Attributes:
         source: what the user gave.
@@ -72,7 +72,7 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
 
 
 def read(source: str, host: Host) -> Trained:
-    """What is in a folder, or in a repository of the hub.
+    """Read a trained method from a folder, or from a repository of the hub.
 
     Raises:
         AdapterError: there is no such folder, it is not whole, or it is for another model.
@@ -122,7 +122,7 @@ def fill(modules: nn.ModuleDict, names: Sequence[str], trained: Trained) -> None
 
 
 def adapted(model: nn.Module, source: str, host: Host) -> Method:
-    """The method of a folder, its adapter put on ``model`` to stay: for whoever attaches the method again and again.
+    """The method of a folder, whose adapter is put on ``model`` to stay, so that the method may be attached again and again.
 
     Raises:
         AdapterError: as `read`, or it has learned parts, which go with a handle.

@@ -310,9 +310,9 @@ class At(Method):
 
 def test_the_page_says_what_was_appended_and_hidden() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS[:1])
-    with torch.no_grad(), foveate.compress(model, VoCo(count=2, layer=3)) as handle:
+    with torch.no_grad(), foveate.compress(model, VoCo(count=2, layer=3)) as handle, handle.trace() as trace:
         model(**batch)
-        story, report = tell(handle.trace(), handle.report()), handle.report()
+        story, report = tell(trace(), handle.report()), handle.report()
     acts = [act for step in story.acts for act in step]
     n = report.visual_tokens
     assert [(act.action, act.before, act.after, act.says) for act in acts] == [

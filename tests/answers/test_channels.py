@@ -176,9 +176,9 @@ def test_serving_and_the_report() -> None:
     for method in (Fixed(), skipping):
         with pytest.raises(UnsupportedSiteError, match="changes a part of a layer"):
             make_plan(method, host_of(model, family), family, model.config)
-    with foveate.compress(model, Fixed(layers=(1,)) + skipping) as handle:
+    with foveate.compress(model, Fixed(layers=(1,)) + skipping) as handle, handle.trace() as trace:
         tiny.text_logits(model, batch)
-        story = tell(handle.trace(), handle.report())
+        story = tell(trace(), handle.report())
     acts = {step.name: story.acts[i] for i, step in enumerate(story.steps) if story.acts[i]}
     n = story.full_tokens[0]
     assert {name: (act.action, act.before, act.after, act.says) for name, (act,) in acts.items()} == {

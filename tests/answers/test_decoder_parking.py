@@ -207,8 +207,8 @@ def test_a_checkpointed_layer_that_reads_is_refused() -> None:
 def test_the_story() -> None:
     """Parked and restored tokens are drawn, and which layers read them."""
     model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image", 5]])
-    with foveate.compress(model, LayerSkip(read=True)) as handle:
+    with foveate.compress(model, LayerSkip(read=True)) as handle, handle.trace() as trace:
         tiny.text_logits(model, batch)
-        story = tell(handle.trace(), handle.report())
+        story = tell(trace(), handle.report())
     states = ["".join(story.frames[i].states for i in shown) for shown in story.shown[-7:-1]]
     assert [set(found) for found in states] == [{"a"}, {"a"}, {"l"}, {"l"}, {"r"}, {"r"}]

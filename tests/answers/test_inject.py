@@ -188,9 +188,9 @@ def test_each_layer_takes_what_was_remembered_last() -> None:
 @whole
 def test_the_story_of_a_call_tells_of_it(family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:1])
-    with torch.no_grad(), foveate.compress(model, AIR()) as handle:
+    with torch.no_grad(), foveate.compress(model, AIR()) as handle, handle.trace() as trace:
         model(**batch)
-        story = tell(handle.trace(), handle.report())
+        story = tell(trace(), handle.report())
     assert [act.action for acts in story.acts for act in acts] == ["remember", "inject", "inject", "inject"]
     assert story.tokens[-1] == story.full_tokens[-1]
 

@@ -222,9 +222,13 @@ def test_text_before_an_image_in_a_turn_of_its_own() -> None:
 @kinds
 def test_the_report_names_the_layers(of: Any, tokens: Any) -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
-    with torch.no_grad(), foveate.compress(model, LazyAttention(of=of, tokens=tokens)) as handle:
+    with (
+        torch.no_grad(),
+        foveate.compress(model, LazyAttention(of=of, tokens=tokens)) as handle,
+        handle.trace() as recorded,
+    ):
         model(**batch)
-        report, trace = handle.report(), handle.trace()
+        report, trace = handle.report(), recorded()
     word = "q, k" if of == "qk" else "q"
     assert [visit.site for visit in report.visits] == [
         f"decoder {i} ({word} of {s})" for i, s in ((2, 1), (4, 3), (5, 3))

@@ -65,12 +65,12 @@ def test_is_a_full_sequence_whose_members_are_averaged(family: str, at: Any) -> 
     model, batch = tiny.model(family), tiny.inputs(family, ROWS, only=1)
     seen: list[Tensor] = []
     with torch.no_grad():
-        with foveate.compress(model, DyMU(at=at, positions="virtual")) as handle:
+        with foveate.compress(model, DyMU(at=at, positions="virtual")) as handle, handle.trace() as trace:
             norm = tiny.lm(model).layers[0].input_layernorm
             hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
             logits = model(**batch).logits
             hook.remove()
-            (visit,), report = handle.trace().sites, handle.report()
+            (visit,), report = trace().sites, handle.report()
         assert visit.groups is not None
         visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()
         ends = torch.tensor([0, *torch.tensor(visit.before).cumsum(0).tolist()])
@@ -135,9 +135,10 @@ def test_a_cut_drops_all_members() -> None:
             return tokens.keep_indices(torch.arange(len(tokens) - 1, device=tokens.index.device))
 
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS, only=0)
-    with torch.no_grad(), foveate.compress(model, DyMU(positions="virtual") + Last(positions="virtual")) as handle:
+    method = DyMU(positions="virtual") + Last(positions="virtual")
+    with torch.no_grad(), foveate.compress(model, method) as handle, handle.trace() as recorded:
         model(**batch)
-        merged, trace = handle.report(), handle.trace().sites[0]
+        merged, trace = handle.report(), recorded().sites[0]
     assert trace.groups is not None
     n, last = batch["input_ids"].shape[1], int((trace.groups() == trace.groups().max()).sum())
     assert merged.kv_lengths == (n, n, *[n - last] * 4)

@@ -63,7 +63,7 @@ PLACES = [Still(), Still("tower", 2, "mean"), Still("lm_entry"), Still("decoder"
 def test_frames_are_merged_into_the_first(method: Still) -> None:
     """Each row alone, and what the report says: groups cross frames, and frames are left empty."""
     model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", VIDEO)
-    with torch.no_grad(), foveate.compress(model, method) as handle:
+    with torch.no_grad(), foveate.compress(model, method) as handle, handle.trace() as trace:
         together = model(**batch).logits
         visit = next(visit for visit in handle.report().visits if len(visit.before) > 1)
         assert [bool(n) for n in visit.after[:5]].count(True) in (2, 3)  # of five frames, and perhaps the image's
@@ -72,7 +72,7 @@ def test_frames_are_merged_into_the_first(method: Still) -> None:
             text = ~tiny.visual_mask("qwen2_5_vl", alone)[0]
             close(together[i][batch["attention_mask"][i].bool()][text], model(**alone).logits[0][text])
             if i == 0:  # a video alone
-                acts = [act for step in tell(handle.trace(), handle.report()).acts for act in step]
+                acts = [act for step in tell(trace(), handle.report()).acts for act in step]
                 assert [(act.action, act.before, act.after) for act in acts] == [("merge", 24, 8)]
 
 

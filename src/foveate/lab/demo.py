@@ -147,9 +147,9 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
                 f"images {first + 1}-{min(first + BATCH, images)}: {name}",
                 (first + BATCH * turn / len(methods)) / images,
             )
-            with compress(model, method) as handle:
+            with compress(model, method) as handle, handle.trace() as recorded:
                 _record(batch, name, _answer(model, processor, inputs, watch[name]))
-                reports[name], trace = handle.report(), handle.trace()
+                reports[name], trace = handle.report(), recorded()
             for place, row in enumerate(batch):
                 row.told[name] = Told.of(row.answers[name], story.tell(trace, reports[name], place), reports[name])
             for number in sorted({row.image for row in batch}):

@@ -22,10 +22,12 @@ class Calls:
 
     Attributes:
         last: what happened in the last call with a forward that has ended, or None: there was none.
+        tracing: how many have asked for the details of calls that begin now.
     """
 
     def __init__(self) -> None:
         self.last: Trace | None = None
+        self.tracing = 0
         self._changed = threading.Condition()
         self._inside: set[tuple[threading.Thread, Part]] = set()
 
@@ -41,6 +43,17 @@ class Calls:
             self._inside -= {(me, each) for each in parts}
             self.last = trace or self.last
             self._changed.notify_all()
+
+    @contextmanager
+    def detailed(self) -> Iterator[None]:
+        """Calls that begin while the block runs, of any thread, are noted in detail."""
+        with self._changed:
+            self.tracing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.tracing -= 1
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a method answers, checked before anything is built on it.
+"""The answers of methods are checked before anything is built on them.
 
 Shapes are checked at every call. Order, range and spans are values, which wait for the device: those of `watched` calls only.
 """
@@ -90,7 +90,7 @@ def check_channels(method: Method, site: Site, tokens: Tokens, answer: object, c
 
 
 def _check_grid(said: str, resizes: bool, tokens: Tokens, answer: Reduction) -> None:
-    """The new grids of a site that resizes images."""
+    """Raise `ConfigError` unless the new grids of resized images fit their tokens."""
     if not resizes:
         if answer.shape is not None:
             raise ConfigError(f"{said} says a new shape, and images get one at a pixels site only: leave it out")
@@ -106,7 +106,7 @@ def _check_grid(said: str, resizes: bool, tokens: Tokens, answer: Reduction) -> 
 
 
 def _check_values(said: str, tokens: Tokens, answer: Reduction) -> None:
-    """New values of the survivors."""
+    """Raise `ConfigError` unless new values of the survivors have the right type and size."""
     n, width = len(answer.keep), tokens.hidden.shape[1:]
     if answer.hidden is not None and not width:
         raise ConfigError(f"{said} returned new hidden states, and tokens have none here: leave them out")
@@ -153,7 +153,7 @@ def check_members(method: Method, site: Site, tokens: Tokens, answer: Reduction)
 
 
 def _check_clips(said: str, tokens: Tokens, keep: Tensor, group: Tensor) -> None:
-    """Tokens join others of their own image or video."""
+    """Raise `ConfigError` where a token joins one of another image or video."""
     number = {span: clip for clip, spans in enumerate(tokens.spans.clips) for span in spans}
     clip = torch.tensor([number[span] for span in range(len(tokens.counts))])[tokens.segment.cpu()]
     joined = group < len(keep)
@@ -200,7 +200,7 @@ def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look
 
 def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
     """Raise `InputError` where tokens of several spans would be ranked together and not all of them may be here."""
-    if tokens.seen and (method.scope == "sample" or method.pooled):  # told of in chunks only
+    if tokens.seen and (method.scope == "sample" or method.pooled):  # (known only where a prompt comes in chunks)
         raise InputError(
             f"{method.name()} at {site} ranks all images of a prompt, or all frames of a video, at once, and this prompt comes "
             "in chunks: use prefill_chunk_size=None"
@@ -208,7 +208,7 @@ def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
 
 
 def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> Append:
-    """The answer; raises `ConfigError` unless new tokens are as wide as the others, and it says how many each span gets."""
+    """The tokens that a method appends; raise `ConfigError` unless they have the width of others and a count for each span."""
     said = f"{type(method).__name__}.answer at {site}"
     if not isinstance(answer, Append):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected an Append")
@@ -224,7 +224,7 @@ def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> 
 
 
 def check_remember(method: Method, site: Site, tokens: Tokens, answer: object) -> Remember:
-    """The answer; raises `ConfigError` unless it says how many rows are kept of each span."""
+    """The rows that a method remembers; raise `ConfigError` unless it says how many rows are kept of each span."""
     asked = "remember" if type(method).answer is Method.answer else "answer"
     said = f"{type(method).__name__}.{asked} at {site}"
     if not isinstance(answer, Remember):
@@ -234,7 +234,7 @@ def check_remember(method: Method, site: Site, tokens: Tokens, answer: object) -
 
 
 def check_injected(method: Method, site: Site, x: Tensor, added: object) -> Tensor:
-    """What is added; raises `ConfigError` unless it has a row for every row of ``x (M, C)``."""
+    """The rows that a method injects; raise `ConfigError` unless there is a row for every row of ``x (M, C)``."""
     said = f"{type(method).__name__}.inject at {site}"
     if not isinstance(added, Tensor) or added.shape != x.shape or not added.is_floating_point():
         raise ConfigError(

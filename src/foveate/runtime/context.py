@@ -93,7 +93,7 @@ class Action:
     def note(self, trace: Trace, tokens: Tokens, reduction: Reduction | None = None, says: str = "") -> None:
         """Note a visit of the site: what survives (None: every token), or what else is said there (`SiteTrace`)."""
         flops = flops_of(self.method, tokens, self.site)
-        trace.sites.append(visit_of(self.site, self.method.name(), flops, tokens, reduction, says))
+        trace.add(visit_of(self.site, self.method.name(), flops, tokens, reduction, says))
 
 
 @dataclass(eq=False)
@@ -171,7 +171,7 @@ class TowerPass:
         lot: tokens set aside, or None.
         block: of the block that runs now.
         seen: what blocks so far have left for sites that ask.
-        first: number of its first visit of a site among those of the trace.
+        home: ``(U,)`` the cell that each cell has become part of, where merged tokens stand for their members.
     """
 
     full: Images
@@ -183,10 +183,7 @@ class TowerPass:
     block: Running = field(default_factory=Running)
     seen: Past = field(default_factory=Past)
     memo: Memo = field(default_factory=Memo)
-    first: int = 0
-
-    def __post_init__(self) -> None:
-        self.first = len(self.trace.sites)
+    home: Tensor | None = None
 
 
 class Settled(NamedTuple):
@@ -345,8 +342,12 @@ class Context(threading.local):
         self.prompt: Prompt | None = None
         self.encoded: tuple[list[Encoding], int | None] = ([], None)  # of the last call of one, and its form
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
-        self.trace = Trace()
+        self.trace = self.new_trace()
         self.begun = Begun()
+
+    def new_trace(self) -> Trace:
+        """The trace of a call that begins, as detailed as is wanted now."""
+        return Trace(detailed=self.calls.tracing > 0)
 
 
 def wants_gradients(actions: Sequence[Action], layer: nn.Module) -> bool:

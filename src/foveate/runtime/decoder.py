@@ -44,7 +44,7 @@ from foveate.runtime.sight import look
 from foveate.runtime.signals.kernel import Probe, is_flash, watch
 from foveate.runtime.state import States, keep_states, states_in
 from foveate.runtime.steps import DecodeSite, Uncached
-from foveate.runtime.trace import Trace, tick
+from foveate.runtime.trace import tick
 from foveate.runtime.virtual import VirtualHooks
 from foveate.runtime.weigh import weigh
 from foveate.tokens import Parked, Reduction, Tokens
@@ -79,6 +79,7 @@ class DecoderHooks:
         self.reads = Reads(actions, self.layers, self.spec, self.arguments, self._keys)
         self.entry.states = frozenset(self.reads.wanted.tower)
         self.sources = sources_of(self.layers, self.spec, self.model.config)
+        self.recurrent = [i for i, layer in enumerate(self.layers) if attention_of(layer, self.spec) is None]
         #: layers whose attention sees tokens that are set aside: hooks, and where the method says so
         self.lends = {
             i: (QueryHooks(i, self.layers[i], self.spec, context), next(a.site for a in of_layer))
@@ -100,7 +101,7 @@ class DecoderHooks:
     def reduces(self) -> bool:
         """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
         acts = (self.holes, self.first, self.step, self.caches, self.reuse, self.parts, *self.before.values())
-        return any(acts)
+        return any(map(bool, acts))
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
@@ -161,7 +162,7 @@ class DecoderHooks:
         past = int(cache.get_seq_length()) if cache is not None else 0  # (a tensor where 5.16 has cropped the cache)
         if past == 0 and (self.context.trace.prefill or not inputs.modalities):
             # A new prompt that no tower call announced: text only, or features computed beforehand.
-            self.context.trace = Trace()
+            self.context.trace = self.context.new_trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
         call.states = self._states(cache, past, inputs)
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
@@ -188,7 +189,7 @@ class DecoderHooks:
         call.embeds = embeds if self.reads.text_pass else None
         self.caches.follow(call, self.context.prompt, plain)
         call.complete = call.layout
-        if call.layout is not None:
+        if call.layout is not None and call.trace.detailed:
             call.trace.arrived.append((call.layout.tokens, call.arrived))
         if self.stand_for_members:
             self.virtual.arrive(call)
@@ -378,9 +379,10 @@ class DecoderHooks:
             return hidden
         tokens = self._tokens(call, layout, action, hidden, args, kwargs)
         call.note(action, tokens.counts)
-        if site.action in ("sight", "append", "remember"):
-            answer = {"sight": look, "append": append, "remember": remember}[site.action]
-            return answer(action, call, tokens, hidden)
+        if site.action == "sight":
+            return look(action, call, tokens, hidden, sum(i >= site.layer for i in self.recurrent))
+        if site.action in ("append", "remember"):
+            return (append if site.action == "append" else remember)(action, call, tokens, hidden)
         reduction = action.decide(call.trace, tokens)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden

@@ -32,7 +32,6 @@ from foveate.runtime.marks import holes, mark
 from foveate.runtime.memory import Encoding, Known, Remembered, encodings_of, frames_of, record_of
 from foveate.runtime.prompt import Prompt
 from foveate.runtime.state import Begun
-from foveate.runtime.trace import Trace
 from foveate.tokens import Tokens
 
 _FUNCTIONS = {"get_image_features": "pixel_values", "get_video_features": "pixel_values_videos"}
@@ -321,7 +320,7 @@ class Encodings:
 
     def _keep(self, record: Record) -> None:
         if not self.context.records:
-            self.context.trace = Trace()
+            self.context.trace = self.context.new_trace()
         self.context.records.append(record)
         self.context.trace.views += record.order.grid
         self.context.trace.features += record.order.starts[-1]

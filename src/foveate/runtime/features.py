@@ -16,7 +16,6 @@ from foveate.runtime.arrange import Left, Order
 from foveate.runtime.context import Record, TowerPass
 from foveate.runtime.images import Images, strays_of, units
 from foveate.runtime.layout import HOLE, Rows, frames, starts, take_rows, tokens_of, whole
-from foveate.runtime.members import homes
 from foveate.runtime.protocol import Layout
 from foveate.tokens import Reduction, Tokens
 
@@ -184,10 +183,10 @@ def _place(output: tuple[Any, ...], rows: int) -> int:
 # -- the record -----------------------------------------------------------------------------------------------------------
 
 
-def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int, virtual: bool) -> Record:
+def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int) -> Record:
     """The record of features that are the rows of the output module.
 
-    In front of each image, ``kept_rows`` stand for no patch. ``virtual``: it says who is part of whom.
+    In front of each image, ``kept_rows`` stand for no patch.
     """
     left, parts, start = left_of(call, device), [], 0
     grid = call.full.grid
@@ -204,8 +203,7 @@ def in_tower_order(call: TowerPass, device: torch.device, kept_rows: int, virtua
     if left.shift is not None:
         coords = tokens_of(frames(grid), device).coords
         coords = torch.cat([coords[:, :1], coords[:, 1:] + left.shift], dim=1)
-    home = homes(call.trace.sites[call.first :], frames(grid), device) if virtual else None
-    return Record(order, hole, left.sizes, coords, home=home)
+    return Record(order, hole, left.sizes, coords, home=call.home)
 
 
 def patches_here(call: TowerPass, layout: Layout, unit: int) -> Tensor:

@@ -63,7 +63,7 @@ class CacheSites:
                 )
 
     def free(self, call: DecoderPass, cache: Cache | None) -> None:
-        """The forward is over: let every site decide, and remove what it does not keep."""
+        """At the end of a forward, let every site decide, and remove what it does not keep."""
         if not call.ending.here or cache is None:
             return
         for action in self.actions:
@@ -108,7 +108,7 @@ class Held:
 
     @classmethod
     def by(cls, call: DecoderPass, kv: KVIndex) -> Held:
-        """What an entry described by ``kv`` holds at the end of a forward."""
+        """Find what a cache entry described by ``kv`` holds at the end of a forward."""
         visual = kv.visual
         assert visual is not None
         spans = visual.tokens.spans
@@ -127,7 +127,7 @@ class Held:
         return cls(whole, mine, keep, whole.only(keep, tokens))
 
     def of_all(self, reduction: Reduction) -> Reduction:
-        """A reduction of the tokens of this prompt as one of all visual tokens."""
+        """Turn a reduction of the tokens of this prompt into one of all visual tokens."""
         tokens, mine = self.whole.tokens, {*self.mine}
         if len(mine) == len(tokens.counts):
             return Reduction(reduction.keep, reduction.counts)
@@ -152,6 +152,6 @@ def _check(action: Action, entry: CompactMixin) -> None:
 
 
 def _wait(cache: Any, keys: Tensor) -> None:
-    """An offloaded cache fetches entries ahead of time, on a stream of its own."""
+    """Wait for an offloaded cache, which fetches entries ahead of time on a stream of its own."""
     if getattr(cache, "offloading", False):
         torch.cuda.default_stream(keys.device).wait_stream(cache.prefetch_stream)

@@ -16,7 +16,7 @@ from foveate.errors import UnsupportedModelError
 
 @functools.cache
 def _hook_type() -> type[Any]:
-    """Made when the first hook is: `torch.compiler.disable` imports the compiler, which takes its time."""
+    """Make the class of hooks when the first one is needed: `torch.compiler.disable` imports the compiler, which takes long."""
 
     class Hook:
         """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
@@ -35,7 +35,7 @@ def _hook_type() -> type[Any]:
 
 
 def refuse_copy() -> NoReturn:
-    """What whatever is put on a model says when somebody copies or pickles the model with it."""
+    """Raise the error of a model that is copied or pickled with a method on it."""
     raise UnsupportedModelError(
         "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
         "(model.save_pretrained)"
@@ -50,11 +50,14 @@ class Hooks:
         self.removed = False
 
     def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """``hook(module, args, kwargs) -> None | (args, kwargs)``."""
+        """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module."""
         self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
-        """``hook(module, args, output) -> None | output``; ``first`` before other hooks, ``always`` after errors too."""
+        """Call ``hook(module, args, output) -> None | output`` after a module.
+
+        ``first``: before other hooks. ``always``: after errors, too.
+        """
         self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
 
     def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
@@ -73,7 +76,7 @@ class Hooks:
         self.instead(module, name, run)
 
     def instead(self, module: nn.Module, name: str, run: Callable[..., Any]) -> None:
-        """``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
+        """Call ``run(stock, *args, **kwargs)`` wherever the function ``stock`` of ``module`` is called."""
         stock = getattr(module, name)
 
         @functools.wraps(stock)
@@ -128,14 +131,14 @@ def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> 
 def replace_first(
     args: tuple[Any, ...], kwargs: dict[str, Any], name: str, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with another main input."""
+    """Replace the main input of a module in its arguments."""
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, name: value}
 
 
 def by_position(module: nn.Module, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """What `by_name` has made of ``n`` arguments by position, so again (gradients may ask for that)."""
+    """Undo `by_name`: pass the first ``n`` arguments by position again (gradients may ask for that)."""
     if len(args) >= n:
         return args, kwargs
     names = list(inspect.signature(module.forward).parameters)[len(args) : n]
@@ -143,7 +146,7 @@ def by_position(module: nn.Module, n: int, args: tuple[Any, ...], kwargs: dict[s
 
 
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The same arguments, all but the first one by name."""
+    """Pass all arguments of a module but the first one by name."""
     if len(args) < 2:
         return args, kwargs
     names = list(inspect.signature(module.forward).parameters)

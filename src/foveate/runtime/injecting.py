@@ -104,7 +104,7 @@ def remember(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) 
     flops = flops_of(action.method, shown, site)
     images = len(shown.spans.clips)
     says = f"{sum(counts)} rows remembered of {images} image{'s' * (images != 1)}"
-    call.trace.sites.append(visit_of(site, name, flops, tokens, says=says))
+    call.trace.add(visit_of(site, name, flops, tokens, says=says))
     return hidden
 
 
@@ -216,7 +216,7 @@ class InjectHooks:
         else:
             n = len(place)
             says = f"adds to {n} token{'s' * (n != 1)} of text"
-            call.trace.sites.append(visit_of(site, method.name(), flops, call.layout.tokens, says=says))
+            call.trace.add(visit_of(site, method.name(), flops, call.layout.tokens, says=says))
 
     def _prompt_ends(self, call: DecoderPass) -> int:
         """The place in a forward where generated tokens begin. (Outside of ``generate``, one without images has no others.)"""

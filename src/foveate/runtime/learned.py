@@ -31,7 +31,7 @@ def part_names(method: Method) -> list[str]:
 
 
 def with_modules(method: Method, host: Host) -> tuple[Method, nn.ModuleDict]:
-    """The same method with learned parts of its own, and these by the name of the part of the sum."""
+    """Give a method learned parts of its own; also return them, by the name of the part of the sum."""
     parts, all_modules = [], nn.ModuleDict()
     for name, part in zip(part_names(method), method.parts()):
         modules = part.modules(host)

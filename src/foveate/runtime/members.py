@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from foveate.answers import Sight
-from foveate.ops.segments import segment_ids, segment_sum
+from foveate.ops.segments import segment_sum
 from foveate.runtime.layout import Rows, starts, take_rows
-from foveate.runtime.trace import SiteTrace
-from foveate.tokens import Reduction, Spans
+from foveate.tokens import Reduction, Tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Who stands for whom.
+    """The members that each merged token stands for.
 
     Attributes:
         inner: the tokens that are left, ``P`` in a row.
@@ -36,12 +35,12 @@ class Members:
 
     @classmethod
     def each_alone(cls, layout: Rows) -> Members:
-        """Every token stands for itself."""
+        """The members of tokens none of which has merged: each token is its own."""
         alone = torch.arange(len(layout.tokens), device=layout.row.device)
         return cls(layout, replace(layout, place=None), alone)
 
     def after(self, inner: Rows, joined: Tensor) -> Members | None:
-        """Who stands for whom once tokens have joined others; None: every token for itself.
+        """The members of tokens after some have joined others; None: each token is its own.
 
         ``joined (N,)`` says which of the new ``inner`` each has become part of. How many members that leaves depends on the
         data, so this asks the device once.
@@ -58,7 +57,7 @@ class Members:
         return None if sum(counts) == k else Members(inner, outer, group)
 
     def grown(self, inner: Rows, order: Tensor, outer: Rows, outer_order: Tensor) -> Members:
-        """The same with new tokens, each of which stands for itself.
+        """These members, and new tokens, each of which is its own member.
 
         Args:
             inner, outer: the layouts with them.
@@ -69,7 +68,7 @@ class Members:
         return Members(inner, outer, now[torch.cat([self.group, torch.arange(old, n, device=device)])][outer_order])
 
     def seeing(self, sight: Sight | None) -> Members:
-        """The same, where members may see what the ``sight`` of their tokens says; None: all."""
+        """These members, each of which may see what the ``sight`` says of its token; None: all."""
         own = None if sight is None else replace(sight, group=sight.group[self.group])
         return replace(self, outer=replace(self.outer, sight=own))
 
@@ -100,11 +99,11 @@ class Members:
         return count[:, :-1, None].clamp(min=1)
 
     def spread(self, x: Tensor) -> Tensor:
-        """``(B, P, d)`` of tokens as ``(B, M, d)`` of their members."""
+        """Copy rows ``(B, P, d)`` of tokens to their members, ``(B, M, d)``."""
         return take_rows(x, self._source)
 
     def total(self, x: Tensor) -> Tensor:
-        """``(B, M, ...)`` of members as ``(B, P, ...)`` of their tokens, the sum, in single precision at least."""
+        """Sum rows ``(B, M, ...)`` of members to rows ``(B, P, ...)`` of their tokens, in single precision at least."""
         batch, width = len(x), self.inner.width + 1
         flat = self.place.to(x.device) + torch.arange(batch, device=x.device)[:, None] * width
         exact = torch.promote_types(x.dtype, torch.float32)
@@ -113,44 +112,37 @@ class Members:
         return total.view(batch, width, *x.shape[2:])[:, :-1]
 
     def mean(self, x: Tensor) -> Tensor:
-        """``(B, M, d)`` of members as ``(B, P, d)`` of their tokens, the mean."""
+        """Average rows ``(B, M, d)`` of members to rows ``(B, P, d)`` of their tokens."""
         total = self.total(x)
         return (total / self._count.to(total)).to(x.dtype)
 
     def features(self, x: Tensor) -> Tensor:
-        """``(N', C)`` features of visual members as ``(N, C)``, the mean over those that have some (no row of NaN)."""
+        """Average features ``(N', C)`` of visual members to ``(N, C)``, over those that have some (no row of NaN)."""
         there = ~x.isnan().all(-1)
         total = segment_sum(torch.where(there[:, None], x, x.new_zeros(())), self.group, len(self.inner.tokens))
         return total / segment_sum(there.to(x.dtype), self.group, len(self.inner.tokens)).clamp(min=1)[:, None]
 
 
 def joined(keep: Tensor, n: int, groups: Callable[[], Tensor] | None) -> Tensor:
-    """``(n,)`` which of the ``K`` survivors ``keep`` each of ``n`` tokens has become part of; ``K``: none."""
+    """Say for each of ``n`` tokens which of the ``K`` survivors ``keep`` it has become part of, ``(n,)``; ``K``: none."""
     if groups is not None:
         return groups()
     alone = torch.arange(len(keep), device=keep.device)
     return torch.full((n,), len(keep), device=keep.device).index_copy(0, keep, alone)
 
 
-def homes(visits: list[SiteTrace], spans: Spans, device: torch.device) -> Tensor:
-    """``(U,)`` for each place of the grids of ``spans``, in raster order, the place that it has become part of; -1: none.
+def moved(home: Tensor | None, tokens: Tokens, reduction: Reduction) -> Tensor:
+    """Say for each place of the grids of ``tokens``, in raster order, which place it is part of now, ``(U,)``; -1: of none.
 
-    ``visits`` are those of a tower call.
+    ``home`` says that before the reduction; None: each place is its own.
     """
-    home = torch.arange(sum(spans.sizes), device=device)
-    first = starts(spans, device)
-    for visit in visits:
-        if visit.site.action != "reduce":
-            continue
-        before, after = (
-            first[segment_ids(counts, device)] + index
-            for counts, index in ((visit.before, visit.present), (visit.after, visit.index))
-        )
-        to = torch.full_like(home, -1)
-        if visit.groups is None:
-            to = to.index_copy(0, after, after)
-        else:
-            none = after.new_full((1,), -1)
-            to = to.index_copy(0, before, torch.cat([after, none])[visit.groups()])
-        home = torch.where(home < 0, -1, to[home.clamp(min=0)])
-    return home
+    before = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
+    after = before[reduction.keep]
+    home = torch.arange(sum(tokens.spans.sizes), device=before.device) if home is None else home
+    to = torch.full_like(home, -1)
+    if reduction.groups is None:
+        to = to.index_copy(0, after, after)
+    else:
+        none = after.new_full((1,), -1)
+        to = to.index_copy(0, before, torch.cat([after, none])[reduction.groups()])
+    return torch.where(home < 0, -1, to[home.clamp(min=0)])

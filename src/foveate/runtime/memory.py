@@ -61,7 +61,7 @@ class Encoding:
         return mark(rows.index_select(0, place), hole, self.number, self.start)
 
     def follows(self, before: Encoding | None) -> bool:
-        """Whether it came directly after ``before`` in the same tower call; None: whether it came first."""
+        """Whether this image came right after ``before`` in one tower call; None: whether it came first."""
         if before is None:
             return self.start == 0
         return self.number == before.number and self.start == before.start + len(before.patch)
@@ -125,7 +125,7 @@ class Remembered:
         ends = ends[:, :_CHANNELS]
         with self._lock:
             self._new += [(ends.to(kind), pairs) for kind in {ends.dtype, dtype}]
-        if len(self._new) > _LIMIT:  # nobody has looked for a while
+        if len(self._new) > _LIMIT:  # `find` has not been called for a while
             self._take_in()
 
     def find(self, rows: Tensor, ends: Collection[int], said: Sequence[Frame] | None) -> Known | None:
@@ -234,7 +234,7 @@ def _mark_of(encoding: Encoding, length: int, like: Tensor) -> tuple[int, bytes]
 
 
 def _all_bytes(parts: Sequence[Tensor]) -> Iterator[bytes]:
-    """`_bytes` of each part, the device asked once for all that are alike."""
+    """The `_bytes` of each part, fetched from the device at once for all parts that are alike."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, part in enumerate(parts):
         alike.setdefault((part.dtype, part.device, part.shape[1]), []).append(i)
@@ -246,7 +246,7 @@ def _all_bytes(parts: Sequence[Tensor]) -> Iterator[bytes]:
 
 
 def _bytes(rows: Tensor) -> list[bytes]:
-    """What is compared of each row, marks included: its first channels, bit for bit."""
+    """The bytes by which rows are compared: their first channels, marks included."""
     part = rows[:, :_CHANNELS].detach().nan_to_num(nan=0.0).cpu().contiguous()
     return [bytes(row) for row in part.view(torch.uint8).numpy()]
 

@@ -99,7 +99,7 @@ def check_signals_of_parked(actions: list[Action]) -> None:
 
 
 def with_memories(actions: list[Action]) -> list[Action]:
-    """The same actions; each that injects takes what its own method has remembered last, up to its layer.
+    """Give each action that injects what its own method has remembered last, up to its layer.
 
     Raises:
         UnsupportedSiteError: it has remembered nothing by then.

@@ -34,7 +34,7 @@ L = TypeVar("L", bound=Layout)
 
 @dataclass(frozen=True, eq=False)
 class Lot(Generic[L]):
-    """Tokens set aside.
+    """Tokens that are set aside until they are restored.
 
     Attributes:
         method: who parked them and says what they have become.
@@ -71,7 +71,7 @@ class Lot(Generic[L]):
         return self.outer.put(spread(hidden, self.kept, self.outer.width), restored)  # some rows are no token's
 
     def lend(self, trace: Trace, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
-        """The same for a reader on the way, after which the tokens stay parked. The method's work is noted in ``trace``."""
+        """The rows of ``outer`` for an attention on the way, after which they stay parked; ``trace`` notes its cost."""
         tokens = replace(layout.tokens, hidden=layout.pick(hidden))
         trace.signal_flops += flops_of(self.method, tokens, site)
         return self.all_rows(layout, hidden, site)
@@ -94,22 +94,22 @@ class Lot(Generic[L]):
         return after
 
     def without_leading(self) -> Lot[L]:
-        """The same after the special tokens were cut off."""
+        """These tokens once the special ones at the front of images are cut off."""
         outer, kept = self.outer.without_leading(self.leading), self.kept[..., self.leading :] - self.leading
         return replace(self, outer=outer, kept=kept, leading=0)
 
 
 def come_back(call: TowerPass | DecoderPass, action: Action, layout: Layout, hidden: Tensor) -> Tensor:
-    """A ``restore`` site: the tokens set aside are present again. The hidden states ``hidden`` of those of ``layout`` are now
+    """Bring back the tokens set aside, at a ``restore`` site. The hidden states ``hidden`` of those of ``layout`` are now
     those of all."""
     lot, call.lot = call.lot, None
     tokens = replace(layout.tokens, hidden=layout.pick(hidden))
     full = (layout if lot is None else lot.outer).tokens
     flops = flops_of(action.method, tokens, action.site)
-    known = tokens.index, full.index, full.spans.shape
+    known = full.index, full.spans.shape, tokens.index
     marks = None if full.marks is None else (tokens.appended, full.marks)
     visit = SiteTrace(action.site, action.method.name(), tokens.counts, full.counts, flops, *known, marks=marks)
-    call.trace.sites.append(visit)
+    call.trace.add(visit)
     if lot is None:  # nothing had to be set aside
         return hidden
     call.seen = lot.all_seen(layout, call.seen, action.site)
@@ -149,7 +149,7 @@ class Attending:
         return take_rows(x, self.kept)
 
     def before_query(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the query projection shall see."""
+        """The rows that the query projection works on."""
         if self.fused and not is_plain(layer):  # parked rows need its keys and values, and it cannot be cut
             if self.trace is not None:
                 self.trace.queries = x.shape[:-1].numel()
@@ -158,7 +158,7 @@ class Attending:
         return self.own(x)
 
     def after_query(self, layer: Any, output: Tensor) -> Tensor:
-        """Its output for all rows; queries of parked rows are zeros, and nobody reads them."""
+        """Its output for all rows; queries of parked rows are zeros, and are not read."""
         if self._whole is None:
             return output
         whole, self._whole = self._whole, None
@@ -178,7 +178,7 @@ class Attending:
         """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
         segmented = len(self.ends) > 0 and kwargs.get("cu_seq_lens_q") is None
         if self.kept.dim() == 2 and not segmented:
-            if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels are told where the images of a single row end
+            if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take lengths of the images of a single row
                 kwargs["cu_seq_lens_q"] = self.cu_seqlens
             if isinstance(mask, Tensor) and mask.dim() == 2:  # flash kernels align it with queries and keys alike
                 return query, mask, None

@@ -1,4 +1,4 @@
-"""Which tokens are here: what a method is shown at a site, its signals read from what the layers before have left.
+"""A method is shown the tokens that are present at a site, with signals read from what the layers before have left.
 
 The sites of the tower and of the language model, those of decode steps and those of a serving engine all ask here.
 """
@@ -61,7 +61,7 @@ class Presence:
     _read: list[Reading] = field(default_factory=list)
 
     def tokens(self, action: Action, **facts: Any) -> Tokens:
-        """What the method of ``action`` is shown; ``facts`` are further fields of `Tokens`."""
+        """The tokens that the method of ``action`` is shown; ``facts`` are further fields of them."""
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
@@ -93,7 +93,7 @@ class Presence:
         return self.layout.pick(x)
 
     def attended(self, rows: Tensor, side_by_side: bool) -> Tensor:
-        """Of rows ``(B, P, ...)`` of an attention, those of visual tokens ``(N, ...)``; of several patches see `of_units`."""
+        """The visual tokens ``(N, ...)`` among rows ``(B, P, ...)`` of an attention; of several patches see `of_units`."""
         return of_units(self.layout.attended(rows), self.layout.unit, side_by_side)
 
     def own_rows(self, reading: Reading, queries: str) -> Tensor:

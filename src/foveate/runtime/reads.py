@@ -29,7 +29,7 @@ class Reads:
 
     Args:
         actions: at these sites.
-        keys: tells what the attention of a layer will see, and the cache entry that holds it, which it has told of that.
+        keys: gives what the attention of a layer will see, and the cache entry that holds it, prepared for that.
 
     Attributes:
         wanted, later: in a forward that brings visual tokens, and at decode steps.
@@ -59,7 +59,7 @@ class Reads:
 
     @staticmethod
     def now(context: Context, layer: int) -> Reading | None:
-        """What is read of the attention of a layer that runs now."""
+        """The reading of the attention of a layer that runs now."""
         call = context.decoder
         return None if call is None else call.ahead or call.seen.readings.get(layer)
 
@@ -78,12 +78,12 @@ class Reads:
             reading = call.seen.readings[i] = self._reading(call, attention, kinds, hidden)
             reading.drop_positions, reading.gradients = gaps, wants_gradients(self.actions, self.layers[i])
             if freed:
-                # Of the same attention, whatever leaves after it; the cache holds members, one by one.
+                # This reading stays whole when tokens leave later; the cache holds members, one by one.
                 call.ending.readings[i] = replace(reading, steps=())
 
     @staticmethod
     def _reading(call: DecoderPass, attention: Any, kinds: Sequence[Kind], hidden: Tensor) -> Reading:
-        """What kinds of signals want of an attention."""
+        """The reading that gives what kinds of signals want of an attention."""
         reading, samples, width = Reading(width=hidden.shape[1]), call.samples, hidden.shape[1]
         reading.steps = () if call.members is None else (call.members,)
         seen = call.attended

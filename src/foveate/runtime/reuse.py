@@ -26,7 +26,7 @@ from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.hooks import Hooks
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.taken import Taken
-from foveate.runtime.trace import SiteTrace
+from foveate.runtime.trace import visit_of
 
 #: actions that leave all tokens where they are
 _LEAVE_ALL = ("reuse", "skip", "channels", "sight", "remember", "inject")
@@ -35,7 +35,7 @@ Exchange = Callable[[Cache | None, Tensor, Tensor, tuple[Any, ...], dict[str, An
 
 @dataclass(frozen=True)
 class _Borrowed:
-    """Stands for the cache of a layer, or for none, where the layer hands over the keys that it has not made."""
+    """It stands for the cache of a layer, or for none, where the layer hands over the keys that it has not made."""
 
     cache: Cache | None
     exchange: Exchange
@@ -45,7 +45,7 @@ class _Borrowed:
 
 
 class ReuseHooks:
-    """Puts the layers that reuse on a model.
+    """The hooks of decoder layers that reuse what an earlier layer has computed.
 
     Attributes:
         of: layer -> what it takes from an earlier one.
@@ -157,14 +157,12 @@ class ReuseHooks:
         return full.index_copy(0, place, made).view(*x.shape[:-1], -1)
 
     def _note(self, call: DecoderPass, i: int) -> None:
-        """A visit of the site, at which nothing leaves."""
+        """Note a visit of the site, at which nothing leaves."""
         action, layout = self.actions[i], call.layout
         assert layout is not None
         t = layout.tokens
         name = action.method.name()
-        visit = SiteTrace(action.site, name, t.counts, t.counts, 0, t.index, t.index, t.spans.shape)
-        visit.says = f"reuses {action.site.reuse}"
-        call.trace.sites.append(visit)
+        call.trace.add(visit_of(action.site, name, 0, t, says=f"reuses {action.site.reuse}"))
 
 
 def _only_values(

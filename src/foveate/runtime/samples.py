@@ -56,7 +56,7 @@ def begins_in(kwargs: Mapping[str, Any], mask: Any, batch: int, length: int, pas
 
 
 def _widest(mask: Any) -> Any:
-    """Of masks by kind of layer, the one that hides least."""
+    """The mask that hides least, of several by kind of layer."""
     return mask.get("full_attention", next(iter(mask.values()), None)) if isinstance(mask, dict) else mask
 
 

@@ -1,4 +1,4 @@
-"""Who may attend to whom besides the model's own mask, as `foveate.answers.Sight` says.
+"""A `foveate.answers.Sight` is added to the model's own mask, in layers that have attention.
 
 The sight in force is part of the layout, so it follows the tokens as others leave. Cache entries remember the group of each
 token, and whether later text may see it: that is all that later forwards need to know.
@@ -45,20 +45,20 @@ class Groups:
         return Groups(pad(self.number, (0, missing), value=TEXT), pad(self.hidden, (0, missing), value=False))
 
     def after(self, cut: int) -> Groups | None:
-        """What is left when the first ``cut`` entries have left."""
+        """The groups of what is left without the first ``cut`` entries."""
         return Groups(self.number[:, cut:], self.hidden[:, cut:]) if cut < self.number.shape[1] else None
 
     def then(self, other: Groups) -> Groups:
-        """These, and ``other`` right after them."""
+        """These groups, and ``other`` right after them."""
         return Groups(torch.cat([self.number, other.number], 1), torch.cat([self.hidden, other.hidden], 1))
 
     def taken(self, take: Tensor) -> Groups:
-        """Of each row the entries ``take (B, P')`` only."""
+        """The groups of the entries ``take (B, P')`` of each row."""
         take = take.to(self.number.device)
         return Groups(self.number.gather(1, take), self.hidden.gather(1, take))
 
     def of_rows(self, rows: Tensor) -> Groups:
-        """The same for other rows of the batch."""
+        """The groups of other rows of the batch."""
         rows = rows.to(self.number.device)
         return Groups(self.number.index_select(0, rows), self.hidden.index_select(0, rows))
 
@@ -116,12 +116,18 @@ def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tenso
     return limit
 
 
-def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> Tensor:
-    """One sight site: the layout of the call has the method's sight from now on, or none where nothing is hidden."""
+def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor, blind: int) -> Tensor:
+    """Ask for a method's sight at its site, and put it into the layout of the call; one that hides nothing lifts the old one.
+
+    ``blind``: layers from here on that have no attention, so that it hides nothing from them.
+    """
     assert call.layout is not None
     answer, values = action.ask(tokens)
     sight = check_sight(action.method, action.site, tokens, answer, values)
-    action.note(call.trace, tokens, says=says_of(sight))
+    says = says_of(sight)
+    if blind and not sight.hides_nothing:
+        says += f"; not in the {blind} layers that carry a state"
+    action.note(call.trace, tokens, says=says)
     seen = None if sight.hides_nothing else replace(sight, sees=sight.sees.cpu())
     call.layout = replace(call.layout, sight=seen)
     call.members = None if call.members is None else call.members.seeing(seen)
@@ -131,7 +137,7 @@ def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> T
 def says_of(sight: Sight) -> str:
     """What a sight hides, in a few words for the report."""
     if sight.hides_nothing:
-        return "everybody sees everybody"
+        return "everything is seen"
     groups = len(sight.sees) - 1
     names = [*(f"group {g}" for g in range(groups)), "text"]
     parts = []

@@ -31,7 +31,7 @@ class States:
     parts: dict[str, State] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     images: int = 0
-    _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # of which a part has not been told yet
+    _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # that a part has yet to follow
 
     def of(self, method: Method, part: int) -> State:
         """The dict of a part, fitted to the cache as it is now."""
@@ -42,7 +42,7 @@ class States:
         return state
 
     def select(self, rows: Tensor) -> None:
-        """The rows of the cache are now ``rows (B',)`` of those before (beams, expansion)."""
+        """Follow a cache whose rows are now ``rows (B',)`` of those before (beams, expansion)."""
         if self.memories:
             chosen = rows.tolist()
             for memory in self.memories.values():
@@ -55,7 +55,7 @@ class States:
                 changes.append(rows)
 
     def crop(self, length: int) -> None:
-        """The cache now ends after ``length`` tokens of the full sequence."""
+        """Follow a cache that now ends after ``length`` tokens of the full sequence."""
         for memory in self.memories.values():
             memory.crop(length)
         for key, state in self.parts.items():
@@ -109,7 +109,7 @@ def keep_states(cache: Cache | None, states: States, length: int) -> None:
     number = next(compacted, next(others, None) if any(states.parts.values()) or states.memories else None)
     if number is not None:
         compact(cache, number, KVIndex(length, length)).states = states
-    elif states.memories:  # (of a state nobody depends on what becomes of it in a static cache)
+    elif states.memories:  # (in a static cache a state may be lost without harm)
         names = " and ".join(sorted({memory.method for memory in states.memories.values()}))
         raise UnsupportedCacheError(
             f"a cache of {type(cache.layers[0]).__name__} cannot carry what {names} remembers of an image: use the default "

@@ -45,6 +45,7 @@ from foveate.runtime.features import (
 from foveate.runtime.hooks import Hooks, by_name, device_of, first_argument, replace_first
 from foveate.runtime.images import images_of, units
 from foveate.runtime.layout import HOLE, frames, take_rows, tokens_of, whole, with_padding
+from foveate.runtime.members import moved
 from foveate.runtime.merger import attach_merger
 from foveate.runtime.mid import attach_mid
 from foveate.runtime.packed import Packed
@@ -58,7 +59,7 @@ from foveate.runtime.signals.past import Wanted
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
-from foveate.runtime.trace import BlockTrace, Clock, Trace
+from foveate.runtime.trace import BlockTrace, Clock
 from foveate.tokens import Parked
 
 
@@ -167,7 +168,7 @@ class TowerHooks:
         if any(record.consumed for record in self.context.records):
             self.context.records = []
         if not self.context.records:
-            self.context.trace, self.context.begun = Trace(), Begun()
+            self.context.trace, self.context.begun = self.context.new_trace(), Begun()
         device = device_of(module, args, kwargs)
         try:
             grid = self.spec.grid(self.config, args, kwargs)
@@ -213,7 +214,7 @@ class TowerHooks:
         """Rows of the output module are the features."""
         kept_rows, grid = self.spec.kept_rows(self.config), call.full.grid
         self.facts.check_count(rows.shape[:-1].numel(), units(grid) + kept_rows * len(grid))
-        self._close(call, in_tower_order(call, rows.device, kept_rows, self.virtual))
+        self._close(call, in_tower_order(call, rows.device, kept_rows))
 
     def _close(self, call: TowerPass, record: Record) -> None:
         record.block_states = states_of(call, self.kept)
@@ -323,6 +324,8 @@ class TowerHooks:
         if parking and len(reduction.keep) == len(tokens):
             return hidden
         call.layout, take = layout.reduce(reduction)
+        if self.virtual and not parking:
+            call.home = moved(call.home, tokens, reduction)
         if take is not None:
             if parking:
                 parked = Parked(tokens, reduction.keep)

@@ -1,4 +1,4 @@
-"""What happened in the last call: tokens, attention shapes, cache bytes, times. Read by the report."""
+"""A trace records a call for its report: tokens, attention shapes, cache bytes, times."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class KeyTrace:
 class LayerTrace:
     """One decoder layer in one forward: batch, queries, keys, the same in the stock model, and visual tokens present.
 
-    `visual` is None where nobody looked, as no site of the decoder needs to know. `parts` says what its parts computed, where
+    `visual` is None where no site of the decoder needs to know. `parts` says what its parts computed, where
     that was not the whole layer for every row; `reuse` what the layer took from an earlier one, and `reused` for how many rows;
     `members` the queries of its attention, where these are more than its rows; `lent` how many visual tokens that are set aside
     lend it keys and values.
@@ -89,12 +89,13 @@ class PartTrace:
 class SiteTrace:
     """One visit of a site: visual tokens before and after per span, and what it cost.
 
-    The tensors are those that the site worked with, packed; pictures are made of them when somebody asks.
+    The tensors are those that the site worked with, packed. What pictures alone need is there in a detailed `Trace` only.
 
     Attributes:
-        present, index: raster indices of the tokens before, and of the survivors.
+        index: raster indices of the survivors.
         shapes: token grid of each span; of patches, where single patches are parked.
-        resized, coords, groups: as in `Reduction`, where it says so.
+        present: for pictures, raster indices of the tokens before.
+        resized, coords, groups: for pictures, as in `Reduction`, where it says so.
         says: what the method says here, where it is not which tokens survive.
         marks: which tokens before, and which survivors, are no token of the image but appended; None: none.
     """
@@ -104,9 +105,9 @@ class SiteTrace:
     before: tuple[int, ...]
     after: tuple[int, ...]
     flops: int
-    present: Tensor
     index: Tensor
     shapes: tuple[tuple[int, int], ...]
+    present: Tensor | None = None
     resized: tuple[tuple[int, int], ...] | None = None
     coords: Tensor | None = None
     groups: Callable[[], Tensor] | None = None
@@ -114,11 +115,12 @@ class SiteTrace:
     marks: tuple[Tensor, Tensor] | None = None
 
     def of_images(self) -> SiteTrace:
-        """The same without appended tokens. This asks the device."""
+        """This visit without appended tokens. Finding them synchronises with the device."""
         if self.marks is None:
             return self
         before, after = (_own(each, ~new) for each, new in zip((self.before, self.after), self.marks))
-        present, index = (each[~new] for each, new in zip((self.present, self.index), self.marks))
+        present = None if self.present is None else self.present[~self.marks[0]]
+        index = self.index[~self.marks[1]]
         coords = None if self.coords is None else self.coords[~self.marks[1]]
         return replace(
             self, before=before, after=after, present=present, index=index, coords=coords, groups=None, marks=None
@@ -126,7 +128,7 @@ class SiteTrace:
 
     @property
     def name(self) -> str:
-        """Of the site."""
+        """The name of the site."""
         return str(self.site)
 
 
@@ -141,7 +143,7 @@ def visit_of(
     """The visit of a site where ``reduction`` was decided of ``tokens`` (None: all stay), or something else was said."""
     n, index, marks = tokens.counts, tokens.index, tokens.marks
     new = None if marks is None else (marks, marks)
-    visit = SiteTrace(site, method, n, n, flops, index, index, tokens.spans.shape, says=says, marks=new)
+    visit = SiteTrace(site, method, n, n, flops, index, tokens.spans.shape, index, says=says, marks=new)
     if reduction is None:
         return visit
     keep, resized, coords, groups = reduction.keep, reduction.shape, reduction.coords, reduction.groups
@@ -212,14 +214,19 @@ class Weight:
 
 @dataclass
 class Trace:
-    """Everything the report needs about one call: the tower, the prefill, and the decode steps that followed.
+    """What the report needs to know about one call: the tower, the prefill, and the decode steps that followed.
 
     `grid` is what the tower saw, `views` what the language model sees of it, as so many `features`; `segments` are the rows of
     the tower's images with their padding, where there is some, `strays` those of each image that are no token's, and `around`
     the FLOPs of the tower that no site changes. `placeholders` counts, on the device, those of each forward that no site looked
-    at (beams repeat them). `arrived` are the visual tokens that the language model was shown, and which are no holes (None:
-    all), if a site or a hole is to be expected.
+    at (beams repeat them).
+
+    If it is `detailed`, which `Handle.trace` asks for, it also holds what pictures need of the sites, every visit of a decode
+    site, and what has `arrived`: the visual tokens that the language model was shown, and which are no holes (None: all), if a
+    site or a hole is to be expected.
     """
+
+    detailed: bool = False
 
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     views: list[tuple[int, int, int]] = field(default_factory=list)
@@ -250,19 +257,31 @@ class Trace:
     )  # (batch, length) that the language model ran on for a signal
     thread: str = field(default_factory=lambda: threading.current_thread().name)  # that made the call
 
+    def add(self, visit: SiteTrace) -> None:
+        """Note a visit of a site; of a decode site, in place of the one at the step before, unless pictures are asked for."""
+        if self.detailed:
+            self.sites.append(visit)
+            return
+        visit = replace(visit, present=None, resized=None, coords=None, groups=None)
+        last = self.sites[-1] if visit.site.at == "decode" and self.sites else None
+        if last is not None and (last.site, last.method) == (visit.site, visit.method):
+            self.sites[-1] = replace(visit, flops=visit.flops + last.flops)
+        else:
+            self.sites.append(visit)
+
     def seconds(self, stage: str) -> float:
         """Wall time spent in a stage (device time on CUDA)."""
         return sum(_elapsed(start, stop) for start, stop in self.clocks.get(stage, []))
 
 
 class Clock:
-    """Runs from when it is made, where ``device`` is."""
+    """A clock that runs from when it is made, where ``device`` is."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.start = device, tick(device)
 
     def stop(self) -> tuple[Any, Any]:
-        """When it began, and now."""
+        """The points in time when the clock was made, and now."""
         return self.start, tick(self.device)
 
 

@@ -1,4 +1,4 @@
-"""Attention of all members of merged tokens (``positions="virtual"``); the rest of a layer works on the tokens that are left.
+"""Attention sees all members of merged tokens (``positions="virtual"``), the rest of a layer the tokens that are left.
 
 The attention module is shown as many rows as there are members. Its projections work on the tokens that are left and their
 output is spread over the members; what the kernel makes of these is averaged before the last projection. Masks, rotary
@@ -24,7 +24,7 @@ from foveate.tokens import Reduction
 
 
 class VirtualHooks:
-    """Puts the attention of members on the layers of a language model."""
+    """The hooks that show all members of merged tokens to the attention of a language model."""
 
     def __init__(self, layers: Sequence[nn.Module], spec: Decoder, context: Context) -> None:
         self.layers, self.spec, self.context = layers, spec, context
@@ -41,7 +41,7 @@ class VirtualHooks:
             hooks.instead(end, "forward", torch.compiler.disable(self._average))
 
     def arrive(self, call: DecoderPass) -> None:
-        """The visual tokens of a prompt are known: whole images, as a token's members may be anywhere in one."""
+        """Raise `InputError` unless a forward brings whole images, as the members of a token may be anywhere in one."""
         if call.names is None or call.layout is None:
             return
         tokens = call.layout.tokens
@@ -53,7 +53,7 @@ class VirtualHooks:
 
     @staticmethod
     def follow(call: DecoderPass, before: Rows, reduction: Reduction, after: Rows) -> Members:
-        """Note who stands for whom now; what has become of each token that was there before."""
+        """Note which members each token has after a reduction, and return what has become of each token before it."""
         old, group = (
             call.members or Members.each_alone(before),
             joined(reduction.keep, len(before.tokens), reduction.groups),
@@ -62,7 +62,7 @@ class VirtualHooks:
         return Members(after, before, group)
 
     def refuse_replay(self, call: DecoderPass, layer: Any) -> None:
-        """Gradient checkpointing runs a layer again once nobody knows of its members any more."""
+        """Raise `UnsupportedSiteError` where gradient checkpointing would run a layer again, once its members are forgotten."""
         if call.members is None:
             return
         if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
@@ -109,7 +109,7 @@ def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[b
         elif site.action == "append" and site.at == "tower":
             why = f"tokens that are appended at {site} are members of none"
         elif site.at == "pixels":
-            why = f"at {site} nobody says which tokens of the image one of the smaller image stands for"
+            why = f"a method that resizes images at {site} does not say which tokens each new one stands for"
         elif site.at.startswith("tower") and site.action == "reduce" and family.tower.arrangements:
             why = f"in {family.name!r} features are rearranged after {site}, so merge at lm_entry"
         elif site.action == "attend":

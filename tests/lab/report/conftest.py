@@ -25,9 +25,9 @@ def told() -> Tell:
     inputs = prompting.inputs_of(processor, [Image.fromarray(scene.image)], "color of star ?", "reference")
 
     def story(method: Method) -> Story:
-        with compress(model, method) as handle, torch.inference_mode():
+        with compress(model, method) as handle, handle.trace() as trace, torch.inference_mode():
             model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
-            return tell(handle.trace(), handle.report())
+            return tell(trace(), handle.report())
 
     return story
 

@@ -47,9 +47,9 @@ def test_every_family_tells_what_its_sites_decided(family: str, method: Method) 
     """Tokens that go through a step are those that its last site has left; what arrives in the language model are those
     that the tower has left, also where it sees other grids."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
-    with foveate.compress(model, method) as handle, torch.no_grad():
+    with foveate.compress(model, method) as handle, handle.trace() as recorded, torch.no_grad():
         model(**batch)
-        story, trace = tell(handle.trace(), handle.report()), handle.trace()
+        story, trace = tell(recorded(), handle.report()), recorded()
     check(story, trace)
 
 
@@ -172,9 +172,9 @@ def test_one_prompt_of_a_batch(span: int) -> None:
     model, method = tiny.model("qwen2_vl"), ToMe(keep=0.6) + VTW(layer=2)
     stories = []
     for batch, chosen in ((tiny.inputs("qwen2_vl", rows), span), (tiny.inputs("qwen2_vl", rows, only=span), None)):
-        with foveate.compress(model, method) as handle, torch.no_grad():
+        with foveate.compress(model, method) as handle, handle.trace() as trace, torch.no_grad():
             model(**batch)
-            stories.append(tell(handle.trace(), handle.report(), chosen))
+            stories.append(tell(trace(), handle.report(), chosen))
     together, alone = stories
     assert together.rows == 2
     for name in ("frames", "shown", "tokens", "full_tokens", "acts"):

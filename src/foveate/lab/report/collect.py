@@ -114,12 +114,12 @@ def ask(
         dense.append(prompting.ask(model, processor, asked, max_new_tokens)[0])
     told: list[dict[str, Told]] = [{} for _ in questions]
     for turn, (short, method) in enumerate(methods.items()):
-        with compress(model, method) as handle:
+        with compress(model, method) as handle, handle.trace() as trace:
             for number, asked in enumerate(inputs):
                 tell_user(f"{short} answers", (len(questions) * (1 + turn) + number) / work)
                 answer, _ = prompting.ask(model, processor, asked, max_new_tokens)
                 report = handle.report()
-                told[number][short] = Told.of(answer, tell(handle.trace(), report), report)
+                told[number][short] = Told.of(answer, tell(trace(), report), report)
     tell_user("done", 1.0)
     cases = []
     for question, asked, answer, stories in zip(questions, inputs, dense, told, strict=True):

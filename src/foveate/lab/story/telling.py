@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from foveate.cost import Report
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, InputError
 from foveate.lab.story.steps import Step, place_of, steps_of
 from foveate.lab.story.view import ABSENT, DROPPED, WITHDRAWN, Frame, Shape, View
 from foveate.ops.segments import offsets
@@ -70,9 +70,13 @@ def tell(trace: Trace, report: Report, span: int | None = None) -> Story:
     """The story of a call.
 
     Args:
-        trace, report: `foveate.Handle.trace` and ``report`` of a call with one tower call (no video beside an image).
+        trace, report: of `foveate.Handle.trace` and ``report``, of a call with one tower call (no video beside an image).
         span: which grid, of a call with one for every prompt; None: all of them.
     """
+    if not trace.detailed:
+        raise InputError(
+            "this call was not recorded for pictures: make it inside `with handle.trace() as trace:`, and tell(trace(), ...)"
+        )
     blocks, layers = len(report.full_block_flops), len(report.full_layer_flops)
     walk = _Walk(trace, blocks, layers, span)
     for number, step in enumerate(walk.steps):
@@ -188,7 +192,7 @@ class _Walk:
     def _visit(self, visit: SiteTrace) -> Iterator[Act]:
         site = visit.site
         kept = self._of_spans(visit.index, visit.after)
-        present = self._of_spans(visit.present, visit.before)
+        present = self._of_spans(visit.index if visit.present is None else visit.present, visit.before)
         groups, places = self._groups(visit), self._places(visit)
         waiting = self._running()
         shapes = self._mine(visit.shapes)
