@@ -12,19 +12,20 @@ import pytest
 import saved
 
 import foveate
+import foveate_reference
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(name: str, *words: object, cwd: Path) -> str:
-    """What an example prints."""
-    source = str(Path(foveate.__file__).resolve().parents[1])
+def run(file: Path, *words: object, cwd: Path) -> str:
+    """What a program prints."""
+    sources = [str(Path(package.__file__).resolve().parents[1]) for package in (foveate, foveate_reference)]
     env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
+    command = [sys.executable, str(file), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -40,7 +41,7 @@ def test_compress(tmp_path: Path) -> None:
     draw(tmp_path, 1)
     folder = saved.folder("qwen2_5_vl")
     words = ("--image", "0.png", "--prompt", "the cat", "--method", "divprune", "--keep", 0.25, "--max-new-tokens", 3)
-    printed = run("compress_qwen.py", "--model", folder, *words, cwd=tmp_path)
+    printed = run(EXAMPLES / "compress_qwen.py", "--model", folder, *words, cwd=tmp_path)
     assert printed.startswith("stock model: ")
     assert "\ndivprune, keep=0.25: " in printed
     assert "\nFLOPs " in printed
@@ -50,7 +51,7 @@ def test_captions_are_those_of_each_image_alone(tmp_path: Path) -> None:
     draw(tmp_path, 3)
     words = (tmp_path, "--model", saved.folder("qwen2_5_vl"), "--max-new-tokens", 4, "--batch-size")
     together, alone = (
-        [json.loads(line) for line in run("batch_caption.py", *words, size, cwd=tmp_path).splitlines()]
+        [json.loads(line) for line in run(EXAMPLES / "batch_caption.py", *words, size, cwd=tmp_path).splitlines()]
         for size in (2, 1)
     )
     assert [row["image"] for row in together] == ["0.png", "1.png", "2.png"]
@@ -76,7 +77,7 @@ def test_train(tmp_path: Path) -> None:
         "--batch",
         2,
     )
-    printed = run("train_adsc.py", *words, cwd=tmp_path)
+    printed = run(EXAMPLES / "train_adsc.py", *words, cwd=tmp_path)
     assert "3 steps, the loss went from " in printed
     assert "ADSC(" in printed.splitlines()[-1]
     assert (tmp_path / "adapter" / "foveate_method.json").is_file()
