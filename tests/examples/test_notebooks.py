@@ -19,7 +19,7 @@ PRINTS = {
         "[a picture]",
         r"divprune +\d+% right, FLOPs \d+%\n",
     ),
-    "evaluate": (r'"prompt": "', r"'label': 'luvc"),
+    "evaluate": (r'"prompt": "', r"luvc +KL \d\.\d+, same answer \d+%, visual tokens \d+%\n"),
     "write_a_method": (r"\(right: \w+\)\n", r"edges +\d+%\nstride +\d+%\nrandom +\d+%\n"),
 }
 
