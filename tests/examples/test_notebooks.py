@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from notebook import cells
-from test_examples import run
+from program import EXAMPLES, run
 
-HERE = Path(__file__).parent
-NOTEBOOKS = sorted((HERE.parents[1] / "examples" / "notebooks").glob("*.ipynb"))
+RUNNER = Path(__file__).parent / "notebook.py"
+NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
 #: What each prints, among other things.
 PRINTS = {
     "compress": (
@@ -26,7 +26,7 @@ PRINTS = {
 
 @pytest.mark.parametrize("name", PRINTS)
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
-    printed = run(HERE / "notebook.py", HERE.parents[1] / "examples" / "notebooks" / f"{name}.ipynb", cwd=tmp_path)
+    printed = run(RUNNER, EXAMPLES / "notebooks" / f"{name}.ipynb", cwd=tmp_path)
     for pattern in PRINTS[name]:
         assert re.search(pattern, printed), printed
 
