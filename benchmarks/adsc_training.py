@@ -30,7 +30,7 @@ from foveate.lab.evaluation import protocol
 from foveate.lab.terminal import note, quiet_libraries
 from foveate.lab.train import adsc
 from foveate.methods.adsc import BUDGETS
-from foveate.training import adsc as training
+from foveate.training.adsc import CHECKPOINTS, Recipe, Trained
 
 #: What is trained, by the name of its folder: how it is called, its curriculum ("": no compression), and whether the tower
 #: is trained, too.
@@ -44,11 +44,11 @@ UNTRAINED = "no training"
 LAYERS, AUTO = "0", "auto"
 
 
-def trained(folder: Path, request: adsc.Request) -> training.Trained | None:
+def trained(folder: Path, request: adsc.Request) -> Trained | None:
     """The adapter in ``folder``, made now unless it is there."""
     if (folder / "foveate_method.json").is_file():
         return None
-    return adsc.train(request, (folder / training.CHECKPOINTS).is_dir(), note)
+    return adsc.train(request, (folder / CHECKPOINTS).is_dir(), note)
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
     return [asdict(row) for row in found.rows]
 
 
-def study(name: str, work: Path, recipe: training.Recipe, options: argparse.Namespace) -> dict[str, Any]:
+def study(name: str, work: Path, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """Everything for one reference model."""
     rows, losses = {}, {}
     for layers in options.layers or [LAYERS]:
@@ -157,7 +157,7 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(options.threads)
     recipe = replace(
-        training.Recipe(),
+        Recipe(),
         rank=options.rank,
         alpha=2 * options.rank,
         dropout=0.0,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.lab.evaluation import report
+from foveate.lab.evaluation import report, written
 from foveate.lab.evaluation.plan import Missed
 from foveate.lab.evaluation.protocol import Evaluation, Request
 from foveate.lab.evaluation.results import Row, Spent
@@ -50,7 +50,7 @@ def picture(found: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         read = evaluation(found)
         report.write(replace(read, request=replace(read.request, out=Path(folder))))
-        return (Path(folder) / report.CURVE).read_bytes()
+        return (Path(folder) / written.CURVE).read_bytes()
 
 
 def reference(*results: dict[str, Any]) -> str:

@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import saved
-
-import foveate
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run(name: str, *words: object, cwd: Path) -> str:
-    """What an example prints."""
-    source = str(Path(foveate.__file__).resolve().parents[1])
-    env = os.environ | {
-        "PYTHONPATH": os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from program import EXAMPLES, run
 
 
 def draw(folder: Path, count: int) -> None:
@@ -40,7 +20,7 @@ def test_compress(tmp_path: Path) -> None:
     draw(tmp_path, 1)
     folder = saved.folder("qwen2_5_vl")
     words = ("--image", "0.png", "--prompt", "the cat", "--method", "divprune", "--keep", 0.25, "--max-new-tokens", 3)
-    printed = run("compress_qwen.py", "--model", folder, *words, cwd=tmp_path)
+    printed = run(EXAMPLES / "compress_qwen.py", "--model", folder, *words, cwd=tmp_path)
     assert printed.startswith("stock model: ")
     assert "\ndivprune, keep=0.25: " in printed
     assert "\nFLOPs " in printed
@@ -50,7 +30,7 @@ def test_captions_are_those_of_each_image_alone(tmp_path: Path) -> None:
     draw(tmp_path, 3)
     words = (tmp_path, "--model", saved.folder("qwen2_5_vl"), "--max-new-tokens", 4, "--batch-size")
     together, alone = (
-        [json.loads(line) for line in run("batch_caption.py", *words, size, cwd=tmp_path).splitlines()]
+        [json.loads(line) for line in run(EXAMPLES / "batch_caption.py", *words, size, cwd=tmp_path).splitlines()]
         for size in (2, 1)
     )
     assert [row["image"] for row in together] == ["0.png", "1.png", "2.png"]
@@ -76,7 +56,7 @@ def test_train(tmp_path: Path) -> None:
         "--batch",
         2,
     )
-    printed = run("train_adsc.py", *words, cwd=tmp_path)
+    printed = run(EXAMPLES / "train_adsc.py", *words, cwd=tmp_path)
     assert "3 steps, the loss went from " in printed
     assert "ADSC(" in printed.splitlines()[-1]
     assert (tmp_path / "adapter" / "foveate_method.json").is_file()

@@ -127,6 +127,27 @@ def test_images_are_answered_with_fewer_tokens(server: Server) -> None:
     assert after["last_layer"] == before["last_layer"] == 0
 
 
+def test_the_client_of_the_examples(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(png(48, 48))
+    example = Path(__file__).parents[2] / "examples" / "serve_client.py"
+    words = [
+        "--url",
+        f"http://127.0.0.1:{server.port}/v1",
+        "--image",
+        "one.png",
+        "--prompt",
+        "the cat",
+        "--max-tokens",
+        "6",
+    ]
+    command = [sys.executable, str(example), *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    want = server.ask(image(48, 48), "the cat")
+    assert done.stdout.startswith(f"{want.choices[0].message.content}\n")
+    assert done.stdout.endswith(f" {want.usage.prompt_tokens}\n")
+
+
 def test_a_broken_image_hurts_nobody_else(server: Server) -> None:
     """Each kind of them several times, alone in a message and beside a good one, while others ask."""
     good = [(image(48, 48), "the cat"), (image(40, 24), image(24, 32), "the dog"), (image(1, 1), "the bird")]
