@@ -2,7 +2,7 @@
 
 Chosen faults (`chosen.py`) have the tests that should notice. Those drawn at random (`drawn.py`, always the same sixty) are
 tried with the tests that execute their lines (`recording.py`, a quarter of an hour the first time). Each is applied alone, to
-one of two copies of the repository; the first test that fails ends it. Needs coverage.py.
+one of two copies of the repository; the first test that fails ends it. It needs `pip install coverage`.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def main() -> int:
             seeds += sown(free, options)
         with ThreadPoolExecutor(2) as pool:
             outcomes = list(zip(seeds, pool.map(tried, seeds)))
-    return said(outcomes)
+    return summed_up(outcomes)
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def sown(free: SimpleQueue[Copy], options: argparse.Namespace) -> list[Seed]:
     return seeds
 
 
-def said(outcomes: list[tuple[Seed, bool | None]]) -> int:
+def summed_up(outcomes: list[tuple[Seed, bool | None]]) -> int:
     """Say what was caught; whether that is too little."""
     bad = 0
     for kind, enough in (("chosen", 1.0), ("drawn", ENOUGH)):
