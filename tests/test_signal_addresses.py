@@ -85,6 +85,15 @@ def test_signals_that_cannot_be_had(family: str, site: Site, sentence: str) -> N
     refused(tiny.model(family), At(places=(site,)), UnsupportedSiteError, sentence)
 
 
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_kind_is_refused_where_it_does_not_exist(name: str) -> None:
+    asks = (name,)
+    sites = [Site("tower", 2, signals=asks), Site("lm_entry", signals=asks), Site("decoder", 2, signals=asks)]
+    for site in sites:
+        if site.at not in KINDS[name].places:
+            refused(tiny.model("llava"), At(places=(site,)), UnsupportedSiteError, f"cannot give {name}")
+
+
 def test_rotary_tables_of_renumbered_positions_are_not_known_yet() -> None:
     method = At(places=(Site("decoder", 2, signals=("rope",)),), positions="renumber")
     refused(tiny.model("llava"), method, UnsupportedSiteError, "known only once the site has answered")

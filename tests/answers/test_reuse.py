@@ -250,6 +250,15 @@ def site(layer: int, source: int, **how: Any) -> Site:
     return Site("decoder", layer, action="reuse", reuse=Reuse(source, **how))
 
 
+def skip(layer: int) -> Site:
+    return Site("decoder", layer, 0.5, action="skip", part="attention")
+
+
+PARKED = [
+    Site("decoder", 1, 0.5, action="park"),
+    Site("decoder", 2, action="attend"),
+    Site("decoder", 5, action="restore"),
+]
 REFUSED = {
     "later": ("llava", [site(2, 3)], "name an earlier layer"),
     "itself": ("llava", [site(2, 2)], "name an earlier layer"),
@@ -260,6 +269,9 @@ REFUSED = {
         [site(4, 2), Site("decoder", 3, 0.5)],
         "acts at decoder 3: the two layers must hold the same tokens",
     ),
+    "skipped where it is made": ("llava", [site(4, 2), skip(2)], "lets tokens skip the attention at decoder 2"),
+    "skipped where it is used": ("llava", [site(4, 2), skip(4)], "lets tokens skip the attention at decoder 4"),
+    "parked": ("llava", [site(4, 2), *PARKED], "lets layer 2 attend to parked tokens"),
     "hidden": ("llava", [site(4, 2), Site("decode", 4, 0.5)], "hides tokens from decode 4 on"),
     "kinds": ("gemma3", [site(4, 3)], "of the kind full_attention and layer 3 of sliding_attention"),
     "state": ("qwen3_5", [site(5, 4)], "layer 4 carries a state"),
@@ -281,6 +293,8 @@ def test_allowed_beside_other_cuts() -> None:
         with torch.no_grad(), foveate.compress(model, Fixed([*cuts, site(2, 1, tokens=tokens)])) as handle:
             model(**batch)
             assert [sum(visit.after) for visit in handle.report().visits] == [54, 54, 27]
+    with foveate.compress(model, Fixed([site(4, 2), skip(3)])):
+        pass
 
 
 def test_other_numbers_of_heads() -> None:

@@ -60,8 +60,8 @@ CHOSEN = [
     Fault(
         "4: an entry tells what it holds in place of what it stands for",
         "runtime/cache.py",
-        "return replace(self, total=self.total + n, tail=self.tail + n, _selected={})",
-        "return replace(self, total=self.total + n, tail=self.tail, _selected={})",
+        "new = replace(self, total=self.total + n, tail=self.tail + n, _made={})",
+        "new = replace(self, total=self.total + n, tail=self.tail, _made={})",
         probes("cached_step"),
     ),
     Fault(

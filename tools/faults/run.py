@@ -2,7 +2,7 @@
 
 Chosen faults (`chosen.py`) have the tests that should notice. Those drawn at random (`drawn.py`, always the same sixty) are
 tried with the tests that execute their lines (`recording.py`, a quarter of an hour the first time). Each is applied alone, to
-one of two copies of the repository; the first test that fails ends it. Needs coverage.py.
+one of two copies of the repository; the first test that fails ends it. It needs `pip install coverage`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PACKAGE = REPOSITORY / "src" / "foveate"
 CONTRACT = ("tests/test_probes.py", "-k", "(llava- or qwen2_5_vl) and (rows or cached or removal or report or keeping)")
 HOUR = 3600.0
 ENOUGH = 0.85  # of those drawn
+BROKEN = ("tests that do not end", "tests that do not start")
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,38 @@ class Copy:
         )
 
     def notices(self, seed: Seed, limit: float) -> str | None:
-        """The first test that fails with a fault, if one does."""
+        """The first test that fails with a fault, and passes without it; None: there is none."""
         path = self.folder / "src" / "foveate" / seed.file
         stock = path.read_bytes()
-        path.write_bytes(seed.new)
-        try:
-            for tests in seed.tests:
-                ran = self.pytest("-x", "--tb=no", *tests, limit=limit)
-                if ran.returncode not in (0, 5):  # 5: no test is left, of families that are not installed
-                    failed = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-                    return failed[0] if failed else "the tests do not start"
-        except subprocess.TimeoutExpired:
-            return "the tests do not end"
-        finally:
-            path.write_bytes(stock)
+        for tests in seed.tests:
+            left = list(tests)
+            while left:
+                path.write_bytes(seed.new)
+                try:
+                    failed = self.first_failure(left, limit)
+                finally:
+                    path.write_bytes(stock)
+                if failed is None:
+                    break
+                to_it = left[: left.index(failed) + 1] if failed in left else [failed]
+                if failed in BROKEN or self.first_failure(to_it, limit) is None:
+                    return failed
+                left = [test for test in left if test != failed] if failed in left else []
         return None
+
+    def first_failure(self, tests: Sequence[str], limit: float) -> str | None:
+        """The first test that fails, or what else is wrong."""
+        try:
+            ran = self.pytest("-x", "--tb=no", *tests, limit=limit)
+        except subprocess.TimeoutExpired:
+            return BROKEN[0]
+        if ran.returncode in (0, 5):  # 5: of no test that runs here
+            return None
+        lines = [line for line in ran.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+        if not lines:
+            return BROKEN[1]
+        said = lines[0].split(" ", 1)[1]
+        return next((test for test in tests if f"{said} ".startswith(f"{test} ")), said.split(" - ")[0])
 
 
 def main() -> int:
@@ -126,7 +144,7 @@ def main() -> int:
             seeds += sown(free, options)
         with ThreadPoolExecutor(2) as pool:
             outcomes = list(zip(seeds, pool.map(tried, seeds)))
-    return said(outcomes)
+    return summed_up(outcomes)
 
 
 @contextmanager
@@ -173,7 +191,7 @@ def sown(free: SimpleQueue[Copy], options: argparse.Namespace) -> list[Seed]:
     return seeds
 
 
-def said(outcomes: list[tuple[Seed, bool | None]]) -> int:
+def summed_up(outcomes: list[tuple[Seed, bool | None]]) -> int:
     """Say what was caught; whether that is too little."""
     bad = 0
     for kind, enough in (("chosen", 1.0), ("drawn", ENOUGH)):

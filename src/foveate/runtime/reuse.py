@@ -321,6 +321,4 @@ def _between(other: Action, i: int, source: int, reuse: Reuse) -> str:
         return f"lets layer {source} attend to parked tokens, which have no queries"
     if site.at == "decode" and reuse.of == "qk" and inside:
         return f"hides tokens from {site} on"
-    if site.at == "cache" and reuse.of == "qk" and site.layer in (i, source):
-        return f"removes tokens from one of their cache entries at {site}"
     return ""

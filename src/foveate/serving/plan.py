@@ -20,11 +20,11 @@ from foveate.models.family import Family
 from foveate.runtime.attach import plan
 from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.signals.kind import CHANNELS
 from foveate.tokens import Spans, Tokens
 
 Grids = tuple[tuple[int, int, int], ...]
 Counts = tuple[int, ...]
-CHANNELS = 8  # of made-up hidden states
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Slots = Callable[[str], Tensor]
 #: ``draw(*shape)`` gives random numbers ``(N, *shape)``
 Draw = Callable[..., Tensor]
+#: How many channels made-up hidden states have.
+CHANNELS = 8
 Paged = Literal["", "pieces", "whole"]
 #: What must be there when a signal is read: an ``attention`` read before; hidden states that have ``entered`` a layer, or
 #: ``left`` it; the CLS tokens (``leading``) that have entered a block; the attention of the layer ``ahead``; states of blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from foveate.runtime.presence import Presence
-from foveate.runtime.signals.kind import Asker, Draw, Kind, Need
+from foveate.runtime.signals.kind import CHANNELS, Asker, Draw, Kind, Need
 from foveate.signal import Signal
 
 
@@ -37,4 +37,4 @@ class Residual(Kind):
         return own(after) - own(before)
 
     def made_up(self, draw: Draw) -> Tensor:
-        return draw(8)
+        return draw(CHANNELS)

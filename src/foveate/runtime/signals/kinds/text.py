@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from foveate.runtime.presence import Presence
-from foveate.runtime.signals.kind import Draw, Kind, Need
+from foveate.runtime.signals.kind import CHANNELS, Draw, Kind, Need
 
 
 class Text(Kind):
@@ -27,4 +27,4 @@ class Text(Kind):
         return here.text.packed(here.hidden)
 
     def made_up(self, draw: Draw) -> Tensor:
-        return draw(8)
+        return draw(CHANNELS)
