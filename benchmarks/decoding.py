@@ -122,8 +122,8 @@ def main() -> None:
 
     padded = inputs(options.visual, 3)
     padded["attention_mask"] = padded["attention_mask"].clone()
-    for row in range(1, 3):  # rows of three lengths, as a processor pads them
-        padded["attention_mask"][row, : 2 * row] = 0
+    for i in range(1, 3):  # rows of three lengths, as a processor pads them
+        padded["attention_mask"][i, : 2 * i] = 0
     cases: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
         "one row": (inputs(options.visual), {}),
         "three rows, padded": (padded, {}),
@@ -139,8 +139,7 @@ def main() -> None:
             row = found.setdefault(case, {})[name] = compare(model, batch, method, options.pairs, **how)
             low, high = row["interval"]
             print(f"{case:<20} {name:<10} {row['ratio']:.3f} ({low:.3f} to {high:.3f})", flush=True)
-    longer = {}
-    visual = options.visual
+    longer, visual = dict[int, dict[str, Any]](), options.visual
     while options.long and visual < options.long:
         visual *= 4
         row = longer[visual] = compare(model, inputs(visual), Stride(keep=0.25), options.pairs)
