@@ -13,12 +13,13 @@ from functools import update_wrapper
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, entry_of
+from foveate.runtime.cache import CompactMixin, KVIndex, entry_of
 from foveate.runtime.context import Context, DecoderPass, Settled
 from foveate.runtime.hooks import Hooks, refuse_copy
+from foveate.runtime.layout import take_rows
 from foveate.runtime.notes import log_layers
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.kernel import is_flash
@@ -26,25 +27,32 @@ from foveate.runtime.steps import DecodeSite
 
 
 class Steady:
-    """Whether no thread is in a forward that changes the arguments of a layer.
+    """What forwards in flight leave to do for the layers, as plain attributes, which compiled code can be chosen by.
 
-    A plain attribute, and not one of the thread, so that a compiled layer can be chosen by it.
+    Attributes:
+        now: no thread is in a forward that changes more than the masks of its layers.
+        cuts: of one thread that is alone, for each layer: which of the places before ``start`` its mask is to keep, ``(B, P)``,
+            and ``start``; or None: all. Nothing here, if there are several threads.
     """
 
     def __init__(self) -> None:
         self.now = True
+        self.cuts: list[tuple[Tensor, int] | None] = []
         self._lock = threading.Lock()
-        self._busy: set[int] = set()
+        self._inside: dict[int, bool] = {}
 
-    def enter(self, steady: bool) -> None:
+    def enter(self, steady: bool, cuts: list[tuple[Tensor, int] | None]) -> None:
         """This thread begins a forward."""
         with self._lock:
-            (self._busy.discard if steady else self._busy.add)(threading.get_ident())
-            self.now = not self._busy
+            self._inside[threading.get_ident()] = steady
+            self.now = all(self._inside.values())
+            self.cuts = cuts if len(self._inside) == 1 else []
 
     def leave(self) -> None:
         """Its forward has ended."""
-        self.enter(steady=True)
+        with self._lock:
+            self._inside.pop(threading.get_ident(), None)
+            self.now, self.cuts = all(self._inside.values()), []
 
 
 class LayerCalls:
@@ -85,7 +93,9 @@ class LayerCalls:
         if step and self.settles and (self.slides is None or not is_flash(self.slides)):
             self._settle(call, cache, 0, len(self.layers) if self.step is None else self.step.layer - 1)
             call.cache = cache
-        self.steady.enter(len(call.settled) == len(self.layers) and all(each.all for each in call.settled.values()))
+        settled = call.settled.values()
+        steady = len(settled) == len(self.layers) and all(each.all for each in settled)
+        self.steady.enter(steady, [_cut(each.keys) for each in settled] if steady else [])
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
         for i in range(start, end):
@@ -114,6 +124,11 @@ class LayerCalls:
         return self.arguments.of_step(call, i, layer, settled, args, kwargs)
 
 
+def _cut(keys: KVIndex | None) -> tuple[Tensor, int] | None:
+    """What a mask of the full sequence keeps for a token that sees ``keys``, see `Steady`."""
+    return None if keys is None or keys.index is None else (keys.index, keys.total - keys.tail)
+
+
 class _Layer:
     """The forward of a decoder layer while a method is attached."""
 
@@ -123,10 +138,20 @@ class _Layer:
         update_wrapper(self, self.stock)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.steady.now and len(args) < 2 and kwargs.get(self.mask) is None:
-            return self.stock(*args, **kwargs)
-        given = self.calls.given if torch.compiler.is_compiling() else self.calls.changed
-        changed = given(self.i, self.layer, args, kwargs)
+        compiling = torch.compiler.is_compiling()
+        if self.steady.now and len(args) < 2:
+            mask = kwargs.get(self.mask)
+            if mask is None:
+                return self.stock(*args, **kwargs)
+            if compiling and self.steady.cuts and isinstance(mask, Tensor) and mask.dim() == 4:  # in the graph itself
+                if (cut := self.steady.cuts[self.i]) is not None:
+                    kept = take_rows(mask[..., : cut[1]].expand(len(cut[0]), -1, -1, -1), cut[0], 3)
+                    kwargs = {
+                        **kwargs,
+                        self.mask: torch.cat([kept, mask[..., cut[1] :].expand(len(cut[0]), -1, -1, -1)], -1),
+                    }
+                return self.stock(*args, **kwargs)
+        changed = (self.calls.given if compiling else self.calls.changed)(self.i, self.layer, args, kwargs)
         return self.stock(*args, **kwargs) if changed is None else self.stock(*changed[0], **changed[1])
 
     def __reduce__(self) -> NoReturn:
