@@ -19,7 +19,7 @@ from foveate.serialise import check
 
 #: Kinds that are known before any layer has run: of the hidden states that are here, or of the layer to come. (A test compares
 #: this with what each kind needs.)
-KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "rope", "text", "text_place"})
+KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_pass", "text_place"})
 
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
 _OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: are they known before any layer has run?
