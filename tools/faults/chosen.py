@@ -319,8 +319,8 @@ CHOSEN = [
     Fault(
         "keep: an entry without keys is counted as if it had them",
         "shares.py",
-        "stored = [cached[i] * width for i, width in zip(trace.kv_layers, trace.kv_widths) if i < n]",
-        "stored = [cached[i] for i, width in zip(trace.kv_layers, trace.kv_widths) if i < n]",
+        "stored = [cached[i] * row / full_row for",
+        "stored = [cached[i] for",
         ("tests/test_keep.py", "-k", "bytes_that_the_cache"),
     ),
     Fault(
