@@ -82,7 +82,7 @@ class Dial:
         self._ends = [self._try(0.0 if turn else method.least(host)), self._try(1.0)]
 
     def set(self, budget: float) -> Setting:
-        """The place whose cost is nearest to ``budget``; of two as near, the cheaper one."""
+        """Find the place whose cost is nearest to ``budget``; of two as near, the cheaper one."""
         points = list(self._ends)  # in order of share
         least, most = points[0].cost, points[-1].cost
         bisect = False  # interpolation is exact for smooth dials, bisection safe for those with steps: they take turns
@@ -110,7 +110,7 @@ def _nearest(points: Sequence[_Point], budget: float) -> _Point:
 
 
 def _decides(method: Method, host: Host) -> tuple[list[Site], list[float | None]]:
-    """What says how many tokens a method leaves: its sites, and thresholds."""
+    """Tell what decides how many tokens a method leaves: its sites, and thresholds."""
     return list(method.sites(host)), [part.cut for part in method.parts()]
 
 
@@ -123,7 +123,7 @@ _LARGEST_FLOAT = 0x7F7FFFFF
 def with_threshold(
     method: M, model: nn.Module, inputs: Sequence[Mapping[str, Any]], keep: float, tolerance: float = 0.005
 ) -> M:
-    """The method with the threshold at which it leaves ``keep`` of its `unit`, on average over some prompts.
+    """Find the threshold at which the method leaves ``keep`` of its `unit`, on average over some prompts.
 
     Thresholds are bisected over all numbers, whatever the scale of the scores, so the prompts go through the model up to 33
     times; a dozen times are usual.
@@ -157,7 +157,7 @@ def with_threshold(
 
 
 def _left(method: Method, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> float:
-    """The mean share that a method leaves of its unit."""
+    """Measure the mean share that a method leaves of its unit."""
     shares = []
     with compress(model, method) as handle, torch.no_grad():
         for each in inputs:
@@ -169,7 +169,7 @@ def _left(method: Method, model: nn.Module, inputs: Sequence[Mapping[str, Any]])
 
 
 def _float_at(place: int) -> float:
-    """The float32 at a place among all of them, in ascending order."""
+    """Return the float32 at a place among all of them, in ascending order."""
     (size,) = struct.unpack("f", struct.pack("I", abs(place)))
     return float(size if place >= 0 else -size)
 

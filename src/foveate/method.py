@@ -1,4 +1,4 @@
-"""A method: where it acts, what it asks for, what it decides. Methods add up with ``+``.
+"""A method says where it acts, what it asks for and what it decides. Methods add up with ``+``.
 
 A method is a frozen dataclass in a file of its own. It says its `sites` and implements one of two levels:
 `score` when it ranks tokens and keeps the best, `reduce` for anything else. What ``keep`` means is the same in all of them;
@@ -33,7 +33,7 @@ M = TypeVar("M", bound="Method")
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method was published.
+    """A paper is where a method was published.
 
     Attributes:
         title: in full.
@@ -51,7 +51,7 @@ class Paper:
 
     @property
     def reference(self) -> str:
-        """The venue and the identifier, without the title."""
+        """Say the venue and the identifier, without the title."""
         return f"{self.venue} {self.year}, {self.arxiv}"
 
     def __str__(self) -> str:
@@ -134,13 +134,13 @@ class Method:
             cls.__repr__ = inherited  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
-        """The call that makes this method, without the options that are as they are by default."""
+        """Write the call that makes this method, without the options that are as they are by default."""
         given = [f for f in fields(self) if f.init and (f.default is MISSING or getattr(self, f.name) != f.default)]
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
 
     @property
     def cut(self) -> float | None:
-        """The score that decides who survives, in place of a count: the option ``threshold``, if the method has one."""
+        """The score from which on tokens survive, however many: the option ``threshold``; None where a count decides."""
         if "threshold" not in self.how_much or not hasattr(self, "threshold"):
             return None
         given: float | None = getattr(self, "threshold")  # noqa: B009 (an option of some methods)
@@ -154,11 +154,11 @@ class Method:
         return self.fixed_budget and self.cut is None
 
     def sites(self, host: Host) -> Sequence[Site]:
-        """Where this method acts in a model like ``host``."""
-        raise NotImplementedError(f"{type(self).__name__} must say its sites")
+        """Say where this method acts in a model like ``host``."""
+        raise NotImplementedError(f"{type(self).__name__} must say its sites: define sites(self, host)")
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        """``(N,)`` scores; the best of every span survive, as many as `Tokens.budget` says, or all from `cut` on."""
+        """Rank the tokens by scores ``(N,)``: the best survive, as many as `Tokens.budget` says, or all from `cut` on."""
         raise NotImplementedError(f"{type(self).__name__} must implement score() or reduce()")
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
@@ -174,7 +174,7 @@ class Method:
         return tokens.keep_best(score, site) if self.cut is None else tokens.keep_above(score, self.cut)
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
-        """What happens at ``site``: by default the reduction that `reduce` decides, or none of it where nothing is left.
+        """Decide what happens at ``site``: by default what `reduce` says, which is not called where nothing is left.
 
         A method that says something else than which tokens survive (`foveate.answers`) overrides this.
         """
@@ -183,7 +183,7 @@ class Method:
         return tokens.keep_none() if site.keep == 0 and site.action == "reduce" else self.reduce(tokens, site)
 
     def restore(self, tokens: Tokens, parked: Parked, site: Site) -> Tensor:
-        """Hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.
+        """Return hidden states ``(N, C)`` of all tokens of ``parked``, now that the kept ones are what ``tokens`` says.
 
         Asked at ``restore`` and at every ``attend`` site, in the tower and in the decoder. By default a parked token is what it
         was.
@@ -235,7 +235,7 @@ class Method:
         """
 
     def modules(self, host: Host) -> nn.ModuleDict | None:
-        """Learned parts for a model like ``host``, as they are before training: a scorer, a resampler; None: there are none.
+        """Make the learned parts for a model like ``host``, as they are before training: a scorer, a resampler; None: none.
 
         They are made once for each handle, which keeps, saves and restores them (`foveate.Handle.modules`). Where the method
         decides they are `learned`.
@@ -244,7 +244,7 @@ class Method:
 
     @property
     def learned(self) -> nn.ModuleDict:
-        """What `modules` has made for the model that this method acts in."""
+        """The learned parts that `modules` has made for the model that this method acts in."""
         found: nn.ModuleDict | None = vars(self).get("_learned")
         if found is None:
             raise ConfigError(
@@ -253,13 +253,13 @@ class Method:
         return found
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        """Floating-point operations of the matrix products in `reduce` (or `answer`) at ``site`` (2 per multiply-add)."""
+        """Count floating-point operations of matrix products in `reduce` or `answer` at ``site`` (2 per multiply-add)."""
         return 0
 
     # -- how much it keeps: read, and set
 
     def shares(self, host: Host) -> Schedule:
-        """The share of the tokens given to the method that each decoder layer of ``host`` holds, as its sites say."""
+        """Tell which share of the tokens given to the method each decoder layer of ``host`` holds, as its sites say."""
         share = 1.0
         at: dict[int, list[float]] = {}
         for site in self.sites(host):
@@ -273,7 +273,7 @@ class Method:
         return Schedule(tuple(stages))
 
     def mean(self, host: Host) -> float:
-        """What `keep` is in a model like ``host``, in the method's `unit`, whether it was given or not.
+        """Tell what `keep` is in a model like ``host``, in the method's `unit`, whether it was given or not.
 
         Raises:
             ConfigError: a threshold decides, so this depends on the image (`foveate.dial.with_threshold` finds one for a mean).
@@ -287,40 +287,40 @@ class Method:
         return left(self.unit, self.sites(host), host)
 
     def least(self, host: Host) -> float:
-        """The smallest `keep` but 0 that this method can be set to in a model like ``host``."""
+        """Tell the smallest `keep` but 0 that this method can be set to in a model like ``host``."""
         return 0.0
 
     def with_keep(self: M, keep: float) -> M:
-        """The same method with `keep` in place of whatever says how much; where tokens leave stays as it is."""
+        """Return this method with `keep` in place of whatever says how much; where tokens leave stays as it is."""
         options: dict[str, Any] = {name: None for name in self.how_much if hasattr(self, name)}
         return replace(self, **{**options, "keep": keep})
 
     def with_schedule(self, schedule: Schedule) -> Method:
-        """This method, its tokens leaving the decoder by another schedule. `foveate tune` searches one."""
+        """Return this method with another schedule for the decoder. `foveate tune` searches one."""
         if not any(f.name == "schedule" for f in fields(self)):
             raise ConfigError(f"{self.name()} follows no schedule: it has no option `schedule`")
         options: dict[str, Any] = {name: None for name in ("keep", *self.how_much, *self.where) if hasattr(self, name)}
         return replace(self, **{**options, "schedule": schedule.stages})
 
     def with_power(self, t: float, host: Host) -> Method:
-        """This method with all of its shares to the power of ``t`` (`Schedule.power`), as near as it can come to that."""
+        """Return this method with its shares to the power of ``t`` (`Schedule.power`), as near as it can come to that."""
         return self.with_keep(max(self.shares(host).power(t).mean(host.depth), self.least(host)))
 
     def resolve(self, host: Host) -> Method:
-        """The same method in a model like ``host``, where each part of a sum has its own `keep`."""
+        """Return this method as it is in a model like ``host``, where each part of a sum has a `keep` of its own."""
         return self
 
     @classmethod
     def name(cls) -> str:
-        """The name in command lines and configs: the class name in lower case."""
+        """Say its name in command lines and configs: the class name in lower case."""
         return cls.__name__.lower()
 
     def parts(self) -> tuple[Method, ...]:
-        """The methods this one is composed of, in order; itself if it is not composed."""
+        """List the methods that this one is composed of, in order; itself if it is not composed."""
         return (self,)
 
     def terms(self) -> tuple[Method, ...]:
-        """The methods that somebody has written with ``+`` between them; itself if it is no such sum."""
+        """List the methods that were written with ``+`` between them; itself if it is no such sum."""
         return (self,)
 
     def __add__(self, other: Method) -> Method:
@@ -329,7 +329,7 @@ class Method:
         return Composed((self, other))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `foveate.method_from_json` turns back into an equal method."""
+        """Return plain data that `foveate.method_from_json` turns back into an equal method."""
         return {"method": self.name(), **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
 
     @classmethod
@@ -340,7 +340,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Sum(Method):
-    """A method that is several others at once, its `parts`.
+    """A sum is a method that is several others at once, its `parts`.
 
     Its ``keep`` is for all of them: every part of unit ``tokens`` gets its shares to the one power at which the layers hold
     ``keep`` of the tokens on average; the others stay as they are. Without it each part has its own.
@@ -365,7 +365,7 @@ class Sum(Method):
 
 @dataclass(frozen=True)
 class Composed(Sum):
-    """Several methods at once. At a shared site they act one after the other, in the order of the sum."""
+    """A composed method is what ``a + b`` makes; at a shared site its parts act one after the other, in that order."""
 
     methods: tuple[Method, ...] = ()
 
@@ -384,12 +384,12 @@ class Composed(Sum):
         return self.methods
 
     def resolve(self, host: Host) -> Method:
-        """Terms that are sums with a `keep` of their own come first, then that of the whole."""
+        """Resolve terms that are sums with a `keep` of their own, and then the `keep` of the whole."""
         parts = tuple(part for method in self.methods for part in method.resolve(host).parts())
         return Composed(parts if self.keep is None else _at_mean(parts, self.keep, host))
 
     def with_schedule(self, schedule: Schedule) -> Method:
-        """The part that follows a schedule at another one, the others as they are."""
+        """Return the sum with another schedule for the part that follows one."""
         able = [i for i, part in enumerate(self.methods) if any(f.name == "schedule" for f in fields(part))]
         if len(able) != 1:
             names = ", ".join(self.methods[i].name() for i in able) or "none"
@@ -403,7 +403,7 @@ class Composed(Sum):
         return {"method": "composed", "methods": [method.to_json() for method in self.methods], **keep}
 
     def __repr__(self) -> str:
-        """The sum as it is written; one that ``+`` cannot write, as the call that makes it."""
+        """Write the sum with ``+``; one that ``+`` cannot write, as the call that makes it."""
         if len(self.methods) == 1 or self.positions != "keep":
             return super().__repr__()
         terms = " + ".join(map(repr, self.methods))
@@ -414,7 +414,7 @@ class Composed(Sum):
 
 
 def _at_mean(parts: Sequence[Method], keep: float, host: Host) -> tuple[Method, ...]:
-    """The parts with one power on the shares of all that count tokens, so that ``keep`` of these are in a layer on average."""
+    """Give the shares of all parts that count tokens one power, so that a layer holds ``keep`` of these on average."""
     counting = [part for part in parts if part.unit == "tokens"]
     free = [part.name() for part in counting if part.cut is not None]
     if free:
@@ -439,7 +439,7 @@ def _at_mean(parts: Sequence[Method], keep: float, host: Host) -> tuple[Method, 
 
 
 def _moved(part: Method, keep: float, host: Host) -> Method:
-    """A part whose cuts may move earlier, where they have to for ``keep``; any other as it is."""
+    """Return a part with its cuts moved earlier, where they may and have to for ``keep``; any other as it is."""
     least = part.least(host)
     return part.with_keep(max(keep, least) if keep else 0.0) if least < part.shares(host).least(host.depth) else part
 
@@ -449,6 +449,6 @@ def _with_power(parts: Sequence[Method], t: float, host: Host) -> tuple[Method, 
 
 
 def _mean(parts: Sequence[Method], host: Host) -> float:
-    """The mean share per layer that all parts leave which count tokens."""
+    """Return the mean share per layer that is left by all parts that count tokens."""
     curves = [part.shares(host).curve(host.depth) for part in parts if part.unit == "tokens"]
     return sum(reduce(mul, shares, 1.0) for shares in zip(*curves)) / host.depth

@@ -57,15 +57,15 @@ class DecoderPruner(Method):
                 raise ConfigError(f"{self.name()}: give either `{one}` or `{several}`")
 
     def usual(self, host: Host) -> Schedule:
-        """The paper's setting, in a model like ``host``: what unset options are."""
+        """Say the paper's setting, in a model like ``host``: what unset options are."""
         raise NotImplementedError(f"{type(self).__name__} must say its usual schedule")
 
     def first(self, host: Host) -> int:
-        """The earliest layer that its cuts may move to, where all of its signals exist."""
+        """Tell the earliest layer that its cuts may move to: the first one where all of its signals exist."""
         return max((signal_of(signal).first_layer(host.layers) for signal in self.signals), default=0)
 
     def plan(self, host: Host) -> Schedule:
-        """The share of the tokens that is left from each layer on, in a model like ``host``; of a threshold, at most all."""
+        """Tell which share of the tokens is left from each layer on; where a threshold decides, that may be all of them."""
         schedule, keep = self._native(host), self.keep
         if self.cut is not None:
             return Schedule(tuple((layer, float(share > 0)) for layer, share in schedule.stages))
@@ -103,7 +103,7 @@ class DecoderPruner(Method):
         return any(self._option(name) is not None for name in ("layer", "layers", "schedule"))
 
     def _native(self, host: Host) -> Schedule:
-        """What the options say, the paper's setting where they say nothing, whatever `keep` is."""
+        """Read the options, and the paper's setting where they say nothing, whatever `keep` is."""
         given, ratio = self._option("schedule"), self._option("ratio")
         given = self.usual_name if given is None else given
         if isinstance(given, tuple):
@@ -139,7 +139,7 @@ class EntryPruner(Method):
 
     @property
     def share(self) -> float:
-        """The share of an image's tokens that is left; of a threshold, at most all."""
+        """The share of an image's tokens that is left; 1 where a threshold decides."""
         if self.cut is not None:
             return 1.0
         return self.usual if self.keep is None else self.keep
@@ -162,13 +162,13 @@ class TowerReducer(Method):
 
     @property
     def share(self) -> float:
-        """The share of an image's tokens that is handed over; of a threshold, at most all."""
+        """The share of an image's tokens that is handed over; 1 where a threshold decides."""
         if self.cut is not None:
             return 1.0
         return self.usual if self.keep is None else self.keep
 
     def blocks(self, host: Host) -> Sequence[Site]:
-        """The sites in the tower, which leave `share`."""
+        """Say the sites in the tower, which together leave `share`."""
         raise NotImplementedError(f"{type(self).__name__} must say its blocks")
 
     def sites(self, host: Host) -> Sequence[Site]:
@@ -202,11 +202,11 @@ class TowerParker(Method):
     signals: ClassVar[tuple[Signal | str, ...]] = ()
 
     def default_depths(self, host: Host) -> tuple[int, int]:
-        """The paper's ``block`` and ``stabilise`` in a model like ``host``."""
+        """Say the paper's ``block`` and ``stabilise`` in a model like ``host``."""
         raise NotImplementedError(f"{type(self).__name__} must say its default depths")
 
     def depths(self, host: Host) -> tuple[int, int]:
-        """Block before which patches are parked, and number of stabilised blocks."""
+        """Choose the block before which patches are parked, and the number of stabilised blocks."""
         block, stabilise = self.default_depths(host)
         block = block if self.block is None else self.block
         stabilise = max(0, min(stabilise, host.blocks - block)) if self.stabilise is None else self.stabilise
@@ -217,7 +217,7 @@ class TowerParker(Method):
         return block, stabilise
 
     def plan(self, host: Host) -> tuple[int, int, float]:
-        """The depths, and the share of the patches that goes on."""
+        """Choose the depths, and the share of the patches that goes on."""
         block, stabilise = self.depths(host)
         left, reach = host.blocks - block, f"of the tower's blocks {host.blocks} reach the language model"
         name, whole = type(self).__name__, block + stabilise  # blocks in which all patches count
@@ -265,7 +265,7 @@ class SingleRatio(Method):
     usual: ClassVar[float] = 0.5
 
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
-        """The sites that leave ``ratio`` of whatever the method reduces."""
+        """Say the sites that leave ``ratio`` of whatever the method reduces."""
         raise NotImplementedError(f"{type(self).__name__} must say its sites at a ratio")
 
     def sites(self, host: Host) -> Sequence[Site]:
@@ -319,7 +319,7 @@ class CachePruner(SingleRatio):
 
 
 def from_the_start(layer: int, host: Host) -> int:
-    """The number of a decoder layer that may be counted from the end."""
+    """Count a decoder layer from the beginning that may be counted from the end."""
     found = layer + host.layers if layer < 0 else layer
     if not 0 <= found < host.depth:
         raise UnsupportedSiteError(

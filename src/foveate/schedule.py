@@ -1,4 +1,4 @@
-"""Budgets: how many tokens survive at a site, and `Schedule`: which share of them is left at each depth."""
+"""A budget says how many tokens survive at a site, a `Schedule` which share of them is left at each depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.errors import ConfigError, shown
 
 
 def survivors(n: int, keep: float, least: int = 1) -> int:
-    """The one rounding rule: ``round(keep * n)``, halves up, and at least ``least`` of them unless ``keep`` is 0."""
+    """Round a share to a count, by the one rule: ``round(keep * n)``, halves up, at least ``least`` unless ``keep`` is 0."""
     return max(math.floor(n * keep + 0.5), min(n, least) if keep > 0 else 0)
 
 
@@ -26,7 +26,7 @@ def budget(
     history: Sequence[Sequence[int]] = (),
     total: Sequence[int] = (),
 ) -> tuple[int, ...]:
-    """Survivors per span, rounded once for every clip (an image, or all frames of a video) and over all cuts of a schedule.
+    """Count survivors per span, rounded once for every clip (an image, or all frames of a video) and schedule.
 
     A clip that arrives in several chunks gets what the whole would get: of all that has come so far, less what the earlier
     part was given.
@@ -58,7 +58,7 @@ def budget(
 
 
 def _of_clip(history: Sequence[list[int]], here: list[int], shares: Sequence[float]) -> tuple[int, list[int]]:
-    """Survivors of a clip at the last cut of ``shares``, and the tokens per span that they are a share of.
+    """Count survivors of a clip at the last cut of ``shares``, and the tokens per span that they are a share of.
 
     That is what was there at the first cut from which on the schedule alone has decided.
     """
@@ -72,7 +72,7 @@ def _of_clip(history: Sequence[list[int]], here: list[int], shares: Sequence[flo
 
 
 def _of_chunk(n: int, seen: int, shares: Sequence[float], total: int) -> int:
-    """Survivors of a clip's ``n`` tokens that come after ``seen`` others, of ``total`` in all (0: unknown)."""
+    """Count survivors of a clip's ``n`` tokens that come after ``seen`` others, of ``total`` in all (0: unknown)."""
     if not total:
         share = shares[-1] / shares[-2] if len(shares) > 1 and shares[-2] else shares[-1]
         return survivors(seen + n, share) - survivors(seen, share)
@@ -81,7 +81,7 @@ def _of_chunk(n: int, seen: int, shares: Sequence[float], total: int) -> int:
 
 
 def spread(total: int, weights: Sequence[int], room: Sequence[int]) -> list[int]:
-    """``total`` over several spans in proportion to ``weights``, by cumulative rounding.
+    """Spread ``total`` over several spans in proportion to ``weights``, by cumulative rounding.
 
     Args:
         total: at most the sum of ``room``.
@@ -100,7 +100,7 @@ def spread(total: int, weights: Sequence[int], room: Sequence[int]) -> list[int]
 
 
 def _nearest(numerator: int, denominator: int) -> int:
-    """The whole number nearest to a fraction, halves up; 0 if it is of nothing."""
+    """Return the whole number nearest to a fraction, halves up; 0 if its denominator is 0."""
     return (2 * numerator + denominator) // (2 * denominator) if denominator else 0
 
 
@@ -149,7 +149,7 @@ class Schedule:
 
     @classmethod
     def named(cls, name: str, layers: int, every: int | None = None) -> Schedule:
-        """The schedule of a name, spread over a model.
+        """Spread the schedule of a name over a model.
 
         Args:
             name: one of `SCHEDULES`.
@@ -168,7 +168,7 @@ class Schedule:
 
     @classmethod
     def cuts(cls, layers: Sequence[int], ratios: float | Sequence[float]) -> Schedule:
-        """Before each of ``layers`` that share of the tokens present is left: one ratio for all, or one for each."""
+        """Make a schedule of ratios of the tokens present, one for all of ``layers`` or one for each."""
         each = [ratios] * len(layers) if isinstance(ratios, (int, float)) else list(ratios)
         if not layers or len(set(layers)) < len(layers):
             raise ConfigError(f"layers={tuple(layers)}: give at least one layer, and each of them once")
@@ -182,7 +182,7 @@ class Schedule:
 
     @classmethod
     def scaled(cls, layers: Sequence[int], ratios: Sequence[float], of: int, to: int, first: int = 0) -> Schedule:
-        """Cuts of a model with ``of`` layers at the same depths of one with ``to``; not before layer ``first``.
+        """Scale cuts in a model with ``of`` layers to the same depths of one with ``to``, not before layer ``first``.
 
         Cuts that meet at one layer of the other model are one there, which leaves what the last of them leaves.
         """
@@ -190,12 +190,12 @@ class Schedule:
         return cls(tuple(stages.items())).within(to)
 
     def within(self, layers: int) -> Schedule:
-        """This schedule in a model with so many layers: stages that come too late for it are at its last one."""
+        """Fit this schedule to a model with so many layers: stages that come too late for it move to its last one."""
         return Schedule(tuple({min(layer, layers - 1): share for layer, share in self.stages}.items()))
 
     @classmethod
     def along(cls, curve: Sequence[float], first: int = 0, step: float = 0.02) -> Schedule:
-        """The schedule that follows a falling curve of shares, layer by layer.
+        """Make the schedule that follows a falling curve of shares, layer by layer.
 
         Args:
             curve: share of all tokens in each layer.
@@ -221,12 +221,12 @@ class Schedule:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The share of the tokens present that each stage leaves; 0 of none."""
+        """The share of the tokens present that each stage leaves; 0 where none are present."""
         before = [1.0, *(share for _, share in self.stages)]
         return tuple(share / present if present else 0.0 for present, share in pairwise(before))
 
     def curve(self, depth: int) -> list[float]:
-        """The share that is there in each of ``depth`` layers."""
+        """Tell the share of all tokens that each of ``depth`` layers holds."""
         found, share, left = [], 1.0, dict(self.stages)
         for layer in range(depth):
             share = left.get(layer, share)
@@ -234,17 +234,17 @@ class Schedule:
         return found
 
     def mean(self, depth: int) -> float:
-        """The mean share per layer of a model with ``depth`` layers."""
+        """Tell the mean share per layer of a model with ``depth`` layers."""
         return sum(self.curve(depth)) / depth
 
     def least(self, depth: int) -> float:
-        """The least mean that is left if every cut drops everything: that of the layers before the first."""
+        """Tell the mean share that is left if every cut drops everything: that of the layers before the first."""
         return min((layer for layer, share in self.stages if share < _WHOLE), default=depth) / depth
 
     # -- set to ...
 
     def power(self, t: float) -> Schedule:
-        """All shares to the power of ``t``: more than 1 is steeper, less is flatter, and 0 keeps whatever is not withdrawn.
+        """Raise all shares to the power of ``t``: more than 1 is steeper, less is flatter, 0 keeps whatever is not withdrawn.
 
         No power brings back what a share of exactly 0 withdraws. So from 0 to -1 these shares rise: they are ``-t``, and the
         others 1; -1 keeps everything.
@@ -252,7 +252,7 @@ class Schedule:
         return Schedule(tuple((layer, to_power(share, t)) for layer, share in self.stages))
 
     def at_mean(self, keep: float, depth: int) -> Schedule:
-        """The schedule with the same layers that leaves the mean share ``keep`` per layer: ``mean(depth) == keep``.
+        """Find the schedule with the same layers that leaves the mean share ``keep`` per layer: ``mean(depth) == keep``.
 
         With one cut before layer k, what is left is ``(keep * depth - k) / (depth - k)``; with several, all shares get the
         one power that does it.
@@ -278,7 +278,7 @@ class Schedule:
         return cuts.power(solve_power(lambda t: cuts.power(t).mean(depth), keep))
 
     def earlier(self, keep: float, depth: int, first: int = 0) -> Schedule:
-        """The same shares at earlier layers, where the layers before the first cut would hold more than the mean ``keep``.
+        """Move the cuts earlier, where the layers before the first one would hold more than the mean ``keep``.
 
         All layers are multiplied by the one factor that makes those before the first cut hold half of what ``keep`` allows,
         and rounded down, to ``first`` at the earliest. Of cuts that meet at one layer the last one counts.
@@ -295,7 +295,7 @@ _WHOLE = 1 - 1e-6
 
 
 def to_power(share: float, t: float) -> float:
-    """A share to a power, as `Schedule.power` has it."""
+    """Raise a share to a power, as `Schedule.power` has it."""
     if t < 0:
         return 1.0 if share else -t
     if t == math.inf or share == 0:
@@ -304,7 +304,7 @@ def to_power(share: float, t: float) -> float:
 
 
 def solve_power(mean: Callable[[float], float], keep: float) -> float:
-    """The power ``t``, -1 to infinity, at which ``mean(t)``, which falls as ``t`` grows, is ``keep``."""
+    """Find the power ``t``, -1 to infinity, at which ``mean(t)``, which falls as ``t`` grows, is ``keep``."""
     if keep >= mean(-1.0):
         return -1.0
     if keep <= mean(math.inf):
@@ -332,7 +332,7 @@ def halving(layers: int, every: int | None = None) -> list[Stage]:
 
 
 def linear(layers: int, every: int | None = None) -> list[Stage]:
-    """Of all, ``1 - layer / last``, set anew every two layers (or every so many); so none in the last."""
+    """Tokens leave evenly until the last layer has none: ``1 - layer / last`` are left, set anew every two layers or more."""
     every, last = every or 2, layers - 1
     return [*((layer, 1 - layer / last) for layer in range(every, last, every)), (last, 0.0)]
 
@@ -347,7 +347,7 @@ SCHEDULES: dict[str, Callable[[int, int | None], list[Stage]]] = {"early": early
 
 
 def sigmoid(layers: int, steepness: float, offset: float) -> list[float]:
-    """The curve of P-Sigmoid (arXiv 2412.00556): ``1 / (1 + exp(steepness * depth - offset))`` of all tokens in each layer.
+    """Return P-Sigmoid's curve (arXiv 2412.00556): ``1 / (1 + exp(steepness * depth - offset))`` of all tokens in a layer.
 
     Args:
         layers: of the decoder; their depths are 0 to 1.

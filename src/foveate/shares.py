@@ -1,4 +1,4 @@
-"""What a call has left of each unit that `keep` may be a share of (`foveate.units`), counted on its trace."""
+"""The shares that a call has left of each unit of `keep` (`foveate.units`) are counted on its trace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 
 
 def of_layers(trace: Trace, prefill: Sequence[LayerTrace], sources: Sequence[int], full: float) -> dict[str, float]:
-    """The shares of the language model.
+    """Tell which shares the language model has left of each unit.
 
     Args:
         prefill: the layers of the prompt's forwards, forward after forward.
@@ -37,7 +37,7 @@ def of_layers(trace: Trace, prefill: Sequence[LayerTrace], sources: Sequence[int
 
 
 def _in_ffn(layer: LayerTrace) -> float:
-    """Visual tokens that go through a layer's FFN, each counted by the share of the channels that it uses."""
+    """Count the visual tokens that go through a layer's FFN, each counted by the share of the channels that it uses."""
     through: float = layer.visual or 0
     if layer.parts is None or layer.parts.ffn is None:
         return through
@@ -49,7 +49,7 @@ def _in_ffn(layer: LayerTrace) -> float:
 
 
 def _seen(sites: Sequence[SiteTrace], layer: int) -> float:
-    """The share of a layer's cached visual tokens that the last step of decoding has seen."""
+    """Tell which share of a layer's cached visual tokens the last step of decoding has seen."""
     last = {visit.site: visit for visit in sites if visit.site.at == "decode" and visit.site.action == "reduce"}
     share = 1.0
     for site, visit in last.items():
@@ -59,7 +59,7 @@ def _seen(sites: Sequence[SiteTrace], layer: int) -> float:
 
 
 def of_blocks(blocks: Sequence[BlockTrace], stock: Sequence[BlockTrace], images: int, leading: int, n: int) -> float:
-    """The share of the patches that the first ``n`` vision blocks have worked on, in the mean.
+    """Tell which share of the patches the first ``n`` vision blocks have worked on, in the mean.
 
     Args:
         blocks, stock: what each block did in each call, and what it does in the stock model.

@@ -1,4 +1,4 @@
-"""A signal: something that a method may ask to know of the tokens at a site, besides their hidden states.
+"""A signal is something that a method may ask to know of the tokens at a site, besides their hidden states.
 
 Each kind of signal is one file of ``foveate/runtime/signals/kinds``, which says where it exists and how it is read.
 """
@@ -27,7 +27,7 @@ _OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: ar
 
 @dataclass(frozen=True)
 class Signal:
-    """The address of a signal. In `Site.signals`, a string is short for ``Signal(kind)``.
+    """A signal has an address. In `Site.signals`, a string is short for ``Signal(kind)``.
 
     Attributes:
         kind: what it is: ``keys``, ``cls_row``, ``received``, ... (docs/families.md lists them).
@@ -53,7 +53,7 @@ class Signal:
             raise ConfigError(f"there is no signal {shown(self.kind)}; there are {', '.join(sorted(kinds()))}")
 
     def first_layer(self, layers: int) -> int:
-        """The earliest decoder layer, of so many, before which a site may ask for it."""
+        """Tell the earliest decoder layer, of so many, before which a site may ask for it."""
         if self.at == "tower":
             return 0
         if self.layer is not None:
@@ -71,7 +71,7 @@ class Signal:
 
 
 def kinds() -> frozenset[str]:
-    """The names of all kinds of signals."""
+    """Return the names of all kinds of signals."""
     return _own_kinds() | _OTHERS.keys()
 
 
@@ -90,7 +90,7 @@ def register_kind(name: str, known_before: Callable[[Signal], bool]) -> None:
 
 
 def signal_of(asked: Signal | str) -> Signal:
-    """A signal, which may be given by its kind alone.
+    """Return a signal that may have been given by its kind alone.
 
     Raises:
         ConfigError: it is neither, or there is no such kind.
@@ -103,7 +103,7 @@ def signal_of(asked: Signal | str) -> Signal:
 
 
 class Signals(Mapping[Signal, Tensor]):
-    """Values of signals by their address; a string is short for ``Signal(kind)``."""
+    """A mapping of signals to their values; a string is short for ``Signal(kind)``."""
 
     def __init__(self, values: Mapping[Any, Tensor]) -> None:
         self._values = {signal_of(asked): value for asked, value in values.items()}

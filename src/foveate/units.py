@@ -16,7 +16,7 @@ Unit = Literal["tokens", "tower", "decode", "cache", "compute", "none"]
 
 
 def left(unit: Unit, sites: Iterable[Site], host: Host) -> float:
-    """The share that ``sites`` leave of what a ``unit`` counts, if each of them leaves its own share."""
+    """Tell which share ``sites`` leave of what a ``unit`` counts, if each of them leaves its own share."""
     if unit == "none":
         return 1.0
     from_start = [_from_the_start(site, host) for site in sites]

@@ -316,4 +316,32 @@ CHOSEN = [
         "changes[-1] = rows",
         ("tests/runtime/test_state.py",),
     ),
+    Fault(
+        "keep: an entry without keys is counted as if it had them",
+        "shares.py",
+        "stored = [cached[i] * row / full_row for",
+        "stored = [cached[i] for",
+        ("tests/test_keep.py", "-k", "bytes_that_the_cache"),
+    ),
+    Fault(
+        "keep: what leaves the cache after the prompt is not promised",
+        "units.py",
+        'return prod(site.keep for site in here if site.at == "cache") * (0.5 if without_keys else 1)',
+        "return 0.5 if without_keys else 1.0",
+        ("tests/test_keep.py", "-k", "bytes_that_the_cache"),
+    ),
+    Fault(
+        "keep: tokens that use some channels of an FFN count in full",
+        "shares.py",
+        "through += partly * some / every",
+        "through += partly",
+        ("tests/test_keep.py", "-k", "work_of_visual"),
+    ),
+    Fault(
+        "threshold: an image of which no token reaches it loses all",
+        "tokens.py",
+        "return self.keep_mask((score >= threshold).index_fill(0, best, True))",
+        "return self.keep_mask(score >= threshold)",
+        ("tests/test_threshold.py", "-k", "best_in_any_case"),
+    ),
 ]

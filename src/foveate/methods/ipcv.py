@@ -69,14 +69,14 @@ class IPCV(TowerParker):
         return max(1, int(share * early + 0.5)), max(1, int(share * late + 0.5))
 
     def _budget(self, tokens: Tokens, ratio: float) -> tuple[int, ...]:
-        """Patches kept of each span, or of all (``budget``)."""
+        """Count the patches that are kept of each span, or of all together (``across="budget"``)."""
         pools, kept, least = tokens.counts, tokens.budget(ratio), 1
         if self.across == "budget":
             pools, kept, least = (len(tokens),), (survivors(len(tokens), ratio),), sum(map(bool, tokens.counts))
         return tuple(n if n < self.min_tokens else max(k, min(least, n)) for n, k in zip(pools, kept))
 
     def _pools(self, all_of: Tokens, kept: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """Of each pool of neighbours, how many patches are parked and how many were kept."""
+        """Count the patches that are parked and kept in each pool of neighbours."""
         if self.across == "nothing":
             return [n - k for n, k in zip(all_of.counts, kept)], list(kept)
         return [len(all_of) - sum(kept)], [sum(kept)]

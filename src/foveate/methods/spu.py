@@ -87,8 +87,11 @@ class SPU(DecoderPruner):
 
 
 def _even(residual: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same, without rounding where two tokens are all of a span: these are equally far from what passes if their mean
-    passes whole, so the earlier one shall stay, in every batch and under every attention."""
+    """Make the residuals of a span of two tokens equal.
+
+    The two are equally far from what passes if their mean passes whole, but for rounding; so the earlier one stays, in every
+    batch and under every attention.
+    """
     pairs = [start for start, n in zip(offsets(counts), counts) if n == 2]
     rows = ranges(pairs, [2] * len(pairs), residual.device)
     return residual.index_copy(0, rows, residual[rows].view(-1, 2).mean(1).repeat_interleave(2))

@@ -50,7 +50,7 @@ def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
 
 
 def segment_max(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
-    """Largest of ``x (N,)`` by segment: ``(S,)``; an empty segment gives 0. Of ``-x`` it is minus the smallest."""
+    """Largest of ``x (N,)`` by segment: ``(S,)``; an empty segment gives 0. (``-segment_max(-x, ...)`` is the smallest.)"""
     return x.new_zeros(n_segments).scatter_reduce(0, segment, x, "amax", include_self=False)
 
 

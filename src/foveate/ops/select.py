@@ -1,4 +1,4 @@
-"""Selectors: which tokens of each segment survive. All return packed indices in ascending order."""
+"""Selectors choose which tokens of each segment survive, as packed indices in ascending order; and ranks of tokens."""
 
 from __future__ import annotations
 

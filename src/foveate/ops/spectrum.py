@@ -59,7 +59,7 @@ def low_pass_channels(x: Tensor, cutoff: float, kind: str, mirror: bool) -> Tens
 
 
 def _filter(x: Tensor, cutoff: float, kind: str, mirror: bool) -> Tensor:
-    """Along axis 1 of ``(S, n, C)``."""
+    """Filter ``(S, n, C)`` along its axis 1."""
     n = x.shape[1]
     if mirror:
         x = torch.cat([x, x.flip(1)], dim=1)
