@@ -177,6 +177,15 @@ def test_chunks_add_up(n: int, cuts: list[int], ratios: list[float]) -> None:
     assert left == len(whole)
 
 
+def test_a_schedule_after_another_method_is_a_share_of_what_that_left() -> None:
+    model = tiny.model("llava")
+    batch = tiny.inputs("llava", [[3, "image", 5]])
+    both = Random(ratio=0.5, layer=0) + Random(schedule=((1, 0.7), (2, 0.45), (3, 0.3)))
+    with torch.no_grad(), foveate.compress(model, both) as handle:
+        model(**batch)
+        assert [visit.after for visit in handle.report().visits] == [(18,), (13,), (8,), (5,)]  # each rounded once: of 18
+
+
 def test_spread() -> None:
     assert spread(6, [4] * 4, [4] * 4) == [2, 1, 2, 1]
     assert spread(2, [1] * 4, [1, 0, 1, 0]) == [1, 0, 1, 0]  # the third has room for what the others cannot take

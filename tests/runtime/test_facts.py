@@ -89,6 +89,16 @@ def test_a_wrong_fact(family: str, facts: dict[str, Any], sentence: str) -> None
         run(family, **facts)
 
 
+def test_a_wrong_last_block_where_the_projector_is_given_cls_tokens() -> None:
+    config = tiny.config("llava")
+    config.vision_feature_select_strategy = "full"
+    model, family = tiny.build(config), list_families()["llava"]
+    runtime = Runtime(model, replace(family, tower=replace(family.tower, last_block=last_block(1))), DROP)
+    with torch.no_grad(), pytest.raises(UnsupportedModelError, match="is 4, but features are made of what block 3"):
+        model.get_image_features(tiny.inputs("llava", ROWS["llava"])["pixel_values"])
+    runtime.remove()
+
+
 class Squares(nn.Module):
     """A projector that is given patches put together as ``(images, height, width, C)``."""
 

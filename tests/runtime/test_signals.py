@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from calls import HANDS_OVER_FEATURES, ROWS, close
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 import foveate
@@ -22,6 +22,7 @@ from foveate import signal as addresses
 from foveate.models import list_families
 from foveate.runtime.signals import kinds
 from foveate.runtime.signals.kind import KINDS
+from foveate.runtime.signals.pattern import Pattern, attention
 from foveate.signal import Signal
 
 
@@ -279,6 +280,10 @@ def test_a_block_of_a_padded_tower(impl: str) -> None:
         layer.self_attn.k_proj.register_forward_hook(lambda module, args, output, i=i: keys.update({i: output}))
         for i, layer in enumerate(tower.encoder.layers)
     ]
+    states: list[Tensor] = []  # of the second block, between attention and FFN
+    hooks += [
+        tower.encoder.layers[2].layer_norm2.register_forward_pre_hook(lambda module, args: states.append(args[0]))
+    ]
     with torch.no_grad():
         out = tower(batch["pixel_values"], output_hidden_states=True, output_attentions=True)
     for hook in hooks:
@@ -301,11 +306,19 @@ def test_a_block_of_a_padded_tower(impl: str) -> None:
     close(tokens.signal("keys", 0), keys[0].unflatten(-1, (heads, -1))[:, 1:].flatten(0, 1))
     close(tokens.signal("keys", of="cls"), keys[tiny.BLOCKS - 1].unflatten(-1, (heads, -1))[:, 0])
     close(tokens.signal("received", 0), out.attentions[0].mean((1, 2))[:, 1:].flatten())
-    for mid in (Site("tower", 2, where="mid", signals=("keys", Signal("hidden", 2), Signal("hidden", of="cls"))),):
-        inside = hear(model, batch, mid)
-        close(inside.signal("hidden", 2), out.hidden_states[2][:, 1:].flatten(0, 1))
-        close(inside.keys, keys[2].unflatten(-1, (heads, -1))[:, 1:].flatten(0, 1))
+    mid = Site("tower", 2, where="mid", signals=("keys", Signal("hidden", 2), Signal("hidden", of="cls")))
+    inside = hear(model, batch, mid)
+    close(inside.signal("hidden", 2), out.hidden_states[2][:, 1:].flatten(0, 1))
+    close(inside.signal("hidden", of="cls"), states[0][:, 0])
+    close(inside.keys, keys[2].unflatten(-1, (heads, -1))[:, 1:].flatten(0, 1))
     as_alone("llava", model, site)
+
+
+def test_attention_that_is_told_no_scale_is_that_of_torch() -> None:
+    query, key, value = torch.randn(3, 1, 2, 5, 16)
+    how = Pattern.told(nn.Identity(), query, torch.zeros(1, 1, 5, 5), {})
+    rows = attention(query, key, None, how, torch.arange(5)[None])
+    close(rows @ value, nn.functional.scaled_dot_product_attention(query, key, value))
 
 
 def test_a_block_of_a_packed_tower(impl: str) -> None:

@@ -19,4 +19,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "value = value[0] if isinstance(value, tuple) else value",
         "value = value[1] if isinstance(value, tuple) else value",
     ): "it is asked for its shape, and sines have that of cosines",
+    (
+        "runtime/tower.py",
+        "self.merges_at = merger.block(config) if merger is not None and merger.rows(config) > 1 else None",
+        "self.merges_at = merger.block(config) if merger is not None and merger.rows(config) > 2 else None",
+    ): "a merger makes a row of a square of rows: of one, or of four at least",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from foveate.runtime.presence import Presence
-from foveate.runtime.signals.kind import Asker, Draw, Kind, Need
+from foveate.runtime.signals.kind import CHANNELS, Asker, Draw, Kind, Need
 from foveate.signal import Signal
 
 
@@ -43,4 +43,4 @@ class TextPass(Kind):
         return here.alone()
 
     def made_up(self, draw: Draw) -> Tensor:
-        return draw(8)
+        return draw(CHANNELS)
