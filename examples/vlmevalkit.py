@@ -22,8 +22,8 @@ import torch
 
 import foveate
 from foveate.errors import FoveateError
+from foveate.lab.chats import Frames, chat
 from foveate.lab.evaluation.lmms.asker import Asker
-from foveate.lab.evaluation.lmms.chats import Frames, chat
 from foveate.lab.loading import device_of, load
 from foveate.lab.options import method_from_words
 

@@ -45,6 +45,25 @@ def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> N
             raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
 
 
+def check_asked_or_data(
+    images: Sequence[Path] | None, prompt: str | None, data: Path | None, out: Path | None, overlay: Path | None
+) -> tuple[tuple[Path, ...], str] | None:
+    """One question, its images first; None: a file of questions. Raise `CommandError` for neither, or for some of both."""
+    one = {"--image": images, "--prompt": prompt, "--overlay": overlay}
+    if data is not None:
+        for option, value in one.items():
+            if value:
+                raise CommandError(f"{option} belongs to one question, and --data has many: leave one of them out")
+        if not data.is_file():
+            raise CommandError(f"there is no file {str(data)!r}")
+        return None
+    if out is not None:
+        raise CommandError("--out belongs to --data, a file of questions: one question is answered on the screen")
+    if not images or prompt is None:
+        raise CommandError("say what to ask: --image and --prompt, or a file of questions, --data")
+    return tuple(images), prompt
+
+
 def check_model(name: str) -> None:
     """Raise `CommandError` for a folder that is not there or has no model; an id of the hub may be anything else."""
     if name in REFERENCES:

@@ -55,7 +55,7 @@ def main() -> None:
         raise SystemExit(2) from None
     except SystemExit as end:
         if end.code == 130:  # Ctrl-C
-            terminal.note("stopped; eval, tune and bench keep what they measured, and the same command goes on")
+            terminal.note("stopped; eval, tune, bench and run --data keep what they have, and the same command goes on")
         raise
 
 
@@ -103,8 +103,8 @@ def demo(
 
 @app.command()
 def run(
-    image: Annotated[list[Path], typer.Option(help="An image file; repeat it for several.")],
-    prompt: Annotated[str, typer.Option(help="What to ask about them.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image file; repeat it for several.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to ask about them.")] = None,
     model: Model = "reference",
     method: OneMethod = None,
     keep: Keep = None,
@@ -113,21 +113,43 @@ def run(
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer at most.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 64,
     overlay: Annotated[Path | None, typer.Option(help="Folder for pictures of the surviving patches.")] = None,
     compare: Annotated[bool, typer.Option(help="Ask the stock model, too.")] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='Many questions: a file of lines like {"image": "cat.jpg", "prompt": "What is it?"}.'),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --data: the answers; a run stopped goes on.", show_default="answers.jsonl"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --data: questions at once.")] = 8,
+    frames: Annotated[int, typer.Option(min=1, help="With --data: frames of a video at most.")] = 32,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --data: begin anew.")] = False,
     json: Json = False,
 ) -> None:
-    """Ask any supported model about your images, with a method attached."""
+    """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
     words.check_one(method, keep, option or [], method_json)
-    _check_asked(model, dtype, image, [prompt])
-    from foveate.lab import run as face
+    asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
+    _check_asked(model, dtype, image or [], [] if prompt is None else [prompt])
     from foveate.lab.options import method_from_words
 
     terminal.quiet_libraries(bars=True)
     chosen = method_from_words(method, keep, option or [], method_json)
-    request = face.Request(model, tuple(image), prompt, chosen, dtype, device, attn, max_new_tokens, compare, overlay)
-    result = face.run(request, terminal.note)
+    if asked is None:
+        from foveate.lab import batch
+
+        files, running = (Path(str(data)), out or Path("answers.jsonl")), (dtype, device, attn, max_new_tokens)
+        many = batch.Request(*files, model, chosen, batch_size, *running, frames, overwrite)
+        with terminal.Bar() as bar:
+            done = batch.run(many, bar.tell, terminal.warn)
+        terminal.emit(batch.to_dict(done)) if json else batch.show(done, terminal.out)
+        raise typer.Exit(1 if done.failed else 0)
+    from foveate.lab import run as face
+
+    request = face.Request(model, *asked, chosen, dtype, device, attn, max_new_tokens, compare, overlay)
+    result = face.run(request, terminal.note, terminal.warn)
     if json:
         terminal.emit(face.to_json(result))
     else:

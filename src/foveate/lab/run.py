@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.cost import Report
-from foveate.handle import compress
-from foveate.lab import overlay, prompting, terminal
+from foveate.handle import compress, host_of
+from foveate.lab import cautions, overlay, prompting, terminal
 from foveate.lab.checks import check_dtype
 from foveate.lab.loading import device_of, load
 from foveate.lab.terminal import CommandError
@@ -62,8 +62,8 @@ class Result:
     overlays: tuple[Path, ...]
 
 
-def run(request: Request, tell: Callable[[str], None]) -> Result:
-    """Load, ask, report. ``tell`` gets a line before each step that may take long."""
+def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], None]) -> Result:
+    """Load, ask, report. ``tell`` gets a line before each step that may take long, ``warn`` what to know of the answer."""
     prompting.check(request.prompt)
     if request.overlay is not None:
         terminal.check_folder("overlay", request.overlay)
@@ -73,6 +73,11 @@ def run(request: Request, tell: Callable[[str], None]) -> Result:
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
+    for line in (
+        *cautions.about_model(request.model, model, processor, [request.prompt]),
+        *cautions.about_method(request.model, request.method, host_of(model)),
+    ):
+        warn(line)
     inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)
 
     tell(f"asking with {request.method!r}")
@@ -115,10 +120,12 @@ def to_json(result: Result) -> dict[str, Any]:
 def show(result: Result, console: Console) -> None:
     """Answers and report for a person."""
     console.print(f"[bold]{escape(result.request.prompt)}[/bold]")
-    console.print(f"{escape(repr(result.request.method))}\n  {escape(result.answer)}", soft_wrap=True)
+    console.print(f"{escape(repr(result.request.method))}\n  {_said(result.answer)}", soft_wrap=True)
     if result.dense_answer is not None and result.dense_seconds is not None:
         same = "same answer" if result.dense_answer == result.answer else "another answer"
-        console.print(f"stock model ({same})\n  {escape(result.dense_answer)}", soft_wrap=True)
+        if not result.dense_answer and not result.answer:
+            same = "says nothing, too"
+        console.print(f"stock model ({same})\n  {_said(result.dense_answer)}", soft_wrap=True)
     console.print()
     console.print(escape(str(result.report)), soft_wrap=True)
     if result.dense_seconds is not None:
@@ -126,6 +133,11 @@ def show(result: Result, console: Console) -> None:
         console.print("                (one call each, the first one cold: not a measurement)")
     for path in result.overlays:
         console.print(f"overlay         {escape(str(path))}", soft_wrap=True)
+
+
+def _said(answer: str) -> str:
+    """An answer on the screen, where nothing is something, too."""
+    return escape(answer) if answer else "[dim](nothing: the model ended its answer at once)[/dim]"
 
 
 def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report: Report) -> list[Path]:

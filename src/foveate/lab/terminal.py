@@ -34,6 +34,11 @@ def note(text: str) -> None:
     log.print(escape(text), style="dim", soft_wrap=True)
 
 
+def warn(text: str) -> None:
+    """One line that should not be missed."""
+    log.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
+
+
 def fail(error: FoveateError) -> None:
     """One red sentence."""
     log.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)

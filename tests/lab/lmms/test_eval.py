@@ -129,7 +129,7 @@ def test_grades_between_right_and_wrong(request_: Request, found: Public) -> Non
 def test_a_method_answers_what_it_answers_alone(request_: Request, found: Public) -> None:
     """The answers that were kept are those of the model with the method attached, asked one at a time."""
     import foveate_reference as reference
-    from foveate.lab.evaluation.lmms.chats import Frames, chat, question
+    from foveate.lab.chats import Frames, chat, question
 
     asker = Asker(*reference.load("qwen2_5_vl"))
     lines = (request_.out / "answers" / "scenes-stride-at-0.5-tokens-0.jsonl").read_text().splitlines()[1:]

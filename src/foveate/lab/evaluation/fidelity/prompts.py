@@ -7,14 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from foveate.errors import ConfigError
+from foveate.lab import records
 from foveate.lab.prompting import open_image
 from foveate.lab.terminal import CommandError
-from foveate.serialise import from_json
 
 if TYPE_CHECKING:
     from foveate_reference.data import Sample
@@ -52,23 +51,12 @@ def from_file(path: Path) -> list[Prompt]:
     Raises:
         CommandError: with the number of the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise CommandError(f"there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot read {str(path)!r}: {error}") from None
     found: list[Prompt] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                found.append(_of_line(line, str(number), path.parent))
-            except CommandError as error:
-                raise CommandError(f"line {number} of {str(path)!r}: {error}") from None
-    if not found:
-        raise CommandError(
-            f'{str(path)!r} has no prompt: write one a line, such as {{"image": "cat.jpg", "prompt": "What is it?"}}'
-        )
+    for number, line in records.lines(path):
+        try:
+            found.append(_of_line(line, number, path.parent))
+        except CommandError as error:
+            raise CommandError(f"line {number} of {str(path)!r}: {error}") from None
     names = [prompt.id for prompt in found]
     for name in names:
         if names.count(name) > 1:
@@ -118,27 +106,17 @@ def grouped(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
     return [tuple(alike[start : start + size]) for start in range(0, len(alike), size)]
 
 
-def _of_line(line: str, name: str, folder: Path) -> Prompt:
-    try:
-        data = from_json(line)
-    except ConfigError as error:
-        raise CommandError(str(error)) from None
-    if not isinstance(data, dict):
-        raise CommandError('a prompt is an object, such as {"image": "cat.jpg", "prompt": "What is it?"}')
-    images: Any = data.get("images", [data["image"]] if "image" in data else [])
-    if "image" in data and "images" in data:
-        raise CommandError("give `image` or `images`, not both")
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+def _of_line(line: str, number: int, folder: Path) -> Prompt:
+    data = records.fields(line)
+    images = records.paths_of(data, "image")
+    if not images:
         raise CommandError(
             "no image: give `image`, a path, or `images`, a list of paths; without one nothing is compressed"
         )
-    name = data.get("id", name)
-    if not isinstance(name, (str, int)):
-        raise CommandError("`id` is a text or a number")
     text = data.get("prompt")
     if not isinstance(text, str):
         raise CommandError("no `prompt`: give the text that is asked about the image")
-    return _prompt(str(name), tuple(folder / image for image in images), text)
+    return _prompt(records.name_of(data, number), tuple(folder / image for image in images), text)
 
 
 def _prompt(name: str, images: tuple[Path | Image.Image, ...], text: str) -> Prompt:

@@ -12,8 +12,8 @@ import torch
 
 from foveate.errors import ConfigError, InputError, first_line
 from foveate.handle import Handle, compress
+from foveate.lab.chats import Chat
 from foveate.lab.evaluation.asking import Cost
-from foveate.lab.evaluation.lmms.chats import Chat
 from foveate.method import Method
 
 #: What a task may say about generation that a model of transformers does not need to know.

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.handle import compress
+from foveate.lab.chats import Chat, Frames, chat, question
 from foveate.lab.evaluation.lmms.asker import Asker, group_key
-from foveate.lab.evaluation.lmms.chats import Chat, Frames, chat, question
 from foveate.lab.evaluation.lmms.memory import Memory, Note
 from foveate.lab.loading import device_of, load
 from foveate.lab.options import method_from_words
@@ -63,7 +63,7 @@ class Simple(lmms):  # type: ignore[misc]
                 processes each takes the device that accelerate gives it.
             batch_size: questions that are asked together at most.
             max_batch_size: nothing here depends on it, as a batch size is not searched for.
-            max_num_frames, fps: frames of a video, see `foveate.lab.evaluation.lmms.chats.Frames`.
+            max_num_frames, fps: frames of a video, see `foveate.lab.chats.Frames`.
             max_new_tokens: length of answers to tasks that do not say.
             system_prompt: before every chat, or a file of it.
             asker, memory: a model that is loaded already and answers that are known, from ``foveate eval``.

@@ -1,4 +1,4 @@
-"""Questions as lmms-eval hands them over, as chats that any processor of transformers takes.
+"""Questions about images and videos as chats that any processor of transformers takes; lmms-eval hands over the same.
 
 An image is whatever `transformers` can open (a PIL image, a path, an address), or what a dataset keeps of it; a video is
 a path, or a mapping that says which part of it. Videos are decoded here, with PyAV: processors want torchcodec for that.

@@ -1,0 +1,120 @@
+"""The file of answers: one JSON object a line, added to as they come, so that a run that was stopped goes on.
+
+Beside it is a file of settings, which says whose answers they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import ConfigError
+from foveate.lab.records import Record
+from foveate.lab.terminal import CommandError
+from foveate.serialise import from_json
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out for a record.
+
+    Attributes:
+        id, record: of the record: its name, and the digest of its line.
+        text: the answer.
+        tokens: generated.
+        error: why there is no answer; else "".
+    """
+
+    id: str
+    record: str
+    text: str = ""
+    tokens: int = 0
+    error: str = ""
+
+    def line(self) -> str:
+        """As it is written."""
+        said = {"error": self.error} if self.error else {"answer": self.text, "tokens": self.tokens}
+        return json.dumps({"id": self.id, **said, "record": self.record}, ensure_ascii=False) + "\n"
+
+
+class Answers:
+    """The answers in a file.
+
+    Attributes:
+        done: ids of the records that have one.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], records: Iterable[Record], overwrite: bool) -> None:
+        """Take up the file, or begin it.
+
+        Lines that are cut off, errors, and answers to records that are others now, go: they are asked again.
+
+        Raises:
+            CommandError: there is a file that holds something else, or answers of another model or method.
+        """
+        self.path = path
+        self.done: set[str] = set()
+        beside = path.with_name(path.name + ".settings.json")
+        digests = {record.id: record.digest for record in records}
+        try:
+            if overwrite or not path.exists():
+                beside.unlink(missing_ok=True)
+                _replace(path, "")
+                _replace(beside, json.dumps(settings, indent=2) + "\n")
+                return
+            _check(path, beside, settings)
+            kept = []
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                name = _answered(line, digests)
+                if name is not None and name not in self.done:
+                    self.done.add(name)
+                    kept.append(line + "\n")
+            _replace(path, "".join(kept))
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Write some more, to the disk."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(answer.line() for answer in answers))
+        except OSError as error:
+            raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
+
+
+def _check(path: Path, beside: Path, settings: dict[str, Any]) -> None:
+    way_out = "give another --out, or --overwrite to begin anew"
+    if not beside.is_file():
+        raise CommandError(f"{str(path)!r} is there already, and no answers of `foveate run --data`: {way_out}")
+    try:
+        before = from_json(beside.read_text(encoding="utf-8"))
+    except ConfigError:
+        before = None
+    for key, value in settings.items():
+        if not isinstance(before, dict) or before.get(key) != value:
+            had = json.dumps(before.get(key)) if isinstance(before, dict) else "unknown"
+            raise CommandError(
+                f"{str(path)!r} has answers of another run: its {key} is {had}, now it is {json.dumps(value)}; {way_out}"
+            )
+
+
+def _answered(line: str, digests: dict[str, str]) -> str | None:
+    """The id of the record that a line answers, if it does."""
+    try:
+        data = from_json(line)
+    except ConfigError:
+        return None
+    if not isinstance(data, dict) or "answer" not in data or not isinstance(data.get("id"), str):
+        return None
+    return data["id"] if digests.get(data["id"]) == data.get("record") else None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is the old one or the new one, whatever happens."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

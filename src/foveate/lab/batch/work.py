@@ -1,0 +1,163 @@
+"""The work: every record of a file that has no answer yet, in batches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from foveate.handle import compress, host_of
+from foveate.lab import cautions, records, terminal
+from foveate.lab.batch.answering import Answerer
+from foveate.lab.batch.answers import Answers
+from foveate.lab.chats import Frames
+from foveate.lab.loading import device_of, load
+from foveate.lab.records import Record
+from foveate.lab.terminal import CommandError
+from foveate.method import Method
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        data: a file that `records` reads.
+        out: the file of answers.
+        model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
+        method: what to attach.
+        batch_size: records at once.
+        dtype, device, attn: as for one question.
+        max_new_tokens: length of an answer at most.
+        frames: of a video at most.
+        overwrite: begin anew, whatever is in ``out``.
+    """
+
+    data: Path
+    out: Path
+    model: str
+    method: Method
+    batch_size: int = 8
+    dtype: str = "auto"
+    device: str = "auto"
+    attn: str | None = None
+    max_new_tokens: int = 64
+    frames: int = 32
+    overwrite: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers."""
+        own = {"model": self.model, "method": self.method.to_json(), "dtype": self.dtype, "attn": self.attn}
+        return json.loads(json.dumps({**own, "max_new_tokens": self.max_new_tokens, "frames": self.frames}))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of this call.
+
+    Attributes:
+        request: what was asked for.
+        total: records in the file; ``before``: had an answer already.
+        answered, failed: of the others.
+        tokens: generated.
+        seconds: from the first record to the last, reading included, loading the model not.
+        first_error: of the first record that failed.
+    """
+
+    request: Request
+    total: int
+    before: int
+    answered: int
+    failed: int
+    tokens: int
+    seconds: float
+    first_error: str
+
+
+def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[str], None]) -> Result:
+    """Answer what has no answer yet. ``tell`` gets what happens and the share that is done, ``warn`` what to know before."""
+    everything = records.read(request.data)
+    if request.out.resolve() == request.data.resolve():
+        raise CommandError(f"--out {str(request.out)!r} is the file of --data: give another name")
+    if not request.out.parent.is_dir() or request.out.is_dir():
+        raise CommandError(f"--out {str(request.out)!r} cannot be written: give a file in a folder that is there")
+    device = device_of(request.device)
+    answers = Answers(request.out, request.settings, everything, request.overwrite)
+    todo = [record for record in everything if record.id not in answers.done]
+    before = len(everything) - len(todo)
+    if not todo:
+        return Result(request, len(everything), before, 0, 0, 0, 0.0, "")
+    tell(f"loading {request.model}", before / len(everything))
+    model, processor = load(request.model, request.dtype, request.attn)
+    model.to(device)
+    for line in (
+        *cautions.about_model(request.model, model, processor, [record.text for record in todo]),
+        *cautions.about_method(request.model, request.method, host_of(model)),
+    ):
+        warn(line)
+    answerer = Answerer(model, processor, request.model, request.max_new_tokens, Frames(request.frames))
+    answered = failed = tokens = 0
+    first_error = ""
+    start = time.perf_counter()
+    with compress(model, request.method):
+        for batch in batches(todo, request.batch_size):
+            found = answerer.answer(batch)
+            answers.add(found)
+            for answer in found:
+                if answer.error and not first_error:
+                    first_error = f"record {answer.id}: {answer.error}"
+                failed += bool(answer.error)
+                answered += not answer.error
+                tokens += answer.tokens
+            done, rate = before + answered + failed, (answered + failed) / (time.perf_counter() - start)
+            tell(f"{done} of {len(everything)} records, {rate:.1f} rows/s", done / len(everything))
+    seconds = time.perf_counter() - start
+    return Result(request, len(everything), before, answered, failed, tokens, seconds, first_error)
+
+
+def batches(todo: Sequence[Record], size: int) -> list[list[Record]]:
+    """Records in their order, but those with images apart from those with videos: processors want rows that are alike in it."""
+    kinds = dict.fromkeys(record.media for record in todo)
+    alike = [[record for record in todo if record.media == kind] for kind in kinds]
+    return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
+
+
+def to_dict(result: Result) -> dict[str, Any]:
+    """Plain data."""
+    return {
+        **result.request.settings,
+        "data": str(result.request.data),
+        "out": str(result.request.out),
+        "records": result.total,
+        "answered_before": result.before,
+        "answered": result.answered,
+        "failed": result.failed,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "rows_per_second": _rate(result.answered, result),
+        "tokens_per_second": _rate(result.tokens, result),
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """The counts for a person."""
+    before = f", {result.before} were there" if result.before else ""
+    failed = f", [red]{result.failed} failed[/red]" if result.failed else ""
+    console.print(f"records         {result.total}: {result.answered} answered{before}{failed}")
+    if result.answered:
+        rows, tokens = _rate(result.answered, result), _rate(result.tokens, result)
+        console.print(f"throughput      {rows:.2f} rows/s, {tokens:.1f} tokens/s ({result.seconds:.1f} s)")
+    console.print(f"answers         {escape(str(result.request.out))}", soft_wrap=True)
+    if result.failed:
+        terminal.note(f"{result.first_error}. The same command asks those that failed again")
+
+
+def _rate(count: int, result: Result) -> float:
+    return count / result.seconds if result.seconds else 0.0
