@@ -127,7 +127,7 @@ venv: .venv/.stamp
 .venv-oldest/.stamp: pyproject.toml packages/reference/pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/$(PIP) $(TORCH)
-	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[video]' -e ./packages/reference av matplotlib pytest pytest-xdist hypothesis
+	.venv-oldest/$(PIP) -c constraints-oldest.txt -e '.[video]' -e ./packages/reference av matplotlib scipy pytest pytest-xdist hypothesis
 	.venv-oldest/bin/python tools/torchvision_ops.py
 	touch $@
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-LAB = ("foveate.lab", "foveate_reference", "typer", "rich", "matplotlib")
+LAB = ("foveate.lab", "foveate_reference", "typer", "rich", "matplotlib", "scipy")
 
 
 def loaded(program: str) -> set[str]:

@@ -11,6 +11,7 @@ from foveate.lab.terminal import CommandError
 INSTALLED_BY = {
     "foveate_reference": "./packages/reference",
     "matplotlib": "'.[lab]'",
+    "scipy": "'.[lab]'",
     "lmms_eval": "'.[lmms]'",
     "vllm": "'.[vllm]'",
     "peft": "'.[train]'",
