@@ -11,15 +11,21 @@ from probes.dymu import DyMU
 from torch import Tensor
 
 import foveate
-from foveate import Host, Method, Site
+from foveate import Host, Method, Site, Tokens
 from foveate.errors import InputError
 from foveate.lab.story import tell
 from foveate.runtime.trace import Trace
 
+
+class Costly(foveate.DyCoke):
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        return 1000
+
+
 METHODS = {
     "cuts": foveate.ToMe(keep=0.7) + foveate.FastV(layer=2, ratio=0.5),
     "virtual": DyMU(at="tower_output", positions="virtual"),
-    "decode": foveate.DyCoke(keep=0.5),
+    "decode": Costly(keep=0.5),
 }
 
 
@@ -67,4 +73,5 @@ def test_a_decode_site_costs_what_all_of_its_steps_cost() -> None:
         with handle.trace():
             model.generate(**batch, max_new_tokens=6, do_sample=False)
         assert handle.report().flops == brief.flops
+        assert brief.flops["sites"] >= 5000
         assert handle.report().visits == brief.visits
