@@ -182,7 +182,12 @@ class Silent(Method):
 
 
 REFUSED = {
-    "pixels": ("llava", Downsample(positions="virtual"), UnsupportedSiteError, "of the smaller image"),
+    "pixels": (
+        "llava",
+        Downsample(positions="virtual"),
+        UnsupportedSiteError,
+        "does not say which tokens each new one",
+    ),
     "state": ("qwen3_5", METHODS["entry"], UnsupportedSiteError, "carry a state"),
     "tiles": ("llava_next", METHODS["tower"], UnsupportedSiteError, "merge at lm_entry"),
     "attend": (

@@ -11,6 +11,7 @@ import tiny
 import torch
 from calls import LOGITS, close, generate
 from contract import PROPERTIES, Property
+from probes.air import AIR
 from probes.dymu import DyMU
 from probes.layer_skip import LayerSkip
 from probes.redundancylens import HollowAttention
@@ -312,6 +313,8 @@ METHODS = {
     + foveate.FastV(layer=5, **V)
     + Odd(Site("cache", 2)),
     "appended": DyMU(**V) + VoCo(2, 3, **V),
+    "injected": DyMU(**V) + AIR(**V),
+    "in the tower": foveate.IPCV(min_tokens=0, **V) + DyMU(**V),
     "decode": DyMU(**V) + foveate.DyCoke(**V),
 }
 

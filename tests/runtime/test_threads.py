@@ -29,7 +29,7 @@ def test_a_report_is_of_the_last_call_that_ended() -> None:
     model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", ROWS["qwen2_5_vl"])
     seen: list[Any] = []
     with torch.no_grad(), foveate.compress(model, foveate.FastV(layer=1)) as handle, handle.trace() as trace:
-        for ask in (handle.report, handle.trace):
+        for ask in (handle.report, trace):
             with pytest.raises(foveate.FoveateError, match="no call of the model has ended"):
                 ask()
         in_thread(lambda: model.generate(**batch, max_new_tokens=3)).join()

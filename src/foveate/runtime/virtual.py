@@ -112,7 +112,7 @@ def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[b
             why = f"a method that resizes images at {site} does not say which tokens each new one stands for"
         elif site.at.startswith("tower") and site.action == "reduce" and family.tower.arrangements:
             why = f"in {family.name!r} features are rearranged after {site}, so merge at lm_entry"
-        elif site.action == "attend":
+        elif site.at == "decoder" and site.action == "attend":
             why = f"parked tokens lend a row of keys and values each at {site}, and merged tokens have one for every member"
         elif site.part == "attention":
             why = f"tokens that skip it have one row each in the attention at {site}, and merged tokens one for every member"
