@@ -293,14 +293,14 @@ CHOSEN = [
         "runtime/stored.py",
         "self.encodings.adopt(pixels, images, parts, width or None)",
         "self.encodings.adopt(pixels, images[::-1], parts, width or None)",
-        ("tests/runtime/test_memory.py",),
+        ("tests/runtime/test_recall.py",),
     ),
     Fault(
         "memory: one of another method is taken",
         "runtime/stored.py",
         "if self.method != other.method:",
         "if len(self.method) != len(other.method):",
-        ("tests/runtime/test_memory.py", "-k", "goes_where"),
+        ("tests/runtime/test_recall.py", "-k", "goes_where"),
     ),
     Fault(
         "trace: a decode site costs what its last step costs",

@@ -140,8 +140,8 @@ def run(
     if asked is None:
         from foveate.lab import batch
 
-        files, running = (Path(str(data)), out or Path("answers.jsonl")), (dtype, device, attn, max_new_tokens)
-        many = batch.Request(*files, model, chosen, batch_size, *running, frames, overwrite)
+        files = Path(str(data)), out or Path("answers.jsonl")
+        many = batch.Request(*files, model, chosen, batch_size, dtype, device, attn, max_new_tokens, frames, overwrite)
         with terminal.Bar() as bar:
             done = batch.run(many, bar.tell, terminal.warn)
         terminal.emit(batch.to_dict(done)) if json else batch.show(done, terminal.out)
