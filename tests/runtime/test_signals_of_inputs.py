@@ -205,6 +205,8 @@ class Changed(Method):
 def test_what_cannot_be_had_is_a_sentence() -> None:
     patch = Site.park(0, 0.5, unit="patch", signals=("patches",))
     refused(tiny.model("qwen2_5_vl"), Hear((patch, Site.restore())), UnsupportedSiteError, "they are of whole tokens")
+    with foveate.compress(tiny.model("llava"), Hear((patch, Site.restore()))):  # where a token is one patch
+        pass
     refused(tiny.model("gemma4"), Hear((ENTRY,)), UnsupportedSiteError, "'per_layer_input' of every token")
     model, batch = tiny.model("mistral3"), tiny.inputs("mistral3", ROWS["mistral3"])
     with (

@@ -49,6 +49,19 @@ def test_a_report_is_of_the_last_call_that_ended() -> None:
         assert mine.flops["prefill"] == other.flops["prefill"] > 0
 
 
+def test_calls_are_recorded_in_detail_inside_a_block_only() -> None:
+    """Blocks may be nested."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
+    with torch.no_grad(), foveate.compress(model, foveate.FastV(layer=1)) as handle:
+        with handle.trace() as trace:
+            with handle.trace():
+                pass
+            model(**batch)
+            assert trace().detailed
+        model(**batch)
+        assert not trace().detailed
+
+
 def in_that_thread(ask: Any, seen: list[Any]) -> Any:
     in_thread(lambda: seen.append(ask())).join()
     return seen.pop()
