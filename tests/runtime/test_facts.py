@@ -83,8 +83,8 @@ def test_a_name_that_is_not_there(family: str, fact: str, value: Any) -> None:
         ("llava", dict(output="vision_tower"), r"rows of tokens reach 'vision_tower' .*given \(3, 3, 24, 24\)"),
         ("qwen2_5_vl", dict(output="visual.blocks.3.attn"), r"features .*, but it makes 72"),
         ("llava", dict(kept_rows=lambda config: 1), r"makes 111 features .* it makes 108"),
-        ("llava", dict(decoder_layer_args={**MASK, "position_embeddings": -1}), r"layer_args\['position_embeddings'\]=-1, but"),
-        ("qwen2_5_vl", dict(decoder_layer_args={**MASK, "position_embeddings": -1}), r"layer_args\['position_embeddings'\]=-1, but"),
+        ("llava", dict(decoder_layer_args={**MASK, "position_embeddings": -1}), r"'position_embeddings'\]=-1, but"),
+        ("qwen2_5_vl", dict(decoder_layer_args={**MASK, "position_embeddings": -1}), r"'position_embeddings'\]=-1, but"),
     ],
 )  # fmt: skip
 def test_a_wrong_fact(family: str, facts: dict[str, Any], sentence: str) -> None:
