@@ -23,6 +23,23 @@ def overhead(found: dict[str, Any]) -> str:
     return table(("`Stride`", "speed-up of a forward", "by its FLOPs", "realised / ideal"), rows)
 
 
+def decoding(found: dict[str, Any]) -> str:
+    """Steps of an answer over stock ones, by method and by how the model is called; then with more and more visual tokens."""
+    cases = found["cases"]
+    rows = []
+    for name in cases["one row"]:
+        cells = (cases[case].get(name) for case in cases)
+        rows.append((f"`{name}`", *("" if cell is None else _interval(cell) for cell in cells)))
+    longer = [(f"{int(visual):,}", _interval(row)) for visual, row in found["longer"].items()]
+    steps = table((f"a step over stock's, {found['shape']['visual']} visual tokens", *cases), rows)
+    return "\n\n".join([steps, table(("visual tokens, of which `Stride` keeps a quarter", "a step over stock's"), longer)])
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
 def systems(found: dict[str, Any]) -> str:
     """A table for each number of images."""
     heads = ("", "FLOPs left", "KV left", "tower", "prefill", "of the ideal", "first token", "decoding", "peak memory")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from calls import ROWS
+from calls import ROWS, close, generate
 from torch._dynamo.testing import CompileCounter
 
 import foveate
@@ -45,6 +45,31 @@ def test_a_step_is_compiled_once_for_all_tokens() -> None:
         assert torch.equal(model.generate(**batch, **options), expected)
     assert graphs[0] == 0 < graphs[1]
     assert len(set(graphs[2:])) == 1, "the second step has tensors of another length, and so have all that follow"
+
+
+def test_layers_are_no_graphs_of_their_own() -> None:
+    """A deeper model has no more graphs. Compiled stock code makes masks always; they are cut inside the graph."""
+    counts = []
+    for layers in (4, 8):
+        torch.compiler.reset()
+        model, counter = tiny.build(tiny.config("llava", num_hidden_layers=layers)), CompileCounter()
+        batch = tiny.inputs("llava", ROWS["llava"][:1])
+        options: dict[str, Any] = dict(output_logits=True, return_dict_in_generate=True)
+        with foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1, 3))), torch.no_grad():
+            expected = generate(model, batch, **options)
+            plain, compiled = model.forward, torch.compile(model.forward, backend=counter, dynamic=True)
+            model.forward = functools.wraps(plain)(functools.partial(_step, plain, compiled))
+            out = generate(model, batch, **options)
+        assert torch.equal(out.sequences, expected.sequences)
+        for ours, theirs in zip(out.logits, expected.logits):
+            close(ours, theirs)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0
+
+
+def _step(plain: Any, compiled: Any, *args: Any, **kwargs: Any) -> Any:
+    """One generated token goes through the compiled function."""
+    return (compiled if kwargs["input_ids"].shape[1] == 1 else plain)(*args, **kwargs)
 
 
 def test_what_was_compiled_before_is_compiled_anew() -> None:
