@@ -125,7 +125,3 @@ def test_drawing_and_grouping(folder: Path) -> None:
     assert max(map(len, groups)) == 2
     assert sum(len({prompt.sizes for prompt in group}) > 1 for group in groups) <= 1, "like to like"
     assert grouped(drawn(prompts, None, 5), 2) == groups
-    with pytest.raises(CommandError, match="--batch-size 0"):
-        grouped(prompts, 0)
-    with pytest.raises(CommandError, match="--samples 0"):
-        drawn(prompts, 0, 1)
