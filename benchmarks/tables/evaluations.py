@@ -51,7 +51,7 @@ def picture(found: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         read = evaluation(found)
         report.write(replace(read, request=replace(read.request, out=Path(folder))))
-        return (Path(folder) / written.CURVE).read_bytes()
+        return (Path(folder) / report.CURVE).read_bytes()
 
 
 def reference(*results: dict[str, Any]) -> str:
