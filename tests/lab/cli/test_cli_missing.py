@@ -34,6 +34,7 @@ def without(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[
         "foveate_reference  ": ("eval", "reference", "--per-task", "1"),
         "foveate_reference   ": ("train", "reference", "--out", "x"),
         "vllm": ("serve", "nobody/nothing", "--method", "fastv"),
+        "scipy": ("eval", "fidelity", "--method", "fastv"),
         "lmms_eval": ("eval", "tasks", "--task", "mme", "--model", "nobody/nothing", "--method", "fastv"),
     }.items(),
 )
