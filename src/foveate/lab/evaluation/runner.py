@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 import foveate
 from foveate.lab.evaluation.plan import Entry
 from foveate.lab.evaluation.store import Kept, Store, file_name
+
+#: Numbers of a weight that tell it from another.
+PROBED = 16
 
 Tell = Callable[[str, float], None]
 """Gets what happens now, and the share of the work that is done."""
@@ -30,6 +36,18 @@ R = TypeVar("R", bound=Kept)
 def versions(*more: str) -> dict[str, str]:
     """Of what answers depend on."""
     return {name: version(name) for name in ("torch", "transformers", *more)} | {"foveate": foveate.__version__}
+
+
+def digest(model: Any) -> str:
+    """SHA-256 of a model's configuration and of some numbers of each weight: another checkpoint has another one."""
+    found = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weights in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(weights.shape)}".encode())
+        if not weights.is_meta:
+            flat = weights.reshape(-1)
+            some = flat[:: max(1, len(flat) // PROBED)][:PROBED]
+            found.update(some.to("cpu", torch.float32).numpy().tobytes())
+    return found.hexdigest()
 
 
 def about(entry: Entry, by: str) -> dict[str, Any]:

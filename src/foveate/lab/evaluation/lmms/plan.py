@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -67,13 +66,3 @@ def plan(
             return found, missed, [f"no Group-A: {error}"]
         found, missed = [*found, *small], [*missed, *out_of_reach]
     return found, missed, notes
-
-
-def digest(model: Any) -> str:
-    """SHA-256 of the configuration and of the beginning of every weight: another checkpoint has another one."""
-    found = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weight in model.state_dict().items():
-        found.update(f"{name} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:
-            found.update(weight.flatten()[:1000].float().cpu().numpy().tobytes())
-    return found.hexdigest()

@@ -12,13 +12,13 @@ from foveate.lab.checks import DENSE
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.lmms.memory import Memory
-from foveate.lab.evaluation.lmms.plan import PROBES, digest, plan, spending, subject
+from foveate.lab.evaluation.lmms.plan import PROBES, plan, spending, subject
 from foveate.lab.evaluation.lmms.report import Public
 from foveate.lab.evaluation.lmms.rows import rows
 from foveate.lab.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.lab.evaluation.plan import Entry, contenders
 from foveate.lab.evaluation.request import Tasks
-from foveate.lab.evaluation.runner import Tell, about, versions
+from foveate.lab.evaluation.runner import Tell, about, digest, versions
 from foveate.lab.evaluation.store import check_folder, file_stem
 from foveate.lab.terminal import CommandError
 
