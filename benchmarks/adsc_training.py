@@ -27,6 +27,7 @@ import foveate
 import foveate_reference as reference
 from foveate import ADSC
 from foveate.lab.evaluation import protocol
+from foveate.lab.evaluation.request import Reference
 from foveate.lab.terminal import note, quiet_libraries
 from foveate.lab.train import adsc
 from foveate.methods.adsc import BUDGETS
@@ -55,9 +56,9 @@ def measure(
     name: str, folder: Path | None, method: ADSC, out: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Rows of `foveate eval`: the model without compression first."""
-    request = protocol.Request(
+    request = Reference(
         out,
-        name,
+        f"reference-{name}",
         adapter=None if folder is None else str(folder),
         described=(json.dumps(method.to_json()),),
         budgets=tuple(options.budget or BUDGETS.values()),

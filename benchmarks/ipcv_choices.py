@@ -92,7 +92,7 @@ def ask(subject: Subject, batches: Sequence[Any], method: Method | None) -> tupl
 
 def measure(reference: str, split: str, per_task: int, seed: int) -> dict[str, Any]:
     """All variants on one reference model."""
-    subject = load(reference, None)
+    subject = load(f"reference-{reference}")
     asked = samples(split, tasks=TASKS, per_task=per_task, seed=seed)
     batches = [subject.preparation.batch(group) for group in grouped(asked)]
     dense, _, _ = ask(subject, batches, None)

@@ -199,7 +199,7 @@ def measure(subject: Subject, asked: Sequence[Sample], method: Method | None) ->
 def run(reference: str, found: dict[str, Any], args: argparse.Namespace) -> None:
     """Measure what the file lacks of a model."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    subject = load(reference, None)
+    subject = load(f"reference-{reference}")
     asked = samples(args.split, tasks=TASKS, per_task=args.per_task, seed=args.seed)
     groups = probes(asked, 2)
     key = f"{reference} {args.split} per_task={args.per_task} seed={args.seed} budget={args.budget}"

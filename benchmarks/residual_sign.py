@@ -36,7 +36,7 @@ def main() -> None:
     samples = reference.samples("validation", tasks=reference.CORE, per_task=10)
     rows = []
     for name in reference.ARCHITECTURES:
-        subject = load(name, None)
+        subject = load(f"reference-{name}")
         for layer, keep in ((1, 0.7), (5, 0.5)):
             for method in (V2Drop(layers=(layer,), ratios=(keep,)), Reversed(layers=(layer,), ratios=(keep,))):
                 right = 0

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.lab.evaluation import report, written
+from foveate.lab import typed
+from foveate.lab.evaluation import report
 from foveate.lab.evaluation.plan import Missed
-from foveate.lab.evaluation.protocol import Evaluation, Request
+from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Row, Spent
 from foveate.lab.evaluation.statistics import Paired, Share
+from foveate.lab.evaluation.table import Evaluation
 
 from tables.cells import MODELS, table
-from tables.commands import fields_of, options
 
 #: How a table calls what a report calls by its label; controls and bounds are in italics.
 NAMES = {
@@ -42,7 +43,7 @@ NAMES = {
 
 def page(found: dict[str, Any]) -> str:
     """The report as ``foveate eval`` writes it."""
-    return report.markdown(evaluation(found))
+    return report.markdown(evaluation(found).report())
 
 
 def picture(found: dict[str, Any]) -> bytes:
@@ -50,7 +51,7 @@ def picture(found: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         read = evaluation(found)
         report.write(replace(read, request=replace(read.request, out=Path(folder))))
-        return (Path(folder) / written.CURVE).read_bytes()
+        return (Path(folder) / report.CURVE).read_bytes()
 
 
 def reference(*results: dict[str, Any]) -> str:
@@ -103,21 +104,16 @@ def positions(*results: dict[str, Any]) -> str:
 
 
 def evaluation(found: dict[str, Any]) -> Evaluation:
-    """What `foveate.lab.evaluation.report.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.results.Result.to_json` made plain, as it was."""
     known = ("command", "model", "seeds", "by", "questions", "rows", "out_of_reach", "notes")
     return Evaluation(
-        request=request(found["command"]),
+        request=typed.request(Reference, found["command"]),
         model=found["model"],
         identity={key: value for key, value in found.items() if key not in known},
         rows=tuple(map(_read_row, found["rows"])),
         missed=tuple(Missed(**missed) for missed in found["out_of_reach"]),
         notes=tuple(found["notes"]),
     )
-
-
-def request(command: str) -> Request:
-    """What a command asked for; `foveate.lab.evaluation.report.command` the other way round."""
-    return Request(Path(), **fields_of(Request, options(command)))
 
 
 def _read_row(row: dict[str, Any]) -> Row:

@@ -1,21 +1,21 @@
-"""Reports of `foveate eval --fidelity`, and what they have to do with accuracy."""
+"""Reports of `foveate eval fidelity`, and what they have to do with accuracy."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from scipy import stats
 
-from foveate.lab.evaluation.fidelity import table as report
+from foveate.lab import typed
+from foveate.lab.evaluation import report
 from foveate.lab.evaluation.fidelity.lines import Line
-from foveate.lab.evaluation.fidelity.measuring import Found, Own, Request
+from foveate.lab.evaluation.fidelity.table import Faithful, nats
 from foveate.lab.evaluation.plan import Missed
+from foveate.lab.evaluation.request import Fidelity
 from foveate.lab.evaluation.results import Spent
 from foveate.lab.evaluation.statistics import Share
 
 from tables.cells import MODELS, table
-from tables.commands import fields_of, options
 from tables.evaluations import NAMES
 
 Rows = dict[tuple[str, float], dict[str, Any]]
@@ -24,20 +24,18 @@ EACH = 3
 
 
 def page(found: dict[str, Any]) -> str:
-    """The report as ``foveate eval --fidelity`` writes it."""
-    asked = options(found["command"])
-    return report.markdown(
-        Found(
-            request=Request(Path(), **fields_of(Request, asked, "own"), own=Own(**fields_of(Own, asked))),
-            model=found["model"],
-            identity={},
-            prompts=found["count"],
-            length=found["answer_tokens"],
-            lines=tuple(map(line, found["rows"])),
-            missed=tuple(Missed(**missed) for missed in found["out_of_reach"]),
-            notes=tuple(found["notes"]),
-        )
+    """The report as ``foveate eval fidelity`` writes it."""
+    faithful = Faithful(
+        request=typed.request(Fidelity, found["command"]),
+        model=found["model"],
+        identity={},
+        prompts=found["count"],
+        length=found["answer_tokens"],
+        rows=tuple(map(line, found["rows"])),
+        missed=tuple(Missed(**missed) for missed in found["out_of_reach"]),
+        notes=tuple(found["notes"]),
     )
+    return report.markdown(faithful.report())
 
 
 def line(row: dict[str, Any]) -> Line:
@@ -69,7 +67,7 @@ def beside_accuracy(*results: dict[str, Any]) -> str:
         [
             (
                 NAMES.get(key[0], key[0]),
-                report.nats(heard[key]["kl"]["value"]),
+                nats(heard[key]["kl"]["value"]),
                 f"{heard[key]['same']['value']:.0%}",
                 f"{accuracy[key]['accuracy']['value']:.1%}",
             )
@@ -88,7 +86,7 @@ def _correlations(*results: dict[str, Any]) -> list[tuple[str, float, float, int
             known = [key for key in _shared(heard, accuracy) if key[1] == budget]
             kl = [heard[key]["kl"]["value"] for key in known]
             wrong = [-accuracy[key]["accuracy"]["value"] for key in known]
-            found.append((MODELS[own[1]["model"]], budget, _spearman(kl, wrong), len(known)))
+            found.append((MODELS[own[1]["model"]], budget, float(stats.spearmanr(kl, wrong).statistic), len(known)))
     return found
 
 
@@ -104,8 +102,3 @@ def _rows(found: dict[str, Any]) -> Rows:
 def _shared(heard: Rows, accuracy: Rows) -> list[tuple[str, float]]:
     """What both have, nearest to the stock model first."""
     return sorted(heard.keys() & accuracy.keys(), key=lambda key: (heard[key]["kl"]["value"], key))
-
-
-def _spearman(one: list[float], other: list[float]) -> float:
-    """Without ties."""
-    return float(np.corrcoef(np.argsort(np.argsort(one)), np.argsort(np.argsort(other)))[0, 1])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from foveate import method_from_json
-from foveate.lab.evaluation.fidelity.measuring import Own
+from foveate.lab import typed
+from foveate.lab.evaluation import report
 from foveate.lab.evaluation.fidelity.table import interval, nats
+from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
-from foveate.lab.evaluation.tune import table as report
-from foveate.lab.evaluation.tune.goal import Request
-from foveate.lab.evaluation.tune.tuning import Tuned
+from foveate.lab.evaluation.tune.table import Tuned
+from foveate.lab.options import method_from_words
 
 from tables.cells import MODELS, table
-from tables.commands import fields_of, options
 from tables.fidelity import line
 
 SHORT = {"fastv": "FastV", "spu": "SPU"}
@@ -24,7 +23,7 @@ REFERENCES = {"reference": "qwen2_5_vl", "reference-llava": "llava"}
 
 def page(found: dict[str, Any]) -> str:
     """The report as ``foveate tune`` writes it."""
-    return report.markdown(tuned(found))
+    return report.markdown(tuned(found).report())
 
 
 def given(found: dict[str, Any]) -> str:
@@ -38,12 +37,11 @@ def searched(found: dict[str, Any]) -> str:
 
 
 def tuned(found: dict[str, Any]) -> Tuned:
-    """What `foveate.lab.evaluation.tune.table.to_json` made plain, as it was."""
-    asked = options(found["command"])
-    method = method_from_json(asked["method-json"][0])
-    own = Own(**fields_of(Own, asked))
+    """What `foveate.lab.evaluation.tune.table.Tuned.to_json` made plain, as it was."""
+    request = typed.request(Tune, found["command"])
     return Tuned(
-        request=Request(Path(), method, **fields_of(Request, asked, "own", "out", "method"), own=own),
+        request=request,
+        given=method_from_words(request.method, None, request.options, request.described),
         model=found["model"],
         identity={},
         search=found["search"],

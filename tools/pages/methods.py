@@ -195,7 +195,7 @@ def _numbers(name: str, found: list[evidence.Run]) -> Iterator[str]:
 def _usage(cls: type[Method]) -> str:
     words = [
         f"foveate run --model reference --image scene.png --prompt 'color of star ?' --method {cls.name()}",
-        f"foveate eval --method {cls.name()} --method random --method stride",
+        f"foveate eval reference --method {cls.name()} --method random --method stride",
     ]
     return f"```python\n{EXAMPLE_CODE.format(name=cls.__name__)}```\n\n" + "```console\n" + "\n".join(words) + "\n```"
 

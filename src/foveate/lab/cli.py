@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from foveate.errors import FoveateError
 from foveate.lab import checks, needs, prompting, terminal, words
+from foveate.lab.evaluation.request import Fidelity, Reference, Tasks, Tune
+from foveate.lab.typed import (
+    Attn,
+    Device,
+    Dtype,
+    Json,
+    Keep,
+    ManyAsJson,
+    Model,
+    OneAsJson,
+    OneMethod,
+    OptionsOfMany,
+    OptionsOfOne,
+    with_options_of,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,26 +35,10 @@ app = typer.Typer(
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens.")
 app.add_typer(train_app, name="train")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure what methods lose at given budgets.")
+app.add_typer(eval_app, name="eval")
 
-#: What several commands have in common.
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
-Data = Annotated[Path | None, typer.Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')]
-Images = Annotated[list[Path] | None, typer.Option(help="An image to ask about; repeatable, with --prompt.")]
-Prompts = Annotated[list[str] | None, typer.Option(help="One for all images, or one for each.")]
-NewTokens = Annotated[int, typer.Option(help="Length of an answer at most.")]
-BatchSize = Annotated[int, typer.Option(help="Prompts at once.")]
-Model = Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")]
-OneMethod = Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")]
-Keep = Annotated[float | None, typer.Option(help="Share of visual tokens per decoder layer, of a method or a sum.")]
-OptionsOfOne = Annotated[list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")]
-OneAsJson = Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")]
-OptionsOfMany = Annotated[
-    list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
-]
-ManyAsJson = Annotated[list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...")]
+R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
 
 
 def main() -> None:
@@ -266,101 +266,34 @@ def families(json: Json = False) -> None:
         face.show_families(found, terminal.out)
 
 
-@app.command("eval")
-def evaluate(
-    reference: Annotated[
-        str | None, typer.Option(help="Which shipped model: qwen2_5_vl or llava.", show_default="qwen2_5_vl")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Another one: a folder; with --tasks or --fidelity also a hub id, reference, reference-llava."
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Public benchmarks, as lmms-eval names them: mme,textvqa_val.")
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
-            show_default="all that fit, without --tasks",
-        ),
-    ] = None,
-    option: OptionsOfMany = None,
-    method_json: ManyAsJson = None,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="Share of what the stock model spends; repeatable.",
-            show_default="five from 0.5 to 0.1; with --tasks none",
-        ),
-    ] = None,
-    by: Annotated[str, typer.Option(help="What a budget counts: tokens, flops or kv.")] = "tokens",
-    as_is: Annotated[bool, typer.Option("--as-is", help="No budgets: every method as its options say.")] = False,
-    positions: Annotated[str | None, typer.Option(help="keep or renumber, for all methods.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Of the reference benchmark; repeatable.", show_default="all")
-    ] = None,
-    per_task: Annotated[int | None, typer.Option(help="Questions of each task and seed.", show_default="100")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Other questions; repeatable.", show_default="0")] = None,
-    split: Annotated[str | None, typer.Option(help="test, validation or train.", show_default="test")] = None,
-    limit: Annotated[int | None, typer.Option(help="With --tasks: questions of each.", show_default="all")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="With --tasks or --fidelity: asked together.", show_default="1; 8")
-    ] = None,
-    include_path: Annotated[Path | None, typer.Option(help="With --tasks: folder of further tasks.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="With --tasks or --fidelity: auto, float32, bfloat16 or float16.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="With --tasks or --fidelity: auto, cpu, cuda, cuda:1, mps ...")
-    ] = None,
-    attn: Annotated[str | None, typer.Option(help="With --tasks or --fidelity: attention implementation.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for answers and report; a run stopped there goes on.")] = Path(
-        "eval-output"
-    ),
-    fidelity: Annotated[
-        bool, typer.Option("--fidelity", help="Without labels: how far next-token distributions move.")
-    ] = False,
-    data: Data = None,
-    image: Images = None,
-    prompt: Prompts = None,
-    samples: Annotated[int | None, typer.Option(help="Prompts to use, drawn by the seed.", show_default="all")] = None,
-    new_tokens: Annotated[
-        int | None, typer.Option(help="With --fidelity: of an answer at most.", show_default="32")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Measure what methods lose at given budgets: on questions that the reference models can answer, on public benchmarks
-    (--tasks), or without labels, on anything (--fidelity)."""
-    words.check_many(method or [], option or [], method_json or [], checks.BOUNDS)
-    checks.check_budgets(budget or [], by, positions)
-    _check_asked(None, dtype, image or [], [])
-    from foveate.lab.evaluation import front as face
+@eval_app.command("reference")
+@with_options_of(Reference)
+def eval_reference(request: Reference, json: bool) -> None:
+    """Accuracy on questions that the reference models can answer, beside an oracle and controls."""
+    request.check()
+    from foveate.lab.evaluation.protocol import evaluate
 
-    terminal.quiet_libraries()
-    said = face.Words(
-        out=out,
-        model=model,
-        tasks=tasks,
-        fidelity=fidelity,
-        common=dict(adapter=adapter, methods=method, options=option, described=method_json, budgets=budget, by=by)
-        | dict(positions=positions),
-        reference=dict(
-            reference=reference, tasks=task, per_task=per_task, seeds=seed, split=split, as_is=as_is or None
-        ),
-        running=dict(batch_size=batch_size, dtype=dtype, device=device, attn=attn),
-        public=dict(limit=limit, include=include_path),
-        own=dict(data=data, images=image, prompts=prompt, samples=samples, new_tokens=new_tokens),
-    )
-    with terminal.Bar() as bar:
-        found = face.evaluate(said, bar.tell)
-    if found is not None:
-        terminal.emit(found.data) if json else found.show(terminal.out)
+    _measured(evaluate, request, json)
+
+
+@eval_app.command("tasks")
+@with_options_of(Tasks)
+def eval_tasks(request: Tasks, json: bool) -> None:
+    """Accuracy on public benchmarks, asked and scored by lmms-eval."""
+    request.check()
+    from foveate.lab.evaluation.lmms.run import evaluate
+
+    _measured(evaluate, request, json)
+
+
+@eval_app.command("fidelity")
+@with_options_of(Fidelity)
+def eval_fidelity(request: Fidelity, json: bool) -> None:
+    """How far methods move next-token distributions, without labels: on your images, or the reference benchmark's."""
+    request.check()
+    from foveate.lab.evaluation.fidelity.measuring import measure
+
+    _measured(measure, request, json)
 
 
 @app.command()
@@ -436,58 +369,13 @@ def bench(
 
 
 @app.command()
-def tune(
-    model: Model = "reference",
-    adapter: Annotated[str | None, typer.Option(help="What `foveate train adsc` wrote for it.")] = None,
-    method: OneMethod = None,
-    option: OptionsOfOne = None,
-    method_json: OneAsJson = None,
-    max_kl: Annotated[float | None, typer.Option(help="The cheapest setting within this divergence, in nats.")] = None,
-    budget: Annotated[float | None, typer.Option(help="The most faithful setting for this share of the cost.")] = None,
-    by: Annotated[str, typer.Option(help="What is spent: flops, kv or tokens.")] = "flops",
-    search: Annotated[
-        str, typer.Option(help="auto, dial or greedy (for --max-kl), sigmoid or options (for --budget).")
-    ] = "auto",
-    trials: Annotated[int, typer.Option(help="Settings to judge at most.")] = 100,
-    data: Data = None,
-    image: Images = None,
-    prompt: Prompts = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Prompts to use.", show_default="all; 80 of the benchmark")
-    ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the prompts that the search does not see.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Draws the prompts, and those held out.")] = 0,
-    new_tokens: NewTokens = 16,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    attn: Attn = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for method.json, trials and report; a run stopped there goes on.")
-    ] = Path("tune-output"),
-    json: Json = False,
-) -> None:
+@with_options_of(Tune)
+def tune(request: Tune, json: bool) -> None:
     """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
-    words.check_one(method, None, option or [], method_json)
-    checks.check_choice("by", by, checks.COUNTED)
-    checks.check_choice("search", search, checks.SEARCHES)
-    _check_asked(model, dtype, image or [], [])
-    from foveate.lab.evaluation import tune as face
-    from foveate.lab.evaluation.fidelity import Own
-    from foveate.lab.evaluation.tune import table
-    from foveate.lab.options import method_from_words
+    request.check()
+    from foveate.lab.evaluation.tune import tuning
 
-    terminal.quiet_libraries()
-    chosen = method_from_words(method, None, option or [], method_json)
-    own = Own(data, tuple(image or ()), tuple(prompt or ()), samples, new_tokens, batch_size, dtype, device, attn)
-    request = face.Request(out, chosen, model, adapter, own, max_kl, budget, by, search, trials, held_out, seed)
-    with terminal.Bar() as bar:
-        found = face.tune(request, bar.tell)
-    written = table.write(found)
-    if json:
-        terminal.emit(table.to_json(found))
-    else:
-        table.show(found, written, terminal.out)
+    _measured(tuning.tune, request, json)
 
 
 @train_app.command("reference")
@@ -557,6 +445,22 @@ def train_adsc(
         terminal.emit(face.to_json(found))
     else:
         face.show(found, terminal.out)
+
+
+def _measured(evaluate: Callable[[R, Callable[[str, float], None]], Any], request: R, json: bool) -> None:
+    """Measure, write the report into the folder of the run, and show it."""
+    from foveate.lab.evaluation import report
+
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = evaluate(request, bar.tell)
+    if found is None:  # another process of accelerate has it
+        return
+    written = report.write(found)
+    if json:
+        terminal.emit(found.to_json())
+    else:
+        report.show(found.report(), written, terminal.out)
 
 
 def _check_asked(model: str | None, dtype: str | None, images: list[Path], prompts: list[str]) -> None:

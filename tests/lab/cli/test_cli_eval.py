@@ -12,6 +12,8 @@ import tiny
 from command import Here, as_json, foveate, needs_weights
 
 import foveate_reference as reference
+from foveate.lab.evaluation.request import Fidelity
+from foveate.lab.typed import command, request
 
 needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is missing")
 SHORT = ("--task", "color", "--per-task", "2", "--budget", "0.25", "--method", "stride", "--method", "oracle")
@@ -20,7 +22,7 @@ SHORT = ("--task", "color", "--per-task", "2", "--budget", "0.25", "--method", "
 @needs_weights
 @needs_matplotlib
 def test_json(tmp_path: Path) -> None:
-    done = foveate("eval", *SHORT, "--json", "--out", "out", cwd=tmp_path)
+    done = foveate("eval", "reference", *SHORT, "--json", "--out", "out", cwd=tmp_path)
     found = as_json(done)
     rows = {row["label"]: row for row in found["rows"]}
     assert set(rows) == {"dense", "stride", "oracle"}
@@ -36,9 +38,9 @@ def test_json(tmp_path: Path) -> None:
 @needs_weights
 @needs_matplotlib
 def test_a_table_for_a_person_and_a_second_budget(here: Here, tmp_path: Path) -> None:
-    assert here("eval", *SHORT, "--out", "out").returncode == 0
+    assert here("eval", "reference", *SHORT, "--out", "out").returncode == 0
     first = {path: path.read_bytes() for path in (tmp_path / "out" / "answers").iterdir()}
-    done = here("eval", *SHORT, "--budget", "0.5", "--by", "tokens", "--out", "out")
+    done = here("eval", "reference", *SHORT, "--budget", "0.5", "--by", "tokens", "--out", "out")
     assert done.returncode == 0, done.stderr
     for part in ("2 questions, 1 tasks, seeds 0", "Guessing at random: 12.5%", "stride", "0.5", "written: "):
         assert part in done.stdout
@@ -71,18 +73,10 @@ MISTAKES = {
     "budget and none": (("--as-is", "--budget", "0.5"), "--as-is takes methods as their options say"),
     "unknown cost": (("--by", "seconds"), "choose tokens, flops, kv"),
     "unknown positions": (("--positions", "native"), "choose keep, renumber"),
-    "unknown reference": (("--reference", "gemma"), "choose one of qwen2_5_vl"),
     "missing folder": (("--model", "nowhere"), "there is no model folder 'nowhere'"),
-    "folder without a model": (("--model", "empty"), "cannot load the model 'empty'"),
+    "folder without a model": (("--model", "empty"), "the folder 'empty' has no config.json"),
     "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with a trained one"),
     "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
-    "limit of nothing public": (("--limit", "3"), "--limit belongs to public benchmarks: say which, with --tasks"),
-    "tasks of nobody": (("--tasks", "mme"), "--tasks asks a model of yours: say which, --model FOLDER"),
-    "no tasks": (("--tasks", " , ", "--model", "reference"), "--tasks names nothing"),
-    "seeds of public tasks": (
-        ("--tasks", "mme", "--model", "reference", "--seed", "1"),
-        "--seed belongs to the reference benchmark: leave it out, or --tasks",
-    ),
     "out is a file": ((*SHORT, "--out", "file"), "'file' is a file; give the name of a folder"),
 }
 
@@ -94,7 +88,7 @@ def test_mistakes(here: Here, tmp_path: Path, mistake: str) -> None:
     (tmp_path / "file").write_text("here first")
     (tmp_path / "empty").mkdir()
     words, sentence = MISTAKES[mistake]
-    done = here("eval", "--out", "out", *words)
+    done = here("eval", "reference", "--out", "out", *words)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stdout == ""
@@ -106,7 +100,20 @@ def test_mistakes(here: Here, tmp_path: Path, mistake: str) -> None:
 def test_matplotlib_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    words = ("eval", "--method", "stride", "--budget", "0.5", "--task", "color", "--per-task", "1", "--out", "out")
+    words = (
+        "eval",
+        "reference",
+        "--method",
+        "stride",
+        "--budget",
+        "0.5",
+        "--task",
+        "color",
+        "--per-task",
+        "1",
+        "--out",
+        "out",
+    )
     done = here(*words)
     assert done.returncode == 0, done.stderr
     assert "stride" in done.stdout
@@ -119,7 +126,7 @@ def test_matplotlib_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.M
 def test_lmms_eval_is_missing(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lmms_eval" else find(name))
-    done = here("eval", "--tasks", "mme", "--model", "reference", "--method", "fastv", "--out", "out")
+    done = here("eval", "tasks", "--task", "mme", "--method", "fastv", "--out", "out")
     assert done.returncode == 2
     assert "a public benchmark needs lmms_eval, which is not installed: `pip install '.[lmms]'`" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -132,7 +139,7 @@ def test_a_model_of_another_vocabulary(here: Here, tmp_path: Path) -> None:
     processor.chat_template = processor.tokenizer.chat_template = "{{ messages[0].content[-1].text }}"
     processor.save_pretrained(tmp_path / "tiny")
     tiny.model("llava").save_pretrained(tmp_path / "tiny")
-    done = here("eval", "--model", "tiny")
+    done = here("eval", "reference", "--model", "tiny")
     assert done.returncode == 2
     assert "has no token of its own for" in done.stderr
     assert "foveate train reference" in done.stderr
@@ -148,6 +155,28 @@ def test_a_model_of_another_patch_size(here: Here, tmp_path: Path) -> None:
     data["patch_size"] = 32
     processor.write_text(json.dumps(data))
     assert config.is_file()
-    done = here("eval", "--model", "small")
+    done = here("eval", "reference", "--model", "small")
     assert done.returncode == 2
     assert "visual tokens of 1 image(s) of 160 x 160 px; the benchmark needs 100" in done.stderr
+
+
+def test_the_kinds_and_their_options(here: Here) -> None:
+    """Without a subcommand it says which there are; an option of another kind is none."""
+    done = here("eval")
+    assert all(kind in done.stdout + done.stderr for kind in ("reference", "tasks", "fidelity"))
+    for words in (("reference", "--limit", "3"), ("tasks", "--seed", "1"), ("fidelity", "--limit", "3")):
+        done = here("eval", *words)
+        assert done.returncode == 2
+        assert f"No such option: {words[1]}" in done.stderr.replace("'", "")
+    done = here("eval", "tasks", "--method", "stride")
+    assert (done.returncode, "say which benchmarks: --task mme" in done.stderr) == (2, True)
+
+
+def test_a_command_says_all_of_a_request() -> None:
+    """What is usual needs no words, and the words make the request again."""
+    asked = Fidelity(methods=("a+b",), images=(Path("x y.png"),), budgets=(0.5, 0.25), as_is=True, samples=3)
+    words = command("foveate eval fidelity", asked)
+    assert words == (
+        "foveate eval fidelity --method a+b --budget 0.5 --budget 0.25 --as-is --image 'x y.png' --samples 3"
+    )
+    assert request(Fidelity, words) == asked

@@ -1,4 +1,4 @@
-"""``foveate eval --fidelity`` and ``foveate tune`` on one's own images, and what a person may get wrong."""
+"""``foveate eval fidelity`` and ``foveate tune`` on one's own images, and what a person may get wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_fidelity_and_tune_of_ones_own_images(here: Here, mine: Path, tmp_path: 
     assert tuned["method"]["method"] == "vtw"
     assert json.loads((tmp_path / "t" / "method.json").read_text()) == tuned["method"]
     described = ("--method-json", "t/method.json", "--method-json", METHOD, "--as-is")
-    found = as_json(here("eval", "--fidelity", *own, *described, "--out", "f", "--json"))
+    found = as_json(here("eval", "fidelity", *own, *described, "--out", "f", "--json"))
     assert found == json.loads((tmp_path / "f" / "results.json").read_text())
     assert [row["method"]["method"] for row in found["rows"]] == ["vtw", "fastv"]
     assert found["rows"][0]["method"] == tuned["method"]
@@ -41,7 +41,7 @@ def test_fidelity_and_tune_of_ones_own_images(here: Here, mine: Path, tmp_path: 
 
 def test_tables_for_a_person(here: Here, mine: Path) -> None:
     asked = ("--image", "set/0.png", "--image", "set/1.png", "--prompt", "color of star ?", "--new-tokens", "2")
-    done = here("eval", "--fidelity", "--method-json", METHOD, "--as-is", *asked, "--out", "f")
+    done = here("eval", "fidelity", "--method-json", METHOD, "--as-is", *asked, "--out", "f")
     assert done.returncode == 0, done.stderr
     for part in (
         "2 prompts, without labels; answers of 2.0 tokens",
@@ -79,24 +79,11 @@ def test_mistakes(here: Here, mine: Path, tmp_path: Path, mistake: str, command:
     (tmp_path / "broken.png").write_bytes((tmp_path / "set" / "0.png").read_bytes()[:50])
     (tmp_path / "text.jsonl").write_text('{"prompt": "What?"}')
     words, sentence = MISTAKES[mistake]
-    goal = ("--fidelity", "--as-is") if command == "eval" else ("--max-kl", "0.1")
-    done = here(command, *goal, "--method", "vtw", "--out", "out", *words)
+    start = ("eval", "fidelity", "--as-is") if command == "eval" else ("tune", "--max-kl", "0.1")
+    done = here(*start, "--method", "vtw", "--out", "out", *words)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists(), "nothing has begun"
     assert (tmp_path / "file").read_text() == "here first"
-
-
-def test_options_of_another_kind(here: Here) -> None:
-    for words, sentence in (
-        (("--data", "a.jsonl"), "--data belongs to --fidelity"),
-        (("--new-tokens", "3"), "--new-tokens belongs to --fidelity"),
-        (("--dtype", "float16"), "--dtype belongs to public benchmarks, with --tasks, or --fidelity"),
-        (("--fidelity", "--tasks", "mme"), "--tasks belongs to public benchmarks, which have labels"),
-        (("--fidelity", "--limit", "3"), "--limit belongs to public benchmarks"),
-    ):
-        done = here("eval", *words)
-        assert done.returncode == 2
-        assert sentence in done.stderr

@@ -31,10 +31,11 @@ def without(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[
     {
         "foveate_reference": ("demo", "--quick"),
         "foveate_reference ": ("run", "--image", "one.png", "--prompt", "what ?", "--method", "fastv"),
-        "foveate_reference  ": ("eval", "--per-task", "1"),
+        "foveate_reference  ": ("eval", "reference", "--per-task", "1"),
         "foveate_reference   ": ("train", "reference", "--out", "x"),
         "vllm": ("serve", "nobody/nothing", "--method", "fastv"),
-        "lmms_eval": ("eval", "--tasks", "mme", "--model", "nobody/nothing"),
+        "scipy": ("eval", "fidelity", "--method", "fastv"),
+        "lmms_eval": ("eval", "tasks", "--task", "mme", "--model", "nobody/nothing", "--method", "fastv"),
     }.items(),
 )
 def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> No
 def test_only_who_asks_a_reference_model_needs_them() -> None:
     """Models of others can be asked, measured and trained without."""
     modules = ("run", "serve", "catalog", "report.collect", "report.page", "bench.sweep", "bench.show", "train.adsc")
-    modules += ("evaluation.front", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
+    modules += ("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
     imports = "; ".join(f"import foveate.lab.{module}" for module in modules)
     program = f"import sys; sys.modules['foveate_reference'] = None; {imports}"
     subprocess.run([sys.executable, "-c", program], check=True)

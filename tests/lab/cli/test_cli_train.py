@@ -27,13 +27,13 @@ def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     if find_spec("matplotlib") is None:
         pytest.skip("foveate eval needs matplotlib")
     short = ("--task", "color", "--per-task", "2", "--budget", "0.5", "--out", "report", "--json")
-    report = as_json(here("eval", "--adapter", "run", *short))
+    report = as_json(here("eval", "reference", "--adapter", "run", *short))
     assert report["model"] == "qwen2_5_vl + run"
     assert "--adapter run" in report["command"]
     assert [row["label"] for row in report["rows"]] == ["dense", "adsc"]
-    heard = as_json(here("eval", "--fidelity", "--adapter", "run", "--new-tokens", "1", *short[:-2], "heard", "--json"))
+    heard = as_json(here("eval", "fidelity", "--adapter", "run", "--new-tokens", "1", *short[:-2], "heard", "--json"))
     assert heard["model"] == "reference + run"
     assert [row["method"]["method"] for row in heard["rows"]] == ["adsc"]
-    stock = as_json(here("eval", *short[:-2], "other", "--method", "adsc", "--json"))
+    stock = as_json(here("eval", "reference", *short[:-2], "other", "--method", "adsc", "--json"))
     assert stock["weights"] != report["weights"]
     assert json.loads((tmp_path / "run" / "foveate_method.json").read_text())["method"]["method"] == "adsc"

@@ -11,6 +11,9 @@ from foveate.lab.checks import REFERENCES
 from foveate.lab.evaluation.fidelity.stock import Stock, load_stock
 from foveate.lab.evaluation.subject import Subject, load
 
+#: What the command line calls the models.
+WORDS = {name: word for word, name in REFERENCES.items()}
+
 
 @pytest.fixture(scope="session", params=reference.ARCHITECTURES)
 def subject(request: pytest.FixtureRequest) -> Subject:
@@ -25,7 +28,7 @@ def qwen() -> Subject:
 def loaded(name: str) -> Subject:
     if not (reference.PATHS[name] / "model.safetensors").is_file():
         pytest.skip(f"the weights of the reference model {name!r} are missing")
-    return load(name, None)
+    return load(WORDS[name])
 
 
 @pytest.fixture(scope="session", params=reference.ARCHITECTURES)
@@ -42,4 +45,4 @@ def stock_qwen() -> Stock:
 def stocked(name: str) -> Stock:
     if not (reference.PATHS[name] / "model.safetensors").is_file():
         pytest.skip(f"the weights of the reference model {name!r} are missing")
-    return load_stock(next(word for word, known in REFERENCES.items() if known == name), None, "auto", "cpu", None)
+    return load_stock(WORDS[name], None, "auto", "cpu", None)

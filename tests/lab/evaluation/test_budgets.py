@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import foveate
@@ -11,6 +13,7 @@ from foveate.errors import ConfigError, FoveateError
 from foveate.lab.evaluation.asking import answer
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
 from foveate.lab.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entries, label, spending
+from foveate.lab.evaluation.request import Contest
 from foveate.lab.evaluation.subject import Subject
 from foveate_reference.data import Sample, samples
 
@@ -44,7 +47,7 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
 @pytest.mark.parametrize("name", DIALS)
 @pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
 def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
-    methods, _ = contenders((name,), (), (), None, subject)
+    methods, _ = contenders(Contest(methods=(name,)), subject)
     plan, missed = planned(methods, (budget,), by, subject, asked)
     if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
         assert [(m.label, m.budget, m.closest) for m in missed] == [("ipcv", budget, 1.0)]
@@ -95,7 +98,7 @@ def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
 
 
 def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -> None:
-    methods, _ = contenders(("blind", "antioracle"), (), (), None, qwen)
+    methods, _ = contenders(Contest(methods=("blind", "antioracle")), qwen)
     plan, missed = planned(methods, (0.5, 0.1), "tokens", qwen, asked)
     assert [(entry.label, entry.method, entry.budget) for entry in plan] == [
         ("dense", None, None),
@@ -111,13 +114,13 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
         '{"method": "fastv", "keep": 0.25}',
         '{"method": "fastv", "schedule": [[3, 0.5], [5, 0.2], [7, 0.1], [8, 0.1], [9, 0]]}',
     )
-    methods, _ = contenders(("vtw",), (), described, None, qwen, as_is=True)
+    methods, _ = contenders(Contest(methods=("vtw",), described=described, as_is=True), qwen)
     plan, missed = planned(methods, (), "tokens", qwen, asked)
     assert not missed
     assert [entry.budget for entry in plan] == [None] * 4
     assert [entry.label for entry in plan[:3]] == ["dense", "vtw", "fastv(keep=0.25)"]
     with pytest.raises(FoveateError, match="fastv is given twice"):
-        contenders(("fastv",), (), described[:1], None, qwen)
+        contenders(Contest(methods=("fastv",), described=described[:1]), qwen)
     assert plan[3].label.startswith("fastv(schedule=#"), "a long schedule does not fill the table"
     assert plan[3].method == FastV(schedule=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
 
@@ -130,7 +133,7 @@ def test_a_budget_of_kv(qwen: Subject, asked: list[Sample]) -> None:
 
 
 def test_by_default_all_that_fits(subject: Subject) -> None:
-    methods, notes = contenders((), (), (), None, subject)
+    methods, notes = contenders(Contest(), subject)
     assert list(methods)[:4] == list(BOUNDS)
     assert set(methods) == {"dense", "blind", "antioracle", *DIALS}
     (note,) = notes
@@ -138,8 +141,8 @@ def test_by_default_all_that_fits(subject: Subject) -> None:
 
 
 def test_names_options_and_labels(qwen: Subject) -> None:
-    def labels(*names: str, options: tuple[str, ...] = (), described: tuple[str, ...] = (), **other: str) -> list[str]:
-        return list(contenders(names, options, described, other.get("positions"), qwen)[0])  # type: ignore[arg-type]
+    def labels(*names: str, **other: Any) -> list[str]:
+        return list(contenders(Contest(methods=names, **other), qwen)[0])
 
     assert labels("fastv") == ["dense", "fastv"]
     assert labels("fastv", "fastv", "dense") == ["dense", "fastv"]

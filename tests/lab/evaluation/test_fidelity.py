@@ -1,4 +1,4 @@
-"""``foveate eval --fidelity`` without a process: what is kept, what goes on, what is refused."""
+"""``foveate eval fidelity`` without a process: what is kept, what goes on, what is refused."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ import numpy as np
 import pytest
 
 from foveate import DivPrune, FastV
-from foveate.lab.evaluation.fidelity import measuring, meter, table
+from foveate.lab.evaluation.fidelity import measuring, meter
 from foveate.lab.evaluation.fidelity.forced import hear
-from foveate.lab.evaluation.fidelity.measuring import Own, Request, measure
+from foveate.lab.evaluation.fidelity.measuring import measure
 from foveate.lab.evaluation.fidelity.meter import asked
 from foveate.lab.evaluation.fidelity.prompts import of_benchmark
 from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.evaluation.report import write
+from foveate.lab.evaluation.request import Fidelity
 from foveate.lab.evaluation.statistics import average
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
 
-def request(out: Path, **changes: Any) -> Request:
+def request(out: Path, **changes: Any) -> Fidelity:
     usual: dict[str, Any] = dict(
         methods=("stride", "divprune"),
         budgets=(0.25,),
         tasks=("color", "pair"),
         per_task=2,
-        own=Own(batch=2, new_tokens=2),
+        batch_size=2,
+        new_tokens=2,
     )
-    return Request(out, **{**usual, **changes})
+    return Fidelity(out, **{**usual, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, stock_qwen: Stock) -> Path:
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "load_stock", lambda *about: stock_qwen)
-        table.write(measure(request(out), silent))
+        write(measure(request(out), silent))
     return out
 
 
@@ -87,7 +90,7 @@ def test_an_interrupted_run_ends_like_any_other(whole: Path, tmp_path: Path, mom
         measure(request(tmp_path), stop)
     path = sorted((tmp_path / "answers").glob("*.jsonl"))[0]
     path.write_bytes(path.read_bytes()[:-7])  # the last line was cut in the middle
-    table.write(measure(request(tmp_path), silent))
+    write(measure(request(tmp_path), silent))
     assert contents(tmp_path) == contents(whole)
 
 
@@ -95,7 +98,7 @@ def test_a_finished_run_asks_nothing(whole: Path, monkeypatch: pytest.MonkeyPatc
     before = contents(whole)
     for module in (measuring, meter):
         monkeypatch.setattr(module, "hear", lambda *given: pytest.fail("everything has been heard"))
-    table.write(measure(request(whole), silent))
+    write(measure(request(whole), silent))
     assert contents(whole) == before
 
 
@@ -104,8 +107,8 @@ def test_other_settings_are_refused(whole: Path, stock_qwen: Stock, monkeypatch:
     for changes in (
         {"per_task": 3},
         {"seeds": (1,)},
-        {"own": Own(batch=2, new_tokens=4)},
-        {"own": Own(batch=3, new_tokens=2)},
+        {"new_tokens": 4},
+        {"batch_size": 3},
     ):
         with pytest.raises(CommandError, match="belongs to another run"):
             measure(request(whole, **changes), silent)
@@ -127,32 +130,32 @@ def test_a_report_without_its_answers_is_not_written_over(tmp_path: Path, name: 
 def test_as_is(tmp_path: Path) -> None:
     described = tuple(json.dumps(FastV(ratio=keep, layer=3).to_json()) for keep in (0.5, 0.2))
     found = measure(request(tmp_path, methods=(), described=described, budgets=(), as_is=True), silent)
-    assert [(line.label, line.budget) for line in found.lines] == [
+    assert [(line.label, line.budget) for line in found.rows] == [
         ("fastv(layer=3, ratio=0.5)", None),
         ("fastv(layer=3, ratio=0.2)", None),
     ]
-    assert [line.spent.tokens for line in found.lines] == pytest.approx([0.3 + 0.7 * 0.5, 0.3 + 0.7 * 0.2], abs=0.01)
-    assert table.command(found.request).endswith("--as-is")
+    assert [line.spent.tokens for line in found.rows] == pytest.approx([0.3 + 0.7 * 0.5, 0.3 + 0.7 * 0.2], abs=0.01)
+    assert "--as-is" in found.command
 
 
 def test_a_budget_of_kv(tmp_path: Path) -> None:
-    (line,) = measure(request(tmp_path, methods=("stride",), budgets=(0.4,), by="kv"), silent).lines
+    (line,) = measure(request(tmp_path, methods=("stride",), budgets=(0.4,), by="kv"), silent).rows
     assert line.spent.kv == pytest.approx(0.4, abs=0.015)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "a bound": ({"methods": ("oracle",)}, "oracle needs the benchmark's evidence"),
-    "blind": ({"methods": ("blind",)}, "blind needs the benchmark's evidence"),
+    "a bound": ({"methods": ("oracle",)}, "oracle needs the reference benchmark's evidence"),
+    "blind": ({"methods": ("blind",)}, "blind needs the reference benchmark's evidence"),
     "nothing to compare": ({"methods": ("dense",)}, "name a method, too"),
     "a method for longer answers": (
-        {"methods": ("dycoke",), "own": Own(new_tokens=1)},
+        {"methods": ("dycoke",), "new_tokens": 1},
         "acts on the tokens that follow the first one",
     ),
     "both": ({"as_is": True}, "--as-is takes methods as their options say"),
-    "no tokens": ({"own": Own(new_tokens=0)}, "--new-tokens 0: give at least 1"),
-    "no batch": ({"own": Own(batch=0)}, "--batch-size 0: give at least 1"),
-    "no samples": ({"own": Own(samples=0)}, "--samples 0: give at least 1"),
-    "two sources": ({"own": Own(data=Path("a"), prompts=("What?",))}, "leave out --image and --prompt"),
+    "no tokens": ({"new_tokens": 0}, "--new-tokens 0: give a whole number, at least 1"),
+    "no batch": ({"batch_size": 0}, "--batch-size 0: give a whole number, at least 1"),
+    "no samples": ({"samples": 0}, "--samples 0: give a whole number, at least 1"),
+    "two sources": ({"data": Path("a"), "prompts": ("What?",)}, "leave out --image and --prompt"),
     "unknown task": ({"tasks": ("colour",)}, "'colour'"),
     "unknown cost": ({"by": "seconds"}, "choose tokens, flops, kv"),
 }
@@ -168,7 +171,7 @@ def test_mistakes(tmp_path: Path, mistake: str) -> None:
 
 def test_methods_for_longer_answers(tmp_path: Path) -> None:
     found = measure(request(tmp_path, methods=("dycoke",), budgets=(), as_is=True), silent)
-    assert [line.label for line in found.lines] == ["dycoke"]
+    assert [line.label for line in found.rows] == ["dycoke"]
 
 
 def test_an_average_and_its_interval() -> None:

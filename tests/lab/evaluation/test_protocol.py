@@ -13,7 +13,8 @@ from foveate.errors import FoveateError
 from foveate.lab.evaluation import plan, protocol, report, subject
 from foveate.lab.evaluation.asking import answer
 from foveate.lab.evaluation.batches import grouped, probes
-from foveate.lab.evaluation.protocol import Request, evaluate
+from foveate.lab.evaluation.protocol import evaluate
+from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.subject import Subject, load
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
@@ -22,14 +23,14 @@ pytest.importorskip("matplotlib")
 METHODS = ("blind", "antioracle", "oracle", "stride", "downsample")
 
 
-def request(out: Path, **changes: object) -> Request:
+def request(out: Path, **changes: object) -> Reference:
     usual: dict[str, object] = {"methods": METHODS, "budgets": (0.3,), "tasks": ("color", "texture"), "per_task": 5}
-    return Request(out, **{**usual, **changes})  # type: ignore[arg-type]
+    return Reference(out, **{**usual, **changes})  # type: ignore[arg-type]
 
 
 def small(patch: pytest.MonkeyPatch, qwen: Subject) -> None:
     """One model for all tests, as loading takes a second; and batches of 4 questions, so that a run has several."""
-    patch.setattr(subject, "load", lambda name, folder, adapter: qwen)
+    patch.setattr(subject, "load", lambda name, adapter: qwen)
     patch.setattr(protocol, "grouped", lambda samples: grouped(samples, tokens=400))
 
 
@@ -176,7 +177,7 @@ def test_blind_is_shown_grey_and_answers_the_same_questions(qwen: Subject) -> No
 def test_llava_sees_large_images_in_tiles() -> None:
     if not (reference.PATHS["llava"] / "model.safetensors").is_file():
         pytest.skip("the weights are missing")
-    subject = load("llava", None)
+    subject = load("reference-llava")
     (document,) = samples(tasks=("document",), per_task=1)
     batch = subject.preparation.batch([document])
     assert batch.inputs["pixel_values"].shape == (4, 3, 160, 160)

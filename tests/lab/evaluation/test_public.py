@@ -15,11 +15,11 @@ from foveate import Downsample, FastV
 from foveate.lab.evaluation import statistics
 from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.lmms.memory import Memory, Note
-from foveate.lab.evaluation.lmms.plan import Request
 from foveate.lab.evaluation.lmms.rows import rows
 from foveate.lab.evaluation.lmms.run import scores_of
 from foveate.lab.evaluation.lmms.scores import Finished, Scored, finished, read, save
 from foveate.lab.evaluation.plan import Entry
+from foveate.lab.evaluation.request import Tasks
 from foveate.lab.terminal import CommandError
 
 COST = Cost(25.0, 60.0, 30.0, 100.0, 100.0, 100.0)
@@ -82,7 +82,7 @@ def test_scores_on_disk(tmp_path: Path) -> None:
 
 
 def test_names_of_files_fit_every_file_system(tmp_path: Path) -> None:
-    request = Request(tmp_path, "reference", ("t",))
+    request = Tasks(tmp_path, tasks=("t",))
     one, other = (Entry("+".join([f"fastv(layer={layer}, keep=0.123456)"] * 12), FastV(), 0.5) for layer in (1, 2))
     first, second = (scores_of(request, entry, "t" * 40) for entry in (one, other))
     assert first.name != second.name

@@ -10,10 +10,11 @@ from foveate import Downsample, Stride
 from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.bounds import AntiOracle
 from foveate.lab.evaluation.plan import Entry, Missed
-from foveate.lab.evaluation.protocol import Evaluation, Request
-from foveate.lab.evaluation.report import aligned, markdown, ordered, to_json
+from foveate.lab.evaluation.report import aligned, markdown
+from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Key, Question, Row, rows
 from foveate.lab.evaluation.store import Record
+from foveate.lab.evaluation.table import Evaluation, ordered
 
 DENSE = Entry("dense")
 STRIDE = Entry("stride", Stride(keep=0.5), 0.5)
@@ -96,15 +97,15 @@ def test_without_evidence_there_is_no_anti_oracle() -> None:
 
 
 def test_the_report(table: dict[str, Row]) -> None:
-    request = Request(
+    request = Reference(
         Path("out"), methods=("stride", "downsample"), budgets=(0.5,), tasks=("exist", "absent"), seeds=(0, 1)
     )
     found = Evaluation(request, "toy", {}, tuple(table.values()), (Missed("fastv", 0.1, 0.2),), ("left out: x",))
     assert [row.label for row in ordered(found.rows)] == ["dense", "antioracle", "stride", "downsample"]
-    text = markdown(found)
-    command = "foveate eval --reference qwen2_5_vl --method stride --method downsample --budget 0.5 --task exist --task absent"
+    text = markdown(found.report())
+    command = "foveate eval reference --method stride --method downsample --budget 0.5 --task exist --task absent"
     for part in (
-        f"    {command} --seed 0 --seed 1 --by tokens --per-task 100 --split test\n",
+        f"    {command} --seed 0 --seed 1\n",
         "| stride | 0.5 | 75.0% | ",
         " | 100.0% of 4 | 30.0% | 50.0% | 25.0% | 75.0-75.0 |",
         "| stride | 0.5 | 75 | 75 |",
@@ -113,7 +114,7 @@ def test_the_report(table: dict[str, Row]) -> None:
         "* left out: x",
     ):
         assert part in text
-    data = to_json(found)
+    data = found.to_json()
     assert data["questions"] == 16
     assert data["out_of_reach"] == [{"label": "fastv", "budget": 0.1, "closest": 0.2}]
     assert data["rows"][1]["method"] == Stride(keep=0.5).to_json()

@@ -7,15 +7,19 @@ from statistics import fmean
 import pytest
 
 import foveate_reference as reference
-from foveate.lab.evaluation.protocol import Evaluation, Request, evaluate
+from foveate.lab.evaluation.protocol import evaluate
+from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Row
+from foveate.lab.evaluation.table import Evaluation
 
 
 @pytest.fixture(scope="module", params=reference.ARCHITECTURES)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     out = tmp_path_factory.mktemp("sanity")
     methods = ("blind", "oracle", "antioracle", "stride")
-    asked = Request(out, request.param, methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=20)
+    asked = Reference(
+        out, f"reference-{request.param}", methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=20
+    )
     return evaluate(asked, lambda what, done: None)
 
 

@@ -14,19 +14,19 @@ from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_json
 from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.fidelity.forced import hear
 from foveate.lab.evaluation.fidelity.lines import kls
-from foveate.lab.evaluation.fidelity.measuring import Own
 from foveate.lab.evaluation.fidelity.meter import asked
 from foveate.lab.evaluation.fidelity.prompts import Prompt, drawn, of_benchmark
 from foveate.lab.evaluation.fidelity.stock import Stock
-from foveate.lab.evaluation.tune import Request, table, tune
-from foveate.lab.evaluation.tune.goal import asking
+from foveate.lab.evaluation.report import write
+from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.tuning import asking, tune
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
 
-def request(out: Path, **changes: Any) -> Request:
-    usual: dict[str, Any] = dict(method=VTW(), max_kl=0.1, own=Own(samples=6, new_tokens=1, batch=4))
-    return Request(out, **{**usual, **changes})
+def request(out: Path, method: Method | None = None, **changes: Any) -> Tune:
+    usual: dict[str, Any] = dict(max_kl=0.1, samples=6, new_tokens=1, batch_size=4)
+    return Tune(out=out, described=json.dumps((method or VTW()).to_json()), **{**usual, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def mean_kl(stock: Stock, prompts: list[Prompt], method: Method) -> float:
 
 def test_the_layer_of_vtw(tmp_path: Path, stock_qwen: Stock) -> None:
     found = tune(request(tmp_path), silent)
-    table.write(found)
+    write(found)
     prompts = drawn(of_benchmark(colours(), 0), 6, 0)
     kl = [mean_kl(stock_qwen, prompts[3:], VTW(layer=layer)) for layer in range(10)]
     layer = next(layer for layer in range(10) if kl[layer] <= 0.1)
@@ -88,7 +88,7 @@ def test_a_schedule_at_a_budget(tmp_path: Path) -> None:
 def test_an_interrupted_search_ends_like_any_other(tmp_path: Path) -> None:
     wanted = request(tmp_path / "whole", method=FastV(layer=3), max_kl=0.05, search="greedy", trials=5)
     whole = tune(wanted, silent)
-    table.write(whole)
+    write(whole)
     assert whole.exhausted
     assert whole.trials == 5
 
@@ -100,9 +100,9 @@ def test_an_interrupted_search_ends_like_any_other(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         tune(again, stop)
     assert len((tmp_path / "again" / "trials.jsonl").read_text().splitlines()) == 1 + 3
-    table.write(tune(again, silent))
+    write(tune(again, silent))
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
-    for changes in ({"max_kl": 0.5}, {"seed": 3}, {"method": FastV(layer=4)}):
+    for changes in ({"max_kl": 0.5}, {"seed": 3}, {"described": json.dumps(FastV(layer=4).to_json())}):
         with pytest.raises(CommandError, match="belongs to another run"):
             tune(replace(again, **changes), silent)
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
@@ -110,7 +110,7 @@ def test_an_interrupted_search_ends_like_any_other(tmp_path: Path) -> None:
 
 def test_options_at_a_budget(tmp_path: Path) -> None:
     """IPCV saves in the tower alone: its options are moved, its share set anew each time."""
-    wanted = request(tmp_path, method=IPCV(), max_kl=None, budget=0.9, trials=4, own=Own(samples=4, new_tokens=1))
+    wanted = request(tmp_path, method=IPCV(), max_kl=None, budget=0.9, trials=4, samples=4)
     found = tune(wanted, silent)
     assert (found.search, found.trials, found.exhausted) == ("options", 4, True)
     trials = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()[1:]]
@@ -134,7 +134,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial or greedy"),
     "no trials": ({"trials": 0}, "--trials 0"),
     "nothing held out": ({"held_out": 0.0}, "--held-out 0.0"),
-    "one prompt": ({"own": Own(samples=1)}, "one side has none: give more prompts"),
+    "one prompt": ({"samples": 1}, "one side has none: give more prompts"),
     "no schedule": ({"search": "greedy"}, "vtw follows no schedule"),
     "too strict": (
         {"max_kl": 1e-12, "trials": 1},
@@ -154,7 +154,7 @@ def test_mistakes(tmp_path: Path, mistake: str) -> None:
 def test_a_budget_out_of_reach(tmp_path: Path) -> None:
     """DivPrune acts before the language model, so the tower's work cannot be saved."""
     with pytest.raises(CommandError, match=r"no setting of divprune spends 0.1 of the stock model's flops"):
-        tune(request(tmp_path, method=DivPrune(), max_kl=None, budget=0.1, own=Own(samples=4, new_tokens=1)), silent)
+        tune(request(tmp_path, method=DivPrune(), max_kl=None, budget=0.1, samples=4), silent)
 
 
 def test_a_method_that_is_there_is_not_written_over(tmp_path: Path) -> None:
@@ -171,13 +171,13 @@ def test_verdicts(tmp_path: Path) -> None:
     other = replace(found.held_out[0], method=VTW().to_json())
     for low, high, told in ((0.1, 0.3, "KL is lower"), (-0.3, -0.1, "keep what was given"), (-0.1, 0.1, "cannot tell")):
         shown = replace(found, gain=replace(found.gain, low=low, high=high), held_out=(other, found.held_out[1]))
-        assert told in table.verdict(shown)[0]
+        assert told in shown.verdict()[0]
         folder = tmp_path / told
         folder.mkdir()
-        table.write(replace(shown, request=replace(shown.request, out=folder)))
+        write(replace(shown, request=replace(shown.request, out=folder)))
         lost = high < 0
         assert method_from_json(json.loads((folder / "method.json").read_text())) == (VTW() if lost else found.found)
         assert (folder / "found.json").exists() == lost
     same = replace(found, held_out=(found.held_out[1], found.held_out[1]))
-    assert "Nothing was found that is better" in table.verdict(same)[0]
+    assert "Nothing was found that is better" in same.verdict()[0]
     assert np.isfinite(found.gain.value)

@@ -1,4 +1,4 @@
-"""``foveate eval --tasks``: what is compared, what is kept when a run stops, and what is refused."""
+"""``foveate eval tasks``: what is compared, what is kept when a run stops, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from PIL import Image
 from foveate import Stride
 from foveate.errors import FoveateError
 from foveate.lab.cli import main
-from foveate.lab.evaluation.lmms import report, run
+from foveate.lab.evaluation import report
+from foveate.lab.evaluation.lmms import run
 from foveate.lab.evaluation.lmms.asker import Asker
-from foveate.lab.evaluation.lmms.plan import Request
-from foveate.lab.evaluation.lmms.run import Public, evaluate
+from foveate.lab.evaluation.lmms.report import Public
+from foveate.lab.evaluation.lmms.run import evaluate
+from foveate.lab.evaluation.request import Tasks
 from foveate.lab.evaluation.statistics import mcnemar
 from foveate.lab.terminal import CommandError
 
@@ -44,17 +46,15 @@ def few_probes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
+def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Tasks:
     out = tmp_path_factory.mktemp("runs") / "out"
     methods = ("stride", "fastv", "dense")
     options = ("fastv.ratio=0.4", "fastv.layer=1")
-    return Request(
+    return Tasks(
         out,
-        "reference",
-        ("scenes", "letters", "choices"),
-        None,
-        methods,
-        options,
+        methods=methods,
+        options=options,
+        tasks=("scenes", "letters", "choices"),
         limit=LIMIT,
         batch_size=5,
         include=local,
@@ -62,13 +62,13 @@ def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 
 @pytest.fixture(scope="module")
-def found(request_: Request) -> Public:
+def found(request_: Tasks) -> Public:
     made = evaluate(request_, quiet)
     assert made is not None
     return made
 
 
-def scores(request_: Request, name: str) -> dict[str, Any]:
+def scores(request_: Tasks, name: str) -> dict[str, Any]:
     data = json.loads((request_.out / "scores" / f"{name}.json").read_text())
     return {task: np.array(list(scored["scores"].values())) for task, scored in data["tasks"].items()}
 
@@ -92,7 +92,7 @@ def test_what_is_run(found: Public) -> None:
     assert {name: row.accuracy.n for name, row in dense.tasks.items()} == dict.fromkeys(found.request.tasks, LIMIT)
 
 
-def test_what_is_compared(request_: Request, found: Public) -> None:
+def test_what_is_compared(request_: Tasks, found: Public) -> None:
     """Each number again, from the scores of single questions."""
     dense, stride = found.rows[:2]
     stock, mine = scores(request_, "scenes-dense"), scores(request_, "scenes-stride-at-0.5-tokens")
@@ -117,7 +117,7 @@ def test_what_is_compared(request_: Request, found: Public) -> None:
     assert dense.tasks["scenes"].retention.value == 1
 
 
-def test_grades_between_right_and_wrong(request_: Request, found: Public) -> None:
+def test_grades_between_right_and_wrong(request_: Tasks, found: Public) -> None:
     stock, mine = scores(request_, "letters-dense"), scores(request_, "letters-stride-at-0.5-tokens")
     assert set(mine["letters"]) - {0.0, 1.0}
     here = found.rows[1].tasks["letters"]
@@ -126,7 +126,7 @@ def test_grades_between_right_and_wrong(request_: Request, found: Public) -> Non
     assert (here.paired.gained, here.paired.lost) == (better, worse)
 
 
-def test_a_method_answers_what_it_answers_alone(request_: Request, found: Public) -> None:
+def test_a_method_answers_what_it_answers_alone(request_: Tasks, found: Public) -> None:
     """The answers that were kept are those of the model with the method attached, asked one at a time."""
     import foveate_reference as reference
     from foveate.lab.chats import Frames, chat, question
@@ -142,10 +142,10 @@ def test_a_method_answers_what_it_answers_alone(request_: Request, found: Public
 
 
 def test_the_report(found: Public) -> None:
-    data = report.to_json(found)
+    data = found.to_json()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["versions"]["lmms-eval"].startswith("0.7.")
-    assert data["command"].startswith("foveate eval --model reference --tasks scenes,letters,choices --method stride")
+    assert data["command"].startswith("foveate eval tasks --method stride --method fastv")
     written = report.write(found)
     assert written[2].read_bytes().startswith(b"\x89PNG")
     text = written[1].read_text()
@@ -175,7 +175,7 @@ def asking(monkeypatch: pytest.MonkeyPatch, at: int = 1 << 30) -> list[int]:
 
 
 @pytest.fixture
-def again(request_: Request, found: Public, tmp_path: Path) -> Request:
+def again(request_: Tasks, found: Public, tmp_path: Path) -> Tasks:
     """The finished run, in a folder of its own."""
     shutil.copytree(request_.out, tmp_path / "copy")
     return replace(request_, out=tmp_path / "copy")
@@ -183,17 +183,17 @@ def again(request_: Request, found: Public, tmp_path: Path) -> Request:
 
 def same(one: Public | None, other: Public) -> bool:
     assert one is not None
-    return report.to_json(one) == report.to_json(other)
+    return one.to_json() == other.to_json()
 
 
-def test_a_finished_run_asks_nothing(again: Request, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_asks_nothing(again: Tasks, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asking(monkeypatch, 0)
     monkeypatch.setattr(Asker, "spend", lambda *given: pytest.fail("what methods spend is known"))
     assert same(evaluate(again, quiet), found)
     assert not asked
 
 
-def test_an_interrupted_run_goes_on(again: Request, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on(again: Tasks, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a task, and of a line: what was answered is kept, and nothing else is asked."""
     for path in again.out.glob("*/*"):
         if not path.name.startswith("choices-"):  # those are there, as of an earlier run
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(again: Request, found: Public, monkeypatch: 
     assert len(rest) == generated - len(first) + 1
 
 
-def test_more_methods_and_tasks_later(again: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_methods_and_tasks_later(again: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = asking(monkeypatch)
     wider = replace(again, tasks=("scenes", "both"), methods=("stride",), options=("keep=0.3",))
     made = evaluate(wider, quiet)
@@ -224,13 +224,13 @@ def test_more_methods_and_tasks_later(again: Request, monkeypatch: pytest.Monkey
     assert "handed_in is not in the table: lmms-eval gives its answers no score one by one." in made.notes
 
 
-def test_budgets(again: Request) -> None:
+def test_budgets(again: Tasks) -> None:
     """Methods are set to them; what cannot be reached is said, and Downsample is there for each."""
     wanted = replace(again, tasks=("scenes",), methods=("vtw", "ipcv"), options=(), budgets=(0.6,))
     made = evaluate(wanted, quiet)
     assert made is not None
     assert [(row.label, row.budget) for row in made.rows] == [("dense", None), ("vtw", 0.6), ("downsample", 0.6)]
-    assert [(missed.label, missed.budget) for missed in made.plan.missed] == [("ipcv", 0.6)]
+    assert [(missed.label, missed.budget) for missed in made.missed] == [("ipcv", 0.6)]
     flops = evaluate(replace(wanted, by="flops", methods=("ipcv",), budgets=(0.9,)), quiet)
     assert flops is not None
     assert [row.label for row in flops.rows] == ["dense", "ipcv", "downsample"]
@@ -276,11 +276,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "'handed_in' cannot be compared: lmms-eval gives its answers no score",
     ),
     "unknown method": (dict(methods=("fastvv",)), "there is no method 'fastvv'"),
-    "oracle": (dict(methods=("oracle",)), "only the reference benchmark knows where its answers are"),
+    "oracle": (dict(methods=("oracle",)), "oracle needs the reference benchmark's evidence and answers"),
     "no method": (dict(methods=()), "say what to measure: --method NAME"),
     "layer out of range": (dict(options=("fastv.layer=40",)), "there is no decoder layer 40"),
     "unknown model": (dict(model="./nowhere"), "there is no model folder './nowhere'"),
-    "task twice": (dict(tasks=("scenes", "scenes")), "--tasks scenes is given twice"),
+    "task twice": (dict(tasks=("scenes", "scenes")), "--task scenes is given twice"),
     "limit of nothing": (dict(limit=0), "--limit 0: give a whole number, at least 1"),
     "no tasks there": (dict(include=Path("nowhere")), "--include-path 'nowhere': there is no such folder"),
     "budget over one": (dict(budgets=(2.0,)), "--budget 2.0: give a share"),
@@ -289,7 +289,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_a_task_that_has_changed(again: Request, local: Path, tmp_path: Path) -> None:
+def test_a_task_that_has_changed(again: Tasks, local: Path, tmp_path: Path) -> None:
     """What was answered to other questions is no answer to these."""
     shutil.copytree(local, tmp_path / "tasks")
     task = tmp_path / "tasks" / "scenes.yaml"
@@ -303,7 +303,7 @@ def test_a_task_that_has_changed(again: Request, local: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(again: Request, mistake: str) -> None:
+def test_mistakes(again: Tasks, mistake: str) -> None:
     changed, sentence = MISTAKES[mistake]
     before = {path: path.read_bytes() for path in again.out.glob("*/*")}
     if "options" not in changed and "methods" in changed:
@@ -315,19 +315,18 @@ def test_mistakes(again: Request, mistake: str) -> None:
     assert all(path.read_bytes() == content for path, content in before.items()), "what was measured stays"
 
 
-def test_the_folder_is_a_file(request_: Request, tmp_path: Path) -> None:
+def test_the_folder_is_a_file(request_: Tasks, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("here first")
     with pytest.raises(CommandError, match="is a file; give the name of a folder"):
         evaluate(replace(request_, out=tmp_path / "out"), quiet)
     assert (tmp_path / "out").read_text() == "here first"
 
 
-def test_the_command(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command(request_: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     shutil.copytree(request_.out, tmp_path / "out")
     words = [
-        "--model",
-        "reference",
-        "--tasks",
+        "tasks",
+        "--task",
         "scenes",
         "--method",
         "stride",

@@ -31,7 +31,7 @@ BIN = Path(sys.executable).parent
 
 def ours(reference: str, method: Method | None) -> dict[str, str]:
     """What the reference benchmark's own path answers to the same questions, by their id."""
-    subject, found = load(reference, None), {}
+    subject, found = load(f"reference-{reference}"), {}
     for group in grouped(tasks.samples()):
         words, _ = answer(subject, subject.preparation.batch(group), method)
         found |= {sample.id: word for sample, word in zip(group, words)}

@@ -1,9 +1,7 @@
-"""``foveate eval``: how much each method loses at each budget, on the reference benchmark.
+"""``foveate eval`` and ``foveate tune``: what methods lose at a given cost, whatever the questions.
 
-`protocol` asks (`plan` says what, `subject` loads the model, `batches` and `asking` make one call, `store` keeps the
-answers); `results` and `statistics` judge; `report` and `curve` show. `bounds` has the oracle and the anti-oracle.
+`request` says what can be asked for; `plan` which methods are measured at which budgets, and `runner` asks them; `store` keeps
+answers and `costs` what methods spend; `statistics` judges; `results` and `report` show. Three sources of questions: `protocol`
+(the reference models' own, with `subject`, `batches`, `asking`, and in `bounds` the oracle), `fidelity` (anybody's images,
+without labels; `tune` searches by it), and `lmms` (public benchmarks).
 """
-
-from foveate.lab.evaluation.protocol import Evaluation, Request, evaluate
-
-__all__ = ["Evaluation", "Request", "evaluate"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from foveate.lab import needs
-from foveate.lab.evaluation.results import Line
 
 #: Controls and bounds are grey or black, so that methods stand out.
 CONTROLS: dict[str, tuple[str, str]] = {
@@ -23,11 +22,11 @@ def can_draw() -> bool:
     return needs.is_there("matplotlib")
 
 
-def draw(rows: Sequence[Line], path: Path, title: str, guess: float | None = None) -> None:
+def draw(rows: Sequence[Any], path: Path, title: str, guess: float | None = None) -> None:
     """Two panels: over visual tokens per decoder layer, and over FLOPs of the whole call.
 
     Args:
-        rows: what was measured.
+        rows: what was measured, each with ``label``, ``budget``, ``accuracy`` and ``spent``.
         path: of the picture.
         title: above it.
         guess: accuracy of the most frequent answer.
@@ -36,7 +35,7 @@ def draw(rows: Sequence[Line], path: Path, title: str, guess: float | None = Non
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     over_tokens, over_flops = figure.subplots(1, 2, sharey=True)
-    panels: tuple[tuple[Any, str, Callable[[Line], float]], ...] = (
+    panels: tuple[tuple[Any, str, Callable[[Any], float]], ...] = (
         (over_tokens, "visual tokens per decoder layer", lambda row: row.spent.tokens),
         (over_flops, "FLOPs of the whole call", lambda row: row.spent.flops),
     )
@@ -51,7 +50,7 @@ def draw(rows: Sequence[Line], path: Path, title: str, guess: float | None = Non
     figure.savefig(path, dpi=120)
 
 
-def _panel(axes: Any, rows: Sequence[Line], cost: Callable[[Line], float], guess: float | None) -> None:
+def _panel(axes: Any, rows: Sequence[Any], cost: Callable[[Any], float], guess: float | None) -> None:
     for row in rows:
         if row.label in ("dense", "blind"):
             style = "-" if row.label == "dense" else "--"
@@ -61,7 +60,7 @@ def _panel(axes: Any, rows: Sequence[Line], cost: Callable[[Line], float], guess
             axes.plot(cost(row), row.accuracy.value, "kx", label=row.label)
     if guess is not None:
         axes.axhline(guess, color="tab:red", linestyle=":", linewidth=1, label="most frequent answer")
-    curves: dict[str, list[Line]] = {}
+    curves: dict[str, list[Any]] = {}
     for row in rows:
         if row.budget is not None:
             curves.setdefault(row.label, []).append(row)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
@@ -14,6 +15,7 @@ from foveate.lab.checks import ANTIORACLE, BLIND, DENSE, ORACLE
 from foveate.lab.evaluation.asking import Cost, answer
 from foveate.lab.evaluation.batches import probes
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
+from foveate.lab.evaluation.request import Contest, Tasks
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import options_by_method
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 
 By = Literal["tokens", "flops", "kv"]
+#: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
+BUDGETS: dict[By, tuple[float, ...]] = {"tokens": (0.5, 0.35, 0.25, 0.15, 0.1), "flops": (0.9, 0.8, 0.7, 0.6, 0.5)}
+BUDGETS["kv"] = BUDGETS["tokens"]
 #: What can be measured besides the methods; None: the stock model.
 BOUNDS: dict[str, Method | None] = {DENSE: None, BLIND: None, ORACLE: Oracle(), ANTIORACLE: AntiOracle()}
 
@@ -70,41 +75,36 @@ class Attachable(Protocol):
 
     @property
     def host(self) -> Host: ...
+    @property
+    def trained(self) -> Method | None: ...
 
 
 def contenders(
-    names: Sequence[str],
-    options: Sequence[str],
-    described: Sequence[str],
-    positions: Positions | None,
-    subject: Attachable,
-    *,
-    as_is: bool = False,
-    bounds: bool = True,
-    words: int = 1,
+    request: Contest, subject: Attachable, *, bounds: bool = True, words: int = 1
 ) -> tuple[dict[str, Method | None], list[str]]:
     """Label -> method, its dial not yet set, and notes on what was left out. The stock model is always the first.
 
     Args:
-        names: of methods, of sums joined by ``+``, and of bounds; none at all: everything that fits.
-        options: ``name=value``; with several methods ``method.name=value``.
-        described: methods as JSON, or files of it.
-        positions: for all methods, or None: what each says.
+        request: which are asked for; none at all: that of the adapter, or everything that fits.
         subject: the model.
-        as_is: dials stay where they are, so labels name their options, too.
         bounds: whether what is asked has evidence and answers, as bounds need.
         words: tokens of an answer at most.
     """
+    names, options, described = request.methods, request.options, request.described
     notes: list[str] = []
     for name in names:
         if name in BOUNDS and name != DENSE and not bounds:
             raise CommandError(
-                f"{name} needs the benchmark's evidence and answers, and here there are none: leave it out"
+                f"{name} needs the reference benchmark's evidence and answers, and here there are none: leave it out"
             )
+    if not (names or described or options) and subject.trained is not None:
+        described = (json.dumps(subject.trained.to_json()),)
     if names or described:
-        found = [*named(names, options), *(method_from_words(None, None, [], text) for text in described)]
+        found = [*_named(names, options), *(method_from_words(None, None, [], text) for text in described)]
     elif options:
         raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
+    elif isinstance(request, Tasks):
+        raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
     else:
         shipped, notes = _shipped(subject, words)
         found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *shipped]
@@ -112,11 +112,12 @@ def contenders(
     if bounds and (BLIND in names or not (names or described)):
         labelled[BLIND] = None
     for method in found:
-        method = method if positions is None else positioned(method, positions)
+        if request.positions is not None:
+            method = _positioned(method, cast(Positions, request.positions))
         check_fit(method, subject, words)
-        name = label(method, subject.host, as_is)
+        name = label(method, subject.host, request.as_is)
         if name in labelled:
-            why = "" if as_is else ": a method at a budget is the same wherever its dial was"
+            why = "" if request.as_is else ": a method at a budget is the same wherever its dial was"
             raise CommandError(f"{name} is given twice{why}")
         labelled[name] = method
     return labelled, notes
@@ -167,7 +168,7 @@ def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
     compress(subject.model, method).remove()
 
 
-def named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
+def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     """Methods by name, with the options that belong to each."""
     names = [name for name in dict.fromkeys(names) if name not in (DENSE, BLIND)]
     plain = [name for name in names if name not in BOUNDS]
@@ -193,10 +194,10 @@ def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
     return found, notes
 
 
-def positioned(method: Method, positions: Positions) -> Method:
+def _positioned(method: Method, positions: Positions) -> Method:
     """The method, and all parts of a sum, with another policy."""
     if isinstance(method, Composed):
-        return replace(method, methods=tuple(positioned(part, positions) for part in method.methods))
+        return replace(method, methods=tuple(_positioned(part, positions) for part in method.methods))
     return replace(method, positions=positions)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from foveate.lab import typed
 from foveate.lab.evaluation import statistics
-from foveate.lab.evaluation.plan import Entry
+from foveate.lab.evaluation.asking import Cost
+from foveate.lab.evaluation.plan import Entry, Missed
+from foveate.lab.evaluation.request import Contest
 from foveate.lab.evaluation.statistics import Paired, Share
 from foveate.lab.evaluation.store import Record
 
@@ -40,24 +43,83 @@ class Spent:
     flops: float
     kv: float
 
+    @classmethod
+    def of(cls, cost: Cost) -> Spent:
+        return cls(*(cost.share(by) for by in ("tokens", "flops", "kv")))
+
 
 class Line(Protocol):
-    """What every table and picture has of an entry, whatever the questions were; see `Row`."""
+    """What every table has of an entry, whatever the questions were."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def label(self) -> str: ...
     @property
     def budget(self) -> float | None: ...
     @property
-    def accuracy(self) -> Share: ...
-    @property
-    def retention(self) -> Share | None: ...
-    @property
-    def paired(self) -> Paired: ...
-    @property
-    def group_a(self) -> Share | None: ...
-    @property
     def spent(self) -> Spent: ...
+
+
+Q = TypeVar("Q", bound=Contest)
+L = TypeVar("L", bound=Line)
+
+
+@dataclass(frozen=True)
+class Result(Generic[Q, L]):
+    """What came out, whatever the questions were.
+
+    Attributes:
+        request: what was measured.
+        model: its name or folder.
+        identity: weights, data and versions, as in the header of every file of answers.
+        rows: one for each entry.
+        missed: budgets out of a method's reach.
+        notes: what was left out, and why.
+    """
+
+    words: ClassVar[str]  # of the command
+
+    request: Q
+    model: str
+    identity: dict[str, Any]
+    rows: tuple[L, ...]
+    missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return self.request.out
+
+    @property
+    def command(self) -> str:
+        """What repeats the run, but for its folder."""
+        return typed.command(self.words, self.request)
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of the questions."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the same for a run that was interrupted and one that was not."""
+        return {
+            "command": self.command,
+            "model": self.model,
+            **self.identity,
+            "by": self.request.by,
+            **self.facts(),
+            "rows": [asdict(row) for row in self.rows],
+            "out_of_reach": [asdict(missed) for missed in self.missed],
+            "notes": list(self.notes),
+        }
+
+    def left_out(self) -> list[str]:
+        """What is not in the table, as the last of the remarks."""
+        return [
+            *(f"{m.label} cannot spend {m.budget:.3g}: the nearest is {m.closest:.3g}." for m in self.missed),
+            *self.notes,
+        ]
 
 
 @dataclass(frozen=True)
@@ -161,12 +223,5 @@ def _share(right: Sequence[bool]) -> Share | None:
 
 
 def _spent(records: Sequence[Record]) -> Spent:
-    """Totals over totals, so that an image counts by what it costs."""
     costs = [record.cost for record in records if record.cost is not None]
-    if not costs:
-        return Spent(1.0, 1.0, 1.0)
-    return Spent(
-        fmean(c.tokens for c in costs) / fmean(c.full_tokens for c in costs),
-        fmean(c.flops for c in costs) / fmean(c.full_flops for c in costs),
-        fmean(c.kv for c in costs) / fmean(c.full_kv for c in costs),
-    )
+    return Spent.of(Cost.total((cost, 1) for cost in costs)) if costs else Spent(1.0, 1.0, 1.0)

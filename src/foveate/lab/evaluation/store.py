@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from foveate.errors import ConfigError
 from foveate.lab.evaluation.asking import Cost
-from foveate.lab.evaluation.written import JSON, MARKDOWN
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
+
+#: Reports, beside the folder of answers.
+JSON, MARKDOWN = "results.json", "results.md"
 
 
 @dataclass(frozen=True)

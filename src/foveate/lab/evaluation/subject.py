@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 import foveate_reference as reference
 from foveate.handle import host_of
+from foveate.lab.checks import REFERENCES
 from foveate.lab.evaluation.batches import Preparation
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
@@ -54,19 +55,20 @@ class Subject:
         return host_of(self.model)
 
 
-def load(name: str, folder: Path | None, trained: str | None = None) -> Subject:
-    """The reference model of that name, or the one in ``folder`` instead, with the adapter ``trained`` on it.
+def load(name: str, trained: str | None = None) -> Subject:
+    """The reference model of that name, or the one in that folder, with the adapter ``trained`` on it.
 
     Raises:
         CommandError: it cannot be loaded, or does not speak the benchmark's vocabulary, or does not make one visual token
             of each square of 16 px, which is what the evidence refers to.
     """
-    if folder is None and name not in reference.PATHS:
-        raise CommandError(f"--reference {name!r}: choose one of {', '.join(reference.PATHS)}")
-    place = reference.PATHS[name] if folder is None else folder
-    shown = name if folder is None else str(folder)
+    shown = REFERENCES.get(name, name)
+    place = reference.PATHS.get(shown, Path(name))
     if not place.is_dir():
-        raise CommandError(f"there is no model folder {str(place)!r}")
+        raise CommandError(
+            f"there is no model folder {str(place)!r}: give one, or {' or '.join(REFERENCES)}; other models have no answers "
+            "to these questions, so compare them by `foveate eval fidelity` or `foveate eval tasks`"
+        )
     try:
         config = from_json((place / "config.json").read_text(encoding="utf-8"))
         family_of(transformers.AutoConfig.from_pretrained(place))  # says what is supported before anything is loaded

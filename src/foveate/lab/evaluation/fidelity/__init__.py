@@ -1,9 +1,5 @@
-"""``foveate eval --fidelity``: how far a method moves a model's next-token distributions, on anybody's images, without labels.
+"""``foveate eval fidelity``: how far a method moves a model's next-token distributions, on anybody's images, without labels.
 
 `prompts` says what is asked, `stock` loads the model, `forced` compares two runs of it, `measuring` goes through methods and
 keeps what came out, `table` shows it.
 """
-
-from foveate.lab.evaluation.fidelity.measuring import Found, Own, Request, measure
-
-__all__ = ["Found", "Own", "Request", "measure"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from foveate.lab.evaluation import statistics
+from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.fidelity.forced import Heard
 from foveate.lab.evaluation.plan import Entry
 from foveate.lab.evaluation.results import Spent
@@ -43,7 +44,6 @@ class Line:
     def of(cls, entry: Entry, heard: Sequence[Heard]) -> Line:
         assert entry.method is not None
         costs = [each.cost for each in heard if each.cost is not None]
-        totals = [[sum(column) for column in zip(*(cost.of(by) for cost in costs))] for by in ("tokens", "flops", "kv")]
         return cls(
             entry.label,
             entry.budget,
@@ -53,7 +53,7 @@ class Line:
             statistics.average(np.array([fmean(each.agree) for each in heard])),
             statistics.wilson(sum(each.agree[0] for each in heard), len(heard)),
             statistics.wilson(sum(all(each.agree) for each in heard), len(heard)),
-            Spent(*(now / full for now, full in totals)),
+            Spent.of(Cost.total((cost, 1) for cost in costs)),
         )
 
 

@@ -92,16 +92,12 @@ def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:
 
 def drawn(prompts: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
     """So many of them (None: all), in an order that the seed decides."""
-    if count is not None and count < 1:
-        raise CommandError(f"--samples {count}: give at least 1")
     order = random.Random(seed).sample(range(len(prompts)), len(prompts))
     return [prompts[i] for i in order[:count]]
 
 
 def grouped(prompts: Sequence[Prompt], size: int) -> list[tuple[Prompt, ...]]:
     """Batches of at most ``size``; those with images of the same sizes are together, so that there is little to pad."""
-    if size < 1:
-        raise CommandError(f"--batch-size {size}: give at least 1")
     alike = sorted(prompts, key=lambda prompt: (prompt.sizes, len(prompt.text.split()), prompt.id))
     return [tuple(alike[start : start + size]) for start in range(0, len(alike), size)]
 

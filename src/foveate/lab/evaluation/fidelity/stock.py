@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from foveate.errors import first_line
 from foveate.handle import host_of
 from foveate.lab.evaluation.fidelity.prompts import Prompt
+from foveate.lab.evaluation.runner import digest
 from foveate.lab.loading import device_of, load
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
 from foveate.trained import adapted
-
-_PROBED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +91,4 @@ def load_stock(name: str, trained: str | None, dtype: str, device: str, attn: st
     vision = getattr(model.config, "vision_config", None)
     side = getattr(vision, "image_size", None)
     side = side if isinstance(side, int) else 0
-    return Stock(name, _digest(model), model, processor, side, method)
-
-
-def _digest(model: Any) -> str:
-    digest = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weights in sorted(model.state_dict().items()):
-        flat = weights.reshape(-1)
-        some = flat[:: max(1, len(flat) // _PROBED)][:_PROBED].to("cpu", torch.float32)
-        digest.update(name.encode() + some.numpy().tobytes())
-    return digest.hexdigest()
+    return Stock(name, digest(model), model, processor, side, method)

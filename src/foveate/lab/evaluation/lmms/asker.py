@@ -6,15 +6,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from foveate.errors import ConfigError, InputError, first_line
-from foveate.handle import Handle, compress
+from foveate.handle import Handle, compress, host_of
 from foveate.lab.chats import Chat
 from foveate.lab.evaluation.asking import Cost
-from foveate.method import Method
+from foveate.method import Host, Method
 
 #: What a task may say about generation that a model of transformers does not need to know.
 OTHERS = frozenset({"until", "max_gen_toks", "image_aspect_ratio", "modality", "tokens"})
@@ -40,19 +41,25 @@ class Asker:
 
     Attributes:
         model, processor: as `foveate.lab.loading.load` gives them; padding goes to the left.
+        trained: the method that its adapter was trained with, or None.
         handle: of what is attached now, or None.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, trained: Method | None = None) -> None:
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or not getattr(processor, "chat_template", None):
             raise ConfigError("the model's processor has no tokenizer or no chat template, so it cannot be asked")
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.trained = model, processor, trained
         self.handle: Handle | None = None
         self._pad = tokenizer.pad_token_id
+
+    @cached_property
+    def host(self) -> Host:
+        """What a method may know about the model."""
+        return host_of(self.model)
 
     @contextmanager
     def carrying(self, method: Method | None) -> Iterator[None]:

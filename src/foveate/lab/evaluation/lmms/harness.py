@@ -20,7 +20,7 @@ from foveate.errors import FoveateError, first_line
 from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.lmms.memory import Memory
 from foveate.lab.evaluation.lmms.model import Conversational, Simple
-from foveate.lab.evaluation.lmms.plan import Request
+from foveate.lab.evaluation.request import Tasks
 from foveate.lab.terminal import CommandError
 
 CHOICES = ("multiple_choice", "loglikelihood")
@@ -42,7 +42,7 @@ class Harness:
             change, answers that were kept are to something else.
     """
 
-    def __init__(self, request: Request, log: Path) -> None:
+    def __init__(self, request: Tasks, log: Path) -> None:
         """
         Raises:
             CommandError: lmms-eval knows no such task.

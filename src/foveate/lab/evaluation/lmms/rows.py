@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -149,12 +150,5 @@ def _right(mine: Floats) -> Share | None:
 
 def _spent(found: Sequence[Finished]) -> Spent:
     """Mean over what was asked for, each by its totals."""
-    costs = [each.cost for each in found if each.cost is not None]
-    if not costs:
-        return Spent(1.0, 1.0, 1.0)
-    n = len(costs)
-    return Spent(
-        sum(c.tokens / max(c.full_tokens, 1e-9) for c in costs) / n,
-        sum(c.flops / max(c.full_flops, 1e-9) for c in costs) / n,
-        sum(c.kv / max(c.full_kv, 1e-9) for c in costs) / n,
-    )
+    spent = [Spent.of(each.cost) for each in found if each.cost is not None]
+    return Spent(*(fmean(column) for column in zip(*map(astuple, spent)))) if spent else Spent(1.0, 1.0, 1.0)

@@ -1,9 +1,5 @@
-"""``foveate tune``: search a method's layer, options or schedule on prompts without labels, and check it on others.
+"""``foveate tune``: search a method's layer, options or schedule by fidelity.
 
-`goal` says what is looked for, `search` proposes, `trials` judges and remembers, `tuning` checks, `table` shows.
+`search` knows where to look, `trials` judges and keeps what was judged, `tuning` has the search and the check of what it found,
+`table` shows it.
 """
-
-from foveate.lab.evaluation.tune.goal import Request
-from foveate.lab.evaluation.tune.tuning import Tuned, tune
-
-__all__ = ["Request", "Tuned", "tune"]

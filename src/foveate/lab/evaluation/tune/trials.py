@@ -17,7 +17,7 @@ from foveate.lab.evaluation.fidelity.lines import kls
 from foveate.lab.evaluation.fidelity.meter import asked
 from foveate.lab.evaluation.fidelity.prompts import Prompt
 from foveate.lab.evaluation.fidelity.stock import Stock
-from foveate.lab.evaluation.protocol import Tell
+from foveate.lab.evaluation.runner import Tell
 from foveate.lab.evaluation.store import Store
 from foveate.method import Method
 from foveate.methods import method_from_json
