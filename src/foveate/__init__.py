@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.escape import Changes
-    from foveate.handle import Handle, attached, compress
+    from foveate.handle import Handle, attached, compress, from_pretrained
     from foveate.method import Host, Method, Paper, Site
     from foveate.methods import list_methods, method_from_json
     from foveate.methods.adsc import ADSC as ADSC
@@ -60,6 +60,7 @@ __all__ = [
     "Tokens",
     "attached",
     "compress",
+    "from_pretrained",
     "list_families",
     "list_methods",
     "method_from_json",
@@ -70,6 +71,7 @@ _HOME = {
     "attached": "handle",
     "Changes": "escape",
     "compress": "handle",
+    "from_pretrained": "handle",
     "Handle": "handle",
     "Report": "cost",
     "Reuse": "answers",

@@ -65,10 +65,33 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
             save_file(tensors, str(folder / MODULES), metadata={"format": "pt"})
             files = [*files, MODULES]
         made_for = {name: getattr(host, name) for name in ("family", "layers", *WIDTHS)}
+        base = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+        if base:
+            made_for["name"] = base
         content = {"method": method.to_json(), "model": made_for, "files": files}
         (folder / METHOD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise AdapterError(f"cannot write to {str(folder)!r}: {first_line(error)}") from None
+
+
+def base_of(source: str) -> str:
+    """The model that a folder, or a repository of the hub, belongs on: its own, if it has one, or the one that it names.
+
+    Raises:
+        AdapterError: there is no such folder, or it says no model.
+    """
+    folder = _folder(source)
+    if (folder / "config.json").is_file():
+        return str(folder)
+    try:
+        name = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"].get("name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise AdapterError(
+            f"{source!r} does not say which model it belongs on: load that one, and foveate.compress(model, {source!r})"
+        )
+    return name
 
 
 def read(source: str, host: Host) -> Trained:
@@ -148,7 +171,7 @@ def _folder(source: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES]))
+            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES, "config.json"]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise AdapterError(
                 f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {first_line(error)}"
