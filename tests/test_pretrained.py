@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 import shutil
 import warnings
@@ -14,6 +15,7 @@ import pytest
 import saved
 import tiny
 import torch
+import transformers
 from snapshot import state_of
 
 import foveate
@@ -118,3 +120,18 @@ def test_the_nearest_name_is_said() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"'qwen2_5vl' \(the nearest is 'qwen2_5_vl'\)"):
         family_of(Config())
+
+
+def test_attaching_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Under the name of the package, for who asks; there is a handler that keeps it quiet else."""
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("foveate").handlers)
+    with caplog.at_level("INFO", logger="foveate"), foveate.compress(tiny.model("llava", fresh=True), "stride"):
+        pass
+    assert [message.split()[0] for message in caplog.messages] == ["attached", "removed"]
+    assert "Stride() to LlavaForConditionalGeneration" in caplog.messages[0]
+
+
+def test_a_pipeline_says_where_its_model_is() -> None:
+    pipe = transformers.pipeline("image-text-to-text", model=str(saved.folder("llava")))
+    with pytest.raises(UnsupportedModelError, match=r"foveate.compress\(pipe.model, ...\)"):
+        foveate.compress(pipe, "stride")

@@ -9,6 +9,7 @@ Names are imported when they are first used, so that ``foveate --help`` does not
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from foveate.runtime.stored import Memory
     from foveate.signal import Signal
     from foveate.tokens import Parked, Reduction, Tokens
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless a program says otherwise
 
 __version__ = "0.1.0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import tempfile
 import threading
@@ -31,6 +32,7 @@ from foveate.tokens import Tokens
 
 _PLACE = "_foveate_handle"  # of the handle on its model: the two live and go together
 _lock = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
 class Handle:
@@ -65,6 +67,7 @@ class Handle:
                 self._runtime.remove()
                 raise
             vars(self._target)[_PLACE] = self
+            _log.info("attached %r to %s", method, type(self._target).__name__)
             self._saves = [
                 _warn_of_saving(each) for each in {id(each): each for each in (model, self._target)}.values()
             ]
@@ -173,6 +176,7 @@ class Handle:
                 if self._undo is not None:  # the adapter goes after the hooks that were put on with it
                     self._undo()
                 vars(self._target).pop(_PLACE, None)
+                _log.info("removed %r from %s", self.method, type(self._target).__name__)
                 for undo in self._saves:
                     undo()
 
@@ -252,7 +256,7 @@ def _warn_of_saving(model: nn.Module) -> Callable[[], None]:
         return lambda: None
     place = vars(model)
     before = place.get("save_pretrained")
-    save = model.save_pretrained
+    save: Any = model.save_pretrained
 
     @functools.wraps(save)
     def save_pretrained(*args: Any, **kwargs: Any) -> Any:
@@ -332,6 +336,12 @@ def _vlm(model: Any) -> nn.Module:
     """The vision-language model inside wrappers (PEFT)."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
+    inner = getattr(model, "model", None)
+    if not isinstance(model, nn.Module) and isinstance(inner, nn.Module) and hasattr(inner, "config"):
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} is not a model, but has one: foveate.compress(pipe.model, ...), and it answers with the "
+            "method from then on"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise UnsupportedModelError(f"{type(model).__name__} is not a Hugging Face model")
     return model

@@ -110,6 +110,12 @@ def run(
     keep: Keep = None,
     option: OptionsOfOne = None,
     method_json: OneAsJson = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a method: folder or hub id of what handle.save_pretrained or `foveate train` wrote."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
@@ -130,13 +136,13 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
-    words.check_one(method, keep, option or [], method_json)
+    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
     asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
     _check_asked(model, dtype, image or [], [] if prompt is None else [prompt])
     from foveate.lab.options import method_from_words
 
     terminal.quiet_libraries(bars=True)
-    chosen = method_from_words(method, keep, option or [], method_json)
+    chosen = adapter or method_from_words(method, keep, option or [], method_json)
     if asked is None:
         from foveate.lab import batch
 

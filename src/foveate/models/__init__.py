@@ -39,8 +39,8 @@ def family_of(config: object) -> Family:
     if not found:
         hint = nearest(str(model_type), sorted({family.model_type for family in list_families().values()}))
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}{hint}; it knows {', '.join(list_families())}, and a family more "
-            "is a file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
+            f"foveate does not know the model family {model_type!r}{hint}; it knows {', '.join(list_families())}, and a family "
+            "more is a file in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
         )
     tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     fitting = [family for family in found if family.tower_type in ("", tower_type)]

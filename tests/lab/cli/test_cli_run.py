@@ -10,6 +10,7 @@ import tiny
 from command import Here, as_json, draw, foveate, needs_weights
 from PIL import Image
 
+import foveate as foveate_library
 import foveate_reference as reference
 from foveate import method_from_json
 
@@ -75,3 +76,22 @@ def test_a_saved_model_of_another_family(here: Here, tmp_path: Path, family: str
     # LLaVA's processor crops to a square; the picture shows what the model saw.
     panel = np.asarray(Image.open(tmp_path / found["overlays"][0]))
     assert panel.shape[0] == (266 if family == "llava" else 186)
+
+
+@needs_weights
+def test_what_a_handle_has_saved(here: Here, tmp_path: Path) -> None:
+    """One question, and a file of them."""
+    draw(tmp_path / "one.png")
+    model, _ = reference.load("llava")
+    with foveate_library.compress(model, "divprune", keep=0.25) as handle:
+        handle.save_pretrained(tmp_path / "mine")
+    asked = ("run", "--model", "reference-llava", "--adapter", "mine", "--max-new-tokens", "1")
+    found = as_json(here(*asked, "--image", "one.png", "--prompt", "texture of background ?", "--json"))
+    assert found["method"]["keep"] == 0.25
+    assert found["report"]["visits"][0]["after"] == [25]
+    (tmp_path / "mine.jsonl").write_text('{"image": "one.png", "prompt": "texture of background ?"}')
+    assert as_json(here(*asked, "--data", "mine.jsonl", "--json"))["answered"] == 1
+    assert found["answer"] in (tmp_path / "answers.jsonl").read_text()
+    done = here(*asked, "--method", "tome", "--image", "one.png", "--prompt", "a")
+    assert done.returncode == 2
+    assert "--adapter has the method and its options" in done.stderr
