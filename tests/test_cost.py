@@ -338,7 +338,7 @@ def test_a_report_is_of_the_last_call(family: str) -> None:
         reports = []
         for _ in range(2):
             forward(model, batch)
-            reports.append(handle.report().to_json() | {"seconds": None})
+            reports.append(handle.report().to_dict() | {"seconds": None})
         assert reports[0] == reports[1]
         forward(model, text)
         report = handle.report()

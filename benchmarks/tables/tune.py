@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveate import method_from_json
+from foveate import method_from_dict
 from foveate.lab.evaluation.fidelity.measuring import Own
 from foveate.lab.evaluation.fidelity.table import interval, nats
 from foveate.lab.evaluation.statistics import Share
@@ -38,16 +38,16 @@ def searched(found: dict[str, Any]) -> str:
 
 
 def tuned(found: dict[str, Any]) -> Tuned:
-    """What `foveate.lab.evaluation.tune.table.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.tune.table.to_dict` made plain, as it was."""
     asked = options(found["command"])
-    method = method_from_json(asked["method-json"][0])
+    method = method_from_dict(asked["method-json"][0])
     own = Own(**fields_of(Own, asked))
     return Tuned(
         request=Request(Path(), method, **fields_of(Request, asked, "own", "out", "method"), own=own),
         model=found["model"],
         identity={},
         search=found["search"],
-        found=method_from_json(found["found"]),
+        found=method_from_dict(found["found"]),
         trials=found["trials"],
         exhausted=found["exhausted"],
         calibration=tuple(map(line, found["calibration"])),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foveate.escape import Changes
     from foveate.handle import Handle, attached, compress, from_pretrained
     from foveate.method import Host, Method, Paper, Site
-    from foveate.methods import list_methods, method_from_json
+    from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
@@ -66,7 +66,7 @@ __all__ = [
     "from_pretrained",
     "list_families",
     "list_methods",
-    "method_from_json",
+    "method_from_dict",
 ]
 
 _HOME = {
@@ -85,7 +85,7 @@ _HOME = {
     "Paper": "method",
     "Site": "method",
     "list_methods": "methods",
-    "method_from_json": "methods",
+    "method_from_dict": "methods",
     "list_families": "models",
     "Signal": "signal",
     "Parked": "tokens",

@@ -100,7 +100,7 @@ class Report:
         """KV bytes of this call over those of the stock model."""
         return self.kv_bytes / max(self.full_kv_bytes, 1)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, ratios included; without the indices of the survivors."""
         data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
         for visit in data["visits"]:

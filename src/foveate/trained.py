@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foveate import adapter
 from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_line
 from foveate.method import Host, Method
-from foveate.methods import list_methods, method_from_json
+from foveate.methods import list_methods, method_from_dict
 from foveate.runtime.learned import part_names
 from foveate.serialise import from_json
 
@@ -68,7 +68,7 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
         base = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
         if base:
             made_for["name"] = base
-        content = {"method": method.to_json(), "model": made_for, "files": files}
+        content = {"method": method.to_dict(), "model": made_for, "files": files}
         (folder / METHOD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise AdapterError(f"cannot write to {str(folder)!r}: {first_line(error)}") from None
@@ -190,7 +190,7 @@ def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
         model = content["model"]
         trained = (str(model["family"]), int(model["layers"]))
         widths = {name: int(model[name]) for name in WIDTHS if name in model}
-        content = {**content, "method": method_from_json(content["method"])}
+        content = {**content, "method": method_from_dict(content["method"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = str(error) if isinstance(error, ConfigError | UnknownNameError) else "it is not what `save` writes"
         raise AdapterError(f"cannot read {METHOD} in {source!r}: {said}") from None

@@ -96,7 +96,7 @@ def demo(
         found = face.play(images if images is not None else 2 if quick else 16, seed, keep, out, bar.tell)
     written = page.write(out / "report.html", face.to_content(found))
     if json:
-        terminal.emit(face.to_json(found, written))
+        terminal.emit(face.to_dict(found, written))
     else:
         face.show(found, written, terminal.out)
 
@@ -157,7 +157,7 @@ def run(
     request = face.Request(model, *asked, chosen, dtype, device, attn, max_new_tokens, compare, overlay)
     result = face.run(request, terminal.note, terminal.warn)
     if json:
-        terminal.emit(face.to_json(result))
+        terminal.emit(face.to_dict(result))
     else:
         face.show(result, terminal.out)
 
@@ -436,7 +436,7 @@ def bench(
         found = sweep.run(request, bar.tell)
     written = show.write(found, request)
     if json:
-        terminal.emit(found.to_json())
+        terminal.emit(found.to_dict())
     else:
         show.show(found, written, terminal.out)
 
@@ -491,7 +491,7 @@ def tune(
         found = face.tune(request, bar.tell)
     written = table.write(found)
     if json:
-        terminal.emit(table.to_json(found))
+        terminal.emit(table.to_dict(found))
     else:
         table.show(found, written, terminal.out)
 
@@ -560,7 +560,7 @@ def train_adsc(
     request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
     found = face.train(request, resume, terminal.note)
     if json:
-        terminal.emit(face.to_json(found))
+        terminal.emit(face.to_dict(found))
     else:
         face.show(found, terminal.out)
 

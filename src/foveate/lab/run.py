@@ -106,7 +106,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     )
 
 
-def to_json(result: Result) -> dict[str, Any]:
+def to_dict(result: Result) -> dict[str, Any]:
     """Plain data."""
     dense = None
     if result.dense_answer is not None:
@@ -116,11 +116,11 @@ def to_json(result: Result) -> dict[str, Any]:
         "family": result.family,
         "images": [str(path) for path in result.request.images],
         "prompt": result.request.prompt,
-        "method": result.method.to_json(),
+        "method": result.method.to_dict(),
         "answer": result.answer,
         "seconds": result.seconds,
         "dense": dense,
-        "report": result.report.to_json(),
+        "report": result.report.to_dict(),
         "overlays": [str(path) for path in result.overlays],
     }
 

@@ -45,8 +45,8 @@ def make(name: str, /, **options: Any) -> Method:
     return method_class(name).from_options(options)
 
 
-def method_from_json(data: str | dict[str, Any]) -> Method:
-    """The method that `Method.to_json` wrote. JSON is data: nothing in it is ever executed."""
+def method_from_dict(data: str | dict[str, Any]) -> Method:
+    """The method that `Method.to_dict` made plain, or the same as JSON. It is data: nothing in it is ever executed."""
     try:
         return _from_data(from_json(data) if isinstance(data, str) else data)
     except RecursionError:

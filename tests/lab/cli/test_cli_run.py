@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as foveate_library
 import foveate_reference as reference
-from foveate import method_from_json
+from foveate import method_from_dict
 
 
 @needs_weights
@@ -46,7 +46,7 @@ def test_json_and_a_method_from_a_file(here: Here, tmp_path: Path) -> None:
     assert found["family"] == "qwen2_5_vl"
     assert found["dense"]["answer"] == question.answer
     assert found["answer"]
-    assert method_from_json(found["method"]) == method_from_json((tmp_path / "method.json").read_text())
+    assert method_from_dict(found["method"]) == method_from_dict((tmp_path / "method.json").read_text())
     assert [visit["after"] for visit in found["report"]["visits"]] == [[50], [25]]
     assert found["overlays"] == []
 

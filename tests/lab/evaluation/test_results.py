@@ -11,7 +11,7 @@ from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.bounds import AntiOracle
 from foveate.lab.evaluation.plan import Entry, Missed
 from foveate.lab.evaluation.protocol import Evaluation, Request
-from foveate.lab.evaluation.report import aligned, markdown, ordered, to_json
+from foveate.lab.evaluation.report import aligned, markdown, ordered, to_dict
 from foveate.lab.evaluation.results import Key, Question, Row, rows
 from foveate.lab.evaluation.store import Record
 
@@ -113,10 +113,10 @@ def test_the_report(table: dict[str, Row]) -> None:
         "* left out: x",
     ):
         assert part in text
-    data = to_json(found)
+    data = to_dict(found)
     assert data["questions"] == 16
     assert data["out_of_reach"] == [{"label": "fastv", "budget": 0.1, "closest": 0.2}]
-    assert data["rows"][1]["method"] == Stride(keep=0.5).to_json()
+    assert data["rows"][1]["method"] == Stride(keep=0.5).to_dict()
 
 
 def test_aligned() -> None:

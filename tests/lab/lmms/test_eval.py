@@ -142,7 +142,7 @@ def test_a_method_answers_what_it_answers_alone(request_: Request, found: Public
 
 
 def test_the_report(found: Public) -> None:
-    data = report.to_json(found)
+    data = report.to_dict(found)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["versions"]["lmms-eval"].startswith("0.7.")
     assert data["command"].startswith("foveate eval --model reference --tasks scenes,letters,choices --method stride")
@@ -183,7 +183,7 @@ def again(request_: Request, found: Public, tmp_path: Path) -> Request:
 
 def same(one: Public | None, other: Public) -> bool:
     assert one is not None
-    return report.to_json(one) == report.to_json(other)
+    return report.to_dict(one) == report.to_dict(other)
 
 
 def test_a_finished_run_asks_nothing(again: Request, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:

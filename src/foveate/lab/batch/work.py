@@ -54,7 +54,7 @@ class Request:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the answers."""
-        method = self.method if isinstance(self.method, str) else self.method.to_json()
+        method = self.method if isinstance(self.method, str) else self.method.to_dict()
         own = {"model": self.model, "method": method, "dtype": self.dtype, "attn": self.attn}
         return json.loads(json.dumps({**own, "max_new_tokens": self.max_new_tokens, "frames": self.frames}))  # type: ignore[no-any-return]
 

@@ -84,7 +84,7 @@ def _fidelity(words: Words, tell: Callable[[str, float], None]) -> Shown:
     batch = {"batch": running.pop("batch_size")} if "batch_size" in running else {}
     own = Own(**_said(words.own), **running, **batch)
     found = measure(Request(words.out, model=words.model, **_said(words.common | words.reference), own=own), tell)
-    return Shown(table.to_json(found), partial(table.show, found, table.write(found)))
+    return Shown(table.to_dict(found), partial(table.show, found, table.write(found)))
 
 
 def _reference(words: Words, tell: Callable[[str, float], None]) -> Shown:
@@ -95,7 +95,7 @@ def _reference(words: Words, tell: Callable[[str, float], None]) -> Shown:
     found = protocol.evaluate(
         protocol.Request(words.out, model=words.model, **_said(words.common | words.reference)), tell
     )
-    return Shown(report.to_json(found), partial(report.show, found, report.write(found)))
+    return Shown(report.to_dict(found), partial(report.show, found, report.write(found)))
 
 
 def _public(words: Words, tasks: str, tell: Callable[[str, float], None]) -> Shown | None:
@@ -112,7 +112,7 @@ def _public(words: Words, tasks: str, tell: Callable[[str, float], None]) -> Sho
     found = run.evaluate(
         plan.Request(words.out, words.model, names, **_said(words.common | words.running | words.public)), tell
     )
-    return None if found is None else Shown(report.to_json(found), partial(report.show, found, report.write(found)))
+    return None if found is None else Shown(report.to_dict(found), partial(report.show, found, report.write(found)))
 
 
 def _said(options: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _evaluate(request: Request, tell: Tell) -> Evaluation:
     by, positions = cast(By, request.by), cast("Positions | None", request.positions)
     described = request.described
     if subject.trained is not None and not (request.methods or described or request.options):
-        described = (json.dumps(subject.trained.to_json()),)
+        described = (json.dumps(subject.trained.to_dict()),)
     methods, notes = contenders(request.methods, request.options, described, positions, subject, as_is=request.as_is)
     tell("drawing the questions", 0.0)
     asked = questions_of(request, request.seeds[0])
@@ -223,7 +223,7 @@ def _stores(
             "entry": entry.label,
             "budget": entry.budget,
             "by": by,
-            "method": None if entry.method is None else entry.method.to_json(),
+            "method": None if entry.method is None else entry.method.to_dict(),
             "seed": seed,
             "questions": digest,
         }

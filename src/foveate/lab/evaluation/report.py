@@ -27,7 +27,7 @@ FEW = 5  # questions of a task
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV", "seeds")
 
 
-def to_json(found: Evaluation) -> dict[str, Any]:
+def to_dict(found: Evaluation) -> dict[str, Any]:
     """Plain data; the same for a run that was interrupted and one that was not."""
     return {
         "command": command(found.request),
@@ -48,7 +48,7 @@ def write(found: Evaluation) -> list[Path]:
     title = f"{found.model}: {dense.accuracy.n} questions"
     curve = partial(draw, found.rows, title=title, guess=dense.chance[1])
     picture = {CURVE: curve} if can_draw() else {}
-    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), **picture})
+    return written.write(found.request.out, {JSON: to_dict(found), MARKDOWN: markdown(found), **picture})
 
 
 def command(request: Request) -> str:

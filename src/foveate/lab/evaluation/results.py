@@ -136,7 +136,7 @@ def _row(
     return Row(
         label=entry.label,
         budget=entry.budget,
-        method=None if entry.method is None else entry.method.to_json(),
+        method=None if entry.method is None else entry.method.to_dict(),
         questions="with evidence" if needs_evidence else "all",
         accuracy=statistics.macro(tasks, right),
         retention=statistics.retention(tasks, right, stock),

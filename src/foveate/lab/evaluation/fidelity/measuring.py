@@ -100,7 +100,7 @@ def measure(request: Request, tell: Tell) -> Found:
     by, positions = cast(By, request.by), cast("Positions | None", request.positions)
     described = request.described
     if stock.trained is not None and not (request.methods or described or request.options):
-        described = (json.dumps(stock.trained.to_json()),)
+        described = (json.dumps(stock.trained.to_dict()),)
     named, notes = contenders(
         request.methods,
         request.options,
@@ -173,7 +173,7 @@ def store_of(folder: Path, identity: dict[str, Any], entry: Entry, by: str) -> S
     """Where what is heard under an entry is kept."""
     assert entry.method is not None
     spent = None if entry.budget is None else by
-    about = {"entry": entry.label, "budget": entry.budget, "by": spent, "method": entry.method.to_json()}
+    about = {"entry": entry.label, "budget": entry.budget, "by": spent, "method": entry.method.to_dict()}
     return Store(folder / file_name(str(entry), spent), {**identity, **about}, Heard)
 
 

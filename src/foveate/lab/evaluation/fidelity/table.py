@@ -35,7 +35,7 @@ COLUMNS = (
 FEW = 20  # prompts
 
 
-def to_json(found: Found) -> dict[str, Any]:
+def to_dict(found: Found) -> dict[str, Any]:
     """Plain data; the same for a run that was interrupted and one that was not."""
     return {
         "command": command(found.request),
@@ -52,7 +52,7 @@ def to_json(found: Found) -> dict[str, Any]:
 
 def write(found: Found) -> list[Path]:
     """JSON and Markdown into the folder of the run."""
-    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found)})
+    return written.write(found.request.out, {JSON: to_dict(found), MARKDOWN: markdown(found)})
 
 
 def command(request: Request) -> str:

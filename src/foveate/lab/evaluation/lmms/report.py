@@ -24,7 +24,7 @@ from foveate.lab.terminal import aligned, markdown_table
 TASK_COLUMNS = ("task", "method", "budget", "score", "95 % CI", "retention", "95 % CI", "p", "Group-A")
 
 
-def to_json(found: Public) -> dict[str, Any]:
+def to_dict(found: Public) -> dict[str, Any]:
     """Plain data; the same for a run that was interrupted and one that was not."""
     return {
         "command": command(found.request),
@@ -41,7 +41,7 @@ def write(found: Public) -> list[Path]:
     """JSON, Markdown and, with matplotlib, the curve into the folder of the run."""
     curve = partial(draw, found.rows, title=f"{found.request.model}: {', '.join(found.rows[0].tasks)}")
     picture = {CURVE: curve} if can_draw() else {}
-    return written.write(found.request.out, {JSON: to_json(found), MARKDOWN: markdown(found), **picture})
+    return written.write(found.request.out, {JSON: to_dict(found), MARKDOWN: markdown(found), **picture})
 
 
 def command(request: Request) -> str:

@@ -27,7 +27,7 @@ LOST = "found.json"  # what was found, where what was given is better
 COLUMNS = ("setting", "prompts", "tokens", "FLOPs", "KV", "KL", "95 % CI", "first KL", "top-1", "same answer")
 
 
-def to_json(found: Tuned) -> dict[str, Any]:
+def to_dict(found: Tuned) -> dict[str, Any]:
     """Plain data; the same for a run that was interrupted and one that was not."""
     return {
         "command": command(found.request),
@@ -36,8 +36,8 @@ def to_json(found: Tuned) -> dict[str, Any]:
         "search": found.search,
         "trials": found.trials,
         "exhausted": found.exhausted,
-        "method": found.method.to_json(),
-        "found": found.found.to_json(),
+        "method": found.method.to_dict(),
+        "found": found.found.to_dict(),
         "calibration": [asdict(line) for line in found.calibration],
         "held_out": [asdict(line) for line in found.held_out],
         "gain": None if found.gain is None else asdict(found.gain),
@@ -47,15 +47,15 @@ def to_json(found: Tuned) -> dict[str, Any]:
 
 def write(found: Tuned) -> list[Path]:
     """The method to use, the one that was found where that is another, and the report, into the folder of the run."""
-    files: dict[str, Content] = {METHOD: found.method.to_json(), JSON: to_json(found), MARKDOWN: markdown(found)}
+    files: dict[str, Content] = {METHOD: found.method.to_dict(), JSON: to_dict(found), MARKDOWN: markdown(found)}
     if found.lost:
-        files[LOST] = found.found.to_json()
+        files[LOST] = found.found.to_dict()
     return written.write(found.request.out, files)
 
 
 def command(request: Request) -> str:
     """The command line that repeats the run, but for its folder."""
-    words = ["foveate", "tune", "--model", request.model, "--method-json", json.dumps(request.method.to_json())]
+    words = ["foveate", "tune", "--model", request.model, "--method-json", json.dumps(request.method.to_dict())]
     goal = {"max-kl": request.max_kl, "budget": request.budget}
     words += [word for name, value in goal.items() if value is not None for word in (f"--{name}", str(value))]
     words += ["--by", request.by, "--search", request.search, "--trials", str(request.trials)]
@@ -66,7 +66,7 @@ def command(request: Request) -> str:
 
 def markdown(found: Tuned) -> str:
     lines = [f"# {found.model}: {found.request.method.name()}, tuned", "", f"    {command(found.request)}", ""]
-    lines += [summary(found), "", f"    {json.dumps(found.method.to_json())}", ""]
+    lines += [summary(found), "", f"    {json.dumps(found.method.to_dict())}", ""]
     lines += markdown_table(COLUMNS, rows(found))
     lines += ["", *(f"* {line}" for line in [*verdict(found), *remarks(found)])]
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ from foveate.lab.evaluation.tune.goal import Request, asking, check
 from foveate.lab.evaluation.tune.trials import Enough, Trial, Trials
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
-from foveate.methods import method_from_json
+from foveate.methods import method_from_dict
 
 GIVEN, SAME_COST, FOUND = "given", "given, at this cost", "found"
 Cost = Callable[[Method], float]
@@ -64,7 +64,7 @@ class Tuned:
     @property
     def method(self) -> Method:
         """The one to use."""
-        return method_from_json(self.held_out[-2].method) if self.lost else self.found
+        return method_from_dict(self.held_out[-2].method) if self.lost else self.found
 
 
 def tune(request: Request, tell: Tell) -> Tuned:
@@ -85,7 +85,7 @@ def tune(request: Request, tell: Tell) -> Tuned:
     seen, unseen = prompts[apart:], prompts[:apart]
     check_fit(request.method, stock, request.own.new_tokens)
     goal = {name: getattr(request, name) for name in ("max_kl", "budget", "by", "search", "trials", "held_out", "seed")}
-    header = {**identity_of(asking(request), stock, prompts), "goal": goal, "given": request.method.to_json()}
+    header = {**identity_of(asking(request), stock, prompts), "goal": goal, "given": request.method.to_dict()}
     check_folder(request.out / "answers", header)
     batches, length = grouped(seen, request.own.batch), request.own.new_tokens
     trials = Trials(stock, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
@@ -209,7 +209,7 @@ def _heard(
     stores = {}
     for entry in entries:
         assert entry.method is not None
-        about = {**header, "part": part, "entry": entry.label, "method": entry.method.to_json()}
+        about = {**header, "part": part, "entry": entry.label, "method": entry.method.to_dict()}
         stores[entry] = Store(folder / file_name(f"{entry.label} {part}", None), about, Heard)
     listen(stock, grouped(prompts, request.own.batch), stores, request.own.new_tokens, tell)
     return {entry: [store.records[prompt.id] for prompt in prompts] for entry, store in stores.items()}
