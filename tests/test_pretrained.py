@@ -19,6 +19,7 @@ import transformers
 from snapshot import state_of
 
 import foveate
+import foveate.trained
 from foveate.errors import AdapterError, UnsupportedModelError
 
 
@@ -135,3 +136,13 @@ def test_a_pipeline_says_where_its_model_is() -> None:
     pipe = transformers.pipeline("image-text-to-text", model=str(saved.folder("llava")))
     with pytest.raises(UnsupportedModelError, match=r"foveate.compress\(pipe.model, ...\)"):
         foveate.compress(pipe, "stride")
+
+
+def test_a_repository_with_its_model_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id, as what was fetched of it to see this is not the whole model."""
+    import huggingface_hub
+
+    for name in ("foveate_method.json", "config.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    assert foveate.trained.base_of("me/mine") == "me/mine"

@@ -24,6 +24,7 @@ from foveate.runtime.learned import part_names
 from foveate.serialise import from_json
 
 METHOD, MODULES = "foveate_method.json", "foveate_modules.safetensors"
+CONFIG = "config.json"  # of a model that is beside it
 CHECKPOINTS = "checkpoints"  # a folder beside them, of the training
 WIDTHS = ("width", "tower_width")
 
@@ -81,8 +82,8 @@ def base_of(source: str) -> str:
         AdapterError: there is no such folder, or it says no model.
     """
     folder = _folder(source)
-    if (folder / "config.json").is_file():
-        return str(folder)
+    if (folder / CONFIG).is_file():
+        return source  # of the hub: only this file and the method's own were fetched yet
     try:
         name = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"].get("name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -171,7 +172,7 @@ def _folder(source: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES, "config.json"]))
+            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES, CONFIG]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise AdapterError(
                 f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {first_line(error)}"
