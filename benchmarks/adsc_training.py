@@ -60,7 +60,7 @@ def measure(
         out,
         f"reference-{name}",
         adapter=None if folder is None else str(folder),
-        described=(json.dumps(method.to_json()),),
+        described=(json.dumps(method.to_dict()),),
         budgets=tuple(options.budget or BUDGETS.values()),
         per_task=options.per_task,
     )

@@ -90,7 +90,7 @@ def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: i
                 first = stock.seconds()
                 ratios.append(ours.seconds() / first)
     low, high = interval(ratios)
-    return {"method": method.to_json(), "ratio": statistics.median(ratios), "interval": [low, high]}
+    return {"method": method.to_dict(), "ratio": statistics.median(ratios), "interval": [low, high]}
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

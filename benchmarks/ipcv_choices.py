@@ -108,7 +108,7 @@ def measure(reference: str, split: str, per_task: int, seed: int) -> dict[str, A
             right, tower, everything = ask(subject, batches, method)
             lost, won = (sum(a and not b for a, b in zip(*pair)) for pair in ((dense, right), (right, dense)))
             known[name] = {
-                "options": method.to_json(),
+                "options": method.to_dict(),
                 "depths": method.depths(subject.host),
                 "accuracy": sum(right) / len(right),
                 "of_dense": sum(right) / sum(dense),

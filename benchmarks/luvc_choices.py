@@ -219,7 +219,7 @@ def run(reference: str, found: dict[str, Any], args: argparse.Namespace) -> None
             if group != _AS_IT_IS:
                 setting = Dial(method, subject.host, lambda m: share_of_prefill(subject, groups, m)).set(args.budget)
                 method, reachable = setting.method, setting.reachable
-            row = {"group": group, "name": name, "reachable": reachable, "method": method.to_json()}
+            row = {"group": group, "name": name, "reachable": reachable, "method": method.to_dict()}
             rows[f"{group}: {name}"] = row | measure(subject, asked, method)
             print(name, json.dumps({k: v for k, v in rows[f"{group}: {name}"].items() if k != "method"}), flush=True)
             args.out.write_text(json.dumps(found, indent=1) + "\n")

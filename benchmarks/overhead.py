@@ -49,7 +49,7 @@ def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: i
     realised = statistics.median(ratios)
     quartiles = statistics.quantiles(ratios, n=4)
     return {
-        "method": method.to_json(),
+        "method": method.to_dict(),
         "tokens_per_layer": report.layer_tokens,
         "ideal_speed_up": ideal,
         "speed_up": realised,

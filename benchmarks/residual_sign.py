@@ -46,7 +46,7 @@ def main() -> None:
                 row = {"model": name, "layer": layer, "keep": keep, "kept": "least changed", "questions": len(samples)}
                 if not isinstance(method, Reversed):
                     row["kept"] = "most changed"
-                rows.append(row | {"accuracy": round(right / len(samples), 3), "method": method.to_json()})
+                rows.append(row | {"accuracy": round(right / len(samples), 3), "method": method.to_dict()})
                 print(rows[-1])
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -83,7 +83,7 @@ def served(folder: Path, method: Method | None, options: argparse.Namespace) -> 
     if method is None:
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
     else:
-        command = [sys.executable, "-m", "foveate", "serve", *words, "--method-json", json.dumps(method.to_json())]
+        command = [sys.executable, "-m", "foveate", "serve", *words, "--method-json", json.dumps(method.to_dict())]
     log = options.work / "server.log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -195,7 +195,7 @@ def main() -> None:
         "shape": f"{options.layers} layers of {options.width}, fp32, {int(grid.prod()) // 4} visual tokens, {NEW} new ones",
         "machine": {**machine(torch.device("cpu")), "threads": threads, "vllm": vllm.__version__},
         "requests": counts,
-        "options": {name: method.to_json() for name, method in METHODS.items() if method is not None},
+        "options": {name: method.to_dict() for name, method in METHODS.items() if method is not None},
     }
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")

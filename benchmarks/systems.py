@@ -89,7 +89,7 @@ def compare(model: Any, batch: Any, method: Method, pairs: int) -> dict[str, Any
         for name, value in speed.items():
             ratios.setdefault(name, []).append(value)
     return {
-        "method": method.to_json(),
+        "method": method.to_dict(),
         "tokens_per_layer": report.layer_tokens,
         "flops": report.flops_ratio,
         "kv": report.kv_bytes / report.full_kv_bytes,
@@ -100,7 +100,7 @@ def compare(model: Any, batch: Any, method: Method, pairs: int) -> dict[str, Any
 
 def peak(options: argparse.Namespace, images: int, method: Method | None) -> int:
     """Bytes of the resident set at its largest, above those of the built model, measured in a process of its own."""
-    described = "null" if method is None else json.dumps(method.to_json())
+    described = "null" if method is None else json.dumps(method.to_dict())
     shape = [f"--{name}={getattr(options, name)}" for name in ("width", "layers", "blocks", "visual", "threads")]
     command = [sys.executable, __file__, "--peak", described, "--images", str(images), *shape]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
@@ -112,7 +112,7 @@ def print_peak(model: Any, batch: Any, described: Any) -> None:
     foveate.compress(model, Stride(keep=1.0)).remove()  # loads the code
     before = resident("VmRSS")
     if described is not None:
-        foveate.compress(model, foveate.method_from_json(described))
+        foveate.compress(model, foveate.method_from_dict(described))
     model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
     print(resident("VmHWM") - before)
 

@@ -459,7 +459,7 @@ def the_report_counts_what_ran(family: str, method: Method) -> None:
         assert visit.after == tuple(map(len, visit.kept))
         assert all(len(set(kept)) == len(kept) for kept in visit.kept)
         assert all(0 <= i < h * w for kept, (h, w) in zip(visit.kept, visit.shapes) for i in kept)
-    assert json.loads(json.dumps(report.to_json(), allow_nan=False))["flops"] == report.flops
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["flops"] == report.flops
     assert "visual tokens" in str(report)
     _keeps_its_promise(model, method, report)
 

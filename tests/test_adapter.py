@@ -122,9 +122,8 @@ def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     with foveate.compress(tiny.model("llava", fresh=True), "somebody/adsc-llava") as handle:
         assert handle.method == ADSC(keep=0.4)
-    assert asked == [
-        ("somebody/adsc-llava", [trained.METHOD, trained.MODULES, "adapter_model.safetensors", "adapter_config.json"])
-    ]
+    files = [trained.METHOD, trained.MODULES, "adapter_model.safetensors", "adapter_config.json", trained.CONFIG]
+    assert asked == [("somebody/adsc-llava", files)]
 
 
 BROKEN = {

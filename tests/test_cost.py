@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,7 @@ from foveate.cost import _block_flops
 from foveate.errors import UnsupportedModelError
 from foveate.models import list_families
 from foveate.ops import select
+from foveate.printed import scaled
 from foveate.runtime.trace import BlockTrace, KeyTrace
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
@@ -335,7 +338,7 @@ def test_a_report_is_of_the_last_call(family: str) -> None:
         reports = []
         for _ in range(2):
             forward(model, batch)
-            reports.append(handle.report().to_json() | {"seconds": None})
+            reports.append(handle.report().to_dict() | {"seconds": None})
         assert reports[0] == reports[1]
         forward(model, text)
         report = handle.report()
@@ -364,3 +367,31 @@ def test_a_report_after_remove(family: str) -> None:
     handle.remove()
     with pytest.raises(UnsupportedModelError, match=r"call report\(\) before remove"):
         handle.report()
+
+
+@pytest.mark.parametrize(
+    ("now", "full", "said"),
+    [
+        (0, 0, "0 of 0 FLOPs"),
+        (7, 900, "7 of 900 FLOPs"),
+        (500, 2_000, "0.5 of 2.0 kFLOPs"),
+        (662_000_000, 887_500_000, "662.0 of 887.5 MFLOPs"),
+        (3.2e12, 8e12, "3.2 of 8.0 TFLOPs"),
+        (1e9, 0, "1.0 of 0.0 GFLOPs"),
+        (2e18, 2e18, "2,000.0 of 2,000.0 PFLOPs"),
+    ],
+)
+def test_numbers_have_the_prefix_that_suits_them(now: float, full: float, said: str) -> None:
+    assert scaled(now, full, "FLOPs") == said
+
+
+def test_a_notebook_shows_what_the_screen_shows() -> None:
+    model = tiny.model("llava")
+    with foveate.compress(model, "fastv") as handle, torch.inference_mode():
+        model(**tiny.inputs("llava", [["image", 3]]))
+        report = handle.report()
+    seen = str(report)
+    assert "FLOPs" in seen
+    assert re.search(r"KV cache +[\d.]+ of [\d.]+ kB", seen)
+    words = html.unescape(re.sub("<[^>]*>", " ", report._repr_html_())).split()
+    assert words == seen.split()

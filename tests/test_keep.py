@@ -426,10 +426,10 @@ def test_a_schedule_by_name_by_pairs_and_in_json() -> None:
         FastV(schedule=((2, 0.5), (5, 0.0)), keep=0.4),
         Random(schedule="linear"),
     ):
-        assert foveate.method_from_json(method.to_json()) == method
+        assert foveate.method_from_dict(method.to_dict()) == method
     assert SPU(schedule="halving", ratio=0.25).sites(HOST)[0].keep == pytest.approx(0.25)
     assert FastV(schedule="halving", keep=0.4).mean(HOST) == pytest.approx(0.4)
     with pytest.raises(FoveateError, match="schedule"):
-        foveate.method_from_json({"method": "fastv", "schedule": "sometimes"})
+        foveate.method_from_dict({"method": "fastv", "schedule": "sometimes"})
     with pytest.raises(ConfigError, match="at least one"):
         Composed(())

@@ -49,7 +49,7 @@ CHANGED = [
 
 
 def from_json(cls: type[Method], /, **options: Any) -> Method:
-    return foveate.method_from_json({"method": cls.name(), **options})
+    return foveate.method_from_dict({"method": cls.name(), **options})
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------------
@@ -57,10 +57,10 @@ def from_json(cls: type[Method], /, **options: Any) -> Method:
 
 @pytest.mark.parametrize("method", [*(cls() for cls in METHODS.values()), *CHANGED], ids=repr)
 def test_json_there_and_back(method: Method) -> None:
-    data = method.to_json()
+    data = method.to_dict()
     text = json.dumps(data)
     for source in (data, text):
-        again = foveate.method_from_json(source)
+        again = foveate.method_from_dict(source)
         assert again == method
         assert hash(again) == hash(method)
         assert repr(again) == repr(method)
@@ -165,21 +165,21 @@ JUNK: list[Any] = [
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:60])
 def test_junk(junk: Any) -> None:
     with pytest.raises((ConfigError, UnknownNameError)) as caught:
-        foveate.method_from_json(junk)
+        foveate.method_from_dict(junk)
     assert str(caught.value).strip()
 
 
 def test_sums_in_sums_without_end() -> None:
     for data in (nested(900), json.dumps(nested(300))):
         with pytest.raises(ConfigError):
-            foveate.method_from_json(data)
+            foveate.method_from_dict(data)
 
 
 def test_json_is_never_executed() -> None:
     bomb = "__import__('os').system('exit 1')"
     for data in ({"method": bomb}, {"method": "fastv", "keep": bomb}, {"method": "fastv", bomb: 1}, bomb):
         with pytest.raises((ConfigError, UnknownNameError)):
-            foveate.method_from_json(data)
+            foveate.method_from_dict(data)
 
 
 # -- sums ---------------------------------------------------------------------------------------------------------------
@@ -191,19 +191,19 @@ def test_sums_are_flat() -> None:
         assert sum_.parts() == (a, b, c)
         assert sum_ == a + b + c
         assert hash(sum_) == hash(a + b + c)
-        assert foveate.method_from_json(sum_.to_json()).parts() == (a, b, c)
+        assert foveate.method_from_dict(sum_.to_dict()).parts() == (a, b, c)
     assert a + b != b + a
     assert a.parts() == (a,)
 
 
 def test_nested_sums_of_json_are_flat() -> None:
     a, b, c = ToMe(), FastV(), foveate.DyCoke()
-    nested = {"method": "composed", "methods": [(a + b).to_json(), c.to_json()]}
-    assert foveate.method_from_json(nested).parts() == (a, b, c)
+    nested = {"method": "composed", "methods": [(a + b).to_dict(), c.to_dict()]}
+    assert foveate.method_from_dict(nested).parts() == (a, b, c)
 
 
 def test_a_sum_by_names() -> None:
-    assert foveate.method_from_json({"method": "tome + fastv"}) == ToMe() + FastV()
+    assert foveate.method_from_dict({"method": "tome + fastv"}) == ToMe() + FastV()
 
 
 @pytest.mark.parametrize("other", ["fastv", 1, None, FastV])
@@ -214,7 +214,7 @@ def test_only_methods_add_up(other: Any) -> None:
 
 def test_an_empty_sum_says_nothing() -> None:
     with pytest.raises(ConfigError):
-        foveate.method_from_json({"method": "composed", "methods": []})
+        foveate.method_from_dict({"method": "composed", "methods": []})
 
 
 # -- names --------------------------------------------------------------------------------------------------------------

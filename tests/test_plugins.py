@@ -97,7 +97,7 @@ def test_ours_wait_for_nobody(install: Install, tmp_path: Path) -> None:
     seen.unlink()
     sys.modules.pop("noisy")
     list_methods.cache_clear()
-    assert foveate.FastV() == foveate.method_from_json({"method": "fastv"})
+    assert foveate.FastV() == foveate.method_from_dict({"method": "fastv"})
     with foveate.compress(tiny.model("llava"), "fastv"):
         pass
     assert not seen.exists()

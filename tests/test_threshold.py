@@ -71,7 +71,7 @@ def test_unset_is_the_threshold_of_the_paper_until_a_count_is_given() -> None:
     assert Unlike().cut is None
     assert Unlike(threshold=0.3).sites(HOST)[0].keep == 1.0
     assert DyCoke().cut is None, "its threshold is of something else"
-    assert foveate.method_from_json(FastV().to_json()) == FastV()
+    assert foveate.method_from_dict(FastV().to_dict()) == FastV()
 
 
 def test_a_threshold_that_contradicts_something() -> None:

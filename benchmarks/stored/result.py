@@ -29,7 +29,7 @@ class Result:
         dirty: whether `src` or `benchmarks` had changes that the commit lacks.
         versions: of Python and of the packages that matter.
         machine: what times depend on.
-        methods: every method in it, as `Method.to_json` says it; controls that a benchmark defines for itself, too.
+        methods: every method in it, as `Method.to_dict` says it; controls that a benchmark defines for itself, too.
         found: what the command wrote.
     """
 

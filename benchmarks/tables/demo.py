@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 import foveate_reference as reference
-from foveate import method_from_json
+from foveate import method_from_dict
 from foveate.lab import demo
 
 FIRST = "tokens"  # the line that the table begins with, but for spaces
@@ -27,14 +27,14 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _read(found: dict[str, Any]) -> demo.Demo:
-    """What `foveate.lab.demo.to_json` made plain, as it was."""
+    """What `foveate.lab.demo.to_dict` made plain, as it was."""
     rows = [demo.Row(asked["image"] - 1, _question(asked), asked["answers"]) for asked in found["questions"]]
     scores = {}
     for method in found["methods"]:
         ratios = (method[key] for key in ("mean_tokens", "flops_ratio", "kv_ratio", "time_ratio"))
         sites, tokens = tuple(method["sites"]), tuple(method["tokens"])
         scores[method["name"]] = demo.Score(
-            method_from_json(method["options"]), method["right"], sites, tokens, *ratios
+            method_from_dict(method["options"]), method["right"], sites, tokens, *ratios
         )
     overlays = tuple(map(Path, found["overlays"]))
     return demo.Demo((), tuple(rows), found["dense"]["right"], scores, found["visual_tokens"], found["keep"], overlays)

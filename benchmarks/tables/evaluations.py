@@ -104,7 +104,7 @@ def positions(*results: dict[str, Any]) -> str:
 
 
 def evaluation(found: dict[str, Any]) -> Evaluation:
-    """What `foveate.lab.evaluation.results.Result.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.results.Result.to_dict` made plain, as it was."""
     known = ("command", "model", "seeds", "by", "questions", "rows", "out_of_reach", "notes")
     return Evaluation(
         request=typed.request(Reference, found["command"]),

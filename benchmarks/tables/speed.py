@@ -32,7 +32,9 @@ def decoding(found: dict[str, Any]) -> str:
         rows.append((f"`{name}`", *("" if cell is None else _interval(cell) for cell in cells)))
     longer = [(f"{int(visual):,}", _interval(row)) for visual, row in found["longer"].items()]
     steps = table((f"a step over stock's, {found['shape']['visual']} visual tokens", *cases), rows)
-    return "\n\n".join([steps, table(("visual tokens, of which `Stride` keeps a quarter", "a step over stock's"), longer)])
+    return "\n\n".join(
+        [steps, table(("visual tokens, of which `Stride` keeps a quarter", "a step over stock's"), longer)]
+    )
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from foveate import method_from_json
+from foveate import method_from_dict
 from foveate.lab import typed
 from foveate.lab.evaluation import report
 from foveate.lab.evaluation.fidelity.table import interval, nats
@@ -37,7 +37,7 @@ def searched(found: dict[str, Any]) -> str:
 
 
 def tuned(found: dict[str, Any]) -> Tuned:
-    """What `foveate.lab.evaluation.tune.table.Tuned.to_json` made plain, as it was."""
+    """What `foveate.lab.evaluation.tune.table.Tuned.to_dict` made plain, as it was."""
     request = typed.request(Tune, found["command"])
     return Tuned(
         request=request,
@@ -45,7 +45,7 @@ def tuned(found: dict[str, Any]) -> Tuned:
         model=found["model"],
         identity={},
         search=found["search"],
-        found=method_from_json(found["found"]),
+        found=method_from_dict(found["found"]),
         trials=found["trials"],
         exhausted=found["exhausted"],
         calibration=tuple(map(line, found["calibration"])),

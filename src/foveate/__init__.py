@@ -9,6 +9,7 @@ Names are imported when they are first used, so that ``foveate --help`` does not
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from foveate.cost import Report
     from foveate.errors import FoveateError
     from foveate.escape import Changes
-    from foveate.handle import Handle, attached, compress
+    from foveate.handle import Handle, attached, compress, from_pretrained
     from foveate.method import Host, Method, Paper, Site
-    from foveate.methods import list_methods, method_from_json
+    from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from foveate.runtime.stored import Memory
     from foveate.signal import Signal
     from foveate.tokens import Parked, Reduction, Tokens
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # quiet, unless a program says otherwise
 
 __version__ = "0.1.0"
 
@@ -60,9 +63,10 @@ __all__ = [
     "Tokens",
     "attached",
     "compress",
+    "from_pretrained",
     "list_families",
     "list_methods",
-    "method_from_json",
+    "method_from_dict",
 ]
 
 _HOME = {
@@ -70,6 +74,7 @@ _HOME = {
     "attached": "handle",
     "Changes": "escape",
     "compress": "handle",
+    "from_pretrained": "handle",
     "Handle": "handle",
     "Report": "cost",
     "Reuse": "answers",
@@ -80,7 +85,7 @@ _HOME = {
     "Paper": "method",
     "Site": "method",
     "list_methods": "methods",
-    "method_from_json": "methods",
+    "method_from_dict": "methods",
     "list_families": "models",
     "Signal": "signal",
     "Parked": "tokens",

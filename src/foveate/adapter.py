@@ -80,7 +80,9 @@ def save(model: nn.Module, folder: Path) -> list[str]:
             f"only a single LoRA adapter can be saved, and this model has {kinds}: merge or delete the others"
         )
     if isinstance(model, peft.PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        type(model).save_pretrained(
+            model, str(folder), save_embedding_layers=False
+        )  # not what a handle has put before it
         return list(FILES)
     ((name, config),) = configs.items()
     tensors = peft.get_peft_model_state_dict(model, adapter_name=name)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate import printed
 from foveate.models.family import Decoder, Family, Merger, Tower
 from foveate.ops.segments import offsets
 from foveate.runtime.attach import host_of
@@ -99,7 +100,7 @@ class Report:
         """KV bytes of this call over those of the stock model."""
         return self.kv_bytes / max(self.full_kv_bytes, 1)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, ratios included; without the indices of the survivors."""
         data = {**asdict(self), "flops_ratio": self.flops_ratio, "kv_ratio": self.kv_ratio}
         for visit in data["visits"]:
@@ -111,38 +112,10 @@ class Report:
         return data
 
     def __str__(self) -> str:
-        lines = [f"visual tokens   {self.visual_tokens}, {self.mean_tokens:.1f} per row and decoder layer on average"]
-        for site, visits in _runs(self.visits):
-            before, after = (
-                sum(sum(counts) for counts in each) for each in zip(*((v.before, v.after) for v in visits))
-            )
-            lines.append(f"  {site:<15} {visits[0].method}: {visits[0].says or f'{before} -> {after}'}")
-        fewer = [f"{share:.1%} of {unit}" for unit, share in self.shares.items() if share < 1]
-        if fewer:
-            lines.append(f"left of stock   {', '.join(fewer)}")
-        total, full = sum(self.flops.values()), sum(self.full_flops.values())
-        lines.append(f"FLOPs           {total:.3e} of {full:.3e} ({self.flops_ratio:.1%})")
-        for stage, flops in self.flops.items():
-            if flops or self.full_flops[stage]:
-                lines.append(f"  {stage:<14}{flops:.3e} of {self.full_flops[stage]:.3e}")
-        lines.append(f"KV cache        {self.kv_bytes:,} of {self.full_kv_bytes:,} bytes ({self.kv_ratio:.1%})")
-        times = ", ".join(f"{stage} {seconds * 1e3:.1f} ms" for stage, seconds in self.seconds.items())
-        if self.thread is not None:
-            lines.append(f"thread          {self.thread}, not this one")
-        lines.append(f"time            {times} ({self.decode_steps} decode steps)")
-        return "\n".join(lines)
+        return printed.text(self)
 
-
-def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:
-    """Group visits by the name of their site; those that one method makes to the caches of several layers are one."""
-    found: list[tuple[str, list[Visit]]] = []
-    for visit in visits:
-        place, _, layer = visit.site.partition(" ")
-        if place == "cache" and found and found[-1][0].startswith("cache") and found[-1][1][0].method == visit.method:
-            found[-1] = (f"{found[-1][0]}, {layer}", [*found[-1][1], visit])
-        else:
-            found.append((visit.site, [visit]))
-    return [(site if len(of) < 4 else f"{len(of)} caches", of) for site, of in found]
+    def _repr_html_(self) -> str:
+        return printed.html(self)
 
 
 def report(model: Any, family: Family, trace: Trace) -> Report:

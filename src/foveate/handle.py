@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +18,7 @@ from torch import nn
 
 from foveate import adapter, trained
 from foveate.cost import Report, report
-from foveate.errors import ConfigError, InputError, UnsupportedModelError
+from foveate.errors import AdapterError, ConfigError, InputError, UnsupportedModelError, first_line
 from foveate.method import Host, Method
 from foveate.methods import make
 from foveate.models import family_of
@@ -28,6 +32,7 @@ from foveate.tokens import Tokens
 
 _PLACE = "_foveate_handle"  # of the handle on its model: the two live and go together
 _lock = threading.Lock()
+_log = logging.getLogger(__name__)
 
 
 class Handle:
@@ -62,6 +67,10 @@ class Handle:
                 self._runtime.remove()
                 raise
             vars(self._target)[_PLACE] = self
+            _log.info("attached %r to %s", method, type(self._target).__name__)
+            self._saves = [
+                _warn_of_saving(each) for each in {id(each): each for each in (model, self._target)}.values()
+            ]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the learned parts, for an optimiser."""
@@ -75,6 +84,26 @@ class Handle:
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call save_pretrained() before remove()")
         trained.save(Path(folder), self.method, self._runtime.host, self.modules, self.model)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+        """Put on the hub what `save_pretrained` writes: ``foveate.from_pretrained(repository)`` gives all of it back.
+
+        Args:
+            repository: its id, ``"name/of-it"``; it is made if it is not there.
+            private: whether others do not see a repository that is made.
+            token: of the hub, where `huggingface_hub` has none.
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub.create_repo(repository, private=private, exist_ok=True)
+            commit = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{self.method!r}")
+        return str(commit.commit_url)
 
     def report(self) -> Report:
         """Tokens, FLOPs, KV bytes and times of the last call that has ended, whichever thread made it."""
@@ -147,6 +176,9 @@ class Handle:
                 if self._undo is not None:  # the adapter goes after the hooks that were put on with it
                     self._undo()
                 vars(self._target).pop(_PLACE, None)
+                _log.info("removed %r from %s", self.method, type(self._target).__name__)
+                for undo in self._saves:
+                    undo()
 
     def __reduce__(self) -> NoReturn:
         refuse_copy()
@@ -193,6 +225,58 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
             f'{method!r} is neither a method nor the name of one: give FastV(keep=0.5), "fastv" or a sum, a + b'
         )
     return Handle(model, method)
+
+
+def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle:
+    """A model with the method that `Handle.save_pretrained`, `Handle.push_to_hub` or ``foveate train`` wrote.
+
+    Args:
+        source: a folder or a hub id. Where it has a model, too (of ``model.save_pretrained``), it is that one; else the one
+            that was loaded when the method was saved.
+        options: for the model's own ``from_pretrained``: ``dtype``, ``device_map``, ``attn_implementation`` ...
+
+    Returns:
+        The handle; its ``model`` is in evaluation mode.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    name = os.fspath(source)
+    base = trained.base_of(name)
+    try:
+        family_of(AutoConfig.from_pretrained(base))  # says what is supported before gigabytes are loaded
+        model = AutoModelForImageTextToText.from_pretrained(base, **options).eval()
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"cannot load {base!r}, the model of {name!r}: {first_line(error)}") from None
+    return compress(model, Path(name) if os.path.isdir(name) else name)
+
+
+def _warn_of_saving(model: nn.Module) -> Callable[[], None]:
+    """Make the model's own ``save_pretrained`` (``push_to_hub`` calls it) say that the method is left out; what undoes it."""
+    if not hasattr(model, "save_pretrained"):
+        return lambda: None
+    place = vars(model)
+    before = place.get("save_pretrained")
+    save: Any = model.save_pretrained
+
+    @functools.wraps(save)
+    def save_pretrained(*args: Any, **kwargs: Any) -> Any:
+        warnings.warn(
+            "model.save_pretrained writes the model without the method that foveate has attached to it: "
+            "foveate.attached(model).save_pretrained(folder) writes the method, into the same folder if you like, and "
+            "foveate.from_pretrained(folder) restores both",
+            stacklevel=2,
+        )
+        return save(*args, **kwargs)
+
+    place["save_pretrained"] = save_pretrained
+
+    def undo() -> None:
+        if place.get("save_pretrained") is save_pretrained:
+            place.pop("save_pretrained")
+            if before is not None:
+                place["save_pretrained"] = before
+
+    return undo
 
 
 def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
@@ -252,6 +336,12 @@ def _vlm(model: Any) -> nn.Module:
     """The vision-language model inside wrappers (PEFT)."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
+    inner = getattr(model, "model", None)
+    if not isinstance(model, nn.Module) and isinstance(inner, nn.Module) and hasattr(inner, "config"):
+        raise UnsupportedModelError(
+            f"a {type(model).__name__} is not a model, but has one: foveate.compress(pipe.model, ...), and it answers with the "
+            "method from then on"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise UnsupportedModelError(f"{type(model).__name__} is not a Hugging Face model")
     return model

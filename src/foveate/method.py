@@ -328,8 +328,8 @@ class Method:
             return NotImplemented
         return Composed((self, other))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data that `foveate.method_from_json` turns back into an equal method."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `foveate.method_from_dict` turns back into an equal method."""
         return {"method": self.name(), **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
 
     @classmethod
@@ -398,9 +398,9 @@ class Composed(Sum):
         paced = self.methods[i].with_schedule(schedule)
         return Composed((*self.methods[:i], paced, *self.methods[i + 1 :]))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         keep = {} if self.keep is None else {"keep": self.keep}
-        return {"method": "composed", "methods": [method.to_json() for method in self.methods], **keep}
+        return {"method": "composed", "methods": [method.to_dict() for method in self.methods], **keep}
 
     def __repr__(self) -> str:
         """Write the sum with ``+``; one that ``+`` cannot write, as the call that makes it."""

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from foveate import adapter
 from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_line
 from foveate.method import Host, Method
-from foveate.methods import list_methods, method_from_json
+from foveate.methods import list_methods, method_from_dict
 from foveate.runtime.learned import part_names
 from foveate.serialise import from_json
 
 METHOD, MODULES = "foveate_method.json", "foveate_modules.safetensors"
+CONFIG = "config.json"  # of a model that is beside it
 CHECKPOINTS = "checkpoints"  # a folder beside them, of the training
 WIDTHS = ("width", "tower_width")
 
@@ -65,10 +66,33 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
             save_file(tensors, str(folder / MODULES), metadata={"format": "pt"})
             files = [*files, MODULES]
         made_for = {name: getattr(host, name) for name in ("family", "layers", *WIDTHS)}
-        content = {"method": method.to_json(), "model": made_for, "files": files}
+        base = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+        if base:
+            made_for["name"] = base
+        content = {"method": method.to_dict(), "model": made_for, "files": files}
         (folder / METHOD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise AdapterError(f"cannot write to {str(folder)!r}: {first_line(error)}") from None
+
+
+def base_of(source: str) -> str:
+    """The model that a folder, or a repository of the hub, belongs on: its own, if it has one, or the one that it names.
+
+    Raises:
+        AdapterError: there is no such folder, or it says no model.
+    """
+    folder = _folder(source)
+    if (folder / CONFIG).is_file():
+        return source  # of the hub: only this file and the method's own were fetched yet
+    try:
+        name = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"].get("name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise AdapterError(
+            f"{source!r} does not say which model it belongs on: load that one, and foveate.compress(model, {source!r})"
+        )
+    return name
 
 
 def read(source: str, host: Host) -> Trained:
@@ -148,7 +172,7 @@ def _folder(source: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES]))
+            folder = Path(snapshot_download(source, allow_patterns=[METHOD, MODULES, *adapter.FILES, CONFIG]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise AdapterError(
                 f"cannot get {source!r} (no such folder, so it was looked for on the Hugging Face hub): {first_line(error)}"
@@ -167,7 +191,7 @@ def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
         model = content["model"]
         trained = (str(model["family"]), int(model["layers"]))
         widths = {name: int(model[name]) for name in WIDTHS if name in model}
-        content = {**content, "method": method_from_json(content["method"])}
+        content = {**content, "method": method_from_dict(content["method"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         said = str(error) if isinstance(error, ConfigError | UnknownNameError) else "it is not what `save` writes"
         raise AdapterError(f"cannot read {METHOD} in {source!r}: {said}") from None

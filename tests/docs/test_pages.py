@@ -15,7 +15,7 @@ import reader
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 #: Pages that run, and those that need no process of their own, as they change nothing but their folder.
-RUN = (("index", "concepts", "get-started"), ("add-a-method",), ("add-a-family",))
+RUN = (("index", "concepts", "get-started"), ("stack",), ("add-a-method",), ("add-a-family",))
 
 
 @pytest.fixture

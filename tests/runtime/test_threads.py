@@ -37,11 +37,11 @@ def test_a_report_is_of_the_last_call_that_ended() -> None:
         assert (other.thread, trace().thread) == ("worker", "worker")
         assert other.decode_steps == 2
         assert "worker, not this one" in str(other)
-        assert other.to_json()["thread"] == "worker"
+        assert other.to_dict()["thread"] == "worker"
         model.generate(**batch, max_new_tokens=5)
         mine = handle.report()
         assert mine.thread is None
-        assert "thread" not in mine.to_json()
+        assert "thread" not in mine.to_dict()
         assert mine.decode_steps == 4
         assert replace(mine, thread="MainThread", seconds={}) == replace(
             in_that_thread(handle.report, seen), seconds={}

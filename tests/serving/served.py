@@ -132,7 +132,7 @@ def engine(family: str, method: Method | None, **options: Any) -> Iterator[Any]:
     if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
         usual["max_num_batched_tokens"] = 8192
     usual["trust_remote_code"] = family == "internvl_chat"
-    config = {} if method is None else {"foveate": method.to_json()}
+    config = {} if method is None else {"foveate": method.to_dict()}
     llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))
     try:
         yield llm

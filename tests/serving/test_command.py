@@ -8,7 +8,7 @@ import shlex
 import pytest
 from typer.testing import CliRunner
 
-from foveate import ADSC, IPCV, LUVC, method_from_json
+from foveate import ADSC, IPCV, LUVC, method_from_dict
 from foveate.lab.cli import app
 from foveate.lab.serve import words
 from foveate.lab.terminal import CommandError
@@ -17,7 +17,7 @@ from foveate.lab.terminal import CommandError
 def test_words() -> None:
     made = words("org/model", LUVC(ratio=0.4), ["--port", "8001"])
     assert made[:-1] == ["serve", "org/model", "--port", "8001", "--additional-config"]
-    assert method_from_json(json.loads(made[-1])["foveate"]) == LUVC(ratio=0.4)
+    assert method_from_dict(json.loads(made[-1])["foveate"]) == LUVC(ratio=0.4)
 
 
 @pytest.mark.parametrize("rest", [["--additional-config", '{"a": 1}'], ['--additional-config={"a": 1}']])
@@ -45,4 +45,4 @@ def test_show() -> None:
     call = ["serve", "m", "--method", "ipcv+adsc", "--option", "adsc.keep=0.4", "--tensor-parallel-size", "2", "--show"]
     shown = shlex.split(CliRunner().invoke(app, call).stdout)
     assert shown[:5] == ["vllm", "serve", "m", "--tensor-parallel-size", "2"]
-    assert method_from_json(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)
+    assert method_from_dict(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)

@@ -20,7 +20,7 @@ import served, foveate
 from test_engine import FAMILY, many
 
 if __name__ == "__main__":
-    method, options = foveate.method_from_json(sys.argv[1]), json.loads(sys.argv[2])
+    method, options = foveate.method_from_dict(sys.argv[1]), json.loads(sys.argv[2])
     wanted = many(6)
     want = served.expected(FAMILY, method, wanted)
     with served.engine(FAMILY, method, **options) as llm:

@@ -157,7 +157,7 @@ GRAPHS = {
 @pytest.mark.parametrize("mode", GRAPHS)
 def test_no_graph_holds_attention(mode: CUDAGraphMode) -> None:
     """It would go on with the lengths that it was captured with; pieces between attention layers may be graphs."""
-    config = configure(LUVC().to_json())
+    config = configure(LUVC().to_dict())
     config.compilation_config.cudagraph_mode = mode
     _for_inner(config, settings_of(config.model_config).plan)
     assert config.compilation_config.cudagraph_mode == GRAPHS[mode]

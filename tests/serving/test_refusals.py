@@ -29,20 +29,20 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "keep of the wrong type": ({**LUVC, "keep": "half"}, {}, "LUVC.keep='half': expected float"),
     "no such layer": ({"method": "random", "layer": 9}, {}, "there is no decoder layer 9: the model has 6"),
     "decoding": ({"method": "dycoke"}, {}, "acts on the KV cache while decoding"),
-    "positions": (Random(positions="renumber").to_json(), {}, 'positions="renumber" is not served'),
-    "encoders side by side": (OIM().to_json(), {"mm_encoder_tp_mode": "data"}, "leave that out, or use a method"),
-    "a piece of a question": (FastV().to_json(), {}, "add --no-enable-chunked-prefill"),
+    "positions": (Random(positions="renumber").to_dict(), {}, 'positions="renumber" is not served'),
+    "encoders side by side": (OIM().to_dict(), {"mm_encoder_tp_mode": "data"}, "leave that out, or use a method"),
+    "a piece of a question": (FastV().to_dict(), {}, "add --no-enable-chunked-prefill"),
     "images in pieces": (
-        ADSC().to_json(),
+        ADSC().to_dict(),
         {"enable_chunked_prefill": True, "long_prefill_token_threshold": 64},
         "leave --long-prefill-token-threshold out",
     ),
     "contexts side by side": (
-        ADSC().to_json(),
+        ADSC().to_dict(),
         {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
         "no context parallelism",
     ),
-    "pipelines": (ADSC().to_json(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
+    "pipelines": (ADSC().to_dict(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
 }
 
 
@@ -69,9 +69,9 @@ def test_features_of_several_layers(layers: list[int], tmp_path: Any) -> None:
     config.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         shutil.copy(folder("llava_next") / name, tmp_path)
-    configure(Random().to_json(), tmp_path)
+    configure(Random().to_dict(), tmp_path)
     with nullcontext() if len(layers) == 1 else pytest.raises(Exception, match=r"several of its layers .*\[-3, -2\]"):
-        configure(IPCV().to_json(), tmp_path)
+        configure(IPCV().to_dict(), tmp_path)
 
 
 def test_a_model_that_is_not_served(tmp_path: Any) -> None:

@@ -22,7 +22,7 @@ class Run:
         model: which reference model.
         by: what a budget counts: ``tokens`` or ``flops``.
         questions: how many.
-        rows: as `foveate.lab.evaluation.report.to_json` writes them.
+        rows: as `foveate.lab.evaluation.report.to_dict` writes them.
         report: its page of the site; "" if it has none.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any, get_args
 
 from rich.console import Console
@@ -20,6 +21,17 @@ COUNTED = {
     "decode": f"visual keys and values that a step reads ({LAYERS} layers)",
     "cache": f"visual keys and values in the cache ({LAYERS} layers)",
     "compute": f"work of visual tokens in FFNs ({LAYERS} layers)",
+}
+
+#: where a method acts, in words, on the way through a model
+WHERE = {
+    "pixels": "before the vision tower",
+    "tower": "in the vision tower",
+    "tower_output": "at the end of the vision tower",
+    "lm_entry": "where the language model begins",
+    "decoder": "in the language model",
+    "cache": "in the KV cache, once the prompt has ended",
+    "decode": "while the answer is written",
 }
 
 
@@ -76,26 +88,22 @@ def _check_place(site: str) -> None:
 
 
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
-    """All methods as a table."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("method", "paper", "sites", "training", "budget", "keep counts", "options"):
-        table.add_column(column, overflow="fold")
-    for method in found:
-        own = {name: option for name, option in method["options"].items() if name not in ("positions", "keep")}
-        options = ", ".join(_assignment(name, option["default"]) for name, option in own.items())
-        table.add_row(
-            f"[bold]{escape(method['name'])}[/bold]",
-            escape(_source(method)),
-            escape(group_sites(method["sites"])),
-            "free" if method["training_free"] else "needed",
-            "fixed" if method["fixed_budget"] else "by content",
-            method["unit"],
-            escape(options),
-        )
-    console.print(table)
+    """One line a method, by where in the model it acts; as much of its description as the screen is wide."""
+    heads = [(method["name"], _source(method).partition(",")[0]) for method in found]
+    name_width, source_width = (max(map(len, column)) for column in zip(*heads))
+    groups: dict[str, list[str]] = {}
+    for method, (name, source) in zip(found, heads):
+        said = "" if method["training_free"] else "(needs training) "
+        said += method["doc"].partition("\n")[0].replace("`", "")
+        start = f"  {name:<{name_width}}  {source:<{source_width}}  "
+        line = start + shorten(said, max(console.width - len(start) - 1, 20), placeholder=" ...")
+        groups.setdefault(_where(method), []).append(line)
+    for where in sorted(groups, key=_order):
+        console.print(f"[bold]{escape(where)}[/bold]")
+        console.print("\n".join(map(escape, groups[where])), soft_wrap=True)
     console.print(
-        "\nSites as in a model with 23 vision blocks and 32 decoder layers. All take `keep` and `positions`, too. "
-        "`foveate methods NAME` tells more.",
+        "\nAll take --keep. `foveate methods NAME` has the sites, the paper and the options of one; --site and --search find "
+        "some.",
         style="dim",
         markup=False,
     )
@@ -107,7 +115,12 @@ def show_method(method: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
     paragraphs = method["doc"].split("\n\n")
     console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
-    console.print(f"\nsites    {escape(group_sites(method['sites']))}")
+    sites = escape(group_sites(method["sites"]))
+    console.print(f"\nsites    {sites}, in a model with {BLOCKS} vision blocks and {LAYERS} decoder layers")
+    console.print(f"training {'not needed' if method['training_free'] else 'needed'}")
+    console.print(
+        f"budget   {'fixed' if method['fixed_budget'] else 'by content: how many tokens stay depends on the image'}"
+    )
     if method["mean"] is not None:
         console.print(f"keep     {method['mean']:.2f} of the {COUNTED[method['unit']]}, in the setting below")
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -131,6 +144,22 @@ def show_families(found: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def _where(method: dict[str, Any]) -> str:
+    """In which parts of a model it acts."""
+    places = method["places"]
+    return " and ".join(words for place, words in WHERE.items() if place in places and not _implied(place, places))
+
+
+def _implied(place: str, places: list[str]) -> bool:
+    return place == "tower_output" and "tower" in places
+
+
+def _order(where: str) -> tuple[int, int]:
+    """The way through a model; those that act in several parts come last."""
+    known = list(WHERE.values())
+    return where.count(" and "), next((i for i, words in enumerate(known) if where.startswith(words)), len(known))
+
+
 def _source(method: dict[str, Any]) -> str:
     """Where it was published, without the title; or that it is a control."""
     if method["paper"] is None:
@@ -141,11 +170,3 @@ def _source(method: dict[str, Any]) -> str:
 def _text(method: dict[str, Any]) -> str:
     """What a search looks at."""
     return " ".join([method["name"], method["paper"]["title"] if method["paper"] else "", method["doc"]]).lower()
-
-
-def _assignment(name: str, default: Any) -> str:
-    """``keep=0.5``, as ``--option`` takes it; only the name, where nothing is set."""
-    if default is None or default == []:
-        return name
-    values = default if isinstance(default, list) else [default]
-    return f"{name}={','.join(f'{value:.3g}' if isinstance(value, float) else str(value) for value in values)}"

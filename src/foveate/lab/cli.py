@@ -96,7 +96,7 @@ def demo(
         found = face.play(images if images is not None else 2 if quick else 16, seed, keep, out, bar.tell)
     written = page.write(out / "report.html", face.to_content(found))
     if json:
-        terminal.emit(face.to_json(found, written))
+        terminal.emit(face.to_dict(found, written))
     else:
         face.show(found, written, terminal.out)
 
@@ -110,6 +110,12 @@ def run(
     keep: Keep = None,
     option: OptionsOfOne = None,
     method_json: OneAsJson = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a method: folder or hub id of what handle.save_pretrained or `foveate train` wrote."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
@@ -130,13 +136,13 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
-    words.check_one(method, keep, option or [], method_json)
+    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
     asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
     _check_asked(model, dtype, image or [], [] if prompt is None else [prompt])
     from foveate.lab.options import method_from_words
 
     terminal.quiet_libraries(bars=True)
-    chosen = method_from_words(method, keep, option or [], method_json)
+    chosen = adapter or method_from_words(method, keep, option or [], method_json)
     if asked is None:
         from foveate.lab import batch
 
@@ -151,7 +157,7 @@ def run(
     request = face.Request(model, *asked, chosen, dtype, device, attn, max_new_tokens, compare, overlay)
     result = face.run(request, terminal.note, terminal.warn)
     if json:
-        terminal.emit(face.to_json(result))
+        terminal.emit(face.to_dict(result))
     else:
         face.show(result, terminal.out)
 
@@ -363,7 +369,7 @@ def bench(
         found = sweep.run(request, bar.tell)
     written = show.write(found, request)
     if json:
-        terminal.emit(found.to_json())
+        terminal.emit(found.to_dict())
     else:
         show.show(found, written, terminal.out)
 
@@ -442,7 +448,7 @@ def train_adsc(
     request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
     found = face.train(request, resume, terminal.note)
     if json:
-        terminal.emit(face.to_json(found))
+        terminal.emit(face.to_dict(found))
     else:
         face.show(found, terminal.out)
 
@@ -458,7 +464,7 @@ def _measured(evaluate: Callable[[R, Callable[[str, float], None]], Any], reques
         return
     written = report.write(found)
     if json:
-        terminal.emit(found.to_json())
+        terminal.emit(found.to_dict())
     else:
         report.show(found.report(), written, terminal.out)
 

@@ -187,7 +187,7 @@ def to_content(demo: Demo) -> Content:
     )
 
 
-def to_json(demo: Demo, page: Path) -> dict[str, Any]:
+def to_dict(demo: Demo, page: Path) -> dict[str, Any]:
     """Plain data, and where the page is."""
     return {
         "questions": [
@@ -206,7 +206,7 @@ def to_json(demo: Demo, page: Path) -> dict[str, Any]:
         "methods": [
             {
                 "name": name,
-                "options": score.method.to_json(),
+                "options": score.method.to_dict(),
                 "right": score.right,
                 "accuracy": score.right / len(demo.rows),
                 "sites": list(score.sites),

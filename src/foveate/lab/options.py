@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foveate.lab.words import check_one, spelled, text_of
 from foveate.method import Composed, Method
-from foveate.methods import method_class, method_from_json
+from foveate.methods import method_class, method_from_dict
 
 
 def method_from_words(
@@ -18,11 +18,11 @@ def method_from_words(
         name: a method, or several joined by ``+``.
         keep: of the method, or of the whole sum.
         assignments: ``option=value``; in a sum, ``method.option=value``.
-        described: what `Method.to_json` wrote.
+        described: what `Method.to_dict` wrote.
     """
     check_one(name, keep, assignments, described)
     if described is not None:
-        return method_from_json(text_of(described))
+        return method_from_dict(text_of(described))
     asked = spelled(str(name), keep, assignments, method_class)
     classes = [method_class(part.strip()) for part in str(name).split("+")]
     if len(classes) == 1:

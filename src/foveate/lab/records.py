@@ -107,7 +107,7 @@ def paths_of(data: dict[str, Any], kind: str) -> list[str]:
         raise CommandError(f"give `{kind}` or `{several}`, not both")
     paths = data.get(several, [data[kind]] if kind in data else [])
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise CommandError(f"`{kind}` is a path, and `{several}` a list of paths")
+        raise CommandError(f"give `{kind}`, a path, or `{several}`, a list of paths")
     return paths
 
 

@@ -27,7 +27,7 @@ class Request:
     Attributes:
         model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
         images, prompt: the question, images first.
-        method: what to attach.
+        method: what to attach; or a folder or hub id of what `Handle.save_pretrained` or ``foveate train`` wrote.
         dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.lab.checks.DTYPES`.
         device: ``auto``, ``cpu``, ``cuda`` ...
         attn: attention implementation, or None for the model's default.
@@ -39,7 +39,7 @@ class Request:
     model: str
     images: tuple[Path, ...]
     prompt: str
-    method: Method
+    method: Method | str
     dtype: str = "auto"
     device: str = "auto"
     attn: str | None = None
@@ -53,6 +53,7 @@ class Result:
     """What came out; ``seconds`` are those of ``generate`` as a whole, once."""
 
     request: Request
+    method: Method
     family: str
     answer: str
     seconds: float
@@ -73,16 +74,15 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
-    for line in (
-        *cautions.about_model(request.model, model, processor, [request.prompt]),
-        *cautions.about_method(request.model, request.method, host_of(model)),
-    ):
+    for line in cautions.about_model(request.model, model, processor, [request.prompt]):
         warn(line)
     inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)
 
-    tell(f"asking with {request.method!r}")
     # The compressed run goes first: whatever the first call pays for warming up is not counted in its favour.
     with compress(model, request.method) as handle:
+        for line in cautions.about_method(request.model, handle.method, host_of(model)):
+            warn(line)
+        tell(f"asking with {handle.method!r}")
         answer, seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
         report = handle.report()
     dense_answer, dense_seconds = None, None
@@ -92,13 +92,21 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
 
     overlays: list[Path] = []
     if request.overlay is not None:
-        overlays = _draw(request.overlay, prompting.seen(processor, inputs, images), request, report)
+        overlays = _draw(request, handle.method, prompting.seen(processor, inputs, images), report)
     return Result(
-        request, model.config.model_type, answer, seconds, report, dense_answer, dense_seconds, tuple(overlays)
+        request,
+        handle.method,
+        model.config.model_type,
+        answer,
+        seconds,
+        report,
+        dense_answer,
+        dense_seconds,
+        tuple(overlays),
     )
 
 
-def to_json(result: Result) -> dict[str, Any]:
+def to_dict(result: Result) -> dict[str, Any]:
     """Plain data."""
     dense = None
     if result.dense_answer is not None:
@@ -108,11 +116,11 @@ def to_json(result: Result) -> dict[str, Any]:
         "family": result.family,
         "images": [str(path) for path in result.request.images],
         "prompt": result.request.prompt,
-        "method": result.request.method.to_json(),
+        "method": result.method.to_dict(),
         "answer": result.answer,
         "seconds": result.seconds,
         "dense": dense,
-        "report": result.report.to_json(),
+        "report": result.report.to_dict(),
         "overlays": [str(path) for path in result.overlays],
     }
 
@@ -120,7 +128,7 @@ def to_json(result: Result) -> dict[str, Any]:
 def show(result: Result, console: Console) -> None:
     """Answers and report for a person."""
     console.print(f"[bold]{escape(result.request.prompt)}[/bold]")
-    console.print(f"{escape(repr(result.request.method))}\n  {_said(result.answer)}", soft_wrap=True)
+    console.print(f"{escape(repr(result.method))}\n  {_said(result.answer)}", soft_wrap=True)
     if result.dense_answer is not None and result.dense_seconds is not None:
         same = "same answer" if result.dense_answer == result.answer else "another answer"
         if not result.dense_answer and not result.answer:
@@ -140,8 +148,9 @@ def _said(answer: str) -> str:
     return escape(answer) if answer else "[dim](nothing: the model ended its answer at once)[/dim]"
 
 
-def _draw(folder: Path, images: Sequence[Image.Image], request: Request, report: Report) -> list[Path]:
-    name = "+".join(part.name() for part in request.method.terms())
+def _draw(request: Request, method: Method, images: Sequence[Image.Image], report: Report) -> list[Path]:
+    folder = Path(str(request.overlay))
+    name = "+".join(part.name() for part in method.terms())
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

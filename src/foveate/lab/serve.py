@@ -31,7 +31,7 @@ def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
     folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
-    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": method.to_json()})]
+    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": method.to_dict()})]
 
 
 def serve(model: str, method: Method, rest: Sequence[str]) -> None:

@@ -58,6 +58,23 @@ def check_one(name: str | None, keep: float | None, assignments: Sequence[str], 
         check_ratio("keep", asked.whole["keep"])
 
 
+def check_one_or_trained(
+    name: str | None, keep: float | None, assignments: Sequence[str], described: str | None, trained: str | None
+) -> None:
+    """`check_one`, unless the method is in a folder or on the hub with all of its options."""
+    if trained is None:
+        return check_one(name, keep, assignments, described)
+    if name is not None or keep is not None or assignments or described is not None:
+        raise CommandError(
+            "--adapter has the method and its options: leave --method, --keep, --option and --method-json out"
+        )
+    if not ("/" in trained or "\\" in trained or Path(trained).is_dir()):
+        raise CommandError(
+            f"--adapter {trained!r} is neither a folder that is there nor the id of a repository on the hub"
+        )
+    return None
+
+
 def check_many(
     names: Sequence[str], assignments: Sequence[str], described: Sequence[str], others: Collection[str] = ()
 ) -> None:

@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from foveate.errors import ConfigError, UnknownNameError
+from foveate.errors import ConfigError, UnknownNameError, nearest
 from foveate.method import Composed, Method
 from foveate.plugins import defined_in, plugins
 from foveate.serialise import from_json
@@ -31,7 +31,7 @@ def method_class(name: str) -> type[Method]:
     """The class of a method by its name; `UnknownNameError` lists what there is."""
     known = own_methods() if name.lower() in own_methods() else list_methods()
     if name.lower() not in known:
-        hint = "" if name else " (a sum has one on both sides of every +)"
+        hint = nearest(name, known) if name else " (a sum has one on both sides of every +)"
         raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
     return known[name.lower()]
 
@@ -45,8 +45,8 @@ def make(name: str, /, **options: Any) -> Method:
     return method_class(name).from_options(options)
 
 
-def method_from_json(data: str | dict[str, Any]) -> Method:
-    """The method that `Method.to_json` wrote. JSON is data: nothing in it is ever executed."""
+def method_from_dict(data: str | dict[str, Any]) -> Method:
+    """The method that `Method.to_dict` made plain, or the same as JSON. It is data: nothing in it is ever executed."""
     try:
         return _from_data(from_json(data) if isinstance(data, str) else data)
     except RecursionError:

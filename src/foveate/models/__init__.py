@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from packaging.version import Version
 
-from foveate.errors import UnsupportedModelError
+from foveate.errors import UnsupportedModelError, nearest
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
 
@@ -37,9 +37,10 @@ def family_of(config: object) -> Family:
         )
     found = [family for family in list_families().values() if family.model_type == model_type]
     if not found:
+        hint = nearest(str(model_type), sorted({family.model_type for family in list_families().values()}))
         raise UnsupportedModelError(
-            f"foveate does not know the model family {model_type!r}; it knows {', '.join(list_families())}, and a family more "
-            "is a file more in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
+            f"foveate does not know the model family {model_type!r}{hint}; it knows {', '.join(list_families())}, and a family "
+            "more is a file in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"
         )
     tower_type = getattr(getattr(config, "vision_config", None), "model_type", None)
     fitting = [family for family in found if family.tower_type in ("", tower_type)]

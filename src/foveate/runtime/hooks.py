@@ -37,8 +37,8 @@ def _hook_type() -> type[Any]:
 def refuse_copy() -> NoReturn:
     """Raise the error of a model that is copied or pickled with a method on it."""
     raise UnsupportedModelError(
-        "a model cannot be copied or pickled while a method is attached: remove the handle first, or save its weights alone "
-        "(model.save_pretrained)"
+        "a model cannot be copied or pickled while a method is attached: remove the handle first "
+        "(foveate.attached(model).remove()), or write both to a folder (handle.save_pretrained, model.save_pretrained)"
     )
 
 

@@ -44,7 +44,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_what_is_not_whole(tmp_path: Path, broken: str) -> None:
-    data = json.loads(json.dumps(result(case(64, [1.0], [0.5])).to_json()))
+    data = json.loads(json.dumps(result(case(64, [1.0], [0.5])).to_dict()))
     change, sentence = BROKEN[broken]
     change(data)
     (tmp_path / "x.json").write_text(json.dumps(data))

@@ -200,12 +200,12 @@ def test_a_method_that_does_not_fit_is_found_before_anything_runs(request_: Requ
 def test_methods(tmp_path: Path) -> None:
     request = Request(tmp_path / "x.json")
     assert [name.partition("(")[0] for name in contenders(request)] == ["dense", *DEFAULT]
-    described = json.dumps(make("tome+fastv").to_json())
+    described = json.dumps(make("tome+fastv").to_dict())
     found = contenders(replace(request, methods=("stride", "vtw"), options=("vtw.layer=3",), described=(described,)))
     assert list(found) == ["dense", "stride", "vtw(layer=3)", "tome+fastv"]
     assert isinstance(found["tome+fastv"], Composed)
     with pytest.raises(CommandError, match="would be measured twice"):
-        contenders(replace(request, methods=("stride",), described=(json.dumps(make("stride").to_json()),)))
+        contenders(replace(request, methods=("stride",), described=(json.dumps(make("stride").to_dict()),)))
 
 
 def test_labels() -> None:

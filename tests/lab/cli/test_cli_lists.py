@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from command import Here, as_json, foveate
 
 import foveate as package
+from foveate.lab import terminal
 
 
 def test_help_is_fast() -> None:
@@ -40,9 +42,21 @@ def test_methods(here: Here) -> None:
     assert found["fastv"]["paper"]["title"].startswith("An Image is Worth 1/2 Tokens After Layer 2")
     assert {name for name, method in found.items() if method["control"]} == {"random", "stride", "downsample"}
     assert all((method["paper"] is None) == method["control"] for method in found.values())
-    table = here("methods").stdout
-    assert "tower 0-22 (mid)" in table
-    assert "ECCV 2024, 2403.06764" in table
+    assert "tower 0-22 (mid)" in here("methods", "tome").stdout
+    assert "ECCV 2024, 2403.06764" in here("methods", "fastv").stdout
+
+
+def test_the_list_of_methods_fits_a_narrow_screen(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line each, under the part of a model where they act."""
+    monkeypatch.setattr(terminal.out, "width", 80)
+    lines = here("methods").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(names) == sorted(package.list_methods())
+    place = lines.index("in the vision tower")
+    assert [line.split()[0] for line in lines[place + 1 : place + 4]] == ["ipcv", "oim", "tome"]
+    assert "in the vision tower and in the language model" in lines
+    assert "(needs training)" in next(line for line in lines if line.startswith("  adsc"))
 
 
 def test_methods_that_fit(here: Here) -> None:
@@ -52,7 +66,7 @@ def test_methods_that_fit(here: Here) -> None:
     assert names("--site", "tower") == ["ipcv", "luvc", "oim", "tome"]
     assert names("--site", "decoder", "--search", "PASS low lossless") == ["spu"]  # in any order and case
     assert names("--search", "dynamic compression of tokens") == ["dycoke"], "the title is looked at"
-    assert "\nvtw" in here("methods", "--search", "withdraw").stdout
+    assert "\n  vtw" in here("methods", "--search", "withdraw").stdout
 
 
 def test_one_method(here: Here) -> None:

@@ -10,8 +10,9 @@ import tiny
 from command import Here, as_json, draw, foveate, needs_weights
 from PIL import Image
 
+import foveate as foveate_library
 import foveate_reference as reference
-from foveate import method_from_json
+from foveate import method_from_dict
 
 
 @needs_weights
@@ -45,7 +46,7 @@ def test_json_and_a_method_from_a_file(here: Here, tmp_path: Path) -> None:
     assert found["family"] == "qwen2_5_vl"
     assert found["dense"]["answer"] == question.answer
     assert found["answer"]
-    assert method_from_json(found["method"]) == method_from_json((tmp_path / "method.json").read_text())
+    assert method_from_dict(found["method"]) == method_from_dict((tmp_path / "method.json").read_text())
     assert [visit["after"] for visit in found["report"]["visits"]] == [[50], [25]]
     assert found["overlays"] == []
 
@@ -75,3 +76,22 @@ def test_a_saved_model_of_another_family(here: Here, tmp_path: Path, family: str
     # LLaVA's processor crops to a square; the picture shows what the model saw.
     panel = np.asarray(Image.open(tmp_path / found["overlays"][0]))
     assert panel.shape[0] == (266 if family == "llava" else 186)
+
+
+@needs_weights
+def test_what_a_handle_has_saved(here: Here, tmp_path: Path) -> None:
+    """One question, and a file of them."""
+    draw(tmp_path / "one.png")
+    model, _ = reference.load("llava")
+    with foveate_library.compress(model, "divprune", keep=0.25) as handle:
+        handle.save_pretrained(tmp_path / "mine")
+    asked = ("run", "--model", "reference-llava", "--adapter", "mine", "--max-new-tokens", "1")
+    found = as_json(here(*asked, "--image", "one.png", "--prompt", "texture of background ?", "--json"))
+    assert found["method"]["keep"] == 0.25
+    assert found["report"]["visits"][0]["after"] == [25]
+    (tmp_path / "mine.jsonl").write_text('{"image": "one.png", "prompt": "texture of background ?"}')
+    assert as_json(here(*asked, "--data", "mine.jsonl", "--json"))["answered"] == 1
+    assert found["answer"] in (tmp_path / "answers.jsonl").read_text()
+    done = here(*asked, "--method", "tome", "--image", "one.png", "--prompt", "a")
+    assert done.returncode == 2
+    assert "--adapter has the method and its options" in done.stderr

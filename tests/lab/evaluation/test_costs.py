@@ -47,7 +47,7 @@ def test_of_other_questions(tmp_path: Path) -> None:
 
 def test_a_file_that_was_edited(tmp_path: Path) -> None:
     path = tmp_path / "costs.jsonl"
-    path.write_text(json.dumps(HEADER) + "\n" + json.dumps({"id": json.dumps(Stride().to_json()), "cost": None}) + "\n")
+    path.write_text(json.dumps(HEADER) + "\n" + json.dumps({"id": json.dumps(Stride().to_dict()), "cost": None}) + "\n")
     with pytest.raises(CommandError, match="has a method without what it spends: delete the file"):
         Costs(Measure(), path, HEADER)
 

@@ -128,7 +128,7 @@ def test_a_report_without_its_answers_is_not_written_over(tmp_path: Path, name: 
 
 
 def test_as_is(tmp_path: Path) -> None:
-    described = tuple(json.dumps(FastV(ratio=keep, layer=3).to_json()) for keep in (0.5, 0.2))
+    described = tuple(json.dumps(FastV(ratio=keep, layer=3).to_dict()) for keep in (0.5, 0.2))
     found = measure(request(tmp_path, methods=(), described=described, budgets=(), as_is=True), silent)
     assert [(line.label, line.budget) for line in found.rows] == [
         ("fastv(layer=3, ratio=0.5)", None),

@@ -114,10 +114,10 @@ def test_the_report(table: dict[str, Row]) -> None:
         "* left out: x",
     ):
         assert part in text
-    data = found.to_json()
+    data = found.to_dict()
     assert data["questions"] == 16
     assert data["out_of_reach"] == [{"label": "fastv", "budget": 0.1, "closest": 0.2}]
-    assert data["rows"][1]["method"] == Stride(keep=0.5).to_json()
+    assert data["rows"][1]["method"] == Stride(keep=0.5).to_dict()
 
 
 def test_aligned() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_json
+from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_dict
 from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.fidelity.forced import hear
 from foveate.lab.evaluation.fidelity.lines import kls
@@ -26,7 +26,7 @@ from foveate_reference.data import samples
 
 def request(out: Path, method: Method | None = None, **changes: Any) -> Tune:
     usual: dict[str, Any] = dict(max_kl=0.1, samples=6, new_tokens=1, batch_size=4)
-    return Tune(out=out, described=json.dumps((method or VTW()).to_json()), **{**usual, **changes})
+    return Tune(out=out, described=json.dumps((method or VTW()).to_dict()), **{**usual, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_the_layer_of_vtw(tmp_path: Path, stock_qwen: Stock) -> None:
     layer = next(layer for layer in range(10) if kl[layer] <= 0.1)
     assert found.method.sites(stock_qwen.host) == VTW(layer=layer).sites(stock_qwen.host)
     written = json.loads((tmp_path / "method.json").read_text())
-    assert method_from_json(written) == found.method
+    assert method_from_dict(written) == found.method
     given, last = found.held_out
     assert (given.label, last.label) == ("given", "found")
     assert last.kl.value == pytest.approx(mean_kl(stock_qwen, prompts[:3], found.method), rel=1e-2, abs=1e-6)
@@ -102,7 +102,7 @@ def test_an_interrupted_search_ends_like_any_other(tmp_path: Path) -> None:
     assert len((tmp_path / "again" / "trials.jsonl").read_text().splitlines()) == 1 + 3
     write(tune(again, silent))
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
-    for changes in ({"max_kl": 0.5}, {"seed": 3}, {"described": json.dumps(FastV(layer=4).to_json())}):
+    for changes in ({"max_kl": 0.5}, {"seed": 3}, {"described": json.dumps(FastV(layer=4).to_dict())}):
         with pytest.raises(CommandError, match="belongs to another run"):
             tune(replace(again, **changes), silent)
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
@@ -117,7 +117,7 @@ def test_options_at_a_budget(tmp_path: Path) -> None:
     spent = [trial["cost"]["flops"] / trial["cost"]["full_flops"] for trial in trials]
     assert spent == pytest.approx([0.9] * 4, abs=0.03)
     assert len({trial["id"] for trial in trials}) == 4
-    assert method_from_json(min(trials, key=lambda trial: trial["kl"])["id"]) == found.method
+    assert method_from_dict(min(trials, key=lambda trial: trial["kl"])["id"]) == found.method
 
 
 def test_the_test_split_is_not_for_tuning(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_verdicts(tmp_path: Path) -> None:
     """What the sentence says follows the interval of the gain."""
     found = tune(request(tmp_path, method=FastV(), max_kl=None, budget=0.5, by="tokens", trials=2), silent)
     assert found.gain is not None
-    other = replace(found.held_out[0], method=VTW().to_json())
+    other = replace(found.held_out[0], method=VTW().to_dict())
     for low, high, told in ((0.1, 0.3, "KL is lower"), (-0.3, -0.1, "keep what was given"), (-0.1, 0.1, "cannot tell")):
         shown = replace(found, gain=replace(found.gain, low=low, high=high), held_out=(other, found.held_out[1]))
         assert told in shown.verdict()[0]
@@ -176,7 +176,7 @@ def test_verdicts(tmp_path: Path) -> None:
         folder.mkdir()
         write(replace(shown, request=replace(shown.request, out=folder)))
         lost = high < 0
-        assert method_from_json(json.loads((folder / "method.json").read_text())) == (VTW() if lost else found.found)
+        assert method_from_dict(json.loads((folder / "method.json").read_text())) == (VTW() if lost else found.found)
         assert (folder / "found.json").exists() == lost
     same = replace(found, held_out=(found.held_out[1], found.held_out[1]))
     assert "Nothing was found that is better" in same.verdict()[0]

@@ -142,7 +142,7 @@ def test_a_method_answers_what_it_answers_alone(request_: Tasks, found: Public) 
 
 
 def test_the_report(found: Public) -> None:
-    data = found.to_json()
+    data = found.to_dict()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["versions"]["lmms-eval"].startswith("0.7.")
     assert data["command"].startswith("foveate eval tasks --method stride --method fastv")
@@ -183,7 +183,7 @@ def again(request_: Tasks, found: Public, tmp_path: Path) -> Tasks:
 
 def same(one: Public | None, other: Public) -> bool:
     assert one is not None
-    return one.to_json() == other.to_json()
+    return one.to_dict() == other.to_dict()
 
 
 def test_a_finished_run_asks_nothing(again: Tasks, found: Public, monkeypatch: pytest.MonkeyPatch) -> None:

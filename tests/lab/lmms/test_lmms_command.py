@@ -112,7 +112,7 @@ def test_a_method_in_a_file(tmp_path: Path) -> None:
     from lmms_eval.models import get_model
 
     described = tmp_path / "stride.json"
-    described.write_text(json.dumps(Stride(keep=0.3).to_json()))
+    described.write_text(json.dumps(Stride(keep=0.3).to_dict()))
     lm = get_model("foveate").create_from_arg_string(f"pretrained=reference,method_json={described}")
     assert lm.asker.handle.method == Stride(keep=0.3)
 

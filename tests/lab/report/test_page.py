@@ -91,7 +91,7 @@ def test_a_model_name_is_escaped_in_the_title(content: Content) -> None:
 
 
 def test_the_data_goes_there_and_back(content: Content) -> None:
-    data = page.to_json(content, [], [])
+    data = page.to_dict(content, [], [])
     assert json.loads(page._inert(data)) == json.loads(json.dumps(data))
     assert [method["label"] for method in data["methods"]] == list(METHODS)
     assert len(data["pictures"]) == 2, "the same image is there once"
@@ -109,7 +109,7 @@ def test_the_data_goes_there_and_back(content: Content) -> None:
 
 
 def test_pictures_are_small_enough_and_sharp_enough(content: Content) -> None:
-    small, wide = page.to_json(content, [], [])["pictures"]
+    small, wide = page.to_dict(content, [], [])["pictures"]
     assert (small["width"], small["height"]) == (160, 160)
     assert (wide["width"], wide["height"]) == (640, 320)
     kind, _, data = small["src"].partition(",")

@@ -31,7 +31,7 @@ class Request:
         data: a file that `records` reads.
         out: the file of answers.
         model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
-        method: what to attach.
+        method: what to attach; or a folder or hub id of what `Handle.save_pretrained` or ``foveate train`` wrote.
         batch_size: records at once.
         dtype, device, attn: as for one question.
         max_new_tokens: length of an answer at most.
@@ -42,7 +42,7 @@ class Request:
     data: Path
     out: Path
     model: str
-    method: Method
+    method: Method | str
     batch_size: int = 8
     dtype: str = "auto"
     device: str = "auto"
@@ -54,7 +54,8 @@ class Request:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the answers."""
-        own = {"model": self.model, "method": self.method.to_json(), "dtype": self.dtype, "attn": self.attn}
+        method = self.method if isinstance(self.method, str) else self.method.to_dict()
+        own = {"model": self.model, "method": method, "dtype": self.dtype, "attn": self.attn}
         return json.loads(json.dumps({**own, "max_new_tokens": self.max_new_tokens, "frames": self.frames}))  # type: ignore[no-any-return]
 
 
@@ -97,16 +98,15 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
     tell(f"loading {request.model}", before / len(everything))
     model, processor = load(request.model, request.dtype, request.attn)
     model.to(device)
-    for line in (
-        *cautions.about_model(request.model, model, processor, [record.text for record in todo]),
-        *cautions.about_method(request.model, request.method, host_of(model)),
-    ):
+    for line in cautions.about_model(request.model, model, processor, [record.text for record in todo]):
         warn(line)
     answerer = Answerer(model, processor, request.model, request.max_new_tokens, Frames(request.frames))
     answered = failed = tokens = 0
     first_error = ""
     start = time.perf_counter()
-    with compress(model, request.method):
+    with compress(model, request.method) as handle:
+        for line in cautions.about_method(request.model, handle.method, host_of(model)):
+            warn(line)
         for batch in batches(todo, request.batch_size):
             found = answerer.answer(batch)
             answers.add(found)

@@ -27,7 +27,7 @@ class Line:
     """The stock model or a method in one case.
 
     Attributes:
-        method: as `Method.to_json` says it; None: the stock model.
+        method: as `Method.to_dict` says it; None: the stock model.
         probe: what `foveate.lab.bench.measure.probe` found, once it has looked.
         repeats: what `foveate.lab.bench.measure.timed` found in each round.
         error: why there is neither, in a sentence.
@@ -94,7 +94,7 @@ class Result:
         self.cases.append(wanted)
         return wanted
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data; every number that was measured is in it."""
         return {"schema": SCHEMA, **asdict(self)}
 
@@ -102,7 +102,7 @@ class Result:
         """All of it or nothing: a reader never meets half of a file."""
         part = path.with_name(f".{path.name}.partial")
         try:
-            part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             os.replace(part, path)
         except OSError as error:
             raise CommandError(f"cannot write the result to {str(path)!r}: {error}") from None
@@ -128,7 +128,7 @@ def read(path: Path) -> Result:
 
 
 def of_json(data: dict[str, Any]) -> Result:
-    """What `Result.to_json` made plain, as it was."""
+    """What `Result.to_dict` made plain, as it was."""
     given = {name: value for name, value in data.items() if name not in ("schema", "cases")}
     cases = [
         Case(**{**case, "lines": {name: Line(**line) for name, line in case["lines"].items()}})

@@ -109,7 +109,7 @@ def _case(
 ) -> None:
     """One case: what each call costs, a call to warm up, and the rounds that are not there yet."""
     inputs: Inputs = subject.prompts.inputs(layout, batch, request.seed)
-    lines = {label: Line(None if method is None else method.to_json()) for label, method in methods.items()}
+    lines = {label: Line(None if method is None else method.to_dict()) for label, method in methods.items()}
     text = inputs["input_ids"].shape[1] - layout.tokens
     case = result.case(Case(subject.name, layout.tokens, batch, layout.images, list(layout.size), text, lines))
     if case.rounds >= request.repeats or all(line.error for line in case.lines.values()):
@@ -210,6 +210,6 @@ def _check_attention(attn: str | None, dtype: torch.dtype) -> None:
 
 def _settings(request: Request, methods: Methods, device: torch.device) -> dict[str, Any]:
     """What all measurements of a file have in common."""
-    described = {label: None if method is None else method.to_json() for label, method in methods.items()}
+    described = {label: None if method is None else method.to_dict() for label, method in methods.items()}
     own = {"methods": described, "new_tokens": request.new_tokens, "seed": request.seed, "dtype": request.dtype}
     return {**own, "attn": request.attn, **machine(device)}

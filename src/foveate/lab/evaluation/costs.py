@@ -44,7 +44,7 @@ class Costs:
 
     def __call__(self, method: Method) -> Cost:
         """As it is known, or measured now."""
-        name = json.dumps(method.to_json())
+        name = json.dumps(method.to_dict())
         if name not in self._store.records:
             self._store.add([Spending(name, self._measure(method))])
         return self._store.records[name].cost

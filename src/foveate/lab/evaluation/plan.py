@@ -98,7 +98,7 @@ def contenders(
                 f"{name} needs the reference benchmark's evidence and answers, and here there are none: leave it out"
             )
     if not (names or described or options) and subject.trained is not None:
-        described = (json.dumps(subject.trained.to_json()),)
+        described = (json.dumps(subject.trained.to_dict()),)
     if names or described:
         found = [*_named(names, options), *(method_from_words(None, None, [], text) for text in described)]
     elif options:

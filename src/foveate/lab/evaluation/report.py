@@ -61,14 +61,14 @@ class Found(Protocol):
 
     @property
     def out(self) -> Path: ...
-    def to_json(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]: ...
     def report(self) -> Report: ...
     def files(self) -> Mapping[str, Content]: ...
 
 
 def write(found: Found) -> list[Path]:
     """Write JSON, Markdown and whatever else belongs to the result into the folder of the run."""
-    return write_files(found.out, {JSON: found.to_json(), MARKDOWN: markdown(found.report()), **found.files()})
+    return write_files(found.out, {JSON: found.to_dict(), MARKDOWN: markdown(found.report()), **found.files()})
 
 
 def write_files(folder: Path, files: Mapping[str, Content]) -> list[Path]:

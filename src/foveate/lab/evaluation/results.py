@@ -101,7 +101,7 @@ class Result(Generic[Q, L]):
         """What is said of the questions."""
         raise NotImplementedError
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data; the same for a run that was interrupted and one that was not."""
         return {
             "command": self.command,
@@ -198,7 +198,7 @@ def _row(
     return Row(
         label=entry.label,
         budget=entry.budget,
-        method=None if entry.method is None else entry.method.to_json(),
+        method=None if entry.method is None else entry.method.to_dict(),
         questions="with evidence" if needs_evidence else "all",
         accuracy=statistics.macro(tasks, right),
         retention=statistics.retention(tasks, right, stock),

@@ -56,7 +56,7 @@ def about(entry: Entry, by: str) -> dict[str, Any]:
         "entry": entry.label,
         "budget": entry.budget,
         "by": None if entry.budget is None else by,
-        "method": None if entry.method is None else entry.method.to_json(),
+        "method": None if entry.method is None else entry.method.to_dict(),
     }
 
 

@@ -67,14 +67,14 @@ def render(content: Content, curves: Sequence[Group] = (), bench: Sequence[Group
         "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         "style": style,
-        "data": _inert(to_json(content, curves, bench)),
+        "data": _inert(to_dict(content, curves, bench)),
         "script": script,
     }
     template = (folder / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def to_json(content: Content, curves: Sequence[Group], bench: Sequence[Group]) -> dict[str, Any]:
+def to_dict(content: Content, curves: Sequence[Group], bench: Sequence[Group]) -> dict[str, Any]:
     """What the script is given."""
     pictures = _Pictures()
     return {

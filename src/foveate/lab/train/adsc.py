@@ -82,7 +82,7 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     return found
 
 
-def to_json(found: Trained) -> dict[str, Any]:
+def to_dict(found: Trained) -> dict[str, Any]:
     """Plain data."""
     return {
         "adapter": str(found.folder),
@@ -118,7 +118,7 @@ def _open(request: Request, resume: bool) -> dict[str, Any]:
             name: getattr(request, name)
             for name in ("model", "source", "split", "samples", "curriculum", "seed", "dtype")
         },
-        "method": request.method.to_json(),
+        "method": request.method.to_dict(),
         "recipe": asdict(request.recipe),
     }
     out = request.out

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
-from foveate.methods import method_from_json
+from foveate.methods import method_from_dict
 from foveate.runtime.attach import host_with
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.attention import readable
@@ -54,7 +54,7 @@ def configure(vllm_config: Any) -> None:
             f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
         )
     architecture = architecture.removeprefix(PREFIX)
-    engine, method = engines()[architecture], method_from_json(asked)
+    engine, method = engines()[architecture], method_from_dict(asked)
     known = engine.config(config)
     family = engine.family_of(known)
     plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)

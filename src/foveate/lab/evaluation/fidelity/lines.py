@@ -47,7 +47,7 @@ class Line:
         return cls(
             entry.label,
             entry.budget,
-            entry.method.to_json(),
+            entry.method.to_dict(),
             statistics.average(kls(heard)),
             statistics.average(np.array([each.kl[0] for each in heard])),
             statistics.average(np.array([fmean(each.agree) for each in heard])),

@@ -111,7 +111,7 @@ def rows(entries: Sequence[Entry], found: Mapping[Entry, Sequence[Finished]]) ->
             PublicRow(
                 entry.label,
                 entry.budget,
-                None if entry.method is None else entry.method.to_json(),
+                None if entry.method is None else entry.method.to_dict(),
                 statistics.macro(all_tasks, mine[counted]),
                 statistics.retention(all_tasks, mine[counted], stock[counted]),
                 statistics.mcnemar(mine[counted], stock[counted]),

@@ -16,7 +16,7 @@ from foveate.lab.evaluation.report import Content, Report, Table
 from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
 from foveate.method import Method
-from foveate.methods import method_from_json
+from foveate.methods import method_from_dict
 
 GIVEN, SAME_COST, FOUND = "given", "given, at this cost", "found"
 METHOD = "method.json"
@@ -64,14 +64,14 @@ class Tuned:
     @property
     def method(self) -> Method:
         """The one to use."""
-        return method_from_json(self.held_out[-2].method) if self.lost else self.found
+        return method_from_dict(self.held_out[-2].method) if self.lost else self.found
 
     @property
     def command(self) -> str:
         """What repeats the run, but for its folder."""
         return typed.command("foveate tune", self.request)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data; the same for a run that was interrupted and one that was not."""
         return {
             "command": self.command,
@@ -80,8 +80,8 @@ class Tuned:
             "search": self.search,
             "trials": self.trials,
             "exhausted": self.exhausted,
-            "method": self.method.to_json(),
-            "found": self.found.to_json(),
+            "method": self.method.to_dict(),
+            "found": self.found.to_dict(),
             "calibration": [asdict(line) for line in self.calibration],
             "held_out": [asdict(line) for line in self.held_out],
             "gain": None if self.gain is None else asdict(self.gain),
@@ -90,7 +90,7 @@ class Tuned:
 
     def files(self) -> Mapping[str, Content]:
         """The method to use, and the one that was found where that is another."""
-        return {METHOD: self.method.to_json(), **({LOST: self.found.to_json()} if self.lost else {})}
+        return {METHOD: self.method.to_dict(), **({LOST: self.found.to_dict()} if self.lost else {})}
 
     def report(self) -> Report:
         """Every setting on the prompts of the search, then on those held out."""
@@ -102,7 +102,7 @@ class Tuned:
             self._summary(),
             (Table(("setting", "prompts", *_shown(NUMBERS)), rows),),
             tuple(self._remarks()),
-            json.dumps(self.method.to_json()),
+            json.dumps(self.method.to_dict()),
             tuple(self.verdict()),
         )
 

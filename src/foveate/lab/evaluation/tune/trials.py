@@ -20,7 +20,7 @@ from foveate.lab.evaluation.fidelity.stock import Stock
 from foveate.lab.evaluation.runner import Tell
 from foveate.lab.evaluation.store import Store
 from foveate.method import Method
-from foveate.methods import method_from_json
+from foveate.methods import method_from_dict
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def method(self) -> Method:
-        return method_from_json(self.id)
+        return method_from_dict(self.id)
 
     def spent(self, by: str) -> float:
         """Over the stock model's."""
@@ -74,7 +74,7 @@ class Trials:
         Raises:
             Enough: this would be one setting too many.
         """
-        name = json.dumps(method.to_json())
+        name = json.dumps(method.to_dict())
         if name not in self.judged:
             if len(self.judged) == self.most:
                 raise Enough

@@ -50,7 +50,7 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     seen, unseen = prompts[apart:], prompts[:apart]
     check_fit(given, stock, request.new_tokens)
     goal = {name: getattr(request, name) for name in ("max_kl", "budget", "by", "search", "trials", "held_out", "seed")}
-    header = {**identity_of(asked, stock, prompts), "goal": goal, "given": given.to_json()}
+    header = {**identity_of(asked, stock, prompts), "goal": goal, "given": given.to_dict()}
     check_folder(request.out / "answers", header)
     batches, length = grouped(seen, request.batch_size), request.new_tokens
     trials = Trials(stock, batches, length, request.out / "trials.jsonl", header, request.trials, tell)

@@ -1,0 +1,105 @@
+"""A report for a person: as text, and as a table for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from foveate.cost import Report, Visit
+
+_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+
+def text(report: Report) -> str:
+    """Lines of a word and what it says."""
+    lines = [f"visual tokens   {_tokens(report)}"]
+    lines += [f"  {site:<15} {said}" for site, said in _sites(report)]
+    fewer = _left(report)
+    if fewer:
+        lines.append(f"left of stock   {fewer}")
+    lines.append(f"FLOPs           {_flops(report)}")
+    lines += [f"  {stage:<14}{said}" for stage, said in _stages(report)]
+    lines.append(f"KV cache        {_kv(report)}")
+    if report.thread is not None:
+        lines.append(f"thread          {report.thread}, not this one")
+    lines.append(f"time            {_time(report)}")
+    return "\n".join(lines)
+
+
+def html(report: Report) -> str:
+    """The same as a table."""
+    rows = [("visual tokens", _tokens(report), True)]
+    rows += [(site, said, False) for site, said in _sites(report)]
+    if _left(report):
+        rows.append(("left of stock", _left(report), True))
+    rows.append(("FLOPs", _flops(report), True))
+    rows += [(stage, said, False) for stage, said in _stages(report)]
+    rows.append(("KV cache", _kv(report), True))
+    if report.thread is not None:
+        rows.append(("thread", f"{report.thread}, not this one", True))
+    rows.append(("time", _time(report), True))
+    cells = [
+        f'<tr><th style="text-align: left; padding-left: {0 if whole else 2}em; font-weight: {"bold" if whole else "normal"}">'
+        f'{escape(name)}</th><td style="text-align: left">{escape(said)}</td></tr>'
+        for name, said, whole in rows
+    ]
+    return f"<table>{''.join(cells)}</table>"
+
+
+def scaled(now: float, full: float, unit: str) -> str:
+    """``(6.6e8, 8.9e8, "FLOPs")`` -> ``"660 of 890 MFLOPs"``: two numbers in the prefix that suits the larger."""
+    prefix, size = next(((p, s) for p, s in _PREFIXES if max(now, full) >= s), ("", 1.0))
+    digits = 1 if size > 1 else 0
+    return f"{now / size:,.{digits}f} of {full / size:,.{digits}f} {prefix}{unit}"
+
+
+def _tokens(report: Report) -> str:
+    return f"{report.visual_tokens}, {report.mean_tokens:.1f} per row and decoder layer on average"
+
+
+def _sites(report: Report) -> list[tuple[str, str]]:
+    found = []
+    for site, visits in _runs(report.visits):
+        before, after = (sum(sum(counts) for counts in each) for each in zip(*((v.before, v.after) for v in visits)))
+        found.append((site, f"{visits[0].method}: {visits[0].says or f'{before} -> {after}'}"))
+    return found
+
+
+def _left(report: Report) -> str:
+    return ", ".join(f"{share:.1%} of {unit}" for unit, share in report.shares.items() if share < 1)
+
+
+def _flops(report: Report) -> str:
+    total, full = sum(report.flops.values()), sum(report.full_flops.values())
+    return f"{scaled(total, full, 'FLOPs')} ({report.flops_ratio:.1%})"
+
+
+def _stages(report: Report) -> list[tuple[str, str]]:
+    return [
+        (stage, scaled(flops, report.full_flops[stage], "FLOPs"))
+        for stage, flops in report.flops.items()
+        if flops or report.full_flops[stage]
+    ]
+
+
+def _kv(report: Report) -> str:
+    return f"{scaled(report.kv_bytes, report.full_kv_bytes, 'B')} ({report.kv_ratio:.1%})"
+
+
+def _time(report: Report) -> str:
+    times = ", ".join(f"{stage} {seconds * 1e3:.1f} ms" for stage, seconds in report.seconds.items())
+    return f"{times} ({report.decode_steps} decode steps)"
+
+
+def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:
+    """Group visits by the name of their site; those that one method makes to the caches of several layers are one."""
+    found: list[tuple[str, list[Visit]]] = []
+    for visit in visits:
+        place, _, layer = visit.site.partition(" ")
+        if place == "cache" and found and found[-1][0].startswith("cache") and found[-1][1][0].method == visit.method:
+            found[-1] = (f"{found[-1][0]}, {layer}", [*found[-1][1], visit])
+        else:
+            found.append((visit.site, [visit]))
+    return [(site if len(of) < 4 else f"{len(of)} caches", of) for site, of in found]
