@@ -50,7 +50,7 @@ def picture(found: dict[str, Any]) -> bytes:
     """The curve as ``foveate eval`` draws it."""
     with tempfile.TemporaryDirectory() as folder:
         read = evaluation(found)
-        report.write(replace(read, request=replace(read.request, out=Path(folder))))
+        report.write(replace(read, request=replace(read.request, out=Path(folder))))  # type: ignore[arg-type]
         return (Path(folder) / report.CURVE).read_bytes()
 
 

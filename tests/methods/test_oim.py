@@ -234,7 +234,7 @@ class Watched(OIM):
 
 
 def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
-    """Cosines that the first decoder layer with attention gets, ``(tokens, d)`` of each row."""
+    """Cosines that the first attention of the decoder gets, ``(tokens, d)`` of each row."""
     found: list[Tensor] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
@@ -242,7 +242,7 @@ def rotary_of_layers(model: Any, batch: dict[str, Tensor]) -> list[Tensor]:
         found.append(cos.movedim(0, -2).flatten(-2) if cos.dim() == 4 else cos)  # M-RoPE before 5.18: an axis each
 
     layer = tiny.of_attention(model.config.model_type, tiny.lm(model).layers)[0]
-    hook = layer.register_forward_pre_hook(note, with_kwargs=True)
+    hook = layer.self_attn.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(**batch)
     hook.remove()
