@@ -136,8 +136,8 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
-    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
     asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
+    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
     _check_asked(model, dtype, image or [], [] if prompt is None else [prompt])
     from foveate.lab.options import method_from_words
 
