@@ -95,7 +95,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, the package ``foveate.methods``, and every method: ``foveate.FastV``."""
+    """Return the public names, the package ``foveate.methods``, and every method: ``foveate.FastV``."""
     if name in _HOME:
         return getattr(import_module(f"foveate.{_HOME[name]}"), name)
     if name == "methods":

@@ -93,7 +93,7 @@ def save(model: nn.Module, folder: Path) -> list[str]:
 
 
 def _tuned(model: nn.Module) -> bool:
-    """Whether there is an adapter on a model, whoever has put it there."""
+    """Tell whether there is an adapter on a model, whoever has put it there."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError:
@@ -102,7 +102,7 @@ def _tuned(model: nn.Module) -> bool:
 
 
 def _remember(model: nn.Module) -> Callable[[], None]:
-    """What puts every module, flag and attribute back that injecting an adapter may change."""
+    """Return what puts every module, flag and attribute back that injecting an adapter may change."""
     modules = dict(model.named_modules())
     attributes = set(vars(model))
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

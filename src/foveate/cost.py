@@ -119,7 +119,7 @@ class Report:
 
 
 def report(model: Any, family: Family, trace: Trace) -> Report:
-    """The report of a call from its trace."""
+    """Return the report of a call from its trace."""
     base = model.get_submodule(family.base)
     tower = base.get_submodule(family.tower.module)
     decoder = base.get_submodule(family.decoder.module)
@@ -319,7 +319,7 @@ def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[in
 
 
 def _saved_in_parts(layer: Any, spec: Decoder, trace: LayerTrace) -> int:
-    """What a layer has not computed of the rows that it has."""
+    """Return what a layer has not computed of the rows that it has."""
     parts, rows, saved = trace.parts, trace.batch * trace.queries, 0
     if parts is None:
         return 0

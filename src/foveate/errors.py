@@ -46,7 +46,7 @@ class InputError(FoveateError, ValueError):
 
 
 def shown(value: object) -> str:
-    """A value that was given, to be quoted in a sentence of ours, whatever its size."""
+    """Return a value that was given, to be quoted in a sentence of ours, whatever its size."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python prints no number of thousands of digits
@@ -61,5 +61,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of others says, in one line, to be quoted in a sentence of ours."""
+    """Return what an error of others says, in one line, to be quoted in a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -73,7 +73,7 @@ class Handle:
             ]
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the learned parts, for an optimiser."""
+        """Return the parameters of the learned parts, for an optimiser."""
         return self.modules.parameters()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -228,7 +228,7 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
 
 
 def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle:
-    """A model with the method that `Handle.save_pretrained`, `Handle.push_to_hub` or ``foveate train`` wrote.
+    """Return a model with the method that `Handle.save_pretrained`, `Handle.push_to_hub` or ``foveate train`` wrote.
 
     Args:
         source: a folder or a hub id. Where it has a model, too (of ``model.save_pretrained``), it is that one; else the one
@@ -280,7 +280,7 @@ def _warn_of_saving(model: nn.Module) -> Callable[[], None]:
 
 
 def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
-    """The sum of ``parts``, names and sources of trained methods."""
+    """Return the sum of ``parts``, names and sources of trained methods."""
     if options:
         sources = " and ".join(repr(part) for part in parts if trained.is_source(part))
         raise ConfigError(f"{', '.join(options)}: the method in {sources} has its options already; leave them out")
@@ -312,7 +312,7 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
 
 
 def attached(model: nn.Module) -> Handle | None:
-    """The handle of the method that ``model`` carries, if you have lost it; None: it carries none."""
+    """Return the handle of the method that ``model`` carries, if you have lost it; None: it carries none."""
     found: Handle | None = vars(_vlm(model)).get(_PLACE)
     return found
 
@@ -327,13 +327,13 @@ def _refuse_second(target: nn.Module) -> None:
 
 
 def host_of(model: nn.Module) -> Host:
-    """What a method may know about ``model``: family, depths, whether its tower has a CLS token."""
+    """Return what a method may know about ``model``: family, depths, whether its tower has a CLS token."""
     target = _vlm(model)
     return attach.host_of(target, family_of(target.config))
 
 
 def _vlm(model: Any) -> nn.Module:
-    """The vision-language model inside wrappers (PEFT)."""
+    """Return the vision-language model inside wrappers (PEFT)."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     inner = getattr(model, "model", None)

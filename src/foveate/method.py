@@ -191,7 +191,7 @@ class Method:
         return parked.tokens.hidden.index_copy(0, parked.keep, tokens.hidden)
 
     def remember(self, tokens: Tokens, site: Site) -> Remember:
-        """What is kept of each image at a ``remember`` site, for `inject`.
+        """Return what is kept of each image at a ``remember`` site, for `inject`.
 
         It is asked once of every image or video, when all of it is there: ``tokens`` are those images that are complete now.
         """

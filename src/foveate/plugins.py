@@ -21,7 +21,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # what a command line and a sum, "a+
 
 
 def defined_in(module: ModuleType) -> list[type[Method]]:
-    """The methods whose classes a module defines itself."""
+    """Return the methods whose classes a module defines itself."""
     classes = [cls for _, cls in inspect.getmembers(module, inspect.isclass)]
     return [cls for cls in classes if issubclass(cls, Method) and cls.__module__ == module.__name__]
 
@@ -41,7 +41,7 @@ def plugins(ours: Mapping[str, type[Method]]) -> dict[str, type[Method]]:
 
 
 def _loaded(entry: EntryPoint) -> list[type[Method]]:
-    """The methods that an entry point names: a module with some, or a class."""
+    """Return the methods that an entry point names: a module with some, or a class."""
     try:
         loaded = entry.load()
     except (Exception, SystemExit) as error:  # whatever the code of others does when it is imported

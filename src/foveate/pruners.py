@@ -99,7 +99,7 @@ class DecoderPruner(Method):
         return getattr(self, name, None)
 
     def _is_placed(self) -> bool:
-        """Whether the user has said where tokens leave."""
+        """Tell whether the user has said where tokens leave."""
         return any(self._option(name) is not None for name in ("layer", "layers", "schedule"))
 
     def _native(self, host: Host) -> Schedule:

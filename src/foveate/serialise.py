@@ -21,7 +21,7 @@ _OPTIONS: dict[type, Mapping[str, tuple[Any, Any]]] = {}  # reading annotations 
 
 
 def from_json(text: str) -> Any:
-    """What JSON says. Broken JSON, and numbers that no float can hold, raise `ConfigError`."""
+    """Return what JSON says. Broken JSON, and numbers that no float can hold, raise `ConfigError`."""
     try:
         return json.loads(text, parse_int=_whole, parse_float=_finite)
     except json.JSONDecodeError as error:
@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether JSON can say a value of this type."""
+    """Tell whether JSON can say a value of this type."""
     if typing.get_origin(hint) is Literal:
         return True
     arguments = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]

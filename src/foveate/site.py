@@ -123,86 +123,86 @@ class Site:
 
     @classmethod
     def pixels(cls, keep: float = 1.0, **options: Any) -> Site:
-        """Before patch embedding, where images are resized."""
+        """Make a site before patch embedding, where images are resized."""
         return cls("pixels", keep=keep, **options)
 
     @classmethod
     def tower(cls, block: int, keep: float = 1.0, *, mid: bool = False, **options: Any) -> Site:
-        """Before a vision block, or between its attention and its FFN (``mid``)."""
+        """Make a site before a vision block, or between its attention and its FFN (``mid``)."""
         return cls("tower", block, keep, "mid" if mid else "before", **options)
 
     @classmethod
     def output(cls, keep: float = 1.0, **options: Any) -> Site:
-        """At the tower's output, before the projector."""
+        """Make a site at the tower's output, before the projector."""
         return cls("tower_output", keep=keep, **options)
 
     @classmethod
     def entry(cls, keep: float = 1.0, **options: Any) -> Site:
-        """Where features and text meet, before the first decoder layer."""
+        """Make a site where features and text meet, before the first decoder layer."""
         return cls("lm_entry", keep=keep, **options)
 
     @classmethod
     def decoder(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
-        """Before a decoder layer."""
+        """Make a site before a decoder layer."""
         return cls("decoder", layer, keep, **options)
 
     @classmethod
     def decode(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
-        """The KV cache of a decoder layer and of all after it, at every generated token."""
+        """Make a site at the KV cache of a decoder layer and of all after it, visited at every generated token."""
         return cls("decode", layer, keep, **options)
 
     @classmethod
     def cache(cls, layer: int, keep: float = 1.0, **options: Any) -> Site:
-        """The KV cache of one decoder layer, once, when the prompt has ended."""
+        """Make a site at the KV cache of one decoder layer, visited once, when the prompt has ended."""
         return cls("cache", layer, keep, **options)
 
     @classmethod
     def park(cls, block: int, keep: float = 1.0, *, mid: bool = False, **options: Any) -> Site:
-        """Before (or inside) a vision block, tokens are set aside that come back later; see `restore`."""
+        """Make a site before (or inside) a vision block where tokens are set aside that come back later; see `restore`."""
         return cls.tower(block, keep, mid=mid, action="park", **options)
 
     @classmethod
     def attend(cls, block: int) -> Site:
-        """The attention of a vision block sees parked tokens, too."""
+        """Make a site at a vision block whose attention sees parked tokens, too."""
         return cls("tower", block, action="attend")
 
     @classmethod
     def restore(cls, block: int | None = None) -> Site:
-        """Parked tokens come back before a vision block; without one, at the tower's output."""
+        """Make a site where parked tokens come back: before a vision block, or without one at the tower's output."""
         return cls.output(action="restore") if block is None else cls.tower(block, action="restore")
 
     @classmethod
     def skip(cls, layer: int, part: Literal["attention", "ffn"], keep: float = 1.0, **options: Any) -> Site:
-        """Only the tokens that are kept go through a part of a decoder layer."""
+        """Make a site at a part of a decoder layer, through which only the tokens that are kept go."""
         return cls("decoder", layer, keep, action="skip", part=part, **options)
 
     @classmethod
     def channels(cls, layer: int, **options: Any) -> Site:
-        """Visual tokens use some channels of the FFN of a decoder layer."""
+        """Make a site at the FFN of a decoder layer, of which visual tokens use some channels."""
         return cls("decoder", layer, action="channels", part="ffn", **options)
 
     @classmethod
     def sight(cls, layer: int | None = None, **options: Any) -> Site:
-        """It is said who sees whom from a decoder layer on; without one, from the entry on."""
+        """Make a site that says who sees whom from a decoder layer on; without one, from the entry on."""
         return cls.entry(action="sight", **options) if layer is None else cls.decoder(layer, action="sight", **options)
 
     @classmethod
     def append(cls, block: int | None = None, **options: Any) -> Site:
-        """New tokens come behind those of each image before a vision block; without one, where features and text meet."""
+        """Make a site where new tokens come behind those of each image: before a vision block, or at the entry (`entry`)."""
         if block is None:
             return cls.entry(action="append", **options)
         return cls.tower(block, action="append", **options)
 
     @classmethod
     def remember(cls, layer: int | None = None, **options: Any) -> Site:
-        """Something is kept of each image before a decoder layer; without one, where features and text meet."""
+        """Make a site where something is kept of each image: before a decoder layer, or where features and text meet."""
         if layer is None:
             return cls.entry(action="remember", **options)
         return cls.decoder(layer, action="remember", **options)
 
     @classmethod
     def inject(cls, layer: int, into: Into = "text", **options: Any) -> Site:
-        """Something of what was remembered is added to the FFN's output of a decoder layer, for text after an image."""
+        """Make a site where something that was remembered is added to the FFN of a decoder layer, for text after an image."""
         return cls("decoder", layer, action="inject", part="ffn", into=into, **options)
 
     @property
@@ -212,7 +212,7 @@ class Site:
 
     @classmethod
     def cascade(cls, at: Place, schedule: Schedule | Sequence[Stage], **options: Any) -> list[Site]:
-        """The sites of a schedule: before each of its layers its share of all tokens is left; up to none.
+        """Return the sites of a schedule: before each of its layers its share of all tokens is left; up to none.
 
         A site that leaves nothing has no choice to make, and asks for no signals.
         """

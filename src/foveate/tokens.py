@@ -128,7 +128,7 @@ class Tokens:
         return torch.tensor(self.spans.sample, dtype=torch.long).to(self.index.device, non_blocking=True)[self.segment]
 
     def __getattr__(self, name: str) -> Tensor:
-        """A signal without an address, by its kind: ``tokens.keys``."""
+        """Return a signal without an address, by its kind: ``tokens.keys``."""
         if name.startswith("_") or name not in kinds():
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return self.signal(name)
@@ -140,7 +140,7 @@ class Tokens:
         of: Literal["visual", "text", "cls"] = "visual",
         **more: Any,
     ) -> Tensor:
-        """A signal by its address, as the site asked for it: ``tokens.signal("cls_row", layer=8)``.
+        """Return a signal by its address, as the site asked for it: ``tokens.signal("cls_row", layer=8)``.
 
         The kinds say what they are in ``foveate/runtime/signals/kinds``; see `foveate.signal.Signal` for the address.
         """
@@ -318,7 +318,7 @@ class Reduction:
     groups: Callable[[], Tensor] | None = None
 
     def survivors(self, tokens: Tokens) -> Tokens:
-        """The survivors as tokens, new values in place."""
+        """Return the survivors as tokens, new values in place."""
         kept = tokens.select(self.keep, self.counts)
         return replace(
             kept,

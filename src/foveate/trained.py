@@ -49,7 +49,7 @@ class Trained:
 
 
 def is_source(text: str) -> bool:
-    """Whether ``text`` means a folder or a hub id, and not the name of a method."""
+    """Tell whether ``text`` means a folder or a hub id, and not the name of a method."""
     if not text.strip() or not ("/" in text or "\\" in text or os.path.isdir(text)):
         return False
     return text.lower() not in list_methods()
@@ -76,7 +76,7 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
 
 
 def base_of(source: str) -> str:
-    """The model that a folder, or a repository of the hub, belongs on: its own, if it has one, or the one that it names.
+    """Return the model that a folder, or a repository of the hub, belongs on: its own, if it has one, or the one that it names.
 
     Raises:
         AdapterError: there is no such folder, or it says no model.
@@ -185,7 +185,7 @@ def _folder(source: str) -> Path:
 
 
 def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
-    """What ``foveate_method.json`` says, with the method made of it."""
+    """Return what ``foveate_method.json`` says, with the method made of it."""
     try:
         content = from_json((folder / METHOD).read_text(encoding="utf-8"))
         model = content["model"]

@@ -58,7 +58,7 @@ def _in_cache(sites: Sequence[Site], layer: int) -> float:
 
 
 def _in_blocks(sites: Sequence[Site], host: Host) -> list[float]:
-    """The share of the patches that each vision block works on: in one that attends to parked patches, all."""
+    """Return the share of the patches that each vision block works on: in one that attends to parked patches, all."""
     share, parked, found = prod(site.keep for site in sites if site.at == "pixels"), 1.0, []
     for block in range(host.blocks):
         here = [site for site in sites if site.at == "tower" and site.layer == block]
@@ -70,7 +70,7 @@ def _in_blocks(sites: Sequence[Site], host: Host) -> list[float]:
 
 
 def _from_the_start(site: Site, host: Host) -> Site:
-    """A site whose layer is counted from the beginning."""
+    """Return a site whose layer is counted from the beginning."""
     n = host.blocks if site.at == "tower" else host.layers
     return replace(site, layer=site.layer + n) if site.layer < 0 else site
 

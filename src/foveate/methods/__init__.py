@@ -28,7 +28,7 @@ def list_methods() -> dict[str, type[Method]]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method by its name; `UnknownNameError` lists what there is."""
+    """Return the class of a method by its name; `UnknownNameError` lists what there is."""
     known = own_methods() if name.lower() in own_methods() else list_methods()
     if name.lower() not in known:
         hint = nearest(name, known) if name else " (a sum has one on both sides of every +)"
@@ -37,7 +37,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def make(name: str, /, **options: Any) -> Method:
-    """A method by name: ``make("fastv", keep=0.5)``; several joined by ``+`` take no other option than ``keep``."""
+    """Return a method by name: ``make("fastv", keep=0.5)``; several joined by ``+`` take no other option than ``keep``."""
     if "+" in name:
         if any(option != "keep" for option in options):
             raise ConfigError("options of a sum, but for keep, are ambiguous: build each method and add them with `+`")
@@ -46,7 +46,7 @@ def make(name: str, /, **options: Any) -> Method:
 
 
 def method_from_dict(data: str | dict[str, Any]) -> Method:
-    """The method that `Method.to_dict` made plain, or the same as JSON. It is data: nothing in it is ever executed."""
+    """Return the method that `Method.to_dict` made plain, or the same as JSON. It is data: nothing in it is ever executed."""
     try:
         return _from_data(from_json(data) if isinstance(data, str) else data)
     except RecursionError:

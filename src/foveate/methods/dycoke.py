@@ -54,7 +54,7 @@ class DyCoke(Method):
         check_ratio("threshold", self.threshold)
 
     def plan(self, host: Host) -> Schedule:
-        """The share of the visual keys and values that a step reads from one layer on."""
+        """Return the share of the visual keys and values that a step reads from one layer on."""
         layer = min(3, host.layers - 1) if self.layer is None else from_the_start(self.layer, host)
         schedule = Schedule(((layer, 0.3 if self.decode_ratio is None else self.decode_ratio),))
         if self.keep is None:

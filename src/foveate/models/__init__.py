@@ -27,7 +27,7 @@ def list_families() -> dict[str, Family]:
 
 
 def family_of(config: object) -> Family:
-    """The spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
+    """Return the spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
     check_version(version("transformers"))
     model_type = getattr(config, "model_type", None)
     if model_type in REFUSED:

@@ -308,7 +308,7 @@ class Family:
 
 
 def argument(args: Args, kwargs: Kwargs, position: int, name: str) -> Any:
-    """An argument that stock code may pass by position or by name."""
+    """Return an argument that stock code may pass by position or by name."""
     return kwargs[name] if name in kwargs else args[position]
 
 

@@ -29,7 +29,7 @@ def unpadded(config: Any, size: list[int]) -> tuple[int, int]:
 
 
 def tiles_of(config: Any, size: list[int]) -> int:
-    """How many tiles an image has, the whole view included."""
+    """Tell how many tiles an image has, the whole view included."""
     return int(image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size))
 
 

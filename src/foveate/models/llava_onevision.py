@@ -16,7 +16,7 @@ from foveate.models.llava_next_video import videos
 
 
 def _tiled(call: Kwargs) -> list[bool]:
-    """Which images are cut into tiles: those that are alone in their sample."""
+    """Tell which images are cut into tiles: those that are alone in their sample."""
     counts = call.get("batch_num_images")
     return [True] * len(call["image_sizes"]) if counts is None else [n == 1 for n in counts for _ in range(n)]
 

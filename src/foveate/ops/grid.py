@@ -36,7 +36,7 @@ def filled(shapes: Shapes, whole: Shapes, share: float) -> Rectangles:
 
 
 def lines(shapes: Shapes, axis: str) -> tuple[Tensor, list[int]]:
-    """The tokens line after line: raster places ``(N,)``, on the host, and the length of each line.
+    """Return the tokens line after line: raster places ``(N,)``, on the host, and the length of each line.
 
     ``[(2, 3)]`` along the width gives ``[0 1 2 3 4 5]`` and ``[3, 3]``, along the height ``[0 3 1 4 2 5]`` and ``[2, 2, 2]``.
     """
@@ -50,7 +50,7 @@ def lines(shapes: Shapes, axis: str) -> tuple[Tensor, list[int]]:
 
 
 def merge_groups(features: Tensor, shapes: Shapes, smaller: Shapes, axis: str, shared: bool = False) -> Tensor:
-    """Which tokens become one when every line along ``axis`` is merged to its new length.
+    """Tell which tokens become one when every line along ``axis`` is merged to its new length.
 
     Only neighbours on a line merge: of its odd tokens those most like one of their (even) neighbours join it.
 
@@ -98,7 +98,7 @@ def pair(similarity: Tensor, lengths: Sequence[int], merges: Sequence[int]) -> T
 
 
 def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
-    """The evenly spaced rows and columns of each rectangle that make the smaller one: raster places ``(M,)``, on the host.
+    """Give the evenly spaced rows and columns of each rectangle that make the smaller one: raster places ``(M,)``, on the host.
 
     Of ``n`` lines, ``k`` stay: line ``floor((i + 1/2) n / k)`` for ``i < k``.
     """
@@ -114,7 +114,7 @@ def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
 
 
 def _whole(share: float) -> int:
-    """The nearest whole number, halves up, as in `foveate.schedule.survivors`."""
+    """Return the nearest whole number, halves up, as in `foveate.schedule.survivors`."""
     return math.floor(share + 0.5)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def halvings(y: Tensor, x: Tensor, pattern: Literal["2d", "checker"], at_most: int) -> Tensor:
-    """How often a grid can be halved until the cell ``(y, x)`` leaves it; cells whose coordinates are even stay longest.
+    """Tell how often a grid can be halved until the cell ``(y, x)`` leaves it; cells whose coordinates are even stay longest.
 
     ``2d``: odd columns leave, then odd rows, then every second of the columns left, and so on. ``checker``: one colour of
     the checkerboard leaves, then the rest of the odd rows and columns, then one colour of the board left, and so on.
@@ -29,6 +29,6 @@ def halvings(y: Tensor, x: Tensor, pattern: Literal["2d", "checker"], at_most: i
 
 
 def _twos(n: Tensor, at_most: int) -> Tensor:
-    """How often 2 divides each number: ``(N,)`` int64; 0 is divisible as often as it may be."""
+    """Tell how often 2 divides each number: ``(N,)`` int64; 0 is divisible as often as it may be."""
     powers = 2 ** torch.arange(1, at_most + 1, device=n.device)
     return (n[:, None] % powers == 0).sum(1)

@@ -46,7 +46,7 @@ def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -
 
 
 def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: Sequence[int]) -> Tensor:
-    """The most similar target of the same segment, for every token.
+    """Return the most similar target of the same segment, for every token.
 
     Args:
         features: ``(N, D)``; similarity is the cosine.
@@ -75,7 +75,7 @@ def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: 
 
 
 def chained(order: Tensor, steps: Sequence[Tensor], rank: Tensor) -> Tensor:
-    """The group of each token after merging several times, for tokens that are sorted before and after it.
+    """Return the group of each token after merging several times, for tokens that are sorted before and after it.
 
     Args:
         order: ``(N,)`` the token that comes first, second, ... when merging begins.
@@ -110,7 +110,7 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
 
 
 def merged(x: Tensor, sizes: Tensor, keep: Tensor, group: Tensor, rule: Rule) -> Tensor:
-    """The values of the survivors ``keep (K,)`` once each token has joined its group.
+    """Return the values of the survivors ``keep (K,)`` once each token has joined its group.
 
     Args:
         x: ``(N, ...)``.

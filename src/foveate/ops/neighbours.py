@@ -15,7 +15,7 @@ _CELLS = 1 << 24  # distances held at once (64 MB)
 def nearest(
     queries: Tensor, counts: Sequence[int], points: Tensor, n_points: Sequence[int], k: int, cells: int = _CELLS
 ) -> Tensor:
-    """The ``min(k, n_points[s])`` points of the same segment that are nearest to each query.
+    """Return the ``min(k, n_points[s])`` points of the same segment that are nearest to each query.
 
     Args:
         queries: ``(Q, C)`` packed.
@@ -54,7 +54,7 @@ def nearest(
 
 
 def bags(counts: Sequence[int], n_points: Sequence[int], k: int) -> list[int]:
-    """How many neighbours `nearest` finds for each query: ``(Q,)`` ints."""
+    """Tell how many neighbours `nearest` finds for each query: ``(Q,)`` ints."""
     return [min(k, points) for queries, points in zip(counts, n_points) for _ in range(queries)]
 
 

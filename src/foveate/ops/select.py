@@ -12,7 +12,7 @@ from foveate.ops.segments import offsets, padded_index, ranges, segment_ids, to_
 
 
 def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
-    """The ``k[s]`` highest scores of each segment; ties go to the earlier token.
+    """Return the ``k[s]`` highest scores of each segment; ties go to the earlier token.
 
     Args:
         score: ``(N,)``, higher is better.
@@ -46,7 +46,7 @@ def rank_within(score: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def complement(chosen: Tensor, n: int) -> Tensor:
-    """The tokens that are not ``chosen``: ``(n - len(chosen),)`` int64, ascending.
+    """Return the tokens that are not ``chosen``: ``(n - len(chosen),)`` int64, ascending.
 
     Args:
         chosen: packed indices, each of them once.
@@ -86,7 +86,7 @@ def stride(
 
 
 def nested(level: Tensor, counts: Sequence[int], k: Sequence[int], n_levels: int) -> Tensor:
-    """The ``k[s]`` tokens of the highest levels of each segment; of the level that fits in part, evenly spaced ones.
+    """Return the ``k[s]`` tokens of the highest levels of each segment; of the level that fits in part, evenly spaced ones.
 
     Args:
         level: ``(N,)`` int64, 0 to ``n_levels - 1``.

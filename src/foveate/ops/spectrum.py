@@ -11,7 +11,7 @@ from foveate.ops.segments import offsets, ranges
 
 
 def gain(frequency: Tensor, cutoff: float, kind: str) -> Tensor:
-    """What a low-pass filter lets through at ``frequency``, of which 1 is Nyquist's.
+    """Return what a low-pass filter lets through at ``frequency``, of which 1 is Nyquist's.
 
     Args:
         frequency: any shape, from 0 to 1.

@@ -79,7 +79,7 @@ def append_in_tower(
 
 
 def own(layout: L) -> tuple[L, Tensor | None]:
-    """The layout of the images' own tokens, and which rows these are; None: all. This asks the device."""
+    """Return the layout of the images' own tokens, and which rows these are; None: all. This asks the device."""
     tokens = layout.tokens
     if tokens.marks is None:
         return layout, None

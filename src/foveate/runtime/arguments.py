@@ -79,7 +79,7 @@ class LayerArguments:
         args: Any,
         kwargs: Any,
     ) -> dict[str, Any]:
-        """The keyword arguments of layer ``i``, whose attention sees ``keys``.
+        """Return the keyword arguments of layer ``i``, whose attention sees ``keys``.
 
         ``hidden`` is what is present, or the last rows of it, where stock code goes on with these.
         """
@@ -152,7 +152,7 @@ class LayerArguments:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        """The arguments of layer ``i`` for a generated token; made once for all layers that see the same."""
+        """Return the arguments of layer ``i`` for a generated token; made once for all layers that see the same."""
         keys, entry = settled.keys, settled.entry
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
@@ -213,7 +213,7 @@ class LayerArguments:
                 )
 
     def _of_the_loss(self, name: str, layer: nn.Module) -> bool:
-        """Whether an argument is there for the loss alone.
+        """Tell whether an argument is there for the loss alone.
 
         Stock code hands all keywords of a call on to everything below it, as it hands them to the loss, where the tokens
         are full length again (`shift_labels` and the like). What the loss function names, and the layer does not, is its own.
@@ -279,7 +279,7 @@ class LayerArguments:
 
 
 def _borders(call: DecoderPass, layout: Rows) -> dict[str, Any]:
-    """What tells flash kernels where the samples of a row end: the position ids that told them have gaps now."""
+    """Return what tells flash kernels where the samples of a row end: the position ids that told them have gaps now."""
     if call.batch > 1 or call.past or call.samples is None:
         raise UnsupportedModelError(
             "flash attention takes the borders of packed samples in one row and without a cache only: pack all samples into "

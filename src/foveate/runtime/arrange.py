@@ -72,7 +72,7 @@ class Arranged:
         self._shape = (0, 0)
 
     def pool(self, tower: Grid, left: Left | None, x: Tensor) -> Tensor:
-        """What the output module shall see where stock code has pooled the rows of ``tower``, zeros where one is missing.
+        """Give what the output module shall see where stock code has pooled the rows of ``tower``, zeros where one is missing.
 
         Args:
             tower: the tiles.
@@ -161,7 +161,7 @@ class Arranged:
 
 
 def arguments_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Kwargs) -> Kwargs:
-    """The arguments of a call, by name."""
+    """Return the arguments of a call, by name."""
     bound: Kwargs = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
     more: Kwargs = bound.pop("kwargs", {})
     return bound | more

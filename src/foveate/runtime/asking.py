@@ -81,7 +81,7 @@ class QueryHooks:
 
 
 def part_of(call: DecoderPass) -> PartTrace:
-    """The notes on the parts of the layer that runs now."""
+    """Return the notes on the parts of the layer that runs now."""
     layer = call.trace.prefill[-1]
     layer.parts = layer.parts or PartTrace()
     return layer.parts

@@ -147,7 +147,7 @@ def _base(model: nn.Module, family: Family) -> nn.Module:
 
 
 def host_of(model: Any, family: Family) -> Host:
-    """What a method may know about a model."""
+    """Return what a method may know about a model."""
     base = _base(model, family)
     decoder: Any = base.get_submodule(family.decoder.module)
     layers: Any = decoder.get_submodule(family.decoder.layers)
@@ -268,7 +268,7 @@ def _check_attention(method: Method, site: Site, attends: Sequence[bool]) -> Non
 
 
 def _check_sight(actions: list[Action], attends: list[bool], sources: list[int]) -> None:
-    """Who sees whom is said where an attention comes after it, and before layers whose keys others attend to."""
+    """Tell who sees whom is said where an attention comes after it, and before layers whose keys others attend to."""
     lent = [source for i, source in enumerate(sources) if source != i]
     for action in actions:
         site, name = action.site, action.method.name()
@@ -418,7 +418,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
 
 
 def kinds_of(config: Any) -> Sequence[str]:
-    """The kind of attention of every decoder layer, where the config says so."""
+    """Return the kind of attention of every decoder layer, where the config says so."""
     return getattr(config.get_text_config(), "layer_types", None) or ()
 
 

@@ -38,7 +38,7 @@ class AttendHooks:
         hooks.pre(attention.get_submodule(self.spec.attention_end), self._own_rows)
 
     def of(self, memo: Memo, lot: Lot[Layout], rows: Tensor, kwargs: dict[str, Any]) -> Attending:
-        """The attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
+        """Return the attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
         cu_seqlens = seqlens_of(self.spec, kwargs)
         if cu_seqlens is None:
             return Attending(rows, lot.kept, None, (), self.spec.fused)

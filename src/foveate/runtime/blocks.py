@@ -60,7 +60,7 @@ def _is_flash(spec: Tower, block: nn.Module) -> bool:
 
 
 def seqlens_of(spec: Tower, kwargs: Any) -> Any:
-    """The cumulative lengths that a block is called with; None: it is called with none."""
+    """Return the cumulative lengths that a block is called with; None: it is called with none."""
     given = (kwargs.get(name) for name, axis in spec.block_args.items() if axis == "seqlens")
     return next((value for value in given if value is not None), None)
 

@@ -171,7 +171,7 @@ class KVIndex:
 
 
 def _same(rows: Tensor, others: Tensor) -> bool:
-    """Whether every layer asks with this tensor, or with a new one that says the same; no device is asked."""
+    """Tell whether every layer asks with this tensor, or with a new one that says the same; no device is asked."""
     return rows is others or (rows.device.type == others.device.type == "cpu" and torch.equal(rows, others))
 
 
@@ -180,7 +180,7 @@ def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def of_spans(tokens: Tokens, chosen: Sequence[int], rows: Sequence[int]) -> tuple[Tokens, Tensor]:
-    """The tokens of the ``chosen`` spans, now in batch ``rows``, and which of all tokens they are, ``(K,)``."""
+    """Return the tokens of the ``chosen`` spans, now in batch ``rows``, and which of all tokens they are, ``(K,)``."""
     spans, ends = tokens.spans, offsets(tokens.counts)
     device = tokens.index.device
     parts = [torch.arange(ends[s], ends[s + 1]) for s in chosen]
@@ -196,7 +196,7 @@ def of_spans(tokens: Tokens, chosen: Sequence[int], rows: Sequence[int]) -> tupl
 
 
 def _select_rows(layout: Rows, rows: list[int]) -> Rows:
-    """The visual tokens of a layout for a new choice of batch rows."""
+    """Return the visual tokens of a layout for a new choice of batch rows."""
     spans = layout.tokens.spans
     chosen = [(new, s) for new, old in enumerate(rows) for s in range(len(spans)) if spans.row[s] == old]
     picked, keep = of_spans(layout.tokens, [s for _, s in chosen], [new for new, _ in chosen])
@@ -278,7 +278,7 @@ class CompactMixin:
         return keys, values
 
     def held(self) -> KVIndex:
-        """What is physically there now: a sliding entry has forgotten what left its window."""
+        """Return what is physically there now: a sliding entry has forgotten what left its window."""
         if self.window is None or not self.is_initialized or self.keys.dim() != 4:
             return self.kv
         return self.kv.last(self.keys.shape[-2])
@@ -345,17 +345,17 @@ def _compact_type(base: type) -> type:
 
 
 def _empty(base: type) -> Any:
-    """A compact entry over the class ``base``, before it gets its state."""
+    """Return a compact entry over the class ``base``, before it gets its state."""
     return object.__new__(_compact_type(base))
 
 
 def cache_among(values: Iterable[Any]) -> Cache | None:
-    """The cache that stock code passes or returns, whatever it calls it: its name changed with transformers 5.24."""
+    """Return the cache that stock code passes or returns, whatever it calls it: its name changed with transformers 5.24."""
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def entry_of(cache: Cache | None, layer: int) -> Any | None:
-    """The cache entry of a layer, created if the cache makes its entries lazily; None without a cache."""
+    """Return the cache entry of a layer, created if the cache makes its entries lazily; None without a cache."""
     if cache is None:
         return None
     if cache.layer_class_to_replicate is not None:
@@ -390,13 +390,13 @@ def _length(entry: Any) -> int:
 
 
 def window_of(entry: Any) -> int:
-    """How many tokens of the past an entry of its kind holds at most in the stock model."""
+    """Tell how many tokens of the past an entry of its kind holds at most in the stock model."""
     slides = isinstance(entry, DynamicSlidingWindowLayer) and not entry.record_past
     return int(entry.sliding_window) - 1 if slides else sys.maxsize
 
 
 def compact(cache: Cache, layer: int, kv: KVIndex) -> CompactMixin:
-    """The compact entry of a layer; makes it so if it is not yet. ``kv``: what it already holds."""
+    """Return the compact entry of a layer; makes it so if it is not yet. ``kv``: what it already holds."""
     entry: Any = cache.layers[layer]
     if isinstance(entry, CompactMixin):
         return entry

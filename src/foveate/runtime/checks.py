@@ -18,14 +18,14 @@ from foveate.tokens import Reduction, Tokens
 
 
 def watched(method: Method, tokens: Tokens, first: bool) -> bool:
-    """Whether values are looked at: of methods that the library does not test itself, at their first call, or wherever
+    """Tell whether values are looked at: of methods that the library does not test itself, at their first call, or wherever
     nobody waits for it."""
     is_ours = type(method).__module__.startswith("foveate.")
     return not is_ours and (first or tokens.index.device.type == "cpu")
 
 
 def check_shapes(method: Method, site: Site, tokens: Tokens, answer: object) -> Reduction:
-    """The reduction that a method answered; raise `ConfigError` unless its parts are of the right type and size."""
+    """Return the reduction that a method answered; raise `ConfigError` unless its parts are of the right type and size."""
     said = f"{type(method).__name__}.reduce at {site}"
     if not isinstance(answer, Reduction):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Reduction")
@@ -56,7 +56,7 @@ def check_shapes(method: Method, site: Site, tokens: Tokens, answer: object) -> 
 
 
 def check_channels(method: Method, site: Site, tokens: Tokens, answer: object, channels: int, look: bool) -> Channels:
-    """The channels that a method answered; raise `ConfigError` unless they are some of all ``channels``, each once.
+    """Return the channels that a method answered; raise `ConfigError` unless they are some of all ``channels``, each once.
 
     Args:
         look: whether values are looked at, too.
@@ -166,7 +166,7 @@ def _check_clips(said: str, tokens: Tokens, keep: Tensor, group: Tensor) -> None
 
 
 def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look: bool) -> Sight:
-    """The sight that a method answered; raise `ConfigError` unless it has a group for every token."""
+    """Return the sight that a method answered; raise `ConfigError` unless it has a group for every token."""
     said = f"{type(method).__name__}.answer at {site}"
     if not isinstance(answer, Sight):
         raise ConfigError(f"{said} returned {type(answer).__name__}, expected a Sight")
@@ -224,7 +224,7 @@ def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> 
 
 
 def check_remember(method: Method, site: Site, tokens: Tokens, answer: object) -> Remember:
-    """The rows that a method remembers; raise `ConfigError` unless it says how many rows are kept of each span."""
+    """Return the rows that a method remembers; raise `ConfigError` unless it says how many rows are kept of each span."""
     asked = "remember" if type(method).answer is Method.answer else "answer"
     said = f"{type(method).__name__}.{asked} at {site}"
     if not isinstance(answer, Remember):
@@ -234,7 +234,7 @@ def check_remember(method: Method, site: Site, tokens: Tokens, answer: object) -
 
 
 def check_injected(method: Method, site: Site, x: Tensor, added: object) -> Tensor:
-    """The rows that a method injects; raise `ConfigError` unless there is a row for every row of ``x (M, C)``."""
+    """Return the rows that a method injects; raise `ConfigError` unless there is a row for every row of ``x (M, C)``."""
     said = f"{type(method).__name__}.inject at {site}"
     if not isinstance(added, Tensor) or added.shape != x.shape or not added.is_floating_point():
         raise ConfigError(
@@ -263,14 +263,14 @@ def _check_rows(said: str, name: str, x: object, counts: object, tokens: Tokens,
 
 
 def flops_of(method: Method, tokens: Tokens, site: Site) -> int:
-    """What a method says that its work costs, a whole number; nothing where it is not asked (`Method.answer`)."""
+    """Return what a method says that its work costs, a whole number; nothing where it is not asked (`Method.answer`)."""
     if site.keep == 0 and site.action == "reduce":
         return 0
     return _whole_number(f"{type(method).__name__}.flops at {site}", method.flops(tokens, site))
 
 
 def flops_of_injecting(method: Method, x: Tensor, memory: Tensor, site: Site) -> int:
-    """What a method says that `Method.inject` costs."""
+    """Return what a method says that `Method.inject` costs."""
     said = f"{type(method).__name__}.inject_flops at {site}"
     return _whole_number(said, method.inject_flops(x, memory, site))
 

@@ -57,7 +57,7 @@ class Action:
     _asked: set[bool] = field(default_factory=set, compare=False, repr=False)  # not empty once it has answered
 
     def ask(self, tokens: Tokens) -> tuple[Answer, bool]:
-        """What the method says at its site, and whether the values of that are to be checked as well as the shapes."""
+        """Return what the method says at its site, and whether the values of that are to be checked as well as the shapes."""
         look = watched(self.method, tokens, first=not self._asked)
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         check_pools(self.method, self.site, tokens)
@@ -77,7 +77,7 @@ class Action:
             error.add_note(f"(raised by {type(self.method).__name__}.{function} at {self.site})")
 
     def answer(self, tokens: Tokens) -> Reduction:
-        """The reduction that the method decides on at its site, checked."""
+        """Return the reduction that the method decides on at its site, checked."""
         answer, look = self.ask(tokens)
         reduction = check_shapes(self.method, self.site, tokens, answer)
         if look:
@@ -302,12 +302,12 @@ class DecoderPass:
         return torch.where(places < 0, -1, where.gather(1, places.clamp(min=0)))
 
     def text(self) -> Text:
-        """The text tokens that are present."""
+        """Return the text tokens that are present."""
         assert self.layout is not None, "of a forward with images"
         return self.text_in(self.layout)
 
     def text_in(self, layout: Rows) -> Text:
-        """The text tokens of a layout, which may be that of attention (`attended`)."""
+        """Return the text tokens of a layout, which may be that of attention (`attended`)."""
         samples = self.samples
         assert samples is not None
         return self.memo.once(

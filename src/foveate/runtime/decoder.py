@@ -138,7 +138,7 @@ class DecoderHooks:
         hooks.post(norm, self._scatter, first=True)
 
     def _some_ask(self, i: int) -> bool:
-        """Whether only some rows of a layer may have queries."""
+        """Tell whether only some rows of a layer may have queries."""
         return i in self.lends or (i in self.parts and bool(self.parts[i].queries))
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class DecoderHooks:
         return args, kwargs
 
     def _states(self, cache: Any, past: int, inputs: Inputs) -> States:
-        """What methods remember, in a forward that goes on after the ``past`` tokens of a cache."""
+        """Return what methods remember, in a forward that goes on after the ``past`` tokens of a cache."""
         kept = states_in(cache) if past else None
         return self.context.begun.meet(kept, cache is not None) if inputs.modalities else kept or States()
 
@@ -290,7 +290,7 @@ class DecoderHooks:
         return new | self.arguments.of_rows(call, kwargs, hidden.shape[1])
 
     def _keys(self, call: DecoderPass, i: int, layer: nn.Module, kwargs: dict[str, Any]) -> tuple[KVIndex | None, Any]:
-        """What the attention of layer ``i`` will see (None: all of the sequence), and the cache entry that holds it."""
+        """Return what the attention of layer ``i`` will see (None: all of the sequence), and the cache entry that holds it."""
         cache: Any = cache_among(kwargs.values())
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
@@ -330,7 +330,7 @@ class DecoderHooks:
         return keys, entry
 
     def _watches(self, layer: int) -> bool:
-        """Whether the cache entry of a layer must know which of its tokens are visual."""
+        """Tell whether the cache entry of a layer must know which of its tokens are visual."""
         return self.caches.watches(layer) or (self.step is not None and self.step.watches(layer))
 
     def _note_stock(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -397,7 +397,7 @@ class DecoderHooks:
         hidden: Tensor,
         parked: tuple[Method, Parked] | None = None,
     ) -> Tensor:
-        """The hidden states of those that stay, once everybody who looks at the others has been told."""
+        """Return the hidden states of those that stay, once everybody who looks at the others has been told."""
         call.layout, take = before.reduce(reduction)
         if take is not None and parked is not None:
             call.lot = Lot(*parked, before, take, 0, call.seen.copy(), call.tower, call.members)
@@ -411,7 +411,7 @@ class DecoderHooks:
     def _tokens(
         self, call: DecoderPass, layout: Rows, action: Action, hidden: Tensor, args: Any = (), kwargs: Any = None
     ) -> Tokens:
-        """What a method is shown before a layer that stock code calls with these arguments, or at a part of it."""
+        """Return what a method is shown before a layer that stock code calls with these arguments, or at a part of it."""
         names = call.names or []
         here = Presence(
             layout,

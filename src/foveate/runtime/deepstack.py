@@ -11,7 +11,7 @@ from foveate.runtime.layout import Rows
 
 
 def add_deepstack(call: DecoderPass, layer: int, hidden: Tensor) -> Tensor:
-    """What stock code adds to the visual tokens after ``layer``, for those of them that are left."""
+    """Return what stock code adds to the visual tokens after ``layer``, for those of them that are left."""
     seen, layout, rank = call.attended, call.layout, call.rank
     if seen is None or layout is None or rank is None or not 0 <= layer < len(call.deepstack):
         return hidden

@@ -239,7 +239,7 @@ class Encodings:
             self._note_merged(kwargs, pixels, place, rows)
 
     def _is_said(self, kwargs: dict[str, Any], ids: Any) -> bool:
-        """Whether ids, types or pixels tell where images are."""
+        """Tell whether ids, types or pixels tell where images are."""
         given = [ids, kwargs.get("mm_token_type_ids"), *(kwargs.get(pixels) for pixels in self.family.modalities)]
         return any(each is not None for each in given)
 
@@ -326,7 +326,7 @@ class Encodings:
         self.context.trace.features += record.order.starts[-1]
 
     def _said(self, kwargs: dict[str, Any], pixels: str) -> Grid | None:
-        """The grids that the caller gives with features, in tokens; None: the family takes none, or something else."""
+        """Return the grids that the caller gives with features, in tokens; None: the family takes none, or something else."""
         grid, tower = kwargs.get(_GRIDS[pixels]), self.family.tower
         if not isinstance(grid, Tensor) or tower.layout != "packed" or tower.arrangements:
             return None
@@ -392,7 +392,7 @@ def _with_newlines(pieces: Sequence[Tensor], record: Record) -> list[Tensor]:
 
 
 def _images(record: Record) -> list[Tensor]:
-    """The features of each image or video."""
+    """Return the features of each image or video."""
     starts = record.order.starts
     lengths = [b - a for a, b in zip(starts, starts[1:])]
     if [len(part) for part in record.parts] == lengths:
@@ -401,7 +401,7 @@ def _images(record: Record) -> list[Tensor]:
 
 
 def _left(record: Record) -> Tokens:
-    """The visual tokens that an encoding has left."""
+    """Return the visual tokens that an encoding has left."""
     stays = record.order.patch >= 0
     if record.hole is not None:
         stays &= ~record.hole.cpu()
@@ -418,7 +418,7 @@ def _finite(rows: Tensor, hole: Tensor | None) -> Tensor:
 
 
 def _complete(known: Known, rows: Tensor, start: int) -> Tensor:
-    """A piece of features at full length; ``start``: its first row among all those in which images are ``known``."""
+    """Return a piece of features at full length; ``start``: its first row among all those in which images are ``known``."""
     here = [(encoding, where) for encoding, where in known if start <= where.start < start + len(rows)]
     complete = [encoding.complete(rows[where.start - start : where.stop - start]) for encoding, where in here]
     return torch.cat(complete) if complete else rows

@@ -39,7 +39,7 @@ class Entry:
         self.states: frozenset[int] = frozenset()  # vision blocks of which sites ask for hidden states
 
     def inputs(self, prompt: Prompt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-        """What the base model was called with, as a part of ``prompt``."""
+        """Return what the base model was called with, as a part of ``prompt``."""
         encoded, embeds = encoded_of(kwargs), kwargs.get("inputs_embeds")
         places = {} if embeds is None or prompt is None else prompt.take(*embeds.shape[:2])
         brings = tuple(
@@ -100,7 +100,7 @@ class Entry:
         return torch.where(flags[len(masks) + 1][..., None], embeds.new_zeros(()), embeds)
 
     def count(self, inputs: Inputs) -> Tensor:
-        """How many placeholders a forward brings that no site looks at, on its device."""
+        """Tell how many placeholders a forward brings that no site looks at, on its device."""
         return torch.stack([self._placeholders(inputs, pixels).sum() for pixels in inputs.modalities]).sum()
 
     def _placeholders(self, inputs: Inputs, pixels: str) -> Tensor:
@@ -120,7 +120,7 @@ class Entry:
 def visual_rows(
     masks: Sequence[Tensor], records: Sequence[Record], embeds: Tensor
 ) -> tuple[Rows, list[tuple[int, int, int]] | None, Tensor]:
-    """The complete layout of a prompt and its visual tokens.
+    """Return the complete layout of a prompt and its visual tokens.
 
     Args:
         masks: ``(B, L)`` bool on the host, the placeholders of each modality, in the order of ``records``.
@@ -195,7 +195,7 @@ def visual_rows(
 def _numbers(
     known: dict[tuple[str, int, int], int], kind: str, rows: Sequence[int], which: Sequence[int]
 ) -> tuple[int, ...]:
-    """A number of its own for each span, or video, of each batch row: the same one in every chunk of a prompt."""
+    """Return a number of its own for each span, or video, of each batch row: the same one in every chunk of a prompt."""
     return tuple(known.setdefault((kind, row, each), next(_NUMBER)) for row, each in zip(rows, which))
 
 
@@ -291,7 +291,7 @@ def _groups(home: Tensor, keep: Tensor) -> Tensor:
 def _spans(
     mask: Tensor, position: Tensor, feature: Tensor | None, table: tuple[Tensor, Tensor, Spans]
 ) -> tuple[Spans, list[int], Tensor, Tensor, Tensor, Tensor]:
-    """The spans of one modality here, which of the table's they are, and for each placeholder: span, index in it, is it
+    """Return the spans of one modality here, which of the table's they are, and for each placeholder: span, index in it, is it
     a patch, which of all."""
     span_of, index_of, facts = table
     start = torch.tensor(offsets(facts.sizes)[:-1], dtype=torch.long)

@@ -26,7 +26,7 @@ class Facts:
         self.family = family
 
     def wrong(self, fact: str, but: str) -> UnsupportedModelError:
-        """The error for a fact of the family that this model contradicts."""
+        """Return the error for a fact of the family that this model contradicts."""
         return UnsupportedModelError(
             f"the family {self.family.name!r} says {fact}, but {but}: mend the family, or the model"
         )
@@ -51,7 +51,7 @@ class Facts:
             raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
 
     def check_part(self, layer: nn.Module, part: str) -> None:
-        """What the family names in a part of a decoder layer is there. (Asked of layers that have a site there only.)"""
+        """Return what the family names in a part of a decoder layer is there. (Asked of layers that have a site there only.)"""
         decoder = self.family.decoder
         names = {"ffn": ("ffn",), "attention": ("attention", "query", "attention_end", "attention_norm")}[part]
         for field in names:

@@ -36,7 +36,7 @@ def kept_units(call: TowerPass, device: torch.device, now: bool = False) -> Tens
 
 
 def left_of(call: TowerPass, device: torch.device) -> Left | None:
-    """What is there of every unit; None: all, as it was."""
+    """Return what is there of every unit; None: all, as it was."""
     kept = kept_units(call, device)
     if kept is None:
         return None
@@ -77,7 +77,7 @@ def full_grid(call: TowerPass, rows: Any, extra: int = 0) -> Any:
 
 
 def by_image(hook: Callable[[Any, Any, Tensor], Tensor | None]) -> Callable[[Any, Any, Any], Any]:
-    """A hook of an output module, for one that gives a list with a tensor for every image, too."""
+    """Return a hook of an output module, for one that gives a list with a tensor for every image, too."""
 
     def run(module: Any, args: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -104,7 +104,7 @@ def full_rows(call: TowerPass, x: Tensor, layout: Layout, spec: Tower) -> Tensor
 
 
 def with_rows(output: Any, x: Tensor, state: int | None) -> Any:
-    """What a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states.
+    """Return what a tower returns, with ``x`` for its last hidden state (None) or for that number of its hidden states.
 
     All others are holes, if they have fewer rows: whoever reads them would take them for whole images.
     """
@@ -130,7 +130,7 @@ def present_units(call: TowerPass, x: Tensor, spec: Tower) -> Tensor:
 
 
 def all_units(call: TowerPass, x: Tensor, spec: Tower) -> Tensor:
-    """What the output module makes of them, back among all units."""
+    """Return what the output module makes of them, back among all units."""
     if x.dim() == 2:
         return all_units(call, x[None], spec)[0]
     return _joined(call, len(x), x.device, spec)[0].scatter(x, HOLE)
@@ -158,7 +158,7 @@ def without_missing(call: TowerPass, x: Tensor) -> Tensor:
 
 
 def pooled_of(output: Any, rows: int) -> Any:
-    """The ``rows`` features in what the function that encodes a modality returns: one tensor, or one for every image."""
+    """Return the ``rows`` features in what the function that encodes a modality returns: one tensor, or one for every image."""
     return output[_place(output, rows)] if isinstance(output, tuple) else output.pooler_output
 
 
@@ -172,7 +172,7 @@ def with_pooled(output: Any, features: Any, rows: int) -> Any:
 
 
 def _place(output: tuple[Any, ...], rows: int) -> int:
-    """Where features are among what comes without names: hidden states may come before them."""
+    """Tell where features are among what comes without names: hidden states may come before them."""
     for i, each in enumerate(output[1:], 1):
         parts = each if isinstance(each, (list, tuple)) else [each]
         if sum(part.shape[:-1].numel() if isinstance(part, Tensor) else -1 for part in parts) == rows:

@@ -31,7 +31,7 @@ class GatedFfn:
 
     @classmethod
     def find(cls, module: nn.Module, spec: Decoder) -> GatedFfn | None:
-        """The layers of ``module``, if it is a gated FFN of plain linear layers."""
+        """Return the layers of ``module``, if it is a gated FFN of plain linear layers."""
         for names in spec.gated:
             layers = [getattr(module, name, None) for name in (names.gate, names.up, names.down) if name]
             if hasattr(module, names.activation) and all(layer is not None and is_plain(layer) for layer in layers):
@@ -94,7 +94,7 @@ class Copied:
 
 
 def _versions(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What changes when one of them is written to or replaced; () where torch does not tell (inference mode)."""
+    """Return what changes when one of them is written to or replaced; () where torch does not tell (inference mode)."""
     if any(tensor.is_inference() for tensor in tensors):
         return ()
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
@@ -115,7 +115,7 @@ class Split:
     made: Tensor | None = None
 
     def join(self, output: Any) -> Any:
-        """The output of the module for its rows as that of all rows. (Experts may give their router's logits with it.)"""
+        """Give the output of the module for its rows as that of all rows. (Experts may give their router's logits with it.)"""
         made: Tensor = output[0] if isinstance(output, tuple) else output
         rows = made.new_zeros(self.shape[:-1].numel(), made.shape[-1])
         rows = rows.index_copy(0, self.whole.to(made.device), made.flatten(0, -2))

@@ -37,7 +37,7 @@ class CacheSites:
         return bool(self.actions)
 
     def watches(self, layer: int) -> bool:
-        """Whether the entry of a layer must know its visual tokens."""
+        """Tell whether the entry of a layer must know its visual tokens."""
         return any(action.site.layer == layer for action in self.actions)
 
     def follow(self, call: DecoderPass, prompt: Prompt | None, mask: Tensor | None) -> None:

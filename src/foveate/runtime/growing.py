@@ -61,7 +61,7 @@ class New:
 
 
 def grown(layout: Rows, new: New) -> tuple[Rows, Tensor, Tensor]:
-    """The layout of a padded batch with new tokens.
+    """Return the layout of a padded batch with new tokens.
 
     ``take (B, P')`` says for each of its slots the one before, or ``P`` and the column of the new row among those of its
     batch row (`columns`); ``order (N',)`` which of the old and then the new tokens each of its tokens is.
@@ -107,7 +107,7 @@ def grown(layout: Rows, new: New) -> tuple[Rows, Tensor, Tensor]:
 
 
 def columns(layout: Rows, counts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The batch row of every new row, and its rank among those of that one."""
+    """Return the batch row of every new row, and its rank among those of that one."""
     rows: list[int] = []
     cols: list[int] = []
     given = [0] * len(layout.lengths)

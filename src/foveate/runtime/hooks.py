@@ -110,13 +110,13 @@ class Hooks:
 
 
 def stock_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of a module without what `Hooks.swap` has put there, if that says what it stands for (``stock``)."""
+    """Return the forward of a module without what `Hooks.swap` has put there, if that says what it stands for (``stock``)."""
     forward: Callable[..., Any] = getattr(module.forward, "stock", module.forward)
     return forward
 
 
 def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    """Where a module will run."""
+    """Tell where a module will run."""
     device = next(module.parameters()).device
     if device.type == "meta":  # offloaded weights come when they are needed
         device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
@@ -124,7 +124,7 @@ def device_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """The main input of a module, passed by position or by name."""
+    """Return the main input of a module, passed by position or by name."""
     return args[0] if args else kwargs[name]
 
 

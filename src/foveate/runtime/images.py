@@ -53,7 +53,7 @@ class Images:
 
 
 def images_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid, reads: bool) -> Images:
-    """What stock code says of the images of ``grid`` in a tower call; ``reads``: somebody asks for their pixels."""
+    """Return what stock code says of the images of ``grid`` in a tower call; ``reads``: somebody asks for their pixels."""
     sides = tuple(spec.patches(config, args, kwargs) or ())
     sides = sides if any(strays_of(grid, sides, spec.unit(config))) else ()
     pixels = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point())
@@ -61,7 +61,7 @@ def images_of(spec: Tower, config: Any, args: Any, kwargs: Any, grid: Grid, read
 
 
 def units(grid: Grid) -> int:
-    """How many there are."""
+    """Tell how many there are."""
     return sum(t * h * w for t, h, w in grid)
 
 

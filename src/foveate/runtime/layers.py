@@ -110,7 +110,7 @@ class LayerCalls:
         log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
 
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What layer ``i`` is called with, in place of these arguments; None: with these."""
+        """Return what layer ``i`` is called with, in place of these arguments; None: with these."""
         call = self.context.decoder
         if call is None:
             return None
@@ -125,7 +125,7 @@ class LayerCalls:
 
 
 def _cut(keys: KVIndex | None) -> tuple[Tensor, int] | None:
-    """What a mask of the full sequence keeps for a token that sees ``keys``, see `Steady`."""
+    """Return what a mask of the full sequence keeps for a token that sees ``keys``, see `Steady`."""
     return None if keys is None or keys.index is None else (keys.index, keys.total - keys.tail)
 
 

@@ -21,7 +21,7 @@ HOLE = float("nan")  # what a row is filled with whose token has left
 
 
 def tokens_of(spans: Spans, device: torch.device | str = "cpu") -> Tokens:
-    """The complete tokens of ``spans`` in raster order, without hidden states."""
+    """Return the complete tokens of ``spans`` in raster order, without hidden states."""
     counts = spans.sizes
     index = within(counts)
     segment = segment_ids(counts)
@@ -104,7 +104,7 @@ class Rows:
         return [height * width + (n - size) * self.unit for (height, width), size, n in full]
 
     def rows(self, x: Tensor) -> Tensor:
-        """The visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
+        """Return the visual rows of ``x (B, P, ...)``, packed: ``(N * unit, ...)``."""
         return x.flatten(0, 1)[self.flat(x.device)]
 
     def pairs(self, shown: Rows) -> tuple[tuple[int, int], ...]:
@@ -114,7 +114,7 @@ class Rows:
         return tuple(zip(self.present(), shown.present()))
 
     def attended(self, x: Tensor) -> Tensor:
-        """The visual rows of ``x (B, P', ...)``, packed: ``(N * unit, ...)``. Rows that have left since may stand before
+        """Return the visual rows of ``x (B, P', ...)``, packed: ``(N * unit, ...)``. Rows that have left since may stand before
         those of the layout (CLS, at the output of a tower)."""
         return self.rows(x[:, x.shape[1] - self.width :].contiguous())
 
@@ -168,7 +168,7 @@ class Rows:
         return (self.row * self.width + self.slot).to(device)
 
     def reduce(self, reduction: Reduction) -> tuple[Rows, Tensor | None]:
-        """The layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
+        """Return the layout of the survivors, and ``take (B, P')``: the slot each of its positions had (None: all stay)."""
         tokens, merged, moved = reduced(self, reduction)
         if len(tokens) == len(self.tokens) and (self.place is None or self.index is not None):
             # Nothing goes, and no token has moved to another one's position.
@@ -253,7 +253,7 @@ class Rows:
         return self.slot.view(-1, self.unit)[tokens]
 
     def grown(self, new: New) -> tuple[Rows, Tensor, Tensor]:
-        """The layout with new tokens, and where it has them from; see `foveate.runtime.growing.grown`."""
+        """Return the layout with new tokens, and where it has them from; see `foveate.runtime.growing.grown`."""
         return grown(self, new)
 
     def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
@@ -313,7 +313,7 @@ def take_rows(x: Tensor, take: Tensor, axis: int = 1) -> Tensor:
 
 
 def reduced(layout: Layout, reduction: Reduction) -> tuple[Tokens, bool, bool]:
-    """The survivors, without hidden states; whether some token now stands for several; and whether one has moved."""
+    """Return the survivors, without hidden states; whether some token now stands for several; and whether one has moved."""
     tokens = replace(reduction.survivors(layout.tokens), hidden=layout.tokens.hidden)
     moves = reduction.coords is not None and len(tokens) < len(layout.tokens)  # a merger moves tokens
     return tokens, layout.merged or reduction.sizes is not None, layout.moved or moves
@@ -326,7 +326,7 @@ def displacement(t: Tokens) -> Tensor:
 
 
 def patches_of(tokens: Tokens, unit: int) -> Tokens:
-    """The patches of units of ``unit``, in the order of the units, those of one in raster order."""
+    """Return the patches of units of ``unit``, in the order of the units, those of one in raster order."""
     t, spans, m = tokens, tokens.spans, math.isqrt(unit)
     inner = torch.arange(unit, device=t.index.device)
     dy, dx = inner // m, inner % m

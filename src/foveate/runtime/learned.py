@@ -20,7 +20,7 @@ _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that m
 
 
 def part_names(method: Method) -> list[str]:
-    """A name for each part of a sum, under which its learned parts are kept: ``scorer``, ``merger``, ``scorer_2``."""
+    """Return a name for each part of a sum, under which its learned parts are kept: ``scorer``, ``merger``, ``scorer_2``."""
     met: Counter[str] = Counter()
     names = []
     for part in method.parts():
@@ -89,7 +89,7 @@ def place_of(module: nn.Module) -> Place:
 
 
 def _devices(module: nn.Module) -> Iterator[torch.device]:
-    """Where accelerate's hooks bring the weights of a module."""
+    """Tell where accelerate's hooks bring the weights of a module."""
     for child in module.modules():
         hook = getattr(child, "_hf_hook", None)
         for each in getattr(hook, "hooks", [hook]):

@@ -35,7 +35,7 @@ def mark(features: Tensor, hole: Tensor, encoding: int, start: int = 0) -> Tenso
 
 
 def holes(rows: Tensor) -> Tensor:
-    """Which of ``rows (..., C)`` are marked: ``(...)`` bool."""
+    """Tell which of ``rows (..., C)`` are marked: ``(...)`` bool."""
     digits = rows[..., 1 : min(1 + _DIGITS, rows.shape[-1] - 1)]
     whole = (digits >= 0) & (digits < 256) & (digits == digits.floor())  # all of it false for NaN
     return rows[..., 0].isnan() & rows[..., -1].isnan() & whole.all(-1)

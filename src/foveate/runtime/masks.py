@@ -22,7 +22,7 @@ Kind = Literal["bool", "float", "keys", "flex"]
 
 
 def kind_of(implementation: str) -> Kind:
-    """What an attention implementation takes as a mask."""
+    """Return what an attention implementation takes as a mask."""
     if implementation == "eager":
         return "float"
     if implementation == "flex_attention":
@@ -47,7 +47,7 @@ class View:
         return View(self.index, ~hidden if self.valid is None else self.valid & ~hidden)
 
     def through(self, slots: View) -> View:
-        """What is left when only ``slots`` of this axis are shown."""
+        """Return what is left when only ``slots`` of this axis are shown."""
         valid = slots.valid
         if self.valid is not None:
             here = self.valid.gather(1, slots.index)
@@ -66,7 +66,7 @@ def derive(
     causal: bool = True,
     limits: Sequence[Limit] = (),
 ) -> Any:
-    """The mask of a reduced layer.
+    """Return the mask of a reduced layer.
 
     Args:
         mask: stock mask: None, 2-D, 4-D or a flex ``BlockMask``, over the full sequence.
@@ -130,7 +130,7 @@ def _built(
 
 
 def of_queries(mask: Any, index: Tensor) -> Any:
-    """A flex ``BlockMask`` for the queries ``index (B, Q')`` of those that it has."""
+    """Return a flex ``BlockMask`` for the queries ``index (B, Q')`` of those that it has."""
     batch, keys = index.shape[0], torch.arange(mask.seq_lengths[1], device=index.device)
     return _flex(mask.mask_mod, View(index, None), View(keys.expand(batch, -1), None), 0)
 
@@ -144,7 +144,7 @@ def rows_of(mask: Any, index: Tensor) -> Tensor:
 
 
 def _flex(pattern: Callable[..., Any], queries: View, keys: View, first: int, limits: Sequence[Limit] = ()) -> Any:
-    """The flex mask that says ``pattern`` of places in the full sequence; the stock one began at key ``first``."""
+    """Return the flex mask that says ``pattern`` of places in the full sequence; the stock one began at key ``first``."""
     from torch.nn.attention import flex_attention
 
     plain = getattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)

@@ -61,7 +61,7 @@ class Encoding:
         return mark(rows.index_select(0, place), hole, self.number, self.start)
 
     def follows(self, before: Encoding | None) -> bool:
-        """Whether this image came right after ``before`` in one tower call; None: whether it came first."""
+        """Tell whether this image came right after ``before`` in one tower call; None: whether it came first."""
         if before is None:
             return self.start == 0
         return self.number == before.number and self.start == before.start + len(before.patch)
@@ -129,7 +129,7 @@ class Remembered:
             self._take_in()
 
     def find(self, rows: Tensor, ends: Collection[int], said: Sequence[Frame] | None) -> Known | None:
-        """The encodings that ``rows (n, C)`` are, one after another; None if a part of them is unknown.
+        """Return the encodings that ``rows (n, C)`` are, one after another; None if a part of them is unknown.
 
         Where several fit (blank images have equal rows), those of the size that the caller says come first, then those that end
         where the piece of the features does, those that came next in their tower call, and the newest.
@@ -175,7 +175,7 @@ class Remembered:
         said: Sequence[Frame] | None = None,
         before: Encoding | None = None,
     ) -> list[_Form]:
-        """The encodings that fit from there on, the best one last."""
+        """Return the encodings that fit from there on, the best one last."""
         if start >= len(keys):
             return []
         forms = [form for form in tuple(self._forms.get(keys[start], ())) if _fits(form, keys, start)]
@@ -222,7 +222,7 @@ def _fits(form: _Form, keys: list[bytes], start: int) -> bool:
 
 
 def _mark_of(encoding: Encoding, length: int, like: Tensor) -> tuple[int, bytes] | None:
-    """The first hole of an encoding at full length, and how its row is marked in rows ``like`` these."""
+    """Return the first hole of an encoding at full length, and how its row is marked in rows ``like`` these."""
     if encoding.hole is None or length < len(encoding.hole):
         return None
     places = encoding.hole.nonzero()
@@ -234,7 +234,7 @@ def _mark_of(encoding: Encoding, length: int, like: Tensor) -> tuple[int, bytes]
 
 
 def _all_bytes(parts: Sequence[Tensor]) -> Iterator[bytes]:
-    """The `_bytes` of each part, fetched from the device at once for all parts that are alike."""
+    """Return the `_bytes` of each part, fetched from the device at once for all parts that are alike."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for i, part in enumerate(parts):
         alike.setdefault((part.dtype, part.device, part.shape[1]), []).append(i)
@@ -246,13 +246,13 @@ def _all_bytes(parts: Sequence[Tensor]) -> Iterator[bytes]:
 
 
 def _bytes(rows: Tensor) -> list[bytes]:
-    """The bytes by which rows are compared: their first channels, marks included."""
+    """Return the bytes by which rows are compared: their first channels, marks included."""
     part = rows[:, :_CHANNELS].detach().nan_to_num(nan=0.0).cpu().contiguous()
     return [bytes(row) for row in part.view(torch.uint8).numpy()]
 
 
 def encodings_of(record: Record, number: int) -> list[Encoding]:
-    """The images and videos of a tower call, which has a ``number``."""
+    """Return the images and videos of a tower call, which has a ``number``."""
     order, found, entry, cell = record.order, [], 0, 0
     for start, end in zip(order.starts, order.starts[1:]):
         patch = order.patch[start:end]
@@ -278,7 +278,7 @@ def encodings_of(record: Record, number: int) -> list[Encoding]:
 
 
 def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) -> Record:
-    """The record of a tower call that had encoded just these, in this order, with features ``rows``."""
+    """Return the record of a tower call that had encoded just these, in this order, with features ``rows``."""
     device = rows[0].device
     grids = [entry for encoding in found for entry in encoding.grid]
     cells = offsets([sum(t * h * w for t, h, w in encoding.grid) for encoding in found])

@@ -81,7 +81,7 @@ def _groups(rows: Tensor, unit: int, group: int) -> Tensor:
 
 
 def _merged(full: Tokens, before: Layout | None, unit: int) -> Rows:
-    """The layout of all tokens, or the same as ``before``, where a token is ``unit`` rows."""
+    """Return the layout of all tokens, or the same as ``before``, where a token is ``unit`` rows."""
     layout = whole(full, 1, len(full) * unit, 0, unit)
     if before is None:
         return layout

@@ -68,7 +68,7 @@ class Packed:
         return values.repeat_interleave(self.unit, 0)
 
     def reduce(self, reduction: Reduction) -> tuple[Packed, Tensor | None]:
-        """The layout of the survivors, and ``take (rows,)``: which of its rows these are (None: all stay)."""
+        """Return the layout of the survivors, and ``take (rows,)``: which of its rows these are (None: all stay)."""
         tokens, merged, moved = reduced(self, reduction)
         layout = replace(self, tokens=tokens, merged=merged, moved=moved)
         if len(tokens) == len(self.tokens):
@@ -108,7 +108,7 @@ class Packed:
         return tokens[:, None]
 
     def grown(self, new: New) -> tuple[Packed, Tensor, Tensor]:
-        """The layout with new tokens; which of the old and then the new rows, and tokens, it has."""
+        """Return the layout with new tokens; which of the old and then the new rows, and tokens, it has."""
         order = new.order(self.tokens)
         index = torch.arange(len(self.tokens), device=order.device) if self.index is None else self.index
         index = torch.cat([index, new.place[new.span, 0]])[order]

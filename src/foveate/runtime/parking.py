@@ -58,7 +58,7 @@ class Lot(Generic[L]):
     members: Members | None = None
 
     def all_rows(self, layout: Layout, hidden: Tensor, site: Site) -> Tensor:
-        """The rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
+        """Return the rows of ``outer``, as the method says they are now that the rows present are ``hidden``."""
         parked = self.parked.tokens
         tokens = replace(layout.tokens, hidden=layout.pick(hidden), state=parked.state)
         if tokens.hidden.shape[1:] != parked.hidden.shape[1:]:
@@ -145,11 +145,11 @@ class Attending:
     # -- modules ----------------------------------------------------------------------------------------------------
 
     def own(self, x: Tensor) -> Tensor:
-        """The block's own rows of ``x``, a tensor like ``rows``."""
+        """Return the block's own rows of ``x``, a tensor like ``rows``."""
         return take_rows(x, self.kept)
 
     def before_query(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The rows that the query projection works on."""
+        """Return the rows that the query projection works on."""
         if self.fused and not is_plain(layer):  # parked rows need its keys and values, and it cannot be cut
             if self.trace is not None:
                 self.trace.queries = x.shape[:-1].numel()
@@ -175,7 +175,7 @@ class Attending:
     # -- the kernel -------------------------------------------------------------------------------------------------
 
     def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
-        """The queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
+        """Return the queries ``(B, H, Q, d)`` of the block's own rows, their mask, and their places for `widen`."""
         segmented = len(self.ends) > 0 and kwargs.get("cu_seq_lens_q") is None
         if self.kept.dim() == 2 and not segmented:
             if kwargs.get("cu_seq_lens_q") is not None:  # flash kernels take lengths of the images of a single row
@@ -212,7 +212,7 @@ def spread(x: Tensor, place: Tensor, n: int) -> Tensor:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether ``weight`` and ``bias`` are all there is to it (no adapter, no quantisation, nothing offloaded)."""
+    """Tell whether ``weight`` and ``bias`` are all there is to it (no adapter, no quantisation, nothing offloaded)."""
     return type(layer) is nn.Linear and not hasattr(layer, "_hf_hook")
 
 

@@ -115,7 +115,7 @@ class PartHooks:
     # -- the method -------------------------------------------------------------------------------------------------
 
     def _choose(self, call: DecoderPass, actions: Sequence[Action], x: Tensor) -> tuple[Rows, Tensor | None]:
-        """Which visual tokens go through the part, one method after another: their layout, and ``(K,)``, or None: all."""
+        """Tell which visual tokens go through the part, one method after another: their layout, and ``(K,)``, or None: all."""
         assert call.layout is not None
         rows, keep = call.layout, None
         for action in actions:
@@ -152,7 +152,7 @@ class PartHooks:
 
 
 def _partly(ffn: GatedFfn, x: Tensor, channels: Channels, counts: Sequence[int]) -> Tensor:
-    """What an FFN makes of visual tokens ``x (N, C)``, ``counts`` of each span, with the channels that these use."""
+    """Return what an FFN makes of visual tokens ``x (N, C)``, ``counts`` of each span, with the channels that these use."""
     if channels.of is None:
         return ffn.partly(x, channels.index, None)
     parts = x.split(list(counts))
@@ -165,7 +165,7 @@ def _partly(ffn: GatedFfn, x: Tensor, channels: Channels, counts: Sequence[int])
 
 
 def no_channels(action: Action, ffn: nn.Module) -> UnsupportedSiteError:
-    """The error for a method that wants the channels of an FFN that has none to choose from."""
+    """Return the error for a method that wants the channels of an FFN that has none to choose from."""
     return UnsupportedSiteError(
         f"{action.method.name()} wants the channels of the FFN at {action.site}, but {type(ffn).__name__} is no gated FFN of "
         "plain linear layers (it is a mixture of experts, or quantised, adapted, offloaded or fused with others): name layers "

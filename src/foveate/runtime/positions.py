@@ -106,7 +106,7 @@ def _turned(angle: Tensor, moved: Tensor) -> Tensor:
 
 
 def places_of(tokens: Tokens, slot: Tensor) -> Tensor:
-    """Where in its row each visual token takes its position id from: the slot of the cell that its coordinates point at.
+    """Tell where in its row each visual token takes its position id from: the slot of the cell that its coordinates point at.
 
     Args:
         tokens: all visual tokens of this forward.

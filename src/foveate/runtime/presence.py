@@ -61,7 +61,7 @@ class Presence:
     _read: list[Reading] = field(default_factory=list)
 
     def tokens(self, action: Action, **facts: Any) -> Tokens:
-        """The tokens that the method of ``action`` is shown; ``facts`` are further fields of them."""
+        """Return the tokens that the method of ``action`` is shown; ``facts`` are further fields of them."""
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
@@ -78,7 +78,7 @@ class Presence:
     # -- what kinds of signals are read from ------------------------------------------------------------------------
 
     def reading(self, kind: Kind) -> Reading:
-        """What was read of the attention that a signal is of."""
+        """Return what was read of the attention that a signal is of."""
         reading = self._ahead if "ahead" in kind.needs else self.past.readings[kind.layer]
         self._read.append(reading)
         return reading
@@ -93,7 +93,7 @@ class Presence:
         return self.layout.pick(x)
 
     def attended(self, rows: Tensor, side_by_side: bool) -> Tensor:
-        """The visual tokens ``(N, ...)`` among rows ``(B, P, ...)`` of an attention; of several patches see `of_units`."""
+        """Give the visual tokens ``(N, ...)`` among rows ``(B, P, ...)`` of an attention; of several patches see `of_units`."""
         return of_units(self.layout.attended(rows), self.layout.unit, side_by_side)
 
     def own_rows(self, reading: Reading, queries: str) -> Tensor:

@@ -62,7 +62,7 @@ class Prompt:
     _with_images: list[bool] | None = field(default=None, repr=False)
 
     def take(self, batch: int, length: int) -> dict[str, Tensor]:
-        """What the next ``length`` columns bring, each row repeated for its beams."""
+        """Return what the next ``length`` columns bring, each row repeated for its beams."""
         columns = slice(self.done, self.done + length)
         self.done += length
         taken = {pixels: place[:, columns] for pixels, place in self.places.items()}
@@ -70,7 +70,7 @@ class Prompt:
         return {pixels: place.repeat_interleave(batch // len(place), 0) for pixels, place in taken.items()}
 
     def with_images(self, batch: int, tokens: Collection[int]) -> tuple[bool, ...]:
-        """Which rows of the batch have an image somewhere, or a placeholder among ``tokens``. This asks the device once."""
+        """Say which rows of the batch have an image somewhere, or a placeholder among ``tokens``. This asks the device once."""
         if self._with_images is None:
             found = [place.any(1).cpu() for place in self.places.values()]
             if self.ids is not None:

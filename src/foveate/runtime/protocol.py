@@ -66,7 +66,7 @@ class Layout(Present, Protocol):
         """Some token is not at its own place."""
 
     def reduce(self, reduction: Reduction) -> tuple[Self, Tensor | None]:
-        """The layout of the survivors, and which rows of hidden states are theirs (`foveate.runtime.layout.take_rows`)."""
+        """Give the layout of the survivors, and which rows of hidden states are theirs (`foveate.runtime.layout.take_rows`)."""
 
     def put(self, x: Tensor, values: Tensor) -> Tensor:
         """Rows ``x`` with tokens ``(N, unit * C)`` in the place of the visual ones."""
@@ -81,7 +81,7 @@ class Layout(Present, Protocol):
         """Cumulative lengths of attention segments, of the rows present."""
 
     def table(self) -> tuple[Tensor, Sequence[tuple[int, int]]]:
-        """Which rows of the rotary tables are present, and two steps among them, one patch down and one to the right."""
+        """Tell which rows of the rotary tables are present, and two steps among them, one patch down and one to the right."""
 
     def pairs(self, shown: Self) -> tuple[tuple[int, int], ...]:
         """Rows of each image, and those that an attention is ``shown`` of it, where a mask keeps images apart."""

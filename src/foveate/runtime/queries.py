@@ -46,11 +46,11 @@ class Queries:
             self.place = self.place[: self.shape[1]]
 
     def own(self, x: Tensor) -> Tensor:
-        """The rows that ask, of all of them ``(B, P, C)``."""
+        """Return the rows that ask, of all of them ``(B, P, C)``."""
         return x.flatten(0, 1).index_select(0, self.place.to(x.device)).view(*self.shape, x.shape[-1])
 
     def back(self, x: Tensor) -> Tensor:
-        """What was made of them, among ``(B, P, C)`` zeros."""
+        """Return what was made of them, among ``(B, P, C)`` zeros."""
         batch = self.take.shape[0]
         out = x.new_zeros(batch * self.width, x.shape[-1]).index_copy(0, self.place.to(x.device), x.flatten(0, -2))
         return out.view(batch, self.width, -1)
@@ -73,7 +73,7 @@ class Queries:
         reading.valid = asks.gather(1, self.take)
 
     def narrow(self, query: Tensor, mask: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Tensor | None]:
-        """The queries ``(B, H, Q, d)`` of the rows that ask, their mask, and their places for `widen`."""
+        """Return the queries ``(B, H, Q, d)`` of the rows that ask, their mask, and their places for `widen`."""
         if self.flash:
             return query, mask, None
         if mask is None and self.causal:  # then queries and keys are the same rows

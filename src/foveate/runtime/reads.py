@@ -54,7 +54,7 @@ class Reads:
         self.reusing = frozenset(a.site.layer for a in actions if a.site.action == "reuse")
 
     def watches(self, layer: int) -> bool:
-        """Whether something is read of the attention of a layer."""
+        """Tell whether something is read of the attention of a layer."""
         return any(asked.reads(layer) for asked in (self.wanted, self.later, self.freed))
 
     @staticmethod
@@ -83,7 +83,7 @@ class Reads:
 
     @staticmethod
     def _reading(call: DecoderPass, attention: Any, kinds: Sequence[Kind], hidden: Tensor) -> Reading:
-        """The reading that gives what kinds of signals want of an attention."""
+        """Return the reading that gives what kinds of signals want of an attention."""
         reading, samples, width = Reading(width=hidden.shape[1]), call.samples, hidden.shape[1]
         reading.steps = () if call.members is None else (call.members,)
         seen = call.attended
@@ -105,7 +105,7 @@ class Reads:
     def ahead(
         self, call: DecoderPass, i: int, hidden: Tensor, args: Any, kwargs: dict[str, Any], kinds: Sequence[Kind]
     ) -> Reading:
-        """What the attention of layer ``i``, which is to come, would be by the tokens that are present."""
+        """Return what the attention of layer ``i``, which is to come, would be by the tokens that are present."""
         if i in self.reusing:
             raise UnsupportedSiteError(
                 f"{kinds[0].signal} is asked for before layer {i}, which reuses queries of another layer: ask before that one"

@@ -22,7 +22,7 @@ STATES = ("conv_states", "recurrent_states")
 
 
 def attention_of(layer: nn.Module, spec: Decoder) -> nn.Module | None:
-    """The attention of a decoder layer; None where it has a recurrent module instead."""
+    """Return the attention of a decoder layer; None where it has a recurrent module instead."""
     if spec.recurrent and hasattr(layer, spec.recurrent):
         return None
     return layer.get_submodule(spec.attention)

@@ -59,7 +59,7 @@ class Remembered:
         return replace(self, rows=rows, images=images)
 
     def of(self, sample: int, known: int) -> Tensor | None:
-        """What a token of a sample may use when the first ``known`` images of its row have come; None: nothing."""
+        """Return what a token of a sample may use when the first ``known`` images of its row have come; None: nothing."""
         before = [image for image in self.images[:known] if image.sample < sample]
         images = [image for image in self.images[:known] if image.sample == sample]
         if self.rows is None or not images:
@@ -106,6 +106,6 @@ class Memory:
 
 
 def _of(tokens: Tokens, chosen: Sequence[int]) -> Tokens:
-    """The tokens of the ``chosen`` spans."""
+    """Return the tokens of the ``chosen`` spans."""
     picked, _ = of_spans(tokens, chosen, [tokens.spans.row[s] for s in chosen])
     return replace(picked, seen=(0,) * len(chosen), total=())

@@ -67,7 +67,7 @@ class ReuseHooks:
         return bool(self.of)
 
     def touches(self, i: int) -> bool:
-        """Whether layer ``i`` lends or takes."""
+        """Tell whether layer ``i`` lends or takes."""
         return i in self.of or i in self.until
 
     def attach(self, hooks: Hooks) -> None:
@@ -81,7 +81,7 @@ class ReuseHooks:
     # -- a layer --------------------------------------------------------------------------------------------------------
 
     def begin(self, call: DecoderPass, i: int, entry: Any) -> Taken | None:
-        """What layer ``i`` takes in this forward, or None, by the prompt and by its cache entry."""
+        """Return what layer ``i`` takes in this forward, or None, by the prompt and by its cache entry."""
         taken = self._taken(call, self.of[i], entry)
         if taken is None:
             return None
@@ -115,7 +115,7 @@ class ReuseHooks:
         return Taken(reuse, rows, sum(rows) * width, whole)
 
     def borrow(self, call: DecoderPass, i: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's keyword arguments, with what exchanges its keys in place of the cache."""
+        """Return the layer's keyword arguments, with what exchanges its keys in place of the cache."""
         taken = call.reusing[i]
         if taken.reuse.of == "q":
             return kwargs
@@ -125,7 +125,7 @@ class ReuseHooks:
         return {**kwargs, name: _Borrowed(kwargs.get(name), exchange)}
 
     def exchange(self, i: int, query: Tensor, key: Tensor) -> Tensor:
-        """What the kernel of layer ``i`` gets as queries; kept, with the keys, for layers that reuse them."""
+        """Return what the kernel of layer ``i`` gets as queries; kept, with the keys, for layers that reuse them."""
         call = self.context.decoder
         if call is None:
             return query
@@ -179,7 +179,7 @@ def _only_values(
 def _mixed(
     call: DecoderPass, taken: Taken, cache: Cache | None, key: Tensor, value: Tensor, args: Any, kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """The source's keys of the tokens that are taken, and the layer's own of the others."""
+    """Return the source's keys of the tokens that are taken, and the layer's own of the others."""
     lent = call.lent[taken.reuse.source][1][:, :, -key.shape[2] :].to(key.device)
     key = torch.where(_mask(call, taken, key.device), lent, key)
     return (key, value) if cache is None else cache.update(key, value, *args, **kwargs)
@@ -214,7 +214,7 @@ def _others(call: DecoderPass, taken: Taken) -> Tensor:
 
 
 def _without_keys(entry: Any) -> bool:
-    """Whether a cache entry holds values only."""
+    """Tell whether a cache entry holds values only."""
     return bool(entry.is_initialized) and entry.keys.dim() == 4 and entry.keys.shape[-1] == 0
 
 
@@ -310,7 +310,7 @@ def _shape(attention: Any, spec: Decoder, reuse: Reuse) -> tuple[int, ...]:
 
 
 def _between(other: Action, i: int, source: int, reuse: Reuse) -> str:
-    """What another site does so that the two layers hold different tokens; "": nothing."""
+    """Return what another site does so that the two layers hold different tokens; "": nothing."""
     site = other.site
     inside = source < site.layer <= i
     if site.at == "decoder" and inside and site.action not in _LEAVE_ALL:

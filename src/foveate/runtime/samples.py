@@ -56,7 +56,7 @@ def begins_in(kwargs: Mapping[str, Any], mask: Any, batch: int, length: int, pas
 
 
 def _widest(mask: Any) -> Any:
-    """The mask that hides least, of several by kind of layer."""
+    """Return the mask that hides least, of several by kind of layer."""
     return mask.get("full_attention", next(iter(mask.values()), None)) if isinstance(mask, dict) else mask
 
 
@@ -147,7 +147,7 @@ class Samples:
         return [n for n in found if n]
 
     def spans(self, tokens: Tokens, slot: Tensor) -> Spans:
-        """The spans of ``tokens``, which stand at ``slot (N,)`` of their rows, with the sample that each belongs to."""
+        """Return the spans of ``tokens``, which stand at ``slot (N,)`` of their rows, with the sample that each belongs to."""
         spans, n = tokens.spans, self.last.shape[1]
         start = offsets(tokens.counts)[:-1]
         own = [int(self.number[row, slot[a]]) if count else 0 for row, a, count in zip(spans.row, start, tokens.counts)]
@@ -155,7 +155,7 @@ class Samples:
 
 
 def samples_of(visual: Tensor, present: Tensor, begins: Tensor | None, device: torch.device) -> Samples:
-    """The samples of a prompt, from masks ``(B, L)`` on the host; their last tokens on ``device``."""
+    """Return the samples of a prompt, from masks ``(B, L)`` on the host; their last tokens on ``device``."""
     batch, length = visual.shape
     number = torch.zeros(batch, length, dtype=torch.long)
     if begins is not None:

@@ -17,7 +17,7 @@ from foveate.runtime.recurrent import attention_of
 
 
 def sources_of(layers: Sequence[nn.Module], spec: Decoder, config: Any) -> list[int]:
-    """The layer whose keys and values each layer attends to: itself, for most."""
+    """Return the layer whose keys and values each layer attends to: itself, for most."""
     if not spec.shared:
         return list(range(len(layers)))
     kinds: Sequence[str] = getattr(config, spec.kinds) if spec.kinds else [""] * len(layers)
@@ -31,7 +31,7 @@ def sources_of(layers: Sequence[nn.Module], spec: Decoder, config: Any) -> list[
 
 
 def own(sources: Sequence[int]) -> int:
-    """How many layers there are before the first one that has no keys of its own."""
+    """Tell how many layers there are before the first one that has no keys of its own."""
     return next((i for i, source in enumerate(sources) if source != i), len(sources))
 
 

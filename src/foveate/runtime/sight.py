@@ -37,7 +37,7 @@ class Groups:
     hidden: Tensor
 
     def up_to(self, length: int) -> Groups:
-        """The first ``length`` entries, as many of which are text as it takes."""
+        """Return the first ``length`` entries, as many of which are text as it takes."""
         missing = length - self.number.shape[1]
         if missing <= 0:
             return Groups(self.number[:, :length], self.hidden[:, :length])
@@ -53,12 +53,12 @@ class Groups:
         return Groups(torch.cat([self.number, other.number], 1), torch.cat([self.hidden, other.hidden], 1))
 
     def taken(self, take: Tensor) -> Groups:
-        """The groups of the entries ``take (B, P')`` of each row."""
+        """Return the groups of the entries ``take (B, P')`` of each row."""
         take = take.to(self.number.device)
         return Groups(self.number.gather(1, take), self.hidden.gather(1, take))
 
     def of_rows(self, rows: Tensor) -> Groups:
-        """The groups of other rows of the batch."""
+        """Return the groups of other rows of the batch."""
         rows = rows.to(self.number.device)
         return Groups(self.number.index_select(0, rows), self.hidden.index_select(0, rows))
 
@@ -75,7 +75,7 @@ def groups_of(layout: Rows) -> Groups | None:
 
 
 def joined(old: Groups | None, new: Groups | None, at: int) -> Groups | None:
-    """What a cache entry holds once ``new`` has come after the ``at`` entries that it has."""
+    """Return what a cache entry holds once ``new`` has come after the ``at`` entries that it has."""
     if new is None:
         return old
     if old is None:
@@ -85,7 +85,7 @@ def joined(old: Groups | None, new: Groups | None, at: int) -> Groups | None:
 
 
 def limit_of(layout: Rows, keys: Groups, query_places: Tensor, key_places: Tensor) -> Limit:
-    """What the sight in force lets the tokens of ``layout`` see.
+    """Return what the sight in force lets the tokens of ``layout`` see.
 
     Args:
         layout: the queries, with a sight.
@@ -135,7 +135,7 @@ def look(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor, blin
 
 
 def says_of(sight: Sight) -> str:
-    """What a sight hides, in a few words for the report."""
+    """Return what a sight hides, in a few words for the report."""
     if sight.hides_nothing:
         return "everything is seen"
     groups = len(sight.sees) - 1

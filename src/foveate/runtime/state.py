@@ -34,7 +34,7 @@ class States:
     _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # that a part has yet to follow
 
     def of(self, method: Method, part: int) -> State:
-        """The dict of a part, fitted to the cache as it is now."""
+        """Return the dict of a part, fitted to the cache as it is now."""
         key = f"{part} {method.name()}"
         state = self.parts.setdefault(key, {})
         for rows in self._changes.pop(key, ()):
@@ -78,7 +78,7 @@ class Begun:
         self.states, self._met = States(), False
 
     def meet(self, kept: States | None, cached: bool) -> States:
-        """What is remembered in a language-model forward that brings these features.
+        """Return what is remembered in a language-model forward that brings these features.
 
         It is this, or what the cache has ``kept``, to which this is added. If nothing is ``cached``, stock code brings the
         features again for every token: each of these forwards begins with what the tower has left.
@@ -93,7 +93,7 @@ class Begun:
 
 
 def states_in(cache: Cache | None) -> States | None:
-    """What methods remember with a cache; None: nothing."""
+    """Return what methods remember with a cache; None: nothing."""
     entries = [] if cache is None else cache.layers
     return next((e.states for e in entries if isinstance(e, CompactMixin) and e.states is not None), None)
 

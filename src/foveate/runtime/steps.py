@@ -42,11 +42,11 @@ class DecodeSite:
         self.action, self.layer = action, action.site.layer
 
     def watches(self, layer: int) -> bool:
-        """Whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
+        """Tell whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
 
     def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> View | None:
-        """The slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
+        """Return the slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
         visual = kv.visual
         if entry.window is not None and layer >= self.layer - 1:
             raise UnsupportedSiteError(

@@ -171,7 +171,7 @@ class Memories:
         hooks.pre(self.model, lambda module, args, kwargs: (args, self._recalled(kwargs)))
 
     def encode(self, inputs: Mapping[str, Any]) -> Memory:
-        """What the method leaves of the images, or of the videos, among the ``inputs`` that a processor gives."""
+        """Return what the method leaves of the images, or of the videos, among the ``inputs`` that a processor gives."""
         found = [pixels for pixels in _FUNCTIONS if inputs.get(pixels) is not None]
         if len(found) != 1 or not hasattr(self.base, _FUNCTIONS[found[0]]):
             raise InputError(
@@ -206,7 +206,7 @@ class Memories:
         return stock(*args, **self._recalled(kwargs))
 
     def _recalled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of a call, with features in place of memories."""
+        """Return the keyword arguments of a call, with features in place of memories."""
         memory = kwargs.get("memory")
         kwargs = {name: value for name, value in kwargs.items() if name != "memory"}
         if memory is None:

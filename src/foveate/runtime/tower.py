@@ -142,7 +142,7 @@ class TowerHooks:
         return [a for a in self.before[block] if a.site.action == "attend"]
 
     def _may_attend(self, block: int) -> bool:
-        """Whether the attention of a block shows parked tokens: asked to, or because someone reads what it does to them."""
+        """Say whether the attention of a block shows parked tokens: asked to, or because someone reads what it does to them."""
         return bool(self._attends(block) or (self.parks and block in self.wanted.attention))
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class TowerHooks:
     # -- sites ------------------------------------------------------------------------------------------------------
 
     def _layout(self, call: TowerPass, hidden: Tensor) -> Layout:
-        """The layout in force; the complete one before the first site has acted."""
+        """Return the layout in force; the complete one before the first site has acted."""
         return call.layout or self._complete(call, hidden)
 
     def _complete(self, call: TowerPass, hidden: Tensor) -> Layout:

@@ -140,7 +140,7 @@ def visit_of(
     reduction: Reduction | None = None,
     says: str = "",
 ) -> SiteTrace:
-    """The visit of a site where ``reduction`` was decided of ``tokens`` (None: all stay), or something else was said."""
+    """Return the visit of a site where ``reduction`` was decided of ``tokens`` (None: all stay), or something else was said."""
     n, index, marks = tokens.counts, tokens.index, tokens.marks
     new = None if marks is None else (marks, marks)
     visit = SiteTrace(site, method, n, n, flops, index, tokens.spans.shape, index, says=says, marks=new)
@@ -281,12 +281,12 @@ class Clock:
         self.device, self.start = device, tick(device)
 
     def stop(self) -> tuple[Any, Any]:
-        """The points in time when the clock was made, and now."""
+        """Return the points in time when the clock was made, and now."""
         return self.start, tick(self.device)
 
 
 def tick(device: torch.device) -> Any:
-    """A point in time: an event on CUDA (no synchronisation), a clock reading elsewhere."""
+    """Return a point in time: an event on CUDA (no synchronisation), a clock reading elsewhere."""
     if device.type == "cuda":
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(device))  # not that of the device that is current

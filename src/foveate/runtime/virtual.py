@@ -125,5 +125,5 @@ def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[b
 
 
 def is_virtual(method: Method) -> bool:
-    """Whether merged tokens of a method stand for all of their members."""
+    """Tell whether merged tokens of a method stand for all of their members."""
     return method.parts()[0].positions == "virtual"

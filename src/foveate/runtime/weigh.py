@@ -42,7 +42,7 @@ def weigh(trace: Trace, cache: Any, batch: int, length: int) -> None:
 
 
 def _only_grows(cache: Any) -> bool:
-    """Whether a generated token adds to each entry, and none forgets."""
+    """Tell whether a generated token adds to each entry, and none forgets."""
     entries = getattr(cache, "layers", [])
     return bool(entries) and all(_kind(entry) is DynamicLayer for entry in entries)
 

@@ -57,7 +57,7 @@ class Item:
         return frames(list(self.grid))
 
     def kept(self, counts: Counts) -> list[int]:
-        """Which of its features a prompt has if that many of each span stay, as if they were the first ones."""
+        """Tell which of its features a prompt has if that many of each span stay, as if they were the first ones."""
         first = [cell < count for size, count in zip(self.spans.sizes, counts) for cell in range(size)]
         return [place for place, cell in enumerate(self.patches().tolist()) if cell < 0 or first[cell]]
 
@@ -96,7 +96,7 @@ class Plan:
         return tuple(sorted({action.site.layer for action in self.inner}))
 
     def shortens(self, item: Item) -> bool:
-        """Whether actions before the language model act on this image.
+        """Tell whether actions before the language model act on this image.
 
         One of which nothing would be left (a share of exactly 0) keeps all of its tokens: a prompt must have a place for it.
         """
@@ -120,7 +120,7 @@ class Plan:
 
 
 def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
-    """The plan of a method with a fixed budget.
+    """Return the plan of a method with a fixed budget.
 
     Raises:
         ConfigError: its budget depends on the content.

@@ -186,7 +186,7 @@ class Run:
 
 
 def curriculum_of(method: ADSC, text: str) -> Curriculum:
-    """The stages that end at what the method keeps."""
+    """Return the stages that end at what the method keeps."""
     return Curriculum.parse(text, method.usual_keep if method.keep is None else method.keep)
 
 
@@ -205,7 +205,7 @@ def require(checkpointing: bool) -> Any:
 
 
 def _targets(model: nn.Module, family: Family, with_tower: bool) -> str:
-    """A pattern for the linear layers of the language model, and of those blocks of the tower whose output it sees."""
+    """Return a pattern for the linear layers of the language model, and of those blocks of the tower whose output it sees."""
     decoder, tower = family.decoder, family.tower
     layers = rf"(.*\.)?{decoder.module}\.{decoder.layers}\.\d+\.\w+\.({'|'.join(PROJECTIONS)})"
     if not with_tower:

@@ -76,7 +76,7 @@ class Collator:
         return [int(token) for token in ids]
 
     def _special(self, text: str) -> bool:
-        """Whether the tokenizer has to add the token that begins a sequence: not if the template did."""
+        """Tell whether the tokenizer has to add the token that begins a sequence: not if the template did."""
         first = self.processor.tokenizer.bos_token
         return not (first and text.startswith(first))
 

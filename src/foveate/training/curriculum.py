@@ -60,7 +60,7 @@ class Curriculum:
         return found
 
     def keep_at(self, step: int, steps: int) -> float:
-        """The share that step ``step`` of ``steps`` keeps, counted from 0."""
+        """Return the share that step ``step`` of ``steps`` keeps, counted from 0."""
         stage = step * len(self.keeps) // max(1, steps)
         return self.keeps[min(stage, len(self.keeps) - 1)]
 

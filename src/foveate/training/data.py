@@ -45,7 +45,7 @@ class Chats:
 
 
 def load(source: str, split: str = "train", limit: int | None = None, seed: int = 0) -> Chats:
-    """The chats of ``source``.
+    """Return the chats of ``source``.
 
     Args:
         source: a folder of ``save_to_disk``; a ``.json``, ``.jsonl`` or ``.parquet`` file; or the id of a data

@@ -58,14 +58,14 @@ class _ModuleView:
 
 
 def real_implementation(config: Any) -> str:
-    """The attention implementation behind a config or a view of it."""
+    """Return the attention implementation behind a config or a view of it."""
     if isinstance(config, ConfigView):
         config = config._foveate[0]
     return str(config._attn_implementation or "eager")
 
 
 def is_flash(attention: Any) -> bool:
-    """Whether the kernel of an attention module is one of flash attention."""
+    """Tell whether the kernel of an attention module is one of flash attention."""
     return "flash" in real_implementation(attention.config)
 
 
@@ -130,7 +130,7 @@ def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tu
 
 
 def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor, implementation: str) -> Tensor:
-    """The mask with a bias per key (log sizes of merged tokens)."""
+    """Return the mask with a bias per key (log sizes of merged tokens)."""
     bias = reading.key_bias
     assert bias is not None
     if "flash" in implementation or not (mask is None or isinstance(mask, Tensor)):

@@ -67,7 +67,7 @@ class Asker:
         return site.layer if site.where == "mid" or site.part == "ffn" else site.layer - 1
 
     def refuse(self, signal: Signal, why: str) -> UnsupportedSiteError:
-        """The error of a signal that cannot be had."""
+        """Return the error of a signal that cannot be had."""
         return UnsupportedSiteError(f"{self.name} wants {signal} at {self.site}, but {why}")
 
 
@@ -114,7 +114,7 @@ class Kind:
 
     @classmethod
     def known_before(cls, signal: Signal) -> bool:
-        """Whether it is known before any layer has run."""
+        """Tell whether it is known before any layer has run."""
         return not cls(signal).needs & {"attention", "entered", "left", "leading"}
 
     @property
@@ -142,7 +142,7 @@ class Kind:
 
     @classmethod
     def asked_by(cls, signal: Signal, by: Asker) -> Kind:
-        """The signal of a site, its layer counted from the beginning.
+        """Return the signal of a site, its layer counted from the beginning.
 
         Raises:
             UnsupportedSiteError: the model, or the place, cannot give it.
@@ -192,7 +192,7 @@ class Kind:
 
     @staticmethod
     def _layer(signal: Signal, by: Asker) -> int:
-        """The layer that an address says, one that has run before the site."""
+        """Return the layer that an address says, one that has run before the site."""
         tower = by.site.at.startswith("tower") or signal.at == "tower"
         n, what = (by.host.blocks, "vision block") if tower else (by.host.layers, "decoder layer")
         assert signal.layer is not None
@@ -248,7 +248,7 @@ def kinds_at(place: str) -> list[str]:
 
 
 def of_units(rows: Tensor, unit: int, side_by_side: bool) -> Tensor:
-    """A signal of tokens of ``unit`` rows each, from that of their rows ``(N * unit, ...)``.
+    """Return a signal of tokens of ``unit`` rows each, from that of their rows ``(N * unit, ...)``.
 
     Heads ``(N * unit, H, d)`` of a token's rows are put ``side_by_side``, ``(N, H, unit * d)``; else it is their mean.
     """

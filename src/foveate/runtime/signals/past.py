@@ -60,7 +60,7 @@ class Wanted:
             self.until[kind.layer] = max(when, self.until.get(kind.layer, when))
 
     def reads(self, layer: int) -> bool:
-        """Whether something is read of the attention of a layer."""
+        """Tell whether something is read of the attention of a layer."""
         return layer in self.attention or layer in self.ahead
 
 
@@ -100,7 +100,7 @@ class Past:
                 del held[layer]
 
     def copy(self) -> Past:
-        """What is there now, whatever leaves later."""
+        """Return what is there now, whatever leaves later."""
         readings = {layer: copy.copy(reading) for layer, reading in self.readings.items()}
         return Past(readings, dict(self.entered), dict(self.left), dict(self.leading))
 

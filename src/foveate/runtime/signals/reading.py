@@ -168,6 +168,6 @@ class Reading:
         return self._now(torch.cat(self.seen.received, dim=1))  # one call, or one part of a single row after another
 
     def take_flops(self) -> int:
-        """What reading has cost since the last question."""
+        """Return what reading has cost since the last question."""
         flops, self.seen.flops = self.seen.flops, 0
         return flops

@@ -60,7 +60,7 @@ class Attached:
         return list(whole.split([len(each) for each in features]))
 
     def prompt(self, request: Any) -> Prompt:
-        """Where the tokens of a request are; kept with it."""
+        """Tell where the tokens of a request are; kept with it."""
         n, known = getattr(request, "foveate", (-1, None))
         if known is None or n != len(request.mm_features):
             known = self._prompt(request.prompt_token_ids, request.mm_features)
@@ -95,7 +95,7 @@ class Attached:
 
 
 def _full(placed: Placed) -> Any:
-    """What vLLM would say of an image without a method."""
+    """Return what vLLM would say of an image without a method."""
     where, more = placed.feature.mm_position, len(placed.full) - len(placed.places)
     embeds = None
     if where.is_embed is not None:

@@ -50,7 +50,7 @@ class Step:
         return x[self.rows]
 
     def attended(self, x: Tensor) -> Tensor:
-        """What a `PagedReading` gives is of visual tokens alone."""
+        """Return what a `PagedReading` gives is of visual tokens alone."""
         return x[0]
 
 
@@ -98,7 +98,7 @@ class Watch:
 
 
 def all_heads(kind: Kind, x: Tensor) -> Tensor:
-    """A signal ``(n, H, ...)``, or a mean over heads ``(n,)``, of the heads of all processes, which have some each."""
+    """Return a signal ``(n, H, ...)``, or a mean over heads ``(n,)``, of the heads of all processes, which have some each."""
     from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
     if kind.in_parts == "same" or get_tensor_model_parallel_world_size() == 1:

@@ -31,7 +31,7 @@ class ReducedManager(FullAttentionManager):  # type: ignore[misc]
     prompts: Mapping[str, Prompt] = {}
 
     def get_num_blocks_to_allocate(self, request_id: str, num_tokens: int, *args: Any, **options: Any) -> int:
-        """How many a request needs for its first ``num_tokens`` tokens, beyond those that it has."""
+        """Tell how many a request needs for its first ``num_tokens`` tokens, beyond those that it has."""
         needed: int = super().get_num_blocks_to_allocate(
             request_id, self._left(request_id, num_tokens), *args, **options
         )
@@ -68,7 +68,7 @@ class ReducedSpec(FullAttentionSpec):  # type: ignore[misc]
         return specs[0]
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
-        """Whether all of them are of one group."""
+        """Tell whether all of them are of one group."""
         return all(spec == self for spec in kv_cache_specs.values())
 
 

@@ -43,7 +43,7 @@ class Columns:
 
     @classmethod
     def split(cls, rows: Tensor) -> tuple[Tensor, Columns]:
-        """The features and the columns of ``beside``."""
+        """Return the features and the columns of ``beside``."""
         width = FIELDS * 4 // rows.element_size()
         features, numbers = rows[:, :-width], rows[:, -width:].contiguous().view(torch.int32)
         sizes, *coords = (numbers[:, i].contiguous().view(torch.float32) for i in (2, 3, 4))

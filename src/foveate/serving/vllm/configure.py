@@ -93,7 +93,7 @@ def _check(vllm_config: Any, plan: Plan) -> None:
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:
-    """What tokens that leave inside the language model ask of the engine."""
+    """Return what tokens that leave inside the language model ask of the engine."""
     name = plan.method.name()
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise ConfigError(

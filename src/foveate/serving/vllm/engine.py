@@ -49,7 +49,7 @@ class Engine:
     added: Callable[[Any, int], list[Tensor]] = lambda model, tokens: []
 
     def family_of(self, config: Any) -> Family:
-        """The one with the vision tower of transformers' ``config``.
+        """Return the one with the vision tower of transformers' ``config``.
 
         Raises:
             UnsupportedModelError: there is none.

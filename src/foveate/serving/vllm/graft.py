@@ -59,7 +59,7 @@ class AllHeads(nn.Module):
 
 
 def unfused(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """A layer of vLLM that makes queries, keys and values, as three layers, called in this order.
+    """Return a layer of vLLM that makes queries, keys and values, as three layers, called in this order.
 
     It runs once for all of them. Where the queries are of fewer rows than keys and values (tokens that are parked), it runs on
     either.
@@ -95,7 +95,7 @@ class _Share(nn.Module):
 
 
 def skeleton(cls: Any, config: Any) -> Any:
-    """A model of transformers without weights and with a language model of one layer, which nobody runs.
+    """Return a model of transformers without weights and with a language model of one layer, which nobody runs.
 
     Args:
         cls: its base class.
@@ -120,7 +120,7 @@ def settle(base: Any, device: torch.device) -> None:
 
 
 def attention_name(kernel: Any) -> str:
-    """Which of them a packed tower uses. SDPA goes by segments in vLLM as well, and can weigh merged tokens."""
+    """Tell which of them a packed tower uses. SDPA goes by segments in vLLM as well, and can weigh merged tokens."""
     return WHOLE if kernel.attn_backend == AttentionBackendEnum.TORCH_SDPA else SEGMENTS
 
 

@@ -201,7 +201,7 @@ class Inner:
 
 
 def _attention(plan: Plan, layer: Any) -> Any:
-    """The attention of a decoder layer.
+    """Return the attention of a decoder layer.
 
     Raises:
         UnsupportedModelError: the layer is not called as this module does.

@@ -80,7 +80,7 @@ class _Factories:
 
 
 def foveated(engine: Engine) -> type[Any]:
-    """The class for an architecture."""
+    """Return the class for an architecture."""
     module, name = engine.stock.split(":")
     stock = getattr(importlib.import_module(module), name)
     own = {

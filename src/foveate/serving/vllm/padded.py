@@ -34,7 +34,7 @@ def clip(tower: Any, own: Any) -> None:
 
 
 def up_to_projector(cls: Any, model: Any) -> Any:
-    """The vision side of ``cls``, the base model of a LLaVA, with vLLM's tower and projector."""
+    """Return the vision side of ``cls``, the base model of a LLaVA, with vLLM's tower and projector."""
     base = before_projector(cls, model)
     base.multi_modal_projector = model.multi_modal_projector
     return base
@@ -49,7 +49,7 @@ def before_projector(cls: Any, model: Any) -> Any:
 
 
 def forwards(model: Any, base: Any) -> list[tuple[Any, Callable[..., Tensor]]]:
-    """What the tower of a LLaVA is to run: ``(images, rows, C)`` of the selected layer, which is the last one it has."""
+    """Return what the tower of a LLaVA is to run: ``(images, rows, C)`` of the selected layer, which is the last one it has."""
 
     def forward(pixel_values: Tensor, *, feature_select_strategy: str | None = None, **_: Any) -> Tensor:
         rows: Tensor = base.vision_tower(pixel_values).last_hidden_state
@@ -62,7 +62,7 @@ def forwards(model: Any, base: Any) -> list[tuple[Any, Callable[..., Tensor]]]:
 
 
 def last_rows(own: Any, base: Any) -> list[tuple[Any, Callable[..., Tensor]]]:
-    """What the tower ``own`` is to run: ``(images, rows, C)`` after all blocks, special ones included."""
+    """Return what the tower ``own`` is to run: ``(images, rows, C)`` after all blocks, special ones included."""
 
     def forward(pixel_values: Tensor) -> Tensor:
         rows: Tensor = base.vision_tower(pixel_values).last_hidden_state
@@ -72,7 +72,7 @@ def last_rows(own: Any, base: Any) -> list[tuple[Any, Callable[..., Tensor]]]:
 
 
 def tiled(tiles: View, side: int, count: int) -> Item:
-    """A whole view of ``side * side`` features, and ``tiles`` put together, with a newline after each line.
+    """Return a whole view of ``side * side`` features, and ``tiles`` put together, with a newline after each line.
 
     Args:
         count: of the tower's images, the whole view included.

@@ -106,7 +106,7 @@ class Prompt:
         return own - own[:, :1]
 
     def ended(self, place: int) -> int:
-        """How many images and videos end at ``place`` or before."""
+        """Tell how many images and videos end at ``place`` or before."""
         return int(np.searchsorted(self.ends, place, side="right"))
 
     def within(self, start: int, end: int) -> list[tuple[Placed, int]]:

@@ -36,7 +36,7 @@ class Batch:
         self.dropped: Ints = np.stack([prompt.dropped[:, -1] for prompt in prompts], axis=1)
 
     def still(self, requests: list[Any]) -> bool:
-        """Whether these are the requests; one that goes on as a session may have got images."""
+        """Tell whether these are the requests; one that goes on as a session may have got images."""
         known = zip(self.requests, self.prompts, requests)
         same = all(mine is theirs and len(prompt.placed) == len(theirs.mm_features) for mine, prompt, theirs in known)
         return same and len(self.requests) == len(requests)

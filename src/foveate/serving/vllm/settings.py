@@ -40,7 +40,7 @@ def keep(model_config: Any, settings: Settings) -> None:
 
 
 def is_served(model_config: Any) -> bool:
-    """Whether a model is served with a method."""
+    """Tell whether a model is served with a method."""
     return hasattr(model_config, _PLACE)
 
 
@@ -51,6 +51,6 @@ def settings_of(model_config: Any) -> Settings:
 
 
 def has_groups(vllm_config: Any) -> bool:
-    """Whether layers may have blocks of their own: who gives them out must see the grids of the images."""
+    """Tell whether layers may have blocks of their own: who gives them out must see the grids of the images."""
     disabled: bool = vllm_config.scheduler_config.disable_hybrid_kv_cache_manager
     return not disabled and vllm_config.model_config.multimodal_config.mm_processor_cache_type != "shm"

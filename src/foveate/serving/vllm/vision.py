@@ -133,7 +133,7 @@ def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[
 
 
 def _only(tokens: Tokens, items: Sequence[Item], i: int) -> Tokens:
-    """The tokens of one item, which has all of them."""
+    """Return the tokens of one item, which has all of them."""
     first = sum(item.cells for item in items[:i])
     rows = slice(first, first + items[i].cells)
     alone = tokens_of(items[i].spans, tokens.hidden.device)
@@ -141,7 +141,7 @@ def _only(tokens: Tokens, items: Sequence[Item], i: int) -> Tokens:
 
 
 def _rows(tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
-    """The tokens of each item and, in their places, its features that stand for no patch; columns beside them."""
+    """Return the tokens of each item and, in their places, its features that stand for no patch; columns beside them."""
     device, spans = tokens.index.device, [item.spans for item in items]
     starts = torch.tensor([start for each in spans for start in offsets(each.sizes)[:-1]], device=device)
     widths = torch.tensor([width for each in spans for _, width in each.shape], device=device)

@@ -27,7 +27,7 @@ facts = partial(rows_of, names=(("image", "image_num_patches"), ("video", "video
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model, up to vLLM's projector."""
+    """Return the vision side of transformers' model, up to vLLM's projector."""
     base, own = skeleton(InternVLModel, model.config), model.vision_tower
     tower = base.vision_tower
     tower.embeddings.patch_embeddings.projection = Part(own.embeddings.patch_embeddings.projection)

@@ -52,7 +52,7 @@ def shape(config: Any, modality: str, data: Mapping[str, Any], features: int) ->
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model, up to vLLM's projector."""
+    """Return the vision side of transformers' model, up to vLLM's projector."""
     base, own = skeleton(InternVLModel, config_of(model.config)), model.vision_model
     tower = base.vision_tower
     tower.embeddings.patch_embeddings.projection = Part(own.embeddings.patch_embedding)

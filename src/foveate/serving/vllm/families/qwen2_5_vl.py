@@ -41,12 +41,12 @@ def parts(base: Any, visual: Any) -> Any:
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model."""
+    """Return the vision side of transformers' model."""
     return parts(skeleton(Qwen2_5_VLModel, model.config), model.visual)
 
 
 def encode(visual: Any, base: Any, x: Tensor, grid_thw: Any) -> Any:
-    """What the tower of ``base`` makes of what vLLM gives its own, ``visual``."""
+    """Return what the tower of ``base`` makes of what vLLM gives its own, ``visual``."""
     grid = grid_thw if isinstance(grid_thw, Tensor) else torch.tensor(grid_thw)
     pixels = visual.input_norm(x.to(visual.device), visual.dtype)
     return base.visual(pixels, grid_thw=grid.to(visual.device))

@@ -27,7 +27,7 @@ class _Heads(nn.Module):
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model."""
+    """Return the vision side of transformers' model."""
     base = parts(skeleton(Qwen2VLModel, model.config), model.visual)
     for block, own in zip(base.visual.blocks, model.visual.blocks):
         block.attn.qkv = _Heads(own.attn)

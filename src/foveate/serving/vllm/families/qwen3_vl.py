@@ -25,7 +25,7 @@ def parts(base: Any, visual: Any) -> Any:
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model."""
+    """Return the vision side of transformers' model."""
     return parts(skeleton(Qwen3VLModel, model.config), model.visual)
 
 
@@ -41,7 +41,7 @@ def forwards(model: Any, base: Any) -> list[tuple[Any, Callable[..., Any]]]:
 
 
 def added(model: Any, tokens: int) -> list[Tensor]:
-    """The further features of a step, at the places of their tokens, and zeros for text."""
+    """Return the further features of a step, at the places of their tokens, and zeros for text."""
     rows = [each.clone() for each in model._get_deepstack_input_embeds(tokens).tensors.values()]
     model._clear_deepstack_input_embeds(tokens)
     return rows

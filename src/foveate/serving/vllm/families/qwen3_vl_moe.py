@@ -13,7 +13,7 @@ from foveate.serving.vllm.graft import skeleton
 
 
 def graft(model: Any) -> Any:
-    """The vision side of transformers' model."""
+    """Return the vision side of transformers' model."""
     return qwen3_vl.parts(skeleton(Qwen3VLMoeModel, model.config), model.visual)
 
 
