@@ -182,6 +182,8 @@ def test_refusals() -> None:
     refused(model, at(attend(2)), UnsupportedSiteError, "attends to parked tokens, but nothing is parked")
     refused(model, at(park(2)), UnsupportedSiteError, "parks tokens in the decoder and never restores")
     refused(model, LayerSkip() + FastV(layer=3), UnsupportedSiteError, "are parked since decoder 2")
+    unseen = at(park(2), Site.sight(3), restore(4))  # which would say nothing of those that come back
+    refused(model, unseen, UnsupportedSiteError, "are parked since decoder 2")
     both = LayerSkip(read=True) + SkipVision(part="attention")
     refused(model, both, UnsupportedSiteError, "some of these skip it")
     hybrid = tiny.model("qwen3_5")

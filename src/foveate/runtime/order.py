@@ -33,7 +33,7 @@ def check_parking(actions: list[Action], merged: float) -> None:
                 f"{merged} begins, and parked ones would not be among them: restore at tower {merged} at the latest, or park "
                 f"at tower {merged + 1} or later"
             )
-        if site.action in ("park", "reduce", "append") and lot is not None:
+        if site.action in ("park", "reduce", "append", "sight") and lot is not None:
             raise UnsupportedSiteError(
                 f"{name} acts at {site} on what {lot.method.name()} has left, whose other tokens are parked since "
                 f"{lot.site}: use one of the two, or let {name} act before that, after they are back (then name it "

@@ -99,8 +99,6 @@ class Kind:
     rows: ClassVar[tuple[str, ...]] = ()
     #: heads can be kept apart
     heads: ClassVar[bool] = False
-    #: it looks at the text, which a serving engine may not have yet
-    of_text: ClassVar[bool] = False
     #: whether an engine with a paged cache can give it: of a prompt that comes in ``pieces``, of a ``whole`` one, or not ("")
     paged: ClassVar[Paged] = ""
     #: where each process of an engine has some of the heads: it is the ``same`` in all, has an axis of ``heads``, or is a

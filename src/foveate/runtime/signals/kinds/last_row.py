@@ -19,7 +19,6 @@ class LastRow(Kind):
 
     name = "last_row"
     places = frozenset({"decoder", "decode", "cache"})
-    of_text = True
     paged: ClassVar[Paged] = "whole"
     in_parts = "heads"
 

@@ -20,7 +20,6 @@ class Received(Kind):
     name = "received"
     places = frozenset({"tower", "tower_output", "decoder", "cache"})
     rows = ("all", "text", "question")
-    of_text = True
     paged = "whole"
     in_parts = "mean"
 

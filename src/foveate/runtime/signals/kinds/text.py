@@ -17,7 +17,6 @@ class Text(Kind):
     name = "text"
     places = frozenset({"lm_entry", "decoder"})
     layered = False
-    of_text = True
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -22,7 +22,6 @@ class TextPass(Kind):
     name = "text_pass"
     places = frozenset({"lm_entry", "decoder"})
     layered = False
-    of_text = True
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -19,7 +19,6 @@ class TextPlace(Kind):
     places = frozenset({"decoder", "lm_entry"})
     layered = False
     rows = ("question", "text")
-    of_text = True
 
     @property
     def needs(self) -> frozenset[Need]:

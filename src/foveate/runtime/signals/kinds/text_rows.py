@@ -20,7 +20,6 @@ class TextRows(Kind):
     places = frozenset({"decoder", "cache"})
     rows = ("question", "text")
     heads = True
-    of_text = True
 
     def ask(self, reading: Reading, slots: Slots) -> None:
         reading.queries[self.queries] = slots(self.queries)
