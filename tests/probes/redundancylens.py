@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from foveate import Host, Method, Site, Tokens
 from foveate.answers import Answer, Sight
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class HollowAttention(Method):
     window: int = 255
     first: int = 1
     last: int = -1
+
+    unit: ClassVar[Unit] = "none"
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site("decoder", layer, action="sight") for layer in (self.first, self.last)]
