@@ -23,7 +23,7 @@ LUVC = {"method": "luvc"}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no object": ("luvc", {}, "expected an object such as"),
     "no method": ({"keep": 0.5}, {}, 'a method is an object with a "method" name'),
-    "unknown method": ({"method": "luvcc"}, {}, "there is no method 'luvcc'; there are"),
+    "unknown method": ({"method": "luvcc"}, {}, "there is no method 'luvcc' (the nearest is 'luvc'); there are"),
     "unknown option": ({**LUVC, "share": 0.5}, {}, "LUVC has no option 'share'; it has"),
     "keep above one": ({**LUVC, "keep": 1.5}, {}, "keep=1.5 is not a ratio"),
     "keep of the wrong type": ({**LUVC, "keep": "half"}, {}, "LUVC.keep='half': expected float"),
