@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, nearest
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
 
 EXAMPLE = '{"image": "cat.jpg", "prompt": "What is it?"}'
+MEDIA = ("image", "images", "video", "videos")
+KNOWN = ("id", *MEDIA, "prompt", "messages")
 _ADDRESS = re.compile(r"^(https?|data):")
 
 
@@ -89,6 +91,10 @@ def fields(line: str) -> dict[str, Any]:
         raise CommandError(str(error)) from None
     if not isinstance(data, dict):
         raise CommandError(f"a prompt is an object, such as {EXAMPLE}")
+    if not data.keys() & {*MEDIA, "messages"}:  # a text alone; other fields may be labels, unless they look like a slip
+        for name in data:
+            if name not in KNOWN and (near := nearest(name, KNOWN)):
+                raise CommandError(f"there is no field {name!r}{near}: rename it")
     return data
 
 

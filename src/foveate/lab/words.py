@@ -213,6 +213,8 @@ def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
     if len(names) == 1:
         return 0, option, value.strip()
     part, dot, option = option.partition(".")
+    if dot and part not in names:
+        raise CommandError(f"--option {assignment!r}: there is no method {part!r} in the sum{nearest(part, names)}")
     if not dot or names.count(part) != 1:
         raise ConfigError(
             f"{assignment!r} could belong to any method of the sum: name one, e.g. "

@@ -63,6 +63,10 @@ MISTAKES = {
     "unknown option": ((*FASTV, "--option", "ration=0.5"), "it has positions, keep, layer, ratio"),
     "option without value": ((*FASTV, "--option", "layer"), "is not name=value"),
     "option of the wrong type": ((*FASTV, "--option", "layer=two"), "FastV.layer='two': expected int"),
+    "option of a method that is not in the sum": (
+        ("run", "--image", "a.png", "--prompt", "x", "--method", "tome+fastv", "--option", "fasty.layer=4"),
+        "there is no method 'fasty' in the sum (the nearest is 'fastv')",
+    ),
     "keep twice": ((*FASTV, "--keep", "0.5", "--option", "keep=0.4"), "keep is given twice"),
     "keep and a ratio": ((*FASTV, "--keep", "0.5", "--option", "ratio=0.4"), "both say how much stays"),
     "keep out of reach": ((*FASTV, "--keep", "0.01", "--option", "layer=4"), "is the least here"),

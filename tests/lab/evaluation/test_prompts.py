@@ -62,6 +62,10 @@ BAD = {
     "no images": (('{"prompt": "What?", "images": []}',), "no image: give `image`, a path"),
     "images that are no list": (('{"prompt": "What?", "images": "a.png"}',), "`images`, a list of paths"),
     "images that are no paths": (('{"prompt": "What?", "images": [3]}',), "`images`, a list of paths"),
+    "a name that is misspelt": (
+        ('{"prompt": "What?", "imgae": "a.png"}',),
+        "no field 'imgae' .the nearest is 'image'.",
+    ),
     "both": (('{"prompt": "What?", "image": "a", "images": ["b"]}',), "give `image` or `images`, not both"),
     "no prompt": (('{"image": "pictures/0.png"}',), "no `prompt`: give the text"),
     "an empty prompt": (('{"image": "pictures/0.png", "prompt": " "}',), "the prompt is empty"),
