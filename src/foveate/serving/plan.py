@@ -17,10 +17,7 @@ from torch import Tensor
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Host, Method
 from foveate.models.family import Family
-from foveate.runtime.attach import plan
-from foveate.runtime.context import Action
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.signals.kind import CHANNELS
+from foveate.runtime.engines import Action, Kind, actions_of, frames, made_up, tokens_of
 from foveate.tokens import Spans, Tokens
 
 Grids = tuple[tuple[int, int, int], ...]
@@ -145,7 +142,7 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
             raise UnsupportedSiteError(
                 f"{part.name()} has learned parts, which this engine does not load: use it with transformers"
             )
-    actions = plan(method, host, family, config, host.blocks, host.layers)
+    actions = actions_of(method, host, family, config)
     for action in actions:
         site = action.site
         if site.action == "sight":
@@ -274,7 +271,7 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
         return full
     now, place = tokens_of(frames(list(item.tower))), torch.arange(item.cells)
     for action in reducing:
-        reduction = action.answer(_made_up(now, action))
+        reduction = action.answer(made_up(now, action, _NoState()))
         place = place[reduction.keep]
         if action.site.at == "pixels" and reduction.shape is not None:
             now = tokens_of(replace(now.spans, shape=reduction.shape))
@@ -284,15 +281,4 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
 
 
 def _after(action: Action, tokens: Tokens) -> Tokens:
-    return action.answer(_made_up(tokens, action)).survivors(tokens)
-
-
-def _made_up(tokens: Tokens, action: Action) -> Tokens:
-    """The same with hidden states and signals that mean nothing."""
-    n, generator = len(tokens), torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator)
-
-    signals = {kind.signal: kind.made_up(draw) for kind in action.asks}
-    return replace(tokens, hidden=draw(CHANNELS), signals=signals, state=_NoState())
+    return action.answer(made_up(tokens, action, _NoState())).survivors(tokens)

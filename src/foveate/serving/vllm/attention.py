@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.ops.segments import offsets, padded_index, ranges, to_padded
-from foveate.runtime.signals.kind import Kind
-from foveate.runtime.signals.pattern import Pattern
-from foveate.runtime.signals.reading import Reading
+from foveate.runtime.engines import Kind, Pattern, Reading
 from foveate.tokens import Tokens
-
-
-def readable(kind: Kind) -> bool:
-    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
-    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
-    return bool(kind.paged) and plain and kind.layer == kind.last
 
 
 @dataclass
@@ -28,13 +20,13 @@ class PagedReading(Reading):
 
     place: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def _now(self, x: Tensor, mean: bool = False) -> Tensor:
+    def now(self, x: Tensor, mean: bool = False) -> Tensor:
         return x.flatten(0, 1)[None, self.place]
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where the visual tokens are in a step: `foveate.runtime.protocol.Present` without padding.
+class Packed:
+    """Where the visual tokens are in a step: in one row of all requests, without padding.
 
     Attributes:
         tokens: those present.

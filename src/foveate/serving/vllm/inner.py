@@ -18,16 +18,12 @@ from torch import Tensor
 from vllm.model_executor.layers.attention import Attention
 
 from foveate.errors import InputError, UnsupportedModelError
-from foveate.runtime.context import Action
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.presence import Presence
-from foveate.runtime.signals.past import Past, Wanted
-from foveate.runtime.trace import Trace
+from foveate.runtime.engines import Action, Past, Presence, Trace, Wanted, frames, tokens_of
 from foveate.serving.plan import Plan
-from foveate.serving.vllm.attention import PagedReading, Step, Watch, all_heads
+from foveate.serving.vllm.attention import Packed, PagedReading, Watch, all_heads
 from foveate.serving.vllm.cache import reduce_groups
-from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Ints
+from foveate.serving.vllm.step import Step
 from foveate.tokens import Reduction, Tokens
 
 
@@ -40,10 +36,11 @@ class Flow:
         positions: ``(T,)`` or ``(3, T)``.
         added: for layer 0, 1, ..., what is added to the hidden states after it, ``(T, C)``.
         origin: ``(T,)`` place of each among all tokens of the step.
-        lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
+        lengths: ``(R,)`` tokens of each request, ``generated`` those of them that come after its prompt.
         tokens, rows: the visual ones, and ``(N,)`` where they are.
         request: ``(S,)`` request of each span.
         past: what the layer before has left, if somebody asks.
+        trace: of this step; nobody reads it.
     """
 
     hidden: Tensor
@@ -52,11 +49,12 @@ class Flow:
     added: list[Tensor]
     origin: Tensor
     lengths: Ints
-    after: Ints
+    generated: Ints
     tokens: Tokens
     rows: Tensor
     request: Ints
     past: Past = field(default_factory=Past)
+    trace: Trace = field(default_factory=Trace)
 
     @property
     def state(self) -> Tensor:
@@ -96,8 +94,6 @@ class Inner:
     Attributes:
         attention: of each layer, where tokens leave inside the language model.
         names: of the attention layers from each of the plan's layers on, up to the next one.
-        step: of the engine, if features arrive in it.
-        counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
     """
 
     def __init__(self, decoder: Any, plan: Plan, groups: bool) -> None:
@@ -110,23 +106,17 @@ class Inner:
         ]
         if groups and plan.inner:
             reduce_groups([*self.attention.values()], plan)
-        self.step: Any = None
-        self.counts: list[Ints] = []
-        self.trace = Trace()
 
-    def __call__(
-        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
-    ) -> Tensor:
+    def __call__(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Tensor:
         """Hidden states ``(P, C)`` after the final norm; rows of tokens that have left are zeros.
 
         Args:
-            step: of the engine.
+            step: of the engine, in which features arrive.
             positions: ``(P,)`` or ``(3, P)``.
             embeds: ``(P, C)``, those of this step first.
             added: for layer 0, 1, ..., what is added to the hidden states after it, ``(P, C)``.
-            columns, places: of the features, and where they are among the tokens of this step.
         """
-        flow, planned = self._begin(step, positions, embeds, added, columns, places), iter(self.counts)
+        flow, planned = self._begin(step, positions, embeds, added), iter(step.planned)
         for i, layer in enumerate(self.decoder.layers):
             for action in self._actions(i):
                 flow.reduce(self._decide(action, flow))
@@ -154,18 +144,16 @@ class Inner:
         kinds = self.wanted.attention.get(layer)
         if not kinds:
             return nullcontext()
-        last = flow.lengths - 1 - flow.after
+        last = flow.lengths - 1 - flow.generated
         return Watch(self.attention[layer], kinds, flow.lengths.tolist(), last.tolist(), flow.rows)
 
     def _decide(self, action: Action, flow: Flow) -> Reduction:
-        step = Step(flow.tokens, flow.rows)
-        here = Presence(step, flow.state, flow.past, self.trace, join=all_heads)
-        return action.decide(self.trace, here.tokens(action))
+        here = Presence(Packed(flow.tokens, flow.rows), flow.state, flow.past, flow.trace, join=all_heads)
+        return action.decide(flow.trace, here.tokens(action))
 
-    def _begin(
-        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
-    ) -> Flow:
-        self.trace, n = Trace(), int(step.count.sum())
+    def _begin(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Flow:
+        assert step.arrived is not None
+        (columns, places), n = step.arrived, int(step.count.sum())
         items = [placed.item for _, placed, _ in step.within]
         counts, rows = [self.plan.entry_counts(item) for item in items], places.to(embeds.device)
         if (patches := sum(map(sum, counts))) < len(rows):  # others stand for no patch
@@ -193,7 +181,7 @@ class Inner:
             added=[rows[:n] for rows in added],
             origin=torch.arange(n, device=embeds.device),
             lengths=step.count,
-            after=step.after,
+            generated=step.generated,
             tokens=tokens,
             rows=rows,
             request=np.repeat([i for i, _, _ in step.within], spans),

@@ -55,10 +55,10 @@ class Foveated:
         **kwargs: Any,
     ) -> Any:
         """The language model."""
-        step, self.foveate.inner.step = self.foveate.inner.step, None
-        if step is not None and inputs_embeds is not None and self.foveate.arrived is not None:
+        step = self.foveate.step
+        if step is not None and step.within and self.foveate.plan.inner and inputs_embeds is not None:
             added = self.foveate.engine.added(self, len(inputs_embeds))
-            return self.foveate.inner(step, positions, inputs_embeds, added, *self.foveate.arrived)
+            return self.foveate.inner(step, positions, inputs_embeds, added)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 
 

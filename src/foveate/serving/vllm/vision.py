@@ -12,24 +12,12 @@ from torch import Tensor
 
 from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
-from foveate.runtime.calls import Calls
-from foveate.runtime.context import Context, Record
-from foveate.runtime.hooks import Hooks
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.marks import holes, mark
-from foveate.runtime.tower import TowerHooks
-from foveate.runtime.trace import Trace
+from foveate.runtime.engines import Record, Tower, Trace, frames, holes, mark, tokens_of
 from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.attention import all_heads
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.engine import Engine
 from foveate.tokens import Tokens
-
-
-class _AllHeads(TowerHooks):
-    """Where a process has some of the heads of a tower: a method sees all of them."""
-
-    join = staticmethod(all_heads)
 
 
 class Vision:
@@ -46,12 +34,12 @@ class Vision:
     def __init__(self, model: Any, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.config = engine, plan, model.config
         self.width: int = model.config.get_text_config().hidden_size
-        self.context = Context(Calls())
+        self.tower: Tower | None = None
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
         self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
             base = engine.graft(model)
-            _AllHeads(base, base.config, engine.family_of(base.config), list(plan.tower), self.context).attach(Hooks())
+            self.tower = Tower(base, engine.family_of(base.config), plan.tower, join=all_heads)
             self.forwards = engine.forwards(model, base)
             self._install()
 
@@ -75,9 +63,8 @@ class Vision:
             embed: the model's function that encodes them.
             kwargs: its arguments.
         """
-        self.context.records = []
-        outputs = [out.flatten(0, -2) for out in embed(**kwargs)]
-        records, self.context.records = self.context.records, []
+        self._records()  # of a call that has failed
+        outputs, records = [out.flatten(0, -2) for out in embed(**kwargs)], self._records()
         if not outputs:
             return outputs
         facts = self.engine.facts(kwargs) or [("image", {})] * len(outputs)
@@ -94,6 +81,9 @@ class Vision:
             else:
                 found += _rows(*_tokens([stock[i]], [item], []), [item])
         return found
+
+    def _records(self) -> list[Record]:
+        return [] if self.tower is None else self.tower.take_records()
 
     def _shortened(self, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
         if self.holes:
