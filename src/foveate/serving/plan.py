@@ -219,6 +219,12 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     return Plan(method, tower, entry, tuple(inner))
 
 
+def readable(kind: Kind) -> bool:
+    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
+    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
+    return bool(kind.paged) and plain and kind.layer == kind.last
+
+
 class _NoState(dict[str, Any]):
     """What methods find as `Tokens.state`: an engine encodes an image once for several prompts, and runs these in pieces."""
 

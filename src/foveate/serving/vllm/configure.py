@@ -11,8 +11,7 @@ from typing import Any
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.methods import method_from_dict
 from foveate.runtime.engines import host_with
-from foveate.serving.plan import Plan, make_plan
-from foveate.serving.vllm.attention import readable
+from foveate.serving.plan import Plan, make_plan, readable
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
