@@ -63,6 +63,11 @@ def test_a_page_has_what_the_class_says(name: str) -> None:
         kind = facts["type"].replace("|", "\\|")
         assert f"| `{option}` | `{kind}` |" in page
     assert ("so it can be [served]" in page) == (cls.fixed_budget and name != "dycoke")
+    says = next(
+        line for line in (ROOT / "docs" / "serving.md").read_text().splitlines() if f"| `{cls.__name__}` |" in line
+    )
+    assert ("| no | " in says) == (name == "dycoke")
+    assert re.fullmatch(r"|`--[a-z-]+`\.|`\w+` [^|]+\.", says.split(" | ")[-1].removesuffix(" |")), "it is a sentence"
     for number in re.findall(r"arXiv (\d{4}\.\d{4,5})", f"{cls.__doc__} arXiv {cls.paper and cls.paper.arxiv}"):
         assert f"https://arxiv.org/abs/{number}" in page
 

@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
         "no context parallelism",
     ),
-    "pipelines": (ADSC().to_dict(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
+    "pipelines": (Random().to_dict(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
 }
 
 

@@ -25,6 +25,8 @@ import openai
 import saved
 from served import folder
 
+import foveate
+
 COMMAND = (sys.executable, "-m", "foveate", "serve")
 SMALL = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
 CHARACTERS = {"max_tokens": 6, "temperature": 0}
@@ -47,9 +49,14 @@ class Server:
             **CHARACTERS,  # type: ignore[arg-type]
         )
 
+    def page(self) -> str:
+        """What Prometheus reads."""
+        text: str = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
+        return text
+
     def metrics(self) -> dict[str, float]:
         """Visual tokens by stage."""
-        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
+        text = self.page()
         found = re.findall(r'foveate_visual_tokens_total\{.*stage="(\w+)"\} (\S+)', text)
         return {stage: float(value) for stage, value in found}
 
@@ -167,7 +174,20 @@ def test_a_broken_image_hurts_nobody_else(server: Server) -> None:
 
 
 def test_it_says_what_it_serves(server: Server) -> None:
-    assert "foveate serves Qwen2_5_VLForConditionalGeneration with LUVC(" in server.log.read_text()
+    line = next(line for line in server.log.read_text().splitlines() if "foveate serves" in line)
+    assert "Qwen2_5_VLForConditionalGeneration with LUVC(keep=0.5), which acts in the vision tower, before" in line
+    assert "inside the language model (before layer 5) and keeps 0.5 (tokens)" in line
+
+
+def test_labels_are_few_and_short(server: Server) -> None:
+    """A series a method, budget and stage; the options are in one place, whole."""
+    server.ask(image(48, 48), "the cat")
+    labels = re.findall(r"foveate_visual_tokens_total\{(.*?)\}", server.page())
+    assert sorted(labels) == [
+        f'budget="0.5",method="luvc",stage="{stage}"' for stage in ("images", "last_layer", "prompt")
+    ]
+    (told,) = re.findall(r'foveate_method_info\{budget="0.5",config="(.*)",method="luvc"\} 1.0', server.page())
+    assert foveate.method_from_dict(told.replace('\\"', '"')) == foveate.LUVC(keep=0.5)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Method
 from foveate.models.family import Family
-from foveate.runtime.engines import Action, Kind, actions_of, frames, made_up, tokens_of
+from foveate.runtime.engines import Action, actions_of, frames, made_up, tokens_of
+from foveate.serving.refusals import check, in_tower, inside
 from foveate.tokens import Spans, Tokens
 
 Grids = tuple[tuple[int, int, int], ...]
@@ -80,12 +81,40 @@ class Plan:
         tower: actions inside the vision tower, in order.
         entry: actions on the features, before the language model: they shorten the prompt.
         inner: actions before decoder layers from 1 on, in order.
+        keep: how much the method keeps in this model, in its own unit (`foveate.units`).
     """
 
     method: Method
     tower: tuple[Action, ...]
     entry: tuple[Action, ...]
     inner: tuple[Action, ...]
+    keep: float
+
+    @property
+    def name(self) -> str:
+        """The method's, as ``luvc`` or ``ipcv+adsc``."""
+        return "+".join(term.name() for term in self.method.terms())
+
+    def __str__(self) -> str:
+        """Say it in a line, for a log."""
+        layers = f" (before layer {', '.join(map(str, self.layers))})" if self.layers else ""
+        return f"{self.method!r}, which acts {', '.join(self.places)}{layers} and keeps {self.keep:.3g} ({self.unit})"
+
+    @property
+    def unit(self) -> str:
+        """What the method keeps a share of."""
+        return "+".join(dict.fromkeys(term.unit for term in self.method.terms()))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the method acts."""
+        tower, inner = ["in the vision tower"] * bool(self.tower), ["inside the language model"] * bool(self.inner)
+        return (*tower, *["before the language model"] * bool(self.entry), *inner)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Signals of which a prompt must come in one piece."""
+        return tuple(sorted({str(k.signal) for action in self.inner for k in action.asks if k.paged == "whole"}))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -120,109 +149,21 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     """Return the plan of a method with a fixed budget.
 
     Raises:
-        ConfigError: its budget depends on the content.
-        UnsupportedSiteError: it acts where an engine cannot let it.
+        ConfigError: its budget depends on the content, or its options do not fit an engine.
+        UnsupportedSiteError: it acts where an engine cannot let it, or asks for what an engine cannot give.
     """
-    for part in method.resolve(host).parts():
-        if not part.has_fixed_budget:
-            raise ConfigError(
-                f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
-                "before: use a method whose budget is fixed (`foveate methods` lists them)"
-            )
-        if part.across_images:
-            raise ConfigError(
-                f"{part!r} decides across all images of a call, which in an engine are of several requests: set its options so "
-                "that each image is decided alone, as by default"
-            )
-        if type(part).attach is not Method.attach:
-            raise UnsupportedSiteError(
-                f"{part.name()} changes a transformers model by hand, and this engine has others: use it with transformers"
-            )
-        if type(part).modules is not Method.modules:
-            raise UnsupportedSiteError(
-                f"{part.name()} has learned parts, which this engine does not load: use it with transformers"
-            )
-    actions = actions_of(method, host, family, config)
-    for action in actions:
-        site = action.site
-        if site.action == "sight":
-            raise UnsupportedSiteError(
-                f"{action.method.name()} says at {site} who may attend to whom, and kernels of this engine take no such mask"
-            )
-        if site.action == "append":
-            raise UnsupportedSiteError(
-                f"{action.method.name()} appends tokens at {site}, and "
-                + (
-                    "a prompt of this engine has no slots for them"
-                    if site.at == "lm_entry"
-                    else "this engine says how many tokens each site has before there are any: append none there"
-                )
-            )
-        if site.action in ("remember", "inject"):
-            raise UnsupportedSiteError(
-                f"{action.method.name()} keeps something of an image beside the KV cache, at {site}, and this engine keeps "
-                "keys and values only: use it with transformers"
-            )
-        if site.at in ("decode", "cache"):
-            when = "while decoding" if site.at == "decode" else "when a prompt has ended"
-            raise UnsupportedSiteError(
-                f"{action.method.name()} acts on the KV cache {when}, and in this engine other requests may share its blocks: "
-                "use a method that acts before or inside the language model"
-            )
-        if site.at == "decoder" and site.action in ("park", "attend", "restore"):
-            raise UnsupportedSiteError(
-                f"{action.method.name()} parks tokens in the decoder, at {site}, and in this engine a token that has left it "
-                "does not come back: use a method that drops them"
-            )
-        if site.part:
-            raise UnsupportedSiteError(
-                f"{action.method.name()} changes a part of a layer, at {site}, which this engine runs whole for every token"
-            )
-        if site.reuse is not None:
-            raise UnsupportedSiteError(
-                f"{action.method.name()} reuses at {site} what another layer has, and this engine gives every layer pages of "
-                "keys and values of its own: use transformers"
-            )
-        inside = site.at == "decoder" and site.layer > 0
-        if any(kind.name == "text" or kind.signal.of == "text" for kind in action.asks):
-            why = (
-                "a prompt may come in pieces, an image before its question"
-                if inside
-                else "an engine encodes an image before it meets its question (and keeps it for the next one)"
-            )
-            raise UnsupportedSiteError(
-                f"{action.method.name()} wants the text at {site}, but {why}: use a method that scores without text"
-            )
-        for kind in action.asks:
-            if kind.signal.at or (not inside and not site.at.startswith("tower")):
-                raise UnsupportedSiteError(
-                    f"{action.method.name()} wants {kind.signal} at {site}, where an engine has the features of an image and "
-                    "their places only: use a method that asks for nothing there"
-                )
-    for part in method.resolve(host).parts():
-        if part.scope == "sample" or part.pooled:
-            raise ConfigError(
-                f"{part.name()} has one ranking for all images of a prompt or all frames of a video, and a serving engine must "
-                "know how many tokens of each stay: use a method that ranks each by itself"
-            )
-    places = ("pixels", "tower", "tower_output")
-    tower = tuple(a for a in actions if a.site.at in places)
-    entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
-    inner = sorted((a for a in actions if a not in tower and a not in entry), key=lambda a: a.site.layer)
-    reducing = [a for a in tower if a.site.action == "reduce"]
-    if family.tower.arrangements and reducing:
-        names = ", ".join(sorted({a.method.name() for a in reducing}))
-        raise UnsupportedSiteError(
-            f"{names}: in this family images are cut into tiles that are put together after the vision tower, and how many of "
-            "the tokens left in the tower that leaves depends on which they are: act after the tower, or restore them"
-        )
-    return Plan(method, tower, entry, tuple(inner))
+    parts, actions = method.resolve(host).parts(), actions_of(method, host, family, config)
+    check(parts, actions, family)
+    tower = tuple(a for a in actions if in_tower(a.site))
+    inner = sorted((a for a in actions if inside(a.site)), key=lambda a: a.site.layer)
+    entry = tuple(a for a in actions if a not in tower and a not in inner)
+    made = Plan(method, tower, entry, tuple(inner), method.mean(host))
+    made.entry_counts(_TRIAL)
+    return made
 
 
-def readable(kind: Kind) -> bool:
-    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
-    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
-    return bool(kind.paged) and plain and kind.layer == kind.last
+#: an image of which a method is asked at the start, so that what it does wrong there is said then
+_TRIAL = Item(grid=((1, 6, 6),), tower=((1, 6, 6),))
 
 
 class _NoState(dict[str, Any]):

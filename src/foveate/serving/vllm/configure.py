@@ -11,7 +11,7 @@ from typing import Any
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.methods import method_from_dict
 from foveate.runtime.engines import host_with
-from foveate.serving.plan import Plan, make_plan, readable
+from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
@@ -67,7 +67,7 @@ def configure(vllm_config: Any) -> None:
 
 def _check(vllm_config: Any, plan: Plan) -> None:
     multimodal = vllm_config.model_config.multimodal_config
-    name = plan.method.name() if len(plan.method.terms()) == 1 else repr(plan.method)
+    name = plan.name
     if plan.tower and multimodal.mm_encoder_tp_mode == "data":
         raise ConfigError(
             f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "
@@ -87,17 +87,22 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} acts in the vision tower, which cannot be compiled then: leave compile_mm_encoder out"
         )
-    if {part.positions for part in plan.method.parts()} != {"keep"}:
-        raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise ConfigError(
+            f"{name} leaves features of which each says where it was, and of several processes one after another only the "
+            "first meets them: no pipeline parallelism"
+        )
+    drafts = vllm_config.speculative_config
+    if drafts is not None and drafts.method not in ("ngram", "suffix"):
+        raise ConfigError(
+            f"{name} leaves features that a draft model does not know: no speculative decoding, but that of "
+            '{"method": "ngram"}'
+        )
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:
     """Return what tokens that leave inside the language model ask of the engine."""
-    name = plan.method.name()
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        raise ConfigError(
-            f"{name} acts inside the language model, which one process must have whole: no pipeline parallelism"
-        )
+    name = plan.name
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         raise ConfigError(
             f"{name} acts inside the language model, whose cache one process must have whole: no context parallelism"
@@ -108,16 +113,13 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
-    asked = [kind for action in plan.inner for kind in action.asks]
-    if unknown := {str(kind.signal) for kind in asked if not readable(kind)}:
-        raise ConfigError(
-            f"{name} wants {', '.join(sorted(unknown))} inside the language model, which is not read in vLLM"
-        )
+    if vllm_config.parallel_config.use_ubatching:
+        raise ConfigError(f"{name} acts inside the language model, which must have a step whole: no micro-batches")
     scheduler = vllm_config.scheduler_config
-    if (whole := {str(kind.signal) for kind in asked if kind.paged == "whole"}) and scheduler.enable_chunked_prefill:
+    if plan.whole and scheduler.enable_chunked_prefill:
         raise ConfigError(
-            f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
-            "add --no-enable-chunked-prefill"
+            f"{name} wants {', '.join(plan.whole)}, so a prompt must come in one piece, whatever else is being served: add "
+            "--no-enable-chunked-prefill"
         )
     if scheduler.long_prefill_token_threshold > 0:
         raise ConfigError(

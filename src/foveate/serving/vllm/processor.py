@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.multimodal.processing.processor import PromptUpdateDetails
@@ -21,7 +22,14 @@ from foveate.serving.vllm.rope import FACTOR, beyond
 Shape = Callable[[str, Mapping[str, Any], int], Item]
 
 #: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
-TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "stage"))
+TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "budget", "stage"))
+#: what the labels stand for, once: vLLM's own metrics of its configs are gauges of 1, too, as there may be several processes
+CONFIG = Gauge(
+    "foveate_method_info",
+    "What images are compressed with; always 1.",
+    ("method", "budget", "config"),
+    multiprocess_mode="mostrecent",
+)
 
 
 @dataclass
@@ -51,7 +59,9 @@ def shorten(processor: Any, plan: Plan, shape: Shape, config: Any) -> Any:
         processor._maybe_apply_prompt_updates,
         processor.get_dummy_mm_inputs,
     )
-    counters = [TOKENS.labels(repr(plan.method), stage) for stage in ("images", "prompt", "last_layer")]
+    labels = {"method": plan.name, "budget": f"{plan.keep:.4g}"}
+    counters = [TOKENS.labels(**labels, stage=stage) for stage in ("images", "prompt", "last_layer")]
+    CONFIG.labels(**labels, config=json.dumps(plan.method.to_dict())).set(1)
     counting = True
 
     def updates(mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
