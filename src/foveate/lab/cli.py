@@ -226,6 +226,9 @@ def serve(
     keep: Keep = None,
     option: OptionsOfOne = None,
     method_json: OneAsJson = None,
+    limit: Annotated[
+        float | None, typer.Option(help="The largest keep that a prompt may ask for; none may without.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
 ) -> None:
     """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
@@ -234,10 +237,11 @@ def serve(
     from foveate.lab.options import method_from_words
 
     chosen = method_from_words(method, keep, option or [], method_json)
+    argv = face.words(model, chosen, context.args, limit)
     if show:
-        print(shlex.join(["vllm", *face.words(model, chosen, context.args)]))
+        print(shlex.join(["vllm", *argv]))
     else:
-        face.serve(model, chosen, context.args)
+        face.serve(argv)
 
 
 @app.command()

@@ -75,15 +75,23 @@ class Tower:
     Args:
         base: the model that the tower is in, as the family knows it.
         family: of that model.
-        actions: those in the tower, in order.
         join: makes a signal of all heads from that of this process, where each has some.
     """
 
-    def __init__(
-        self, base: nn.Module, family: Family, actions: Sequence[Action], join: Callable[[Kind, Tensor], Tensor]
-    ) -> None:
-        self._context = Context(Calls())
-        TowerHooks(base, base.config, family, list(actions), self._context, join=join).attach(Hooks())
+    def __init__(self, base: nn.Module, family: Family, join: Callable[[Kind, Tensor], Tensor]) -> None:
+        self.base, self.family, self.join = base, family, join
+        self._context, self._hooks = Context(Calls()), Hooks()
+        self._acts: Sequence[Action] = ()
+
+    def act(self, actions: Sequence[Action]) -> None:
+        """From now on these actions, in order, are done in it, and no others. Records of calls that have failed are gone."""
+        self.take_records()
+        if actions is self._acts:
+            return
+        self._hooks.remove()
+        self._hooks, self._acts = Hooks(), actions
+        hooks = TowerHooks(self.base, self.base.config, self.family, list(actions), self._context, join=self.join)
+        hooks.attach(self._hooks)
 
     def take_records(self) -> list[Record]:
         """Return what the calls of this thread have left since the last question: which rows are holes, sizes, places."""

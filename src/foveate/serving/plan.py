@@ -7,7 +7,7 @@ counts of its answers are those of every image of that shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Method
 from foveate.models.family import Family
 from foveate.runtime.engines import Action, actions_of, frames, made_up, tokens_of
+from foveate.serving.budgets import Budgets
 from foveate.serving.refusals import check, in_tower, inside
 from foveate.tokens import Spans, Tokens
 
@@ -33,11 +34,13 @@ class Item:
         grid: what the language model sees of it, ``(frames, height, width)`` of each view; every frame is a span.
         tower: the same of the vision tower, in units.
         gaps: features that stand for no patch (CLS, newlines) and always stay: ``(cells of grid before them, how many)``.
+        keep: the budget that its prompt asks for; None: the server's.
     """
 
     grid: Grids
     tower: Grids
     gaps: tuple[tuple[int, int], ...] = ()
+    keep: float | None = None
 
     @property
     def cells(self) -> int:
@@ -82,6 +85,7 @@ class Plan:
         entry: actions on the features, before the language model: they shorten the prompt.
         inner: actions before decoder layers from 1 on, in order.
         keep: how much the method keeps in this model, in its own unit (`foveate.units`).
+        budgets: plans of the same method for prompts that ask for a budget of their own; None: they may not.
     """
 
     method: Method
@@ -89,6 +93,11 @@ class Plan:
     entry: tuple[Action, ...]
     inner: tuple[Action, ...]
     keep: float
+    budgets: Budgets | None = field(default=None, compare=False)
+
+    def of(self, keep: float | None) -> Plan:
+        """Return the plan for a prompt with that budget."""
+        return self if keep is None or self.budgets is None else self.budgets.at(keep)
 
     @property
     def name(self) -> str:
@@ -98,7 +107,8 @@ class Plan:
     def __str__(self) -> str:
         """Say it in a line, for a log."""
         layers = f" (before layer {', '.join(map(str, self.layers))})" if self.layers else ""
-        return f"{self.method!r}, which acts {', '.join(self.places)}{layers} and keeps {self.keep:.3g} ({self.unit})"
+        most = f", up to {self.budgets.limit:.3g} where a prompt asks for it" if self.budgets else ""
+        return f"{self.method!r}, which acts {', '.join(self.places)}{layers} and keeps {self.keep:.3g} ({self.unit}){most}"
 
     @property
     def unit(self) -> str:
@@ -126,23 +136,23 @@ class Plan:
 
         One of which nothing would be left (a share of exactly 0) keeps all of its tokens: a prompt must have a place for it.
         """
-        return _counts(self, item).shortened
+        return _counts(self.of(item.keep), item).shortened
 
     def tower_counts(self, item: Item) -> Counts:
         """Tokens of each span that the vision tower leaves, where it is shortened."""
-        return _counts(self, item).tower
+        return _counts(self.of(item.keep), item).tower
 
     def entry_counts(self, item: Item) -> Counts:
         """Tokens of each span that reach the language model."""
-        return _counts(self, item).entry
+        return _counts(self.of(item.keep), item).entry
 
     def entry_history(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span before each of the actions on the features: what later cuts of a schedule are a share of."""
-        return _counts(self, item).history
+        return _counts(self.of(item.keep), item).history
 
     def inner_counts(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span that are left from each of `layers` on."""
-        return _counts(self, item).inner
+        return _counts(self.of(item.keep), item).inner
 
 
 def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:

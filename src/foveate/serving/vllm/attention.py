@@ -16,7 +16,8 @@ from foveate.tokens import Tokens
 
 @dataclass
 class PagedReading(Reading):
-    """The same of an attention without a batch: ``place (N,)`` are the visual tokens among its rows, padded to a batch."""
+    """The same of an attention without a batch: ``place (N,)`` are the tokens that are asked about among its rows, padded to a
+    batch; at first, all of the step."""
 
     place: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -54,13 +55,10 @@ class Watch:
         kinds: of signals.
         lengths: tokens of each request in this step.
         last: which of them is the last one of its prompt.
-        rows: ``(n,)`` the visual tokens among all of the step.
     """
 
-    def __init__(
-        self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int], rows: Tensor
-    ) -> None:
-        self.module, self.kinds, self.lengths, self.last, self.rows = module, kinds, lengths, last, rows
+    def __init__(self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int]) -> None:
+        self.module, self.kinds, self.lengths, self.last = module, kinds, lengths, last
         self.reading: PagedReading | None = None
 
     def __enter__(self) -> Watch:
@@ -71,7 +69,7 @@ class Watch:
         self._hook.remove()
 
     def _read(self, module: Any, args: tuple[Tensor, ...]) -> None:
-        device, used = self.rows.device, [i for i, n in enumerate(self.lengths) if n]
+        device, used = args[0].device, [i for i, n in enumerate(self.lengths) if n]
         starts, counts = offsets(self.lengths), [self.lengths[i] for i in used]
         index = ranges([starts[i] for i in used], counts, device)
         query, key, value = (
@@ -79,7 +77,7 @@ class Watch:
         )
         place = torch.zeros(sum(self.lengths), dtype=torch.long, device=device)
         place[index] = padded_index(counts, device)
-        reading = PagedReading(width=query.shape[2], place=place[self.rows])
+        reading = PagedReading(width=query.shape[2], place=place)
         slots = torch.tensor([[self.last[i]] for i in used], device=device)
         for kind in self.kinds:
             kind.ask(reading, lambda rows: slots)

@@ -1,4 +1,4 @@
-"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33}}'``: read and checked.
+"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33, "limit": 0.5}}'``: read and checked.
 
 All that can be wrong is said when the engine is configured, before any weight is loaded.
 """
@@ -6,18 +6,20 @@ All that can be wrong is said when the engine is configured, before any weight i
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.methods import method_from_dict
 from foveate.runtime.engines import host_with
+from foveate.serving.budgets import KEY, Budgets, check_limit
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
 
-KEY = "foveate"
+LIMIT = "limit"  # beside the method's options: up to which budget a prompt may ask for its own
 
 
 class Sent(Settings):
@@ -53,10 +55,14 @@ def configure(vllm_config: Any) -> None:
             f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
         )
     architecture = architecture.removeprefix(PREFIX)
-    engine, method = engines()[architecture], method_from_dict(asked)
+    engine, method = engines()[architecture], method_from_dict({k: v for k, v in asked.items() if k != LIMIT})
     known = engine.config(config)
     family = engine.family_of(known)
-    plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)
+    host = host_with(family, known, known.get_text_config().num_hidden_layers)
+    plan = make_plan(method, host, family, known)
+    if LIMIT in asked:
+        plan = replace(plan, budgets=Budgets(method, host, known, asked[LIMIT]))
+        check_limit(plan)
     _check(vllm_config, plan)
     keep(model_config, Sent(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]

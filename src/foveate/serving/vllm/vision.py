@@ -36,10 +36,9 @@ class Vision:
         self.width: int = model.config.get_text_config().hidden_size
         self.tower: Tower | None = None
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
-        self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
             base = engine.graft(model)
-            self.tower = Tower(base, engine.family_of(base.config), plan.tower, join=all_heads)
+            self.tower = Tower(base, engine.family_of(base.config), all_heads)
             self.forwards = engine.forwards(model, base)
             self._install()
 
@@ -56,50 +55,52 @@ class Vision:
         finally:
             self._install()
 
-    def __call__(self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any]) -> list[Tensor]:
+    def __call__(
+        self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], keep: float | None
+    ) -> list[Tensor]:
         """Features of each image or video, as the language model gets them, columns beside them.
 
         Args:
             embed: the model's function that encodes them.
             kwargs: its arguments.
+            keep: the budget that the prompts of all of them ask for; None: the server's.
         """
-        self._records()  # of a call that has failed
-        outputs, records = [out.flatten(0, -2) for out in embed(**kwargs)], self._records()
+        plan, records = self.plan.of(keep), []
+        if self.tower is not None:
+            self.tower.act(plan.tower)
+        outputs = [out.flatten(0, -2) for out in embed(**kwargs)]
+        if self.tower is not None:
+            records = self.tower.take_records()
         if not outputs:
             return outputs
         facts = self.engine.facts(kwargs) or [("image", {})] * len(outputs)
         items = [self.engine.shape(self.config, *fact, len(out)) for fact, out in zip(facts, outputs)]
         full, rest = _tokens(outputs, items, records)
-        if all(map(self.plan.shortens, items)):
-            return self._shortened(full, rest, items)
+        if all(map(plan.shortens, items)):
+            return self._shortened(plan, full, rest, items)
         with self._stock():
             stock = [out.flatten(0, -2) for out in embed(**kwargs)]
         found, rests = [], rest.split([item.features - item.cells for item in items])
         for i, item in enumerate(items):  # small images are rare
-            if self.plan.shortens(item):
-                found += self._shortened(_only(full, items, i), rests[i], [item])
+            if plan.shortens(item):
+                found += self._shortened(plan, _only(full, items, i), rests[i], [item])
             else:
                 found += _rows(*_tokens([stock[i]], [item], []), [item])
         return found
 
-    def _records(self) -> list[Record]:
-        return [] if self.tower is None else self.tower.take_records()
-
-    def _shortened(self, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
-        if self.holes:
-            counts = tuple(n for item in items for n in self.plan.tower_counts(item))
+    def _shortened(self, plan: Plan, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
+        if any(action.site.action == "reduce" for action in plan.tower):
+            counts = tuple(n for item in items for n in plan.tower_counts(item))
             order = torch.argsort(holes(tokens.hidden).to(torch.uint8), stable=True)
             tokens = tokens.select(order[: sum(counts)], counts)
         trace = Trace()
         tokens, further = replace(tokens, hidden=tokens.hidden[:, : self.width]), tokens.hidden[:, self.width :]
-        for action in self.plan.entry:
+        for action in plan.entry:
             reduction = action.decide(trace, tokens)
             tokens, further = reduction.survivors(tokens), further[reduction.keep]
-        planned = tuple(n for item in items for n in self.plan.entry_counts(item))
+        planned = tuple(n for item in items for n in plan.entry_counts(item))
         if tokens.counts != planned:
-            raise InputError(
-                f"{self.plan.method!r} kept {tokens.counts}, not {planned} as planned: its budget is not fixed"
-            )
+            raise InputError(f"{plan.method!r} kept {tokens.counts}, not {planned} as planned: its budget is not fixed")
         return _rows(replace(tokens, hidden=torch.cat([tokens.hidden, further], dim=1)), rest, items)
 
 
