@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-import served
+import verdicts
 from repository import ROOT
 
 from foveate.lab import declared, index
@@ -50,7 +50,7 @@ def in_index(text: str) -> str:
 
 def in_serving(text: str) -> str:
     """docs/serving.md with what becomes of every method in vLLM."""
-    return SERVED.sub(lambda found: f"{found[1]}\n{served.table()}\n\n{found[2]}", text)
+    return SERVED.sub(lambda found: f"{found[1]}\n{verdicts.table()}\n\n{found[2]}", text)
 
 
 def _described(folder: str, module: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import curves
 import evidence
 import pairs
-import served
+import verdicts
 from repository import DOCS
 
 import foveate
@@ -147,7 +147,7 @@ def _budget(cls: type[Method]) -> str:
     if not (cls.fixed_budget and cls.usual_threshold is None):
         return "by content: a serving engine cannot plan for it"
     fixed = "fixed: how many tokens stay follows from the image's size"
-    if not served.verdict(cls.name()).served:
+    if not verdicts.verdict(cls.name()).served:
         return f"{fixed}; [not served](../serving.md#every-method)"
     return f"{fixed}, so it can be [served](../serving.md#every-method)"
 

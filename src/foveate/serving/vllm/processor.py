@@ -65,7 +65,7 @@ class Shortener:
         CONFIG.labels(plan.name, _budget(plan), json.dumps(plan.method.to_dict())).set(1)
         for stage in STAGES:
             TOKENS.labels(plan.name, _budget(plan), stage)  # from now on it is there, be it 0
-        ours = {
+        ours: dict[str, Callable[..., Any]] = {
             "apply": self._apply,
             "_apply_hf_processor_main": self._process,
             "_get_mm_fields_config": self._fields,
