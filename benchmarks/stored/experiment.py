@@ -12,7 +12,7 @@ import yaml
 
 from foveate.lab.terminal import CommandError
 
-KEYS = ("says", "run", "seed", "needs", "differs", "stale", "tables", "files")
+KEYS = ("says", "run", "seed", "needs", "stale", "tables", "files")
 PLACES = ("work", "out")  # what `run` may name in braces
 
 
@@ -60,7 +60,6 @@ class Experiment:
             ``results.json`` in it, where it leaves its JSON; a command that names neither prints it.
         seed: what it draws from.
         needs: modules besides the package's own, and how to get each.
-        differs: why the stored result is of another command, if it is.
         stale: why the stored result is of an older library, if it is.
         shown: tables and files made of it.
     """
@@ -70,7 +69,6 @@ class Experiment:
     run: str
     seed: int | None
     needs: dict[str, str]
-    differs: str | None
     stale: Stale | None
     shown: tuple[Shown, ...]
 
@@ -99,7 +97,6 @@ def read(path: Path) -> Experiment:
         " ".join(data["run"].split()),
         data.get("seed"),
         data.get("needs") or {},
-        data.get("differs"),
         _stale(path.name, data.get("stale")),
         (*tables, *files),
     )
@@ -112,7 +109,7 @@ def _check(name: str, data: dict[str, Any]) -> None:
     for place in re.findall(r"\{(\w+)\}", data["run"]):
         if place not in PLACES:
             raise CommandError(f"the command of {name} names {{{place}}}; there is {{work}} and {{out}}")
-    kinds = {"seed": (int, "a whole number"), "differs": (str, "a sentence"), "needs": (dict, "module: how to get it")}
+    kinds = {"seed": (int, "a whole number"), "needs": (dict, "module: how to get it")}
     for key, (kind, right) in (kinds | dict.fromkeys(("tables", "files"), (dict, "name: where and by what"))).items():
         if data.get(key) is not None and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise CommandError(f"{key!r} of {name} is {data[key]!r}: give {right}")

@@ -32,8 +32,6 @@ def _section(experiment: Experiment, result: Result | None, files: list[str]) ->
     about += [f"{name} {version}" for name, version in result.versions.items() if version and name != "foveate"]
     about += [_machine(result), "" if result.seconds is None else _duration(result.seconds)]
     lines.append(", ".join(part for part in about if part) + ".")
-    if experiment.differs is not None:
-        lines.append(_sentence(experiment.differs))
     if experiment.stale is not None:
         lines.append(f"**Stale**: {_sentence(experiment.stale.why)}")
     if files:

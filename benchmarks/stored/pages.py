@@ -94,13 +94,8 @@ class Pages:
                 continue
             if result.experiment != name:
                 yield f"results/{name}.json is the result of {result.experiment}"
-            if (result.command != experiment.run) == (experiment.differs is None):
-                yield (
-                    f"the result of {name} is of another command than the experiment's: run `make result NAME={name}`, or "
-                    "say in `differs` why it may stay"
-                    if experiment.differs is None
-                    else f"{name} says why its result differs, and it does not: delete `differs`"
-                )
+            if result.command != experiment.run:
+                yield f"the result of {name} is of another command than the experiment's: run `make result NAME={name}`"
             if experiment.stale is not None and (result.date or "") > experiment.stale.since:
                 yield f"{name} says that its result is stale, and it is of {result.date}: delete `stale`"
         for path in sorted(self.results.glob("*.json")):

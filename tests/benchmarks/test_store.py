@@ -299,10 +299,6 @@ def other_command(root: Path) -> None:
     redo(root, "{out}", "--more {out}")
 
 
-def needless_excuse(root: Path) -> None:
-    redo(root, "seed: 3", "seed: 3\ndiffers: It was slow.")
-
-
 def no_marker(root: Path) -> None:
     (root / "page.md").write_text("# Page\n")
 
@@ -356,7 +352,6 @@ def half_result(root: Path) -> None:
         (no_experiment, "results/other.json has no experiment: write experiments/other.yaml, or delete it"),
         (of_another, "results/counts.json is the result of other"),
         (other_command, "the result of counts is of another command than the experiment's"),
-        (needless_excuse, "counts says why its result differs, and it does not: delete `differs`"),
         (
             no_marker,
             "page.md: the table counts: write <!-- table: counts --> and <!-- /table --> where it belongs, once",
