@@ -12,6 +12,8 @@ from calls import HANDS_OVER_FEATURES, ROWS, close, generate
 
 import foveate
 from foveate import DyCoke
+from foveate.runtime.cache import KVIndex
+from foveate.runtime.layout import Rows, frames, tokens_of
 
 
 @pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.gemma.SLIDING])
@@ -91,3 +93,12 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
     said = [str(warning.message) for warning in caught if "use_cache=False" in str(warning.message)]
     assert len(said) == 1
     assert said[0].startswith("dycoke acts on the KV cache")
+
+
+def test_an_entry_that_knows_its_visual_tokens_shares_nothing_with_one_that_does_not() -> None:
+    tokens = tokens_of(frames([(1, 1, 2)]))
+    layout = Rows(3, 3, (3,), tokens, torch.zeros(2, dtype=torch.long), torch.tensor([0, 1]))
+    empty = KVIndex(0, 0)
+    plain, watched = (empty.append_rows(layout, None, keep_visual=watches) for watches in (False, True))
+    assert plain.append(1).visual is None
+    assert watched.append(1).visual is not None

@@ -101,7 +101,8 @@ class KVIndex:
             new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None)
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
-            return replace(self.append(rows.full), shift=shift, visual=visual, groups=groups)
+            same_rows = self.append(rows.full)
+            return replace(same_rows, shift=shift, visual=visual, groups=groups, _made={})
         old = self.view(batch, device)
         index = torch.cat([old.index, rows.index + self.total], dim=1)
         valid = None
