@@ -12,6 +12,8 @@ from calls import HANDS_OVER_FEATURES, ROWS, close, generate
 
 import foveate
 from foveate import DyCoke
+from foveate.runtime.cache import KVIndex
+from foveate.runtime.layout import Rows, frames, tokens_of
 
 
 @pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.gemma.SLIDING])
@@ -91,3 +93,29 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
     said = [str(warning.message) for warning in caught if "use_cache=False" in str(warning.message)]
     assert len(said) == 1
     assert said[0].startswith("dycoke acts on the KV cache")
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_as_long_as_the_choice_is_the_same_slots_are_found_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step after sees the same slots and the newest one, as if all were found anew; also with padding of ours."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:rows])
+    options: Any = dict(output_logits=True, return_dict_in_generate=True, min_new_tokens=4)
+    found: list[int] = []
+    reduce = Rows.reduce
+    monkeypatch.setattr(Rows, "reduce", lambda self, reduction: found.append(1) or reduce(self, reduction))  # type: ignore[func-returns-value]
+    with torch.no_grad(), foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3, threshold=0.0)):
+        once = generate(model, batch, **options).logits
+        assert len(found) == 1
+        monkeypatch.setattr(KVIndex, "show", lambda self, shown: None)
+        anew = generate(model, batch, **options).logits
+    assert len(found) == len(once) == 4  # one before, and one for every step
+    assert all(torch.equal(a, b) for a, b in zip(once, anew))
+
+
+def test_an_entry_that_knows_its_visual_tokens_shares_nothing_with_one_that_does_not() -> None:
+    tokens = tokens_of(frames([(1, 1, 2)]))
+    layout = Rows(3, 3, (3,), tokens, torch.zeros(2, dtype=torch.long), torch.tensor([0, 1]))
+    empty = KVIndex(0, 0)
+    plain, watched = (empty.append_rows(layout, None, keep_visual=watches) for watches in (False, True))
+    assert plain.append(1).visual is None
+    assert watched.append(1).visual is not None

@@ -75,18 +75,25 @@ class DyCoke(Method):
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
-        kept = tokens.pool_budget(site)
-        keep = select.top_k(attention, pools, kept)
-        before = tokens.state.get("attention")
+        before, tokens.state["attention"] = tokens.state.get("attention"), attention
+        turned = None
         if before is not None and before.shape == attention.shape:
             turned = _cosine(before, attention, pools) < self.threshold
+            if turned.device.type == "cpu" and not bool(turned.any()):  # (another device would have to be waited for)
+                return Reduction(tokens.state["keep"], tokens.state["counts"])
+        kept = tokens.pool_budget(site)
+        keep = select.top_k(attention, pools, kept)
+        if turned is not None:
             keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
-        tokens.state["attention"], tokens.state["keep"] = attention, keep
-        return tokens.keep_pooled(keep, kept)
+        chosen = tokens.keep_pooled(keep, kept)
+        tokens.state["keep"], tokens.state["counts"] = keep, chosen.counts
+        return chosen
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """Cosine of two packed ``(N,)`` vectors by segment: ``(S,)``."""
+    if len(counts) == 1:
+        return torch.cosine_similarity(a[None], b[None], eps=torch.finfo(a.dtype).tiny)
     segment, zeros = segment_ids(counts, a.device), a.new_zeros(len(counts))
     dot, aa, bb = (zeros.index_add(0, segment, x) for x in (a * b, a * a, b * b))
     return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,12 +51,22 @@ class KVIndex:
     visual: Rows | None = None
     groups: Groups | None = None
     _made: dict[str, tuple[Any, KVIndex, int]] = field(default_factory=dict, repr=False)
+    _shown: list[Shown] = field(default_factory=list, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}}
+        return {**self.__dict__, "_made": {}, "_shown": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+    @property
+    def shown(self) -> Shown | None:
+        """What the step that has led here was shown of it, if a decode site has chosen."""
+        return self._shown[-1] if self._shown else None
+
+    def show(self, shown: Shown) -> None:
+        """Note that, for the step that comes next."""
+        self._shown[:] = [shown]
 
     @property
     def plain(self) -> bool:
@@ -89,7 +99,7 @@ class KVIndex:
             "append"
         )  # layers that hold the same share one object, so what is made of it is made once
         if known is None or known[0] != n:
-            new = replace(self, total=self.total + n, tail=self.tail + n, _made={})
+            new = replace(self, total=self.total + n, tail=self.tail + n, _made={}, _shown=[])
             known = self._made["append"] = (n, new, n)
         return known[1]
 
@@ -101,7 +111,8 @@ class KVIndex:
             new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None)
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
-            return replace(self.append(rows.full), shift=shift, visual=visual, groups=groups)
+            same_rows = self.append(rows.full)
+            return replace(same_rows, shift=shift, visual=visual, groups=groups, _made={}, _shown=[])
         old = self.view(batch, device)
         index = torch.cat([old.index, rows.index + self.total], dim=1)
         valid = None
@@ -132,7 +143,8 @@ class KVIndex:
     def _cropped(self, remove: int) -> tuple[KVIndex, int]:
         if remove <= self.tail:
             groups = self._groups_up_to(self.length - remove)
-            return replace(self, total=self.total - remove, tail=self.tail - remove, groups=groups, _made={}), remove
+            left = replace(self, total=self.total - remove, tail=self.tail - remove, groups=groups, _made={}, _shown=[])
+            return left, remove
         assert self.index is not None, "an entry without an index is all tail"
         total = self.total - remove
         gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid
@@ -155,7 +167,7 @@ class KVIndex:
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._made.get("select")
-        if known is not None and _same(known[0], rows):
+        if known is not None and same(known[0], rows):
             return known[1]
         new = KVIndex(
             self.total,
@@ -170,8 +182,15 @@ class KVIndex:
         return new
 
 
-def _same(rows: Tensor, others: Tensor) -> bool:
-    """Tell whether every layer asks with this tensor, or with a new one that says the same; no device is asked."""
+class Shown(NamedTuple):
+    """What a step sees of a cache entry: the visual tokens ``keep (K,)``, and all slots with them (None: all of the entry)."""
+
+    keep: Tensor
+    view: View | None
+
+
+def same(rows: Tensor, others: Tensor) -> bool:
+    """Tell whether this is one tensor, or two on the host that say the same; no device is asked."""
     return rows is others or (rows.device.type == others.device.type == "cpu" and torch.equal(rows, others))
 
 
@@ -274,6 +293,9 @@ class CompactMixin:
             seen = self.window + key_states.shape[-2]
             keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
+            if len(keys) == 1:
+                slots = self.visible.index[0].to(keys.device)
+                return keys.index_select(2, slots), values.index_select(2, slots)
             keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
         return keys, values
 

@@ -98,8 +98,15 @@ class LayerCalls:
         self.steady.enter(steady, [_cut(each.keys) for each in settled] if steady else [])
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
+        alike: dict[int, tuple[KVIndex, Any, bool]] = {}  # by what entries hold: of one, what it comes to
         for i in range(start, end):
             entry = None if self.attentions[i] is None else entry_of(cache, i)
+            held = entry.kv if isinstance(entry, CompactMixin) and not entry.is_sliding else None
+            if id(held) in alike:
+                coming, shown, sees_all = alike[id(held)]
+                entry.coming, entry.visible = coming, shown
+                call.settled[i] = Settled(coming, entry, sees_all)
+                continue
             keys = self.arguments.advance(call, entry, False)
             visible = None
             if isinstance(entry, CompactMixin) and keys is not None:
@@ -107,6 +114,8 @@ class LayerCalls:
                 entry.visible = visible
             sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
             call.settled[i] = Settled(keys, entry, sees_all)
+            if held is not None and keys is not None:
+                alike[id(held)] = keys, visible, sees_all
         log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
 
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -118,6 +127,7 @@ class LayerCalls:
             if call.cache is None or self.step is None or i < self.step.layer:
                 return self.before(i, layer, args, kwargs)
             self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
+            self.steady.enter(all(each.all for each in call.settled.values()), [])
         settled = call.settled[i]
         if settled.keys is None or (settled.all and len(args) < 2 and kwargs.get(self.mask) is None):
             return None
