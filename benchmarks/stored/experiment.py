@@ -12,7 +12,7 @@ import yaml
 
 from foveate.lab.terminal import CommandError
 
-KEYS = ("says", "run", "seed", "needs", "differs", "stale", "tables", "files")
+KEYS = ("says", "run", "seed", "needs", "differs", "stale", "awaits", "tables", "files")
 PLACES = ("work", "out")  # what `run` may name in braces
 
 
@@ -62,6 +62,7 @@ class Experiment:
         needs: modules besides the package's own, and how to get each.
         differs: why the stored result is of another command, if it is.
         stale: why the stored result is of an older library, if it is.
+        awaits: what it takes to have a result, where there is none yet: a machine, a key.
         shown: tables and files made of it.
     """
 
@@ -72,6 +73,7 @@ class Experiment:
     needs: dict[str, str]
     differs: str | None
     stale: Stale | None
+    awaits: str | None
     shown: tuple[Shown, ...]
 
 
@@ -101,6 +103,7 @@ def read(path: Path) -> Experiment:
         data.get("needs") or {},
         data.get("differs"),
         _stale(path.name, data.get("stale")),
+        data.get("awaits"),
         (*tables, *files),
     )
 
@@ -113,6 +116,7 @@ def _check(name: str, data: dict[str, Any]) -> None:
         if place not in PLACES:
             raise CommandError(f"the command of {name} names {{{place}}}; there is {{work}} and {{out}}")
     kinds = {"seed": (int, "a whole number"), "differs": (str, "a sentence"), "needs": (dict, "module: how to get it")}
+    kinds["awaits"] = (str, "what it takes to have a result, in a few words")
     for key, (kind, right) in (kinds | dict.fromkeys(("tables", "files"), (dict, "name: where and by what"))).items():
         if data.get(key) is not None and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise CommandError(f"{key!r} of {name} is {data[key]!r}: give {right}")
