@@ -133,6 +133,18 @@ def test_compiled_after_attaching() -> None:
         torch._dynamo.reset()
 
 
+def test_weights_that_are_on_no_device() -> None:
+    """Stock code computes shapes there; a method needs to know how many tokens there are, which are numbers."""
+    with torch.device("meta"):
+        model = tiny.CLASSES["llava"](tiny.config("llava")).eval()
+    batch = tiny.inputs("llava", ROWS)
+    with (
+        foveate.compress(model, FastV()),
+        pytest.raises(UnsupportedModelError, match=r"on the device 'meta'.*that is there"),
+    ):
+        model(**{name: value.to("meta") for name, value in batch.items()})
+
+
 # -- methods ------------------------------------------------------------------------------------------------------------
 
 

@@ -431,6 +431,16 @@ def test_a_result_of_after_the_change_is_not_stale(root: Path) -> None:
     assert not any("delete `stale`" in problem for problem in problems(root))
 
 
+def test_a_result_that_needs_another_machine_may_be_missing(root: Path) -> None:
+    redo(root, "seed: 3", "seed: 3\nawaits: a machine with a GPU")
+    assert Pages(root).write()[1] == []
+    assert problems(root) == []
+    assert "*Not measured yet: it takes a machine with a GPU.*" in (root / "page.md").read_text()
+    assert "No result yet: it takes a machine with a GPU." in (root / "docs" / "results.md").read_text()
+    run(root)
+    assert problems(root) == ["counts says that it awaits a result, and there is one: delete `awaits`"]
+
+
 def test_a_marker_in_code_is_none(root: Path) -> None:
     (root / "other.md").write_text("Write `<!-- table: NAME -->` there.\n")
     run(root)

@@ -46,14 +46,16 @@ class ToMe(TowerReducer):
         return Site.cascade("tower", stages[::-1], where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))
-        merges = [n - kept for n, kept in zip(tokens.counts, counts)]
+        merges = self._merges(tokens, site)
+        counts = tuple(n - few for n, few in zip(tokens.counts, merges))
         source, target = merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges)
         keep = select.complement(source, len(tokens))
         place = select.rank(keep, len(tokens))
         return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        widest = max(tokens.counts, default=0)
-        width = tokens.keys.shape[-1]
-        return 2 * len(tokens.counts) * ((widest + 1) // 2) * (widest // 2) * width
+        return merge.bipartite_flops(tokens.counts, self._merges(tokens, site), tokens.keys.shape[-1])
+
+    def _merges(self, tokens: Tokens, site: Site) -> list[int]:
+        """How many tokens of each span merge into others: at most half of them."""
+        return [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, segment_mean, segment_sum, to_padded
+from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_mean, segment_sum, to_padded
+from foveate.ops.select import complement
 
 #: What becomes of a group: the mean of its members, each counting as often as it has ``sizes``; their plain ``mean``; their
 #: ``sum``; or the survivor plus the mean of the others.
@@ -26,23 +27,44 @@ def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -
     Returns:
         ``(source, target)``, packed indices ``(sum(r),)`` each; sources are distinct and are never targets.
     """
-    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
-    if x.shape[1] < 2 or sum(r) == 0:
+    if sum(r) == 0:
         empty = torch.empty(0, dtype=torch.long, device=features.device)
         return empty, empty
-    lengths = torch.tensor(counts, device=x.device)
+    found = []
+    for members in alike(counts):
+        rows, merges = rows_of(members, counts, features.device), [r[s] for s in members]
+        if sum(merges):
+            pairs = _match(features[rows], [counts[s] for s in members], merges)
+            found.append([rows[each] for each in pairs])
+    source, target = (torch.cat(each) for each in zip(*found))
+    return source, target
+
+
+def _match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Match tokens as `bipartite_match` says, in segments of like lengths, at least one of which merges."""
+    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
+    lengths = torch.tensor(counts).to(x.device, non_blocking=True)
     even, odd = x[:, 0::2], x[:, 1::2]
     similarity = even @ odd.transpose(1, 2)  # (S, ceil(n/2), floor(n/2))
     missing = torch.arange(odd.shape[1], device=x.device) * 2 + 1 >= lengths[:, None]
     best, partner = similarity.masked_fill(missing[:, None, :], -torch.inf).max(-1)
     absent = torch.arange(even.shape[1], device=x.device) * 2 >= lengths[:, None]
     order = best.masked_fill(absent, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    start = torch.tensor(offsets(counts)[:-1], device=x.device)[:, None]
+    start = torch.tensor(offsets(counts)[:-1]).to(x.device, non_blocking=True)[:, None]
     width = even.shape[1]
     rows = ranges([i * width for i in range(len(r))], r, x.device)
     source = (2 * order + start).flatten()[rows]
     target = (2 * partner.gather(1, order) + 1 + start).flatten()[rows]
     return source, target
+
+
+def bipartite_flops(counts: Sequence[int], r: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `bipartite_match` (2 per multiply-add)."""
+    pairs = 0
+    for members in alike(counts) if sum(r) else []:
+        widest = max(counts[s] for s in members)
+        pairs += len(members) * ((widest + 1) // 2) * (widest // 2) if sum(r[s] for s in members) else 0
+    return 2 * pairs * width
 
 
 def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: Sequence[int]) -> Tensor:
@@ -58,16 +80,34 @@ def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: 
         ``(N,)`` int64: index into ``targets``; ``len(targets)`` where the segment has no target. A target is its own
         nearest target.
     """
+    device = features.device
+    if len(targets) == 0:
+        return torch.zeros(len(features), dtype=torch.long, device=device)
+    groups = alike(counts, k)
+    if len(groups) == 1:
+        return _nearest_target(features, counts, targets, k)
+    assigned = torch.full((len(features),), len(targets), device=device)
+    for members in groups:
+        rows, own = rows_of(members, counts, device), rows_of(members, k, device)
+        if not len(own):
+            continue
+        here = torch.empty_like(assigned).index_copy_(0, rows, torch.arange(len(rows), device=device))
+        few = [counts[s] for s in members], here[targets[own]], [k[s] for s in members]
+        found = _nearest_target(features[rows], *few)
+        assigned[rows] = torch.nn.functional.pad(own, (0, 1), value=len(targets))[found]
+    return assigned
+
+
+def _nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: Sequence[int]) -> Tensor:
+    """Find what `nearest_target` says, in segments of like lengths, at least one of which has a target."""
     x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
     unit = x.flatten(0, 1)[padded_index(counts, x.device)]
-    if len(targets) == 0:
-        return torch.zeros(len(features), dtype=torch.long, device=features.device)
     centre = to_padded(unit[targets], k)  # (S, max k, D)
     similarity = x @ centre.transpose(1, 2)
-    available = torch.tensor(k, device=x.device)[:, None]
+    available = torch.tensor(k).to(x.device, non_blocking=True)[:, None]
     missing = torch.arange(centre.shape[1], device=x.device) >= available
     choice = similarity.masked_fill(missing[:, None, :], -torch.inf).argmax(-1)  # (S, n)
-    start = torch.tensor(offsets(k)[:-1], device=x.device)[:, None]
+    start = torch.tensor(offsets(k)[:-1]).to(x.device, non_blocking=True)[:, None]
     assigned = torch.where(available > 0, choice + start, len(targets))
     assigned = assigned.flatten()[padded_index(counts, x.device)]
     assigned[targets] = torch.arange(len(targets), device=x.device)
@@ -130,4 +170,27 @@ def merged(x: Tensor, sizes: Tensor, keep: Tensor, group: Tensor, rule: Rule) ->
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return segment_sum(wide, group, k + 1)[:-1].to(x.dtype)
     weight = sizes if rule == "sizes" else torch.ones_like(sizes)
+    if k > 0 and 4 * (len(x) - k) <= len(x):
+        return _with_few(x, weight, keep, group)
     return weighted_mean(x, weight, group, k + 1)[:-1]
+
+
+def _with_few(x: Tensor, weight: Tensor, keep: Tensor, group: Tensor) -> Tensor:
+    """Weighted means ``(K, ...)`` of groups where few tokens join: most survivors are copied, not summed.
+
+    In a tower that merges a little in every block this is most of what merging costs.
+    """
+    k, column = len(keep), (-1, *(1,) * (x.dim() - 1))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    join = complement(keep, len(x))  # (M,)
+    place = group[join]  # the survivor that each of these joins; K: none
+    mass = segment_sum(weight.to(wide), group, k + 1)
+    # Of those that join one survivor, one stands for the sum of all: which one does not matter.
+    place_of_sum = torch.zeros(k + 1, dtype=torch.long, device=x.device)
+    place_of_sum = place_of_sum.index_copy(0, place, torch.arange(len(join), device=x.device))[place]
+    joined = segment_sum(x[join].to(wide) * weight[join].to(wide).view(column), place_of_sum, len(join))
+    padded = torch.cat([keep, keep[:1]])  # a row for those that are dropped, which nobody sees
+    survivor = padded[place]
+    total = x[survivor].to(wide) * weight[survivor].to(wide).view(column) + joined[place_of_sum]
+    mean = total / mass[place].view(column)
+    return x[padded].index_copy(0, place, mean.to(x.dtype))[:-1]

@@ -99,3 +99,40 @@ def padded_index(counts: Sequence[int], device: torch.device | str = "cpu") -> T
     """Row of each packed token in the flattened padded tensor ``(S * max(counts),)``: ``(N,)`` int64."""
     width = max(counts, default=0)
     return ranges([i * width for i in range(len(counts))], counts, device)
+
+
+def alike(counts: Sequence[int], others: Sequence[int] | None = None) -> list[list[int]]:
+    """Sort segments into groups of like lengths, each to be padded by itself: the numbers of the segments of each group.
+
+    Of a large image among many small ones, padding makes as many large ones, and products of all pairs of tokens grow with the
+    square of that. There is one group where they are at most four times as many as without padding; else each has lengths
+    within a factor of two.
+
+    Args:
+        counts: tokens per segment.
+        others: tokens per segment that these are paired with; by default the same ones.
+    """
+    others = counts if others is None else others
+    padded = len(counts) * max(counts, default=0) * max(others, default=0)
+    if padded <= 4 * sum(n * m for n, m in zip(counts, others)):
+        return [list(range(len(counts)))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for segment, (n, m) in enumerate(zip(counts, others)):
+        groups.setdefault((n.bit_length(), m.bit_length()), []).append(segment)
+    return list(groups.values())
+
+
+def rows_of(members: Sequence[int], counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Packed rows of the segments ``members``, one after another: ``(sum of their counts,)`` int64."""
+    start = offsets(counts)
+    return ranges([start[s] for s in members], [counts[s] for s in members], device)
+
+
+def padded_pairs(counts: Sequence[int], others: Sequence[int] | None = None) -> int:
+    """Pairs of tokens that are computed when each group of `alike` is padded by itself."""
+    others = counts if others is None else others
+    return sum(
+        len(members) * max(counts[s] for s in members) * max(others[s] for s in members)
+        for members in alike(counts, others)
+        if members
+    )

@@ -16,7 +16,8 @@ from foveate.lab.bench.measure import Inputs, probe, timed
 from foveate.lab.bench.plan import Request
 from foveate.lab.bench.result import Case, Line, Result, machine, read, resume
 from foveate.lab.bench.workload import TEXT, Layout, Processed, Shaped
-from foveate.lab.loading import DTYPES, device_of, load
+from foveate.lab.devices import device_of, is_out_of_memory
+from foveate.lab.loading import DTYPES, load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -80,7 +81,7 @@ class Subject:
         try:
             return self._make()
         except RuntimeError as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         raise CommandError(
             f"{self.name} does not fit into the memory that is free: choose another model, --dtype or --device"
@@ -156,7 +157,7 @@ def _tried(line: Line, call: Callable[..., dict[str, Any]], model: Any, *words: 
     try:
         return call(model, *words)
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     line.probe, line.error = None, "out of memory"
     memory.give_back(model.device)
