@@ -102,7 +102,7 @@ class LayerCalls:
         for i in range(start, end):
             entry = None if self.attentions[i] is None else entry_of(cache, i)
             held = entry.kv if isinstance(entry, CompactMixin) and not entry.is_sliding else None
-            if id(held) in alike:
+            if entry is not None and id(held) in alike:
                 coming, shown, sees_all = alike[id(held)]
                 entry.coming, entry.visible = coming, shown
                 call.settled[i] = Settled(coming, entry, sees_all)
