@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop
     from foveate.methods.visionzip import VisionZip as VisionZip
+    from foveate.methods.vitcop import ViTCoP as ViTCoP
     from foveate.methods.vscan import VScan as VScan
     from foveate.methods.vtccls import VTCCLS as VTCCLS
     from foveate.methods.vtw import VTW as VTW
