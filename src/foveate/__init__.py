@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
