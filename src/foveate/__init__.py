@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop
     from foveate.methods.visionzip import VisionZip as VisionZip
+    from foveate.methods.vitcop import ViTCoP as ViTCoP
+    from foveate.methods.vscan import VScan as VScan
+    from foveate.methods.vtccls import VTCCLS as VTCCLS
     from foveate.methods.vtw import VTW as VTW
     from foveate.models import list_families
     from foveate.runtime.stored import Memory

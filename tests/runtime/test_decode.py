@@ -26,7 +26,7 @@ def test_prefill_is_untouched_and_decode_sees_less(family: str, impl: str) -> No
     options: Any = dict(output_logits=True, return_dict_in_generate=True)
     with torch.no_grad():
         stock: Any = generate(model, batch, **options)
-        with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)) as handle:
+        with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.3, layer=3)) as handle:
             ours: Any = generate(model, batch, **options)
             report = handle.report()
     assert torch.equal(ours.logits[0], stock.logits[0])
@@ -50,7 +50,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
     if family in tiny.PACKED:  # stock Qwen numbers a bare step by the whole mask
         step["position_ids"] = torch.full((3, 1, 1), length)
     with torch.no_grad():
-        with foveate.compress(model, Spy(decode_ratio=0.3, layer=3)):
+        with foveate.compress(model, Spy(ratio=1.0, decode_ratio=0.3, layer=3)):
             cache = model(**batch).past_key_values
             ours = model(**step, past_key_values=cache).logits
         visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()
@@ -73,7 +73,7 @@ def test_batch_beams_and_composition(family: str) -> None:
     model, rows = tiny.model(family), ROWS[family][:2]
     with (
         torch.no_grad(),
-        foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1,)) + DyCoke(decode_ratio=0.4, layer=3)),
+        foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1,)) + DyCoke(ratio=1.0, decode_ratio=0.4, layer=3)),
     ):
         together = generate(model, tiny.inputs(family, rows))
         for i in range(2):
@@ -86,7 +86,8 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:1])
     with torch.no_grad():
         stock = generate(model, batch, use_cache=False)
-        with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)), warnings.catch_warnings(record=True) as caught:
+        method = DyCoke(ratio=1.0, decode_ratio=0.3, layer=3)
+        with foveate.compress(model, method), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert torch.equal(generate(model, batch, use_cache=False), stock)
             generate(model, batch, use_cache=False)

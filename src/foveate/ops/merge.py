@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_mean, segment_sum, to_padded
-from foveate.ops.select import complement
+from foveate.ops.select import complement, rank_in_groups
 
 #: What becomes of a group: the mean of its members, each counting as often as it has ``sizes``; their plain ``mean``; their
 #: ``sum``; or the survivor plus the mean of the others.
@@ -114,6 +114,11 @@ def _nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k:
     return assigned
 
 
+def products(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix product in `nearest_target` (2 per multiply-add)."""
+    return 2 * len(counts) * max(counts, default=0) * max(k, default=0) * width
+
+
 def chained(order: Tensor, steps: Sequence[Tensor], rank: Tensor) -> Tensor:
     """Return the group of each token after merging several times, for tokens that are sorted before and after it.
 
@@ -147,6 +152,39 @@ def weighted_mean(x: Tensor, weight: Tensor, group: Tensor, n_groups: int) -> Te
     total = segment_sum(wide * weight.to(wide.dtype).view(column), group, n_groups)
     mass = segment_sum(weight.to(wide.dtype), group, n_groups)
     return (total / mass.view(column)).to(x.dtype)
+
+
+def blended(x: Tensor, centre: Tensor, share: float) -> Tensor:
+    """Return ``(N, C)`` with each centre as ``share`` of itself and the rest the mean of the others that join it.
+
+    Args:
+        x: ``(N, C)``.
+        centre: ``(N,)`` packed indices, which each token joins, a centre itself; ``N``: none.
+        share: from 0 to 1.
+    """
+    n = len(x)
+    others = torch.where(centre == torch.arange(n, device=x.device), n, centre)
+    mean = segment_mean(x, others, n + 1)[:-1]
+    joined = segment_sum(torch.ones_like(others), others, n + 1)[:-1] > 0
+    return torch.where(joined[:, None], share * x + (1 - share) * mean, x)
+
+
+def one_by_one(x: Tensor, keep: Tensor, group: Tensor) -> Tensor:
+    """Return the survivors after each other member of their groups, in order, has been averaged into them: ``(K, C)``.
+
+    Of ``m`` others the last one weighs a half, the one before a quarter, and so on, and the survivor as much as the first.
+
+    Args:
+        x: ``(N, C)``.
+        keep: ``(K,)`` packed indices of the survivors.
+        group: ``(N,)`` int64 in ``[0, K]``; the members of group ``K`` are dropped, each other group has its survivor.
+    """
+    k, index = len(keep), torch.arange(len(x), device=x.device)
+    stays = torch.zeros_like(group, dtype=torch.bool).index_fill(0, keep, True)
+    others = segment_sum((~stays).long(), group, k + 1)[group]
+    turn = rank_in_groups(torch.where(stays, 1, -index), group, k + 1) - 1  # 0 for the first of the others
+    weight = torch.exp2((turn.clamp(min=0) - others).float())
+    return weighted_mean(x, weight, group, k + 1)[:-1]
 
 
 def merged(x: Tensor, sizes: Tensor, keep: Tensor, group: Tensor, rule: Rule) -> Tensor:

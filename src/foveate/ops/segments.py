@@ -49,6 +49,15 @@ def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return (segment_sum(wide, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
 
 
+def segment_cosine(a: Tensor, b: Tensor, counts: Sequence[int]) -> Tensor:
+    """Cosine of the parts of two vectors ``(N,)`` that are in each segment: ``(S,)``; of zeros it is 0."""
+    if len(counts) == 1:  # what a step of decoding asks for in every layer
+        return torch.cosine_similarity(a[None], b[None], eps=torch.finfo(a.dtype).tiny)
+    segment, zeros = segment_ids(counts, a.device), a.new_zeros(len(counts))
+    dot, aa, bb = (zeros.index_add(0, segment, x) for x in (a * b, a * a, b * b))
+    return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+
+
 def segment_max(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     """Largest of ``x (N,)`` by segment: ``(S,)``; an empty segment gives 0. (``-segment_max(-x, ...)`` is the smallest.)"""
     return x.new_zeros(n_segments).scatter_reduce(0, segment, x, "amax", include_self=False)

@@ -47,6 +47,28 @@ def rank_within(score: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.empty_like(place).index_copy(0, best_first(score, counts), place)
 
 
+def rank_in_groups(score: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """The rank of each token among those of its group, 0 for the highest score and of equal ones the earlier: ``(N,)`` int64.
+
+    Args:
+        score: ``(N,)``, higher is better.
+        group: ``(N,)`` int64 in ``[0, n_groups)``; members need not stand together.
+        n_groups: how many there may be.
+    """
+    order = torch.argsort(score, descending=True, stable=True)
+    order = order[torch.argsort(group[order], stable=True)]
+    size = torch.zeros(n_groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
+    place = torch.arange(len(group), device=group.device) - (size.cumsum(0) - size)[group[order]]
+    return torch.empty_like(group).index_copy(0, order, place)
+
+
+def best_of_groups(score: Tensor, group: Tensor, k: Sequence[int]) -> Tensor:
+    """Return the ``k[g]`` highest scores of each group, at most its members: ``(sum(k),)`` packed indices, ascending."""
+    quota = torch.tensor(k, dtype=torch.long).to(score.device, non_blocking=True)
+    chosen = rank_in_groups(score, group, len(k)) < quota[group]
+    return top_k(chosen.long(), (len(score),), (sum(k),))
+
+
 def complement(chosen: Tensor, n: int) -> Tensor:
     """Return the tokens that are not ``chosen``: ``(n - len(chosen),)`` int64, ascending.
 

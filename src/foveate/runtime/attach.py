@@ -385,7 +385,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name} has one budget for all images of a prompt, and which these are is not known at {site}: act where they "
             "enter the language model, or later"
         )
-    if method.temporal and site.at not in host.frames:
+    if method.temporal and site.at not in host.frames | {"decode"}:
         why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
         raise UnsupportedSiteError(
             f"{name} compares frames of one video, and in {host.family!r} which frames are of one video is {why}, not at {site}"
