@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,6 +140,7 @@ def test_speed_and_a_result_that_can_be_kept(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
+    subprocess.run(["bash", "-n", str(Path(gpu_check.__file__).with_suffix(".sh"))], check=True)
     monkeypatch.setattr("sys.argv", ["gpu_check.py"])
     assert gpu_check.main() == 2
     assert "--device 'cuda' cannot be used here" in capsys.readouterr().err
