@@ -118,14 +118,14 @@ def no_memory_for(name: str) -> Iterator[None]:
 def test_speed_and_a_result_that_can_be_kept(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     found = gpu_check.Found(out, {"machine": gpu_check.machine(CPU), "rehearsal": True})
-    plan = speed.Plan((36,), rounds=2, new_tokens=2, small=True)
+    plan = speed.Plan((36,), rounds=1, new_tokens=2, small=True)
     with no_memory_for("FastV"):
         speed.measure("llava-1.5-7b", plan, CPU, Limit(60), lambda what: found.add("speed", what))
     (case,) = found.speed
     assert case["lines"]["FastV"]["status"] == "out of memory"
     for name in ("LUVC", "ADSC", "IPCV", "VisionZip", "Stride"):
         line = case["lines"][name]
-        assert len(line["rounds"]) == 2
+        assert len(line["rounds"]) == 1
         assert line["faster"]["first"] > 0
         assert 0 < line["flops"] < 1
     assert found.bad == 0
@@ -135,6 +135,19 @@ def test_speed_and_a_result_that_can_be_kept(tmp_path: Path) -> None:
     assert kept.machine["device"] == "cpu"
     assert {"method": "stride", "keep": 0.5}.items() <= kept.methods[-1].items()
     assert result.read(tmp_path / "gpu.json").found["speed"][0]["visual"] == 36
+
+
+def test_a_part_that_cannot_begin_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*words: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu_check, "Agreement", no_memory)
+    monkeypatch.setattr(speed, "measure", no_memory)
+    found = gpu_check.Found(None, {})
+    gpu_check.Check(found, CPU, Limit(60), True, []).run([])
+    assert [line["status"] for line in found.agreement] == ["out of memory"] * 4
+    assert [case["status"] for case in found.speed] == ["out of memory"] * 2
+    assert "out of memory" in tables.speed({"speed": found.speed})
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
