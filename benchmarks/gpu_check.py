@@ -13,17 +13,18 @@ the plain run (`gpu/answers.py`). A kernel agrees where the difference is at mos
 figures are medians of the ratios within a round.
 
 What there is no time for is not run, and says so; the file is whole after every part. It ends with exit code 1 if a kernel
-differs or something failed, and with 2 where it cannot begin.
+differs or something failed, with 2 where it cannot begin, and with 3 where it was stuck when the time was up.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,18 +34,21 @@ import torch
 
 from foveate.errors import FoveateError
 from foveate.lab import terminal
+from foveate.lab.bench import memory
 from foveate.lab.bench.result import machine
 from foveate.lab.devices import device_of
 
 from gpu import models, speed
 from gpu.agree import LAYERS, Agreement, kinds_for
-from gpu.kernels import KERNELS
-from gpu.limits import Limit, synchronise
+from gpu.kernels import KERNELS, Kernel
+from gpu.limits import Limit, synchronise, tried
 
 PARTS = ("agreement", "speed")
 BAD = ("differs", "failed")
 #: Of the time: how much the kernels may take that are not compiled, and how much is there for speed after that.
 FOR_KERNELS, FOR_SPEED = 0.35, 0.8
+#: Seconds that something may go on after the time is up.
+GRACE = 25.0
 FULL = speed.Plan((1024, 4096, 16384), rounds=3, new_tokens=17, small=False)
 REHEARSAL = speed.Plan((64, 144), rounds=2, new_tokens=3, small=True)
 
@@ -98,31 +102,56 @@ def _line(part: str, what: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def check(found: Found, device: torch.device, limit: Limit, only: list[str], rehearse: bool, kinds: list[str]) -> None:
-    """Kernels, then speed, then the kernels that are compiled, which take the longest; each as long as there is time."""
-    compiled = tuple(kernel for kernel in KERNELS if kernel.attn == "flex_attention")
-    others = tuple(kernel for kernel in KERNELS if kernel not in compiled)
-    wanted = only or list(PARTS)
-    for kernels, share in ((others, FOR_KERNELS), (compiled, 1.0)):
-        part = limit.part(share)
-        for number, shape in enumerate(models.SHAPES if "agreement" in wanted else ()):
-            of_model = part.part(1 / (len(models.SHAPES) - number))
-            add = partial(found.add, "agreement")
-            Agreement(shape, device, rehearse, kinds_for(kinds), add).run(kernels, of_model)
-            _free(device)
-        if kernels is others and "speed" in wanted:
-            part = limit.part(FOR_SPEED if "agreement" in wanted else 1.0)
-            for number, shape in enumerate(models.SHAPES):
-                of_model = part.part(1 / (len(models.SHAPES) - number))
-                speed.measure(shape, REHEARSAL if rehearse else FULL, device, of_model, partial(found.add, "speed"))
-                _free(device)
+@dataclass(frozen=True)
+class Check:
+    """What is checked, where, and for how long."""
+
+    found: Found
+    device: torch.device
+    limit: Limit
+    rehearse: bool
+    kinds: list[str]
+
+    def run(self, only: list[str]) -> None:
+        """Kernels, then speed, then the kernels that are compiled, which take the longest; each as long as there is time."""
+        compiled = tuple(kernel for kernel in KERNELS if kernel.attn == "flex_attention")
+        others = tuple(kernel for kernel in KERNELS if kernel not in compiled)
+        both = len(only) != 1
+        if "speed" not in only or both:
+            self._each("agreement", FOR_KERNELS if both else 0.6, partial(self._agree, others))
+        if "agreement" not in only or both:
+            self._each("speed", FOR_SPEED if both else 1.0, self._time)
+        if "speed" not in only or both:
+            self._each("agreement", 1.0, partial(self._agree, compiled))
+
+    def _each(self, part: str, share: float, call: Callable[[str, Limit], dict[str, Any]]) -> None:
+        """Call something for each model, with a share of the time that is left, which they share alike."""
+        limit = self.limit.part(share)
+        for number, shape in enumerate(models.SHAPES):
+            of_model = limit.part(1 / (len(models.SHAPES) - number))
+            said = tried(partial(call, shape, of_model), self.device)
+            if "status" in said and part == "agreement":
+                self.found.add(part, {"model": shape, "kernel": "all", "batch": "", "answer": "", **said})
+            elif "status" in said:
+                self.found.add(part, {"model": shape, "layers": 0, "visual": 0, **said, "lines": {}})
+            synchronise(self.device)
+            memory.give_back(self.device)
+
+    def _agree(self, kernels: tuple[Kernel, ...], shape: str, limit: Limit) -> dict[str, Any]:
+        add = partial(self.found.add, "agreement")
+        Agreement(shape, self.device, self.rehearse, kinds_for(self.kinds), add).run(kernels, limit)
+        return {}
+
+    def _time(self, shape: str, limit: Limit) -> dict[str, Any]:
+        plan = REHEARSAL if self.rehearse else FULL
+        speed.measure(shape, plan, self.device, limit, partial(self.found.add, "speed"))
+        return {}
 
 
-def _free(device: torch.device) -> None:
-    synchronise(device)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def stop() -> None:
+    """End a run that is stuck in the middle of something; the file has all that was found before."""
+    print("the time was up in the middle of something", flush=True)
+    os._exit(3)
 
 
 def main() -> int:
@@ -144,7 +173,11 @@ def main() -> int:
         return 2
     about = {"machine": machine(device), "rehearsal": options.rehearse, "agreement_layers": LAYERS}
     found = Found(options.out, {**about, "seconds": options.seconds})
-    check(found, device, limit, options.only or [], options.rehearse, options.answer or [])
+    guard = threading.Timer(options.seconds + GRACE, stop)
+    guard.daemon = True
+    guard.start()
+    Check(found, device, limit, options.rehearse, options.answer or []).run(options.only or [])
+    guard.cancel()
     found.about["took"] = round(time.monotonic() - began, 1)
     found.write()
     print(f"{found.about['took']} s, {found.bad} bad", flush=True)

@@ -35,10 +35,10 @@ def speed(found: dict[str, Any]) -> str:
     """A table for each model and size."""
     parts = []
     for case in found["speed"]:
-        head = f"{case['model']}, {case['layers']} layers, {case['visual']:,} visual tokens, {case['dtype']}, {case['attn']}"
         if not case["lines"]:
-            parts.append(f"{head}: {case['status']}")
+            parts.append(f"{case['model']}, {case['visual']:,} visual tokens: {case['status']}")
             continue
+        head = f"{case['model']}, {case['layers']} layers, {case['visual']:,} visual tokens, {case['dtype']}, {case['attn']}"
         rows = []
         for name, line in case["lines"].items():
             if "median" not in line:

@@ -80,7 +80,7 @@ def faster(found: dict[str, Any]) -> str:
         stock = decided["time"]["attention"]["last"]
         for name, grown in decided["time"].items():
             seconds = max(row["seconds"] for row in decided["sizes"][name].values())
-            if grown is not None and seconds > NOISE and grown["last"] > stock + SLACK:
+            if grown is not None and seconds > NOISE and grown["last"] > max(stock, 1.0) + SLACK:
                 worse.append(f"`{name}` with {axis}, {grown['last']:.2f} against {stock:.2f}")
     return "nothing" if not worse else ", ".join(worse)
 

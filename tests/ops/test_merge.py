@@ -179,3 +179,11 @@ def test_gradients_reach_members_and_stay_away_from_what_is_dropped() -> None:
         (gradient,) = torch.autograd.grad(merged.hidden.sum(), hidden)
         assert bool((gradient[:3] != 0).all()), rule
         assert gradient[3].tolist() == [0, 0], rule
+
+
+def test_similarities_are_held_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, counts, chosen, k = cloud(90, 0, 6), [60, 30], torch.tensor([3, 20, 41, 70, 88]), [3, 2]
+    whole = [*merge.bipartite_match(x, counts, [20, 9]), merge.nearest_target(x, counts, chosen, k)]
+    monkeypatch.setattr(merge, "_CELLS", 100)
+    parts = [*merge.bipartite_match(x, counts, [20, 9]), merge.nearest_target(x, counts, chosen, k)]
+    assert all(map(torch.equal, whole, parts))

@@ -11,6 +11,8 @@ from torch import Tensor
 from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_mean, segment_sum, to_padded
 from foveate.ops.select import complement, rank_in_groups
 
+_CELLS = 1 << 24  # similarities held at once (64 MB)
+
 #: What becomes of a group: the mean of its members, each counting as often as it has ``sizes``; their plain ``mean``; their
 #: ``sum``; or the survivor plus the mean of the others.
 Rule = Literal["sizes", "mean", "sum", "survivor+mean"]
@@ -45,9 +47,8 @@ def _match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[T
     x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
     lengths = torch.tensor(counts).to(x.device, non_blocking=True)
     even, odd = x[:, 0::2], x[:, 1::2]
-    similarity = even @ odd.transpose(1, 2)  # (S, ceil(n/2), floor(n/2))
     missing = torch.arange(odd.shape[1], device=x.device) * 2 + 1 >= lengths[:, None]
-    best, partner = similarity.masked_fill(missing[:, None, :], -torch.inf).max(-1)
+    best, partner = _best(even, odd, missing)  # (S, ceil(n/2)) each
     absent = torch.arange(even.shape[1], device=x.device) * 2 >= lengths[:, None]
     order = best.masked_fill(absent, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     start = torch.tensor(offsets(counts)[:-1]).to(x.device, non_blocking=True)[:, None]
@@ -56,6 +57,18 @@ def _match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[T
     source = (2 * order + start).flatten()[rows]
     target = (2 * partner.gather(1, order) + 1 + start).flatten()[rows]
     return source, target
+
+
+def _best(x: Tensor, others: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of ``x (S, n, D)`` the most similar of ``others (S, m, D)`` that is not ``missing (S, m)``, the first one of
+    several: its similarity and its index, ``(S, n)`` each. So many of the similarities are held as memory is set aside for.
+    """
+    step = max(1, _CELLS // max(1, missing.numel()))
+    parts = [
+        (part @ others.transpose(1, 2)).masked_fill_(missing[:, None, :], -torch.inf).max(-1)
+        for part in x.split(step, dim=1)
+    ]
+    return torch.cat([part.values for part in parts], 1), torch.cat([part.indices for part in parts], 1)
 
 
 def bipartite_flops(counts: Sequence[int], r: Sequence[int], width: int) -> int:
@@ -103,10 +116,9 @@ def _nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k:
     x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
     unit = x.flatten(0, 1)[padded_index(counts, x.device)]
     centre = to_padded(unit[targets], k)  # (S, max k, D)
-    similarity = x @ centre.transpose(1, 2)
     available = torch.tensor(k).to(x.device, non_blocking=True)[:, None]
     missing = torch.arange(centre.shape[1], device=x.device) >= available
-    choice = similarity.masked_fill(missing[:, None, :], -torch.inf).argmax(-1)  # (S, n)
+    _, choice = _best(x, centre, missing)  # (S, n)
     start = torch.tensor(offsets(k)[:-1]).to(x.device, non_blocking=True)[:, None]
     assigned = torch.where(available > 0, choice + start, len(targets))
     assigned = assigned.flatten()[padded_index(counts, x.device)]

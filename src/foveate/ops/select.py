@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_ids, to_padded, within
 
-_CELLS = 1 << 26  # distances held at once (256 MB)
+_CELLS = 1 << 26  # distances held at once (256 MB), or so many times as much as the features themselves
+_TIMES = 8
 
 
 def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
@@ -141,7 +142,7 @@ def nested(level: Tensor, counts: Sequence[int], k: Sequence[int], n_levels: int
     return top_k(2 * level + chosen, counts, k)
 
 
-def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int], cells: int = _CELLS) -> Tensor:
+def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int], cells: int | None = None) -> Tensor:
     """Greedy max-min selection by cosine distance (farthest-point sampling), all segments at once.
 
     The first pick of a segment is the token whose nearest neighbour is farthest; each next pick is the token
@@ -151,7 +152,8 @@ def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int], ce
         features: ``(N, C)``.
         counts: tokens per segment.
         k: survivors per segment.
-        cells: distances held at once; where all of them are more, those to a pick are computed when it is picked.
+        cells: distances held at once, by default 64 million, or eight times as many as ``features`` has numbers; where all of
+            them are more, those to a pick are computed when it is picked.
 
     Returns:
         ``(sum(k),)`` int64, ascending.
@@ -162,7 +164,7 @@ def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int], ce
     for members in alike(counts):
         rows = rows_of(members, counts, features.device)
         own = [counts[s] for s in members], [k[s] for s in members]
-        chosen.append(rows[_farthest(features[rows], *own, cells)])
+        chosen.append(rows[_farthest(features[rows], *own, _held(own[0], features.shape[1], cells))])
     return torch.cat(chosen).sort().values
 
 
@@ -193,16 +195,22 @@ def _farthest(features: Tensor, counts: Sequence[int], k: Sequence[int], cells: 
     return chosen.flatten()[padded_index(k, device)]
 
 
-def farthest_point_flops(counts: Sequence[int], k: Sequence[int], width: int, cells: int = _CELLS) -> int:
+def farthest_point_flops(counts: Sequence[int], k: Sequence[int], width: int, cells: int | None = None) -> int:
     """Floating-point operations of the matrix products in `farthest_point` (2 per multiply-add)."""
     if sum(k) == 0 or tuple(k) == tuple(counts):
         return 0
     pairs = 0
     for members in alike(counts):
         n, picks = max(counts[s] for s in members), max(k[s] for s in members)
-        rows = n if len(members) * n * n <= cells else n + picks - 1  # those of the picks once more
+        most = _held([counts[s] for s in members], width, cells)
+        rows = n if len(members) * n * n <= most else n + picks - 1  # those of the picks once more
         pairs += len(members) * rows * n if picks else 0
     return 2 * pairs * width
+
+
+def _held(counts: Sequence[int], width: int, cells: int | None) -> int:
+    """How many distances are held at most: memory grows with the tokens, not with their square."""
+    return max(_CELLS, _TIMES * len(counts) * max(counts) * width) if cells is None else cells
 
 
 def _distances(x: Tensor, exists: Tensor, cells: int) -> tuple[Tensor | None, Tensor]:
