@@ -70,9 +70,14 @@ class KVIndex:
         self._shown[:] = [shown]
 
     @property
+    def at_home(self) -> bool:
+        """Whether a generated token sees all that is held and is no padding, at the positions of the stock model."""
+        return self.groups is None and self.shift is None
+
+    @property
     def plain(self) -> bool:
-        """Whether a generated token sees all that is held, at the positions of the stock model."""
-        return self.valid is None and self.groups is None and self.shift is None
+        """The same, and there is no padding of ours."""
+        return self.valid is None and self.at_home
 
     @property
     def whole(self) -> bool:
