@@ -79,13 +79,12 @@ def _filter_mirrored(x: Tensor, cutoff: float, kind: str) -> Tensor:
     ``(g[k] + g[n - k]) / 2 V[k] + (g[k] - g[n - k]) / 2 exp(2 i t) conj(V[k])``.
     """
     n = x.shape[1]
-    half = (n + 1) // 2
+    every = torch.arange(n, device=x.device)
+    folded = torch.cat([every[::2], every[1::2].flip(0)])
     place = torch.arange(n // 2 + 1, device=x.device, dtype=x.dtype)
     passes, of_rest = (gain(each / n, cutoff, kind) for each in (place, n - place))
     turn = torch.polar((passes - of_rest) / 2, torch.pi * place / n)
-    spectrum = torch.fft.rfft(torch.cat([x[:, ::2], x[:, 1::2].flip(1)], dim=1), dim=1)
+    spectrum = torch.fft.rfft(x.index_select(1, folded), dim=1)
     changed = torch.addcmul(spectrum * ((passes + of_rest) / 2)[:, None], spectrum.conj(), turn[:, None])
-    filtered = torch.fft.irfft(changed, n=n, dim=1)
-    out = torch.empty_like(x)
-    out[:, ::2], out[:, 1::2] = filtered[:, :half], filtered[:, half:].flip(1)
-    return out
+    filtered: Tensor = torch.fft.irfft(changed, n=n, dim=1)
+    return filtered.index_select(1, folded.argsort())

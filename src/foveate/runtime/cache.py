@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from foveate.errors import UnsupportedCacheError
 from foveate.ops.segments import offsets
-from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.layout import Rows
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
+from foveate.runtime.slots import Shown, Slots, same
 from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
@@ -69,9 +70,14 @@ class KVIndex:
         self._shown[:] = [shown]
 
     @property
+    def at_home(self) -> bool:
+        """Whether a generated token sees all that is held and is no padding, at the positions of the stock model."""
+        return self.groups is None and self.shift is None
+
+    @property
     def plain(self) -> bool:
-        """Whether a generated token sees all that is held, at the positions of the stock model."""
-        return self.valid is None and self.groups is None and self.shift is None
+        """The same, and there is no padding of ours."""
+        return self.valid is None and self.at_home
 
     @property
     def whole(self) -> bool:
@@ -182,18 +188,6 @@ class KVIndex:
         return new
 
 
-class Shown(NamedTuple):
-    """What a step sees of a cache entry: the visual tokens ``keep (K,)``, and all slots with them (None: all of the entry)."""
-
-    keep: Tensor
-    view: View | None
-
-
-def same(rows: Tensor, others: Tensor) -> bool:
-    """Tell whether this is one tensor, or two on the host that say the same; no device is asked."""
-    return rows is others or (rows.device.type == others.device.type == "cpu" and torch.equal(rows, others))
-
-
 def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if x is None else x.index_select(0, rows.to(x.device))
 
@@ -271,7 +265,7 @@ class CompactMixin:
     keys: Tensor
     values: Tensor
     kv: KVIndex
-    visible: View | None  # the slots that this decode step may see, or None: all
+    visible: Slots | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
     reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
     coming: KVIndex | None  # what it will hold after the next update, which the runtime has announced; None: it has not
@@ -293,10 +287,7 @@ class CompactMixin:
             seen = self.window + key_states.shape[-2]
             keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
-            if len(keys) == 1:
-                slots = self.visible.index[0].to(keys.device)
-                return keys.index_select(2, slots), values.index_select(2, slots)
-            keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
+            keys, values = self.visible.take(keys), self.visible.take(values)
         return keys, values
 
     def held(self) -> KVIndex:

@@ -9,10 +9,11 @@ from dataclasses import fields, replace
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
-from foveate.runtime.cache import CompactMixin, KVIndex, Shown, same
+from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import Action, DecoderPass
 from foveate.runtime.masks import View
 from foveate.runtime.presence import Presence
+from foveate.runtime.slots import Shown, Slots, same
 from foveate.tokens import Reduction
 
 
@@ -44,7 +45,7 @@ class DecodeSite:
         """Tell whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
 
-    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> View | None:
+    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> Slots | None:
         """Return the slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
         visual = kv.visual
         if entry.window is not None and layer >= self.layer - 1:
@@ -61,7 +62,7 @@ class DecodeSite:
                 f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice "
                 "is made: choose at a layer after the last reduction"
             )
-        return call.memo.once("shown", (reduction, kv), lambda: _shown(entry.kv, kv, reduction, call.batch))
+        return call.memo.once("shown", (reduction, kv), lambda: _shown(entry, kv, reduction, call.batch))
 
     def _choose(self, call: DecoderPass, kv: KVIndex, cache: Cache) -> Reduction:
         method, visual = self.action.method, kv.visual
@@ -81,14 +82,14 @@ class DecodeSite:
         return self.action.decide(call.trace, tokens)
 
 
-def _shown(before: KVIndex, kv: KVIndex, reduction: Reduction, batch: int) -> View | None:
-    """Return the slots of a cache entry, which held ``before`` and will hold ``kv``, that the step may see; None: all.
+def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -> Slots | None:
+    """Return the slots of a cache entry, which will hold ``kv``, that the step may see; None: all.
 
     As long as the choice is that of the step before, these are the slots of that step and the newest one.
     """
-    last = before.shown
-    if last is not None and kv.length == before.length + 1 and same(last.keep, reduction.keep):
-        view = None if last.view is None else last.view.append(kv.length - 1)
+    last = entry.kv.shown
+    if last is not None and kv.length == entry.kv.length + 1 and same(last.keep, reduction.keep):
+        view: View | None = None if last.slots is None else last.slots.append(kv.length - 1)
     else:
         visual = kv.visual
         assert visual is not None
@@ -96,5 +97,7 @@ def _shown(before: KVIndex, kv: KVIndex, reduction: Reduction, batch: int) -> Vi
         whole = replace(visual, width=kv.length, full=kv.total, lengths=lengths, index=None, valid=None)
         shown, take = whole.reduce(reduction)
         view = None if take is None else View(take, shown.valid)
-    kv.show(Shown(reduction.keep, view))
-    return view
+    heads = entry.keys.shape[1] if entry.keys.dim() == 4 else 0  # (a quantised one may hold no rows here)
+    slots = None if view is None else Slots.of(view, heads, kv.length)
+    kv.show(Shown(reduction.keep, slots))
+    return slots
