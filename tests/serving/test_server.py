@@ -255,8 +255,6 @@ def test_labels_are_few_and_short(server: Server) -> None:
     [
         (("--method", "luvc", "--keep", "2"), "keep=2.0 is not a ratio"),
         (("--method", "fastv"), "add --no-enable-chunked-prefill"),
-        (("--method", "dycoke"), "acts on the KV cache while decoding"),
-        (("--method", "oim", "--mm-encoder-tp-mode", "data"), "leave that out, or use a method"),
     ],
 )
 def test_mistakes_are_one_sentence_at_the_start(words: tuple[str, ...], sentence: str) -> None:

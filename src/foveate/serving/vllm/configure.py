@@ -119,6 +119,10 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
+    if vllm_config.speculative_config is not None:
+        raise ConfigError(
+            f"{name} acts inside the language model, where drafts are not supported: no speculative decoding"
+        )
     if vllm_config.parallel_config.use_ubatching:
         raise ConfigError(f"{name} acts inside the language model, which must have a step whole: no micro-batches")
     scheduler = vllm_config.scheduler_config
