@@ -90,8 +90,7 @@ class DyCoke(Method):
         score = -frames.cosine_with(tokens.hidden, other, missing=-1.0)
         spaced = torch.zeros_like(score).index_fill(0, select.stride(tokens.counts, kept, score.device), 1.0)
         first = torch.tensor([each < 0 for each in before]).to(score.device, non_blocking=True)[tokens.segment]
-        score = torch.where(first, spaced, score)  # of first frames that cannot stay whole
-        return Reduction(select.top_k(score, tokens.counts, kept), tuple(kept))
+        return Reduction(select.top_k(torch.where(first, spaced, score), tokens.counts, kept), tuple(kept))
 
     def _kept(self, counts: list[int], budget: int) -> list[int]:
         """Count survivors of each frame of a video; of all ``budget``, if there is a `keep`."""
@@ -100,23 +99,20 @@ class DyCoke(Method):
             even, share = len(counts) // 2 * 2, 1 - (1 - ratio)  # as the code rounds it
             whole = [place % 4 == 0 or (place % 4 == 2 and place >= len(counts) - 2) for place in range(even)]
             return [n if stays else int(share * n) for n, stays in zip(counts, whole)] + [0] * (len(counts) - even)
-        first = [0 if place % 4 else n for place, n in enumerate(counts)]
-        others = [n - alone for n, alone in zip(counts, first)]
+        first, others = ([n * (bool(place % 4) == late) for place, n in enumerate(counts)] for late in (False, True))
         if self.keep is None:
             budget = sum(first) + survivors(sum(others), ratio, least=0)
-        of_first = min(budget, sum(first))
-        return [a + b for a, b in zip(spread(of_first, first, first), spread(budget - of_first, others, others))]
+        whole_ones = spread(min(budget, sum(first)), first, first)
+        return [a + b for a, b in zip(whole_ones, spread(budget - sum(whole_ones), others, others))]
 
     def _attended(self, tokens: Tokens, site: Site) -> Reduction:
         attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
         before, tokens.state["attention"] = tokens.state.get("attention"), attention
-        turned = None
-        if before is not None and before.shape == attention.shape:
-            turned = segment_cosine(before, attention, pools) < self.threshold
-            if turned.device.type == "cpu" and not bool(turned.any()):  # (another device would have to be waited for)
-                return Reduction(tokens.state["keep"], tokens.state["counts"])
-        kept = tokens.pool_budget(site)
-        keep = select.top_k(attention, pools, kept)
+        alike = before is not None and before.shape == attention.shape
+        turned = segment_cosine(before, attention, pools) < self.threshold if alike else None
+        if turned is not None and turned.is_cpu and not turned.any():  # (another device would have to be waited for)
+            return Reduction(tokens.state["keep"], tokens.state["counts"])
+        keep = select.top_k(attention, pools, kept := tokens.pool_budget(site))
         if turned is not None:
             keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
         chosen = tokens.keep_pooled(keep, kept)
