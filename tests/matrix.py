@@ -10,6 +10,11 @@ import tiny
 from foveate import Host, Method, Site
 from foveate.errors import FoveateError
 
+#: families whose FFNs are mixtures of experts
+EXPERTS = ("glm4v_moe", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe")
+#: families whose features are put together from tiles after the tower
+TILED = ("llava_next", "llava_next_video", "llava_onevision")
+
 
 @functools.cache
 def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
@@ -20,13 +25,24 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
         sites = acting.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True))
     except FoveateError:
         return frozenset({repr(acting)})
-    return frozenset({acting.parts()[0].positions}).union(*map(kinds_of, sites))
+    reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
+    in_many = frozenset({"attention in many layers"} if len(reads) > 2 else ())
+    return frozenset({acting.parts()[0].positions}).union(in_many, *map(kinds_of, sites))
 
 
 def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     """Why a family is not asked for one of these kinds; "" where it is."""
     if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
+    recurrent, virtual = family in tiny.RECURRENT, "virtual" in kinds
+    if ("decoder", "before", "reuse") in kinds and (recurrent or family in tiny.gemma.SLIDING):
+        return "neighbouring layers are of different kinds: see answers/test_reuse.py"
+    if ("decoder", "before", "channels") in kinds and family in EXPERTS:
+        return "a mixture of experts has no channels to choose"
+    if recurrent and (virtual or "attention in many layers" in kinds):
+        return "some layers carry a state and have no attention"
+    if virtual and ("tower", "mid", "reduce") in kinds and family in TILED:
+        return "features are rearranged after the tower: see answers/test_virtual.py"
     if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
         return "its tower takes images of one size"
     if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
+    from foveate.methods.qcache import QCache as QCache
     from foveate.methods.random import Random as Random
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride

@@ -18,6 +18,8 @@ from foveate.lab.catalog import describe_method
 from foveate.lab.declared import EXAMPLE
 from foveate.lab.terminal import group_sites
 from foveate.method import Method, Paper, Site
+from foveate.runtime.attach import host_with
+from foveate.serving.plan import make_plan
 
 #: Headings of the list, in the order of the forward pass; the first one that fits a method is its own.
 GROUPS = (
@@ -28,7 +30,7 @@ GROUPS = (
     "In the language model",
     "While decoding",
 )
-PLACES = {"pixels": 2, "tower": 2, "tower_output": 2, "lm_entry": 3, "decoder": 4, "decode": 5}
+PLACES = {"pixels": 2, "tower": 2, "tower_output": 2, "lm_entry": 3, "decoder": 4, "cache": 5, "decode": 5}
 
 EXAMPLE_CODE = """\
 import foveate
@@ -146,11 +148,20 @@ def _budget(cls: type[Method]) -> str:
     if not (cls.fixed_budget and cls.usual_threshold is None):
         return "by content: a serving engine cannot plan for it"
     fixed = "fixed: how many tokens stay follows from the image's size"
-    return f"{fixed}, so it can be [served](../serving.md)" if not _only_decodes(cls) else f"{fixed}; not served"
+    return f"{fixed}, so it can be [served](../serving.md)" if served(cls) else f"{fixed}; not served"
 
 
-def _only_decodes(cls: type[Method]) -> bool:
-    return all(site.at == "decode" for site in _sites(cls))
+def served(cls: type[Method]) -> bool:
+    """Whether a serving engine takes a method with its defaults, in a family that it runs."""
+    if {part.positions for part in cls().parts()} != {"keep"}:
+        return False
+    family = foveate.list_families()["qwen2_5_vl"]
+    config = pairs.FAMILY_TABLES["config_of"](family)
+    try:
+        make_plan(cls(), host_with(family, config, config.get_text_config().num_hidden_layers), family, config)
+    except foveate.FoveateError:
+        return False
+    return True
 
 
 def _accuracy(name: str) -> str:
@@ -170,7 +181,8 @@ def _accuracy(name: str) -> str:
 
 
 def _unmeasured(cls: type[Method]) -> str:
-    if _only_decodes(cls):
+    acting = [site for site in _sites(cls) if site.action != "remember"]
+    if all(site.at == "decode" or site.into == "generated" for site in acting):
         return (
             "There is no curve: the method acts after the first token of an answer, and the answers of the "
             "[reference benchmark](../reference-benchmark.md) have one."

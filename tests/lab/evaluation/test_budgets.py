@@ -17,7 +17,7 @@ from foveate.lab.evaluation.request import Contest
 from foveate.lab.evaluation.subject import Subject
 from foveate_reference.data import Sample, samples
 
-DIALS = [*(name for name in foveate.list_methods() if name != "dycoke"), "oracle"]
+DIALS = [*(name for name, cls in foveate.list_methods().items() if cls.unit in ("tokens", "tower")), "oracle"]
 
 
 @pytest.fixture(scope="module")
