@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
+    from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC

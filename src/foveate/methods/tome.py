@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.method import Host, Paper, Site
-from foveate.ops import merge, select
-from foveate.pruners import TowerReducer
+from foveate.ops import merge
+from foveate.pruners import TowerReducer, merging
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -36,24 +36,11 @@ class ToMe(TowerReducer):
         return 0.5**host.blocks
 
     def blocks(self, host: Host) -> Sequence[Site]:
-        # The same number r of merges in each block: of N, block b leaves 1 - (b + 1) r / N, and the last one `keep`.
-        # Where that is more than half of them in the late blocks, the earlier ones merge more.
-        stages, most = [], self.share
-        for block in reversed(range(host.blocks)):
-            most = min(most, self.share + (1 - self.share) * (host.blocks - block - 1) / host.blocks)
-            stages.append((block, most))
-            most *= 2
-        return Site.cascade("tower", stages[::-1], where="mid", signals=self.signals)
+        return Site.cascade("tower", merging(range(host.blocks), self.share), where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))
-        merges = [n - kept for n, kept in zip(tokens.counts, counts)]
-        source, target = merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges)
-        keep = select.complement(source, len(tokens))
-        place = select.rank(keep, len(tokens))
-        return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+        merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return tokens.merge_pairs(*merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        widest = max(tokens.counts, default=0)
-        width = tokens.keys.shape[-1]
-        return 2 * len(tokens.counts) * ((widest + 1) // 2) * (widest // 2) * width
+        return merge.similarity_flops(tokens.counts, tokens.keys.shape[-1])

@@ -26,23 +26,55 @@ def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -
     Returns:
         ``(source, target)``, packed indices ``(sum(r),)`` each; sources are distinct and are never targets.
     """
-    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
-    if x.shape[1] < 2 or sum(r) == 0:
+    if sum(r) == 0:
         empty = torch.empty(0, dtype=torch.long, device=features.device)
         return empty, empty
-    lengths = torch.tensor(counts, device=x.device)
-    even, odd = x[:, 0::2], x[:, 1::2]
-    similarity = even @ odd.transpose(1, 2)  # (S, ceil(n/2), floor(n/2))
-    missing = torch.arange(odd.shape[1], device=x.device) * 2 + 1 >= lengths[:, None]
-    best, partner = similarity.masked_fill(missing[:, None, :], -torch.inf).max(-1)
-    absent = torch.arange(even.shape[1], device=x.device) * 2 >= lengths[:, None]
-    order = best.masked_fill(absent, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    start = torch.tensor(offsets(counts)[:-1], device=x.device)[:, None]
-    width = even.shape[1]
-    rows = ranges([i * width for i in range(len(r))], r, x.device)
+    return strongest(similarities(features, counts), counts, r)
+
+
+def similarities(features: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the cosines of even with odd tokens of each segment: ``(S, E, O)``, minus infinity where there is no such pair.
+
+    Args:
+        features: ``(N, D)``.
+        counts: tokens per segment; ``E`` and ``O`` are half of the largest, the first of these rounded up.
+    """
+    x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
+    return without_padding(x[:, 0::2] @ x[:, 1::2].transpose(1, 2), counts)
+
+
+def without_padding(similarity: Tensor, counts: Sequence[int]) -> Tensor:
+    """Put minus infinity into the cells ``(S, E, O)`` of pairs of an even and an odd token that a segment does not have."""
+    lengths = torch.tensor(counts).to(similarity.device, non_blocking=True)[:, None, None]
+    even, odd = (torch.arange(n, device=similarity.device) for n in similarity.shape[1:])
+    missing = (2 * even[:, None] >= lengths) | (2 * odd + 1 >= lengths)
+    return similarity.masked_fill(missing, -torch.inf)
+
+
+def strongest(similarity: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the ``r[s]`` most similar pairs of each segment, of which every even token has one, with its best odd token.
+
+    Args:
+        similarity: ``(S, E, O)``, of even with odd tokens, minus infinity where there is no such pair (`similarities`).
+        counts, r: as for `bipartite_match`, which says what comes out.
+    """
+    if similarity.shape[2] == 0 or sum(r) == 0:
+        empty = torch.empty(0, dtype=torch.long, device=similarity.device)
+        return empty, empty
+    best, partner = similarity.max(-1)
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    start = torch.tensor(offsets(counts)[:-1]).to(similarity.device, non_blocking=True)[:, None]
+    width = similarity.shape[1]
+    rows = ranges([i * width for i in range(len(r))], r, similarity.device)
     source = (2 * order + start).flatten()[rows]
     target = (2 * partner.gather(1, order) + 1 + start).flatten()[rows]
     return source, target
+
+
+def similarity_flops(counts: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `similarities` of so many channels (2 per multiply-add)."""
+    widest = max(counts, default=0)
+    return 2 * len(counts) * ((widest + 1) // 2) * (widest // 2) * width
 
 
 def nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k: Sequence[int]) -> Tensor:
