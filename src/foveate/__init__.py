@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from foveate.method import Host, Method, Paper, Site
     from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
+    from foveate.methods.air import AIR as AIR
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
