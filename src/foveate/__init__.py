@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
+    from foveate.methods.parvts import ParVTS as ParVTS
     from foveate.methods.qcache import QCache as QCache
     from foveate.methods.random import Random as Random
     from foveate.methods.spu import SPU as SPU
