@@ -17,6 +17,7 @@ from foveate import (
     Downsample,
     DyCoke,
     FastV,
+    GSearch,
     Method,
     Random,
     Stride,
@@ -70,6 +71,8 @@ METHODS: dict[str, Method] = {
     "tome+fastv": ToMe(keep=0.7) + FastV(),
     "ipcv": IPCV(stabilise=2, neighbours=3),
     "ipcv-plain": IPCV(ratio=0.1, block=2, stabilise=0, min_tokens=0),
+    # From a steeper curve less than a token would leave a chunk of a prompt at first, which then keeps its padding.
+    "gsearch": GSearch(steepness=3.0),
     "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
 }
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
