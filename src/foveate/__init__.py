@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from foveate.methods.parvts import ParVTS as ParVTS
     from foveate.methods.qcache import QCache as QCache
     from foveate.methods.random import Random as Random
+    from foveate.methods.redundancylens import RedundancyLens as RedundancyLens
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe
