@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU
+    from foveate.methods.evoprune import EvoPrune as EvoPrune
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.ipcv import IPCV as IPCV
