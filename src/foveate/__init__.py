@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.ipcv import IPCV as IPCV
+    from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
     from foveate.methods.parvts import ParVTS as ParVTS
