@@ -102,7 +102,7 @@ docs-check: site
 
 bench: .venv/.stamp
 	.venv/bin/foveate bench --out bench.json --plot bench.png --table bench.md
-	set -e; for script in overhead systems residual_sign; do .venv/bin/python benchmarks/$$script.py; done
+	set -e; for script in overhead systems; do .venv/bin/python benchmarks/$$script.py; done
 
 result: .venv/.stamp
 	.venv/bin/python benchmarks/store.py run $(or $(NAME),$(error say NAME=..., one of benchmarks/experiments))

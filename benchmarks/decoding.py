@@ -11,20 +11,18 @@ asks the other question, from how many visual tokens on a step is faster than a 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy import stats
 
-import foveate
 from foveate import ADSC, LUVC, VTW, DyCoke, FastV, Method, Stride, V2Drop, VisionZip
 from foveate.lab.bench import shapes
 from foveate.lab.bench.result import machine
+from foveate.lab.bench.steps import step_ratios
 from foveate.lab.bench.workload import Shaped
 
 METHODS: dict[str, Method] = {
@@ -39,58 +37,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-class Writer:
-    """One model that writes an answer, step by step, the first word after the prompt."""
-
-    def __init__(self, model: Any, batch: dict[str, torch.Tensor], beams: int = 1, compiled: bool = False) -> None:
-        self.model, self.beams = model, beams
-        with torch.inference_mode():
-            out = model(**batch, use_cache=True, logits_to_keep=1)
-        self.cache, self.mask = out.past_key_values, batch["attention_mask"]
-        if beams > 1:
-            self.cache.batch_repeat_interleave(beams)
-            self.mask = self.mask.repeat_interleave(beams, 0)
-        self.token = out.logits[:, -1:].argmax(-1).repeat_interleave(beams, 0)
-        self.step = torch.compile(model, dynamic=True) if compiled else model
-
-    def seconds(self) -> float:
-        """Time of the next step; with beams, that of choosing rows, too."""
-        rows = torch.arange(len(self.token)).roll(1)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            if self.beams > 1:
-                self.cache.reorder_cache(rows)
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-            places = torch.full((3, len(self.token), 1), self.mask.shape[1])
-            out = self.step(
-                input_ids=self.token,
-                attention_mask=self.mask,
-                position_ids=places,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        spent = time.perf_counter() - start
-        self.token = out.logits[:, -1:].argmax(-1)
-        return spent
-
-
-def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: int, **options: Any) -> dict[str, Any]:
+def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: int, **how: Any) -> dict[str, Any]:
     """Ratios of neighbouring steps, those of the method over those of stock."""
-    theirs = copy.deepcopy(model)
-    with foveate.compress(theirs, method):
-        stock, ours = Writer(model, batch, **options), Writer(theirs, batch, **options)
-        for _ in range(5):  # the first steps warm up
-            stock.seconds(), ours.seconds()
-        ratios = []
-        for pair in range(pairs):
-            if pair % 2:
-                first = ours.seconds()
-                ratios.append(first / stock.seconds())
-            else:
-                first = stock.seconds()
-                ratios.append(ours.seconds() / first)
-    low, high = interval(ratios)
-    return {"method": method.to_dict(), "ratio": statistics.median(ratios), "interval": [low, high]}
+    ratios = step_ratios(model, batch, method, pairs, **how)
+    return {"method": method.to_dict(), "ratio": statistics.median(ratios), "interval": interval(ratios)}
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

@@ -53,13 +53,18 @@ def text_of(family: str, batch: dict[str, Tensor]) -> Tensor:
     return ~tiny.visual_mask(family, batch) & batch["attention_mask"].bool()
 
 
-def held(entry: Any) -> int:
-    """Entries of the first row in a layer of the cache that are no padding."""
+def held(entry: Any, row: int = 0) -> int:
+    """Entries of a row in a layer of the cache that are no padding (but for that of chunks without images)."""
     if not isinstance(entry, CompactMixin):
         return int(entry.keys.shape[-2])
     view = entry.kv.view(entry.keys.shape[0], entry.keys.device)
     assert view.index.shape[1] == entry.keys.shape[-2]
-    return view.index.shape[1] if view.valid is None else int(view.valid[0].sum())
+    return view.index.shape[1] if view.valid is None else int(view.valid[row].sum())
+
+
+def longest(batch: dict[str, Tensor]) -> int:
+    """The row of a batch that has no padding."""
+    return int(batch["attention_mask"].sum(1).argmax())
 
 
 def counted(impl: str, call: Callable[[], Any]) -> int:

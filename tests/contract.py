@@ -24,7 +24,19 @@ import pytest
 import stand_ins
 import tiny
 import torch
-from calls import CHUNKS, HANDS_OVER_FEATURES, LOGITS, ROWS, close, counted, generate, held, text_of, video_rows
+from calls import (
+    CHUNKS,
+    HANDS_OVER_FEATURES,
+    LOGITS,
+    ROWS,
+    close,
+    counted,
+    generate,
+    held,
+    longest,
+    text_of,
+    video_rows,
+)
 from matrix import kinds_of, refused
 from refusals import left_as_it_was
 from torch import Tensor
@@ -107,7 +119,7 @@ def said(family: str, model: Any, *batches: dict[str, Tensor]) -> Said:
         prompts,
         out.logits,
         out.sequences,
-        [0 if each.is_sliding else held(each) for each in tiny.entries(out.past_key_values)],
+        [0 if each.is_sliding else held(each, longest(batches[0])) for each in tiny.entries(out.past_key_values)],
     )
 
 
@@ -224,7 +236,7 @@ def a_prompt_in_chunks_is_the_whole_prompt(family: str, method: Method) -> None:
     # A chunk of which nothing is left still leaves one entry of padding: what counts is what attention may see. (Of that, a
     # sliding entry has some more or less beyond its window.)
     for entry, expected in zip(tiny.entries(cut.past_key_values), whole.held, strict=True):
-        assert entry.is_sliding or held(entry) == expected
+        assert entry.is_sliding or held(entry, longest(batch)) == expected
 
 
 @always

@@ -7,9 +7,11 @@ from collections.abc import Collection, Hashable
 
 import tiny
 
+import foveate
 from foveate import Host, Method, Site
 from foveate.errors import FoveateError
 
+LLAVA = Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)
 #: families whose FFNs are mixtures of experts
 EXPERTS = ("glm4v_moe", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe")
 #: families whose features are put together from tiles after the tower
@@ -22,12 +24,14 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
     if isinstance(acting, Site):
         return frozenset({(acting.at, acting.where, acting.action)})
     try:
-        sites = acting.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True))
+        sites = acting.sites(LLAVA)
     except FoveateError:
         return frozenset({repr(acting)})
     reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
-    in_many = frozenset({"attention in many layers"} if len(reads) > 2 else ())
-    return frozenset({acting.parts()[0].positions}).union(in_many, *map(kinds_of, sites))
+    in_many = {"attention in many layers"} if len(reads) > 2 else set()
+    compared = [part for part in acting.parts() if part.temporal]
+    places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
+    return frozenset({acting.parts()[0].positions, *in_many, *places}).union(*map(kinds_of, sites))
 
 
 def refused(family: str | None, kinds: Collection[Hashable]) -> str:
@@ -43,6 +47,9 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
         return "some layers carry a state and have no attention"
     if virtual and ("tower", "mid", "reduce") in kinds and family in TILED:
         return "features are rearranged after the tower: see answers/test_virtual.py"
+    known = foveate.list_families()[family].frames if family in tiny.VIDEO else ()
+    if family and any(kind[1:] == ("frames",) and kind[0] not in known for kind in kinds if isinstance(kind, tuple)):
+        return "which frames are of one video is not known there"
     if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
         return "its tower takes images of one size"
     if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:

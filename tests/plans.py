@@ -17,7 +17,6 @@ from foveate import (
     Downsample,
     DyCoke,
     FastV,
-    GSearch,
     Method,
     Random,
     Stride,
@@ -33,7 +32,8 @@ FULL = {  # every method with nothing removed
     "v2drop": V2Drop(ratios=(1.0, 1.0, 1.0)),
     "divprune": DivPrune(keep=1.0),
     "downsample": Downsample(keep=1.0),
-    "dycoke": DyCoke(decode_ratio=1.0),
+    "dycoke": DyCoke(ratio=1.0, decode_ratio=1.0),
+    "dycoke-temporal": DyCoke(keep=1.0, decode_ratio=1.0),
     "luvc": LUVC(keep=1.0),
     "oim": OIM(keep=1.0),
     "spu": SPU(keep=1.0, mode="residual"),
@@ -71,8 +71,8 @@ METHODS: dict[str, Method] = {
     "tome+fastv": ToMe(keep=0.7) + FastV(),
     "ipcv": IPCV(stabilise=2, neighbours=3),
     "ipcv-plain": IPCV(ratio=0.1, block=2, stabilise=0, min_tokens=0),
-    # From a steeper curve less than a token would leave a chunk of a prompt at first, which then keeps its padding.
-    "gsearch": GSearch(steepness=3.0),
+    "dycoke": DyCoke(),
+    "dycoke-temporal": DyCoke(keep=0.4, decode_ratio=1.0),
     "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
 }
 

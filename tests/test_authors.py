@@ -166,7 +166,7 @@ def test_decode_sites_are_in_the_report(family: str) -> None:
     if family in tiny.gemma.SLIDING:
         pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 4]])
-    with torch.no_grad(), foveate.compress(model, foveate.DyCoke(decode_ratio=0.5)) as handle:
+    with torch.no_grad(), foveate.compress(model, foveate.DyCoke(ratio=1.0, decode_ratio=0.5)) as handle:
         model.generate(**batch, max_new_tokens=4, do_sample=False)
         visits = handle.report().visits
     n = int(tiny.visual_mask(family, batch).sum())

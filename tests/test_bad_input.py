@@ -133,6 +133,18 @@ def test_compiled_after_attaching() -> None:
         torch._dynamo.reset()
 
 
+def test_weights_that_are_on_no_device() -> None:
+    """Stock code computes shapes there; a method needs to know how many tokens there are, which are numbers."""
+    with torch.device("meta"):
+        model = tiny.CLASSES["llava"](tiny.config("llava")).eval()
+    batch = tiny.inputs("llava", ROWS)
+    with (
+        foveate.compress(model, FastV()),
+        pytest.raises(UnsupportedModelError, match=r"on the device 'meta'.*that is there"),
+    ):
+        model(**{name: value.to("meta") for name, value in batch.items()})
+
+
 # -- methods ------------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +152,7 @@ def test_unknown_method(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for name in ("fastw", "", "FastV2", "fastv+", "stride, vtw"):
-            refused(model, name, UnknownNameError, "there are adsc, divprune, downsample, dycoke, fastv, ipcv")
+            refused(model, name, UnknownNameError, "there are adsc, divprune, downsample, dycoke, fastv, holitom, ipcv")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +177,12 @@ def test_layer_out_of_range(family: str) -> None:
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for layer in (tiny.LAYERS, 99, -tiny.LAYERS - 1, -99):
             sentence = f"no .* layer {layer}: .* {tiny.LAYERS} .* 0 to {tiny.LAYERS - 1}"
-            single = [FastV(layer=layer), foveate.VTW(layer=layer), DyCoke(layer=layer), Stride(layers=(0, layer))]
+            single = [
+                FastV(layer=layer),
+                foveate.VTW(layer=layer),
+                DyCoke(ratio=1.0, layer=layer),
+                Stride(layers=(0, layer)),
+            ]
             for method in (*single, Stride() + FastV(layer=layer)):
                 refused(model, method, UnsupportedSiteError, sentence)
 
@@ -242,7 +259,7 @@ def test_a_model_is_freed_with_its_method(end: str) -> None:
     """Nothing else holds an attached model, nor its weights: not the library, nor what a broken call left."""
     model, batch = tiny.build(tiny.config("qwen2_5_vl")), tiny.inputs("qwen2_5_vl", ROWS[:1])
     known = [weakref.ref(each) for each in (model, *model.parameters(), *model.modules())]
-    handle: Any = foveate.compress(model, IPCV() + FastV(layer=1) + DyCoke(layer=2))
+    handle: Any = foveate.compress(model, IPCV() + FastV(layer=1) + DyCoke(ratio=1.0, layer=2))
     model.generate(**batch, max_new_tokens=3)
     assert foveate.attached(model) is handle
     if end == "removed":

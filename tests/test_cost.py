@@ -179,7 +179,7 @@ def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected:
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
 @pytest.mark.parametrize(
-    "method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(decode_ratio=0.5)], ids=lambda m: m.name()
+    "method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(ratio=1.0, decode_ratio=0.5)], ids=lambda m: m.name()
 )
 def test_flops_of_generate(family: str, impl: str, method: Method, options: dict[str, Any]) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS)

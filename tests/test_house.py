@@ -17,6 +17,7 @@ import pytest
 import foveate
 import foveate_reference
 from foveate.methods import list_methods
+from foveate.runtime import engines
 
 SRC = Path(foveate.__file__).parent
 REFERENCE = Path(foveate_reference.__file__).parent
@@ -71,6 +72,15 @@ def test_runtime_names_no_method_and_no_family(path: Path) -> None:
     assert not words & {cls.__name__ for cls in list_methods().values()}
     names = set(list_methods()) - {"stride", "random"}  # those are words of their own
     assert not {word.lower() for word in words} & (names | set(foveate.list_families()))
+
+
+def test_serving_takes_public_names_only() -> None:
+    """Those that the runtime publishes for engines, each of which says what it is; `lint-imports` forbids other modules."""
+    taken = {name for path in files("serving") for name in of_ours(path)}
+    assert not {name for name in taken if name.rpartition(".")[2].startswith("_")}
+    published = {f"foveate.runtime.engines.{name}" for name in engines.__all__}
+    assert under(taken, "runtime") == published
+    assert all(inspect.getdoc(getattr(engines, name)) for name in engines.__all__)
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

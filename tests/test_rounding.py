@@ -227,7 +227,7 @@ def test_dycoke_asks_of_a_whole_video_whether_attention_has_turned() -> None:
 def test_dycoke_decodes_on_a_video() -> None:
     model = tiny.model("qwen2_5_vl")
     batch = tiny.inputs("qwen2_5_vl", [[3, (3, 4, 8), 5]])
-    with torch.no_grad(), foveate.compress(model, DyCoke(decode_ratio=0.3)) as handle:
+    with torch.no_grad(), foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.3)) as handle:
         model.generate(**batch, max_new_tokens=4, do_sample=False)
         (visit,) = handle.report().visits
     assert visit.before == (8, 8, 8)

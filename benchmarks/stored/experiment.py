@@ -12,7 +12,7 @@ import yaml
 
 from foveate.lab.terminal import CommandError
 
-KEYS = ("says", "run", "seed", "needs", "differs", "stale", "tables", "files")
+KEYS = ("says", "run", "seed", "needs", "stale", "awaits", "tables", "files")
 PLACES = ("work", "out")  # what `run` may name in braces
 
 
@@ -60,8 +60,8 @@ class Experiment:
             ``results.json`` in it, where it leaves its JSON; a command that names neither prints it.
         seed: what it draws from.
         needs: modules besides the package's own, and how to get each.
-        differs: why the stored result is of another command, if it is.
         stale: why the stored result is of an older library, if it is.
+        awaits: what it takes to have a result, where there is none yet: a machine, a key.
         shown: tables and files made of it.
     """
 
@@ -70,8 +70,8 @@ class Experiment:
     run: str
     seed: int | None
     needs: dict[str, str]
-    differs: str | None
     stale: Stale | None
+    awaits: str | None
     shown: tuple[Shown, ...]
 
 
@@ -99,8 +99,8 @@ def read(path: Path) -> Experiment:
         " ".join(data["run"].split()),
         data.get("seed"),
         data.get("needs") or {},
-        data.get("differs"),
         _stale(path.name, data.get("stale")),
+        data.get("awaits"),
         (*tables, *files),
     )
 
@@ -112,7 +112,8 @@ def _check(name: str, data: dict[str, Any]) -> None:
     for place in re.findall(r"\{(\w+)\}", data["run"]):
         if place not in PLACES:
             raise CommandError(f"the command of {name} names {{{place}}}; there is {{work}} and {{out}}")
-    kinds = {"seed": (int, "a whole number"), "differs": (str, "a sentence"), "needs": (dict, "module: how to get it")}
+    kinds = {"seed": (int, "a whole number"), "needs": (dict, "module: how to get it")}
+    kinds["awaits"] = (str, "what it takes to have a result, in a few words")
     for key, (kind, right) in (kinds | dict.fromkeys(("tables", "files"), (dict, "name: where and by what"))).items():
         if data.get(key) is not None and (not isinstance(data[key], kind) or isinstance(data[key], bool)):
             raise CommandError(f"{key!r} of {name} is {data[key]!r}: give {right}")

@@ -26,14 +26,13 @@ def _section(experiment: Experiment, result: Result | None, files: list[str]) ->
         lines[-1] += f" Needs {', '.join(f'{module} (`{how}`)' for module, how in experiment.needs.items())}."
     lines += ["", f"    {experiment.run}", ""]
     if result is None:
-        return "\n".join([*lines, "No result yet."])
+        takes = "" if experiment.awaits is None else f": it takes {experiment.awaits}"
+        return "\n".join([*lines, f"No result yet{takes}."])
     about = [f"[Result](../benchmarks/results/{experiment.name}.json) of {result.date}"]
     about += [f"commit {result.commit[:7]}{' with changes' if result.dirty else ''}"] if result.commit else []
     about += [f"{name} {version}" for name, version in result.versions.items() if version and name != "foveate"]
     about += [_machine(result), "" if result.seconds is None else _duration(result.seconds)]
     lines.append(", ".join(part for part in about if part) + ".")
-    if experiment.differs is not None:
-        lines.append(_sentence(experiment.differs))
     if experiment.stale is not None:
         lines.append(f"**Stale**: {_sentence(experiment.stale.why)}")
     if files:

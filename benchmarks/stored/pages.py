@@ -90,17 +90,15 @@ class Pages:
             try:
                 result = self.result(name)
             except CommandError as error:
-                yield str(error)
+                if not self._awaited(name):
+                    yield str(error)
                 continue
+            if experiment.awaits is not None:
+                yield f"{name} says that it awaits a result, and there is one: delete `awaits`"
             if result.experiment != name:
                 yield f"results/{name}.json is the result of {result.experiment}"
-            if (result.command != experiment.run) == (experiment.differs is None):
-                yield (
-                    f"the result of {name} is of another command than the experiment's: run `make result NAME={name}`, or "
-                    "say in `differs` why it may stay"
-                    if experiment.differs is None
-                    else f"{name} says why its result differs, and it does not: delete `differs`"
-                )
+            if result.command != experiment.run:
+                yield f"the result of {name} is of another command than the experiment's: run `make result NAME={name}`"
             if experiment.stale is not None and (result.date or "") > experiment.stale.since:
                 yield f"{name} says that its result is stale, and it is of {result.date}: delete `stale`"
         for path in sorted(self.results.glob("*.json")):
@@ -153,11 +151,18 @@ class Pages:
     def _rendered(self, shown: Shown) -> Any:
         if shown is LIST:
             return listing.markdown(self.experiments, self._results())
+        waiting = [self.experiment(name).awaits for name in shown.of if self._awaited(name)]
+        if waiting and not shown.file.endswith((".json", ".png")):
+            return f"*Not measured yet: it takes {waiting[0]}.*"
         function, found = self._function(shown.by), [self.result(name).found for name in shown.of]
         try:
             return self._marked_stale(shown, function(*found))
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             raise CommandError(f"{shown.by} cannot make it of {_files(shown)}: {error!r}") from error
+
+    def _awaited(self, name: str) -> bool:
+        """Whether an experiment says what it takes to have a result, and has none."""
+        return self.experiment(name).awaits is not None and not (self.results / f"{name}.json").is_file()
 
     def _marked_stale(self, shown: Shown, made: Any) -> Any:
         """What a function made of results, with the reason below it, in a sentence in brackets, where one of them is stale."""

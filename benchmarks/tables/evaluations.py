@@ -88,21 +88,6 @@ def systems(found: dict[str, Any]) -> str:
     return head + table(["", *map(str, budgets)], lines)
 
 
-def positions(*results: dict[str, Any]) -> str:
-    """Accuracy with positions kept and renumbered, for each model in turn."""
-    found = [_by_method(result) for result in results]
-    shown = {"stride": "Stride", "random": "Random", "divprune": "DivPrune", "fastv": "FastV, layer 4"}
-    rows = []
-    for method, name in shown.items():
-        for budget in sorted({key[1] for key in found[0] if key[0] == method}, reverse=True):
-            cells = (one.get((method, budget)) for one in found)
-            rows.append([name, str(budget), *("-" if row is None else _percent(row) for row in cells)])
-    heads = []
-    for result, kept in zip(results, ("keep", "renumber") * len(results)):
-        heads.append(f"{MODELS[result['model']]} {kept}" if kept == "keep" else kept)
-    return table(["", "budget", *heads], rows)
-
-
 def evaluation(found: dict[str, Any]) -> Evaluation:
     """What `foveate.lab.evaluation.results.Result.to_dict` made plain, as it was."""
     known = ("command", "model", "seeds", "by", "questions", "rows", "out_of_reach", "notes")
@@ -144,11 +129,6 @@ def _at(found: dict[str, Any], label: str, budgets: Sequence[float]) -> list[str
         return [_percent(plain), *[""] * (len(budgets) - 1)]
     rows = [_row(found, label, budget) for budget in budgets]
     return ["-" if row is None else _percent(row) for row in rows]
-
-
-def _by_method(found: dict[str, Any]) -> dict[tuple[str, float], dict[str, Any]]:
-    """Rows by name of the method and budget: labels say how positions are numbered, too."""
-    return {(row["method"]["method"], row["budget"]): row for row in found["rows"] if row["method"] is not None}
 
 
 def _row(found: dict[str, Any], label: str, budget: float | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Tables of what was timed: `overhead.py`, `systems.py`, `serving.py`."""
+"""Tables of what was timed: `overhead.py`, `prefill.py`, `systems.py`, `serving.py`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,31 @@ def overhead(found: dict[str, Any]) -> str:
         speed = f"{case['speed_up']:.2f} ({low:.2f} to {high:.2f})"
         rows.append((OVERHEAD[name], speed, f"{case['ideal_speed_up']:.2f}", f"{case['realised_over_ideal']:.2f}"))
     return table(("`Stride`", "speed-up of a forward", "by its FLOPs", "realised / ideal"), rows)
+
+
+def prefill(found: dict[str, Any]) -> str:
+    """A table for each number of visual tokens: how much of the ideal is realised, and what our own functions take."""
+    heads = ("", "prefill", "ideal", "realised / ideal", "by FLOPs", "finds", "chooses", "gathers", "arguments")
+    heads += ("scatters", "hooks")
+    parts = []
+    for run in found["runs"]:
+        rows = []
+        for name, row in run["cases"].items():
+            speeds = (f"{row['speed_up']:.2f}x", f"{row['ideal_speed_up']:.2f}x", f"{row['realised_over_ideal']:.2f}")
+            own = (f"{share:.1%}" for share in row["parts"].values())
+            rows.append((name, *speeds, f"{row['by_flops']:.2f}x", *own))
+        shape = f"language model of width {run['width']} and {run['layers']} layers"
+        parts += [f"{run['visual']:,} visual tokens, {shape}:", table(heads, rows)]
+    return "\n\n".join(parts)
+
+
+def mergers(found: dict[str, Any]) -> str:
+    """What mergers gain in a deep tower, by where they act."""
+    rows = [
+        (name, f"{row['flops']:.0%}", f"{1 / row['flops']:.2f}x", f"{row['speed_up']:.2f}x")
+        for name, row in found["tower"].items()
+    ]
+    return table(("hands over", "FLOPs of the tower left", "by its FLOPs", "tower"), rows)
 
 
 def decoding(found: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.evoprune import EvoPrune as EvoPrune
     from foveate.methods.fastv import FastV as FastV
-    from foveate.methods.gsearch import GSearch as GSearch
+    from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop
     from foveate.methods.visionzip import VisionZip as VisionZip
+    from foveate.methods.vitcop import ViTCoP as ViTCoP
+    from foveate.methods.vscan import VScan as VScan
+    from foveate.methods.vtccls import VTCCLS as VTCCLS
     from foveate.methods.vtw import VTW as VTW
     from foveate.models import list_families
     from foveate.runtime.stored import Memory

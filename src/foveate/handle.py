@@ -245,7 +245,13 @@ def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle
     try:
         family_of(AutoConfig.from_pretrained(base))  # says what is supported before gigabytes are loaded
         model = AutoModelForImageTextToText.from_pretrained(base, **options).eval()
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        ImportError,
+    ) as error:  # of a device that is not there, too
         raise AdapterError(f"cannot load {base!r}, the model of {name!r}: {first_line(error)}") from None
     return compress(model, Path(name) if os.path.isdir(name) else name)
 

@@ -94,14 +94,17 @@ class Method:
     fixed_budget: ClassVar[bool] = True
     #: the paper says which scores survive, and not how many: what an unset ``threshold`` is where nothing else says how much
     usual_threshold: ClassVar[float | None] = None
-    #: compares frames of one video, so that it can act only where these are known (`Host.frames`)
-    temporal: ClassVar[bool] = False
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
 
     @property
     def across_images(self) -> bool:
         """Whether what is left of an image depends on the others of a call, which in an engine are other people's."""
+        return False
+
+    @property
+    def temporal(self) -> bool:
+        """Whether it compares frames of one video, so that it acts only where these are known (`Host.frames`), in one piece."""
         return False
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Bases of methods that prune or merge: they turn options into sites, so that a method's file is its signals and its score.
 
-`DecoderPruner` drops tokens before decoder layers, `EntryPruner` once before the first of them, `TowerReducer` merges or drops
-inside the vision tower; in all three ``keep`` is the share of the visual tokens that a decoder layer holds on average.
-`TowerParker` spares the tower's blocks most of the patches, and hands over all. `SingleRatio` is for whatever else is turned by
-one ratio, `CachePruner` for what leaves the KV cache after the prompt.
+`DecoderPruner` drops tokens before decoder layers, `EntryPruner` once before the first of them, `StagedPruner` at both
+places, `TowerReducer` merges or drops inside the vision tower; in all four ``keep`` is the share of the visual tokens that a
+decoder layer holds on average. `TowerParker` spares the tower's blocks most of the patches, and hands over all. `SingleRatio`
+is for whatever else is turned by one ratio, `CachePruner` for what leaves the KV cache after the prompt.
 
 A method that ranks by `score` may have the option ``threshold``, None by default: where it is set, the tokens whose scores
 reach it survive, however many these are (`Method.cut`).
@@ -122,6 +122,30 @@ class DecoderPruner(Method):
             alike = len(set(usual.ratios)) == 1 or (len(layers) != len(usual.layers) and free)
             ratio = usual.ratios[0] if alike else usual.ratios
         return Schedule.cuts([from_the_start(layer, host) for layer in layers], ratio)
+
+
+@dataclass(frozen=True)
+class StagedPruner(DecoderPruner):
+    """A method that drops or merges tokens at the vision tower's output, and drops more before decoder layers.
+
+    It is a `DecoderPruner` whose schedule begins there: a cut of layer 0 is the one at the tower's output, which reads
+    `tower_signals`. ``keep`` gives all shares one power, so that early and late cuts grow together.
+    """
+
+    def tower_signals(self, host: Host) -> tuple[Signal | str, ...]:
+        """Say what the cut at the tower's output reads."""
+        raise NotImplementedError(f"{type(self).__name__} must say its tower_signals")
+
+    def before(self, share: float, host: Host) -> Site:
+        """Make the site before the language model, if not at the tower's output."""
+        return Site.output(share, signals=self.tower_signals(host) if share else ())
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        stages = self.plan(host).stages
+        share = stages[0][1] if stages and stages[0][0] == 0 else 1.0
+        later = [(layer, each / share) for layer, each in stages if layer > 0] if share else []
+        tower = [self.before(share, host)] if share < 1 or not later else []
+        return [*tower, *Site.cascade("decoder", later, signals=self.signals)]
 
 
 @dataclass(frozen=True)

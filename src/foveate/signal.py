@@ -99,7 +99,12 @@ def signal_of(asked: Signal | str) -> Signal:
         return asked
     if not isinstance(asked, str):
         raise ConfigError(f"{shown(asked)} is no signal: give the name of a kind, such as 'keys', or a Signal")
-    return Signal(asked)
+    return _without_address(asked)
+
+
+@cache
+def _without_address(kind: str) -> Signal:
+    return Signal(kind)
 
 
 class Signals(Mapping[Signal, Tensor]):

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.ops import merge, segments, select
 from foveate.schedule import budget
-from foveate.signal import Signal, Signals, kinds
+from foveate.signal import Signal, Signals, kinds, signal_of
 
 if TYPE_CHECKING:
     from foveate.site import Site
@@ -131,7 +131,7 @@ class Tokens:
         """Return a signal without an address, by its kind: ``tokens.keys``."""
         if name.startswith("_") or name not in kinds():
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.signal(name)
+        return self.signal(signal_of(name))
 
     def signal(
         self,

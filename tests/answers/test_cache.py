@@ -306,7 +306,7 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
             Watched(signals=("residual",)),
             "cannot give residual, only keys, last_row, received, text_rows, values",
         ),
-        ("llava", DyCoke(layer=3) + Watched(), "hold different tokens: use one of the two"),
+        ("llava", DyCoke(ratio=1.0, layer=3) + Watched(), "hold different tokens: use one of the two"),
         (
             "llava",
             QCache(layers=(2, 3)) + Watched(layers=(1,)),
@@ -340,7 +340,7 @@ def test_a_cache_with_keys_of_its_own_is_cut_though_a_layer_reuses(how: Any) -> 
 
 def test_decode_sites_below_the_cut_layers_go_on() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
-    with torch.no_grad(), foveate.compress(model, DyCoke(layer=4) + Watched(layers=(1, 2))):
+    with torch.no_grad(), foveate.compress(model, DyCoke(ratio=1.0, layer=4) + Watched(layers=(1, 2))):
         generate(model, batch)
 
 

@@ -284,7 +284,7 @@ def test_an_engine_cannot() -> None:
 
 SUMS: dict[str, Method] = {
     "skip": HollowAttention(WINDOW, 1, 4) + SkipVision(part="attention"),
-    "decode": ParallelPaths(2, blind=True) + foveate.DyCoke(keep=0.5),
+    "decode": ParallelPaths(2, blind=True) + foveate.DyCoke(ratio=1.0, decode_ratio=0.5),
     "signals": HollowAttention(WINDOW, 1, 4) + foveate.FastV(keep=0.5),
 }
 

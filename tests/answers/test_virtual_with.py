@@ -315,7 +315,7 @@ METHODS = {
     "appended": DyMU(**V) + VoCo(2, 3, **V),
     "injected": DyMU(**V) + AIR(**V),
     "in the tower": foveate.IPCV(min_tokens=0, **V) + DyMU(**V),
-    "decode": DyMU(**V) + foveate.DyCoke(**V),
+    "decode": DyMU(**V) + foveate.DyCoke(ratio=1.0, **V),
 }
 
 

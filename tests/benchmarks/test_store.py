@@ -299,10 +299,6 @@ def other_command(root: Path) -> None:
     redo(root, "{out}", "--more {out}")
 
 
-def needless_excuse(root: Path) -> None:
-    redo(root, "seed: 3", "seed: 3\ndiffers: It was slow.")
-
-
 def no_marker(root: Path) -> None:
     (root / "page.md").write_text("# Page\n")
 
@@ -356,7 +352,6 @@ def half_result(root: Path) -> None:
         (no_experiment, "results/other.json has no experiment: write experiments/other.yaml, or delete it"),
         (of_another, "results/counts.json is the result of other"),
         (other_command, "the result of counts is of another command than the experiment's"),
-        (needless_excuse, "counts says why its result differs, and it does not: delete `differs`"),
         (
             no_marker,
             "page.md: the table counts: write <!-- table: counts --> and <!-- /table --> where it belongs, once",
@@ -434,6 +429,16 @@ def test_a_result_of_after_the_change_is_not_stale(root: Path) -> None:
     assert problems(root) == [f"counts says that its result is stale, and it is of {day}: delete `stale`"]
     redo(root, "since: 2020-01-01", f"since: {day}")
     assert not any("delete `stale`" in problem for problem in problems(root))
+
+
+def test_a_result_that_needs_another_machine_may_be_missing(root: Path) -> None:
+    redo(root, "seed: 3", "seed: 3\nawaits: a machine with a GPU")
+    assert Pages(root).write()[1] == []
+    assert problems(root) == []
+    assert "*Not measured yet: it takes a machine with a GPU.*" in (root / "page.md").read_text()
+    assert "No result yet: it takes a machine with a GPU." in (root / "docs" / "results.md").read_text()
+    run(root)
+    assert problems(root) == ["counts says that it awaits a result, and there is one: delete `awaits`"]
 
 
 def test_a_marker_in_code_is_none(root: Path) -> None:

@@ -121,6 +121,22 @@ def test_gradients() -> None:
     torch.testing.assert_close(weight.grad, v.grad)
 
 
+@pytest.mark.parametrize("dropped", [0, 3])
+def test_where_few_tokens_join_the_others_are_copied(dropped: int) -> None:
+    x, sizes = cloud(48, 0, 5), cloud(48, 1).abs() + 0.5
+    keep = torch.tensor([i for i in range(48) if i % 6])  # 40 of them
+    group = torch.arange(48) * 40 // 48
+    group[::6] = torch.tensor([7, 7, 7, 0, 39, 12, 12, 3])  # several join one survivor
+    group[keep], group[:: 6 * 3] = torch.arange(40), torch.tensor([7, 40 if dropped else 0, 12])
+    for rule in ("sizes", "mean"):
+        weight = sizes if rule == "sizes" else torch.ones(48)
+        expected = merge.weighted_mean(x, weight, group, 41)[:-1]
+        found = merge.merged(x, sizes, keep, group, rule)
+        torch.testing.assert_close(found, expected)
+        alone = torch.bincount(group, minlength=41)[:-1] == 1
+        assert torch.equal(found[alone], x[keep[alone]])
+
+
 def expected(rule: str, x: Tensor, sizes: Tensor, survivor: int, members: list[int]) -> Tensor:
     if rule == "sizes":
         return sum((sizes[i] * x[i] for i in members), torch.zeros(())) / sum(float(sizes[i]) for i in members)
@@ -163,3 +179,11 @@ def test_gradients_reach_members_and_stay_away_from_what_is_dropped() -> None:
         (gradient,) = torch.autograd.grad(merged.hidden.sum(), hidden)
         assert bool((gradient[:3] != 0).all()), rule
         assert gradient[3].tolist() == [0, 0], rule
+
+
+def test_similarities_are_held_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, counts, chosen, k = cloud(90, 0, 6), [60, 30], torch.tensor([3, 20, 41, 70, 88]), [3, 2]
+    whole = [*merge.bipartite_match(x, counts, [20, 9]), merge.nearest_target(x, counts, chosen, k)]
+    monkeypatch.setattr(merge, "_CELLS", 100)
+    parts = [*merge.bipartite_match(x, counts, [20, 9]), merge.nearest_target(x, counts, chosen, k)]
+    assert all(map(torch.equal, whole, parts))

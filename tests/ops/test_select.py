@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from segment_cases import budgets, cloud, cosine, lattice, lengths, quick, rows, seeds
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.lab.bench.memory import LiveTensors
 from foveate.ops import select
 
 Budgets = tuple[list[int], list[int]]
@@ -83,9 +85,32 @@ def farthest_by_loop(features: Tensor, counts: list[int], k: list[int]) -> list[
 def test_farthest_point(budget: Budgets, seed: int) -> None:
     counts, k = budget
     for features in (cloud(sum(counts), seed, 5), lattice(sum(counts), seed)):  # the second has ties
-        keep = select.farthest_point(features, counts, k)
-        assert keep.dtype == torch.long
-        assert keep.tolist() == farthest_by_loop(features, counts, k)
+        expected = farthest_by_loop(features, counts, k)
+        for cells in (None, 40, 1):  # all distances are held; they are made in parts; row by row
+            keep = select.farthest_point(features, counts, k, cells)
+            assert keep.dtype == torch.long
+            assert keep.tolist() == expected
+
+
+def test_farthest_point_holds_no_more_distances_than_it_may() -> None:
+    features = cloud(600, 0, 4)
+    most = []
+    for cells in (None, 6000):
+        with LiveTensors([features]) as live:
+            keep = select.farthest_point(features, [600], [20], cells)
+        most.append(live.peak)
+        assert torch.equal(keep, select.farthest_point(features, [600], [20]))
+    assert most[0] > 4 * 600 * 600
+    assert most[1] < most[0] / 8
+
+
+def test_flops_of_farthest_point_are_those_of_a_run() -> None:
+    features = cloud(70, 0, 4)
+    for k in ([5, 9], [40, 30], [0, 0]):
+        for cells in (None, 100):
+            with FlopCounterMode(display=False) as counter:
+                select.farthest_point(features, [40, 30], k, cells)
+            assert counter.get_total_flops() == select.farthest_point_flops([40, 30], k, 4, cells)
 
 
 def test_farthest_point_of_equal_tokens_keeps_the_budget() -> None:

@@ -31,4 +31,5 @@ class DyMU(Method):
         return tokens.merge_pairs(*merge.bipartite_match(tokens.hidden, tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        return merge.similarity_flops(tokens.counts, tokens.hidden.shape[-1])
+        merges = [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return merge.bipartite_flops(tokens.counts, merges, tokens.hidden.shape[-1])

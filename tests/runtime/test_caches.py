@@ -241,7 +241,7 @@ def test_a_saved_cache_goes_on(family: str, plan: str, how: str) -> None:
     """Under the same handle, as if it had not been saved; without one it says its sentence."""
     if plan == "decode" and family == "gemma3":
         pytest.skip("sliding layers have no decode sites")
-    method = foveate.DyCoke(decode_ratio=0.5, layer=4) if plan == "decode" else PLANS[plan]
+    method = foveate.DyCoke(ratio=1.0, decode_ratio=0.5, layer=4) if plan == "decode" else PLANS[plan]
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
     step = one_more(family, batch)
     with torch.no_grad():

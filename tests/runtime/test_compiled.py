@@ -47,13 +47,15 @@ def test_a_step_is_compiled_once_for_all_tokens() -> None:
     assert len(set(graphs[2:])) == 1, "the second step has tensors of another length, and so have all that follow"
 
 
-def test_layers_are_no_graphs_of_their_own() -> None:
-    """A deeper model has no more graphs. Compiled stock code makes masks always; they are cut inside the graph."""
+@pytest.mark.parametrize("rows", [1, 3])
+def test_layers_are_no_graphs_of_their_own(rows: int) -> None:
+    """A deeper model has no more graphs. Compiled stock code makes masks always; they are cut inside the graph, also where rows
+    hold different numbers of tokens."""
     counts = []
     for layers in (4, 8):
         torch.compiler.reset()
         model, counter = tiny.build(tiny.config("llava", num_hidden_layers=layers)), CompileCounter()
-        batch = tiny.inputs("llava", ROWS["llava"][:1])
+        batch = tiny.inputs("llava", ROWS["llava"][:rows])
         options: dict[str, Any] = dict(output_logits=True, return_dict_in_generate=True)
         with foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1, 3))), torch.no_grad():
             expected = generate(model, batch, **options)

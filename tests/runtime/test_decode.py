@@ -12,6 +12,8 @@ from calls import HANDS_OVER_FEATURES, ROWS, close, generate
 
 import foveate
 from foveate import DyCoke
+from foveate.runtime.cache import KVIndex
+from foveate.runtime.layout import Rows, frames, tokens_of
 
 
 @pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.gemma.SLIDING])
@@ -24,7 +26,7 @@ def test_prefill_is_untouched_and_decode_sees_less(family: str, impl: str) -> No
     options: Any = dict(output_logits=True, return_dict_in_generate=True)
     with torch.no_grad():
         stock: Any = generate(model, batch, **options)
-        with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)) as handle:
+        with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.3, layer=3)) as handle:
             ours: Any = generate(model, batch, **options)
             report = handle.report()
     assert torch.equal(ours.logits[0], stock.logits[0])
@@ -48,7 +50,7 @@ def test_a_step_is_a_masked_step(family: str) -> None:
     if family in tiny.PACKED:  # stock Qwen numbers a bare step by the whole mask
         step["position_ids"] = torch.full((3, 1, 1), length)
     with torch.no_grad():
-        with foveate.compress(model, Spy(decode_ratio=0.3, layer=3)):
+        with foveate.compress(model, Spy(ratio=1.0, decode_ratio=0.3, layer=3)):
             cache = model(**batch).past_key_values
             ours = model(**step, past_key_values=cache).logits
         visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()
@@ -71,7 +73,7 @@ def test_batch_beams_and_composition(family: str) -> None:
     model, rows = tiny.model(family), ROWS[family][:2]
     with (
         torch.no_grad(),
-        foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1,)) + DyCoke(decode_ratio=0.4, layer=3)),
+        foveate.compress(model, foveate.Stride(ratio=0.5, layers=(1,)) + DyCoke(ratio=1.0, decode_ratio=0.4, layer=3)),
     ):
         together = generate(model, tiny.inputs(family, rows))
         for i in range(2):
@@ -84,10 +86,37 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:1])
     with torch.no_grad():
         stock = generate(model, batch, use_cache=False)
-        with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)), warnings.catch_warnings(record=True) as caught:
+        method = DyCoke(ratio=1.0, decode_ratio=0.3, layer=3)
+        with foveate.compress(model, method), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert torch.equal(generate(model, batch, use_cache=False), stock)
             generate(model, batch, use_cache=False)
     said = [str(warning.message) for warning in caught if "use_cache=False" in str(warning.message)]
     assert len(said) == 1
     assert said[0].startswith("dycoke acts on the KV cache")
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_as_long_as_the_choice_is_the_same_slots_are_found_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step after sees the same slots and the newest one, as if all were found anew; also with padding of ours."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:rows])
+    options: Any = dict(output_logits=True, return_dict_in_generate=True, min_new_tokens=4)
+    found: list[int] = []
+    reduce = Rows.reduce
+    monkeypatch.setattr(Rows, "reduce", lambda self, reduction: found.append(1) or reduce(self, reduction))  # type: ignore[func-returns-value]
+    with torch.no_grad(), foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3, threshold=0.0)):
+        once = generate(model, batch, **options).logits
+        assert len(found) == 1
+        monkeypatch.setattr(KVIndex, "show", lambda self, shown: None)
+        anew = generate(model, batch, **options).logits
+    assert len(found) == len(once) == 4  # one before, and one for every step
+    assert all(torch.equal(a, b) for a, b in zip(once, anew))
+
+
+def test_an_entry_that_knows_its_visual_tokens_shares_nothing_with_one_that_does_not() -> None:
+    tokens = tokens_of(frames([(1, 1, 2)]))
+    layout = Rows(3, 3, (3,), tokens, torch.zeros(2, dtype=torch.long), torch.tensor([0, 1]))
+    empty = KVIndex(0, 0)
+    plain, watched = (empty.append_rows(layout, None, keep_visual=watches) for watches in (False, True))
+    assert plain.append(1).visual is None
+    assert watched.append(1).visual is not None

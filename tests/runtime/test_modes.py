@@ -30,7 +30,9 @@ MODES: dict[str, dict[str, Any]] = {
 LONE = {"prompt lookup": dict(prompt_lookup_num_tokens=3)}  # one row at a time
 FULL = {
     "luvc": foveate.LUVC(keep=1.0),
-    "ipcv+fastv+dycoke": foveate.IPCV(ratio=1.0) + foveate.FastV(ratio=1.0) + foveate.DyCoke(decode_ratio=1.0),
+    "ipcv+fastv+dycoke": foveate.IPCV(ratio=1.0)
+    + foveate.FastV(ratio=1.0)
+    + foveate.DyCoke(ratio=1.0, decode_ratio=1.0),
     "renumber": foveate.Stride(ratio=1.0, layers=(0, 2), positions="renumber"),
 }
 

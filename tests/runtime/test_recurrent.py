@@ -101,7 +101,7 @@ def usual(family: str) -> Any:
     return tiny.build(tiny.config(family, layer_types=None, num_hidden_layers=8))
 
 
-LATER = Stride(layers=(1,)) + DyCoke(decode_ratio=0.4, layer=4)
+LATER = Stride(layers=(1,)) + DyCoke(ratio=1.0, decode_ratio=0.4, layer=4)
 
 
 @recurrent
@@ -127,7 +127,7 @@ def test_a_decode_site_chooses_at_the_first_layer_that_has_keys(family: str) -> 
     model, batch = usual(family), tiny.inputs(family, ROWS[family][:2])
     with torch.no_grad():
         stock = generate(model, batch, output_logits=True, return_dict_in_generate=True)
-        with foveate.compress(model, DyCoke(decode_ratio=0.2, layer=4)) as handle:
+        with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.2, layer=4)) as handle:
             ours: Any = generate(model, batch, output_logits=True, return_dict_in_generate=True)
             visit = handle.report().visits[-1]
     assert visit.site == "decode 4"
@@ -140,7 +140,7 @@ def test_a_decode_site_chooses_at_the_first_layer_that_has_keys(family: str) -> 
     ("method", "sentence"),
     [
         (FastV(), "fastv wants last_row at decoder 2, but the layer before it carries a state.* use layer 4$"),
-        (DyCoke(layer=3), "wants last_row at decode 3.* use layer 4$"),
+        (DyCoke(ratio=1.0, layer=3), "wants last_row at decode 3.* use layer 4$"),
         (PLANS["signals"], "wants received .* use layer 4$"),
     ],
     ids=["fastv", "dycoke", "signals"],
@@ -155,4 +155,4 @@ def test_nothing_to_hide_is_refused(family: str) -> None:
     """Only layer 3 of six as they are usually has attention."""
     model = tiny.build(tiny.config(family, layer_types=None))
     with pytest.raises(UnsupportedSiteError, match="decode 4, but no layer from there on has attention: use layer 3"):
-        foveate.compress(model, DyCoke(layer=4))
+        foveate.compress(model, DyCoke(ratio=1.0, layer=4))

@@ -76,7 +76,7 @@ def test_a_batch_cuts_a_mask_once_for_layers_that_hold_the_same(family: str, ask
 def test_a_decode_site_settles_what_comes_after_it(asked: dict[str, int]) -> None:
     """Only the layer whose attention is read is looked at by itself."""
     model, batch = tiny.model("llava", fresh=True), tiny.inputs("llava", ROWS["llava"][:1])
-    with foveate.compress(model, DyCoke(decode_ratio=0.3, layer=3)), torch.no_grad():
+    with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.3, layer=3)), torch.no_grad():
         out = generate(model, batch)
     n = out.shape[1] - batch["input_ids"].shape[1] - 1
     assert asked["before"] == len(tiny.lm(model).layers) + n

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from calls import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+import foveate.ops
 from foveate import ADSC, IPCV, OIM, SPU, FastV, Method, Random, Stride, V2Drop
 
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
@@ -91,3 +94,17 @@ def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: p
         values, lengths = asked(IPCV(stabilise=blocks))
         assert values <= stock[0] + ways
         assert lengths == stock[1] + min(blocks, ways)
+
+
+@pytest.mark.parametrize("path", sorted(Path(foveate.ops.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_what_the_host_knows_is_sent_without_waiting(path: Path) -> None:
+    """``torch.tensor(counts, device=x.device)`` and ``.to(x.device)`` wait until the device has done all before. On a CPU
+    nobody sees it, so it is looked for in the text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        call, named = ast.unparse(node), {keyword.arg for keyword in node.keywords}
+        if node.func.attr == "tensor" and "device" in named:
+            pytest.fail(f"{call}: write torch.tensor(...).to(device, non_blocking=True)")
+        to_device = node.func.attr == "to" and any("device" in ast.unparse(word) for word in node.args)
+        assert not to_device or "non_blocking" in named, f"{call}: add non_blocking=True"

@@ -46,3 +46,5 @@ def test_show() -> None:
     shown = shlex.split(CliRunner().invoke(app, call).stdout)
     assert shown[:5] == ["vllm", "serve", "m", "--tensor-parallel-size", "2"]
     assert method_from_dict(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)
+    shown = shlex.split(CliRunner().invoke(app, ["serve", "m", "--method", "luvc", "--limit", "0.8", "--show"]).stdout)
+    assert json.loads(shown[-1])["foveate"]["limit"] == 0.8

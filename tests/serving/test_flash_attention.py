@@ -42,13 +42,13 @@ class Batch:
 def batches(request: pytest.FixtureRequest) -> list[Batch]:
     """Of prompts in chunks, decoding, and both in a step."""
     found: list[Batch] = []
-    deepen, common = ours.Step.deepen, ours._common
+    deepen, common = ours._deepen, ours._common
     asked: list[Any] = []
 
-    def keep(step: Any, runner: Any, metadata: Any, slots: Any) -> None:
+    def keep(runner: Any, step: Any, names: Any, metadata: Any, slots: Any) -> None:
         asked.clear()
         padded = 0 if step.within else len(next(iter(slots.values())))
-        deepen(step, runner, metadata, slots)
+        deepen(runner, step, names, metadata, slots)
         slow = {gid: _by_hand(runner, step, gid) for gid in range(len(runner.kv_cache_config.kv_cache_groups))}
         reduced = {gid: each for gid, each in slow.items() if any(gone for *_, gone in each)}
         assert sorted(gid for gid, _ in asked) == sorted(reduced)
@@ -62,7 +62,7 @@ def batches(request: pytest.FixtureRequest) -> list[Batch]:
         return asked[-1][1]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(ours.Step, "deepen", keep)
+    patch.setattr(ours, "_deepen", keep)
     patch.setattr(ours, "_common", note)
     try:
         with engine(FAMILY, METHODS[request.param], max_num_batched_tokens=96, **SMALL) as llm:
@@ -86,10 +86,10 @@ def _by_hand(runner: Any, step: Any, gid: int) -> list[tuple[int, int, list[int]
     """Of each request: tokens before and after this step in a layer, its blocks, and tokens that are gone."""
     (name,) = runner.kv_cache_config.kv_cache_groups[gid].layer_names  # the model is so small that each has a group
     layer = int(name.split("layers.")[1].split(".")[0])
-    found, depth = [], sum(at <= layer for at in step.attached.plan.layers)
+    found, depth = [], sum(at <= layer for at in step.plan.layers)
     for i, name in enumerate(runner.input_batch.req_ids):
         request, start = runner.requests[name], int(step.start[i])
-        end, ends, attached = start + int(step.count[i]), [], step.attached
+        end, ends, attached = start + int(step.count[i]), [], runner.get_model().foveate
         for feature in request.mm_features:
             item = attached.engine.shape(attached.config, feature.modality, feature.data.get_data(), 0)
             counts = [attached.plan.entry_counts(item), *attached.plan.inner_counts(item)]

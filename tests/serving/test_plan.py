@@ -39,6 +39,7 @@ from foveate.runtime.layout import tokens_of
 from foveate.serving.plan import Item, make_plan
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Prompt
+from foveate.serving.vllm.step import Batch, Step
 
 METHODS: list[Method] = [
     Random(keep=0.3),
@@ -129,10 +130,29 @@ class Asks(Method):
         return [Site(self.at, 2 if self.at == "decoder" else 0, signals=("text",))]
 
 
+@dataclass(frozen=True)
+class Reaches(Stride):
+    """One whose survivors reach a threshold. A control, not a paper."""
+
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Remembers(Stride):
+    """One that notes something for a later site. A control, not a paper."""
+
+    def reduce(self, tokens: Any, site: Site) -> Any:
+        tokens.state["seen"] = True
+        return super().reduce(tokens, site)
+
+
 @pytest.mark.parametrize(
     ("method", "error", "sentence"),
     [
         (ByContent(), ConfigError, "decides by the content of an image"),
+        (Reaches(threshold=0.1), ConfigError, "those that reach its threshold, .*: give keep in its place"),
+        (Random(positions="renumber"), ConfigError, 'positions="renumber" is not served'),
+        (Remembers(), UnsupportedSiteError, "remembers 'seen' from one of its sites to the next"),
         (DyCoke(), UnsupportedSiteError, "acts on the KV cache while decoding"),
         (Random(layer=99), UnsupportedSiteError, "the model has 6 decoder layers"),
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
@@ -187,6 +207,29 @@ def test_places(pieces: list[tuple[int, tuple[int, int], int]], tail: int, metho
         if not any(where.offset < place < where.offset + where.length for where in ranges):  # images come whole
             gone = np.array(dropped[:place], dtype=int).reshape(place, len(plan.layers)).sum(0)
             assert (prompt.dropped[:, prompt.ended(place)] == gone).all()
+
+
+@pytest.mark.parametrize("chunks", [(40,), (9, 12, 12, 7), (21, 19), (9, 24, 1, 1, 1, 1, 1, 1, 1)])
+def test_a_step_asks_nothing_of_the_one_before(chunks: tuple[int, ...]) -> None:
+    """Whatever the pieces are that two requests come in, a step begins where the one before has ended; so does a new try."""
+    plan, here = plan_for(ADSC(layers=(1, 3), keep=0.5)), [item(6, 8), item(4, 12)]
+    where = [SimpleNamespace(mm_position=SimpleNamespace(offset=at, length=12)) for at in (9, 21)]
+    prompt = Prompt(plan, [(i, w, np.ones(12, dtype=bool)) for i, w in zip(here, where, strict=True)])
+    assert prompt.ends.tolist() == [21, 33]
+    requests = [SimpleNamespace(num_prompt_tokens=34, mm_features=[None] * 2) for _ in range(2)]
+    batch = Batch(requests, [prompt, prompt])
+    for _ in range(2):  # the second time as after a preemption
+        start, ended = np.zeros(2, dtype=np.int64), None
+        for n in chunks:
+            step = Step(plan, batch, start, np.array([n, n]))
+            assert ended is None or all((a == b).all() for a, b in zip(step.before, ended, strict=True))
+            assert all((each >= 0).all() for each in step.planned)
+            start, ended = start + n, step.after
+        gone = prompt.dropped[:, -1]
+        assert [each.tolist() for each in ended] == [[40 - each] * 2 for each in gone]
+        assert step.generated.tolist() == [6, 6]
+    assert batch.still(requests)
+    assert not batch.still(requests[:1])  # one was cancelled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

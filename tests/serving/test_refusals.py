@@ -20,6 +20,8 @@ from foveate import ADSC, IPCV, OIM, FastV, Random
 from foveate.serving.vllm import register
 
 LUVC = {"method": "luvc"}
+DRAFTS = {"model": str(folder("qwen2_5_vl")), "num_speculative_tokens": 1}
+WORDS = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no object": ("luvc", {}, "expected an object such as"),
     "no method": ({"keep": 0.5}, {}, 'a method is an object with a "method" name'),
@@ -42,7 +44,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"tensor_parallel_size": 4, "decode_context_parallel_size": 2},
         "no context parallelism",
     ),
-    "pipelines": (ADSC().to_dict(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
+    "a draft model": (Random().to_dict(), {"speculative_config": DRAFTS}, "features that a draft model does not know"),
+    "drafts of words": (ADSC().to_dict(), {"speculative_config": WORDS}, "where drafts are not supported"),
+    "pipelines": (Random().to_dict(), {"pipeline_parallel_size": 2}, "no pipeline parallelism"),
 }
 
 

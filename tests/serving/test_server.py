@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ import openai
 import saved
 from served import folder
 
+import foveate
+
 COMMAND = (sys.executable, "-m", "foveate", "serve")
 SMALL = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "8")
 CHARACTERS = {"max_tokens": 6, "temperature": 0}
@@ -37,7 +41,7 @@ class Server:
         self.port, self.log = port, log
         self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
 
-    def ask(self, *content: Any) -> Any:
+    def ask(self, *content: Any, **more: Any) -> Any:
         """A chat of one message."""
         parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
         (model,) = self.client.models.list().data
@@ -45,12 +49,29 @@ class Server:
             model=model.id,
             messages=[{"role": "user", "content": parts}],  # type: ignore[misc,list-item]
             **CHARACTERS,  # type: ignore[arg-type]
+            **more,
         )
+
+    def post(self, *content: Any, **more: Any) -> tuple[int, str]:
+        """The same without the client, which writes no NaN: status, and what an error says."""
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        body = json.dumps({"messages": [{"role": "user", "content": parts}], **CHARACTERS, **more}).encode()
+        asks = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", body)
+        asks.add_header("Content-Type", "application/json")
+        try:
+            return urllib.request.urlopen(asks).status, ""
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())["error"]["message"]
+
+    def page(self) -> str:
+        """What Prometheus reads."""
+        text: str = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
+        return text
 
     def metrics(self) -> dict[str, float]:
         """Visual tokens by stage."""
-        text = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics").read().decode()
-        found = re.findall(r'foveate_visual_tokens_total\{.*stage="(\w+)"\} (\S+)', text)
+        text = self.page()
+        found = re.findall(r'foveate_visual_tokens_total\{budget="0.5".*stage="(\w+)"\} (\S+)', text)
         return {stage: float(value) for stage, value in found}
 
 
@@ -97,6 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     command = [*COMMAND, str(folder("qwen2_5_vl")), "--method", "luvc", "--keep", "0.5", *SMALL, "--port", str(port)]
+    command += ["--limit", "0.8", "--trust-request-mm-kwargs"]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -166,8 +188,66 @@ def test_a_broken_image_hurts_nobody_else(server: Server) -> None:
         assert all(pool.map(one, mixed))
 
 
+WRONG: dict[str, tuple[Any, str]] = {
+    "above the limit": ({"keep": 0.9}, '"keep" is 0.9, expected a number above 0, up to 0.8'),
+    "nothing": ({"keep": 0}, "expected a number above 0"),
+    "no number": ({"keep": "half"}, "\"keep\" is 'half', expected a number"),
+    "not a number": ({"keep": float("nan")}, '"keep" is nan, expected a number'),
+    "no object": (0.3, "expected an object such as"),
+    "another key": ({"kepe": 0.3}, "has no 'kepe'; it has \"keep\""),
+}
+
+
+def test_a_prompt_has_a_budget_of_its_own(server: Server) -> None:
+    """Of one image, asked about with budgets in turn, so that caches of encoder and prefixes know of each."""
+
+    def ask(keep: float | None) -> tuple[str, int]:
+        body = {"mm_processor_kwargs": {"foveate": {"keep": keep}}} if keep else {}
+        found = server.ask(image(48, 48, seed=7), "the cat", extra_body=body)
+        return found.choices[0].message.content, found.usage.prompt_tokens
+
+    before = server.page()
+    first = [ask(keep) for keep in (None, 0.3, 0.8)]
+    assert first == [ask(keep) for keep in (None, 0.3, 0.8)]
+    lengths = [n for _, n in first]
+    assert lengths[1] < lengths[0] < lengths[2]
+    count = 'foveate_visual_tokens_total{budget="0.3",method="luvc",stage="images"}'
+    assert count not in before
+    assert f"{count} 72.0" in server.page()
+
+
+def test_a_wrong_budget_hurts_nobody_else(server: Server) -> None:
+    want = server.ask(image(48, 48), "the cat").choices[0].message.content
+
+    def one(wrong: tuple[Any, str] | None) -> Any:
+        if wrong is None:
+            return server.ask(image(48, 48), "the cat").choices[0].message.content == want
+        status, says = server.post(image(24, 32), "?", mm_processor_kwargs={"foveate": wrong[0]})
+        return status == 400 and wrong[1] in says
+
+    mixed = [each for wrong in WRONG.values() for each in (wrong, None)]
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(one, mixed))
+
+
 def test_it_says_what_it_serves(server: Server) -> None:
-    assert "foveate serves Qwen2_5_VLForConditionalGeneration with LUVC(" in server.log.read_text()
+    line = next(line for line in server.log.read_text().splitlines() if "foveate serves" in line)
+    assert "Qwen2_5_VLForConditionalGeneration with LUVC(keep=0.5), which acts in the vision tower, before" in line
+    assert (
+        "inside the language model (before layer 5) and keeps 0.5 (tokens), up to 0.8 where a prompt asks for it"
+        in line
+    )
+
+
+def test_labels_are_few_and_short(server: Server) -> None:
+    """A series a method, budget and stage; the options are in one place, whole."""
+    server.ask(image(48, 48), "the cat")
+    labels = [each for each in re.findall(r"foveate_visual_tokens_total\{(.*?)\}", server.page()) if '"0.5"' in each]
+    assert sorted(labels) == [
+        f'budget="0.5",method="luvc",stage="{stage}"' for stage in ("images", "last_layer", "prompt")
+    ]
+    (told,) = re.findall(r'foveate_method_info\{budget="0.5",config="(.*)",method="luvc"\} 1.0', server.page())
+    assert foveate.method_from_dict(told.replace('\\"', '"')) == foveate.LUVC(keep=0.5)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +255,6 @@ def test_it_says_what_it_serves(server: Server) -> None:
     [
         (("--method", "luvc", "--keep", "2"), "keep=2.0 is not a ratio"),
         (("--method", "fastv"), "add --no-enable-chunked-prefill"),
-        (("--method", "dycoke"), "acts on the KV cache while decoding"),
-        (("--method", "oim", "--mm-encoder-tp-mode", "data"), "leave that out, or use a method"),
     ],
 )
 def test_mistakes_are_one_sentence_at_the_start(words: tuple[str, ...], sentence: str) -> None:

@@ -1,7 +1,7 @@
 """The lists of methods that are committed, from what the classes declare: ``python tools/pages/lists.py`` writes them.
 
-These are the list in README.md, the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is, and what
-``foveate methods`` and ``foveate families`` say without importing torch.
+These are the list in README.md, the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is, what
+``foveate methods`` and ``foveate families`` say without importing torch, and which methods are served, in docs/serving.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
+import verdicts
 from repository import ROOT
 
 from foveate.lab import declared, index
@@ -21,6 +22,7 @@ from foveate.methods import own_methods
 from foveate.plugins import defined_in
 
 LIST = re.compile(r"(<!-- methods: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
+SERVED = re.compile(r"(<!-- served: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
 IMPORTS = re.compile(r"(?:    from foveate\.methods\.\w+ import \w+ as \w+\n)+")
 
 
@@ -46,6 +48,11 @@ def in_index(text: str) -> str:
     return index.write(_described)
 
 
+def in_serving(text: str) -> str:
+    """docs/serving.md with what becomes of every method in vLLM."""
+    return SERVED.sub(lambda found: f"{found[1]}\n{verdicts.table()}\n\n{found[2]}", text)
+
+
 def _described(folder: str, module: str) -> list[dict[str, Any]]:
     file = importlib.import_module(f"foveate.{folder}.{module}")
     if folder == "methods":
@@ -57,6 +64,7 @@ FILES: dict[Path, Callable[[str], str]] = {
     ROOT / "README.md": in_readme,
     ROOT / "src" / "foveate" / "__init__.py": in_package,
     index.PATH: in_index,
+    ROOT / "docs" / "serving.md": in_serving,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import curves
 import evidence
 import pairs
+import verdicts
 from repository import DOCS
 
 import foveate
@@ -18,8 +19,6 @@ from foveate.lab.catalog import describe_method
 from foveate.lab.declared import EXAMPLE
 from foveate.lab.terminal import group_sites
 from foveate.method import Method, Paper, Site
-from foveate.runtime.attach import host_with
-from foveate.serving.plan import make_plan
 
 #: Headings of the list, in the order of the forward pass; the first one that fits a method is its own.
 GROUPS = (
@@ -148,20 +147,9 @@ def _budget(cls: type[Method]) -> str:
     if not (cls.fixed_budget and cls.usual_threshold is None):
         return "by content: a serving engine cannot plan for it"
     fixed = "fixed: how many tokens stay follows from the image's size"
-    return f"{fixed}, so it can be [served](../serving.md)" if served(cls) else f"{fixed}; not served"
-
-
-def served(cls: type[Method]) -> bool:
-    """Whether a serving engine takes a method with its defaults, in a family that it runs."""
-    if {part.positions for part in cls().parts()} != {"keep"}:
-        return False
-    family = foveate.list_families()["qwen2_5_vl"]
-    config = pairs.FAMILY_TABLES["config_of"](family)
-    try:
-        make_plan(cls(), host_with(family, config, config.get_text_config().num_hidden_layers), family, config)
-    except foveate.FoveateError:
-        return False
-    return True
+    if not verdicts.verdict(cls.name()).served:
+        return f"{fixed}; [not served](../serving.md#every-method)"
+    return f"{fixed}, so it can be [served](../serving.md#every-method)"
 
 
 def _accuracy(name: str) -> str:

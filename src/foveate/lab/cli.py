@@ -226,6 +226,9 @@ def serve(
     keep: Keep = None,
     option: OptionsOfOne = None,
     method_json: OneAsJson = None,
+    limit: Annotated[
+        float | None, typer.Option(help="The largest keep that a prompt may ask for; none may without.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the `vllm serve` command, and do not run it.")] = False,
 ) -> None:
     """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
@@ -234,10 +237,11 @@ def serve(
     from foveate.lab.options import method_from_words
 
     chosen = method_from_words(method, keep, option or [], method_json)
+    argv = face.words(model, chosen, context.args, limit)
     if show:
-        print(shlex.join(["vllm", *face.words(model, chosen, context.args)]))
+        print(shlex.join(["vllm", *argv]))
     else:
-        face.serve(model, chosen, context.args)
+        face.serve(argv)
 
 
 @app.command()
@@ -325,6 +329,7 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="Rows of a call; repeatable.", show_default="1")] = None,
     repeats: Annotated[int, typer.Option(help="Rounds in which the stock model and every method run once.")] = 5,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a call generates.")] = 16,
+    steps: Annotated[int, typer.Option(help="Pairs of single steps, stock and method in turn; 0: none.")] = 16,
     dtype: Dtype = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     attn: Attn = None,
@@ -357,6 +362,7 @@ def bench(
         batches=tuple(batch or ()),
         repeats=repeats,
         new_tokens=new_tokens,
+        steps=steps,
         dtype=dtype,
         device=device,
         attn=attn,

@@ -27,18 +27,6 @@ PARTS = ("image_processor", "tokenizer", "video_processor", "feature_extractor")
 _BROKEN = (OSError, ValueError, ImportError, RuntimeError, KeyError, ArithmeticError, SafetensorError)
 
 
-def device_of(name: str) -> torch.device:
-    """``auto``, or what torch understands."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise CommandError(f"--device {name!r} cannot be used here: {first_line(error)}") from None
-    return device
-
-
 def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, Any]:
     """Model in evaluation mode, and processor.
 

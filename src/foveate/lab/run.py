@@ -15,7 +15,8 @@ from foveate.cost import Report
 from foveate.handle import compress, host_of
 from foveate.lab import cautions, overlay, prompting, terminal
 from foveate.lab.checks import check_dtype
-from foveate.lab.loading import device_of, load
+from foveate.lab.devices import device_of, put
+from foveate.lab.loading import load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -73,7 +74,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     device = device_of(request.device)
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype, request.attn)
-    model.to(device)
+    put(model, device, request.model)
     for line in cautions.about_model(request.model, model, processor, [request.prompt]):
         warn(line)
     inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)

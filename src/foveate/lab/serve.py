@@ -17,13 +17,14 @@ from foveate.serialise import from_json
 OPTION = "--additional-config"
 
 
-def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
+def words(model: str, method: Method, rest: Sequence[str], limit: float | None = None) -> list[str]:
     """What follows ``vllm``.
 
     Args:
         model: a hub id, a folder, or a shipped model (``reference``).
         method: what to serve with.
         rest: further words for ``vllm serve``. Its own ``--additional-config`` is kept, but for the key ``foveate``.
+        limit: up to which budget a prompt may ask for its own; None: it may not.
     """
     others, config = _taken(list(rest))
     if "foveate" in config:
@@ -31,13 +32,13 @@ def words(model: str, method: Method, rest: Sequence[str]) -> list[str]:
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
     folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
-    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": method.to_dict()})]
+    ours = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
+    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": ours})]
 
 
-def serve(model: str, method: Method, rest: Sequence[str]) -> None:
-    """Run the server until it is stopped."""
+def serve(argv: Sequence[str]) -> None:
+    """Run ``vllm`` with these `words` until it is stopped."""
     needs.check("vllm", "foveate serve")
-    argv = words(model, method, rest)
     from vllm.entrypoints.cli.main import main
 
     sys.argv = ["vllm", *argv]

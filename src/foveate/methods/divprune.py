@@ -35,5 +35,4 @@ class DivPrune(EntryPruner):
         return Reduction(select.farthest_point(tokens.hidden, tokens.counts, counts), counts)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        widest = max(tokens.counts, default=0)
-        return 2 * len(tokens.counts) * widest**2 * tokens.hidden.shape[-1]
+        return select.farthest_point_flops(tokens.counts, tokens.budget(site), tokens.hidden.shape[-1])

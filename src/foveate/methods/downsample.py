@@ -35,7 +35,7 @@ class Downsample(EntryPruner):
             for start, old, new in zip(starts, tokens.spans.shape, shape)
         ]
         index = torch.cat([grid.flatten() for grid in keep]) if keep else torch.empty(0, dtype=torch.long)
-        return Reduction(index.to(tokens.index.device), tuple(h * w for h, w in shape), shape=shape)
+        return Reduction(index.to(tokens.index.device, non_blocking=True), tuple(h * w for h, w in shape), shape=shape)
 
 
 def _smaller(height: int, width: int, keep: float) -> tuple[int, int]:

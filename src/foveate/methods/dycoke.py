@@ -1,4 +1,4 @@
-"""DyCoke: each generated token attends to the visual tokens that matter now (the decode stage only)."""
+"""DyCoke: frames keep what differs from an earlier one, and each generated token attends to the tokens that matter now."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ from typing import ClassVar
 import torch
 
 from foveate.errors import ConfigError
-from foveate.method import Host, Method, Paper, Site, Unit
-from foveate.ops import select
-from foveate.ops.segments import segment_ids
+from foveate.method import Host, Method, Paper, Site
+from foveate.ops import frames, select
+from foveate.ops.segments import segment_cosine, segment_ids
 from foveate.pruners import from_the_start
-from foveate.schedule import Schedule, check_ratio
+from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Tokens
+
+#: With which frame before it each frame of a window of four is compared; the first with none.
+BACK = (0, 1, 2, 1)
 
 
 @dataclass(frozen=True)
 class DyCoke(Method):
-    """While decoding, from layer ``layer`` on, attend only to the visual tokens that the current token looks at.
+    """Drop what frames of a video repeat, before the language model; while decoding, attend to the tokens that are looked at.
 
-    This is section 3.3, the dynamic KV cache; the temporal merging of section 3.2 acts before the LLM and is not here yet.
-    From the paper: attention of layer 3's predecessor, 30 % of the visual tokens kept, a new choice only when the
-    attention has turned (cosine below 0.9). Hidden keys and values are not freed, so they can come back. The authors'
-    code rounds the count down, and falls back to the whole cache when the attention has not turned; ours is the nearest count
-    and, as in the paper, keeps the last choice. As in the code, all frames of a video share one budget and one ranking; ours:
-    every image and video of a prompt has its own.
+    From the paper: of four frames the first stays whole, the third is compared with it, the second and fourth with the one
+    before, place by place, and the least similar tokens stay (section 3.2); a step of decoding sees, from layer 3 on, the 30 %
+    that the layer before attends to, chosen anew where that attention has turned (cosine below 0.9; section 3.3). From the
+    authors' code: 30 % of the three frames stay, none is merged, hidden keys stay, frames share a ranking. Ours: a last window
+    is cut like others, no frame is lost, four or fewer do not fail (see ``exact``); nearest counts; raster order, positions as
+    they were; if attention has not turned the last choice stays (the code shows all). An image, a video of one frame, stays
+    whole; where ``keep`` is too little for that, first frames are thinned evenly. Without known frames, decoding is reduced
+    alone by default.
 
     Attributes:
-        decode_ratio: share of the visual tokens of an image or video that a step sees from there on; by default 0.3.
+        ratio: share of the second to fourth frame of a window that stays; by default 0.3; of 1 there is no such stage.
+        decode_ratio: share of the visual tokens of an image or video that a step sees; by default 0.3; of 1 all.
         layer: first decoder layer that sees less; the attention of the one before it chooses. By default 3, or the last one.
         threshold: cosine between two steps' attention below which the choice is made anew.
+        exact: as the authors' code, leave the third frame of a last window whole, drop a last odd one, round counts down.
     """
 
+    ratio: float | None = None
     decode_ratio: float | None = None
     layer: int | None = None
     threshold: float = 0.9
+    exact: bool = False
 
-    unit: ClassVar[Unit] = "decode"
-    how_much: ClassVar[tuple[str, ...]] = ("decode_ratio",)
-    pooled: ClassVar[bool] = True
+    how_much: ClassVar[tuple[str, ...]] = ("ratio",)
     paper: ClassVar[Paper] = Paper(
         "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
         "CVPR",
@@ -52,41 +59,66 @@ class DyCoke(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ratio("threshold", self.threshold)
+        check_ratio("decode_ratio", self.decode_ratio or 0.0)
+        if self.exact and self.keep is not None:
+            raise ConfigError(f"dycoke: exact=True has counts of its own, not keep={self.keep:.4g}: give ratio")
 
-    def plan(self, host: Host) -> Schedule:
-        """Return the share of the visual keys and values that a step reads from one layer on."""
-        layer = min(3, host.layers - 1) if self.layer is None else from_the_start(self.layer, host)
-        schedule = Schedule(((layer, 0.3 if self.decode_ratio is None else self.decode_ratio),))
-        if self.keep is None:
-            return schedule
-        if self.layer is None:
-            schedule = schedule.earlier(self.keep, host.depth, first=1)
-        try:
-            return schedule.at_mean(self.keep, host.depth)
-        except ConfigError as error:
-            raise ConfigError(f"{self.name()}: {error}") from None
+    @property
+    def temporal(self) -> bool:
+        return self.ratio != 1
 
     def sites(self, host: Host) -> Sequence[Site]:
-        ((layer, ratio),) = self.plan(host).stages
-        return [Site.decode(layer, ratio, signals=("last_row",))]
-
-    def least(self, host: Host) -> float:
-        return (1 if self.layer is None else from_the_start(self.layer, host)) / host.depth
+        asked = self.keep is not None or self.ratio not in (None, 1)
+        ratio, decode_ratio = (0.3 if each is None else each for each in (self.ratio, self.decode_ratio))
+        share = (1 + 3 * ratio) / 4 if self.keep is None else self.keep
+        found = [Site.entry(share)] if asked or (self.temporal and "lm_entry" in host.frames) else []
+        if decode_ratio < 1 or not found:
+            layer = min(3, host.layers - 1) if self.layer is None else from_the_start(self.layer, host)
+            found.append(Site.decode(layer, decode_ratio, signals=("last_row",)))
+        return found
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        return self._attended(tokens, site) if site.at == "decode" else self._changed(tokens, site)
+
+    def _changed(self, tokens: Tokens, site: Site) -> Reduction:
+        kept, before = list(tokens.budget(site)), [-1] * len(tokens.counts)
+        for clip in tokens.spans.clips:
+            of_clip = self._kept([tokens.counts[span] for span in clip], sum(kept[span] for span in clip))
+            for place, (span, n) in enumerate(zip(clip, of_clip)):
+                kept[span], before[span] = n, clip[place - BACK[place % 4]] if place % 4 else -1
+        other = frames.same_cell(tokens.index, tokens.counts, tokens.spans.sizes, before)
+        score = -frames.cosine_with(tokens.hidden, other, missing=-1.0)
+        spaced = torch.zeros_like(score).index_fill(0, select.stride(tokens.counts, kept, score.device), 1.0)
+        first = torch.tensor([each < 0 for each in before]).to(score.device, non_blocking=True)[tokens.segment]
+        score = torch.where(first, spaced, score)  # of first frames that cannot stay whole
+        return Reduction(select.top_k(score, tokens.counts, kept), tuple(kept))
+
+    def _kept(self, counts: list[int], budget: int) -> list[int]:
+        """Count survivors of each frame of a video; of all ``budget``, if there is a `keep`."""
+        ratio = 0.3 if self.ratio is None else self.ratio
+        if self.exact and len(counts) > 4:
+            even, share = len(counts) // 2 * 2, 1 - (1 - ratio)  # as the code rounds it
+            whole = [place % 4 == 0 or (place % 4 == 2 and place >= len(counts) - 2) for place in range(even)]
+            return [n if stays else int(share * n) for n, stays in zip(counts, whole)] + [0] * (len(counts) - even)
+        first = [0 if place % 4 else n for place, n in enumerate(counts)]
+        others = [n - alone for n, alone in zip(counts, first)]
+        if self.keep is None:
+            budget = sum(first) + survivors(sum(others), ratio, least=0)
+        of_first = min(budget, sum(first))
+        return [a + b for a, b in zip(spread(of_first, first, first), spread(budget - of_first, others, others))]
+
+    def _attended(self, tokens: Tokens, site: Site) -> Reduction:
         attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
+        before, tokens.state["attention"] = tokens.state.get("attention"), attention
+        turned = None
+        if before is not None and before.shape == attention.shape:
+            turned = segment_cosine(before, attention, pools) < self.threshold
+            if turned.device.type == "cpu" and not bool(turned.any()):  # (another device would have to be waited for)
+                return Reduction(tokens.state["keep"], tokens.state["counts"])
         kept = tokens.pool_budget(site)
         keep = select.top_k(attention, pools, kept)
-        before = tokens.state.get("attention")
-        if before is not None and before.shape == attention.shape:
-            turned = _cosine(before, attention, pools) < self.threshold
+        if turned is not None:
             keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
-        tokens.state["attention"], tokens.state["keep"] = attention, keep
-        return tokens.keep_pooled(keep, kept)
-
-
-def _cosine(a: torch.Tensor, b: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Cosine of two packed ``(N,)`` vectors by segment: ``(S,)``."""
-    segment, zeros = segment_ids(counts, a.device), a.new_zeros(len(counts))
-    dot, aa, bb = (zeros.index_add(0, segment, x) for x in (a * b, a * a, b * b))
-    return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+        chosen = tokens.keep_pooled(keep, kept)
+        tokens.state["keep"], tokens.state["counts"] = keep, chosen.counts
+        return chosen

@@ -54,13 +54,16 @@ class DyMU(TowerReducer):
         return Site.cascade("tower", merging(range(host.blocks), self.share), where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        similarity = merge.similarities(tokens.keys.mean(1), tokens.counts)
-        if self.cut is None:
-            merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
-        else:
-            alike = (1 - similarity < self.cut).any(-1).sum(-1).tolist()
-            merges = [min(pairs, n // 2) for pairs, n in zip(alike, tokens.counts)]
-        return tokens.merge_pairs(*merge.strongest(similarity, tokens.counts, merges), merges)
+        metric = tokens.keys.mean(1)
+        if self.cut is not None:
+            return tokens.merge_pairs(*merge.match_nearer(metric, tokens.counts, self.cut))
+        merges = self._merges(tokens, site)
+        return tokens.merge_pairs(*merge.bipartite_match(metric, tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        return merge.similarity_flops(tokens.counts, tokens.keys.shape[-1])
+        return merge.bipartite_flops(tokens.counts, self._merges(tokens, site), tokens.keys.shape[-1])
+
+    def _merges(self, tokens: Tokens, site: Site) -> list[int]:
+        """How many tokens of each span merge into others: at most half of them, where a threshold decides."""
+        kept = tokens.budget(site) if self.cut is None else (0,) * len(tokens.counts)
+        return [min(n - few, n // 2) for few, n in zip(kept, tokens.counts)]

@@ -81,8 +81,7 @@ class EvoPrune(TowerReducer):
         protected = to_padded(torch.zeros(len(tokens), device=x.device).index_fill(0, kept, FORBIDDEN), counts)
         score = cosine * weight[:, :, None] * weight[:, None, :]
         score = score - torch.maximum(protected[:, :, None], protected[:, None, :])
-        pairs = merge.without_padding(score[:, 0::2, 1::2], counts)
-        return tokens.merge_pairs(*merge.strongest(pairs, counts, merges), merges)
+        return tokens.merge_pairs(*merge.strongest(score, counts, merges), merges)
 
     def _isolation(self, cosine: Tensor, counts: Sequence[int]) -> Tensor:
         """``(S, n)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""

@@ -39,8 +39,12 @@ class ToMe(TowerReducer):
         return Site.cascade("tower", merging(range(host.blocks), self.share), where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        merges = self._merges(tokens, site)
         return tokens.merge_pairs(*merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        return merge.similarity_flops(tokens.counts, tokens.keys.shape[-1])
+        return merge.bipartite_flops(tokens.counts, self._merges(tokens, site), tokens.keys.shape[-1])
+
+    def _merges(self, tokens: Tokens, site: Site) -> list[int]:
+        """How many tokens of each span merge into others: at most half of them."""
+        return [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]

@@ -10,6 +10,7 @@ import torch
 
 from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
+from foveate.ops.segments import padded_pairs
 from foveate.pruners import EntryPruner
 from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Tokens
@@ -76,6 +77,6 @@ class VisionZip(EntryPruner):
         return counts, tuple(kept - few for kept, few in zip(counts, contextual)), tuple(contextual)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        counts, _, n_contextual = self._counts(tokens, site)
-        rest = max((n - k + c for n, k, c in zip(tokens.counts, counts, n_contextual)), default=0)
-        return 2 * len(tokens.counts) * rest * max(n_contextual, default=0) * tokens.keys.shape[-1]
+        _, n_dominant, n_contextual = self._counts(tokens, site)
+        rest = [n - kept for n, kept in zip(tokens.counts, n_dominant)]
+        return 2 * padded_pairs(rest, n_contextual) * tokens.keys.shape[-1]

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, segment_ids, segment_mean, to_padded
+from foveate.ops.segments import (
+    alike,
+    offsets,
+    padded_index,
+    padded_pairs,
+    ranges,
+    rows_of,
+    segment_ids,
+    segment_mean,
+    to_padded,
+)
 
 _CELLS = 1 << 24  # distances held at once (64 MB)
 
@@ -29,6 +39,25 @@ def nearest(
         ``(sum(bags(...)),)`` int64 indices into ``points``: the neighbours of each query, nearest first, query after
         query. Distances are taken in fp32 at least.
     """
+    groups, device = alike(counts, n_points), queries.device
+    if len(groups) == 1:
+        return _nearest(queries, counts, points, n_points, k, cells)
+    lengths = [n * min(k, m) for n, m in zip(counts, n_points)]  # of what is found for each segment
+    index = torch.empty(sum(lengths), dtype=torch.long, device=device)
+    for members in groups:
+        rows, own = rows_of(members, counts, device), rows_of(members, n_points, device)
+        few = [counts[s] for s in members], [n_points[s] for s in members]
+        if not sum(few[0]):
+            continue
+        found = _nearest(queries[rows], few[0], points[own], few[1], k, cells)
+        index[rows_of(members, lengths, device)] = own[found]
+    return index
+
+
+def _nearest(
+    queries: Tensor, counts: Sequence[int], points: Tensor, n_points: Sequence[int], k: int, cells: int
+) -> Tensor:
+    """Find what `nearest` says, in segments of like lengths."""
     wide = torch.promote_types(queries.dtype, torch.float32)
     centre = segment_mean(points.to(wide), segment_ids(n_points, points.device), len(n_points))
     # A few channels of a residual stream are huge; around their mean the expanded square loses little to rounding.
@@ -66,4 +95,4 @@ def bag_means(values: Tensor, index: Tensor, lengths: Sequence[int]) -> Tensor:
 
 def products(counts: Sequence[int], n_points: Sequence[int], width: int) -> int:
     """Floating-point operations of the matrix products in `nearest` (2 per multiply-add)."""
-    return 2 * len(counts) * max(counts, default=0) * max(n_points, default=0) * width
+    return 2 * padded_pairs(counts, n_points) * width

@@ -49,6 +49,15 @@ def segment_mean(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return (segment_sum(wide, segment, n_segments) / size.view(-1, *(1,) * (x.dim() - 1))).to(x.dtype)
 
 
+def segment_cosine(a: Tensor, b: Tensor, counts: Sequence[int]) -> Tensor:
+    """Cosine of the parts of two vectors ``(N,)`` that are in each segment: ``(S,)``; of zeros it is 0."""
+    if len(counts) == 1:  # what a step of decoding asks for in every layer
+        return torch.cosine_similarity(a[None], b[None], eps=torch.finfo(a.dtype).tiny)
+    segment, zeros = segment_ids(counts, a.device), a.new_zeros(len(counts))
+    dot, aa, bb = (zeros.index_add(0, segment, x) for x in (a * b, a * a, b * b))
+    return dot / (aa * bb).sqrt().clamp(min=torch.finfo(a.dtype).tiny)
+
+
 def segment_max(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     """Largest of ``x (N,)`` by segment: ``(S,)``; an empty segment gives 0. (``-segment_max(-x, ...)`` is the smallest.)"""
     return x.new_zeros(n_segments).scatter_reduce(0, segment, x, "amax", include_self=False)
@@ -99,3 +108,40 @@ def padded_index(counts: Sequence[int], device: torch.device | str = "cpu") -> T
     """Row of each packed token in the flattened padded tensor ``(S * max(counts),)``: ``(N,)`` int64."""
     width = max(counts, default=0)
     return ranges([i * width for i in range(len(counts))], counts, device)
+
+
+def alike(counts: Sequence[int], others: Sequence[int] | None = None) -> list[list[int]]:
+    """Sort segments into groups of like lengths, each to be padded by itself: the numbers of the segments of each group.
+
+    Of a large image among many small ones, padding makes as many large ones, and products of all pairs of tokens grow with the
+    square of that. There is one group where they are at most four times as many as without padding; else each has lengths
+    within a factor of two.
+
+    Args:
+        counts: tokens per segment.
+        others: tokens per segment that these are paired with; by default the same ones.
+    """
+    others = counts if others is None else others
+    padded = len(counts) * max(counts, default=0) * max(others, default=0)
+    if padded <= 4 * sum(n * m for n, m in zip(counts, others)):
+        return [list(range(len(counts)))]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for segment, (n, m) in enumerate(zip(counts, others)):
+        groups.setdefault((n.bit_length(), m.bit_length()), []).append(segment)
+    return list(groups.values())
+
+
+def rows_of(members: Sequence[int], counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Packed rows of the segments ``members``, one after another: ``(sum of their counts,)`` int64."""
+    start = offsets(counts)
+    return ranges([start[s] for s in members], [counts[s] for s in members], device)
+
+
+def padded_pairs(counts: Sequence[int], others: Sequence[int] | None = None) -> int:
+    """Pairs of tokens that are computed when each group of `alike` is padded by itself."""
+    others = counts if others is None else others
+    return sum(
+        len(members) * max(counts[s] for s in members) * max(others[s] for s in members)
+        for members in alike(counts, others)
+        if members
+    )

@@ -8,7 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, padded_index, ranges, segment_ids, to_padded, within
+from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_ids, to_padded, within
+
+_CELLS = 1 << 26  # distances held at once (256 MB), or so many times as much as the features themselves
+_TIMES = 8
 
 
 def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
@@ -22,6 +25,10 @@ def top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
+    if len(set(counts)) == len(set(k)) == 1:
+        start = torch.arange(0, len(score), max(1, counts[0]), device=score.device)[:, None]
+        best = score.reshape(len(counts), -1).argsort(dim=1, descending=True, stable=True)[:, : k[0]]
+        return (best.sort(dim=1).values + start).flatten() if counts[0] else best.flatten()
     return best_first(score, counts)[ranges(offsets(counts)[:-1], k, score.device)].sort().values
 
 
@@ -43,6 +50,28 @@ def rank_within(score: Tensor, counts: Sequence[int]) -> Tensor:
     """The rank of each token in its segment, 0 for the highest score: ``(N,)`` int64; arguments are those of `best_first`."""
     place = within(counts, score.device)
     return torch.empty_like(place).index_copy(0, best_first(score, counts), place)
+
+
+def rank_in_groups(score: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    """The rank of each token among those of its group, 0 for the highest score and of equal ones the earlier: ``(N,)`` int64.
+
+    Args:
+        score: ``(N,)``, higher is better.
+        group: ``(N,)`` int64 in ``[0, n_groups)``; members need not stand together.
+        n_groups: how many there may be.
+    """
+    order = torch.argsort(score, descending=True, stable=True)
+    order = order[torch.argsort(group[order], stable=True)]
+    size = torch.zeros(n_groups, dtype=torch.long, device=group.device).index_add_(0, group, torch.ones_like(group))
+    place = torch.arange(len(group), device=group.device) - (size.cumsum(0) - size)[group[order]]
+    return torch.empty_like(group).index_copy(0, order, place)
+
+
+def best_of_groups(score: Tensor, group: Tensor, k: Sequence[int]) -> Tensor:
+    """Return the ``k[g]`` highest scores of each group, at most its members: ``(sum(k),)`` packed indices, ascending."""
+    quota = torch.tensor(k, dtype=torch.long).to(score.device, non_blocking=True)
+    chosen = rank_in_groups(score, group, len(k)) < quota[group]
+    return top_k(chosen.long(), (len(score),), (sum(k),))
 
 
 def complement(chosen: Tensor, n: int) -> Tensor:
@@ -117,39 +146,98 @@ def nested(level: Tensor, counts: Sequence[int], k: Sequence[int], n_levels: int
     return top_k(2 * level + chosen, counts, k)
 
 
-def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+def farthest_point(features: Tensor, counts: Sequence[int], k: Sequence[int], cells: int | None = None) -> Tensor:
     """Greedy max-min selection by cosine distance (farthest-point sampling), all segments at once.
 
     The first pick of a segment is the token whose nearest neighbour is farthest; each next pick is the token
-    farthest from everything picked so far.
+    farthest from everything picked so far. Ties go to the earlier token.
 
     Args:
         features: ``(N, C)``.
         counts: tokens per segment.
         k: survivors per segment.
+        cells: distances held at once, by default 64 million, or eight times as many as ``features`` has numbers; where all of
+            them are more, those to a pick are computed when it is picked.
 
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
-    if sum(k) == 0:
-        return torch.empty(0, dtype=torch.long, device=features.device)
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    x = to_padded(unit, counts)  # (S, n, C)
-    n = x.shape[1]
-    exists = torch.arange(n, device=x.device) < torch.tensor(counts, device=x.device)[:, None]  # (S, n)
-    distance = 1 - x @ x.transpose(1, 2)  # (S, n, n)
-    diagonal = torch.eye(n, dtype=torch.bool, device=x.device)
-    nearest = distance.masked_fill(diagonal | ~exists[:, None, :], torch.inf).amin(-1)
+    if sum(k) == 0 or tuple(k) == tuple(counts):  # nothing to choose
+        return torch.arange(sum(k), device=features.device)
+    chosen = []
+    for members in alike(counts):
+        rows = rows_of(members, counts, features.device)
+        own = [counts[s] for s in members], [k[s] for s in members]
+        chosen.append(rows[_farthest(features[rows], *own, _held(own[0], features.shape[1], cells))])
+    return torch.cat(chosen).sort().values
+
+
+def _farthest(features: Tensor, counts: Sequence[int], k: Sequence[int], cells: int) -> Tensor:
+    """Return the tokens that `farthest_point` picks of segments of like lengths: ``(sum(k),)``, segment after segment."""
+    device = features.device
+    if max(k) == 0:
+        return torch.empty(0, dtype=torch.long, device=device)
+    # A choice has no gradient, and without one the loop below may write into the same memory again and again.
+    x = to_padded(torch.nn.functional.normalize(features.detach().float(), dim=-1), counts)  # (S, n, C)
+    n_segments, n = x.shape[:2]
+    there = torch.tensor(counts).to(device, non_blocking=True)[:, None]
+    exists = torch.arange(n, device=device) < there  # (S, n)
+    distance, nearest = _distances(x, exists, cells)
     # A segment of one token has no neighbour, and an infinite score would not compare with the -inf of padding.
-    pick = nearest.nan_to_num(posinf=2.0).masked_fill(~exists, -torch.inf).argmax(-1)  # (S,)
-    reach = torch.where(exists, torch.inf, -torch.inf)  # distance of each token to the picked set
-    picks = []
-    rows = torch.arange(len(counts), device=x.device)
-    for _ in range(max(k)):
-        picks.append(pick)
-        reach = torch.minimum(reach, distance[rows, pick])
-        reach[rows, pick] = -torch.inf
-        pick = reach.argmax(-1)
-    start = torch.tensor(offsets(counts)[:-1], device=x.device)
-    chosen = torch.stack(picks, dim=1) + start[:, None]  # (S, max k), packed indices
-    return chosen.flatten()[padded_index(k, x.device)].sort().values
+    score = nearest.nan_to_num(posinf=2.0).masked_fill(~exists, -torch.inf)
+    reach = torch.where(exists, torch.inf, -torch.inf)  # distance of each token to the picked set; of these -inf
+    picks = torch.empty(max(k), n_segments, dtype=torch.long, device=device)
+    first = torch.arange(n_segments, device=device) * n
+    pick = torch.argmax(score, -1, out=picks[0])
+    for following in picks[1:]:  # a few small operations each, as on a GPU each of them has to be launched
+        at = pick + first
+        row = _to_picked(x, pick, at) if distance is None else distance.index_select(0, at)
+        torch.minimum(reach, row, out=reach)
+        pick = torch.argmax(reach, -1, out=following)
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)
+    chosen = picks.T + start[:, None]  # (S, max k), packed indices
+    return chosen.flatten()[padded_index(k, device)]
+
+
+def farthest_point_flops(counts: Sequence[int], k: Sequence[int], width: int, cells: int | None = None) -> int:
+    """Floating-point operations of the matrix products in `farthest_point` (2 per multiply-add)."""
+    if sum(k) == 0 or tuple(k) == tuple(counts):
+        return 0
+    pairs = 0
+    for members in alike(counts):
+        n, picks = max(counts[s] for s in members), max(k[s] for s in members)
+        most = _held([counts[s] for s in members], width, cells)
+        rows = n if len(members) * n * n <= most else n + picks - 1  # those of the picks once more
+        pairs += len(members) * rows * n if picks else 0
+    return 2 * pairs * width
+
+
+def _held(counts: Sequence[int], width: int, cells: int | None) -> int:
+    """How many distances are held at most: memory grows with the tokens, not with their square."""
+    return max(_CELLS, _TIMES * len(counts) * max(counts) * width) if cells is None else cells
+
+
+def _distances(x: Tensor, exists: Tensor, cells: int) -> tuple[Tensor | None, Tensor]:
+    """Cosine distances ``(S * n, n)`` of ``x (S, n, C)`` to each other, -inf to themselves, or None where these are more than
+    ``cells``; and those to the nearest neighbour that ``exists (S, n)``, as ``(S, n)``, in parts of as many.
+    """
+    n_segments, n = exists.shape
+    held = n_segments * n * n <= cells
+    step = n if held else max(1, cells // (n_segments * n))
+    nearest = []
+    distance = None
+    for start in range(0, n, step):
+        part = x[:, start : start + step]
+        distance = (part @ x.transpose(1, 2)).neg_().add_(1)  # (S, step, n)
+        own = distance.diagonal(start, 1, 2)
+        own.fill_(torch.inf)
+        nearest.append(distance.masked_fill(~exists[:, None], torch.inf).amin(-1))
+        own.fill_(-torch.inf)
+    return (distance.flatten(0, 1) if held and distance is not None else None), torch.cat(nearest, dim=1)
+
+
+def _to_picked(x: Tensor, pick: Tensor, at: Tensor) -> Tensor:
+    """Cosine distances ``(S, n)`` to the token ``pick (S,)`` of each segment, -inf to itself; ``at`` is its row of all."""
+    picked = x.flatten(0, 1).index_select(0, at)
+    row = torch.bmm(x, picked[:, :, None])[..., 0].neg_().add_(1)
+    return row.scatter_(1, pick[:, None], -torch.inf)

@@ -44,6 +44,8 @@ def low_pass(x: Tensor, counts: Sequence[int], cutoff: float, kind: str, mirror:
     x = x.to(torch.promote_types(x.dtype, torch.float32))  # GPUs have no FFT of bfloat16
     start = offsets(counts)
     out = torch.empty_like(x)
+    if len(set(counts)) == 1 and counts[0]:
+        return _filter(x.view(len(counts), counts[0], -1), cutoff, kind, mirror).flatten(0, 1)
     for length in set(counts) - {0}:
         members = [s for s, count in enumerate(counts) if count == length]
         rows = ranges([start[s] for s in members], [length] * len(members), x.device)
@@ -62,9 +64,27 @@ def _filter(x: Tensor, cutoff: float, kind: str, mirror: bool) -> Tensor:
     """Filter ``(S, n, C)`` along its axis 1."""
     n = x.shape[1]
     if mirror:
-        x = torch.cat([x, x.flip(1)], dim=1)
-    period = x.shape[1]
-    frequency = torch.arange(period // 2 + 1, device=x.device, dtype=x.dtype) * 2 / period
+        return _filter_mirrored(x, cutoff, kind)
+    frequency = torch.arange(n // 2 + 1, device=x.device, dtype=x.dtype) * 2 / n
     spectrum = torch.fft.rfft(x, dim=1) * gain(frequency, cutoff, kind)[:, None]
-    filtered: Tensor = torch.fft.irfft(spectrum, n=period, dim=1)
-    return filtered[:, :n]
+    filtered: Tensor = torch.fft.irfft(spectrum, n=n, dim=1)
+    return filtered
+
+
+def _filter_mirrored(x: Tensor, cutoff: float, kind: str) -> Tensor:
+    """The same of ``x`` continued by its mirror image, whose spectrum is the DCT-II ``X`` of ``x``.
+
+    Of the even and then, backwards, the odd places of ``x``, an FFT of half the length has ``V``, and with ``t = pi k / 2n``
+    ``exp(-i t) V[k] = X[k] - i X[n - k]`` (Makhoul 1980). Gains ``g`` on ``X`` make of it
+    ``(g[k] + g[n - k]) / 2 V[k] + (g[k] - g[n - k]) / 2 exp(2 i t) conj(V[k])``.
+    """
+    n = x.shape[1]
+    every = torch.arange(n, device=x.device)
+    folded = torch.cat([every[::2], every[1::2].flip(0)])
+    place = torch.arange(n // 2 + 1, device=x.device, dtype=x.dtype)
+    passes, of_rest = (gain(each / n, cutoff, kind) for each in (place, n - place))
+    turn = torch.polar((passes - of_rest) / 2, torch.pi * place / n)
+    spectrum = torch.fft.rfft(x.index_select(1, folded), dim=1)
+    changed = torch.addcmul(spectrum * ((passes + of_rest) / 2)[:, None], spectrum.conj(), turn[:, None])
+    filtered: Tensor = torch.fft.irfft(changed, n=n, dim=1)
+    return filtered.index_select(1, folded.argsort())

@@ -156,9 +156,9 @@ class LayerArguments:
         keys, entry = settled.keys, settled.entry
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
-        given = tuple(kwargs.get(name) for name in self.spec.layer_args)
+        given = [kwargs.get(name) for name in self.spec.layer_args]
         visible = entry.visible if isinstance(entry, CompactMixin) else None
-        same = tuple(map(id, (keys, visible, *given)))
+        same = (id(keys), id(visible), *map(id, given))
         if same not in call.given:
             new = self.derive(call, i, layer, entry, keys, first_argument(args, kwargs, "hidden_states"), args, kwargs)
             changed = {name: value for name, value in new.items() if value is not kwargs.get(name)}

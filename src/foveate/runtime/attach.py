@@ -19,7 +19,7 @@ from foveate.runtime.context import Action, Context
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
-from foveate.runtime.hooks import Hooks
+from foveate.runtime.hooks import Hooks, refuse_without_weights
 from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.order import (
     check_new_in_tower,
@@ -79,7 +79,9 @@ class Runtime:
         self.memories = Memories(model, base, self.encodings, self.host, tuple(before))
         self.hooks = Hooks()
         try:
-            # First, so that the hooks after them see whether the method was taken off while these waited.
+            self.hooks.pre(self.tower.tower, refuse_without_weights)
+            self.hooks.pre(base, refuse_without_weights)
+            # Before all others, so that these see whether the method was taken off while they waited.
             self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"))
             self.hooks.pre(base, lambda *_: self.calls.enter("model"))
             if self.beside:
@@ -384,7 +386,7 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
             f"{name} has one budget for all images of a prompt, and which these are is not known at {site}: act where they "
             "enter the language model, or later"
         )
-    if method.temporal and site.at not in host.frames:
+    if method.temporal and site.at not in host.frames | {"decode"}:
         why = f"known at {', '.join(sorted(host.frames))} only" if host.frames else "known nowhere"
         raise UnsupportedSiteError(
             f"{name} compares frames of one video, and in {host.family!r} which frames are of one video is {why}, not at {site}"

@@ -20,9 +20,10 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from foveate.errors import UnsupportedCacheError
 from foveate.ops.segments import offsets
-from foveate.runtime.layout import Rows, take_rows
+from foveate.runtime.layout import Rows
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
+from foveate.runtime.slots import Shown, Slots, same
 from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
@@ -51,17 +52,32 @@ class KVIndex:
     visual: Rows | None = None
     groups: Groups | None = None
     _made: dict[str, tuple[Any, KVIndex, int]] = field(default_factory=dict, repr=False)
+    _shown: list[Shown] = field(default_factory=list, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": {}}
+        return {**self.__dict__, "_made": {}, "_shown": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     @property
+    def shown(self) -> Shown | None:
+        """What the step that has led here was shown of it, if a decode site has chosen."""
+        return self._shown[-1] if self._shown else None
+
+    def show(self, shown: Shown) -> None:
+        """Note that, for the step that comes next."""
+        self._shown[:] = [shown]
+
+    @property
+    def at_home(self) -> bool:
+        """Whether a generated token sees all that is held and is no padding, at the positions of the stock model."""
+        return self.groups is None and self.shift is None
+
+    @property
     def plain(self) -> bool:
-        """Whether a generated token sees all that is held, at the positions of the stock model."""
-        return self.valid is None and self.groups is None and self.shift is None
+        """The same, and there is no padding of ours."""
+        return self.valid is None and self.at_home
 
     @property
     def whole(self) -> bool:
@@ -89,7 +105,7 @@ class KVIndex:
             "append"
         )  # layers that hold the same share one object, so what is made of it is made once
         if known is None or known[0] != n:
-            new = replace(self, total=self.total + n, tail=self.tail + n, _made={})
+            new = replace(self, total=self.total + n, tail=self.tail + n, _made={}, _shown=[])
             known = self._made["append"] = (n, new, n)
         return known[1]
 
@@ -101,7 +117,8 @@ class KVIndex:
             new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None)
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
-            return replace(self.append(rows.full), shift=shift, visual=visual, groups=groups)
+            same_rows = self.append(rows.full)
+            return replace(same_rows, shift=shift, visual=visual, groups=groups, _made={}, _shown=[])
         old = self.view(batch, device)
         index = torch.cat([old.index, rows.index + self.total], dim=1)
         valid = None
@@ -132,7 +149,8 @@ class KVIndex:
     def _cropped(self, remove: int) -> tuple[KVIndex, int]:
         if remove <= self.tail:
             groups = self._groups_up_to(self.length - remove)
-            return replace(self, total=self.total - remove, tail=self.tail - remove, groups=groups, _made={}), remove
+            left = replace(self, total=self.total - remove, tail=self.tail - remove, groups=groups, _made={}, _shown=[])
+            return left, remove
         assert self.index is not None, "an entry without an index is all tail"
         total = self.total - remove
         gone = self.index >= total if self.valid is None else (self.index >= total) | ~self.valid
@@ -155,7 +173,7 @@ class KVIndex:
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._made.get("select")
-        if known is not None and _same(known[0], rows):
+        if known is not None and same(known[0], rows):
             return known[1]
         new = KVIndex(
             self.total,
@@ -168,11 +186,6 @@ class KVIndex:
         )
         self._made["select"] = (rows, new, 0)
         return new
-
-
-def _same(rows: Tensor, others: Tensor) -> bool:
-    """Tell whether every layer asks with this tensor, or with a new one that says the same; no device is asked."""
-    return rows is others or (rows.device.type == others.device.type == "cpu" and torch.equal(rows, others))
 
 
 def _of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
@@ -252,7 +265,7 @@ class CompactMixin:
     keys: Tensor
     values: Tensor
     kv: KVIndex
-    visible: View | None  # the slots that this decode step may see, or None: all
+    visible: Slots | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
     reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
     coming: KVIndex | None  # what it will hold after the next update, which the runtime has announced; None: it has not
@@ -274,7 +287,7 @@ class CompactMixin:
             seen = self.window + key_states.shape[-2]
             keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
-            keys, values = take_rows(keys, self.visible.index, 2), take_rows(values, self.visible.index, 2)
+            keys, values = self.visible.take(keys), self.visible.take(values)
         return keys, values
 
     def held(self) -> KVIndex:

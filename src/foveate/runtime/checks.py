@@ -199,12 +199,21 @@ def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look
 
 
 def check_pools(method: Method, site: Site, tokens: Tokens) -> None:
-    """Raise `InputError` where tokens of several spans would be ranked together and not all of them may be here."""
+    """Raise `InputError` where tokens of several spans are ranked together, or compared, and not all of them may be here."""
     if tokens.seen and (method.scope == "sample" or method.pooled):  # (known only where a prompt comes in chunks)
         raise InputError(
             f"{method.name()} at {site} ranks all images of a prompt, or all frames of a video, at once, and this prompt comes "
             "in chunks: use prefill_chunk_size=None"
         )
+    if not (tokens.seen and method.temporal):
+        return
+    for clip in tokens.spans.clips:
+        here, whole = sum(tokens.counts[span] for span in clip), tokens.total[clip[0]] if tokens.total else 0
+        if len(clip) > 1 and here and here != whole:
+            raise InputError(
+                f"{method.name()} at {site} compares the frames of a video, and this prompt brings one in several chunks: "
+                "use prefill_chunk_size=None"
+            )
 
 
 def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> Append:

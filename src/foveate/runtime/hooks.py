@@ -151,3 +151,16 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return args, kwargs
     names = list(inspect.signature(module.forward).parameters)
     return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}
+
+
+def refuse_without_weights(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Raise `UnsupportedModelError` if weights are on no device, and nothing will bring them there."""
+    for each in module.modules():
+        weight = next(each.parameters(recurse=False), None)
+        if weight is not None:  # one tells of all, as this is asked in every forward
+            if weight.device.type == "meta" and not hasattr(each, "_hf_hook"):
+                raise UnsupportedModelError(
+                    f"the weights of {type(module).__name__} are on the device 'meta', where nothing is computed: load the "
+                    "model on a device that is there, as from_pretrained does by default"
+                )
+            return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,45 @@ from foveate.runtime.signals.kernel import is_flash
 from foveate.runtime.steps import DecodeSite
 
 
+class Cut(NamedTuple):
+    """What a mask of the full sequence keeps for a generated token.
+
+    Attributes:
+        index: ``(B, P)`` those of the places before ``start``.
+        start: all places from there on stay.
+        valid: ``(B, P)`` bool, False for padding of ours; None: there is none.
+    """
+
+    index: Tensor
+    start: int
+    valid: Tensor | None
+
+    def of(self, mask: Tensor) -> Tensor:
+        """``(B, 1, 1, P')`` of a mask ``(B or 1, 1, 1, T)``."""
+        mask = mask.expand(len(self.index), -1, -1, -1)
+        kept = take_rows(mask[..., : self.start], self.index, 3)
+        if self.valid is not None:
+            hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+            kept = kept.masked_fill(~self.valid[:, None, None, :], hidden)
+        return torch.cat([kept, mask[..., self.start :]], -1)
+
+
 class Steady:
     """What forwards in flight leave to do for the layers, as plain attributes, which compiled code can be chosen by.
 
     Attributes:
         now: no thread is in a forward that changes more than the masks of its layers.
-        cuts: of one thread that is alone, for each layer: which of the places before ``start`` its mask is to keep, ``(B, P)``,
-            and ``start``; or None: all. Nothing here, if there are several threads.
+        cuts: of one thread that is alone, if nothing but their masks changes: for each layer what its mask keeps, or None: all.
+            Nothing here, if there are several threads.
     """
 
     def __init__(self) -> None:
         self.now = True
-        self.cuts: list[tuple[Tensor, int] | None] = []
+        self.cuts: list[Cut | None] = []
         self._lock = threading.Lock()
         self._inside: dict[int, bool] = {}
 
-    def enter(self, steady: bool, cuts: list[tuple[Tensor, int] | None]) -> None:
+    def enter(self, steady: bool, cuts: list[Cut | None]) -> None:
         """This thread begins a forward."""
         with self._lock:
             self._inside[threading.get_ident()] = steady
@@ -94,12 +117,21 @@ class LayerCalls:
             self._settle(call, cache, 0, len(self.layers) if self.step is None else self.step.layer - 1)
             call.cache = cache
         settled = call.settled.values()
-        steady = len(settled) == len(self.layers) and all(each.all for each in settled)
-        self.steady.enter(steady, [_cut(each.keys) for each in settled] if steady else [])
+        known = len(settled) == len(self.layers)
+        by_mask = known and all(each.keys is None or each.keys.at_home for each in settled)
+        cuts = [_cut(each.keys) for each in settled] if by_mask else []
+        self.steady.enter(known and all(each.all for each in settled), cuts)
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
+        alike: dict[int, tuple[KVIndex, Any, bool]] = {}  # by what entries hold: of one, what it comes to
         for i in range(start, end):
-            entry = None if self.attentions[i] is None else entry_of(cache, i)
+            entry: Any = None if self.attentions[i] is None else entry_of(cache, i)
+            held = entry.kv if isinstance(entry, CompactMixin) and not entry.is_sliding else None
+            if entry is not None and id(held) in alike:
+                coming, shown, sees_all = alike[id(held)]
+                entry.coming, entry.visible = coming, shown
+                call.settled[i] = Settled(coming, entry, sees_all)
+                continue
             keys = self.arguments.advance(call, entry, False)
             visible = None
             if isinstance(entry, CompactMixin) and keys is not None:
@@ -107,6 +139,8 @@ class LayerCalls:
                 entry.visible = visible
             sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
             call.settled[i] = Settled(keys, entry, sees_all)
+            if held is not None and keys is not None:
+                alike[id(held)] = keys, visible, sees_all
         log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
 
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -118,15 +152,16 @@ class LayerCalls:
             if call.cache is None or self.step is None or i < self.step.layer:
                 return self.before(i, layer, args, kwargs)
             self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
+            self.steady.enter(all(each.all for each in call.settled.values()), [])
         settled = call.settled[i]
         if settled.keys is None or (settled.all and len(args) < 2 and kwargs.get(self.mask) is None):
             return None
         return self.arguments.of_step(call, i, layer, settled, args, kwargs)
 
 
-def _cut(keys: KVIndex | None) -> tuple[Tensor, int] | None:
-    """Return what a mask of the full sequence keeps for a token that sees ``keys``, see `Steady`."""
-    return None if keys is None or keys.index is None else (keys.index, keys.total - keys.tail)
+def _cut(keys: KVIndex | None) -> Cut | None:
+    """Return what a mask keeps for a token that sees ``keys``; None: all."""
+    return None if keys is None or keys.index is None else Cut(keys.index, keys.total - keys.tail, keys.valid)
 
 
 class _Layer:
@@ -139,17 +174,13 @@ class _Layer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiling = torch.compiler.is_compiling()
-        if self.steady.now and len(args) < 2:
+        if len(args) < 2:
             mask = kwargs.get(self.mask)
-            if mask is None:
+            if mask is None and self.steady.now:
                 return self.stock(*args, **kwargs)
             if compiling and self.steady.cuts and isinstance(mask, Tensor) and mask.dim() == 4:  # in the graph itself
                 if (cut := self.steady.cuts[self.i]) is not None:
-                    kept = take_rows(mask[..., : cut[1]].expand(len(cut[0]), -1, -1, -1), cut[0], 3)
-                    kwargs = {
-                        **kwargs,
-                        self.mask: torch.cat([kept, mask[..., cut[1] :].expand(len(cut[0]), -1, -1, -1)], -1),
-                    }
+                    kwargs = {**kwargs, self.mask: cut.of(mask)}
                 return self.stock(*args, **kwargs)
         changed = (self.calls.given if compiling else self.calls.changed)(self.i, self.layer, args, kwargs)
         return self.stock(*args, **kwargs) if changed is None else self.stock(*changed[0], **changed[1])

@@ -330,7 +330,7 @@ def patches_of(tokens: Tokens, unit: int) -> Tokens:
     t, spans, m = tokens, tokens.spans, math.isqrt(unit)
     inner = torch.arange(unit, device=t.index.device)
     dy, dx = inner // m, inner % m
-    width = torch.tensor([w for _, w in spans.shape], device=t.index.device)[t.segment][:, None]
+    width = torch.tensor([w for _, w in spans.shape]).to(t.index.device, non_blocking=True)[t.segment][:, None]
     y, x = t.index[:, None] // width * m + dy, t.index[:, None] % width * m + dx
     offset = torch.stack([torch.zeros_like(dy), dy, dx], -1).float() / m - (m - 1) / (2 * m)
     offset[:, 0] = 0.0
@@ -370,10 +370,10 @@ def with_padding(rows: Rows) -> Rows:
     lengths = tuple(n * rows.unit for n in rows.tokens.counts)
     if min(lengths) == rows.width:
         return rows
-    ends = torch.tensor(lengths, device=rows.row.device)
+    ends = torch.tensor(lengths).to(rows.row.device, non_blocking=True)
     return replace(rows, lengths=lengths, valid=torch.arange(rows.width, device=ends.device) < ends[:, None])
 
 
 def starts(spans: Spans, device: torch.device) -> Tensor:
     """``(S,)`` first row of each span among the rows of all spans in raster order."""
-    return torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long, device=device)
+    return torch.tensor(offsets(spans.sizes)[:-1], dtype=torch.long).to(device, non_blocking=True)

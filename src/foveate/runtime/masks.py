@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
+from foveate.runtime.layout import take_rows
 
 #: whether query ``i`` of batch row ``b`` may see key ``j``, for any shapes of ``(b, i, j)`` that fit each other
 Limit: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,6 +46,12 @@ class View:
     def without(self, hidden: Tensor) -> View:
         """The same, as if what is ``hidden (B, P)`` were padding."""
         return View(self.index, ~hidden if self.valid is None else self.valid & ~hidden)
+
+    def append(self, place: int) -> View:
+        """The same and, at the end of every row, one more ``place``."""
+        index = torch.cat([self.index, self.index.new_full((len(self.index), 1), place)], 1)
+        valid = self.valid
+        return View(index, None if valid is None else torch.cat([valid, valid.new_ones(len(valid), 1)], 1))
 
     def through(self, slots: View) -> View:
         """Return what is left when only ``slots`` of this axis are shown."""
@@ -83,20 +90,28 @@ def derive(
     if not isinstance(mask, Tensor):
         return _flex(mask.mask_mod, queries, keys, total - mask.seq_lengths[1], limits)
     first = total - mask.shape[-1]  # a sliding layer's mask starts later than the sequence
-    column = keys.index - first
-    outside = column < 0
-    column = column.clamp(min=0)
-    hidden = outside if keys.valid is None else outside | ~keys.valid
+    column, hidden = keys.index, None if keys.valid is None else ~keys.valid
+    if first:
+        outside = column < first
+        column = (column - first).clamp(min=0)
+        hidden = outside if hidden is None else outside | hidden
     if mask.dim() == 2:
-        return mask.gather(1, column).masked_fill(hidden, 0)
-    batch = torch.arange(queries.index.shape[0], device=mask.device)[:, None, None]
-    missing = total - past - mask.shape[-2]  # one of the last queries only
-    rows = (queries.index - missing).clamp(min=0, max=mask.shape[-2] - 1)
-    taken = mask.expand(queries.index.shape[0], -1, -1, -1)[batch, :, rows[:, :, None], column[:, None, :]]
-    taken = taken.permute(0, 3, 1, 2)  # (B, 1, Q, K)
-    hidden = hidden[:, None, None, :]
+        taken = mask.gather(1, column)
+        return taken if hidden is None else taken.masked_fill(hidden, 0)
+    whole = mask.expand(queries.index.shape[0], -1, -1, -1)
+    if mask.shape[-2] == queries.index.shape[1] == 1:  # a generated token
+        taken = take_rows(whole, column, 3)
+    else:
+        batch = torch.arange(len(whole), device=mask.device)[:, None, None]
+        missing = total - past - mask.shape[-2]  # one of the last queries only
+        rows = (queries.index - missing).clamp(min=0, max=mask.shape[-2] - 1)
+        taken = whole[batch, :, rows[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)  # (B, 1, Q, K)
+    hidden = None if hidden is None else hidden[:, None, None, :]
     for limit in limits:
-        hidden = hidden | ~_pairs(limit, queries, keys)
+        beyond = ~_pairs(limit, queries, keys)
+        hidden = beyond if hidden is None else hidden | beyond
+    if hidden is None:
+        return taken
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 

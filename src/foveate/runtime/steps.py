@@ -11,9 +11,9 @@ from transformers.cache_utils import Cache
 from foveate.errors import UnsupportedSiteError
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import Action, DecoderPass
-from foveate.runtime.layout import Rows
 from foveate.runtime.masks import View
 from foveate.runtime.presence import Presence
+from foveate.runtime.slots import Shown, Slots, same
 from foveate.tokens import Reduction
 
 
@@ -45,7 +45,7 @@ class DecodeSite:
         """Tell whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
 
-    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> View | None:
+    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> Slots | None:
         """Return the slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
         visual = kv.visual
         if entry.window is not None and layer >= self.layer - 1:
@@ -54,39 +54,50 @@ class DecodeSite:
             )
         if layer < self.layer or visual is None:
             return None
-        whole = call.memo.once("held", (kv,), lambda: _whole(kv, visual, call.batch))
         if self.action.order not in call.choices:  # the first entry with keys, from that layer on
-            call.choices[self.action.order] = (self._choose(call, whole, cache), len(whole.tokens))
+            call.choices[self.action.order] = (self._choose(call, kv, cache), len(visual.tokens))
         reduction, tokens = call.choices[self.action.order]
-        if len(whole.tokens) != tokens:
+        if len(visual.tokens) != tokens:
             raise UnsupportedSiteError(
                 f"{self.action.method.name()}: the prompt is reduced again after layer {self.layer}, where the choice "
                 "is made: choose at a layer after the last reduction"
             )
-        return call.memo.once("shown", (reduction, whole), lambda: _shown(whole, reduction))
+        return call.memo.once("shown", (reduction, kv), lambda: _shown(entry, kv, reduction, call.batch))
 
-    def _choose(self, call: DecoderPass, whole: Rows, cache: Cache) -> Reduction:
-        method = self.action.method
-        before, slots = cache.layers[self.layer - 1], whole
+    def _choose(self, call: DecoderPass, kv: KVIndex, cache: Cache) -> Reduction:
+        method, visual = self.action.method, kv.visual
+        assert visual is not None
+        before, slots = cache.layers[self.layer - 1], replace(visual, width=kv.length)
         reading = call.seen.readings.get(self.layer - 1)
         if reading is not None and isinstance(before, CompactMixin) and before.kv.visual is not None:
             slots = replace(before.kv.visual, width=before.kv.length)
-            if len(slots.tokens) != len(whole.tokens):
+            if len(slots.tokens) != len(visual.tokens):
                 raise UnsupportedSiteError(
                     f"{method.name()}: the prompt is reduced at layer {self.layer}, where it reads"
                 )
             reading.width = slots.width
-        known = {f.name: getattr(whole.tokens, f.name) for f in fields(whole.tokens) if f.name != "signals"}
+        known = {f.name: getattr(visual.tokens, f.name) for f in fields(visual.tokens) if f.name != "signals"}
         known["state"] = call.states.of(method, self.action.part)
         tokens = Presence(slots, None, call.seen, call.trace).tokens(self.action, **known)
         return self.action.decide(call.trace, tokens)
 
 
-def _whole(kv: KVIndex, visual: Rows, batch: int) -> Rows:
-    lengths = (kv.length,) * batch
-    return replace(visual, width=kv.length, full=kv.total, lengths=lengths, index=None, valid=None)
+def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -> Slots | None:
+    """Return the slots of a cache entry, which will hold ``kv``, that the step may see; None: all.
 
-
-def _shown(whole: Rows, reduction: Reduction) -> View | None:
-    shown, take = whole.reduce(reduction)
-    return None if take is None else View(take, shown.valid)
+    As long as the choice is that of the step before, these are the slots of that step and the newest one.
+    """
+    last = entry.kv.shown
+    if last is not None and kv.length == entry.kv.length + 1 and same(last.keep, reduction.keep):
+        view: View | None = None if last.slots is None else last.slots.append(kv.length - 1)
+    else:
+        visual = kv.visual
+        assert visual is not None
+        lengths = (kv.length,) * batch
+        whole = replace(visual, width=kv.length, full=kv.total, lengths=lengths, index=None, valid=None)
+        shown, take = whole.reduce(reduction)
+        view = None if take is None else View(take, shown.valid)
+    heads = entry.keys.shape[1] if entry.keys.dim() == 4 else 0  # (a quantised one may hold no rows here)
+    slots = None if view is None else Slots.of(view, heads, kv.length)
+    kv.show(Shown(reduction.keep, slots))
+    return slots

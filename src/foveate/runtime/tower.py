@@ -64,10 +64,12 @@ from foveate.tokens import Parked
 
 
 class TowerHooks:
-    """Puts the tower's sites on a model; ``outside`` are those of the language model, which may ask for states of blocks."""
+    """Puts the tower's sites on a model.
 
-    #: makes a signal of all heads, where a process has some of them
-    join: Callable[[Kind, Tensor], Tensor] | None = None
+    Args:
+        outside: actions of the language model, which may ask for states of blocks.
+        join: makes a signal of all heads, where a process has some of them.
+    """
 
     def __init__(
         self,
@@ -77,8 +79,10 @@ class TowerHooks:
         actions: list[Action],
         context: Context,
         outside: Sequence[Action] = (),
+        join: Callable[[Kind, Tensor], Tensor] | None = None,
     ) -> None:
         self.base, self.config, self.spec, self.context = base, config, family.tower, context
+        self.join = join
         self.tower = base.get_submodule(self.spec.module)
         blocks: Any = self.tower.get_submodule(self.spec.blocks)
         self.blocks: list[nn.Module] = list(blocks)

@@ -7,20 +7,19 @@ counts of its answers are those of every image of that shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.errors import ConfigError, UnsupportedSiteError
+from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Method
 from foveate.models.family import Family
-from foveate.runtime.attach import plan
-from foveate.runtime.context import Action
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.signals.kind import CHANNELS
+from foveate.runtime.engines import Action, actions_of, frames, made_up, tokens_of
+from foveate.serving.budgets import Budgets
+from foveate.serving.refusals import check, in_tower, inside
 from foveate.tokens import Spans, Tokens
 
 Grids = tuple[tuple[int, int, int], ...]
@@ -35,11 +34,13 @@ class Item:
         grid: what the language model sees of it, ``(frames, height, width)`` of each view; every frame is a span.
         tower: the same of the vision tower, in units.
         gaps: features that stand for no patch (CLS, newlines) and always stay: ``(cells of grid before them, how many)``.
+        keep: the budget that its prompt asks for; None: the server's.
     """
 
     grid: Grids
     tower: Grids
     gaps: tuple[tuple[int, int], ...] = ()
+    keep: float | None = None
 
     @property
     def cells(self) -> int:
@@ -83,12 +84,47 @@ class Plan:
         tower: actions inside the vision tower, in order.
         entry: actions on the features, before the language model: they shorten the prompt.
         inner: actions before decoder layers from 1 on, in order.
+        keep: how much the method keeps in this model, in its own unit (`foveate.units`).
+        budgets: plans of the same method for prompts that ask for a budget of their own; None: they may not.
     """
 
     method: Method
     tower: tuple[Action, ...]
     entry: tuple[Action, ...]
     inner: tuple[Action, ...]
+    keep: float
+    budgets: Budgets | None = field(default=None, compare=False)
+
+    def of(self, keep: float | None) -> Plan:
+        """Return the plan for a prompt with that budget."""
+        return self if keep is None or self.budgets is None else self.budgets.at(keep)
+
+    @property
+    def name(self) -> str:
+        """The method's, as ``luvc`` or ``ipcv+adsc``."""
+        return "+".join(term.name() for term in self.method.terms())
+
+    def __str__(self) -> str:
+        """Say it in a line, for a log."""
+        layers = f" (before layer {', '.join(map(str, self.layers))})" if self.layers else ""
+        most = f", up to {self.budgets.limit:.3g} where a prompt asks for it" if self.budgets else ""
+        return f"{self.method!r}, which acts {', '.join(self.places)}{layers} and keeps {self.keep:.3g} ({self.unit}){most}"
+
+    @property
+    def unit(self) -> str:
+        """What the method keeps a share of."""
+        return "+".join(dict.fromkeys(term.unit for term in self.method.terms()))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the method acts."""
+        tower, inner = ["in the vision tower"] * bool(self.tower), ["inside the language model"] * bool(self.inner)
+        return (*tower, *["before the language model"] * bool(self.entry), *inner)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Signals of which a prompt must come in one piece."""
+        return tuple(sorted({str(k.signal) for action in self.inner for k in action.asks if k.paged == "whole"}))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -100,126 +136,44 @@ class Plan:
 
         One of which nothing would be left (a share of exactly 0) keeps all of its tokens: a prompt must have a place for it.
         """
-        return _counts(self, item).shortened
+        return _counts(self.of(item.keep), item).shortened
 
     def tower_counts(self, item: Item) -> Counts:
         """Tokens of each span that the vision tower leaves, where it is shortened."""
-        return _counts(self, item).tower
+        return _counts(self.of(item.keep), item).tower
 
     def entry_counts(self, item: Item) -> Counts:
         """Tokens of each span that reach the language model."""
-        return _counts(self, item).entry
+        return _counts(self.of(item.keep), item).entry
 
     def entry_history(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span before each of the actions on the features: what later cuts of a schedule are a share of."""
-        return _counts(self, item).history
+        return _counts(self.of(item.keep), item).history
 
     def inner_counts(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span that are left from each of `layers` on."""
-        return _counts(self, item).inner
+        return _counts(self.of(item.keep), item).inner
 
 
 def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     """Return the plan of a method with a fixed budget.
 
     Raises:
-        ConfigError: its budget depends on the content.
-        UnsupportedSiteError: it acts where an engine cannot let it.
+        ConfigError: its budget depends on the content, or its options do not fit an engine.
+        UnsupportedSiteError: it acts where an engine cannot let it, or asks for what an engine cannot give.
     """
-    for part in method.resolve(host).parts():
-        if not part.has_fixed_budget:
-            raise ConfigError(
-                f"{part.name()} decides by the content of an image how many tokens stay, and a serving engine must know "
-                "before: use a method whose budget is fixed (`foveate methods` lists them)"
-            )
-        if part.across_images:
-            raise ConfigError(
-                f"{part!r} decides across all images of a call, which in an engine are of several requests: set its options so "
-                "that each image is decided alone, as by default"
-            )
-        if type(part).attach is not Method.attach:
-            raise UnsupportedSiteError(
-                f"{part.name()} changes a transformers model by hand, and this engine has others: use it with transformers"
-            )
-        if type(part).modules is not Method.modules:
-            raise UnsupportedSiteError(
-                f"{part.name()} has learned parts, which this engine does not load: use it with transformers"
-            )
-    actions = plan(method, host, family, config, host.blocks, host.layers)
-    for action in actions:
-        site = action.site
-        if site.action == "sight":
-            raise UnsupportedSiteError(
-                f"{action.method.name()} says at {site} who may attend to whom, and kernels of this engine take no such mask"
-            )
-        if site.action == "append":
-            raise UnsupportedSiteError(
-                f"{action.method.name()} appends tokens at {site}, and "
-                + (
-                    "a prompt of this engine has no slots for them"
-                    if site.at == "lm_entry"
-                    else "this engine says how many tokens each site has before there are any: append none there"
-                )
-            )
-        if site.action in ("remember", "inject"):
-            raise UnsupportedSiteError(
-                f"{action.method.name()} keeps something of an image beside the KV cache, at {site}, and this engine keeps "
-                "keys and values only: use it with transformers"
-            )
-        if site.at in ("decode", "cache"):
-            when = "while decoding" if site.at == "decode" else "when a prompt has ended"
-            raise UnsupportedSiteError(
-                f"{action.method.name()} acts on the KV cache {when}, and in this engine other requests may share its blocks: "
-                "use a method that acts before or inside the language model"
-            )
-        if site.at == "decoder" and site.action in ("park", "attend", "restore"):
-            raise UnsupportedSiteError(
-                f"{action.method.name()} parks tokens in the decoder, at {site}, and in this engine a token that has left it "
-                "does not come back: use a method that drops them"
-            )
-        if site.part:
-            raise UnsupportedSiteError(
-                f"{action.method.name()} changes a part of a layer, at {site}, which this engine runs whole for every token"
-            )
-        if site.reuse is not None:
-            raise UnsupportedSiteError(
-                f"{action.method.name()} reuses at {site} what another layer has, and this engine gives every layer pages of "
-                "keys and values of its own: use transformers"
-            )
-        inside = site.at == "decoder" and site.layer > 0
-        if any(kind.name == "text" or kind.signal.of == "text" for kind in action.asks):
-            why = (
-                "a prompt may come in pieces, an image before its question"
-                if inside
-                else "an engine encodes an image before it meets its question (and keeps it for the next one)"
-            )
-            raise UnsupportedSiteError(
-                f"{action.method.name()} wants the text at {site}, but {why}: use a method that scores without text"
-            )
-        for kind in action.asks:
-            if kind.signal.at or (not inside and not site.at.startswith("tower")):
-                raise UnsupportedSiteError(
-                    f"{action.method.name()} wants {kind.signal} at {site}, where an engine has the features of an image and "
-                    "their places only: use a method that asks for nothing there"
-                )
-    for part in method.resolve(host).parts():
-        if part.scope == "sample" or part.pooled:
-            raise ConfigError(
-                f"{part.name()} has one ranking for all images of a prompt or all frames of a video, and a serving engine must "
-                "know how many tokens of each stay: use a method that ranks each by itself"
-            )
-    places = ("pixels", "tower", "tower_output")
-    tower = tuple(a for a in actions if a.site.at in places)
-    entry = tuple(a for a in actions if a.site.at == "lm_entry" or (a.site.at == "decoder" and a.site.layer == 0))
-    inner = sorted((a for a in actions if a not in tower and a not in entry), key=lambda a: a.site.layer)
-    reducing = [a for a in tower if a.site.action == "reduce"]
-    if family.tower.arrangements and reducing:
-        names = ", ".join(sorted({a.method.name() for a in reducing}))
-        raise UnsupportedSiteError(
-            f"{names}: in this family images are cut into tiles that are put together after the vision tower, and how many of "
-            "the tokens left in the tower that leaves depends on which they are: act after the tower, or restore them"
-        )
-    return Plan(method, tower, entry, tuple(inner))
+    parts, actions = method.resolve(host).parts(), actions_of(method, host, family, config)
+    check(parts, actions, family)
+    tower = tuple(a for a in actions if in_tower(a.site))
+    inner = sorted((a for a in actions if inside(a.site)), key=lambda a: a.site.layer)
+    entry = tuple(a for a in actions if a not in tower and a not in inner)
+    made = Plan(method, tower, entry, tuple(inner), method.mean(host))
+    made.entry_counts(_TRIAL)
+    return made
+
+
+#: an image of which a method is asked at the start, so that what it does wrong there is said then
+_TRIAL = Item(grid=((1, 6, 6),), tower=((1, 6, 6),))
 
 
 class _NoState(dict[str, Any]):
@@ -274,7 +228,7 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
         return full
     now, place = tokens_of(frames(list(item.tower))), torch.arange(item.cells)
     for action in reducing:
-        reduction = action.answer(_made_up(now, action))
+        reduction = action.answer(made_up(now, action, _NoState()))
         place = place[reduction.keep]
         if action.site.at == "pixels" and reduction.shape is not None:
             now = tokens_of(replace(now.spans, shape=reduction.shape))
@@ -284,15 +238,4 @@ def _at_entry(plan: Plan, item: Item) -> Tokens:
 
 
 def _after(action: Action, tokens: Tokens) -> Tokens:
-    return action.answer(_made_up(tokens, action)).survivors(tokens)
-
-
-def _made_up(tokens: Tokens, action: Action) -> Tokens:
-    """The same with hidden states and signals that mean nothing."""
-    n, generator = len(tokens), torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator)
-
-    signals = {kind.signal: kind.made_up(draw) for kind in action.asks}
-    return replace(tokens, hidden=draw(CHANNELS), signals=signals, state=_NoState())
+    return action.answer(made_up(tokens, action, _NoState())).survivors(tokens)

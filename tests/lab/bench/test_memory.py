@@ -9,8 +9,9 @@ import torch
 
 from foveate.lab.bench import shapes
 from foveate.lab.bench.measure import cache_bytes
-from foveate.lab.bench.memory import LiveTensors, available, is_out_of_memory, kv_bytes
+from foveate.lab.bench.memory import LiveTensors, available, kv_bytes
 from foveate.lab.bench.workload import Shaped
+from foveate.lab.devices import is_out_of_memory
 
 X = 4 * 100 * 100  # bytes of the matrices below
 

@@ -32,7 +32,13 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reques
     monkeypatch.setitem(shapes.SHAPES, "small-qwen2.5-vl", tiny)
     shapes.skeleton.cache_clear()
     yield Request(
-        tmp_path / "bench.json", methods=("stride",), keeps=(0.25, 0.5), tokens=(4, 16), repeats=1, new_tokens=2
+        tmp_path / "bench.json",
+        methods=("stride",),
+        keeps=(0.25, 0.5),
+        tokens=(4, 16),
+        repeats=1,
+        new_tokens=2,
+        steps=2,
     )
     shapes.skeleton.cache_clear()
 
@@ -58,6 +64,7 @@ def test_a_run(request_: Request) -> None:
         assert (case.dtype, case.attn, case.text) == ("float32", "sdpa", 34)
         tokens = [line.probe["tokens"] for line in list(case.lines.values())[1:] if line.probe]
         assert tokens == [case.tokens / 4, case.tokens / 2]
+        assert [len(line.steps) for line in case.lines.values()] == [0, 2, 2]
     assert results.read(request_.out) == found
     shares = [done for _, done in told]
     assert shares == sorted(shares)
@@ -187,7 +194,7 @@ def test_the_command_repeats_the_run(request_: Request) -> None:
     request = replace(request_, shapes=("small-llava",), options=("layers=2",), device="cpu", attn="eager")
     assert command(request) == (
         "foveate bench --shape small-llava --method stride --option layers=2 --keep 0.25 --keep 0.5 --tokens 4 --tokens 16 "
-        "--batch 1 --repeats 1 --new-tokens 2 --seed 0 --dtype auto --device cpu --attn eager"
+        "--batch 1 --repeats 1 --new-tokens 2 --steps 2 --seed 0 --dtype auto --device cpu --attn eager"
     )
 
 

@@ -56,7 +56,10 @@ MISTAKES = {
     "no questions": (("--per-task", "0"), "0 questions per task"),
     "too many questions": (("--per-task", "1000000"), "1000000 questions per task"),
     "unknown method": (("--method", "fastvv"), "there is no method 'fastvv'"),
-    "method that does nothing here": (("--method", "dycoke"), "dycoke acts on the tokens that follow"),
+    "method that does nothing here": (
+        ("--method", "dycoke", "--option", "ratio=1.0"),
+        "dycoke acts on the tokens that follow",
+    ),
     "unknown option": (("--method", "fastv", "--option", "layr=3"), "FastV has no option 'layr'"),
     "option of nobody": (("--method", "fastv", "--method", "tome", "--option", "layer=3"), "belongs to no method"),
     "layer out of range": (("--method", "fastv", "--option", "layer=40"), "there is no decoder layer 40"),

@@ -37,7 +37,7 @@ def test_methods(here: Here) -> None:
     assert found["fastv"]["sites"] == ["decoder 2"]
     assert found["fastv"]["options"]["keep"] == {"type": "float | None", "default": None}
     assert (found["fastv"]["unit"], found["fastv"]["mean"]) == ("tokens", 0.53125)
-    assert (found["ipcv"]["unit"], found["dycoke"]["unit"]) == ("tower", "decode")
+    assert (found["ipcv"]["unit"], found["dycoke"]["unit"]) == ("tower", "tokens")
     assert len(found["tome"]["sites"]) == 23
     assert found["fastv"]["paper"]["title"].startswith("An Image is Worth 1/2 Tokens After Layer 2")
     assert {name for name, method in found.items() if method["control"]} == {"random", "stride", "downsample"}

@@ -71,7 +71,7 @@ MISTAKES = {
     "keep and a ratio": ((*FASTV, "--keep", "0.5", "--option", "ratio=0.4"), "both say how much stays"),
     "keep out of reach": ((*FASTV, "--keep", "0.01", "--option", "layer=4"), "is the least here"),
     "keep of a sum that counts no tokens": (
-        (*ASK, "--method", "ipcv+dycoke", "--keep", "0.5"),
+        (*ASK, "--method", "ipcv+ipcv", "--keep", "0.5"),
         "no part of the sum counts",
     ),
     "JSON that is none": ((*ASK, "--method-json", "{fastv}"), "not JSON"),

@@ -104,7 +104,7 @@ def test_the_dial_begins_at_the_least() -> None:
     least += [
         (ToMe(), 1 / 16),
         (IPCV(), 1 / 4),
-        (DyCoke(), 0.1),
+        (DyCoke(), 0),
         (FastV() + FastV(layer=3), 0.2),
         (ToMe() + FastV(), 0.2 / 16),
     ]

@@ -148,7 +148,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "blind": ({"methods": ("blind",)}, "blind needs the reference benchmark's evidence"),
     "nothing to compare": ({"methods": ("dense",)}, "name a method, too"),
     "a method for longer answers": (
-        {"methods": ("dycoke",), "new_tokens": 1},
+        {"methods": ("dycoke",), "options": ("ratio=1.0",), "new_tokens": 1},
         "acts on the tokens that follow the first one",
     ),
     "both": ({"as_is": True}, "--as-is takes methods as their options say"),

@@ -149,7 +149,7 @@ def test_a_smaller_image_is_a_smaller_grid(told: Tell) -> None:
 
 
 def test_hidden_in_the_cache(told: Tell) -> None:
-    story = told(DyCoke(decode_ratio=0.3))
+    story = told(DyCoke(ratio=1.0, decode_ratio=0.3))
     assert states(story, -1) == {"a": 30, "h": 70}
     assert story.acts[-1][0].action == "hide"
 

@@ -25,7 +25,7 @@ class Costly(foveate.DyCoke):
 METHODS = {
     "cuts": foveate.ToMe(keep=0.7) + foveate.FastV(layer=2, ratio=0.5),
     "virtual": DyMU(at="tower_output", positions="virtual"),
-    "decode": Costly(keep=0.8),
+    "decode": Costly(ratio=1.0, decode_ratio=0.8),
 }
 
 

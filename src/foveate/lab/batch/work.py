@@ -17,7 +17,8 @@ from foveate.lab import cautions, records, terminal
 from foveate.lab.batch.answering import Answerer
 from foveate.lab.batch.answers import Answers
 from foveate.lab.chats import Frames
-from foveate.lab.loading import device_of, load
+from foveate.lab.devices import device_of, put
+from foveate.lab.loading import load
 from foveate.lab.records import Record
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
@@ -97,7 +98,7 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
         return Result(request, len(everything), before, 0, 0, 0, 0.0, "")
     tell(f"loading {request.model}", before / len(everything))
     model, processor = load(request.model, request.dtype, request.attn)
-    model.to(device)
+    put(model, device, request.model)
     for line in cautions.about_model(request.model, model, processor, [record.text for record in todo]):
         warn(line)
     answerer = Answerer(model, processor, request.model, request.max_new_tokens, Frames(request.frames))

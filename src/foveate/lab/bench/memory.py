@@ -94,12 +94,6 @@ def check_fit(name: str, skeleton: nn.Module, tokens: int, dtype: torch.dtype, d
         )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch's says that there is no memory left."""
-    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
 def give_back(device: torch.device) -> None:
     """Make free what a failed call has left; not while its error is being handled, which holds the tensors of its frames."""
     gc.collect()

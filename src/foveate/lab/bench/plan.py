@@ -39,6 +39,7 @@ class Request:
         tokens, batches: visual tokens of a row, about; rows of a call. None: `TOKENS`, `BATCHES`.
         repeats: timed rounds; in each one the stock model and every method run once.
         new_tokens: that a call generates.
+        steps: pairs of single steps, a stock one and one of a method, after the rounds; 0: none.
         dtype, device, attn: of the model; ``auto`` is float32 on a CPU and bfloat16 elsewhere for a shape.
         seed: of weights, pixels and the order within rounds.
         source: a result to show again; nothing is measured then.
@@ -56,6 +57,7 @@ class Request:
     batches: tuple[int, ...] = ()
     repeats: int = 5
     new_tokens: int = 16
+    steps: int = 16
     dtype: str = "auto"
     device: str = "auto"
     attn: str | None = None
@@ -92,6 +94,8 @@ def check(request: Request) -> None:
                 raise CommandError(f"--{name} {count}: give a number above 0")
             if count > MOST:
                 raise CommandError(f"--{name} {count}: give a number up to {MOST}")
+    if not 0 <= request.steps <= MOST:
+        raise CommandError(f"--steps {request.steps}: give a number from 0 to {MOST}")
     if not 0 <= request.seed < 2**63:
         raise CommandError(f"--seed {request.seed}: give a number from 0 to 2**63 - 1")
     _check_writable("out", request.out)

@@ -30,12 +30,14 @@ class Line:
         method: as `Method.to_dict` says it; None: the stock model.
         probe: what `foveate.lab.bench.measure.probe` found, once it has looked.
         repeats: what `foveate.lab.bench.measure.timed` found in each round.
+        steps: what `foveate.lab.bench.steps.step_ratios` found, of a method.
         error: why there is neither, in a sentence.
     """
 
     method: dict[str, Any] | None
     probe: dict[str, Any] | None = None
     repeats: list[dict[str, float]] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
     error: str | None = None
 
 
@@ -162,6 +164,8 @@ def _check(result: Result) -> None:
                     raise ValueError(f"tokens of {label} is {line.probe['tokens']!r}")
             for times in line.repeats:
                 _positive(times, "tower", "prefill", "first", "total", *times)
+            for ratio in line.steps:
+                _positive({"a step": ratio}, "a step")
 
 
 def _positive(found: dict[str, Any], *names: str) -> None:

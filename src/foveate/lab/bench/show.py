@@ -11,7 +11,7 @@ from rich.markup import escape
 from foveate.lab.bench.plan import Request
 from foveate.lab.bench.plot import draw
 from foveate.lab.bench.result import DENSE, Case, Result
-from foveate.lab.bench.summary import Crossover, Spread, compare, crossovers, seconds, stock_flops
+from foveate.lab.bench.summary import Crossover, Spread, compare, crossovers, seconds, spread, stock_flops
 from foveate.lab.terminal import CommandError, aligned, markdown_table
 
 COLUMNS = ("", "tokens", "FLOPs", "counted", "KV", "memory", "tower", "prefill", "first token", "decode", "of ideal")
@@ -23,6 +23,8 @@ def show(result: Result, written: Sequence[Path], console: Console) -> None:
     for case in result.cases:
         console.print(f"[bold]{escape(_heading(case))}[/bold]", soft_wrap=True)
         for line in aligned([COLUMNS, *_rows(case)]):
+            console.print(escape(line), soft_wrap=True)
+        for line in _steps(case):
             console.print(escape(line), soft_wrap=True)
         console.print()
     for line in _crossing(result):
@@ -38,6 +40,7 @@ def markdown(result: Result) -> str:
     lines: list[str] = []
     for case in result.cases:
         lines += [f"**{_heading(case)}**", "", *markdown_table(COLUMNS, _rows(case)), ""]
+        lines += [line for steps in _steps(case) for line in (steps, "")]
     crossing = _crossing(result)
     return "\n".join([*lines, *(f"* {line}" for line in [*crossing, *remarks(result)])]) + "\n"
 
@@ -109,6 +112,16 @@ def _row(case: Case, label: str) -> tuple[str, ...]:
     shares = (found.flops, found.counted, found.kv, found.peak)
     times = [_ratio(found.speed.get(stage)) for stage in (*TIMED, "decode")]
     return (label, f"{found.tokens:.0f}", *(f"{x:.1%}" for x in shares), *times, f"{found.of_ideal:.2f}")
+
+
+def _steps(case: Case) -> list[str]:
+    """A line with what a step of decoding costs under every method, if that was measured."""
+    found = {label: spread(line.steps) for label, line in case.lines.items() if line.steps}
+    if not found:
+        return []
+    pairs = max(len(line.steps) for line in case.lines.values())
+    said = "; ".join(f"{label} {each.median:.2f} ({each.low:.2f}-{each.high:.2f})" for label, each in found.items())
+    return [f"A step of decoding over a stock one right before or after it, {pairs} pairs: {said}"]
 
 
 def _crossing(result: Result) -> list[str]:

@@ -14,9 +14,11 @@ from foveate.handle import compress
 from foveate.lab.bench import memory, plan, shapes
 from foveate.lab.bench.measure import Inputs, probe, timed
 from foveate.lab.bench.plan import Request
-from foveate.lab.bench.result import Case, Line, Result, machine, read, resume
+from foveate.lab.bench.result import DENSE, Case, Line, Result, machine, read, resume
+from foveate.lab.bench.steps import step_ratios
 from foveate.lab.bench.workload import TEXT, Layout, Processed, Shaped
-from foveate.lab.loading import DTYPES, device_of, load
+from foveate.lab.devices import device_of, is_out_of_memory
+from foveate.lab.loading import DTYPES, load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -64,8 +66,8 @@ def command(request: Request) -> str:
     lists |= {"method-json": request.described, "option": request.options, "keep": request.keeps}
     lists |= {"tokens": request.tokens, "batch": request.batches}
     words += [word for name, values in lists.items() for value in values for word in (f"--{name}", str(value))]
-    words += ["--repeats", str(request.repeats), "--new-tokens", str(request.new_tokens), "--seed", str(request.seed)]
-    words += ["--dtype", request.dtype, "--device", request.device]
+    words += ["--repeats", str(request.repeats), "--new-tokens", str(request.new_tokens), "--steps", str(request.steps)]
+    words += ["--seed", str(request.seed), "--dtype", request.dtype, "--device", request.device]
     return shlex.join(words + (["--attn", request.attn] if request.attn else []))
 
 
@@ -80,7 +82,7 @@ class Subject:
         try:
             return self._make()
         except RuntimeError as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         raise CommandError(
             f"{self.name} does not fit into the memory that is free: choose another model, --dtype or --device"
@@ -107,12 +109,14 @@ def _measure(name: str, request: Request, methods: Methods, device: torch.device
 def _case(
     subject: Subject, layout: Layout, batch: int, request: Request, methods: Methods, result: Result, tell: Tell
 ) -> None:
-    """One case: what each call costs, a call to warm up, and the rounds that are not there yet."""
+    """One case: what each call costs, a call to warm up, and the rounds and the pairs of steps that are not there yet."""
     inputs: Inputs = subject.prompts.inputs(layout, batch, request.seed)
     lines = {label: Line(None if method is None else method.to_dict()) for label, method in methods.items()}
     text = inputs["input_ids"].shape[1] - layout.tokens
     case = result.case(Case(subject.name, layout.tokens, batch, layout.images, list(layout.size), text, lines))
-    if case.rounds >= request.repeats or all(line.error for line in case.lines.values()):
+    paired = [label for label in methods if methods[label] is not None and len(case.lines[label].steps) < request.steps]
+    left = case.rounds < request.repeats or any(case.lines[label].error is None for label in paired)
+    if not left or all(line.error for line in case.lines.values()):
         return
     model = subject.model
     case.dtype, case.attn = str(model.dtype).removeprefix("torch."), model.config._attn_implementation
@@ -138,6 +142,12 @@ def _case(
         for label, times in found.items():
             case.lines[label].repeats.append(times)
         result.write(request.out)
+    for label in paired:
+        line, method = case.lines[label], methods[label]
+        if line.error is None and case.lines[DENSE].error is None and method is not None:
+            tell(f"steps of {label}", 1.0)
+            line.steps = _steps(model, inputs, method, request.steps)
+            result.write(request.out)
 
 
 def _look(model: Any, inputs: Inputs, method: Method | None, line: Line, new_tokens: int) -> None:
@@ -156,11 +166,22 @@ def _tried(line: Line, call: Callable[..., dict[str, Any]], model: Any, *words: 
     try:
         return call(model, *words)
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     line.probe, line.error = None, "out of memory"
     memory.give_back(model.device)
     return None
+
+
+def _steps(model: Any, inputs: Inputs, method: Method, pairs: int) -> list[float]:
+    """Pairs of steps; none where two caches at once are more than there is memory for."""
+    try:
+        return step_ratios(model, inputs, method, pairs)
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    memory.give_back(model.device)
+    return []
 
 
 def _turned(order: list[str], number: int) -> list[str]:

@@ -12,7 +12,8 @@ from PIL import Image
 from foveate.handle import compress
 from foveate.lab import needs, prompting
 from foveate.lab.checks import REFERENCES, check_dtype
-from foveate.lab.loading import device_of, load
+from foveate.lab.devices import device_of, put
+from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
 from foveate.lab.story import Case, Content, Told, tell
 from foveate.lab.terminal import CommandError
@@ -89,7 +90,7 @@ def collect(request: Request, tell_user: Callable[[str, float], None]) -> Conten
     device = device_of(request.device)
     tell_user(f"loading {request.model}", 0.0)
     model, processor = load(request.model, request.dtype, request.attn)
-    model.to(device)
+    put(model, device, request.model)
     return ask(model, processor, request.model, questions, request.methods, request.max_new_tokens, tell_user)
 
 

@@ -14,7 +14,8 @@ from foveate import adapter
 from foveate.errors import first_line
 from foveate.lab import needs
 from foveate.lab.checks import REFERENCES
-from foveate.lab.loading import device_of, load
+from foveate.lab.devices import device_of
+from foveate.lab.loading import load
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.methods.adsc import ADSC

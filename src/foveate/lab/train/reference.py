@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from foveate.lab.devices import device_of
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import assigned
 from foveate.serialise import build
@@ -36,6 +37,7 @@ def train(
         raise CommandError(f"there is no {checkpoint} to resume from: leave --resume out to begin")
     if not resume and checkpoint.exists():
         raise CommandError(f"{checkpoint} is there already: add --resume to go on, or choose another folder")
+    device_of(device)
     try:
         return train_reference(out, seed=seed, config=config, resume=resume, device=device, log=tell)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:

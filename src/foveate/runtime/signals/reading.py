@@ -134,7 +134,7 @@ class Reading:
         """Follow merged tokens that stand for their members."""
         self.steps = (*self.steps, step)
 
-    def _now(self, x: Tensor, mean: bool = False) -> Tensor:
+    def now(self, x: Tensor, mean: bool = False) -> Tensor:
         """Those rows of ``x (B, K, ...)`` that are still covered; ``K`` may begin with keys of the past.
 
         Of a token that stands for its members it is their sum, or their ``mean``.
@@ -153,7 +153,7 @@ class Reading:
 
     def state(self, name: str) -> Tensor:
         """``(B, P, H, d)`` queries, keys or values of the rows that are still covered."""
-        return self._now(torch.cat(self.seen.states[name], dim=2).transpose(1, 2), mean=True)
+        return self.now(torch.cat(self.seen.states[name], dim=2).transpose(1, 2), mean=True)
 
     def first(self, name: str) -> Tensor:
         """``(B, H, d)`` queries, keys or values of the first row of each image (its CLS token), whatever has left since."""
@@ -161,11 +161,11 @@ class Reading:
 
     def paid(self, name: str) -> Tensor:
         """``(B, P, R, H or 1)`` attention of the queries ``name`` to the rows that are still covered."""
-        return self._now(torch.cat(self.seen.rows[name]).permute(0, 3, 2, 1))
+        return self.now(torch.cat(self.seen.rows[name]).permute(0, 3, 2, 1))
 
     def got(self) -> Tensor:
         """``(B, P)`` attention received of all queries."""
-        return self._now(torch.cat(self.seen.received, dim=1))  # one call, or one part of a single row after another
+        return self.now(torch.cat(self.seen.received, dim=1))  # one call, or one part of a single row after another
 
     def take_flops(self) -> int:
         """Return what reading has cost since the last question."""

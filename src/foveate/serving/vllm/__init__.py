@@ -41,7 +41,7 @@ def register() -> None:
         if mine and not is_served(model):
             configure(self)
             found = settings_of(model)
-            logger.info("foveate serves %s with %r", found.architecture, found.method)
+            logger.info("foveate serves %s with %s", found.architecture, found.plan)
 
     configured.foveate = True  # type: ignore[attr-defined]
     VllmConfig.__post_init__ = configured

@@ -18,6 +18,7 @@ from foveate.serving.vllm.prompt import Placed, Prompt
 from foveate.serving.vllm.rope import lengthen
 from foveate.serving.vllm.runner import watch_runners
 from foveate.serving.vllm.settings import has_groups, settings_of
+from foveate.serving.vllm.step import Batch, Step
 from foveate.serving.vllm.vision import Vision
 
 Positions = tuple[Tensor, int]
@@ -34,8 +35,7 @@ class Attached:
     Attributes:
         vision: encodes images.
         inner: runs the language model in steps in which tokens leave inside it.
-        arrived: columns of the features of this step, and their places in it; None: there are none.
-        batch: the requests of the last step.
+        step: of the engine, from when it is laid out until its forward has ended; else None.
     """
 
     def __init__(self, model: Any, engine: Engine, vllm_config: Any, mrope: Mrope | None) -> None:
@@ -44,20 +44,25 @@ class Attached:
         self.vision = Vision(model, engine, self.plan)
         decoder = model.get_submodule(engine.decoder)
         self.inner = Inner(decoder, self.plan, has_groups(vllm_config))
-        self.arrived: tuple[Columns, Tensor] | None = None
-        self.batch: Any = None
+        self.step: Step | None = None
+        self._batch: Batch | None = None
         lengthen(decoder, vllm_config.model_config.max_model_len)
         watch_runners()
 
     def arrive(self, features: Sequence[Tensor] | None, is_multimodal: Tensor | None) -> list[Tensor] | None:
-        """Take the columns off the features of a step."""
-        self.arrived = None
+        """Take the columns off the features that arrive in a step, which notes them."""
         if not features:
             return None
         whole, columns = Columns.split(torch.cat(list(features)))
-        assert is_multimodal is not None
-        self.arrived = columns, is_multimodal.nonzero().flatten()
+        if self.step is not None and is_multimodal is not None:
+            self.step.arrived = columns, is_multimodal.nonzero().flatten()
         return list(whole.split([len(each) for each in features]))
+
+    def batch_of(self, requests: list[Any]) -> Batch:
+        """Tell what is the same in every step of these requests; kept until others are there."""
+        if self._batch is None or not self._batch.still(requests):
+            self._batch = Batch(requests, [self.prompt(request) for request in requests])
+        return self._batch
 
     def prompt(self, request: Any) -> Prompt:
         """Tell where the tokens of a request are; kept with it."""

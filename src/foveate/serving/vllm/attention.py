@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.ops.segments import offsets, padded_index, ranges, to_padded
-from foveate.runtime.signals.kind import Kind
-from foveate.runtime.signals.pattern import Pattern
-from foveate.runtime.signals.reading import Reading
+from foveate.runtime.engines import Kind, Pattern, Reading
 from foveate.tokens import Tokens
-
-
-def readable(kind: Kind) -> bool:
-    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
-    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
-    return bool(kind.paged) and plain and kind.layer == kind.last
 
 
 @dataclass
 class PagedReading(Reading):
-    """The same of an attention without a batch: ``place (N,)`` are the visual tokens among its rows, padded to a batch."""
+    """The same of an attention without a batch: ``place (N,)`` are the tokens that are asked about among its rows, padded to a
+    batch; at first, all of the step."""
 
     place: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def _now(self, x: Tensor, mean: bool = False) -> Tensor:
+    def now(self, x: Tensor, mean: bool = False) -> Tensor:
         return x.flatten(0, 1)[None, self.place]
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where the visual tokens are in a step: `foveate.runtime.protocol.Present` without padding.
+class Packed:
+    """Where the visual tokens are in a step: in one row of all requests, without padding.
 
     Attributes:
         tokens: those present.
@@ -62,13 +55,10 @@ class Watch:
         kinds: of signals.
         lengths: tokens of each request in this step.
         last: which of them is the last one of its prompt.
-        rows: ``(n,)`` the visual tokens among all of the step.
     """
 
-    def __init__(
-        self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int], rows: Tensor
-    ) -> None:
-        self.module, self.kinds, self.lengths, self.last, self.rows = module, kinds, lengths, last, rows
+    def __init__(self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int]) -> None:
+        self.module, self.kinds, self.lengths, self.last = module, kinds, lengths, last
         self.reading: PagedReading | None = None
 
     def __enter__(self) -> Watch:
@@ -79,7 +69,7 @@ class Watch:
         self._hook.remove()
 
     def _read(self, module: Any, args: tuple[Tensor, ...]) -> None:
-        device, used = self.rows.device, [i for i, n in enumerate(self.lengths) if n]
+        device, used = args[0].device, [i for i, n in enumerate(self.lengths) if n]
         starts, counts = offsets(self.lengths), [self.lengths[i] for i in used]
         index = ranges([starts[i] for i in used], counts, device)
         query, key, value = (
@@ -87,7 +77,7 @@ class Watch:
         )
         place = torch.zeros(sum(self.lengths), dtype=torch.long, device=device)
         place[index] = padded_index(counts, device)
-        reading = PagedReading(width=query.shape[2], place=place[self.rows])
+        reading = PagedReading(width=query.shape[2], place=place)
         slots = torch.tensor([[self.last[i]] for i in used], device=device)
         for kind in self.kinds:
             kind.ask(reading, lambda rows: slots)

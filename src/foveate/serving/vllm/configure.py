@@ -1,4 +1,4 @@
-"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33}}'``: read and checked.
+"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33, "limit": 0.5}}'``: read and checked.
 
 All that can be wrong is said when the engine is configured, before any weight is loaded.
 """
@@ -6,19 +6,20 @@ All that can be wrong is said when the engine is configured, before any weight i
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.methods import method_from_dict
-from foveate.runtime.attach import host_with
+from foveate.runtime.engines import host_with
+from foveate.serving.budgets import KEY, Budgets, check_limit
 from foveate.serving.plan import Plan, make_plan
-from foveate.serving.vllm.attention import readable
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
 
-KEY = "foveate"
+LIMIT = "limit"  # beside the method's options: up to which budget a prompt may ask for its own
 
 
 class Sent(Settings):
@@ -54,10 +55,14 @@ def configure(vllm_config: Any) -> None:
             f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
         )
     architecture = architecture.removeprefix(PREFIX)
-    engine, method = engines()[architecture], method_from_dict(asked)
+    engine, method = engines()[architecture], method_from_dict({k: v for k, v in asked.items() if k != LIMIT})
     known = engine.config(config)
     family = engine.family_of(known)
-    plan = make_plan(method, host_with(family, known, known.get_text_config().num_hidden_layers), family, known)
+    host = host_with(family, known, known.get_text_config().num_hidden_layers)
+    plan = make_plan(method, host, family, known)
+    if LIMIT in asked:
+        plan = replace(plan, budgets=Budgets(method, host, known, asked[LIMIT]))
+        check_limit(plan)
     _check(vllm_config, plan)
     keep(model_config, Sent(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
@@ -68,7 +73,7 @@ def configure(vllm_config: Any) -> None:
 
 def _check(vllm_config: Any, plan: Plan) -> None:
     multimodal = vllm_config.model_config.multimodal_config
-    name = plan.method.name() if len(plan.method.terms()) == 1 else repr(plan.method)
+    name = plan.name
     if plan.tower and multimodal.mm_encoder_tp_mode == "data":
         raise ConfigError(
             f"{name} acts in the vision tower, which --mm-encoder-tp-mode data cuts by images: leave that out, or use a method "
@@ -88,17 +93,22 @@ def _check(vllm_config: Any, plan: Plan) -> None:
         raise ConfigError(
             f"{name} acts in the vision tower, which cannot be compiled then: leave compile_mm_encoder out"
         )
-    if {part.positions for part in plan.method.parts()} != {"keep"}:
-        raise ConfigError(f'{name}: positions="{plan.method.parts()[0].positions}" is not served: use positions="keep"')
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise ConfigError(
+            f"{name} leaves features of which each says where it was, and of several processes one after another only the "
+            "first meets them: no pipeline parallelism"
+        )
+    drafts = vllm_config.speculative_config
+    if drafts is not None and drafts.method not in ("ngram", "suffix"):
+        raise ConfigError(
+            f"{name} leaves features that a draft model does not know: no speculative decoding, but that of "
+            '{"method": "ngram"}'
+        )
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:
     """Return what tokens that leave inside the language model ask of the engine."""
-    name = plan.method.name()
-    if vllm_config.parallel_config.pipeline_parallel_size > 1:
-        raise ConfigError(
-            f"{name} acts inside the language model, which one process must have whole: no pipeline parallelism"
-        )
+    name = plan.name
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         raise ConfigError(
             f"{name} acts inside the language model, whose cache one process must have whole: no context parallelism"
@@ -109,16 +119,17 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
-    asked = [kind for action in plan.inner for kind in action.asks]
-    if unknown := {str(kind.signal) for kind in asked if not readable(kind)}:
+    if vllm_config.speculative_config is not None:
         raise ConfigError(
-            f"{name} wants {', '.join(sorted(unknown))} inside the language model, which is not read in vLLM"
+            f"{name} acts inside the language model, where drafts are not supported: no speculative decoding"
         )
+    if vllm_config.parallel_config.use_ubatching:
+        raise ConfigError(f"{name} acts inside the language model, which must have a step whole: no micro-batches")
     scheduler = vllm_config.scheduler_config
-    if (whole := {str(kind.signal) for kind in asked if kind.paged == "whole"}) and scheduler.enable_chunked_prefill:
+    if plan.whole and scheduler.enable_chunked_prefill:
         raise ConfigError(
-            f"{name} wants {', '.join(sorted(whole))}, so a prompt must come in one piece, whatever else is being served: "
-            "add --no-enable-chunked-prefill"
+            f"{name} wants {', '.join(plan.whole)}, so a prompt must come in one piece, whatever else is being served: add "
+            "--no-enable-chunked-prefill"
         )
     if scheduler.long_prefill_token_threshold > 0:
         raise ConfigError(

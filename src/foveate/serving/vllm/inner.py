@@ -8,6 +8,7 @@ or not: it differs in the metadata of its layers only.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,17 +19,33 @@ from torch import Tensor
 from vllm.model_executor.layers.attention import Attention
 
 from foveate.errors import InputError, UnsupportedModelError
-from foveate.runtime.context import Action
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.presence import Presence
-from foveate.runtime.signals.past import Past, Wanted
-from foveate.runtime.trace import Trace
+from foveate.ops.segments import offsets, ranges
+from foveate.runtime.engines import Action, Past, Presence, Trace, Wanted, frames, tokens_of
 from foveate.serving.plan import Plan
-from foveate.serving.vllm.attention import PagedReading, Step, Watch, all_heads
+from foveate.serving.vllm.attention import Packed, PagedReading, Watch, all_heads
 from foveate.serving.vllm.cache import reduce_groups
 from foveate.serving.vllm.columns import Columns
-from foveate.serving.vllm.prompt import Ints
-from foveate.tokens import Reduction, Tokens
+from foveate.serving.vllm.prompt import Ints, Placed
+from foveate.serving.vllm.step import Step
+from foveate.tokens import Tokens
+
+
+@dataclass
+class Images:
+    """The visual tokens of a step whose prompts have one budget.
+
+    Attributes:
+        plan: with that budget.
+        tokens, rows: those that are left, and ``(N,)`` where they are among all tokens that are.
+        request: ``(S,)`` request of each span.
+        past: what the layer before has left of them, if somebody asks.
+    """
+
+    plan: Plan
+    tokens: Tokens
+    rows: Tensor
+    request: Ints
+    past: Past = field(default_factory=Past)
 
 
 @dataclass
@@ -40,10 +57,9 @@ class Flow:
         positions: ``(T,)`` or ``(3, T)``.
         added: for layer 0, 1, ..., what is added to the hidden states after it, ``(T, C)``.
         origin: ``(T,)`` place of each among all tokens of the step.
-        lengths: ``(R,)`` tokens of each request, ``after`` those of them that come after its prompt.
-        tokens, rows: the visual ones, and ``(N,)`` where they are.
-        request: ``(S,)`` request of each span.
-        past: what the layer before has left, if somebody asks.
+        lengths: ``(R,)`` tokens of each request, ``generated`` those of them that come after its prompt.
+        images: the visual tokens, by budget.
+        trace: of this step; nobody reads it.
     """
 
     hidden: Tensor
@@ -52,37 +68,40 @@ class Flow:
     added: list[Tensor]
     origin: Tensor
     lengths: Ints
-    after: Ints
-    tokens: Tokens
-    rows: Tensor
-    request: Ints
-    past: Past = field(default_factory=Past)
+    generated: Ints
+    images: list[Images]
+    trace: Trace = field(default_factory=Trace)
 
     @property
     def state(self) -> Tensor:
         """``(T, C)`` hidden states."""
         return self.hidden if self.residual is None else self.hidden + self.residual
 
-    def reduce(self, reduction: Reduction) -> None:
-        """Only the survivors and the text go on."""
-        state, before = self.state, np.array(self.tokens.counts)
+    def act(self, action: Action, images: Images) -> None:
+        """Of these images only the survivors go on; all else does."""
+        here = Presence(Packed(images.tokens, images.rows), self.state, images.past, self.trace, join=all_heads)
+        reduction = action.decide(self.trace, here.tokens(action))
+        state, before = self.state, np.array(images.tokens.counts)
         stays = torch.ones(len(state), dtype=torch.bool, device=state.device)
-        stays = stays.index_fill(0, self.rows, False).index_fill(0, self.rows[reduction.keep], True)
+        stays = stays.index_fill(0, images.rows, False).index_fill(0, images.rows[reduction.keep], True)
         # A stable sort keeps the order of what stays, without asking the device how much that is.
-        take = torch.argsort((~stays).to(torch.uint8), stable=True)[: len(state) - len(self.rows) + len(reduction.keep)]
-        self.rows = (stays.cumsum(0) - 1)[self.rows[reduction.keep]]
+        gone = len(images.rows) - len(reduction.keep)
+        take, now = torch.argsort((~stays).to(torch.uint8), stable=True)[: len(state) - gone], stays.cumsum(0) - 1
+        images.rows = images.rows[reduction.keep]
+        for each in self.images:
+            each.rows = now[each.rows]
+            each.past.entered = {layer: x[take] for layer, x in each.past.entered.items()}
         self.hidden, self.residual = state[take], None
         if reduction.hidden is not None:
-            self.hidden = self.hidden.index_copy(0, self.rows, reduction.hidden.to(state.dtype))
+            self.hidden = self.hidden.index_copy(0, images.rows, reduction.hidden.to(state.dtype))
         self.positions, self.origin = self.positions[..., take], self.origin[take]
         self.added = [rows[take] for rows in self.added]
-        self.past.entered = {layer: x[take] for layer, x in self.past.entered.items()}
-        for reading in self.past.readings.values():
+        for reading in images.past.readings.values():
             assert isinstance(reading, PagedReading)
             reading.place = reading.place[reduction.keep]
-        self.tokens = reduction.survivors(self.tokens)
+        images.tokens = reduction.survivors(images.tokens)
         self.lengths = self.lengths.copy()
-        np.subtract.at(self.lengths, self.request, before - np.array(reduction.counts))
+        np.subtract.at(self.lengths, images.request, before - np.array(reduction.counts))
 
 
 class Inner:
@@ -96,8 +115,6 @@ class Inner:
     Attributes:
         attention: of each layer, where tokens leave inside the language model.
         names: of the attention layers from each of the plan's layers on, up to the next one.
-        step: of the engine, if features arrive in it.
-        counts: for each of the plan's layers ``(R,)`` tokens of each request in this step from there on.
     """
 
     def __init__(self, decoder: Any, plan: Plan, groups: bool) -> None:
@@ -110,70 +127,77 @@ class Inner:
         ]
         if groups and plan.inner:
             reduce_groups([*self.attention.values()], plan)
-        self.step: Any = None
-        self.counts: list[Ints] = []
-        self.trace = Trace()
 
-    def __call__(
-        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
-    ) -> Tensor:
+    def __call__(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Tensor:
         """Hidden states ``(P, C)`` after the final norm; rows of tokens that have left are zeros.
 
         Args:
-            step: of the engine.
+            step: of the engine, in which features arrive.
             positions: ``(P,)`` or ``(3, P)``.
             embeds: ``(P, C)``, those of this step first.
             added: for layer 0, 1, ..., what is added to the hidden states after it, ``(P, C)``.
-            columns, places: of the features, and where they are among the tokens of this step.
         """
-        flow, planned = self._begin(step, positions, embeds, added, columns, places), iter(self.counts)
+        flow, planned = self._begin(step, positions, embeds, added), iter(step.planned)
         for i, layer in enumerate(self.decoder.layers):
-            for action in self._actions(i):
-                flow.reduce(self._decide(action, flow))
+            for images in flow.images:
+                for action in images.plan.inner:
+                    if action.site.layer == i:
+                        flow.act(action, images)
             if i in self.plan.layers and not np.array_equal(flow.lengths, next(planned)):
                 raise InputError(
                     f"{self.plan.method!r} left more or fewer before layer {i} than planned: its budget is not fixed"
                 )
-            flow.past = Past()
-            if i in self.wanted.entered:
-                flow.past.entered[i] = flow.state
+            for images in flow.images:
+                images.past = Past(entered={i: flow.state} if i in self.wanted.entered else {})
             with self._watch(i, flow) as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
             if i < len(flow.added):
                 flow.hidden = flow.hidden + flow.added[i]
             if watch is not None and watch.reading is not None:
-                flow.past.readings[i] = watch.reading
+                for images in flow.images:
+                    images.past.readings[i] = replace(watch.reading, place=watch.reading.place[images.rows])
         hidden: Tensor = self.decoder.norm(flow.hidden, flow.residual)[0]
         return hidden.new_zeros(len(embeds), hidden.shape[-1]).index_copy(0, flow.origin, hidden)
-
-    def _actions(self, layer: int) -> list[Action]:
-        return [action for action in self.plan.inner if action.site.layer == layer]
 
     def _watch(self, layer: int, flow: Flow) -> AbstractContextManager[Watch | None]:
         """Reads the attention of a layer, if somebody asks."""
         kinds = self.wanted.attention.get(layer)
         if not kinds:
             return nullcontext()
-        last = flow.lengths - 1 - flow.after
-        return Watch(self.attention[layer], kinds, flow.lengths.tolist(), last.tolist(), flow.rows)
+        last = flow.lengths - 1 - flow.generated
+        return Watch(self.attention[layer], kinds, flow.lengths.tolist(), last.tolist())
 
-    def _decide(self, action: Action, flow: Flow) -> Reduction:
-        step = Step(flow.tokens, flow.rows)
-        here = Presence(step, flow.state, flow.past, self.trace, join=all_heads)
-        return action.decide(self.trace, here.tokens(action))
+    def _begin(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Flow:
+        assert step.arrived is not None
+        (columns, places), n = step.arrived, int(step.count.sum())
+        places, budgets = places.to(embeds.device), [placed.item.keep for _, placed, _ in step.within]
+        images, starts = [], offsets([n for _, _, n in step.within])
+        for keep in dict.fromkeys(budgets):
+            mine = [i for i, budget in enumerate(budgets) if budget == keep]
+            within = [step.within[i] for i in mine]
+            take = ranges([starts[i] for i in mine], [n for _, _, n in within], places.device)
+            images.append(self._images(self.plan.of(keep), within, columns.at(take), places[take]))
+        return Flow(
+            hidden=embeds[:n],
+            residual=None,
+            positions=positions[..., :n],
+            added=[rows[:n] for rows in added],
+            origin=torch.arange(n, device=embeds.device),
+            lengths=step.count,
+            generated=step.generated,
+            images=images,
+        )
 
-    def _begin(
-        self, step: Any, positions: Tensor, embeds: Tensor, added: list[Tensor], columns: Columns, places: Tensor
-    ) -> Flow:
-        self.trace, n = Trace(), int(step.count.sum())
-        items = [placed.item for _, placed, _ in step.within]
-        counts, rows = [self.plan.entry_counts(item) for item in items], places.to(embeds.device)
+    def _images(self, plan: Plan, within: Sequence[tuple[int, Placed, int]], columns: Columns, rows: Tensor) -> Images:
+        """Return the visual tokens of some images of a step, ``rows`` of them among all of its tokens."""
+        items = [placed.item for _, placed, _ in within]
+        counts = [plan.entry_counts(item) for item in items]
         if (patches := sum(map(sum, counts))) < len(rows):  # others stand for no patch
             take = torch.argsort((columns.cell < 0).to(torch.uint8), stable=True)[:patches]
             columns, rows = columns.at(take), rows[take]
-        full = tokens_of(frames([view for item in items for view in item.grid]), embeds.device)
+        full = tokens_of(frames([view for item in items for view in item.grid]), rows.device)
         first = np.cumsum([0, *(item.cells for item in items)])[:-1]
-        cell = columns.cell + torch.from_numpy(np.repeat(first, list(map(sum, counts)))).to(embeds.device)
+        cell = columns.cell + torch.from_numpy(np.repeat(first, list(map(sum, counts)))).to(rows.device)
         tokens = replace(
             full,
             counts=tuple(count for each in counts for count in each),
@@ -182,22 +206,10 @@ class Inner:
             coords=torch.cat([full.coords[cell, :1], columns.coords], dim=1),
             history=tuple(
                 tuple(count for each in then for count in each)
-                for then in zip(*(self.plan.entry_history(item) for item in items))
+                for then in zip(*(plan.entry_history(item) for item in items))
             ),
         )
-        spans = [len(item.spans) for item in items]
-        return Flow(
-            hidden=embeds[:n],
-            residual=None,
-            positions=positions[..., :n],
-            added=[rows[:n] for rows in added],
-            origin=torch.arange(n, device=embeds.device),
-            lengths=step.count,
-            after=step.after,
-            tokens=tokens,
-            rows=rows,
-            request=np.repeat([i for i, _, _ in step.within], spans),
-        )
+        return Images(plan, tokens, rows, np.repeat([i for i, _, _ in within], [len(item.spans) for item in items]))
 
 
 def _attention(plan: Plan, layer: Any) -> Any:

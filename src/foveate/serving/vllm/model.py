@@ -10,8 +10,8 @@ from torch import Tensor
 
 from foveate.serving.vllm.attached import Attached
 from foveate.serving.vllm.engine import PREFIX, Engine
-from foveate.serving.vllm.processor import shorten
-from foveate.serving.vllm.prompt import INSIDE
+from foveate.serving.vllm.processor import Shortener
+from foveate.serving.vllm.prompt import INSIDE, KEEP, keep_of
 from foveate.serving.vllm.settings import settings_of
 
 
@@ -33,7 +33,9 @@ class Foveated:
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
         kwargs.pop(INSIDE, None)
-        return self.foveate.vision(super().embed_multimodal, kwargs)  # type: ignore[misc]
+        keep = keep_of(kwargs)
+        kwargs.pop(KEEP, None)
+        return self.foveate.vision(super().embed_multimodal, kwargs, keep)  # type: ignore[misc]
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None
@@ -55,10 +57,10 @@ class Foveated:
         **kwargs: Any,
     ) -> Any:
         """The language model."""
-        step, self.foveate.inner.step = self.foveate.inner.step, None
-        if step is not None and inputs_embeds is not None and self.foveate.arrived is not None:
+        step = self.foveate.step
+        if step is not None and step.within and self.foveate.plan.inner and inputs_embeds is not None:
             added = self.foveate.engine.added(self, len(inputs_embeds))
-            return self.foveate.inner(step, positions, inputs_embeds, added, *self.foveate.arrived)
+            return self.foveate.inner(step, positions, inputs_embeds, added)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
 
 
@@ -74,9 +76,10 @@ class _Factories:
     def build_processor(self, ctx: Any, **options: Any) -> Any:
         processor = self._stock.build_processor(ctx, **options)
         config = ctx.model_config
-        return shorten(
+        Shortener(
             processor, settings_of(config).plan, lambda *item: self._engine.shape(config.hf_config, *item), config
         )
+        return processor
 
 
 def foveated(engine: Engine) -> type[Any]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from torch import Tensor
-from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalSharedField
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from foveate.errors import InputError
+from foveate.serving.budgets import KEY, asked
 from foveate.serving.plan import Item, Plan
-from foveate.serving.vllm.prompt import INSIDE
+from foveate.serving.vllm.prompt import INSIDE, KEEP
 from foveate.serving.vllm.rope import FACTOR, beyond
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
 
 #: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
-TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "stage"))
+TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "budget", "stage"))
+STAGES = ("images", "prompt", "last_layer")
+#: what the labels stand for, once: vLLM's own metrics of its configs are gauges of 1, too, as there may be several processes
+CONFIG = Gauge(
+    "foveate_method_info",
+    "What images are compressed with; always 1.",
+    ("method", "budget", "config"),
+    multiprocess_mode="mostrecent",
+)
 
 
 @dataclass
@@ -31,81 +41,120 @@ class Shortened(PromptUpdateDetails):  # type: ignore[misc]
     Attributes:
         counts: tokens without a method, in the prompt, and in the last layer.
         beyond: positions that it may have beyond the tokens that stand for it.
+        budget: what is kept of it, for metrics.
     """
 
     counts: tuple[int, int, int] = (0, 0, 0)
     beyond: int = 0
+    budget: str = ""
 
 
-def shorten(processor: Any, plan: Plan, shape: Shape, config: Any) -> Any:
-    """The same processor of vLLM; what it puts into prompts is shorter, and counted.
+class Shortener:
+    """What a processor of vLLM does otherwise: its prompts are shorter, and counted.
 
     Args:
-        processor: an instance.
+        processor: an instance, which is changed.
         plan: of the method.
         shape: modality, processed data of an item, number of its features without a method -> its grids.
         config: vLLM's, of the model.
     """
-    stock, apply, dummy = (
-        processor._get_mm_prompt_updates,
-        processor._maybe_apply_prompt_updates,
-        processor.get_dummy_mm_inputs,
-    )
-    counters = [TOKENS.labels(repr(plan.method), stage) for stage in ("images", "prompt", "last_layer")]
-    counting = True
 
-    def updates(mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
-        found = stock(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+    def __init__(self, processor: Any, plan: Plan, shape: Shape, config: Any) -> None:
+        self.plan, self.shape, self.config = plan, shape, config
+        self.counting = True
+        CONFIG.labels(plan.name, _budget(plan), json.dumps(plan.method.to_dict())).set(1)
+        for stage in STAGES:
+            TOKENS.labels(plan.name, _budget(plan), stage)  # from now on it is there, be it 0
+        ours: dict[str, Callable[..., Any]] = {
+            "apply": self._apply,
+            "_apply_hf_processor_main": self._process,
+            "_get_mm_fields_config": self._fields,
+            "_get_mm_prompt_updates": self._updates,
+            "_maybe_apply_prompt_updates": self._count,
+            "get_dummy_inputs": self._largest,
+            "get_dummy_mm_inputs": self._uncounted,
+        }
+        for name, our in ours.items():
+            setattr(processor, name, partial(our, getattr(processor, name)))
+        # Else the engine plans for the features of the largest image without a method; so it asks a made-up one.
+        processor.info.get_mm_max_tokens_per_item = lambda seq_len, mm_counts: None
+
+    def _apply(self, stock: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        asked(inputs.hf_processor_mm_kwargs.get(KEY), self.plan)  # a wrong budget is refused before anything is done
+        return stock(inputs, *args, **options)
+
+    def _process(self, stock: Any, mm_items: Any, hf_kwargs: Any) -> Any:
+        return stock(mm_items, _others(hf_kwargs))
+
+    def _fields(self, stock: Any, processed: Any, hf_kwargs: Any) -> Any:
+        return stock(processed, _others(hf_kwargs))
+
+    def _updates(self, stock: Any, mm_items: Any, hf_kwargs: Any, out: Any) -> Any:
+        keep = asked(hf_kwargs.get(KEY), self.plan)
         return {
             modality: [
-                [_shorter(update, plan, modality, out_mm_kwargs[modality][i], shape, config) for update in each]
+                [self._shorter(update, modality, out[modality][i], keep) for update in each]
                 for i, each in enumerate(items)
             ]
-            for modality, items in found.items()
+            for modality, items in stock(mm_items, _others(hf_kwargs), out).items()
         }
 
-    def count_and_apply(mm_items: Any, mm_res: Any) -> Any:
-        if counting:
+    def _shorter(self, update: Any, modality: str, kwargs: Any, keep: float | None) -> Any:
+        full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(keep)
+        embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
+        places = embeds.nonzero().flatten().tolist()
+        item = self.shape(modality, kwargs.get_data(), len(places))
+        kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
+        if keep is not None:  # shared, so that the engine encodes images of one budget at once
+            share = torch.tensor(keep, dtype=torch.float64)
+            kwargs[KEEP] = MultiModalFieldElem(share, MultiModalSharedField(batch_size=1, keep_on_cpu=True))
+        counts = plan.entry_counts(item)
+        stays = set(item.kept(counts))
+        gone = {place for i, place in enumerate(places) if i not in stays}
+        kept = [token for i, token in enumerate(full) if i not in gone]
+        mask = embeds[[i not in gone for i in range(len(full))]]
+        last = (counts, *plan.inner_counts(item))[-1]
+        content = Shortened(
+            kept,
+            None if is_embed is None else partial(_same, mask),
+            (item.cells, sum(counts), sum(last)),
+            beyond(item, counts, self.config.uses_mrope),
+            _budget(plan),
+        )
+        return replace(update, content=content)
+
+    def _count(self, stock: Any, mm_items: Any, mm_res: Any) -> Any:
+        if self.counting:
             contents = [update.content for items in mm_res.prompt_updates.values() for update, *_ in items]
-            _check_positions(plan, sum(content.beyond for content in contents), config.max_model_len)
-            for counter, *n in zip(counters, *(content.counts for content in contents)):
-                counter.inc(sum(n))
-        return apply(mm_items, mm_res)
+            _check_positions(self.plan, sum(content.beyond for content in contents), self.config.max_model_len)
+            for content in contents:
+                for stage, n in zip(STAGES, content.counts):
+                    TOKENS.labels(self.plan.name, content.budget, stage).inc(n)
+        return stock(mm_items, mm_res)
 
-    def uncounted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal counting
-        counting = False
+    def _largest(self, stock: Any, *args: Any, **options: Any) -> Any:
+        """Return what the engine plans its memory with: images of the largest budget that may come."""
+        inputs = stock(*args, **options)
+        if self.plan.budgets is not None:
+            inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: {"keep": self.plan.budgets.limit}}
+        return inputs
+
+    def _uncounted(self, stock: Any, *args: Any, **options: Any) -> Any:
+        self.counting = False
         try:
-            return dummy(*args, **kwargs)
+            return stock(*args, **options)
         finally:
-            counting = True
-
-    processor._get_mm_prompt_updates = updates
-    # Else the engine plans for the features of the largest image without a method; so it asks a made-up one.
-    processor.info.get_mm_max_tokens_per_item = lambda seq_len, mm_counts: None
-    processor._maybe_apply_prompt_updates, processor.get_dummy_mm_inputs = count_and_apply, uncounted
-    return processor
+            self.counting = True
 
 
-def _shorter(update: Any, plan: Plan, modality: str, kwargs: Any, shape: Shape, config: Any) -> Any:
-    full, is_embed = list(update.content.full), update.content.is_embed
-    embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
-    places = embeds.nonzero().flatten().tolist()
-    item = shape(modality, kwargs.get_data(), len(places))
-    kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
-    counts = plan.entry_counts(item)
-    stays = set(item.kept(counts))
-    gone = {place for i, place in enumerate(places) if i not in stays}
-    kept = [token for i, token in enumerate(full) if i not in gone]
-    mask = embeds[[i not in gone for i in range(len(full))]]
-    last = (counts, *plan.inner_counts(item))[-1]
-    content = Shortened(
-        kept,
-        None if is_embed is None else partial(_same, mask),
-        (item.cells, sum(counts), sum(last)),
-        beyond(item, counts, config.uses_mrope),
-    )
-    return replace(update, content=content)
+def _others(hf_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of stock processors."""
+    return {name: value for name, value in hf_kwargs.items() if name != KEY}
+
+
+def _budget(plan: Plan) -> str:
+    """Return the label of a budget; prompts may ask for any, and there should not be many."""
+    return f"{plan.keep:.2g}"
 
 
 def _check_positions(plan: Plan, further: int, longest: int) -> None:

@@ -6,8 +6,8 @@ step has to remember anything, and a request that was preempted is simply comput
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from foveate.serving.vllm.engine import Engine
 Ints = NDArray[np.int64]
 #: field of an image or video, for the host: ``(L,)`` bool, which places of its range without a method are features, not text
 INSIDE = "foveate_inside"
+#: another one, for host and model: fp64, the budget that its prompt asks for
+KEEP = "foveate_keep"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,8 @@ class Prompt:
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
             data = feature.data.get_data()
             inside = data[INSIDE].numpy()
-            found.append((engine.shape(config, feature.modality, data, int(inside.sum())), feature, inside))
+            item = engine.shape(config, feature.modality, data, int(inside.sum()))
+            found.append((replace(item, keep=keep_of(data)), feature, inside))
         return cls(plan, found)
 
     def steps(self, placed: Placed) -> Tensor:
@@ -121,6 +124,11 @@ class Prompt:
         if not len(self.gaps) or start >= self.gaps[-1]:
             return np.full(end - start, self.missing[-1])
         return self.missing[np.searchsorted(self.gaps, np.arange(start, end), side="right")]
+
+
+def keep_of(data: Mapping[str, Any]) -> float | None:
+    """Return the budget that comes with an image, if its prompt asks for one."""
+    return None if KEEP not in data else float(data[KEEP])
 
 
 _NONE: Ints = np.zeros(0, dtype=np.int64)

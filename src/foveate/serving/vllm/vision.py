@@ -12,24 +12,12 @@ from torch import Tensor
 
 from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
-from foveate.runtime.calls import Calls
-from foveate.runtime.context import Context, Record
-from foveate.runtime.hooks import Hooks
-from foveate.runtime.layout import frames, tokens_of
-from foveate.runtime.marks import holes, mark
-from foveate.runtime.tower import TowerHooks
-from foveate.runtime.trace import Trace
+from foveate.runtime.engines import Record, Tower, Trace, frames, holes, mark, tokens_of
 from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.attention import all_heads
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.engine import Engine
 from foveate.tokens import Tokens
-
-
-class _AllHeads(TowerHooks):
-    """Where a process has some of the heads of a tower: a method sees all of them."""
-
-    join = staticmethod(all_heads)
 
 
 class Vision:
@@ -46,12 +34,11 @@ class Vision:
     def __init__(self, model: Any, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.config = engine, plan, model.config
         self.width: int = model.config.get_text_config().hidden_size
-        self.context = Context(Calls())
+        self.tower: Tower | None = None
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
-        self.holes = any(action.site.action == "reduce" for action in plan.tower)
         if plan.tower:
             base = engine.graft(model)
-            _AllHeads(base, base.config, engine.family_of(base.config), list(plan.tower), self.context).attach(Hooks())
+            self.tower = Tower(base, engine.family_of(base.config), all_heads)
             self.forwards = engine.forwards(model, base)
             self._install()
 
@@ -68,48 +55,52 @@ class Vision:
         finally:
             self._install()
 
-    def __call__(self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any]) -> list[Tensor]:
+    def __call__(
+        self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], keep: float | None
+    ) -> list[Tensor]:
         """Features of each image or video, as the language model gets them, columns beside them.
 
         Args:
             embed: the model's function that encodes them.
             kwargs: its arguments.
+            keep: the budget that the prompts of all of them ask for; None: the server's.
         """
-        self.context.records = []
+        plan, records = self.plan.of(keep), []
+        if self.tower is not None:
+            self.tower.act(plan.tower)
         outputs = [out.flatten(0, -2) for out in embed(**kwargs)]
-        records, self.context.records = self.context.records, []
+        if self.tower is not None:
+            records = self.tower.take_records()
         if not outputs:
             return outputs
         facts = self.engine.facts(kwargs) or [("image", {})] * len(outputs)
         items = [self.engine.shape(self.config, *fact, len(out)) for fact, out in zip(facts, outputs)]
         full, rest = _tokens(outputs, items, records)
-        if all(map(self.plan.shortens, items)):
-            return self._shortened(full, rest, items)
+        if all(map(plan.shortens, items)):
+            return self._shortened(plan, full, rest, items)
         with self._stock():
             stock = [out.flatten(0, -2) for out in embed(**kwargs)]
         found, rests = [], rest.split([item.features - item.cells for item in items])
         for i, item in enumerate(items):  # small images are rare
-            if self.plan.shortens(item):
-                found += self._shortened(_only(full, items, i), rests[i], [item])
+            if plan.shortens(item):
+                found += self._shortened(plan, _only(full, items, i), rests[i], [item])
             else:
                 found += _rows(*_tokens([stock[i]], [item], []), [item])
         return found
 
-    def _shortened(self, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
-        if self.holes:
-            counts = tuple(n for item in items for n in self.plan.tower_counts(item))
+    def _shortened(self, plan: Plan, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
+        if any(action.site.action == "reduce" for action in plan.tower):
+            counts = tuple(n for item in items for n in plan.tower_counts(item))
             order = torch.argsort(holes(tokens.hidden).to(torch.uint8), stable=True)
             tokens = tokens.select(order[: sum(counts)], counts)
         trace = Trace()
         tokens, further = replace(tokens, hidden=tokens.hidden[:, : self.width]), tokens.hidden[:, self.width :]
-        for action in self.plan.entry:
+        for action in plan.entry:
             reduction = action.decide(trace, tokens)
             tokens, further = reduction.survivors(tokens), further[reduction.keep]
-        planned = tuple(n for item in items for n in self.plan.entry_counts(item))
+        planned = tuple(n for item in items for n in plan.entry_counts(item))
         if tokens.counts != planned:
-            raise InputError(
-                f"{self.plan.method!r} kept {tokens.counts}, not {planned} as planned: its budget is not fixed"
-            )
+            raise InputError(f"{plan.method!r} kept {tokens.counts}, not {planned} as planned: its budget is not fixed")
         return _rows(replace(tokens, hidden=torch.cat([tokens.hidden, further], dim=1)), rest, items)
 
 

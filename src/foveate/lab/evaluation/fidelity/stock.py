@@ -9,9 +9,10 @@ from typing import Any
 
 from foveate.errors import first_line
 from foveate.handle import host_of
+from foveate.lab.devices import device_of, put
 from foveate.lab.evaluation.fidelity.prompts import Prompt
 from foveate.lab.evaluation.runner import digest
-from foveate.lab.loading import device_of, load
+from foveate.lab.loading import load
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
 from foveate.trained import adapted
@@ -83,7 +84,7 @@ def load_stock(name: str, trained: str | None, dtype: str, device: str, attn: st
     tokenizer.padding_side = "left"  # answers begin where prompts end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.to(where)
+    put(model, where, name)
     method = None
     if trained is not None:
         method = adapted(model, trained, host_of(model))

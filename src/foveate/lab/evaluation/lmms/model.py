@@ -19,9 +19,10 @@ from tqdm import tqdm
 from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.handle import compress
 from foveate.lab.chats import Chat, Frames, chat, question
+from foveate.lab.devices import device_of, put
 from foveate.lab.evaluation.lmms.asker import Asker, group_key
 from foveate.lab.evaluation.lmms.memory import Memory, Note
-from foveate.lab.loading import device_of, load
+from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import words_of
@@ -103,7 +104,7 @@ class Simple(lmms):  # type: ignore[misc]
             raise CommandError(f"{', '.join(options)}: no such argument; an option of a method needs method=NAME, too")
         model, processor = load(str(pretrained), dtype, attn)
         several = self._world_size > 1
-        model.to(self.accelerator.device if several else device_of(device or "auto"))
+        put(model, self.accelerator.device if several else device_of(device or "auto"), str(pretrained))
         asker = Asker(model, processor)
         if chosen is not None:
             asker.handle = compress(model, chosen)

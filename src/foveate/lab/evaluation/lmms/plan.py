@@ -9,12 +9,13 @@ from typing import Any
 from foveate.dial import TOLERANCE
 from foveate.errors import FoveateError
 from foveate.handle import host_of
+from foveate.lab.devices import device_of, put
 from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.plan import Entry, Missed, entries
 from foveate.lab.evaluation.request import Tasks
-from foveate.lab.loading import device_of, load
+from foveate.lab.loading import load
 from foveate.method import Method
 from foveate.methods.downsample import Downsample
 from foveate.trained import adapted
@@ -28,7 +29,8 @@ def subject(request: Tasks, device: Any = None) -> Asker:
     place = device_of(request.device) if device is None else device
     model, processor = load(request.model, request.dtype, request.attn)
     trained = None if request.adapter is None else adapted(model, request.adapter, host_of(model))
-    return Asker(model.to(place), processor, trained)
+    put(model, place, request.model)
+    return Asker(model, processor, trained)
 
 
 def spending(asker: Asker, inputs: Sequence[Any]) -> Callable[[Method], Cost]:

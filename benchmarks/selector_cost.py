@@ -1,0 +1,292 @@
+"""What a method's own decisions cost, as a share of the decoder layers that they shorten, at the widths of models of 7B.
+
+    python benchmarks/selector_cost.py [--json FILE] [--tokens 1024 --tokens 4096] [--method divprune] [--threads 1]
+
+Every method of the registry, with its default options, is asked at all of its sites of one prompt: scores, selection, merging,
+and what brings parked tokens back; not the gathers of the runtime, nor the signals, which are attention and hidden states of
+the right shapes and random values. A site gets the tokens that the one before it has left. The time of the stock model is that
+of one decoder layer with random weights, at all tokens of the prompt, times the number of layers. Hidden states and weights are
+bfloat16, in which a CPU with the instructions for it is more than twice as fast as in float32: the harder comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import foveate
+from foveate import Method
+from foveate.errors import FoveateError
+from foveate.handle import host_of
+from foveate.lab.bench import shapes
+from foveate.lab.bench.result import machine
+from foveate.lab.bench.workload import Shaped
+from foveate.models import family_of
+from foveate.runtime.attach import plan
+from foveate.runtime.context import Action
+from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.signals.kind import Kind
+from foveate.site import Host
+from foveate.tokens import Parked, Reduction, Spans, Tokens
+
+MODELS = ("qwen2.5-vl-7b", "llava-1.5-7b")
+TEXT = 32
+REPEATS = 3
+
+
+class Noise:
+    """Random numbers of any shape, without drawing them anew."""
+
+    def __init__(self, most: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._normal = torch.randn(most, generator=generator).bfloat16()
+        self._share = torch.rand(most, generator=generator).bfloat16()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What all random numbers are taken from."""
+        return [self._normal, self._share]
+
+    def states(self, *shape: int) -> Tensor:
+        """As hidden states, keys and values are: around zero."""
+        return self._normal[: prod(shape)].view(shape)
+
+    def shares(self, *shape: int) -> Tensor:
+        """As attention is: not below zero."""
+        return self._share[: prod(shape)].view(shape)
+
+
+@dataclass
+class Model:
+    """A model of which only the config is there.
+
+    Attributes:
+        name, config: of the shape.
+        host: what methods know of it.
+    """
+
+    name: str
+    config: Any = field(init=False)
+    host: Host = field(init=False)
+
+    def __post_init__(self) -> None:
+        skeleton: Any = shapes.skeleton(self.name)
+        self.config = skeleton.config
+        self.host = host_of(skeleton)
+
+    @property
+    def unit(self) -> int:
+        """Patches of a token in the tower."""
+        return family_of(self.config).tower.unit(self.config)
+
+    def layout(self, tokens: int) -> Spans:
+        """Images of about so many tokens together."""
+        layout = Shaped(self.config).layout(tokens)
+        return frames([(1, *layout.size)] * layout.images, rows=[0] * layout.images)
+
+    def signal(self, kind: Kind, n: int, noise: Noise, tower: bool, patch: bool, samples: int = 1) -> Tensor:
+        """A signal of ``n`` tokens of so many prompts, in the shape that its kind says it has in this model."""
+        signal, text, vision = kind.signal, self.config.get_text_config(), self.config.vision_config
+        side = vision if tower else text
+        heads = int(getattr(side, "num_attention_heads", 0) or side.num_heads)
+        width = self.width(tower or signal.at == "tower", patch)
+        rows = {"text": TEXT * samples, "cls": 1}.get(signal.of, n)
+        if kind.name in ("hidden", "residual"):
+            return noise.states(rows, width)
+        if kind.name in ("text", "text_pass"):
+            return noise.states(TEXT * samples, self.host.width)
+        if kind.name in ("keys", "values"):
+            own = heads if tower else text.num_key_value_heads
+            return noise.states(rows, own, width // heads)
+        if kind.name in ("last_row", "next_row", "cls_row"):
+            return noise.shares(n, heads)
+        if kind.name in ("text_rows", "next_rows"):
+            return noise.shares(n, heads, TEXT // 2) if signal.heads else noise.shares(n, TEXT // 2)
+        if kind.name == "received":
+            return noise.shares(n)
+        if kind.name == "rope":
+            return noise.states(n, 2, width // heads)
+        if kind.name == "text_place":
+            return torch.arange(TEXT - TEXT // 2, TEXT) + TEXT * torch.arange(samples)[:, None]
+        if kind.name == "patches":
+            return noise.states(n, self.unit * 3 * int(vision.patch_size) ** 2)
+        return kind.made_up(lambda *shape: noise.shares(n, *shape))
+
+    def width(self, tower: bool, patch: bool = False) -> int:
+        """Channels of a token."""
+        if not tower:
+            return self.host.width
+        return self.host.tower_width // (self.unit if patch else 1)
+
+
+class Walk:
+    """One method at all sites of a prompt, one after another, with a clock on what the method does itself."""
+
+    def __init__(self, model: Model, method: Method, spans: Spans, noise: Noise) -> None:
+        self.model, self.spans, self.noise = model, spans, noise
+        host = model.host
+        self.actions = plan(method, host, family_of(model.config), model.config, host.blocks, host.layers)
+        self.seconds: dict[str, float] = {}
+        self.left: list[int] = []  # tokens after each site that drops some
+        self._states: dict[int, dict[str, Any]] = {}
+        self._parked: dict[int, Parked] = {}
+        self._memory: dict[int, Tensor] = {}
+
+    def run(self) -> dict[str, float]:
+        """Seconds by site."""
+        now = tokens_of(self.spans)
+        order = ("pixels", "tower", "tower_output", "lm_entry", "decoder", "cache")
+        left = [action for place in order for action in self._at(place)]
+        for action in left:
+            if action.site.at == "cache":  # which acts on what its own layer holds
+                self._ask(action, tokens_of(self.spans))
+            else:
+                now = self._visit(action, now)
+        return self.seconds
+
+    def _at(self, place: str) -> list[Action]:
+        return sorted((each for each in self.actions if each.site.at == place), key=lambda each: each.site.layer)
+
+    def _visit(self, action: Action, now: Tokens) -> Tokens:
+        """What is there after a site."""
+        site, part = action.site, action.part
+        if site.action == "reuse":
+            return now
+        if site.action in ("attend", "restore"):
+            parked = self._parked[part]
+            patches = site.at.startswith("tower") and parked.tokens.hidden.shape[-1] < self.model.host.tower_width
+            here = self._shown(action, now, patch=patches)
+            whole = self._timed(action, lambda: action.method.restore(here, parked, site))
+            assert whole.shape == parked.tokens.hidden.shape
+            if site.action == "attend":
+                return now
+            return tokens_of(self.spans) if patches else replace(parked.tokens, hidden=torch.empty(0), signals={})
+        if site.action == "inject":
+            x, memory = self.noise.states(TEXT, self.model.host.width), self._memory[part]
+            self._timed(action, lambda: action.method.inject(x, memory, site))
+            return now
+        if site.action == "park" and site.unit == "patch":
+            now = tokens_of(_patches(self.spans, self.model.unit))
+        answer, here = self._ask(action, now)
+        if site.action == "remember":
+            self._memory[part] = answer.packed()[0]
+        if site.action == "park":
+            self._parked[part] = Parked(here, answer.keep)
+        if site.action not in ("reduce", "park"):
+            return now
+        reduction: Reduction = answer
+        self.left.append(sum(reduction.counts))
+        if reduction.shape is not None:
+            return tokens_of(replace(now.spans, shape=reduction.shape))
+        return replace(reduction.survivors(here), hidden=torch.empty(0))
+
+    def _ask(self, action: Action, now: Tokens) -> tuple[Any, Tokens]:
+        here = self._shown(action, now, patch=action.site.unit == "patch")
+        return self._timed(action, lambda: action.ask(here)[0]), here
+
+    def _shown(self, action: Action, now: Tokens, patch: bool) -> Tokens:
+        """The tokens as the method gets them."""
+        tower, n = action.site.at in ("pixels", "tower", "tower_output"), len(now)
+        samples, channels = len({*self.spans.row}), self.model.config.get_text_config().intermediate_size
+        signals = {kind.signal: self.model.signal(kind, n, self.noise, tower, patch, samples) for kind in action.asks}
+        return replace(
+            now,
+            hidden=self.noise.states(n, self.model.width(tower, patch)),
+            signals=signals,
+            text_counts=() if tower else (TEXT,) * samples,
+            activations=lambda rows: self.noise.states(len(rows), channels),
+            state=self._states.setdefault(action.part, {}),
+        )
+
+    def _timed(self, action: Action, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        out = call()
+        name = f"{action.method.name()} at {action.site}"
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return out
+
+
+def _patches(spans: Spans, unit: int) -> Spans:
+    side = round(unit**0.5)
+    return replace(spans, shape=tuple((side * height, side * width) for height, width in spans.shape))
+
+
+def layer_seconds(model: Model, tokens: int) -> float:
+    """Time of one decoder layer of the model at so many tokens."""
+    config = shapes.config_of(model.name)
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, text.vocab_size = 1, 64
+    for name in ("depth", "num_hidden_layers"):
+        if hasattr(vision, name):
+            setattr(vision, name, 2)
+    if hasattr(vision, "fullatt_block_indexes"):
+        vision.fullatt_block_indexes = [1]
+    config.image_token_id = 1
+    whole = shapes.build(config, torch.bfloat16, torch.device("cpu"), "sdpa", seed=0)
+    language, times = whole.model.language_model, []
+    for n in (64, tokens, tokens):  # the first one warms up
+        x = torch.randn(1, n, text.hidden_size, dtype=torch.bfloat16)
+        start = time.perf_counter()
+        language(inputs_embeds=x, use_cache=True)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def measure(model: Model, tokens: int, methods: dict[str, Method], noise: Noise) -> dict[str, Any]:
+    """Every method on one model at one size."""
+    spans = model.layout(tokens)
+    visual = sum(spans.sizes)
+    layer = layer_seconds(model, visual + TEXT)
+    whole = layer * model.host.depth
+    rows: dict[str, Any] = {}
+    for name, method in methods.items():
+        try:
+            runs = [Walk(model, method, spans, noise).run() for _ in range(REPEATS)]
+        except FoveateError as error:
+            rows[name] = {"method": method.to_dict(), "refused": str(error)}
+            continue
+        sites = {site: statistics.median(run[site] for run in runs) for site in runs[0]}
+        seconds = statistics.median(sum(run.values()) for run in runs)
+        rows[name] = {"method": method.to_dict(), "seconds": seconds, "share": seconds / whole, "sites": sites}
+        print(f"{model.name:<14} {visual:>5} {name:<14} {seconds * 1e3:9.2f} ms {seconds / whole:9.4%}", flush=True)
+    return {"visual": visual, "images": len(spans), "layer_seconds": layer, "layers": model.host.depth, "methods": rows}
+
+
+def chosen(names: list[str]) -> Iterator[tuple[str, Method]]:
+    """Methods of the registry that remove or change something by default."""
+    for name, cls in foveate.list_methods().items():
+        if not names or name in names:
+            yield name, cls()
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--tokens", type=int, action="append", help="visual tokens, about; by default 1024 and 4096")
+    parser.add_argument("--method", action="append", help="by name; by default all")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    methods, sizes = dict(chosen(options.method or [])), options.tokens or [1024, 4096]
+    models = [Model(name) for name in MODELS]
+    widest = max(max(model.host.width, model.host.tower_width) for model in models)
+    noise = Noise(max(4096, *sizes) * 5 // 4 * widest)
+    runs = [{"model": model.name, **measure(model, n, methods, noise)} for model in models for n in sizes]
+    if options.json:
+        found = {"machine": machine(torch.device("cpu")), "text": TEXT, "dtype": "bfloat16", "runs": runs}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

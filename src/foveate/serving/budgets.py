@@ -1,0 +1,112 @@
+"""A budget of a prompt's own: ``mm_processor_kwargs={"foveate": {"keep": 0.3}}``, up to a limit that the server has.
+
+A budget says how many tokens stay. Where they leave, and so which layers have their own blocks, an engine sets up at its start.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from foveate.errors import ConfigError, FoveateError, InputError, shown
+from foveate.method import Host, Method
+from foveate.models import list_families
+
+if TYPE_CHECKING:
+    from foveate.serving.plan import Plan
+
+KEY = "foveate"
+
+
+@dataclass(frozen=True, eq=False)
+class Budgets:
+    """Plans of one method with any budget.
+
+    Attributes:
+        method, host, config: what they are made of.
+        limit: the largest `keep` that a prompt may ask for.
+    """
+
+    method: Method
+    host: Host
+    config: Any
+    limit: float
+
+    def at(self, keep: float) -> Plan:
+        """Return the plan with that budget."""
+        return _plan(self, keep)
+
+    def fits(self, keep: float, plan: Plan) -> None:
+        """Raise `InputError` if a prompt with that budget would need what an engine with ``plan`` has not set up."""
+        try:
+            made = self.at(keep)
+        except FoveateError as error:
+            raise InputError(f"keep={keep:.4g} is not to be had: {error}") from None
+        if made.layers != plan.layers or made.places != plan.places:
+            raise InputError(
+                f"with keep={keep:.4g} {plan.name} would act {_where(made)}, and this server is set up for it to act "
+                f"{_where(plan)}: ask for a budget nearer to the server's"
+            )
+
+
+def check_limit(plan: Plan) -> None:
+    """Raise `FoveateError` if the limit of a plan's budgets is none that a server can be set up for."""
+    assert plan.budgets is not None
+    limit: object = plan.budgets.limit
+    if not _is_number(limit) or not plan.keep - 1e-9 <= limit <= 1:
+        raise ConfigError(
+            f'"limit" is {shown(limit)}, expected a number from {plan.keep:.4g}, what {plan.name} keeps here, to 1: the most '
+            "that a prompt may ask for"
+        )
+    plan.budgets.fits(limit, plan)
+
+
+def asked(given: Any, plan: Plan) -> float | None:
+    """Return the budget that a prompt asks for, checked; None: the server's.
+
+    Args:
+        given: what ``mm_processor_kwargs`` has for us.
+        plan: of the server.
+
+    Raises:
+        InputError: it is no such thing, or more than the limit.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise InputError(f'mm_processor_kwargs: "{KEY}" is {shown(given)}, expected an object such as {{"keep": 0.3}}')
+    if unknown := sorted(map(str, given.keys() - {"keep"})):
+        raise InputError(f'mm_processor_kwargs: "{KEY}" has no {shown(unknown[0])}; it has "keep"')
+    if "keep" not in given:
+        return None
+    if plan.budgets is None:
+        raise InputError(
+            f'this server keeps {plan.keep:.4g} of every image: leave "{KEY}" out, or start it with a "limit" beside the method'
+        )
+    keep, limit = given["keep"], plan.budgets.limit
+    if not _is_number(keep) or not 0 < keep <= limit:
+        raise InputError(
+            f'mm_processor_kwargs: "keep" is {shown(keep)}, expected a number above 0, up to {limit:.4g}, the limit of this '
+            "server"
+        )
+    plan.budgets.fits(keep, plan)
+    return float(keep)
+
+
+def _is_number(x: object) -> TypeGuard[float]:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and -math.inf < x < math.inf
+
+
+@lru_cache(maxsize=256)
+def _plan(budgets: Budgets, keep: float) -> Plan:
+    from foveate.serving.plan import make_plan
+
+    family = list_families()[budgets.host.family]
+    return make_plan(budgets.method.with_keep(keep), budgets.host, family, budgets.config)
+
+
+def _where(plan: Plan) -> str:
+    layers = f" (before layer {', '.join(map(str, plan.layers))})" if plan.layers else ""
+    return f"{', '.join(plan.places) or 'nowhere'}{layers}"
