@@ -12,6 +12,10 @@ from foveate import Host, Method, Site
 from foveate.errors import FoveateError
 
 LLAVA = Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)
+#: families whose FFNs are mixtures of experts
+EXPERTS = ("glm4v_moe", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe")
+#: families whose features are put together from tiles after the tower
+TILED = ("llava_next", "llava_next_video", "llava_onevision")
 
 
 @functools.cache
@@ -23,15 +27,26 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
         sites = acting.sites(LLAVA)
     except FoveateError:
         return frozenset({repr(acting)})
+    reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
+    in_many = {"attention in many layers"} if len(reads) > 2 else set()
     compared = [part for part in acting.parts() if part.temporal]
     places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
-    return frozenset({acting.parts()[0].positions, *places}).union(*map(kinds_of, sites))
+    return frozenset({acting.parts()[0].positions, *in_many, *places}).union(*map(kinds_of, sites))
 
 
 def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     """Why a family is not asked for one of these kinds; "" where it is."""
     if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
+    recurrent, virtual = family in tiny.RECURRENT, "virtual" in kinds
+    if ("decoder", "before", "reuse") in kinds and (recurrent or family in tiny.gemma.SLIDING):
+        return "neighbouring layers are of different kinds: see answers/test_reuse.py"
+    if ("decoder", "before", "channels") in kinds and family in EXPERTS:
+        return "a mixture of experts has no channels to choose"
+    if recurrent and (virtual or "attention in many layers" in kinds):
+        return "some layers carry a state and have no attention"
+    if virtual and ("tower", "mid", "reduce") in kinds and family in TILED:
+        return "features are rearranged after the tower: see answers/test_virtual.py"
     known = foveate.list_families()[family].frames if family in tiny.VIDEO else ()
     if family and any(kind[1:] == ("frames",) and kind[0] not in known for kind in kinds if isinstance(kind, tuple)):
         return "which frames are of one video is not known there"

@@ -14,7 +14,6 @@ import torch
 from probes.dynamic_ffn import DynamicFfn
 from probes.ivc_prune import IVCPrune
 from probes.layer_skip import LayerSkip
-from probes.lazy_attention import LazyAttention
 from probes.skip_vision import SkipVision
 from probes.snapkv import SnapKV
 
@@ -31,6 +30,7 @@ from foveate import (
     FastV,
     Host,
     Method,
+    QCache,
     Random,
     Signal,
     Stride,
@@ -47,6 +47,11 @@ HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 FAMILIES = ("llava", "qwen2_5_vl")
 METHODS = foveate.list_methods()
 COUNTING = [name for name, cls in METHODS.items() if cls.unit == "tokens"]
+#: methods whose `keep` moves in whole layers
+IN_STEPS = ("vtw", "qcache")
+#: methods that remove nothing, and so take no `keep`
+NOTHING = [name for name, cls in METHODS.items() if cls.unit == "none"]
+KEEPING = [name for name in METHODS if name not in NOTHING]
 DEPTHS = (6, 9)
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
 IMAGES = 3
@@ -135,8 +140,8 @@ def test_keys_that_a_decode_step_reads(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("method", "least"),
-    [(SnapKV(), 0.0), (SnapKV(layers=(1, 2)), 4 / 6), (IVCPrune(), 0.0), (LazyAttention(tokens="all"), 7 / 12)],
-    ids=["snapkv", "snapkv in two layers", "ivc_prune", "lazy_attention"],
+    [(SnapKV(), 0.0), (SnapKV(layers=(1, 2)), 4 / 6), (IVCPrune(), 0.0), (QCache(), 7 / 12)],
+    ids=["snapkv", "snapkv in two layers", "ivc_prune", "qcache"],
 )
 def test_bytes_that_the_cache_holds_after_the_prompt(family: str, method: Method, least: float) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 6]])
@@ -154,7 +159,7 @@ def test_bytes_that_the_cache_holds_after_the_prompt(family: str, method: Method
         token = tensors[1].nbytes // tensors[1].shape[2]
         held = of_visual / (token * visual * len(tensors))
         assert held == pytest.approx(report.shares["cache"])
-        step = 0.5 / 2 / len(cache.layers) if method.name() == "lazyattention" else 1 / visual  # half of a layer's keys
+        step = 0.5 / 2 / len(cache.layers) if method.name() == "qcache" else 1 / visual  # half of a layer's keys
         assert held == pytest.approx(keep, abs=step + 1e-6)
         assert method.with_keep(keep).mean(host) == pytest.approx(keep, abs=step + 1e-6)
     with pytest.raises(ConfigError, match=f"{least:.4g} is the least") if least else nullcontext():
@@ -249,6 +254,7 @@ def test_parts_of_a_sum_have_their_own_keep() -> None:
         (ADSC(), ADSC(keep=1 / 3), 1 / 3),
         (IPCV(), IPCV(ratio=0.35, block=7, stabilise=3), (10 + 13 * 0.35) / 23),
         (DyCoke(), DyCoke(layer=3, decode_ratio=0.3), 1.0),
+        (QCache(), QCache(ratio=0.3), (10 + 22 / 2) / 32),
     ],
     ids=lambda method: method.name() if isinstance(method, Method) else "",
 )
@@ -271,7 +277,7 @@ def test_a_default_place_moves_earlier_and_a_given_one_does_not() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KEEPING)
 def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) -> None:
     """Cuts are at layers that it has, and keep what is asked for; or a sentence says that it cannot be."""
     host = Host("llava", blocks=4, layers=layers, has_cls=True)
@@ -289,7 +295,7 @@ def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) 
             continue
         assert all(0 <= site.layer < layers for site in sites if site.at in ("decoder", "decode"))
         if keep is not None:
-            assert method.mean(host) == pytest.approx(keep, abs=0.5 / layers + 1e-9 if name == "vtw" else 1e-9)
+            assert method.mean(host) == pytest.approx(keep, abs=0.5 / layers + 1e-9 if name in IN_STEPS else 1e-9)
 
 
 def test_a_cut_at_a_layer_that_is_not_there() -> None:
@@ -382,7 +388,7 @@ def test_options_that_do_not_go_together(cls: type[Method], options: dict[str, A
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", [*METHODS, "luvc+v2drop", "tome+vtw"])
+@pytest.mark.parametrize("name", [*KEEPING, "luvc+v2drop", "tome+vtw"])
 def test_everything_is_the_stock_model(name: str, family: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)
     skip_without_frames(foveate.methods.make(name), family)
@@ -420,15 +426,17 @@ def test_a_little_leaves_a_token_of_every_image(name: str) -> None:
 # -- by name ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KEEPING)
 def test_every_method_takes_keep_by_name(name: str) -> None:
     for family in FAMILIES:
-        if family == "llava" and METHODS[name](keep=0.5).temporal:
+        model = tiny.model(family)
+        keep = max(0.5, METHODS[name]().least(host_of(model)))
+        if family == "llava" and METHODS[name](keep=keep).temporal:
             with pytest.raises(FoveateError, match=r"compares frames of one video, and in 'llava' .* is known nowhere"):
-                foveate.compress(tiny.model(family), name, keep=0.5)
+                foveate.compress(model, name, keep=keep)
             continue
-        with foveate.compress(tiny.model(family), name, keep=0.5) as handle:
-            assert handle.method == METHODS[name](keep=0.5)
+        with foveate.compress(model, name, keep=keep) as handle:
+            assert handle.method == METHODS[name](keep=keep)
             assert "keep=0.5" in repr(handle)
 
 

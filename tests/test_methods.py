@@ -21,13 +21,25 @@ every_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
 every_option = pytest.mark.parametrize(
     ("cls", "option"), [(cls, option) for cls in METHODS.values() for option in options_of(cls)]
 )
+every_keeping_method = pytest.mark.parametrize(
+    "cls",
+    [cls for cls in METHODS.values() if cls.unit != "none"],
+    ids=[n for n, cls in METHODS.items() if cls.unit != "none"],
+)
+#: options that are numbers, and no shares
+NUMBERS = {
+    "air": ("tau", "epsilon", "strength"),
+    "dymu": ("threshold",),
+    "evoprune": ("bandwidth", "diversity"),
+    "gsearch": ("steepness",),
+}
 every_ratio = pytest.mark.parametrize(
     ("cls", "option"),
     [
         (cls, option)
         for cls in METHODS.values()
         for option, (hint, default) in options_of(cls).items()
-        if float in (hint, *get_args(hint))
+        if float in (hint, *get_args(hint)) and option not in NUMBERS.get(cls.name(), ())
     ],
 )
 CHANGED = [
@@ -121,7 +133,7 @@ def test_one_ratio_per_layer() -> None:
             method.sites(HOST)
 
 
-@every_method
+@every_keeping_method
 def test_whole_numbers_are_ratios(cls: type[Method]) -> None:
     for whole in (0, 1):
         assert from_json(cls, keep=whole) == cls(keep=float(whole))

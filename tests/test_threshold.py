@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -115,3 +116,24 @@ def test_no_threshold_to_set() -> None:
         with_threshold(Unlike(), model, [], 0.5)
     with pytest.raises(ConfigError, match=r"keep=2.0 is not a ratio"):
         with_threshold(Unlike(), model, inputs, 2.0)
+
+
+def test_inputs_are_a_list_of_prompts() -> None:
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
+    with pytest.raises(ConfigError, match=r"inputs are of a single prompt: give a list, \[inputs\]"):
+        with_threshold(Unlike(), model, batch, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="inputs has a str: expected the arguments of the model"):
+        with_threshold(Unlike(), model, ["what ?"], 0.5)  # type: ignore[list-item]
+
+
+def test_a_share_that_no_threshold_leaves_is_said() -> None:
+    """Before layer 1 all tokens are there, so a little cannot be left on average."""
+    model, inputs = tiny.model("llava"), [tiny.inputs("llava", ROWS)]
+    with pytest.warns(
+        UserWarning, match="no threshold of attended leaves keep=0.05 of these prompts: 0.1.* is the nearest"
+    ):
+        found = with_threshold(Attended(), model, inputs, 0.05)
+    assert found.cut is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_threshold(Attended(), model, inputs, 0.5)

@@ -22,15 +22,22 @@ if TYPE_CHECKING:
     from foveate.method import Host, Method, Paper, Site
     from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
+    from foveate.methods.air import AIR as AIR
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
+    from foveate.methods.dymu import DyMU as DyMU
+    from foveate.methods.evoprune import EvoPrune as EvoPrune
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.ipcv import IPCV as IPCV
+    from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
+    from foveate.methods.parvts import ParVTS as ParVTS
+    from foveate.methods.qcache import QCache as QCache
     from foveate.methods.random import Random as Random
+    from foveate.methods.redundancylens import RedundancyLens as RedundancyLens
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe

@@ -2,25 +2,29 @@
 
 Methods spend differently (tokens leave at once, late, or in stages; some also save the tower's work), so a comparison
 at one budget in FLOPs or cache bytes turns the `keep` of every method to another place. `Dial` does that; `with_threshold`
-finds the threshold that leaves a given share on average, where each image decides how many of its tokens reach it.
+finds the threshold that leaves a given share on average, where each image decides how many of its tokens reach it; and
+`attention_changes` says which decoder layers attend as the one before them.
 """
 
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from foveate.errors import ConfigError
-from foveate.handle import compress
-from foveate.method import Host, M, Method, Site
+from foveate.handle import compress, host_of
+from foveate.method import Host, M, Method, Site, Unit
+from foveate.ops.divergence import jensen_shannon
 from foveate.schedule import check_ratio
+from foveate.tokens import Reduction, Scope, Tokens
 
 #: A cost this near the budget is the budget.
 TOLERANCE = 0.01
@@ -132,7 +136,7 @@ def with_threshold(
         method: one that has the option ``threshold``.
         model: as for `foveate.compress`; it is left as it was.
         inputs: for each prompt, or batch, the arguments of the model.
-        keep: the mean share; where no threshold leaves that, the nearest share.
+        keep: the mean share; where no threshold leaves that, the nearest share, which a warning says.
         tolerance: a mean so near to ``keep`` is good enough.
 
     Raises:
@@ -142,30 +146,53 @@ def with_threshold(
     check_ratio("keep", keep)
     if "threshold" not in method.how_much or all(f.name != "threshold" for f in fields(method)):
         raise ConfigError(f"{method.name()} has no threshold to set: its options are {', '.join(_names(method))}")
-    if not inputs:
-        raise ConfigError("give at least one prompt to set the threshold by")
+    _check_inputs(inputs)
     unset: dict[str, Any] = {name: None for name in ("keep", *method.how_much) if hasattr(method, name)}
     low, high = -_LARGEST_FLOAT, _LARGEST_FLOAT
-    best = (float("inf"), method)
-    while high - low > 1 and best[0] > tolerance:
+    nearest, found, token = float("inf"), method, 0.0
+    while high - low > 1 and abs(nearest - keep) > tolerance:
         middle = (low + high) // 2
         tried = replace(method, **{**unset, "threshold": _float_at(middle)})
-        left = _left(tried, model, inputs)
-        best = min(best, (abs(left - keep), tried), key=lambda each: each[0])
+        left, token = _left(tried, model, inputs)
+        if abs(left - keep) < abs(nearest - keep):
+            nearest, found = left, tried
         low, high = (middle, high) if left > keep else (low, middle)
-    return best[1]
+    if abs(nearest - keep) > max(tolerance, token) + 1e-9:
+        warnings.warn(
+            f"no threshold of {method.name()} leaves keep={keep:.4g} of these prompts: {nearest:.4g} is the nearest, and set",
+            stacklevel=2,
+        )
+    return found
 
 
-def _left(method: Method, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> float:
-    """Measure the mean share that a method leaves of its unit."""
-    shares = []
+def _check_inputs(inputs: Any) -> None:
+    """Raise `ConfigError` unless these are the arguments of the model for at least one prompt."""
+    if isinstance(inputs, Mapping):
+        raise ConfigError(
+            "inputs are of a single prompt: give a list, [inputs], with the arguments of each prompt or batch"
+        )
+    if not inputs:
+        raise ConfigError("inputs: give at least one prompt")
+    other = next((each for each in inputs if not isinstance(each, Mapping)), None)
+    if other is not None:
+        raise ConfigError(
+            f"inputs has a {type(other).__name__}: expected the arguments of the model for each prompt, as the processor "
+            "returns them"
+        )
+
+
+def _left(method: Method, model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Measure the mean share that a method leaves of its unit, and how much of it a token of the smallest prompt is."""
+    shares, tokens = [], []
     with compress(model, method) as handle, torch.no_grad():
         for each in inputs:
             model(**each)
-            shares.append(handle.report().shares)
+            report = handle.report()
+            shares.append(report.shares)
+            tokens.append(report.visual_tokens)
     if any(method.unit not in found for found in shares):
         raise ConfigError(f"{method.name()}: a forward of a prompt does not show what the unit {method.unit!r} counts")
-    return fmean(found[method.unit] for found in shares)
+    return fmean(found[method.unit] for found in shares), 1 / max(min(tokens), 1)
 
 
 def _float_at(place: int) -> float:
@@ -176,3 +203,43 @@ def _float_at(place: int) -> float:
 
 def _names(method: Method) -> list[str]:
     return [f.name for f in fields(method)]
+
+
+# -- layers that attend alike --------------------------------------------------------------------------------------------
+
+
+def attention_changes(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Tell for each decoder layer how much its attention differs from that of the layer before, on average over some prompts.
+
+    It is the Jensen-Shannon divergence, in nats, of what the last token of a prompt pays to the visual tokens, in the mean over
+    heads; infinity for the first layer. Layers of a small one can reuse queries and keys (`foveate.QCache`).
+
+    Args:
+        model: as for `foveate.compress`; it is left as it was.
+        inputs: for each prompt, or batch, the arguments of the model.
+    """
+    _check_inputs(inputs)
+    found: dict[int, list[float]] = {}
+
+    @dataclass(frozen=True)
+    class Watching(Method):
+        """Looks at the attention of every layer, and changes nothing."""
+
+        unit: ClassVar[Unit] = "none"
+        scope: ClassVar[Scope] = "sample"
+
+        def sites(self, host: Host) -> Sequence[Site]:
+            return [Site.skip(layer, "ffn", signals=("last_row",)) for layer in range(host.layers)]
+
+        def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+            now, before = tokens.last_row.float().mean(-1), tokens.state.get("attention")
+            tokens.state["attention"] = now
+            if before is not None:
+                found.setdefault(site.layer, []).extend(jensen_shannon(before, now, tokens.pool_counts).tolist())
+            return Reduction(torch.arange(len(tokens), device=now.device), tokens.counts)
+
+    layers = host_of(model).layers
+    with compress(model, Watching()), torch.no_grad():
+        for each in inputs:
+            model(**each)
+    return tuple(fmean(found[layer]) if layer in found else float("inf") for layer in range(layers))

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Host, Method, Site, Unit
-from foveate.schedule import Schedule
+from foveate.schedule import Schedule, Stage
 from foveate.signal import Signal, signal_of
 from foveate.site import Place
 from foveate.units import left
@@ -340,6 +340,21 @@ class CachePruner(SingleRatio):
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
         layers = range(host.layers) if self.layers is None else self.layers
         return [Site.cache(layer, ratio, signals=self.signals) for layer in layers]
+
+
+def merging(blocks: Sequence[int], share: float) -> list[Stage]:
+    """Spread merges over vision blocks, the same number in each, so that ``share`` of the tokens is left after the last one.
+
+    As a block merges pairs, it halves the tokens at most: where the same number is more than that in the late blocks, the
+    earlier ones merge more.
+    """
+    stages: list[Stage] = []
+    most = share
+    for number, block in reversed(list(enumerate(blocks, 1))):
+        most = min(most, share + (1 - share) * (len(blocks) - number) / len(blocks))
+        stages.append((block, most))
+        most *= 2
+    return stages[::-1]
 
 
 def from_the_start(layer: int, host: Host) -> int:

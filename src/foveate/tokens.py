@@ -6,7 +6,7 @@ padding, text or batch. ``N`` tokens, ``S`` spans, ``C`` channels, ``H`` heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -276,6 +276,18 @@ class Tokens:
             merge.merged(self.coords, self.sizes, keep, group, "sizes") if move else None,
             groups=lambda: group,
         )
+
+    def merge_pairs(self, source: Tensor, target: Tensor, merges: Sequence[int]) -> Reduction:
+        """Merge each token of ``source`` into its ``target``, by size; all others stay as they are.
+
+        Args:
+            source, target: ``(M,)`` packed indices of the same span; no source is there twice, or is a target.
+            merges: how many of them are in each span.
+        """
+        keep = select.complement(source, len(self))
+        place = select.rank(keep, len(self))
+        counts = tuple(n - merged for n, merged in zip(self.counts, merges))
+        return self.merge_into(keep, counts, place.index_copy(0, source, place[target]))
 
 
 def _check_groups(keep: Tensor, group: Tensor) -> None:

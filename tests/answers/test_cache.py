@@ -14,7 +14,6 @@ import torch
 from calls import LOGITS, ROWS, chunks, close, counted, generate, held
 from contract import PROPERTIES, Property, a_prompt_in_chunks_is_the_whole_prompt, keeping_everything_is_stock
 from probes.ivc_prune import IVCPrune
-from probes.lazy_attention import LazyAttention
 from probes.snapkv import SnapKV
 from refusals import refused
 from stand_ins import lossless
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate import DyCoke, Host, Method, Site, Stride, Tokens
+from foveate import DyCoke, Host, Method, QCache, Site, Stride, Tokens
 from foveate.errors import ConfigError, InputError, UnsupportedCacheError, UnsupportedSiteError
 
 PAIR = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -310,13 +309,33 @@ def test_without_a_cache_it_does_nothing_and_says_so() -> None:
         ("llava", DyCoke(ratio=1.0, layer=3) + Watched(), "hold different tokens: use one of the two"),
         (
             "llava",
-            LazyAttention(((1, 3),)) + Watched(layers=(1,)),
-            "whose keys lazyattention shares between two layers",
+            QCache(layers=(2, 3)) + Watched(layers=(1,)),
+            "whose keys qcache shares between two layers",
         ),
     ],
 )
 def test_refused(family: str, method: Method, sentence: str) -> None:
     refused(tiny.model(family), method, UnsupportedSiteError, sentence)
+
+
+@pytest.mark.parametrize("how", [{"of": "q"}, {"tokens": "visual"}], ids=str)
+def test_a_cache_with_keys_of_its_own_is_cut_though_a_layer_reuses(how: Any) -> None:
+    """Layers that reuse queries alone, or keys of visual tokens, hold all of their keys: what leaves one cache stays in the
+    other. In a batch every row is what it is alone, and words follow."""
+    model, rows = tiny.model("llava"), ROWS["llava"]
+    method = QCache(layers=(2, 3), **how) + Watched(layers=(1, 3))
+    found = []
+    with torch.no_grad(), foveate.compress(model, method) as handle:
+        for only in (None, 0):
+            batch = tiny.inputs("llava", rows, only=only)
+            found.append(generate(model, batch, output_logits=True, return_dict_in_generate=True))
+        assert sorted(set(handle.report().kv_lengths)) == [
+            min(handle.report().kv_lengths),
+            max(handle.report().kv_lengths),
+        ]
+        assert [i for i, n in enumerate(handle.report().kv_lengths) if n < max(handle.report().kv_lengths)] == [1, 3]
+    for whole, alone in zip(found[0].logits, found[1].logits):
+        close(whole[:1], alone)
 
 
 def test_decode_sites_below_the_cut_layers_go_on() -> None:

@@ -14,14 +14,13 @@ import tiny
 import torch
 from calls import HOOKS_AROUND_CHECKPOINTS, close, generate
 from contract import PROPERTIES, Property
-from probes.lazy_attention import LazyAttention
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import foveate
-from foveate import Host, Method, Reuse, Site
+from foveate import Host, Method, QCache, Reuse, Site
 from foveate.answers import Sight
 from foveate.errors import ConfigError, UnsupportedCacheError, UnsupportedSiteError
 from foveate.lab.story import tell
@@ -36,12 +35,16 @@ KINDS = [(of, tokens) for of in ("qk", "q") for tokens in ("visual", "all")]
 kinds = pytest.mark.parametrize(("of", "tokens"), KINDS)
 
 
-def source_of(method: LazyAttention) -> dict[int, Reuse]:
-    return {site.layer: site.reuse for site in method.sites(Host("", 0, 0, False)) if site.reuse is not None}
+#: layers that reuse: 2 what layer 1 has, 4 and 5 what layer 3 has
+LAZY = (2, 4, 5)
+
+
+def source_of(method: QCache) -> dict[int, Reuse]:
+    return {site.layer: site.reuse for site in method.sites(Host("", 0, tiny.LAYERS, False)) if site.reuse is not None}
 
 
 @contextmanager
-def by_hand(model: Any, method: LazyAttention, taken: Tensor) -> Iterator[None]:
+def by_hand(model: Any, method: QCache, taken: Tensor) -> Iterator[None]:
     """The stock model, whose attention function swaps queries and keys of the tokens ``taken (B, L)`` itself."""
     reuses, seen = source_of(method), dict[int, tuple[Tensor, Tensor]]()
     numbers = {id(layer.self_attn): i for i, layer in enumerate(tiny.lm(model).layers)}
@@ -73,7 +76,7 @@ def by_hand(model: Any, method: LazyAttention, taken: Tensor) -> Iterator[None]:
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_is_attention_with_other_queries_and_keys(family: str, of: Any, tokens: Any) -> None:
     """Of a padded batch of which a row is text alone; eager attention says the same."""
-    method, batch = LazyAttention(of=of, tokens=tokens), tiny.inputs(family, WITH_TEXT)
+    method, batch = QCache(layers=LAZY, of=of, tokens=tokens), tiny.inputs(family, WITH_TEXT)
     visual = tiny.visual_mask(family, batch)
     taken = visual if tokens == "visual" else visual.any(1, keepdim=True).expand_as(visual)
     real, model = batch["attention_mask"].bool(), tiny.model(family, fresh=True)
@@ -92,7 +95,7 @@ def test_is_attention_with_other_queries_and_keys(family: str, of: Any, tokens: 
 @kinds
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_gradients_are_those_of_the_layer_by_hand(family: str, of: Any, tokens: Any) -> None:
-    method, batch = LazyAttention(of=of, tokens=tokens), tiny.inputs(family, ROWS, padding_side="right")
+    method, batch = QCache(layers=LAZY, of=of, tokens=tokens), tiny.inputs(family, ROWS, padding_side="right")
     visual = tiny.visual_mask(family, batch)
     labels = batch["input_ids"].masked_fill(visual | ~batch["attention_mask"].bool(), -100)
     model = tiny.model(family, fresh=True).train()
@@ -155,7 +158,7 @@ class Fixed(Method):
 def test_an_entry_of_all_tokens_holds_values_only() -> None:
     """Through beams, copies on disk, cropping and further words; a batch with a row of text keeps keys."""
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
-    method = LazyAttention(tokens="all")
+    method = QCache(layers=LAZY, tokens="all")
     with torch.no_grad(), foveate.compress(model, method) as handle:
         cache: Any = model(**batch).past_key_values
         report, n = handle.report(), batch["input_ids"].shape[1]
@@ -193,7 +196,7 @@ def test_what_no_cache_can_give() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
     for tokens in ("visual", "all"):
         with (
-            foveate.compress(model, LazyAttention(tokens=tokens)),
+            foveate.compress(model, QCache(layers=LAZY, tokens=tokens)),
             pytest.raises(UnsupportedCacheError, match="static"),
         ):
             model.generate(**batch, max_new_tokens=2, cache_implementation="static")
@@ -203,7 +206,7 @@ def test_text_before_an_image_in_a_turn_of_its_own() -> None:
     """What was said before the first image keeps its keys, alone and in a batch; the image's keys are the source's."""
     model, rows = tiny.model("llava"), [[3, "image", 5], [4, "image", 4]]
     found = []
-    with torch.no_grad(), foveate.compress(model, LazyAttention(tokens="all")):
+    with torch.no_grad(), foveate.compress(model, QCache(layers=LAZY, tokens="all")):
         for only in (None, 0):
             first, batch = tiny.inputs("llava", [[4], [4]], only=only), tiny.inputs("llava", rows, only=only)
             cache = model(**first).past_key_values
@@ -224,7 +227,7 @@ def test_the_report_names_the_layers(of: Any, tokens: Any) -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS)
     with (
         torch.no_grad(),
-        foveate.compress(model, LazyAttention(of=of, tokens=tokens)) as handle,
+        foveate.compress(model, QCache(layers=LAZY, of=of, tokens=tokens)) as handle,
         handle.trace() as recorded,
     ):
         model(**batch)
@@ -235,7 +238,7 @@ def test_the_report_names_the_layers(of: Any, tokens: Any) -> None:
     ]
     assert all(visit.before == visit.after for visit in report.visits)
     words = "queries and keys" if of == "qk" else "queries"
-    assert f"decoder 2 ({word} of 1) lazyattention: reuses {words} of layer 1, {tokens} tokens" in str(report)
+    assert f"decoder 2 ({word} of 1) qcache: reuses {words} of layer 1, {tokens} tokens" in str(report)
     assert [i for i, (a, b) in enumerate(zip(report.layer_flops, report.full_layer_flops)) if a < b] == [2, 4, 5]
     story = tell(trace, report)
     assert [step.name for step, acts in zip(story.steps, story.acts) if any(act.action == "reuse" for act in acts)] == [
@@ -329,7 +332,7 @@ def test_serving_refuses() -> None:
     config = tiny.config("qwen2_5_vl")
     host = Host("qwen2_5_vl", tiny.BLOCKS, tiny.LAYERS, has_cls=False)
     with pytest.raises(UnsupportedSiteError, match="pages of keys and values of its own"):
-        make_plan(LazyAttention(), host, family_of(config), config)
+        make_plan(QCache(layers=LAZY), host, family_of(config), config)
 
 
 # -- what holds for every method ----------------------------------------------------------------------------------------
@@ -340,7 +343,7 @@ def test_serving_refuses() -> None:
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_properties(family: str, tokens: Any, check: Property) -> None:
     """After a cut at the layer that lends."""
-    check(family, Fixed((Site("decoder", 1, 0.5),)) + LazyAttention(tokens=tokens))
+    check(family, Fixed((Site("decoder", 1, 0.5),)) + QCache(layers=LAZY, tokens=tokens))
 
 
 @pytest.mark.parametrize("tokens", ["visual", "all"])

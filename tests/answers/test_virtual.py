@@ -13,49 +13,15 @@ from calls import CHUNKS, HANDS_OVER_FEATURES, HOOKS_AROUND_CHECKPOINTS, close
 from contract import PROPERTIES, Property
 from probes.dymu import DyMU
 from probes.layer_skip import LayerSkip
-from probes.lazy_attention import LazyAttention
 from probes.skip_vision import SkipVision
 from torch import Tensor
+from virtually import in_full
 
 import foveate
-from foveate import Downsample, Host, Method, Random, Reduction, Site, Tokens
+from foveate import Downsample, Host, Method, QCache, Random, Reduction, Site, Tokens
 from foveate.errors import ConfigError, InputError, UnsupportedSiteError
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
-
-
-def in_full(model: Any, batch: dict[str, Tensor], of: Tensor, rows: Tensor) -> Tensor:
-    """Logits of the stock model with every member in its place.
-
-    Args:
-        batch: one row.
-        of: ``(L,)`` which of ``rows`` the token at each place is a copy of.
-        rows: ``(P, C)`` of text and of merged tokens, before the first layer.
-    """
-    together = torch.nn.functional.one_hot(of).to(rows.dtype)  # (L, P)
-    mean = together / together.sum(0)
-
-    def averaged(x: Tensor) -> Tensor:
-        return (together @ (mean.T @ x[0]))[None]
-
-    def before(i: int) -> Any:
-        def hook(module: Any, args: Any, kwargs: Any) -> Any:
-            x = args[0] if args else kwargs["hidden_states"]
-            x = rows[of][None] if i == 0 else averaged(x)
-            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
-
-        return hook
-
-    hooks = []
-    for i, layer in enumerate(tiny.lm(model).layers):
-        hooks.append(layer.register_forward_pre_hook(before(i), with_kwargs=True))
-        hooks.append(layer.self_attn.register_forward_hook(lambda m, a, out: (averaged(out[0]), *out[1:])))
-    try:
-        logits: Tensor = model(**batch).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return logits
 
 
 @pytest.mark.parametrize("at", ["lm_entry", "tower_output"])
@@ -197,7 +163,7 @@ REFUSED = {
         "a row of keys and values each",
     ),
     "skip": ("llava", SkipVision(part="attention", positions="virtual"), UnsupportedSiteError, "have one row each"),
-    "reuse": ("llava", LazyAttention(positions="virtual"), UnsupportedSiteError, "takes queries and keys of tokens"),
+    "reuse": ("llava", QCache(positions="virtual"), UnsupportedSiteError, "takes queries and keys of tokens"),
     "policies": ("llava", METHODS["entry"] + Random(), ConfigError, "must agree on positions"),
 }
 

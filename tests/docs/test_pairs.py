@@ -34,13 +34,14 @@ def test_the_table_leaves_out_what_the_tests_leave_out(name: str) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_what_the_table_refuses_is_refused(family: str) -> None:
-    """With the same words, on the tiny model; and nothing else is."""
+    """With the same words, but for the depth, on the tiny model; and nothing else is."""
     model = tiny.model(family)
     for name, pair in pairs.pairs()[family].items():
         if not pair.sentence:
             foveate.compress(model, METHODS[name]).remove()
         elif pair.options is None:
-            with pytest.raises(FoveateError, match=re.escape(pair.sentence)):
+            words, _, _ = pair.sentence.partition("in this model use layer")
+            with pytest.raises(FoveateError, match=re.sub(r"\d+", r"\\d+", re.escape(words))):
                 foveate.compress(model, METHODS[name])
 
 

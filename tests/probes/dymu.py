@@ -1,4 +1,4 @@
-"""DyMU (NeurIPS 2025, 2504.17040): alike tokens merge, and stand for all of their members in the language model."""
+"""Virtual unmerging (DyMU, 2504.17040) at one place: alike tokens merge, and stand for all of their members in the LLM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from foveate import Host, Method, Paper, Reduction, Site, Tokens
-from foveate.ops import merge, select
+from foveate.ops import merge
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,9 @@ class DyMU(Method):
         return [Site(self.at, keep=self.share)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tuple(max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts))
-        merges = [n - kept for n, kept in zip(tokens.counts, counts)]
-        source, target = merge.bipartite_match(tokens.hidden, tokens.counts, merges)
-        keep = select.complement(source, len(tokens))
-        place = select.rank(keep, len(tokens))
-        return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+        merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return tokens.merge_pairs(*merge.bipartite_match(tokens.hidden, tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        widest = max(tokens.counts, default=0)
-        return 2 * len(tokens.counts) * ((widest + 1) // 2) * (widest // 2) * tokens.hidden.shape[-1]
+        merges = [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return merge.bipartite_flops(tokens.counts, merges, tokens.hidden.shape[-1])

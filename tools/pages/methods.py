@@ -29,7 +29,7 @@ GROUPS = (
     "In the language model",
     "While decoding",
 )
-PLACES = {"pixels": 2, "tower": 2, "tower_output": 2, "lm_entry": 3, "decoder": 4, "decode": 5}
+PLACES = {"pixels": 2, "tower": 2, "tower_output": 2, "lm_entry": 3, "decoder": 4, "cache": 5, "decode": 5}
 
 EXAMPLE_CODE = """\
 import foveate
@@ -152,10 +152,6 @@ def _budget(cls: type[Method]) -> str:
     return f"{fixed}, so it can be [served](../serving.md#every-method)"
 
 
-def _only_decodes(cls: type[Method]) -> bool:
-    return all(site.at == "decode" for site in _sites(cls))
-
-
 def _accuracy(name: str) -> str:
     found = evidence.of_method(name)
     if not found:
@@ -173,7 +169,8 @@ def _accuracy(name: str) -> str:
 
 
 def _unmeasured(cls: type[Method]) -> str:
-    if _only_decodes(cls):
+    acting = [site for site in _sites(cls) if site.action != "remember"]
+    if all(site.at == "decode" or site.into == "generated" for site in acting):
         return (
             "There is no curve: the method acts after the first token of an answer, and the answers of the "
             "[reference benchmark](../reference-benchmark.md) have one."

@@ -21,7 +21,7 @@ DENSE, BLIND, ORACLE, ANTIORACLE = "dense", "blind", "oracle", "antioracle"
 #: What can be measured besides the methods.
 BOUNDS = (DENSE, BLIND, ORACLE, ANTIORACLE)
 #: How `foveate tune` searches.
-SEARCHES = ("auto", "dial", "greedy", "sigmoid", "options")
+SEARCHES = ("auto", "dial", "greedy", "layers", "sigmoid", "options")
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:

@@ -140,7 +140,9 @@ def group_sites(names: Iterable[str]) -> str:
     groups: dict[str, list[int]] = {}
     for name in names:
         found = re.search(r"\d+", name)
-        numbers = groups.setdefault(re.sub(r"\d+", "{}", name), [])
+        numbers = groups.setdefault(
+            re.sub(r"\d+", "{}", name, count=1), []
+        )  # others are of what it takes from elsewhere
         if found and int(found[0]) not in numbers:
             numbers.append(int(found[0]))
     return ", ".join(pattern.format(_ranges(numbers)) for pattern, numbers in groups.items())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.method import Host, Paper, Site
-from foveate.ops import merge, select
-from foveate.pruners import TowerReducer
+from foveate.ops import merge
+from foveate.pruners import TowerReducer, merging
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -36,22 +36,11 @@ class ToMe(TowerReducer):
         return 0.5**host.blocks
 
     def blocks(self, host: Host) -> Sequence[Site]:
-        # The same number r of merges in each block: of N, block b leaves 1 - (b + 1) r / N, and the last one `keep`.
-        # Where that is more than half of them in the late blocks, the earlier ones merge more.
-        stages, most = [], self.share
-        for block in reversed(range(host.blocks)):
-            most = min(most, self.share + (1 - self.share) * (host.blocks - block - 1) / host.blocks)
-            stages.append((block, most))
-            most *= 2
-        return Site.cascade("tower", stages[::-1], where="mid", signals=self.signals)
+        return Site.cascade("tower", merging(range(host.blocks), self.share), where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         merges = self._merges(tokens, site)
-        counts = tuple(n - few for n, few in zip(tokens.counts, merges))
-        source, target = merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges)
-        keep = select.complement(source, len(tokens))
-        place = select.rank(keep, len(tokens))
-        return tokens.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+        return tokens.merge_pairs(*merge.bipartite_match(tokens.keys.mean(1), tokens.counts, merges), merges)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         return merge.bipartite_flops(tokens.counts, self._merges(tokens, site), tokens.keys.shape[-1])

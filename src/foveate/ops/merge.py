@@ -36,27 +36,78 @@ def bipartite_match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -
     for members in alike(counts):
         rows, merges = rows_of(members, counts, features.device), [r[s] for s in members]
         if sum(merges):
-            pairs = _match(features[rows], [counts[s] for s in members], merges)
+            few = [counts[s] for s in members]
+            pairs = _pairs(*_partners(features[rows], few), few, merges)
             found.append([rows[each] for each in pairs])
     source, target = (torch.cat(each) for each in zip(*found))
     return source, target
 
 
-def _match(features: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Match tokens as `bipartite_match` says, in segments of like lengths, at least one of which merges."""
+def match_nearer(features: Tensor, counts: Sequence[int], distance: float) -> tuple[Tensor, Tensor, list[int]]:
+    """Match every even token that is nearer than ``distance`` to its best odd token, in each segment half of all at most.
+
+    It asks the device how many these are. Its FLOPs are those of `bipartite_match` with as many merges as can be.
+
+    Args:
+        features, counts: as for `bipartite_match`.
+        distance: 1 minus the cosine.
+
+    Returns:
+        ``(source, target)`` as of `bipartite_match`, and the merges per segment.
+    """
+    found, merges = [[torch.empty(0, dtype=torch.long, device=features.device)] * 2], [0] * len(counts)
+    for members in alike(counts):
+        few = [counts[s] for s in members]
+        if max(few, default=0) < 2:
+            continue
+        rows = rows_of(members, counts, features.device)
+        best, partner = _partners(features[rows], few)
+        near = [min(pairs, n // 2) for pairs, n in zip((1 - best < distance).sum(-1).tolist(), few)]
+        found.append([rows[each] for each in _pairs(best, partner, few, near)])
+        for segment, pairs in zip(members, near):
+            merges[segment] = pairs
+    source, target = (torch.cat(each) for each in zip(*found))
+    return source, target, merges
+
+
+def _partners(features: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """For each even token of segments of like lengths, the cosine of its best odd token and which one that is: ``(S, E)``
+    each, minus infinity where there is no such token."""
     x = to_padded(torch.nn.functional.normalize(features.float(), dim=-1), counts)
     lengths = torch.tensor(counts).to(x.device, non_blocking=True)
     even, odd = x[:, 0::2], x[:, 1::2]
     missing = torch.arange(odd.shape[1], device=x.device) * 2 + 1 >= lengths[:, None]
-    best, partner = _best(even, odd, missing)  # (S, ceil(n/2)) each
+    best, partner = _best(even, odd, missing)
     absent = torch.arange(even.shape[1], device=x.device) * 2 >= lengths[:, None]
-    order = best.masked_fill(absent, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    start = torch.tensor(offsets(counts)[:-1]).to(x.device, non_blocking=True)[:, None]
-    width = even.shape[1]
-    rows = ranges([i * width for i in range(len(r))], r, x.device)
+    return best.masked_fill(absent, -torch.inf), partner
+
+
+def _pairs(best: Tensor, partner: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the ``r[s]`` even tokens of each segment whose partners are best, and these: packed indices."""
+    order = best.argsort(dim=-1, descending=True, stable=True)
+    start = torch.tensor(offsets(counts)[:-1]).to(best.device, non_blocking=True)[:, None]
+    width = best.shape[1]
+    rows = ranges([i * width for i in range(len(r))], r, best.device)
     source = (2 * order + start).flatten()[rows]
     target = (2 * partner.gather(1, order) + 1 + start).flatten()[rows]
     return source, target
+
+
+def strongest(score: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the ``r[s]`` best pairs of each segment, of which every even token has one, with its best odd token.
+
+    Args:
+        score: ``(S, n, n)`` of each pair of tokens, where ``n`` is the longest segment's length.
+        counts, r: as for `bipartite_match`, which says what comes out.
+    """
+    pairs = score[:, 0::2, 1::2]
+    if pairs.shape[2] == 0 or sum(r) == 0:
+        empty = torch.empty(0, dtype=torch.long, device=score.device)
+        return empty, empty
+    lengths = torch.tensor(counts).to(score.device, non_blocking=True)[:, None, None]
+    even, odd = (torch.arange(n, device=score.device) for n in pairs.shape[1:])
+    missing = (2 * even[:, None] >= lengths) | (2 * odd + 1 >= lengths)
+    return _pairs(*pairs.masked_fill(missing, -torch.inf).max(-1), counts, r)
 
 
 def _best(x: Tensor, others: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

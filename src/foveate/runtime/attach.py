@@ -194,7 +194,8 @@ def plan(
         sites = part.sites(host)
         by_hand = type(part).attach is not Method.attach
         listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)
-        if not listed or not (sites or by_hand or part.keep == 1):  # (1: perhaps it has nothing to do)
+        everything = 1 in (part.keep, getattr(part, "ratio", None))  # perhaps it has nothing to do
+        if not listed or not (sites or by_hand or everything):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))
@@ -234,7 +235,7 @@ def plan(
 
 def _check_caches(actions: list[Action]) -> None:
     """One decode site at most, which hides the same tokens from all layers after it: they must hold the same ones. So must
-    layers of which one attends with the keys of the other."""
+    layers of which one has no keys in its cache, and attends with those in the cache of the other."""
     steps = [action for action in actions if action.site.at == "decode"]
     if len(steps) > 1:
         raise UnsupportedSiteError("only one decode site can act on a model: choose one of the methods")
@@ -247,7 +248,7 @@ def _check_caches(actions: list[Action]) -> None:
                     f"{other.method.name()} chooses at {other.site} for the caches of all layers from {first} on, and {name} "
                     f"acts at {site}, so these hold different tokens: use one of the two"
                 )
-            if reuse is not None and site.layer in (other.site.layer, reuse.source):
+            if reuse is not None and reuse.drops_keys and site.layer in (other.site.layer, reuse.source):
                 raise UnsupportedSiteError(
                     f"{name} acts at {site}, whose keys {other.method.name()} shares between two layers, at {other.site}: act "
                     "on the caches of other layers"

@@ -86,6 +86,9 @@ def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_site_names_are_grouped() -> None:
     assert group_sites(["tower 0 (mid)", "tower 1 (mid)", "tower 3 (mid)"]) == "tower 0-1, 3 (mid)"
     assert group_sites(["lm_entry", "decoder 2", "decoder 2"]) == "lm_entry, decoder 2"
+    assert group_sites(["decoder 1 (q of 0)", "decoder 2 (q of 0)", "decoder 4 (q of 3)"]) == (
+        "decoder 1-2 (q of 0), decoder 4 (q of 3)"
+    )
     assert group_sites([]) == ""
 
 

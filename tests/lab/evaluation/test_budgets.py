@@ -17,7 +17,11 @@ from foveate.lab.evaluation.request import Contest
 from foveate.lab.evaluation.subject import Subject
 from foveate_reference.data import Sample, samples
 
-DIALS = [*(name for name in foveate.list_methods() if name != "dycoke"), "oracle"]
+#: methods that save nothing before the first word of an answer
+LATER = ("air", "dycoke")
+#: methods that save something else than tokens or the tower's work
+OTHERS = [name for name, cls in foveate.list_methods().items() if cls.unit not in ("tokens", "tower")]
+DIALS = [*(name for name in foveate.list_methods() if name not in (*OTHERS, *LATER)), "oracle"]
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +140,10 @@ def test_by_default_all_that_fits(subject: Subject) -> None:
     methods, notes = contenders(Contest(), subject)
     assert list(methods)[:4] == list(BOUNDS)
     videos = {"dycoke"} if subject.host.frames else set()
-    assert set(methods) == {"dense", "blind", "antioracle", *DIALS, *videos}
-    if not videos:
-        (note,) = notes
-        assert note.startswith("left out: dycoke acts on the tokens that follow")
+    assert set(methods) == {"dense", "blind", "antioracle", *DIALS, *videos, *(set(OTHERS) - set(LATER))}
+    for name in LATER:
+        said = [note for note in notes if note.startswith(f"left out: {name} acts on the tokens that follow")]
+        assert len(said) == (name not in videos)
 
 
 def test_names_options_and_labels(qwen: Subject) -> None:

@@ -7,7 +7,23 @@ from typing import Literal
 
 import pytest
 
-from foveate import ADSC, IPCV, LUVC, SPU, VTW, DivPrune, FastV, Host, Method, Random, ToMe, V2Drop, compress
+from foveate import (
+    ADSC,
+    IPCV,
+    LUVC,
+    SPU,
+    VTW,
+    DivPrune,
+    FastV,
+    Host,
+    Method,
+    QCache,
+    Random,
+    RedundancyLens,
+    ToMe,
+    V2Drop,
+    compress,
+)
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
 from foveate.lab.evaluation.fidelity.stock import Stock
@@ -17,6 +33,8 @@ from foveate.lab.evaluation.tune.search import (
     among_options,
     greedy,
     moves,
+    ranked,
+    takes_layers,
     takes_schedule,
 )
 from foveate.schedule import Schedule, sigmoid
@@ -52,6 +70,30 @@ def test_vtw_is_tried_from_the_cheap_end() -> None:
     layers = [method.sites(HOST)[0].layer for method in judge.judged]
     assert layers == list(range(9)), "the first that is good enough is the last tried"
     assert list(judge.judged.values())[-1] == pytest.approx(0.4)
+
+
+def test_layers_are_added_in_the_order_in_which_they_hurt() -> None:
+    """Alone and together; layers where the method cannot act are left out, and other options stay as they are."""
+    hurts = {1: 0.5, 2: 0.1, 3: 9.0, 4: 0.2, 5: 0.1}
+    judged: list[tuple[int, ...]] = []
+
+    def judge(method: Method) -> float:
+        judged.append(method.layers)  # type: ignore[attr-defined]
+        return sum(hurts[layer] for layer in method.layers)  # type: ignore[attr-defined]
+
+    def fits(method: Method) -> bool:
+        return 0 not in method.layers  # type: ignore[attr-defined]
+
+    host = Host("llava", blocks=4, layers=6, has_cls=True)
+    for method in (QCache(keep=0.8), RedundancyLens(ratio=0.3, hollow_layers=())):
+        judged.clear()
+        ranked(method, host, fits, judge, most=0.45)
+        best = [layers for layers in judged if sum(hurts[layer] for layer in layers) <= 0.45]
+        assert max(best, key=len) == (2, 4, 5)
+        assert judged[:5] == [(1,), (2,), (3,), (4,), (5,)]
+        assert judged[5:9] == [(1, 2), (2, 3), (2, 4), (2, 5)]
+        assert len(judged) == 5 + 4 + 3 + 2
+    assert [takes_layers(each) for each in (QCache(), RedundancyLens(), FastV(), IPCV())] == [True, True, False, False]
 
 
 def test_layers_that_do_not_fit_are_not_tried() -> None:

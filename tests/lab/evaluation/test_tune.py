@@ -131,11 +131,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "budget of all": ({"max_kl": None, "budget": 1.0}, "--budget 1.0: give a share"),
     "unknown cost": ({"by": "seconds"}, "choose tokens, flops, kv"),
     "unknown search": ({"search": "best"}, "choose auto, dial"),
-    "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial or greedy"),
+    "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial, greedy or layers"),
     "no trials": ({"trials": 0}, "--trials 0"),
     "nothing held out": ({"held_out": 0.0}, "--held-out 0.0"),
     "one prompt": ({"samples": 1}, "one side has none: give more prompts"),
     "no schedule": ({"search": "greedy"}, "vtw follows no schedule"),
+    "no layers": ({"search": "layers"}, "vtw has no layers to rank"),
     "too strict": (
         {"max_kl": 1e-12, "trials": 1},
         "no setting of vtw that was tried has a KL within 1e-12: the least was",

@@ -161,7 +161,8 @@ def label(method: Method, host: Host, as_is: bool = False) -> str:
 
 def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
     """Raise an error that says why ``method`` cannot be measured on this model, if so."""
-    if words == 1 and all(site.at in ("decode", "cache") for site in method.sites(subject.host)):
+    acting = [site for site in method.sites(subject.host) if site.action != "remember"]
+    if words == 1 and all(site.at in ("decode", "cache") or site.into == "generated" for site in acting):
         raise UnsupportedSiteError(
             f"{method.name()} acts on the tokens that follow the first one of an answer, and the answers here have one"
         )

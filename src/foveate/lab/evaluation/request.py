@@ -179,9 +179,9 @@ class Search:
     max_kl: Annotated[float | None, Option(help="The cheapest setting within this divergence, in nats.")] = None
     budget: Annotated[float | None, Option(help="The most faithful setting for this share of the cost.")] = None
     by: By = "flops"
-    search: Annotated[str, Option(help="auto, dial or greedy (for --max-kl), sigmoid or options (for --budget).")] = (
-        "auto"
-    )
+    search: Annotated[
+        str, Option(help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).")
+    ] = "auto"
     trials: Annotated[int, Option(help="Settings to judge at most.")] = 100
     held_out: Annotated[float, Option(help="Share of the prompts that the search does not see.")] = 0.5
     seed: Annotated[int, Option(help="Draws the prompts, and those held out.")] = 0
@@ -210,8 +210,8 @@ class Tune(Own, Running, Search):
                 f"--budget {self.budget}: give a share of what the stock model spends, above 0 and below 1"
             )
         by_kl = self.max_kl is not None
-        if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy")):
-            goal, other = ("--max-kl", "dial or greedy") if by_kl else ("--budget", "sigmoid or options")
+        if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers")):
+            goal, other = ("--max-kl", "dial, greedy or layers") if by_kl else ("--budget", "sigmoid or options")
             raise CommandError(f"--search {self.search} does not look for {goal}: choose {other}, or auto")
         _at_least_1("trials", self.trials)
         if not 0 < self.held_out < 1:

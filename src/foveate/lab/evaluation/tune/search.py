@@ -69,6 +69,38 @@ def along_the_dial(method: Method, host: Host, fits: Fits, judge: Judge, most: f
     judge(places[high])
 
 
+def takes_layers(method: Method) -> bool:
+    """Tell whether the option ``layers`` says in which layers a method saves something, so that more of them save more."""
+    return method.unit in ("cache", "compute") and "layers" in options_of(type(method))
+
+
+def ranked(method: Method, host: Host, fits: Fits, judge: Judge, most: float) -> None:
+    """RedundancyLens's ranking (arXiv 2501.19036): every round adds the layer that hurts least, until KL is out of bounds.
+
+    Of the published: the greedy rounds. Ours: KL on unlabelled prompts in place of scores on a validation set; layers where the
+    method cannot act are left out.
+    """
+    chosen: tuple[int, ...] = ()
+    free = list(range(host.layers))
+    instead = method.how_much if "layers" in method.how_much else ()  # else how much each of them saves is as given
+    unset: dict[str, Any] = {name: None for name in ("keep", *instead) if hasattr(method, name)}
+    while free:
+        found: dict[int, float] = {}
+        for layer in free:
+            options = {**unset, "layers": tuple(sorted((*chosen, layer)))}
+            try:
+                tried = replace(method, **options)
+            except FoveateError:
+                continue
+            if fits(tried):
+                found[layer] = judge(tried)
+        best = min(found, key=lambda layer: found[layer], default=None)
+        if best is None or found[best] > most:
+            return
+        chosen = (*chosen, best)
+        free.remove(best)
+
+
 def greedy(method: Method, host: Host, first: int, judge: Judge, most: float) -> None:
     """G-Search (arXiv 2412.00556): from shallow to deep, the smallest share that keeps KL in bounds, never more than before.
 

@@ -106,12 +106,18 @@ def _search(request: Tune, method: Method, host: Host, trials: Trials, cost: Cos
         how = ("dial" if first is None else "greedy") if most is not None else "options" if first is None else "sigmoid"
     if how in ("greedy", "sigmoid") and first is None:
         raise CommandError(f"{method.name()} follows no schedule in this model: leave out --search {how}")
+    if how == "layers" and not search.takes_layers(method):
+        raise CommandError(
+            f"{method.name()} has no layers to rank: --search layers is for methods whose option `layers` says where they save"
+        )
     if how in ("dial", "options") and not has_dial(method, host):
         raise CommandError(f"{method.name()} has no dial, so it cannot be turned until it spends less")
     try:
         if most is not None:
             trials(method)
-            if how == "dial":
+            if how == "layers":
+                search.ranked(method, host, trials.fits, trials, most)
+            elif how == "dial":
                 search.along_the_dial(method, host, trials.fits, trials, most)
             else:
                 search.greedy(method, host, first or 0, trials, most)
