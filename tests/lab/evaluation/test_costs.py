@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate import Method, Stride
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.terminal import CommandError
 

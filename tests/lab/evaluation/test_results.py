@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foveate import Downsample, Stride
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.bounds import AntiOracle
 from foveate.lab.evaluation.plan import Entry, Missed
 from foveate.lab.evaluation.report import aligned, markdown

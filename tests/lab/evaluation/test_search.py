@@ -10,7 +10,7 @@ import pytest
 from foveate import ADSC, IPCV, LUVC, SPU, VTW, DivPrune, FastV, Host, Method, Random, ToMe, V2Drop, compress
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.asker import Asker
 from foveate.lab.evaluation.tune.search import (
     along_sigmoids,
     along_the_dial,
@@ -185,19 +185,19 @@ UNSCHEDULED = (VTW(), DivPrune(), ToMe(), DivPrune() + VTW(), SPU() + FastV())
 
 
 @pytest.mark.parametrize("method", SCHEDULED, ids=repr)
-def test_methods_that_follow_a_schedule(stock: Stock, method: Method) -> None:
+def test_methods_that_follow_a_schedule(subject: Asker, method: Method) -> None:
     def fits(method: Method) -> bool:
         try:
-            compress(stock.model, method).remove()
+            compress(subject.model, method).remove()
         except FoveateError:
             return False
         return True
 
-    first = takes_schedule(method, stock.host, fits)
+    first = takes_schedule(method, subject.host, fits)
     assert first == SCHEDULED[method]
     schedule = Schedule(((first, 0.75), (4, 0.5), (8, 0.0)))
     paced = method.with_schedule(schedule)
-    found = [site for site in paced.sites(stock.host) if site.at == "decoder"]
+    found = [site for site in paced.sites(subject.host) if site.at == "decoder"]
     assert [(site.layer, site.shares[-1]) for site in found] == [pytest.approx(stage) for stage in schedule.stages]
     assert fits(paced)
 
