@@ -24,6 +24,7 @@ class Measure:
     def __call__(self, method: Method) -> Cost:
         self.asked.append(method)
         assert isinstance(method, Stride)
+        assert method.keep is not None
         return Cost(method.keep / 3, 2.0, 3.0, 1.0, 8.0, 6.0)
 
 

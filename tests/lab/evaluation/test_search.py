@@ -62,10 +62,10 @@ def test_layers_that_do_not_fit_are_not_tried() -> None:
 
 def test_a_smooth_dial_is_bisected() -> None:
     judge = Judge([1 / 12] * 12)
-    along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - method.keep, 0.3)  # type: ignore[attr-defined]
+    along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - (method.keep or 0), 0.3)
     along_the_dial(Random(layer=0), HOST, anything, judge, 0.3)
     good = [method for method, kl in judge.judged.items() if kl <= 0.3]
-    assert min(method.keep for method in good) == math.ceil(0.7 * 64) / 64  # type: ignore[attr-defined]
+    assert min(method.keep or 0 for method in good) == math.ceil(0.7 * 64) / 64
     assert len(judge.judged) < 9
 
 
@@ -163,7 +163,7 @@ def test_what_the_budget_cannot_pay_and_the_model_cannot_do_is_not_judged() -> N
 
     def spend(method: Method) -> Method | None:
         assert isinstance(method, FastV)
-        return method if method.layer < 6 else None
+        return method if method.layer is not None and method.layer < 6 else None
 
     among_options(FastV(layer=8), HOST, lambda m: m.layer != 3, judge, spend)  # type: ignore[attr-defined]
 

@@ -12,6 +12,7 @@ import pytest
 
 from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_dict
 from foveate.lab.asker import Asker
+from foveate.lab.evaluation import questions
 from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.fidelity.table import kls
 from foveate.lab.evaluation.forced import asked, hear
@@ -32,7 +33,7 @@ def request(out: Path, method: Method | None = None, **changes: Any) -> Tune:
 def one_model(qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one task: what tokens of documents cost is for others to measure."""
     monkeypatch.setattr(measuring, "load_asker", lambda *about: qwen)
-    monkeypatch.setattr(measuring.questions, "samples_of", lambda request, seed: colours())
+    monkeypatch.setattr(questions, "samples_of", lambda request, seed: colours())
 
 
 def colours() -> list[Any]:
