@@ -22,9 +22,8 @@ import torch
 
 import foveate
 from foveate.errors import FoveateError
+from foveate.lab.asker import load_asker
 from foveate.lab.chats import Frames, chat
-from foveate.lab.evaluation.lmms.asker import Asker
-from foveate.lab.loading import device_of, load
 from foveate.lab.options import method_from_words
 
 
@@ -38,10 +37,9 @@ def model_class() -> type:
         INTERLEAVE = True
 
         def __init__(self, pretrained: str, method: foveate.Method | None, dtype: str, max_new_tokens: int) -> None:
-            model, processor = load(pretrained, dtype)
-            self.asker = Asker(model.to(device_of("auto")), processor)
+            self.asker = load_asker(pretrained, dtype)
             if method is not None:
-                self.asker.handle = foveate.compress(model, method)
+                self.asker.handle = foveate.compress(self.asker.model, method)
             self.max_new_tokens = max_new_tokens
 
         def generate_inner(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:

@@ -69,7 +69,8 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
 def _processor(family: str) -> Any:
     image, video = PLACES[family]
     template = TEMPLATE.replace("IMAGE", image).replace("VIDEO", video)
-    tokenizer, options = _tokenizer(family), dict(chat_template=template)
+    tokenizer = _tokenizer(family)
+    options: dict[str, Any] = dict(chat_template=template)
     images: Any = tiny.processor(family).image_processor
     if family in ("llava", "llava_next"):
         options |= dict(patch_size=tiny.PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1)

@@ -34,7 +34,7 @@ def uncompiled() -> Iterator[None]:
     def attend(query: Tensor, key: Tensor, value: Tensor, training: bool = False, **options: Any) -> Any:
         return flex_attention.flex_attention(query, key, value, **options)
 
-    made = masking_utils.create_block_mask
+    made = masking_utils.create_block_mask  # type: ignore[attr-defined]
     plain = mock.patch.object(masking_utils, "create_block_mask", lambda *a, **k: made(*a, **(k | {"_compile": False})))
     debug = mock.patch.object(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     with mock.patch.object(flex, "compile_friendly_flex_attention", attend), debug, plain, warnings.catch_warnings():
@@ -83,8 +83,8 @@ class Flash:
             starts = (ids[0] == 0).nonzero().flatten().tolist()
             if len(starts) > 1:  # samples that are packed into the row
                 ends = zip(starts, [*starts[1:], query.shape[2]])
-                out = [attend(query[0, :, a:b], key[0, :, a:b], value[0, :, a:b], causal) for a, b in ends]
-                return torch.cat(out, dim=1).transpose(0, 1)[None], None
+                parts = [attend(query[0, :, a:b], key[0, :, a:b], value[0, :, a:b], causal) for a, b in ends]
+                return torch.cat(parts, dim=1).transpose(0, 1)[None], None
             steps = ids.diff()
             assert not bool((steps != 1).any()), "gaps in positions look like packed sequences"
         if getattr(module, "layer_idx", None) is not None:  # of the language model
@@ -147,7 +147,7 @@ class Lossless(QuantizedLayer):
     def __init__(self) -> None:
         super().__init__(residual_length=3)
 
-    def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> Any:  # type: ignore[override]
         return (tensor.clone(),)
 
     def _dequantize(self, qtensor: Any) -> torch.Tensor:

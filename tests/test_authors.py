@@ -73,7 +73,10 @@ def two(**values: Any) -> Callable[[Tokens], Reduction]:
         (lambda t: Reduction(torch.arange(3), (3,)), "for 2 spans do not match"),
         (lambda t: Reduction(torch.arange(3), (3, 1)), "do not match"),
         (lambda t: Reduction(torch.arange(4.0), (3, 1)), "expected int64"),
-        (lambda t: Reduction(torch.arange(4), [3, 1]), r"counts=\[3, 1\], expected a tuple"),
+        (
+            lambda t: Reduction(torch.arange(4), [3, 1]),  # type: ignore[arg-type]
+            r"counts=\[3, 1\], expected a tuple",
+        ),
         (lambda t: Reduction(torch.arange(4), (5, -1)), r"counts \(5, -1\), expected 0 to \(16, 16\)"),
         (lambda t: Reduction(torch.arange(17), (17, 0)), r"counts \(17, 0\), expected 0 to \(16, 16\)"),
         (two(hidden=torch.ones(32, 64)), r"hidden is float32 \(32, 64\), expected floats \(2, 64\)"),

@@ -110,7 +110,7 @@ def test_flops_by_block_and_layer(family: str, method: Method) -> None:
 class Park(Method):
     """Every second token skips two blocks."""
 
-    unit: str = "merge"
+    unit: str = "merge"  # type: ignore[assignment,misc]
 
     def sites(self, host: Host) -> Sequence[Site]:
         unit: Any = self.unit

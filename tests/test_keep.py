@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ from foveate import (
     QCache,
     Random,
     Signal,
+    Site,
     Stride,
     ToMe,
     V2Drop,
@@ -283,7 +284,8 @@ def test_a_model_with_fewer_layers_than_the_paper_needs(name: str, layers: int) 
     host = Host("llava", blocks=4, layers=layers, has_cls=True)
     for keep in (None, 0.3, 0.6, 1.0):
         method = METHODS[name](keep=keep)
-        sites, refusal = [], ""
+        sites: Sequence[Site] = []
+        refusal = ""
         try:
             sites = method.sites(host)
         except FoveateError as error:

@@ -99,13 +99,12 @@ def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
         model: PreTrainedModel = CLASSES[config.model_type](config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter += 0.08 * torch.randn_like(parameter)
+                parameter.add_(0.08 * torch.randn_like(parameter))
                 if name.endswith("A_log"):
-                    parameter -= 4.0  # a state that lasts: 64 tokens ago is not yet forgotten
+                    parameter.sub_(4.0)  # a state that lasts: 64 tokens ago is not yet forgotten
             if config.model_type in gemma4.FAMILIES:
-                model.get_input_embeddings().weight[config.text_config.pad_token_id] = (
-                    0.0  # as stock code takes for granted
-                )
+                embeddings: Any = model.get_input_embeddings()
+                embeddings.weight[config.text_config.pad_token_id] = 0.0  # as stock code takes for granted
     model.set_attn_implementation(impl)
     return model
 
@@ -189,7 +188,8 @@ def inputs(
 def _draw(family: str, item: Item, generator: torch.Generator) -> Image.Image:
     """Noise over a gradient, in the size that the processor leaves alone."""
     usual = GROUP[family].USUAL[family]
-    height, width = (PATCH * side for side in (usual if item == "image" else item))
+    sides: Any = usual if item == "image" else item
+    height, width = (PATCH * side for side in sides)
     ramp = torch.linspace(0, 128, height)[:, None, None] + torch.linspace(0, 64, width)[None, :, None]
     noise = torch.randint(64, (height, width, 3), generator=generator)
     return Image.fromarray((ramp + noise).to(torch.uint8).numpy())

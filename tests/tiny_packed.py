@@ -124,7 +124,7 @@ def config(family: str, text: dict[str, Any]) -> Any:
     return Qwen3_5MoeConfig(text_config=text, vision_config=vision, **ids)
 
 
-def _windows(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, int]) -> Any:
+def _windows(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, Any]) -> Any:
     text["rope_parameters"] = rotary(text, 2, 3, 3)
     vision |= dict(window_size=16, fullatt_block_indexes=[1, 3])  # windows of 2x2 tokens
     if family == "qwen2_5_vl":
@@ -134,7 +134,7 @@ def _windows(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dic
     return Qwen2_5OmniThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
 
 
-def _deepstack(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, int]) -> Any:
+def _deepstack(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, Any]) -> Any:
     text["rope_parameters"] = rotary(text, 2, 3, 3, mrope_interleaved=True)
     text["head_dim"] = text["hidden_size"] // text["num_attention_heads"]
     vision |= dict(deepstack_visual_indexes=[0, 2, 3])
@@ -148,7 +148,7 @@ def _deepstack(family: str, text: dict[str, Any], vision: dict[str, Any], ids: d
     return Qwen3OmniMoeThinkerConfig(text_config=text, vision_config=vision, audio_config=audio, **ids)
 
 
-def _glm(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, int]) -> Any:
+def _glm(family: str, text: dict[str, Any], vision: dict[str, Any], ids: dict[str, Any]) -> Any:
     text["rope_parameters"] = rotary(text, 1, 1, 2, partial_rotary_factor=0.5)
     vision |= dict(hidden_size=32, out_hidden_size=text["hidden_size"], intermediate_size=48, image_size=5 * PATCH)
     if family == "glm4v":

@@ -8,8 +8,7 @@ from scipy import stats
 
 from foveate.lab import typed
 from foveate.lab.evaluation import report
-from foveate.lab.evaluation.fidelity.lines import Line
-from foveate.lab.evaluation.fidelity.table import Faithful, nats
+from foveate.lab.evaluation.fidelity.table import Faithful, Line, nats
 from foveate.lab.evaluation.plan import Missed
 from foveate.lab.evaluation.request import Fidelity
 from foveate.lab.evaluation.results import Spent

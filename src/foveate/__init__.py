@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.evoprune import EvoPrune as EvoPrune
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.lftr import LFTR as LFTR

@@ -47,7 +47,7 @@ def really_inserted(family: str, model: Any, batch: dict[str, Tensor], method: V
     embeds, visual = given["inputs_embeds"][0], tiny.visual_mask(family, batch)[0].tolist()
     length = len(visual)
     ids = tiny.positions(model, batch)[:, 0] if family in tiny.PACKED else torch.arange(length)[None]
-    new = method.learned(Tokens(*[None] * 5, hidden=embeds))  # type: ignore[arg-type]
+    new = method.drawn(Tokens(*[None] * 5, hidden=embeds))  # type: ignore[arg-type,misc]
     rows, kinds, positions, further = [], [], [], 0
     for i in range(length):
         rows.append(embeds[i])

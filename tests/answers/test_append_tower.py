@@ -55,12 +55,12 @@ def by_hand(family: str, model: Any, batch: dict[str, Tensor], method: Registers
     with torch.no_grad():
         if family == "llava":
             n = x.shape[1]
-            new = method.learned(Tokens(*[None] * 5, hidden=x[0]))  # type: ignore[arg-type]
+            new = method.drawn(Tokens(*[None] * 5, hidden=x[0]))  # type: ignore[arg-type,misc]
             x = torch.cat([x, new.expand(len(x), -1, -1)], dim=1)
             for _, block in blocks:
                 x = block(x, attention_mask=None)
             return x[:, 1:n]
-        new = method.learned(Tokens(*[None] * 5, hidden=x.view(-1, 4 * x.shape[1])))  # type: ignore[arg-type]
+        new = method.drawn(Tokens(*[None] * 5, hidden=x.view(-1, 4 * x.shape[1])))  # type: ignore[arg-type,misc]
         new = new.view(-1, x.shape[1])  # four rows each
         ends = torch.tensor([t * h * w for t, h, w in batch["image_grid_thw"].tolist()]).cumsum(0).tolist()
         rows, turned, own = [], [], []

@@ -123,7 +123,8 @@ def test_weights_are_copied_once_and_follow_training() -> None:
     same = Channels(torch.arange(20))
     ffn = tiny.lm(model).layers[1].mlp
     handle = foveate.compress(model, Fixed(lambda tokens: same, layers=(1,)))
-    gated = handle._runtime.decoder.parts[1].gated
+    runtime: Any = handle._runtime
+    gated = runtime.decoder.parts[1].gated
     first = tiny.text_logits(model, batch)
     copied = gated._copied.weights[None][0]
     assert torch.equal(tiny.text_logits(model, batch), first)

@@ -221,7 +221,9 @@ class Says(Method):
         return [Site(self.at, 1 if self.at == "decoder" else 0, action="sight")]
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
-        given = dict(group=torch.zeros_like(tokens.index), sees=torch.ones(2, 2, dtype=torch.bool), window=None)
+        given: dict[str, Any] = dict(
+            group=torch.zeros_like(tokens.index), sees=torch.ones(2, 2, dtype=torch.bool), window=None
+        )
         return Sight(**given | self.what) if isinstance(self.what, dict) else self.what  # type: ignore[no-any-return]
 
 

@@ -38,6 +38,7 @@ def test_is_a_full_sequence_whose_members_are_averaged(family: str, at: Any) -> 
             hook.remove()
             (visit,), report = trace().sites, handle.report()
         assert visit.groups is not None
+        assert visit.present is not None
         visual = tiny.visual_mask(family, batch)[0].nonzero().flatten()
         ends = torch.tensor([0, *torch.tensor(visit.before).cumsum(0).tolist()])
         span = torch.repeat_interleave(torch.arange(len(visit.after)), torch.tensor(visit.after))

@@ -257,7 +257,7 @@ def test_a_sight_is_that_of_members(family: str, order: int) -> None:
 def test_appended_tokens_stand_for_themselves(family: str, order: int, hides: bool) -> None:
     summary = VoCo(2, 99, hides, positions="virtual")
     batch, stock = full(family)
-    tokens = Tokens(*[None] * 5, hidden=stock.x)  # type: ignore[arg-type]
+    tokens = Tokens(*[None] * 5, hidden=stock.x)  # type: ignore[arg-type,misc]
     stock = Full(family, stock.model, batch, summary.learned(tokens))
     of, image = stock.groups(3), stock.rank >= 0
     hidden = stock.text[:, None] & image

@@ -22,6 +22,7 @@ import repository
 import torch
 
 import foveate
+from foveate.lab.catalog import describe_method
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(foveate.list_methods())
@@ -60,7 +61,7 @@ def test_a_page_has_what_the_class_says(name: str) -> None:
     assert page.startswith(f"# {cls.__name__}\n")
     assert "``" not in page[: page.index("## The file")].replace("```", "")
     says = methods.meanings(cls)
-    for option, facts in methods.describe_method(name)["options"].items():
+    for option, facts in describe_method(name)["options"].items():
         assert says.get(option), f"the docstring of {cls.__name__} does not say what `{option}` is"
         kind = facts["type"].replace("|", "\\|")
         assert f"| `{option}` | `{kind}` |" in page

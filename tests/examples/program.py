@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def run(file: Path, *words: object, cwd: Path) -> str:
     """What a program prints."""
-    sources = [str(Path(package.__file__).resolve().parents[1]) for package in (foveate, foveate_reference)]
+    sources = [str(Path(str(package.__file__)).resolve().parents[1]) for package in (foveate, foveate_reference)]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([*sources, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HF_HUB_OFFLINE": "1",

@@ -51,6 +51,7 @@ def test_luvc_is_its_parts() -> None:
 
 def test_keep_is_one_power_on_both_parts() -> None:
     merger, pruner = LUVC(keep=0.3).resolve(HOST).parts()
+    assert merger.keep is not None
     power = math.log(merger.keep) / math.log(0.8)
     assert isinstance(pruner, SPU)
     assert pruner.schedule == ((0, pytest.approx(0.7**power)), (7, 0.0))

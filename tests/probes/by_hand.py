@@ -30,5 +30,5 @@ class Dimmed(Method):
             changes.post(layer.mlp, lambda module, args, output: output * self.share)
         changes.pre(language, lambda module, args, kwargs: (args, {**kwargs, "use_cache": False}))
         changes.instead(language.norm, "forward", lambda stock, hidden: stock(stock(hidden)))
-        model.nickname = host.family
+        model.nickname = host.family  # type: ignore[assignment]
         changes.change(lambda: delattr(model, "nickname"))

@@ -32,7 +32,9 @@ class Still(Method):
         return [Site(self.at, self.layer)]
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        keep, group, counts = [], [], [0] * len(tokens.counts)
+        keep: list[torch.Tensor] = []
+        group: list[torch.Tensor] = []
+        counts = [0] * len(tokens.counts)
         start = segments.offsets(tokens.counts)
         for first, *others in tokens.spans.clips:  # a probe: real methods have no loop here
             cells = tokens.index[start[first] : start[first + 1]]

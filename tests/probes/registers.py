@@ -32,12 +32,12 @@ class Registers(Method):
             return self.reduce(tokens, site)
         spans = len(tokens.counts)
         coords = None if self.at is None else torch.tensor(self.at).expand(spans, self.count, 2)
-        return Append(self.learned(tokens).expand(spans, -1, -1), coords=coords)
+        return Append(self.drawn(tokens).expand(spans, -1, -1), coords=coords)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         return tokens.keep_best(-((tokens.index * 7) % 5).float() + 3.0 * tokens.appended, site)
 
-    def learned(self, tokens: Tokens) -> torch.Tensor:
+    def drawn(self, tokens: Tokens) -> torch.Tensor:
         """``(V, C)`` what training would have found."""
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(self.count, tokens.hidden.shape[1], generator=generator)

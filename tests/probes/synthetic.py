@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class ParkHalf(Method):
     mid: bool = False
 
     def sites(self, host: Host) -> Sequence[Site]:
-        where = "mid" if self.mid else "before"
+        where: Literal["before", "mid"] = "mid" if self.mid else "before"
         return [
             Site("tower", self.first, 0.5, where=where, action="park", unit="patch"),
             Site("tower", self.last, action="restore"),

@@ -35,7 +35,7 @@ class VoCo(Method):
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
         if site.action == "append":
-            return Append(self.learned(tokens).expand(len(tokens.counts), -1, -1))
+            return Append(self.drawn(tokens).expand(len(tokens.counts), -1, -1))
         if site.action == "sight":
             sees = torch.ones(3, 3, dtype=torch.bool)
             sees[TEXT, IMAGE] = False
@@ -45,7 +45,7 @@ class VoCo(Method):
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         return tokens.keep_mask(tokens.appended)
 
-    def learned(self, tokens: Tokens) -> torch.Tensor:
+    def drawn(self, tokens: Tokens) -> torch.Tensor:
         """``(V, C)`` what training would have found."""
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(self.count, tokens.hidden.shape[1], generator=generator)

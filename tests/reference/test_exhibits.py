@@ -55,7 +55,7 @@ def test_charts_tables_and_documents_say_the_truth():
         heights = {thing.color: thing.box[3] - thing.box[1] for thing in chart.objects}
         for question in chart.questions:
             extreme = max if question.text.startswith("tallest") else min
-            assert question.answer == extreme(heights, key=heights.get)
+            assert question.answer == extreme(heights, key=heights.__getitem__)
         assert min(np.diff(sorted(heights.values()))) >= 6
         table = make_exhibit("table", seed)
         entries = {(thing.color, thing.link): thing for thing in table.objects if thing.color and thing.link}
@@ -84,7 +84,10 @@ def test_videos_move_and_appear_as_they_say():
             if question.task == "appear":
                 assert ORDINALS[[place is not None for place in seen].index(True)] == question.answer
                 continue
-            (x, y), (later_x, later_y) = seen[0], seen[-1]
+            first, last = seen[0], seen[-1]
+            assert first is not None
+            assert last is not None
+            (x, y), (later_x, later_y) = first, last
             way = [(x - later_x, y - later_y)[i // 2] * (1, -1)[i % 2] for i in range(4)]  # left, right, up, down
             assert DIRECTIONS[int(np.argmax(way))] == question.answer
             assert max(way) >= 3 * 14

@@ -122,6 +122,7 @@ def derive(scene: Picture, question: Question) -> str:
             return "above" if named(first).center[1] < named(second).center[1] else "below"
         case "odd":
             return only([t for t in shapes if sum(other.kind == t.kind for other in shapes) == 1]).color
+    raise AssertionError(f"no such task: {question.task}")
 
 
 def test_no_answer_is_too_common():

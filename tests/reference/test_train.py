@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -115,8 +116,10 @@ def test_the_large_recipe_trains_at_a_fraction_of_its_size(tmp_path):
     whole = RECIPES["large"]
     parameters = Learner(whole, seed=0).model.num_parameters()
     assert 20e6 < parameters < 60e6
-    small = dict(layers=2, hidden=128, tower_depth=2, tower_hidden=48)
-    steps = dict(tower_steps=1, scenes_steps=1, pointer_steps=1, joint_steps=1, batch_size=2, validation_images=1)
+    small: dict[str, Any] = dict(layers=2, hidden=128, tower_depth=2, tower_hidden=48)
+    steps: dict[str, Any] = dict(
+        tower_steps=1, scenes_steps=1, pointer_steps=1, joint_steps=1, batch_size=2, validation_images=1
+    )
     lines = []
     folder = train(tmp_path, config=dataclasses.replace(whole, **small, **steps), log=lines.append)
     assert (folder / "model.safetensors").is_file()

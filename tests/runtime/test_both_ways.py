@@ -196,9 +196,9 @@ def test_a_later_turn_is_that_of_stock_with_hidden_keys(family: str, impl: str) 
             parts.append(dropped(visual[:, a:b], seen))
         gone = [torch.cat(both_turns, 1) for both_turns in zip(*parts, strict=True)]
         stock = run()
-    for a, b in zip(ours, stock, strict=True):
-        text = ~visual[:, :cut] if a.shape[1] == cut else ~visual[:, cut:]
-        close(a[text], b[text])
+    for mine, theirs in zip(ours, stock, strict=True):
+        text = ~visual[:, :cut] if mine.shape[1] == cut else ~visual[:, cut:]
+        close(mine[text], theirs[text])
 
 
 @chunks

@@ -59,7 +59,7 @@ def test_nothing_stays_after_an_exception() -> None:
     class Late(Dimmed):
         def attach(self, model: nn.Module, host: Host, changes: Changes) -> None:
             super().attach(model, host, changes)
-            changes.pre(model.language_model.layers[3], lambda *_: 1 / 0)  # type: ignore[union-attr,index]
+            changes.pre(model.language_model.layers[3], lambda *_: 1 / 0)  # type: ignore[union-attr,index,arg-type]
 
     model, batch = tiny.model("llava", fresh=True), tiny.inputs("llava", ROWS)
     before, stock = state_of(model), tiny.text_logits(model, batch)

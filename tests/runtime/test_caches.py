@@ -40,7 +40,9 @@ def hybrid(family: str, impl: str = "sdpa") -> Any:
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     text = {name: getattr(config.text_config, name) for name in (*names, "num_key_value_heads", "pad_token_id")}
     text |= dict(model_type="qwen2", bos_token_id=None, eos_token_id=None) | slides
-    whole = LlavaConfig(vision_config=config.vision_config, text_config=text, image_token_id=config.image_token_id)
+    whole = LlavaConfig(
+        vision_config=config.vision_config, text_config=text, image_token_index=config.image_token_index
+    )
     return tiny.build(whole, impl)
 
 
@@ -169,11 +171,17 @@ def test_offloaded_entries_come_and_go(plan: str, mixed: bool, monkeypatch: pyte
     moved: list[int] = []
 
     def offloaded() -> Cache:
-        cache = DynamicCache(config=model.config)
+        cache: Any = DynamicCache(config=model.config)
         cache.offloading, cache.only_non_sliding, cache.prefetch_stream = True, True, Stream()
         offload = cache.offload
-        monkeypatch.setattr(cache, "offload", lambda i, *rest: (moved.append(i), offload(i, *rest)))
-        return cache
+
+        def counted(i: int, *rest: Any) -> None:
+            moved.append(i)
+            offload(i, *rest)
+
+        monkeypatch.setattr(cache, "offload", counted)
+        kept: Cache = cache
+        return kept
 
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
     with torch.no_grad(), foveate.compress(model, PLANS[plan]) as handle:

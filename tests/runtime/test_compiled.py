@@ -92,7 +92,7 @@ def test_compiled_models_are_refused() -> None:
     """What says of itself that it is compiled."""
     model = small("llava")
     with pytest.raises(UnsupportedModelError, match="compress the plain model first"):
-        foveate.compress(torch.compile(model, backend="eager"), "stride")
+        foveate.compress(torch.compile(model, backend="eager"), "stride")  # type: ignore[arg-type]
     model.compile(backend="eager")
     with pytest.raises(UnsupportedModelError, match="compress the plain model first"):
         foveate.compress(model, "stride")

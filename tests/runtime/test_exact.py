@@ -67,7 +67,9 @@ def test_native_downsample_is_a_smaller_image(family: str, keep: float) -> None:
         )
         small_grid = [(1, *shape) for shape in _grids(handle.report().visits[0])]
     args = (batch["pixel_values"], batch["image_grid_thw"])
-    (pixels, grid), _ = list_families()[family].tower.resize(model.config, args, {}, small_grid)
+    resize = list_families()[family].tower.resize
+    assert resize is not None
+    (pixels, grid), _ = resize(model.config, args, {}, small_grid)
     sizes = [h * w // 4 for _, h, w in batch["image_grid_thw"].tolist()]
     small = _shortened(batch, sizes, [h * w for _, h, w in small_grid], tiny.IMAGE_TOKEN[family])
     small |= {"pixel_values": pixels, "image_grid_thw": grid}

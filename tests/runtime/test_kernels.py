@@ -43,7 +43,9 @@ def sliding(impl: str) -> Any:
     text |= dict(use_sliding_window=True, max_window_layers=0)
     for name in ("rope_parameters", "architectures", "head_dim"):
         text.pop(name, None)
-    whole = LlavaConfig(vision_config=config.vision_config, text_config=text, image_token_id=config.image_token_id)
+    whole = LlavaConfig(
+        vision_config=config.vision_config, text_config=text, image_token_index=config.image_token_index
+    )
     return tiny.build(whole, impl)
 
 

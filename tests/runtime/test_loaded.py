@@ -85,7 +85,9 @@ class EightBit(nn.Linear):
         layer.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.view(self.out_features, self.in_features).to(x.dtype) * self.scale.to(x.dtype)
+        weight = self.weight.view(self.out_features, self.in_features).to(x.dtype) * self.get_buffer("scale").to(
+            x.dtype
+        )
         return nn.functional.linear(x, weight, self.bias)
 
 

@@ -143,7 +143,9 @@ def test_native_downsample_is_a_smaller_image(keep: float) -> None:
         grids.append((1, height, len(kept) // height))
     assert [h * w for _, h, w in grids] == list(visit.after)
     args = (batch["pixel_values"], batch["image_position_ids"])
-    _, small = list_families()[NAME].tower.resize(model.config, args, {}, grids)
+    resize = list_families()[NAME].tower.resize
+    assert resize is not None
+    _, small = resize(model.config, args, {}, grids)
     keep_place = torch.ones_like(batch["input_ids"][0], dtype=torch.bool)
     places = tiny.visual_mask(NAME, batch)[0].nonzero().flatten().split(list(visit.before))
     for place, (_, h, w) in zip(places, grids, strict=True):
@@ -174,7 +176,7 @@ def test_videos_as_the_processor_makes_them() -> None:
     process = Gemma4VideoProcessor(
         patch_size=tiny.PATCH, pooling_kernel_size=2, max_soft_tokens=70, do_sample_frames=False
     )
-    made = process([torch.randint(0, 255, (2, 3, 40, 64), dtype=torch.uint8)], return_tensors="pt")
+    made: Any = process([torch.randint(0, 255, (2, 3, 40, 64), dtype=torch.uint8)], return_tensors="pt")
     n = int(made.pop("num_soft_tokens_per_video")[0])
     made = {name: value for name, value in made.items() if isinstance(value, Tensor)}
     ids = torch.tensor([[20, *(9, *[tiny.VIDEO_TOKEN] * n, 10) * 2, 30, 31]])
@@ -194,6 +196,7 @@ def test_resizing_to_the_same_size_changes_nothing(batch: dict[str, Tensor]) -> 
     model = tiny.model(NAME)
     args = (batch["pixel_values"], batch["image_position_ids"])
     spec = list_families()[NAME].tower
+    assert spec.resize is not None
     _, same = spec.resize(model.config, args, {}, spec.grid(model.config, args, {}))
     for (x, at), (y, there) in zip(
         images_of(batch), images_of({**same, "image_position_ids": same["pixel_position_ids"]}), strict=True

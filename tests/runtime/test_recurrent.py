@@ -54,7 +54,7 @@ def test_a_dropped_token_never_was(family: str, impl: str, layer: int, side: str
         stays = ~visual
         stays[visual] = torch.cat(spans)
         with torch.no_grad():
-            reference = _by_hand(model, {**alone, "family": family}, layer, stays.nonzero().flatten())
+            reference = _by_hand(model, alone | {"family": family}, layer, stays.nonzero().flatten())
         close(ours[row][batch["attention_mask"][row].bool()][~visual], reference[~visual[stays]])
 
 

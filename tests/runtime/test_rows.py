@@ -223,7 +223,9 @@ def test_a_smaller_image_in_the_tower(family: str) -> None:
                     handle.report().visits[0].kept, handle.report().visits[0].shapes, strict=True
                 )
             ]
-        _, small = list_families()[family].tower.resize(model.config, (), given, shapes)
+        resize = list_families()[family].tower.resize
+        assert resize is not None
+        _, small = resize(model.config, (), given, shapes)
         assert small["pixel_values"].shape[-1] < batch["pixel_values"].shape[-1]
         for image, expected in zip(found, model.get_image_features(**small).pooler_output, strict=True):
             close(image[~image[:, 0].isnan()], expected)
@@ -304,7 +306,9 @@ def test_an_image_that_keeps_its_grid_keeps_its_size() -> None:
     """Whatever becomes of the others: a smaller copy of it would be cut to whole tokens first."""
     model, batch = tiny.model("mistral3"), left_over((20, 28), (40, 40))
     given = dict(pixel_values=batch["pixel_values"], image_sizes=batch["image_sizes"])
-    _, small = list_families()["mistral3"].tower.resize(model.config, (), given, [(1, 2, 3), (1, 3, 3)])
+    resize = list_families()["mistral3"].tower.resize
+    assert resize is not None
+    _, small = resize(model.config, (), given, [(1, 2, 3), (1, 3, 3)])
     assert small["image_sizes"] == [(20, 28), (24, 24)]
     assert torch.equal(small["pixel_values"][0, :, :20, :28], batch["pixel_values"][0, :, :20, :28])
 
@@ -314,7 +318,9 @@ def test_other_towers_of_llava_are_refused() -> None:
     vision = dict(model_type="dinov2", hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     vision |= dict(image_size=24, patch_size=4)
     text = config.text_config
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=2)).eval()
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=2)
+    ).eval()
     with pytest.raises(UnsupportedModelError, match=r"'dinov2' vision tower.*clip_vision_model.*pixtral.*siglip"):
         foveate.compress(model, foveate.Stride())
 

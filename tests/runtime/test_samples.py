@@ -102,7 +102,9 @@ def test_where_samples_begin(how: str) -> None:
     else:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        mask = create_block_mask(lambda b, h, q, k: seen[b, 0, q, k], 1, None, 8, 8, device="cpu")
+        mask = create_block_mask(  # type: ignore[assignment]
+            lambda b, h, q, k: seen[b, 0, q, k], 1, None, 8, 8, device="cpu"
+        )
     begins = begins_in(kwargs, mask, 1, 8, 0)
     visual = torch.tensor([[0, 1, 0, 1, 0, 0, 1, 0]]).bool()
     samples = samples_of(visual, torch.ones(1, 8, dtype=torch.bool), begins, torch.device("cpu"))

@@ -33,7 +33,7 @@ METHODS = {
 }
 method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 #: of larger models: no embeddings for layers, one projection for keys and values, experts
-OTHER = {
+OTHER: dict[str, dict[str, Any]] = {
     "plain": dict(hidden_size_per_layer_input=0),
     "keys are values": dict(attention_k_eq_v=True, num_global_key_value_heads=1),
     "experts": dict(enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=24),

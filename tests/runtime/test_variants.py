@@ -29,7 +29,8 @@ def sliding(impl: str) -> Any:
     text = {name: getattr(config.text_config, name) for name in (*names, "num_key_value_heads", "pad_token_id")}
     text |= dict(model_type="mistral", sliding_window=WINDOW, head_dim=16, bos_token_id=None, eos_token_id=None)
     return tiny.build(
-        LlavaConfig(vision_config=config.vision_config, text_config=text, image_token_id=config.image_token_id), impl
+        LlavaConfig(vision_config=config.vision_config, text_config=text, image_token_index=config.image_token_index),
+        impl,
     )
 
 

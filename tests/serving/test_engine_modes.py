@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,8 @@ HEADS = '{"method": "visionzip", "keep": 0.5}'  # reads keys and attention of al
 
 @pytest.mark.parametrize(("method", "mode"), [*product(METHODS, MODES), (HEADS, "two processes")])
 def test_modes(mode: str, method: str, tmp_path: Path) -> None:
-    options, environment = MODES[mode]
+    options: dict[str, Any]
+    options, environment = MODES[mode]  # type: ignore[assignment]
     if "fastv" in method:
         options = {**options, "enable_chunked_prefill": False}
     script, tests = tmp_path / "ask.py", Path(__file__).parent

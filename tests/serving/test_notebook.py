@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_notebook(tmp_path: Path) -> None:
-    sources = [str(Path(package.__file__).parents[1]) for package in (foveate, foveate_reference)]
+    sources = [str(Path(str(package.__file__)).parents[1]) for package in (foveate, foveate_reference)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sources), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [str(ROOT / "tests" / "examples" / "notebook.py"), str(ROOT / "examples" / "notebooks" / "serve.ipynb")]
     done = subprocess.run(

@@ -79,7 +79,9 @@ def test_features_of_several_layers(layers: list[int], tmp_path: Any) -> None:
 
 
 def test_a_model_that_is_not_served(tmp_path: Any) -> None:
-    text = dict(hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    text: dict[str, Any] = dict(
+        hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
     LlamaConfig(architectures=["LlamaForCausalLM"], **text).save_pretrained(tmp_path)
     with pytest.raises(Exception, match=r"does not serve LlamaForCausalLM in vLLM; it serves .*Qwen2_5_VL"):
         configure(LUVC, tmp_path, skip_tokenizer_init=True)

@@ -45,10 +45,12 @@ class Chat:
     Attributes:
         messages: as `apply_chat_template` takes them, images and decoded videos in their places.
         films: what must be known of each video to place it in time, in the order of ``messages``.
+        name: of the question, for messages about it.
     """
 
     messages: list[dict[str, Any]]
     films: list[dict[str, Any]] = field(default_factory=list)
+    name: str = ""
 
     @property
     def media(self) -> tuple[bool, bool]:

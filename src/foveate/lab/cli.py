@@ -281,7 +281,7 @@ def families(json: Json = False) -> None:
 def eval_reference(request: Reference, json: bool) -> None:
     """Accuracy on questions that the reference models can answer, beside an oracle and controls."""
     request.check()
-    from foveate.lab.evaluation.protocol import evaluate
+    from foveate.lab.evaluation.reference import evaluate
 
     _measured(evaluate, request, json)
 

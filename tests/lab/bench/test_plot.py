@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from results import case, result
+from cases import case, result
 
 from foveate.lab.bench.plot import draw
 from foveate.lab.terminal import CommandError

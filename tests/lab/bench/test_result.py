@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from results import case, result
+from cases import case, result
 
 from foveate.lab.bench.result import read
 from foveate.lab.terminal import CommandError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def test_small_shapes_are_of_the_family_of_a_large_one(name: str) -> None:
 def test_tower_and_language_model_share_the_work_as_in_the_large_one() -> None:
     shares = []
     for name in ("qwen2.5-vl-7b", "small-qwen2.5-vl"):
-        model = shapes.skeleton(name).model
+        model: Any = shapes.skeleton(name).model
         tower, text = (
             sum(p.numel() for p in part.parameters()) for part in (model.visual, model.language_model.layers)
         )

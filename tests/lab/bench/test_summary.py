@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from results import case, result
+from cases import case, result
 
 from foveate.lab.bench.result import Case, Line
 from foveate.lab.bench.show import crossover, markdown

@@ -50,7 +50,16 @@ def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> No
 
 def test_only_who_asks_a_reference_model_needs_them() -> None:
     """Models of others can be asked, measured and trained without."""
-    modules = ("run", "serve", "catalog", "report.collect", "report.page", "bench.sweep", "bench.show", "train.adsc")
+    modules: tuple[str, ...] = (
+        "run",
+        "serve",
+        "catalog",
+        "report.collect",
+        "report.page",
+        "bench.sweep",
+        "bench.show",
+        "train.adsc",
+    )
     modules += ("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
     imports = "; ".join(f"import foveate.lab.{module}" for module in modules)
     program = f"import sys; sys.modules['foveate_reference'] = None; {imports}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """Where nobody watches, a line now and then instead of a bar."""
     clock = iter([0.0, 0.0, 5.0, 12.0, 12.0])
     with terminal.Bar() as bar:
-        monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
         for what, done in (("loading", 0.0), ("asking [a]", 0.1), ("asking [b]", 0.5), ("asking [b]", 0.9)):
             bar.tell(what, done)
         monkeypatch.undo()

@@ -10,11 +10,13 @@ import foveate
 from foveate import VTW, FastV, Method, ToMe
 from foveate.dial import TOLERANCE
 from foveate.errors import ConfigError, FoveateError
-from foveate.lab.evaluation.asking import answer
+from foveate.lab.asker import Asker
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
-from foveate.lab.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entries, label, spending
+from foveate.lab.evaluation.costs import meter
+from foveate.lab.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entries, label
+from foveate.lab.evaluation.questions import of_benchmark
+from foveate.lab.evaluation.reference import Batch, answer
 from foveate.lab.evaluation.request import Contest
-from foveate.lab.evaluation.subject import Subject
 from foveate_reference.data import Sample, samples
 
 #: methods that save nothing before the first word of an answer
@@ -30,18 +32,18 @@ def asked() -> list[Sample]:
 
 
 def planned(
-    methods: dict[str, Method | None], budgets: tuple[float, ...], by: By, subject: Subject, asked: list[Sample]
+    methods: dict[str, Method | None], budgets: tuple[float, ...], by: By, subject: Asker, asked: list[Sample]
 ) -> tuple[list[Entry], list[Missed]]:
     """`entries` at what methods spend on ``asked``."""
-    measure = spending(subject, asked)
+    measure = meter(subject, of_benchmark(asked, subject.side), 8, 1)
     return entries(methods, budgets, subject.host, lambda method: measure(method).share(by), lambda what, done: None)
 
 
-def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> float:
+def spent(subject: Asker, asked: list[Sample], method: Method, by: By) -> float:
     """Over that of the stock model, one question after another: what a run would report."""
     now = full = 0.0
     for sample in asked:
-        _, cost = answer(subject, subject.preparation.batch([sample]), method)
+        cost = answer(subject, Batch.of(subject, of_benchmark([sample], subject.side)), method)[0].cost
         assert cost is not None
         now += cost.of(by)[0]
         full += cost.of(by)[1]
@@ -50,7 +52,7 @@ def spent(subject: Subject, asked: list[Sample], method: Method, by: By) -> floa
 
 @pytest.mark.parametrize("name", DIALS)
 @pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
-def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: By, budget: float) -> None:
+def test_a_budget_is_met(subject: Asker, asked: list[Sample], name: str, by: By, budget: float) -> None:
     methods, _ = contenders(Contest(methods=(name,)), subject)
     plan, missed = planned(methods, (budget,), by, subject, asked)
     if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
@@ -72,7 +74,7 @@ def test_a_budget_is_met(subject: Subject, asked: list[Sample], name: str, by: B
     assert abs(spent(subject, asked, method, by) - budget) <= steps.get((name, by), TOLERANCE) + 1e-6
 
 
-def test_a_budget_is_that_of_all_layouts_together(qwen: Subject) -> None:
+def test_a_budget_is_that_of_all_layouts_together(qwen: Asker) -> None:
     """Two images for each single one: neither kind alone costs 70 % then, but both together do."""
     mixed = [*samples(tasks=("pair",), per_task=2), *samples(tasks=("color",), per_task=1)]
     plan, _ = planned({"dense": None, "tome": ToMe()}, (0.7,), "flops", qwen, mixed)
@@ -87,7 +89,7 @@ def test_two_budgets_are_two_names() -> None:
     assert (one, other) == ("stride at 0.333", "stride at 0.3333")
 
 
-def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
+def test_out_of_reach(qwen: Asker, asked: list[Sample]) -> None:
     late = FastV(layer=4)
     plan, missed = planned({"dense": None, "fastv": late, "vtw": VTW()}, (0.95, 0.5, 0.1), "tokens", qwen, asked)
     assert [str(entry) for entry in plan] == [
@@ -101,7 +103,7 @@ def test_out_of_reach(qwen: Subject, asked: list[Sample]) -> None:
     assert [(m.label, m.budget, round(m.closest, 6)) for m in missed] == [("fastv", 0.1, 0.4)]
 
 
-def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -> None:
+def test_what_has_no_dial_is_measured_once(qwen: Asker, asked: list[Sample]) -> None:
     methods, _ = contenders(Contest(methods=("blind", "antioracle")), qwen)
     plan, missed = planned(methods, (0.5, 0.1), "tokens", qwen, asked)
     assert [(entry.label, entry.method, entry.budget) for entry in plan] == [
@@ -112,7 +114,7 @@ def test_what_has_no_dial_is_measured_once(qwen: Subject, asked: list[Sample]) -
     assert not missed
 
 
-def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
+def test_as_is(qwen: Asker, asked: list[Sample]) -> None:
     """No budget, so a dial says where it is; two settings of a method are two."""
     described = (
         '{"method": "fastv", "keep": 0.25}',
@@ -129,14 +131,14 @@ def test_as_is(qwen: Subject, asked: list[Sample]) -> None:
     assert plan[3].method == FastV(schedule=((3, 0.5), (5, 0.2), (7, 0.1), (8, 0.1), (9, 0.0)))
 
 
-def test_a_budget_of_kv(qwen: Subject, asked: list[Sample]) -> None:
+def test_a_budget_of_kv(qwen: Asker, asked: list[Sample]) -> None:
     plan, _ = planned({"dense": None, "fastv": FastV(layer=3)}, (0.6,), "kv", qwen, asked)
     method = plan[1].method
     assert method is not None
     assert spent(qwen, asked, method, "kv") == pytest.approx(0.6, abs=TOLERANCE)
 
 
-def test_by_default_all_that_fits(subject: Subject) -> None:
+def test_by_default_all_that_fits(subject: Asker) -> None:
     methods, notes = contenders(Contest(), subject)
     assert list(methods)[:4] == list(BOUNDS)
     videos = {"dycoke"} if subject.host.frames else set()
@@ -146,7 +148,7 @@ def test_by_default_all_that_fits(subject: Subject) -> None:
         assert len(said) == (name not in videos)
 
 
-def test_names_options_and_labels(qwen: Subject) -> None:
+def test_names_options_and_labels(qwen: Asker) -> None:
     def labels(*names: str, **other: Any) -> list[str]:
         return list(contenders(Contest(methods=names, **other), qwen)[0])
 
@@ -176,7 +178,7 @@ def test_names_options_and_labels(qwen: Subject) -> None:
         labels("fastv", options=("layr=4",))
 
 
-def test_labels_leave_the_dial_out(qwen: Subject) -> None:
+def test_labels_leave_the_dial_out(qwen: Asker) -> None:
     assert label(FastV(ratio=0.123), qwen.host) == "fastv"
     assert label(VTW(layer=2), qwen.host) == "vtw"
     assert label(Oracle(keep=0.9), qwen.host) == "oracle"

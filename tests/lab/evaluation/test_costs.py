@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foveate import Method, Stride
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.costs import Costs
 from foveate.lab.terminal import CommandError
 
@@ -24,6 +24,7 @@ class Measure:
     def __call__(self, method: Method) -> Cost:
         self.asked.append(method)
         assert isinstance(method, Stride)
+        assert method.keep is not None
         return Cost(method.keep / 3, 2.0, 3.0, 1.0, 8.0, 6.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from foveate import DivPrune, FastV
-from foveate.lab.evaluation.fidelity import measuring, meter
-from foveate.lab.evaluation.fidelity.forced import hear
+from foveate.lab.asker import Asker
+from foveate.lab.evaluation import costs
+from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.fidelity.measuring import measure
-from foveate.lab.evaluation.fidelity.meter import asked
-from foveate.lab.evaluation.fidelity.prompts import of_benchmark
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.evaluation.forced import asked, hear
+from foveate.lab.evaluation.questions import of_benchmark
 from foveate.lab.evaluation.report import write
 from foveate.lab.evaluation.request import Fidelity
 from foveate.lab.evaluation.statistics import average
@@ -37,8 +37,8 @@ def request(out: Path, **changes: Any) -> Fidelity:
 
 
 @pytest.fixture(autouse=True)
-def one_model(stock_qwen: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "load_stock", lambda *about: stock_qwen)
+def one_model(qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "load_asker", lambda *about: qwen)
 
 
 def silent(what: str, done: float) -> None:
@@ -50,27 +50,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, stock_qwen: Stock) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, qwen: Asker) -> Path:
     """The folder of a run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "load_stock", lambda *about: stock_qwen)
+        patch.setattr(measuring, "load_asker", lambda *about: qwen)
         write(measure(request(out), silent))
     return out
 
 
-def test_numbers_are_those_of_the_prompts(whole: Path, stock_qwen: Stock) -> None:
+def test_numbers_are_those_of_the_prompts(whole: Path, qwen: Asker) -> None:
     found = json.loads((whole / "results.json").read_text())
     assert (found["count"], found["answer_tokens"], found["by"]) == (4, 2.0, "tokens")
     rows = {(row["label"], row["budget"]): row for row in found["rows"]}
     assert set(rows) == {("stride", 0.25), ("divprune", 0.25)}
     row = rows["divprune", 0.25]
     prompts = of_benchmark(samples(tasks=("color", "pair"), per_task=2), 0)
-    heard = [
-        each
-        for prompt in prompts
-        for each in hear(stock_qwen.model, DivPrune(keep=0.25), asked(stock_qwen, [prompt], 2))
-    ]
+    heard = [each for prompt in prompts for each in hear(qwen.model, DivPrune(keep=0.25), asked(qwen, [prompt], 2))]
     assert row["kl"]["value"] == pytest.approx(np.mean([np.mean(each.kl) for each in heard]), rel=1e-3)
     assert row["first_kl"]["value"] == pytest.approx(np.mean([each.kl[0] for each in heard]), rel=1e-3)
     assert row["top1"]["value"] == pytest.approx(np.mean([np.mean(each.agree) for each in heard]))
@@ -96,13 +92,13 @@ def test_an_interrupted_run_ends_like_any_other(whole: Path, tmp_path: Path, mom
 
 def test_a_finished_run_asks_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
-    for module in (measuring, meter):
+    for module in (measuring, costs):
         monkeypatch.setattr(module, "hear", lambda *given: pytest.fail("everything has been heard"))
     write(measure(request(whole), silent))
     assert contents(whole) == before
 
 
-def test_other_settings_are_refused(whole: Path, stock_qwen: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_are_refused(whole: Path, qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
     for changes in (
         {"per_task": 3},
@@ -113,7 +109,9 @@ def test_other_settings_are_refused(whole: Path, stock_qwen: Stock, monkeypatch:
         with pytest.raises(CommandError, match="belongs to another run"):
             measure(request(whole, **changes), silent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "load_stock", lambda *about: replace(stock_qwen, digest="another"))
+        another = copy(qwen)
+        another.digest = "another"
+        patch.setattr(measuring, "load_asker", lambda *about: another)
         with pytest.raises(CommandError, match="its weights is"):
             measure(request(whole), silent)
     assert contents(whole) == before

@@ -12,22 +12,21 @@ import tiny
 import torch
 
 from foveate import VTW, DivPrune, DyCoke, FastV, Method, Stride, compress
-from foveate.lab.evaluation.fidelity.forced import Said, divergence, hear, say
-from foveate.lab.evaluation.fidelity.meter import asked
-from foveate.lab.evaluation.fidelity.prompts import Prompt, of_benchmark
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.asker import Asker
+from foveate.lab.evaluation.forced import Said, asked, divergence, hear, say
+from foveate.lab.evaluation.questions import Prompt, of_benchmark
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
 
-def prompts(stock: Stock, *tasks: str, per_task: int = 1) -> list[Prompt]:
-    return of_benchmark(samples("test", tasks=tasks, per_task=per_task), stock.side)
+def prompts(subject: Asker, *tasks: str, per_task: int = 1) -> list[Prompt]:
+    return of_benchmark(samples("test", tasks=tasks, per_task=per_task), subject.side)
 
 
 @contextmanager
-def talkative(stock: Stock) -> Iterator[None]:
+def talkative(subject: Asker) -> Iterator[None]:
     """Answers of the reference models end after a word: here they go on."""
-    config = stock.model.generation_config
+    config = subject.model.generation_config
     end, config.eos_token_id = config.eos_token_id, None
     try:
         yield
@@ -35,7 +34,7 @@ def talkative(stock: Stock) -> Iterator[None]:
         config.eos_token_id = end
 
 
-def by_hand(stock: Stock, said: Said, method: Method | None) -> Any:
+def by_hand(subject: Asker, said: Said, method: Method | None) -> Any:
     """Next-token log-probabilities ``(N, V)`` of one prompt in float64, from a single forward pass without a cache."""
     ids = torch.cat([said.inputs["input_ids"], said.tokens], dim=1)
     added = torch.zeros_like(said.tokens)
@@ -43,10 +42,12 @@ def by_hand(stock: Stock, said: Said, method: Method | None) -> Any:
     for key in ("mm_token_type_ids", "token_type_ids"):
         if key in rest:
             rest[key] = torch.cat([rest[key], added], dim=1)
-    handle = None if method is None else compress(stock.model, method)
+    handle = None if method is None else compress(subject.model, method)
     try:
         with torch.inference_mode():
-            logits = stock.model(input_ids=ids, attention_mask=torch.ones_like(ids), **rest).logits[0].double().numpy()
+            logits = (
+                subject.model(input_ids=ids, attention_mask=torch.ones_like(ids), **rest).logits[0].double().numpy()
+            )
     finally:
         if handle is not None:
             handle.remove()
@@ -56,12 +57,12 @@ def by_hand(stock: Stock, said: Said, method: Method | None) -> Any:
 
 
 @pytest.mark.parametrize("method", [Stride(keep=0.3), DivPrune(keep=0.2), VTW(layer=4)], ids=repr)
-def test_kl_is_that_of_full_forwards(stock: Stock, method: Method) -> None:
-    with talkative(stock):
-        said = asked(stock, prompts(stock, "word"), 6)
-        (heard,) = hear(stock.model, method, said)
+def test_kl_is_that_of_full_forwards(subject: Asker, method: Method) -> None:
+    with talkative(subject):
+        said = asked(subject, prompts(subject, "word"), 6)
+        (heard,) = hear(subject.model, method, said)
     assert len(heard.kl) == len(heard.agree) == 6
-    p, q = by_hand(stock, said, None), by_hand(stock, said, method)
+    p, q = by_hand(subject, said, None), by_hand(subject, said, method)
     kl = (np.exp(p) * (p - q)).sum(-1)
     assert kl.max() > 1e-4, "a method that changes something"
     assert heard.kl == pytest.approx(kl, rel=1e-3, abs=1e-6)
@@ -69,63 +70,63 @@ def test_kl_is_that_of_full_forwards(stock: Stock, method: Method) -> None:
     assert said.tokens[0].tolist() == p.argmax(-1).tolist(), "the stock model's likeliest"
 
 
-def test_what_changes_nothing_is_nothing(stock: Stock) -> None:
-    said = asked(stock, prompts(stock, "color", "pair"), 4)
-    for heard in hear(stock.model, FastV(ratio=1.0), said):
+def test_what_changes_nothing_is_nothing(subject: Asker) -> None:
+    said = asked(subject, prompts(subject, "color", "pair"), 4)
+    for heard in hear(subject.model, FastV(ratio=1.0), said):
         assert set(heard.kl) == {0.0}
         assert all(heard.agree)
         assert heard.cost is not None
         assert heard.cost.of("tokens")[0] == heard.cost.of("tokens")[1]
 
 
-def test_an_answer_has_its_end_and_nothing_after_it(stock: Stock) -> None:
-    said = asked(stock, prompts(stock, "color", "where"), 4)
+def test_an_answer_has_its_end_and_nothing_after_it(subject: Asker) -> None:
+    said = asked(subject, prompts(subject, "color", "where"), 4)
     assert said.lengths == (2, 2)
-    end = stock.model.generation_config.eos_token_id
+    end = subject.model.generation_config.eos_token_id
     assert said.tokens[:, 1].tolist() == [end, end]
-    assert [len(heard.kl) for heard in hear(stock.model, Stride(), said)] == [2, 2]
+    assert [len(heard.kl) for heard in hear(subject.model, Stride(), said)] == [2, 2]
 
 
-def generated(stock: Stock, said: Said, method: Method) -> list[list[int]]:
+def generated(subject: Asker, said: Said, method: Method) -> list[list[int]]:
     start = said.inputs["input_ids"].shape[1]
-    with compress(stock.model, method):
-        out = stock.model.generate(**said.inputs, max_new_tokens=said.tokens.shape[1], do_sample=False)
+    with compress(subject.model, method):
+        out = subject.model.generate(**said.inputs, max_new_tokens=said.tokens.shape[1], do_sample=False)
     return [row[start:].tolist() for row in out]
 
 
-def test_same_answer_is_what_generate_says(stock: Stock) -> None:
+def test_same_answer_is_what_generate_says(subject: Asker) -> None:
     """Where both agree on every token, the answers are the same; else not."""
     found = []
-    with talkative(stock):
-        said = asked(stock, prompts(stock, "color", "read", "count", "table"), 3)
+    with talkative(subject):
+        said = asked(subject, prompts(subject, "color", "read", "count", "table"), 3)
         for method in (VTW(layer=2), Stride(keep=0.3), FastV(ratio=0.3, layer=3)):
-            free = generated(stock, said, method)
-            for heard, mine, stocks in zip(hear(stock.model, method, said), free, said.tokens.tolist()):
+            free = generated(subject, said, method)
+            for heard, mine, stocks in zip(hear(subject.model, method, said), free, said.tokens.tolist()):
                 assert all(heard.agree) == (mine == stocks)
                 found.append(all(heard.agree))
     assert {True, False} == set(found)
 
 
 @pytest.mark.parametrize("method", [FastV(ratio=0.4, layer=3), DyCoke()], ids=repr)
-def test_a_batch_is_each_alone(stock: Stock, method: Method) -> None:
+def test_a_batch_is_each_alone(subject: Asker, method: Method) -> None:
     """FastV looks at the last token of a prompt, which the answer must not become; DyCoke acts while it is written."""
-    mixed = prompts(stock, "color", "pair")
-    with talkative(stock):
-        together = hear(stock.model, method, asked(stock, mixed, 4))
+    mixed = prompts(subject, "color", "pair")
+    with talkative(subject):
+        together = hear(subject.model, method, asked(subject, mixed, 4))
         for prompt, one in zip(mixed, together):
-            (alone,) = hear(stock.model, method, asked(stock, [prompt], 4))
+            (alone,) = hear(subject.model, method, asked(subject, [prompt], 4))
             assert alone.answer == one.answer
             assert alone.kl == pytest.approx(one.kl, rel=1e-2, abs=1e-5)
 
 
-def test_plain_greedy_search_whatever_the_generation_config_says(stock_qwen: Stock) -> None:
-    with talkative(stock_qwen):
-        plain = asked(stock_qwen, prompts(stock_qwen, "color"), 4)
-        config = stock_qwen.model.generation_config
+def test_plain_greedy_search_whatever_the_generation_config_says(qwen: Asker) -> None:
+    with talkative(qwen):
+        plain = asked(qwen, prompts(qwen, "color"), 4)
+        config = qwen.model.generation_config
         config.repetition_penalty, config.suppress_tokens = 9.0, [int(plain.tokens[0, 0])]
         try:
-            again = asked(stock_qwen, prompts(stock_qwen, "color"), 4)
-            assert stock_qwen.model.generation_config is config
+            again = asked(qwen, prompts(qwen, "color"), 4)
+            assert qwen.model.generation_config is config
         finally:
             config.repetition_penalty, config.suppress_tokens = None, None
     assert torch.equal(plain.tokens, again.tokens)
@@ -144,12 +145,12 @@ def test_divergence() -> None:
     assert divergence(banned, torch.full((3,), torch.nan)).isnan()
 
 
-def test_probabilities_that_are_no_numbers(stock_qwen: Stock) -> None:
-    said = asked(stock_qwen, prompts(stock_qwen, "color"), 2)
-    head = stock_qwen.model.lm_head.register_forward_hook(lambda module, given, out: out * float("nan"))
+def test_probabilities_that_are_no_numbers(qwen: Asker) -> None:
+    said = asked(qwen, prompts(qwen, "color"), 2)
+    head = qwen.model.lm_head.register_forward_hook(lambda module, given, out: out * float("nan"))
     try:
         with pytest.raises(CommandError, match="not finite numbers with stride or without: try --dtype bfloat16"):
-            hear(stock_qwen.model, Stride(), said)
+            hear(qwen.model, Stride(), said)
     finally:
         head.remove()
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate.lab.evaluation.fidelity.prompts import drawn, from_file, from_words, grouped, of_benchmark
+from foveate.errors import InputError
+from foveate.lab.asker import Asker
+from foveate.lab.evaluation.forced import asked
+from foveate.lab.evaluation.questions import drawn, from_file, from_words, grouped, of_benchmark
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
@@ -129,3 +132,10 @@ def test_drawing_and_grouping(folder: Path) -> None:
     assert max(map(len, groups)) == 2
     assert sum(len({prompt.sizes for prompt in group}) > 1 for group in groups) <= 1, "like to like"
     assert grouped(drawn(prompts, None, 5), 2) == groups
+
+
+def test_a_prompt_that_the_processor_refuses_is_named(qwen: Asker, folder: Path) -> None:
+    Image.new("RGB", (3000, 10)).save(folder / "wide.png")
+    wide = from_words([folder / "pictures" / "1.png", folder / "wide.png"], ["color of star ?"])
+    with pytest.raises(InputError, match=r"refuses the prompts 1, 2: absolute aspect ratio"):
+        asked(qwen, wide, 1)

@@ -10,12 +10,12 @@ import pytest
 
 import foveate_reference as reference
 from foveate.errors import FoveateError
-from foveate.lab.evaluation import plan, protocol, report, subject
-from foveate.lab.evaluation.asking import answer
-from foveate.lab.evaluation.batches import grouped, probes
-from foveate.lab.evaluation.protocol import evaluate
+from foveate.lab.asker import Asker
+from foveate.lab.evaluation import costs, report
+from foveate.lab.evaluation import reference as protocol
+from foveate.lab.evaluation.questions import layouts, of_benchmark
+from foveate.lab.evaluation.reference import Batch, answer, batches, evaluate, load_subject
 from foveate.lab.evaluation.request import Reference
-from foveate.lab.evaluation.subject import Subject, load
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
 
@@ -28,19 +28,19 @@ def request(out: Path, **changes: object) -> Reference:
     return Reference(out, **{**usual, **changes})  # type: ignore[arg-type]
 
 
-def small(patch: pytest.MonkeyPatch, qwen: Subject) -> None:
+def small(patch: pytest.MonkeyPatch, qwen: Asker) -> None:
     """One model for all tests, as loading takes a second; and batches of 4 questions, so that a run has several."""
-    patch.setattr(subject, "load", lambda name, adapter: qwen)
-    patch.setattr(protocol, "grouped", lambda samples: grouped(samples, tokens=400))
+    patch.setattr(protocol, "load_subject", lambda name, adapter: qwen)
+    patch.setattr(protocol, "batches", lambda prompts: batches(prompts, tokens=400))
 
 
 @pytest.fixture(autouse=True)
-def small_runs(qwen: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_runs(qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch, qwen)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, qwen: Subject) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, qwen: Asker) -> Path:
     """The folder of a run that nobody disturbed."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -77,8 +77,8 @@ def test_an_interrupted_run_ends_like_any_other(whole: Path, tmp_path: Path, mom
 
 def test_a_finished_run_asks_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(whole)
-    for module in (protocol, plan):
-        monkeypatch.setattr(module, "answer", lambda *args: pytest.fail("everything has been answered"))
+    for module, name in ((protocol, "answer"), (costs, "hear")):
+        monkeypatch.setattr(module, name, lambda *args: pytest.fail("everything has been answered"))
     report.write(evaluate(request(whole, seeds=(0, 3)), lambda what, done: None))
     assert contents(whole) == before
 
@@ -104,13 +104,13 @@ def test_what_is_on_file(whole: Path) -> None:
         assert line["cost"]["tokens"] == pytest.approx(0.3 * line["cost"]["full_tokens"])
 
 
-def test_the_reference_model_sees(qwen: Subject) -> None:
+def test_the_reference_model_sees(qwen: Asker) -> None:
     """Loosely, as another machine rounds differently; the benchmark's own tests are strict."""
     asked = samples(tasks=("color",), per_task=16)
     right = {}
     for blind in (False, True):
-        words, _ = answer(qwen, qwen.preparation.batch(asked, blind=blind), None)
-        right[blind] = sum(word == sample.answer for word, sample in zip(words, asked))
+        said = answer(qwen, Batch.of(qwen, of_benchmark(asked, qwen.side), blind), None)
+        right[blind] = sum(one.text == sample.answer for one, sample in zip(said, asked))
     assert right[False] > 11
     assert right[True] < 7
 
@@ -156,19 +156,18 @@ def test_a_line_that_is_no_answer(whole: Path, tmp_path: Path, line: str) -> Non
 
 
 def test_batches_have_one_layout() -> None:
-    asked = samples(tasks=("color", "document", "pair"), per_task=9)
-    groups = grouped(asked, tokens=800)
-    assert sorted(sample.id for group in groups for sample in group) == sorted(sample.id for sample in asked)
+    asked = of_benchmark(samples(tasks=("color", "document", "pair"), per_task=9), 0)
+    groups = batches(asked, tokens=800)
+    assert sorted(prompt.id for group in groups for prompt in group) == sorted(prompt.id for prompt in asked)
     for group in groups:
-        layouts = {tuple(image.shape for image in sample.images) for sample in group}
-        assert len(layouts) == 1
-        assert sum(cells.size for sample in group for cells in sample.evidence) <= 800
-    assert [weight for _, weight in probes(asked, 1)] == [1 / 3] * 3
+        assert len({prompt.sizes for prompt in group}) == 1
+        assert sum(cells.size for prompt in group for cells in prompt.evidence) <= 800
+    assert [len(layout) for layout in layouts(asked)] == [9] * 3
 
 
-def test_blind_is_shown_grey_and_answers_the_same_questions(qwen: Subject) -> None:
-    asked = samples(tasks=("color",), per_task=3)
-    seen, blind = (qwen.preparation.batch(asked, blind=blind).inputs for blind in (False, True))
+def test_blind_is_shown_grey_and_answers_the_same_questions(qwen: Asker) -> None:
+    asked = of_benchmark(samples(tasks=("color",), per_task=3), qwen.side)
+    seen, blind = (Batch.of(qwen, asked, blind).inputs for blind in (False, True))
     assert (seen["input_ids"] == blind["input_ids"]).all()
     assert len(np.unique(blind["pixel_values"].round(decimals=4))) == 1
     assert len(np.unique(seen["pixel_values"].round(decimals=4))) > 50
@@ -177,14 +176,15 @@ def test_blind_is_shown_grey_and_answers_the_same_questions(qwen: Subject) -> No
 def test_llava_sees_large_images_in_tiles() -> None:
     if not (reference.PATHS["llava"] / "model.safetensors").is_file():
         pytest.skip("the weights are missing")
-    subject = load("reference-llava")
+    subject = load_subject("reference-llava")
     (document,) = samples(tasks=("document",), per_task=1)
-    batch = subject.preparation.batch([document])
+    (prompt,) = of_benchmark([document], subject.side)
+    batch = Batch.of(subject, [prompt])
     assert batch.inputs["pixel_values"].shape == (4, 3, 160, 160)
     (whole,) = document.evidence
-    assert [cells.shape for cells in batch.evidence] == [(10, 10)] * 4
+    assert [cells.shape for cells in prompt.evidence] == [(10, 10)] * 4
     corners = (whole[:10, :10], whole[:10, 10:], whole[10:, :10], whole[10:, 10:])
-    assert all((cells == corner).all() for cells, corner in zip(batch.evidence, corners))
+    assert all((cells == corner).all() for cells, corner in zip(prompt.evidence, corners))
 
 
 def test_an_error_in_the_middle_leaves_the_threads_alone(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from foveate import Downsample, FastV
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation import statistics
-from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.lmms.memory import Memory, Note
 from foveate.lab.evaluation.lmms.rows import rows
 from foveate.lab.evaluation.lmms.run import scores_of
@@ -191,18 +191,20 @@ def asked(*numbers: int, padding: Sequence[int] = ()) -> list[Any]:
 def test_files_of_other_processes_stay_as_they_are(tmp_path: Path) -> None:
     """They may be in the middle of a line; one's own file is cut there."""
     header = {"limit": 3}
-    Memory(tmp_path / "t-dense-1.jsonl", header).add({"t/4/0/0": Note("one\n\u2028two", 1, None)})
+    Memory(tmp_path / "t-dense-1.jsonl", header).add([Note("t/4/0/0", "one\n\u2028two", 1, 0.0, None)])
     for end in (b"", b'{"id": "t/5'):
         other, empty = tmp_path / "t-dense-1.jsonl", tmp_path / "t-dense-2.jsonl"
         other.write_bytes(other.read_bytes() + end)
         empty.write_bytes(b"")
         before = other.read_bytes()
-        assert Memory(tmp_path / "t-dense-0.jsonl", header)["t/4/0/0"] == Note("one\n\u2028two", 1, None)
+        assert Memory(tmp_path / "t-dense-0.jsonl", header)["t/4/0/0"] == Note(
+            "t/4/0/0", "one\n\u2028two", 1, 0.0, None
+        )
         assert (other.read_bytes(), empty.read_bytes()) == (before, b"")
     mine = Memory(other, header)
-    mine.add({"t/5/0/0": Note("b", 1, None)})
+    mine.add([Note("t/5/0/0", "b", 1, 0.0, None)])
     assert other.read_bytes().count(b"\n") == 3
-    assert Memory(other, header)["t/5/0/0"] == Note("b", 1, None)
+    assert Memory(other, header)["t/5/0/0"] == Note("t/5/0/0", "b", 1, 0.0, None)
     assert Memory(empty, header).get("t/4/0/0") is not None
     assert json.loads(empty.read_text()) == header
 
@@ -214,13 +216,13 @@ def test_memory_of_several_processes(tmp_path: Path) -> None:
         "a question that is repeated has several answers"
     )
     assert first.names(asked(4, 5, padding=(5,))) == ["t/4/0/0", "t/5/0/0", "t/5/0/0"]
-    first.add({"t/4/0/0": Note("a", 1, COST), "t/5/0/0": Note("b", 2, COST)})
-    Memory(tmp_path / "t-dense-at-0.5-0.jsonl", {"limit": 9}).add({"t/7/0/0": Note("c", 1, None)})
+    first.add([Note("t/4/0/0", "a", 1, 0.0, COST), Note("t/5/0/0", "b", 2, 0.0, COST)])
+    Memory(tmp_path / "t-dense-at-0.5-0.jsonl", {"limit": 9}).add([Note("t/7/0/0", "c", 1, 0.0, None)])
     second = Memory(tmp_path / "t-dense-1.jsonl", header)
-    second.add({"t/6/0/0": Note("greedy", 0, None, 0.25)})
+    second.add([Note("t/6/0/0", "greedy", 0, 0.25, None)])
     together = Memory(tmp_path / "t-dense-2.jsonl", header)
-    assert together["t/5/0/0"] == Note("b", 2, COST)
-    assert together["t/6/0/0"] == Note("greedy", 0, None, 0.25)
+    assert together["t/5/0/0"] == Note("t/5/0/0", "b", 2, 0.0, COST)
+    assert together["t/6/0/0"] == Note("t/6/0/0", "greedy", 0, 0.25, None)
     assert together.get("t/7/0/0") is None
     assert together.costs() == [COST, COST]
     lines = (tmp_path / "t-dense-0.jsonl").read_text().splitlines()

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from foveate import Downsample, Stride
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.bounds import AntiOracle
 from foveate.lab.evaluation.plan import Entry, Missed
-from foveate.lab.evaluation.report import aligned, markdown
+from foveate.lab.evaluation.report import markdown
 from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Key, Question, Row, rows
 from foveate.lab.evaluation.store import Record
 from foveate.lab.evaluation.table import Evaluation, ordered
+from foveate.lab.terminal import aligned
 
 DENSE = Entry("dense")
 STRIDE = Entry("stride", Stride(keep=0.5), 0.5)

@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 import foveate_reference as reference
-from foveate.lab.evaluation.protocol import evaluate
+from foveate.lab.evaluation.reference import evaluate
 from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Row
 from foveate.lab.evaluation.table import Evaluation

@@ -26,7 +26,7 @@ from foveate import (
 )
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.asker import Asker
 from foveate.lab.evaluation.tune.search import (
     along_sigmoids,
     along_the_dial,
@@ -104,10 +104,10 @@ def test_layers_that_do_not_fit_are_not_tried() -> None:
 
 def test_a_smooth_dial_is_bisected() -> None:
     judge = Judge([1 / 12] * 12)
-    along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - method.keep, 0.3)  # type: ignore[attr-defined]
+    along_the_dial(DivPrune(), HOST, anything, lambda method: 1 - (method.keep or 0), 0.3)
     along_the_dial(Random(layer=0), HOST, anything, judge, 0.3)
     good = [method for method, kl in judge.judged.items() if kl <= 0.3]
-    assert min(method.keep for method in good) == math.ceil(0.7 * 64) / 64  # type: ignore[attr-defined]
+    assert min(method.keep or 0 for method in good) == math.ceil(0.7 * 64) / 64
     assert len(judge.judged) < 9
 
 
@@ -205,7 +205,7 @@ def test_what_the_budget_cannot_pay_and_the_model_cannot_do_is_not_judged() -> N
 
     def spend(method: Method) -> Method | None:
         assert isinstance(method, FastV)
-        return method if method.layer < 6 else None
+        return method if method.layer is not None and method.layer < 6 else None
 
     among_options(FastV(layer=8), HOST, lambda m: m.layer != 3, judge, spend)  # type: ignore[attr-defined]
 
@@ -227,19 +227,19 @@ UNSCHEDULED = (VTW(), DivPrune(), ToMe(), DivPrune() + VTW(), SPU() + FastV())
 
 
 @pytest.mark.parametrize("method", SCHEDULED, ids=repr)
-def test_methods_that_follow_a_schedule(stock: Stock, method: Method) -> None:
+def test_methods_that_follow_a_schedule(subject: Asker, method: Method) -> None:
     def fits(method: Method) -> bool:
         try:
-            compress(stock.model, method).remove()
+            compress(subject.model, method).remove()
         except FoveateError:
             return False
         return True
 
-    first = takes_schedule(method, stock.host, fits)
+    first = takes_schedule(method, subject.host, fits)
     assert first == SCHEDULED[method]
     schedule = Schedule(((first, 0.75), (4, 0.5), (8, 0.0)))
     paced = method.with_schedule(schedule)
-    found = [site for site in paced.sites(stock.host) if site.at == "decoder"]
+    found = [site for site in paced.sites(subject.host) if site.at == "decoder"]
     assert [(site.layer, site.shares[-1]) for site in found] == [pytest.approx(stage) for stage in schedule.stages]
     assert fits(paced)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_dict
+from foveate.lab.asker import Asker
+from foveate.lab.evaluation import questions
 from foveate.lab.evaluation.fidelity import measuring
-from foveate.lab.evaluation.fidelity.forced import hear
-from foveate.lab.evaluation.fidelity.lines import kls
-from foveate.lab.evaluation.fidelity.meter import asked
-from foveate.lab.evaluation.fidelity.prompts import Prompt, drawn, of_benchmark
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.evaluation.fidelity.table import kls
+from foveate.lab.evaluation.forced import asked, hear
+from foveate.lab.evaluation.questions import Prompt, drawn, of_benchmark
 from foveate.lab.evaluation.report import write
 from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.tune.tuning import asking, tune
@@ -30,10 +30,10 @@ def request(out: Path, method: Method | None = None, **changes: Any) -> Tune:
 
 
 @pytest.fixture(autouse=True)
-def one_model(stock_qwen: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_model(qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one task: what tokens of documents cost is for others to measure."""
-    monkeypatch.setattr(measuring, "load_stock", lambda *about: stock_qwen)
-    monkeypatch.setattr(measuring.protocol, "questions_of", lambda request, seed: colours())
+    monkeypatch.setattr(measuring, "load_asker", lambda *about: qwen)
+    monkeypatch.setattr(questions, "samples_of", lambda request, seed: colours())
 
 
 def colours() -> list[Any]:
@@ -48,24 +48,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
 
-def mean_kl(stock: Stock, prompts: list[Prompt], method: Method) -> float:
+def mean_kl(subject: Asker, prompts: list[Prompt], method: Method) -> float:
     return float(
-        kls([each for prompt in prompts for each in hear(stock.model, method, asked(stock, [prompt], 1))]).mean()
+        kls([each for prompt in prompts for each in hear(subject.model, method, asked(subject, [prompt], 1))]).mean()
     )
 
 
-def test_the_layer_of_vtw(tmp_path: Path, stock_qwen: Stock) -> None:
+def test_the_layer_of_vtw(tmp_path: Path, qwen: Asker) -> None:
     found = tune(request(tmp_path), silent)
     write(found)
     prompts = drawn(of_benchmark(colours(), 0), 6, 0)
-    kl = [mean_kl(stock_qwen, prompts[3:], VTW(layer=layer)) for layer in range(10)]
+    kl = [mean_kl(qwen, prompts[3:], VTW(layer=layer)) for layer in range(10)]
     layer = next(layer for layer in range(10) if kl[layer] <= 0.1)
-    assert found.method.sites(stock_qwen.host) == VTW(layer=layer).sites(stock_qwen.host)
+    assert found.method.sites(qwen.host) == VTW(layer=layer).sites(qwen.host)
     written = json.loads((tmp_path / "method.json").read_text())
     assert method_from_dict(written) == found.method
     given, last = found.held_out
     assert (given.label, last.label) == ("given", "found")
-    assert last.kl.value == pytest.approx(mean_kl(stock_qwen, prompts[:3], found.method), rel=1e-2, abs=1e-6)
+    assert last.kl.value == pytest.approx(mean_kl(qwen, prompts[:3], found.method), rel=1e-2, abs=1e-6)
     assert (last.kl.n, found.calibration[-1].kl.n, found.gain) == (3, 3, None)
     assert "On prompts held out its KL is" in (tmp_path / "results.md").read_text()
 

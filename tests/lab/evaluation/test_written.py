@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from foveate.lab.evaluation.report import write_files
+from foveate.lab.evaluation.report import Content, write_files
 from foveate.lab.evaluation.store import JSON, MARKDOWN
 from foveate.lab.terminal import CommandError
 
 
 def test_each_kind_of_content(tmp_path: Path) -> None:
-    files = {JSON: {"é": 1.5}, MARKDOWN: "# é\n", "drawn.png": lambda path: path.write_bytes(b"png")}
+    files: dict[str, Content] = {
+        JSON: {"é": 1.5},
+        MARKDOWN: "# é\n",
+        "drawn.png": lambda path: path.write_bytes(b"png"),
+    }
     paths = write_files(tmp_path, files)
     assert [path.name for path in paths] == [JSON, MARKDOWN, "drawn.png"]
     assert json.loads(paths[0].read_text(encoding="utf-8")) == {"é": 1.5}

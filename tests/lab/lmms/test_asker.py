@@ -15,8 +15,8 @@ import saved
 
 import foveate
 from foveate.errors import ConfigError, InputError
+from foveate.lab.asker import Asker, generation
 from foveate.lab.chats import Chat, Frames, chat, question
-from foveate.lab.evaluation.lmms.asker import Asker, generation
 
 IMAGES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
 METHODS: dict[str, foveate.Method | None] = {"dense": None, "luvc": foveate.LUVC(), "fastv": foveate.FastV(ratio=0.4)}

@@ -19,10 +19,10 @@ from PIL import Image
 
 from foveate import Stride
 from foveate.errors import FoveateError
+from foveate.lab.asker import Asker
 from foveate.lab.cli import main
 from foveate.lab.evaluation import report
 from foveate.lab.evaluation.lmms import run
-from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.lmms.report import Public
 from foveate.lab.evaluation.lmms.run import evaluate
 from foveate.lab.evaluation.request import Tasks

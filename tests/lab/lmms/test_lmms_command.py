@@ -18,9 +18,8 @@ import tasks
 
 from foveate import ADSC, IPCV, Stride
 from foveate.errors import FoveateError
-from foveate.lab.evaluation.asking import answer
-from foveate.lab.evaluation.batches import grouped
-from foveate.lab.evaluation.subject import load
+from foveate.lab.evaluation.questions import of_benchmark
+from foveate.lab.evaluation.reference import Batch, answer, batches, load_subject
 from foveate.method import Method
 
 if not entry_points(group="lmms_eval.models"):
@@ -31,10 +30,10 @@ BIN = Path(sys.executable).parent
 
 def ours(reference: str, method: Method | None) -> dict[str, str]:
     """What the reference benchmark's own path answers to the same questions, by their id."""
-    subject, found = load(f"reference-{reference}"), {}
-    for group in grouped(tasks.samples()):
-        words, _ = answer(subject, subject.preparation.batch(group), method)
-        found |= {sample.id: word for sample, word in zip(group, words)}
+    subject, found = load_subject(f"reference-{reference}"), {}
+    for group in batches(of_benchmark(tasks.samples(), subject.side)):
+        said = answer(subject, Batch.of(subject, group), method)
+        found |= {prompt.id: one.text for prompt, one in zip(group, said)}
     return found
 
 

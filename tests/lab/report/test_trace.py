@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import tiny
@@ -31,7 +32,9 @@ METHODS = {
 
 def tensors(trace: Trace) -> list[Tensor]:
     """All tensors that a trace holds, in whatever it refers to."""
-    found, seen, left = [], set(), [trace]
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    left: list[Any] = [trace]
     while left:
         each = left.pop()
         if id(each) in seen or isinstance(each, (type, Method, Site, Host)):

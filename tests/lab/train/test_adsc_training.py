@@ -19,8 +19,11 @@ from foveate.errors import ConfigError, FoveateError, TrainingError
 from foveate.lab.terminal import CommandError
 from foveate.lab.train import adsc
 from foveate.lab.train.adsc import Request
+from foveate.models import family_of
 from foveate.training import adsc as training
 from foveate.training.adsc import Recipe
+from foveate.training.collator import Collator
+from foveate.training.curriculum import Compression
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
@@ -64,7 +67,7 @@ def test_the_loss_falls(model: str, tmp_path: Path) -> None:
 def test_the_folder_restores_adapter_and_method(trained: Path) -> None:
     model, processor = reference.load()
     sample = reference.samples("test", tasks=["color"], per_task=1)[0]
-    inputs = processor.apply_chat_template(
+    inputs: Any = processor.apply_chat_template(
         [sample.messages[:1]], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     with torch.no_grad():
@@ -140,7 +143,7 @@ def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -
     stock, _ = reference.load({"reference": "qwen2_5_vl"}.get(model, "llava"))
     found = [name for name, module in stock.named_modules() if tower in name and isinstance(module, torch.nn.Linear)]
     last = {int(name.split(tower)[1].split(".")[0]) for name in ends}
-    assert last == set(range(training.family_of(stock.config).tower.last_block(stock.config) + 1))
+    assert last == set(range(family_of(stock.config).tower.last_block(stock.config) + 1))
     assert len(ends) == sum(int(name.split(tower)[1].split(".")[0]) in last for name in found)
     assert all(weight.any() for weight in ends.values())  # LoRA's second matrix begins at zero
     with foveate.compress(stock, str(tmp_path / "run")):
@@ -149,9 +152,14 @@ def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -
 
 def test_an_error_in_a_step_leaves_no_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
-    plain = training.Compression.remove
-    monkeypatch.setattr(training.Compression, "remove", lambda self: (removed.append(self._handle), plain(self)))
-    monkeypatch.setattr(training.Collator, "__call__", _Second(training.Collator.__call__))
+    plain = Compression.remove
+
+    def remove(self: Compression) -> None:
+        removed.append(self._handle)
+        plain(self)
+
+    monkeypatch.setattr(Compression, "remove", remove)
+    monkeypatch.setattr(Collator, "__call__", _Second(Collator.__call__))
     with pytest.raises(TrainingError, match="cannot train into"):
         adsc.train(request(tmp_path / "run"), False, silent)
     assert removed[-1] is None or "(removed)" in repr(removed[-1])
@@ -173,7 +181,7 @@ class _Second:
         return batch
 
 
-MISTAKES = {
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "rank": (dict(recipe={"rank": 0}), "Recipe.rank=0"),
     "dropout": (dict(recipe={"dropout": 1.0}), "Recipe.dropout"),
     "steps": (dict(recipe={"steps": -1}), "Recipe.steps=-1"),

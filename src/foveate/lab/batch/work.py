@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from foveate.handle import compress, host_of
 from foveate.lab import cautions, records, terminal
-from foveate.lab.batch.answering import Answerer
+from foveate.lab.asker import Asker
+from foveate.lab.batch.answering import ask
 from foveate.lab.batch.answers import Answers
 from foveate.lab.chats import Frames
 from foveate.lab.devices import device_of, put
@@ -101,7 +102,7 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
     put(model, device, request.model)
     for line in cautions.about_model(request.model, model, processor, [record.text for record in todo]):
         warn(line)
-    answerer = Answerer(model, processor, request.model, request.max_new_tokens, Frames(request.frames))
+    asker, frames = Asker(model, processor, request.model), Frames(request.frames)
     answered = failed = tokens = 0
     first_error = ""
     start = time.perf_counter()
@@ -109,7 +110,7 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
         for line in cautions.about_method(request.model, handle.method, host_of(model)):
             warn(line)
         for batch in batches(todo, request.batch_size):
-            found = answerer.answer(batch)
+            found = ask(asker, batch, request.max_new_tokens, frames)
             answers.add(found)
             for answer in found:
                 if answer.error and not first_error:

@@ -7,7 +7,7 @@ Which parts of an image the asked objects cover is not a signal of the model: th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.lab.evaluation.questions import Prompt
 from foveate.method import Host, Method, Site, Unit
 from foveate.ops import select
 from foveate.ops.segments import offsets, segment_sum
@@ -40,6 +41,13 @@ def asked(evidence: Sequence[NDArray[np.float32]]) -> Iterator[None]:
         yield
     finally:
         _asked.reset(before)
+
+
+def told(prompts: Sequence[Prompt]) -> AbstractContextManager[None]:
+    """The same for a batch of prompts, where they are of the benchmark."""
+    if any(prompt.sample is None for prompt in prompts):
+        return nullcontext()
+    return asked([cells for prompt in prompts for cells in prompt.evidence])
 
 
 @dataclass(frozen=True)

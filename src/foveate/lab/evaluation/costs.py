@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Asker, Cost
+from foveate.lab.evaluation.bounds import told
+from foveate.lab.evaluation.forced import Said, asked, hear
+from foveate.lab.evaluation.questions import Prompt, layouts
 from foveate.lab.evaluation.store import Store
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
+
+#: Prompts of each layout, and layouts at most.
+PROBES, LAYOUTS = 8, 6
 
 
 @dataclass(frozen=True)
@@ -48,3 +55,25 @@ class Costs:
         if name not in self._store.records:
             self._store.add([Spending(name, self._measure(method))])
         return self._store.records[name].cost
+
+
+def meter(asker: Asker, prompts: Sequence[Prompt], batch: int, new_tokens: int) -> Callable[[Method], Cost]:
+    """Measures what a method spends on prompts of the most frequent layouts, with answers as long as the stock model's.
+
+    One whose counts follow from the grid alone is measured on one prompt of each.
+    """
+    frequent = sorted(layouts(prompts), key=len, reverse=True)[:LAYOUTS]
+
+    @cache
+    def probes(each: int) -> list[tuple[Said, Sequence[Prompt], int]]:
+        groups = [(layout[: min(each, batch)], len(layout)) for layout in frequent]
+        return [(asked(asker, group, new_tokens), group, weight) for group, weight in groups]
+
+    def measure(method: Method) -> Cost:
+        fixed, costs = all(part.has_fixed_budget for part in method.parts()), []
+        for said, group, weight in probes(1 if fixed else PROBES):
+            with told(group):
+                costs.append((hear(asker.model, method, said)[0].cost, weight))
+        return Cost.total((cost, weight) for cost, weight in costs if cost is not None)
+
+    return measure

@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
 from foveate.handle import compress
+from foveate.lab.asker import Asker
 from foveate.lab.checks import ANTIORACLE, BLIND, DENSE, ORACLE
-from foveate.lab.evaluation.asking import Cost, answer
-from foveate.lab.evaluation.batches import probes
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
 from foveate.lab.evaluation.request import Contest, Tasks
 from foveate.lab.options import method_from_words
@@ -21,11 +20,6 @@ from foveate.lab.terminal import CommandError
 from foveate.lab.words import options_by_method
 from foveate.method import Composed, Host, Method, Positions
 from foveate.methods import list_methods
-
-if TYPE_CHECKING:
-    from foveate.lab.evaluation.subject import Subject
-    from foveate_reference.data import Sample
-
 
 By = Literal["tokens", "flops", "kv"]
 #: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
@@ -67,26 +61,14 @@ class Missed:
     closest: float
 
 
-class Attachable(Protocol):
-    """A model that methods are attached to."""
-
-    @property
-    def model(self) -> Any: ...
-
-    @property
-    def host(self) -> Host: ...
-    @property
-    def trained(self) -> Method | None: ...
-
-
 def contenders(
-    request: Contest, subject: Attachable, *, bounds: bool = True, words: int = 1
+    request: Contest, asker: Asker, *, bounds: bool = True, words: int = 1
 ) -> tuple[dict[str, Method | None], list[str]]:
     """Label -> method, its dial not yet set, and notes on what was left out. The stock model is always the first.
 
     Args:
         request: which are asked for; none at all: that of the adapter, or everything that fits.
-        subject: the model.
+        asker: the model.
         bounds: whether what is asked has evidence and answers, as bounds need.
         words: tokens of an answer at most.
     """
@@ -97,8 +79,8 @@ def contenders(
             raise CommandError(
                 f"{name} needs the reference benchmark's evidence and answers, and here there are none: leave it out"
             )
-    if not (names or described or options) and subject.trained is not None:
-        described = (json.dumps(subject.trained.to_dict()),)
+    if not (names or described or options) and asker.trained is not None:
+        described = (json.dumps(asker.trained.to_dict()),)
     if names or described:
         found = [*_named(names, options), *(method_from_words(None, None, [], text) for text in described)]
     elif options:
@@ -106,7 +88,7 @@ def contenders(
     elif isinstance(request, Tasks):
         raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
     else:
-        shipped, notes = _shipped(subject, words)
+        shipped, notes = _shipped(asker, words)
         found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *shipped]
     labelled: dict[str, Method | None] = {DENSE: None}
     if bounds and (BLIND in names or not (names or described)):
@@ -114,13 +96,18 @@ def contenders(
     for method in found:
         if request.positions is not None:
             method = _positioned(method, cast(Positions, request.positions))
-        check_fit(method, subject, words)
-        name = label(method, subject.host, request.as_is)
+        check_fit(method, asker, words)
+        name = label(method, asker.host, request.as_is)
         if name in labelled:
             why = "" if request.as_is else ": a method at a budget is the same wherever its dial was"
             raise CommandError(f"{name} is given twice{why}")
         labelled[name] = method
     return labelled, notes
+
+
+def budgets_of(request: Contest) -> tuple[float, ...]:
+    """What every method is set to; none: it stays as it is."""
+    return () if request.as_is else request.budgets or BUDGETS[cast(By, request.by)]
 
 
 def entries(
@@ -159,14 +146,14 @@ def label(method: Method, host: Host, as_is: bool = False) -> str:
     )
 
 
-def check_fit(method: Method, subject: Attachable, words: int = 1) -> None:
+def check_fit(method: Method, asker: Asker, words: int = 1) -> None:
     """Raise an error that says why ``method`` cannot be measured on this model, if so."""
-    acting = [site for site in method.sites(subject.host) if site.action != "remember"]
+    acting = [site for site in method.sites(asker.host) if site.action != "remember"]
     if words == 1 and all(site.at in ("decode", "cache") or site.into == "generated" for site in acting):
         raise UnsupportedSiteError(
             f"{method.name()} acts on the tokens that follow the first one of an answer, and the answers here have one"
         )
-    compress(subject.model, method).remove()
+    compress(asker.model, method).remove()
 
 
 def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
@@ -177,13 +164,13 @@ def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
 
 
-def _shipped(subject: Attachable, words: int) -> tuple[list[Method], list[str]]:
+def _shipped(asker: Asker, words: int) -> tuple[list[Method], list[str]]:
     """Every method that fits the model, with its defaults; and why the others do not."""
     found, notes = [], []
     for name, cls in list_methods().items():
         try:
             method = cls()
-            check_fit(method, subject, words)
+            check_fit(method, asker, words)
         except TypeError:
             notes.append(f"left out: {name} has options without a default, so it must be asked for")
         except FoveateError as error:
@@ -232,17 +219,3 @@ def _short(value: Any) -> str:
     """A schedule of many layers fills no line; what it is stands in the JSON."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"#{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-
-
-def spending(subject: Subject, samples: Sequence[Sample]) -> Callable[[Method], Cost]:
-    """Measures what a method spends, on questions of every image layout."""
-    fixed, varying = (
-        [(subject.preparation.batch(few), weight) for few, weight in probes(samples, each)] for each in (1, 8)
-    )
-
-    def measure(method: Method) -> Cost:
-        batches = fixed if all(part.has_fixed_budget for part in method.parts()) else varying
-        spent = ((answer(subject, batch, method)[1], weight) for batch, weight in batches)
-        return Cost.total((cost, weight) for cost, weight in spent if cost is not None)
-
-    return measure

@@ -1,24 +1,26 @@
-"""From answers to numbers: one `Row` per line of the report."""
+"""From answers to numbers: a line of the report for every entry, whatever the questions were."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from foveate.lab import typed
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation import statistics
-from foveate.lab.evaluation.asking import Cost
 from foveate.lab.evaluation.plan import Entry, Missed
+from foveate.lab.evaluation.questions import Prompt
 from foveate.lab.evaluation.request import Contest
-from foveate.lab.evaluation.statistics import Paired, Share
+from foveate.lab.evaluation.statistics import Floats, Paired, Share
 from foveate.lab.evaluation.store import Record
+from foveate.methods.downsample import Downsample
 
-if TYPE_CHECKING:
-    from foveate_reference.data import Sample
+RIGHT = 0.5
+"""A graded answer counts as right from here on, where something must be right or wrong (Group-A)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Question:
     has_evidence: bool
 
     @classmethod
-    def of(cls, sample: Sample) -> Question:
+    def of(cls, prompt: Prompt) -> Question:
+        sample = prompt.sample
+        assert sample is not None
         return cls(sample.task, sample.answer, len(sample.choices), any(cells.any() for cells in sample.evidence))
 
 
@@ -46,6 +50,12 @@ class Spent:
     @classmethod
     def of(cls, cost: Cost) -> Spent:
         return cls(*(cost.share(by) for by in ("tokens", "flops", "kv")))
+
+    @classmethod
+    def over(cls, costs: Iterable[Cost | None]) -> Spent:
+        """Of several questions together; None are those of the stock model."""
+        known = [cost for cost in costs if cost is not None]
+        return cls.of(Cost.total((cost, 1) for cost in known)) if known else cls(1.0, 1.0, 1.0)
 
 
 class Line(Protocol):
@@ -123,33 +133,52 @@ class Result(Generic[Q, L]):
 
 
 @dataclass(frozen=True)
-class Row:
+class Compared:
+    """Accuracy, and what it is against the stock model's on the same questions.
+
+    Attributes:
+        accuracy: macro-average over tasks.
+        retention: over the stock model's; None: that answered none.
+        paired: against the stock model.
+        group_a: accuracy where Downsample at this budget fails and the stock model does not (VTC-Bench). None: there is no such
+            run, or no such question.
+    """
+
+    accuracy: Share
+    retention: Share | None
+    paired: Paired
+    group_a: Share | None
+
+
+@dataclass(frozen=True)
+class Judged(Compared):
     """An entry's result.
 
     Attributes:
         label, budget, method: of the entry; ``method`` as plain data.
-        questions: which were counted: ``all``, or ``with evidence`` (anti-oracle).
-        accuracy: macro-average over tasks.
-        retention: over the stock model's on the same questions; None: the stock model answered none.
-        paired: against the stock model on the same questions.
-        group_a: accuracy where Downsample at this budget fails and the stock model does not (VTC-Bench); ``group_b``: where
-            Downsample succeeds. None: there is no such run, or no such question.
+        group_b: accuracy where Downsample at this budget succeeds.
         spent: what it cost.
-        chance: guessing at random, and guessing the most frequent answer, on the same questions.
-        tasks: accuracy of each task.
-        seeds: macro-average of each seed.
     """
 
     label: str
     budget: float | None
     method: dict[str, Any] | None
-    questions: str
-    accuracy: Share
-    retention: Share | None
-    paired: Paired
-    group_a: Share | None
     group_b: Share | None
     spent: Spent
+
+
+@dataclass(frozen=True)
+class Row(Judged):
+    """An entry's result on the reference benchmark.
+
+    Attributes:
+        questions: which were counted: ``all``, or ``with evidence`` (anti-oracle).
+        chance: guessing at random, and guessing the most frequent answer, on the same questions.
+        tasks: accuracy of each task.
+        seeds: macro-average of each seed.
+    """
+
+    questions: str
     chance: tuple[float, float]
     tasks: dict[str, Share]
     seeds: dict[int, float]
@@ -159,69 +188,75 @@ Key = tuple[int, str]
 """Seed and id: ids are unique within a seed only."""
 
 
+def compared(tasks: Sequence[str], mine: Floats, stock: Floats) -> dict[str, Any]:
+    """Of answers to the same questions, 1 right and 0 wrong, or graded."""
+    return {
+        "accuracy": statistics.macro(tasks, mine),
+        "retention": statistics.retention(tasks, mine, stock),
+        "paired": statistics.mcnemar(mine, stock),
+    }
+
+
+def hard(mine: Floats, stock: Floats, small: Floats | None) -> Share | None:
+    """Right answers where the stock model is right and Downsample is wrong."""
+    return None if small is None else _right(mine[(stock >= RIGHT) & (small < RIGHT)])
+
+
+def easy(mine: Floats, small: Floats | None) -> Share | None:
+    """Right answers where Downsample is right."""
+    return None if small is None else _right(mine[small >= RIGHT])
+
+
+def of_entry(entry: Entry) -> dict[str, Any]:
+    """What a line says of its entry."""
+    method = None if entry.method is None else entry.method.to_dict()
+    return {"label": entry.label, "budget": entry.budget, "method": method}
+
+
+def control(entry: Entry, entries: Iterable[Entry]) -> Entry | None:
+    """Downsample at the budget of an entry, if that has one."""
+    there = (each for each in entries if isinstance(each.method, Downsample) and each.budget == entry.budget)
+    return None if entry.method is None or entry.budget is None else next(there, None)
+
+
 def rows(
     entries: Sequence[Entry], questions: Mapping[Key, Question], answers: Mapping[Entry, Mapping[Key, Record]]
 ) -> list[Row]:
-    """Results in the order of the entries; the first one is the stock model."""
-    dense = answers[entries[0]]
-    downsampled = {
-        entry.budget: answers[entry]
-        for entry in entries
-        if entry.method is not None and entry.method.name() == "downsample"
-    }
+    """Results in the order of the entries, the stock model first; without those that have no question to be counted by."""
     found = []
     for entry in entries:
-        row = _row(entry, questions, answers[entry], dense)
-        if row is not None and entry.budget in downsampled and entry.budget is not None:
-            row = _grouped(row, answers[entry], dense, downsampled[entry.budget])
-        if row is not None:
-            found.append(row)
+        needs_evidence = entry.method is not None and entry.method.name() == "antioracle"
+        keys = [key for key, question in questions.items() if question.has_evidence or not needs_evidence]
+        if not keys:
+            continue
+        asked = [questions[key] for key in keys]
+        tasks = [question.task for question in asked]
+        mine, stock = (_right_or_wrong(answers[each], keys) for each in (entry, entries[0]))
+        downsample = control(entry, entries)
+        small = None if downsample is None else _right_or_wrong(answers[downsample], keys)
+        row = Row(
+            **of_entry(entry),
+            **compared(tasks, mine, stock),
+            group_a=hard(mine, stock, small),
+            group_b=easy(mine, small),
+            spent=Spent.over(answers[entry][key].cost for key in keys),
+            questions="with evidence" if needs_evidence else "all",
+            chance=statistics.chance(tasks, [q.truth for q in asked], [q.choices for q in asked]),
+            tasks=statistics.by_task(tasks, mine > 0),
+            seeds=_by_seed([seed for seed, _ in keys], tasks, mine),
+        )
+        found.append(row)
     return found
 
 
-def _row(
-    entry: Entry, questions: Mapping[Key, Question], mine: Mapping[Key, Record], dense: Mapping[Key, Record]
-) -> Row | None:
-    """None: there is no question that could be counted."""
-    needs_evidence = entry.method is not None and entry.method.name() == "antioracle"
-    keys = [key for key, question in questions.items() if question.has_evidence or not needs_evidence]
-    if not keys:
-        return None
-    asked = [questions[key] for key in keys]
-    tasks = [question.task for question in asked]
-    right, stock = (np.array([source[key].right for key in keys], bool) for source in (mine, dense))
-    of_seed = np.array([seed for seed, _ in keys])
-    seeds = {}
-    for seed in dict.fromkeys(seed for seed, _ in keys):
-        chosen = np.flatnonzero(of_seed == seed)
-        seeds[seed] = statistics.mean([tasks[i] for i in chosen], right[chosen])
-    return Row(
-        label=entry.label,
-        budget=entry.budget,
-        method=None if entry.method is None else entry.method.to_dict(),
-        questions="with evidence" if needs_evidence else "all",
-        accuracy=statistics.macro(tasks, right),
-        retention=statistics.retention(tasks, right, stock),
-        paired=statistics.mcnemar(right, stock),
-        group_a=None,
-        group_b=None,
-        spent=_spent([mine[key] for key in keys]),
-        chance=statistics.chance(tasks, [q.truth for q in asked], [q.choices for q in asked]),
-        tasks=statistics.by_task(tasks, right),
-        seeds=seeds,
-    )
+def _right_or_wrong(answers: Mapping[Key, Record], keys: Sequence[Key]) -> Floats:
+    return np.array([answers[key].right for key in keys], np.float64)
 
 
-def _grouped(row: Row, mine: Mapping[Key, Record], dense: Mapping[Key, Record], small: Mapping[Key, Record]) -> Row:
-    hard = [mine[key].right for key in mine if dense[key].right and not small[key].right]
-    easy = [mine[key].right for key in mine if small[key].right]
-    return replace(row, group_a=_share(hard), group_b=_share(easy))
+def _by_seed(of: Sequence[int], tasks: Sequence[str], right: Floats) -> dict[int, float]:
+    here = {seed: np.flatnonzero(np.array(of) == seed) for seed in dict.fromkeys(of)}
+    return {seed: statistics.mean([tasks[int(i)] for i in chosen], right[chosen]) for seed, chosen in here.items()}
 
 
-def _share(right: Sequence[bool]) -> Share | None:
-    return statistics.wilson(sum(right), len(right)) if right else None
-
-
-def _spent(records: Sequence[Record]) -> Spent:
-    costs = [record.cost for record in records if record.cost is not None]
-    return Spent.of(Cost.total((cost, 1) for cost in costs)) if costs else Spent(1.0, 1.0, 1.0)
+def _right(mine: Floats) -> Share | None:
+    return statistics.wilson(int((mine >= RIGHT).sum()), len(mine)) if len(mine) else None

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
-
-import torch
 
 import foveate
 from foveate.lab.evaluation.plan import Entry
+from foveate.lab.evaluation.request import Contest
 from foveate.lab.evaluation.store import Kept, Store, file_name
-
-#: Numbers of a weight that tell it from another.
-PROBED = 16
 
 Tell = Callable[[str, float], None]
 """Gets what happens now, and the share of the work that is done."""
@@ -38,18 +32,6 @@ def versions(*more: str) -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", *more)} | {"foveate": foveate.__version__}
 
 
-def digest(model: Any) -> str:
-    """SHA-256 of a model's configuration and of some numbers of each weight: another checkpoint has another one."""
-    found = hashlib.sha256(model.config.to_json_string().encode())
-    for name, weights in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(weights.shape)}".encode())
-        if not weights.is_meta:
-            flat = weights.reshape(-1)
-            some = flat[:: max(1, len(flat) // PROBED)][:PROBED]
-            found.update(some.to("cpu", torch.float32).numpy().tobytes())
-    return found.hexdigest()
-
-
 def about(entry: Entry, by: str) -> dict[str, Any]:
     """An entry, as the header of a file says it."""
     return {
@@ -60,12 +42,10 @@ def about(entry: Entry, by: str) -> dict[str, Any]:
     }
 
 
-def store_of(
-    folder: Path, identity: dict[str, Any], entry: Entry, by: str, kind: Callable[..., R], **more: Any
-) -> Store[R]:
+def store_of(request: Contest, identity: dict[str, Any], entry: Entry, kind: Callable[..., R], **more: Any) -> Store[R]:
     """Where the answers of an entry are kept; ``more`` is what else they depend on, such as a seed."""
-    name = file_name(str(entry), None if entry.budget is None else by, more.get("seed"))
-    return Store(folder / name, {**identity, **about(entry, by), **more}, kind)
+    name = file_name(str(entry), None if entry.budget is None else request.by, more.get("seed"))
+    return Store(request.out / "answers" / name, {**identity, **about(entry, request.by), **more}, kind)
 
 
 def ask(

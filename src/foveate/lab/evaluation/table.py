@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation.curve import can_draw, draw
 from foveate.lab.evaluation.report import CURVE, Content, Report, Table, percent, short
 from foveate.lab.evaluation.request import Reference
-from foveate.lab.evaluation.results import Line, Result, Row
-from foveate.lab.evaluation.statistics import Paired, Share
+from foveate.lab.evaluation.results import Judged, Result, Row
+from foveate.lab.evaluation.statistics import Share
 
 FEW = 5  # questions of a task
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV")
-
-
-class Judged(Line, Protocol):
-    """A line with accuracy; see `Row`."""
-
-    @property
-    def accuracy(self) -> Share: ...
-    @property
-    def retention(self) -> Share | None: ...
-    @property
-    def paired(self) -> Paired: ...
-    @property
-    def group_a(self) -> Share | None: ...
 
 
 J = TypeVar("J", bound=Judged)

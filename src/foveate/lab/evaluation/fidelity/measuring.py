@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
-from foveate.lab.evaluation import protocol
-from foveate.lab.evaluation.costs import Costs
-from foveate.lab.evaluation.fidelity.forced import Heard, Said, hear
-from foveate.lab.evaluation.fidelity.lines import Line
-from foveate.lab.evaluation.fidelity.meter import Meter, asked
-from foveate.lab.evaluation.fidelity.prompts import Prompt, drawn, from_file, from_words, grouped, of_benchmark
-from foveate.lab.evaluation.fidelity.stock import Stock, load_stock
-from foveate.lab.evaluation.fidelity.table import Faithful
-from foveate.lab.evaluation.plan import BUDGETS, By, Entry, contenders, entries
+from foveate.lab.asker import Asker, load_asker
+from foveate.lab.evaluation import questions
+from foveate.lab.evaluation.costs import Costs, meter
+from foveate.lab.evaluation.fidelity.table import Faithful, Line
+from foveate.lab.evaluation.forced import Heard, Said, asked, hear
+from foveate.lab.evaluation.plan import Entry, budgets_of, contenders, entries
+from foveate.lab.evaluation.questions import Prompt, drawn, from_file, from_words, grouped, of_benchmark
 from foveate.lab.evaluation.request import Fidelity
 from foveate.lab.evaluation.runner import Tell, ask, store_of, versions
 from foveate.lab.evaluation.store import Store, check_folder
@@ -29,28 +26,26 @@ def measure(request: Fidelity, tell: Tell) -> Faithful:
         FoveateError: something in the request is wrong; nothing has been measured then.
     """
     request.check()
-    stock, prompts = prepare(request, tell)
-    by = cast(By, request.by)
-    named, notes = contenders(request, stock, bounds=False, words=request.new_tokens)
+    asker, prompts = prepare(request, tell)
+    named, notes = contenders(request, asker, bounds=False, words=request.new_tokens)
     methods = {label: method for label, method in named.items() if method is not None}
     if not methods:
         raise CommandError("the stock model is what everything is compared with: name a method, too")
-    identity = identity_of(request, stock, prompts)
-    folder = request.out / "answers"
-    check_folder(folder, identity)
-    budgets = () if request.as_is else request.budgets or BUDGETS[by]
-    meter = Meter(stock, prompts, request.batch_size, request.new_tokens)
-    costs = Costs(meter, request.out / "costs.jsonl", identity)
-    plan, missed = entries(dict(methods), budgets, stock.host, lambda method: costs(method).share(by), tell)
-    stores = {entry: store_of(folder, identity, entry, by, Heard) for entry in plan}
-    heard = listen(stock, prompts, stores, request, tell)
+    identity = identity_of(request, asker, prompts)
+    check_folder(request.out / "answers", identity)
+    costs = Costs(meter(asker, prompts, request.batch_size, request.new_tokens), request.out / "costs.jsonl", identity)
+    plan, missed = entries(
+        dict(methods), budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
+    )
+    stores = {entry: store_of(request, identity, entry, Heard) for entry in plan}
+    heard = listen(asker, prompts, stores, request, tell)
     tell("adding up", 1.0)
     lines = tuple(Line.of(entry, each) for entry, each in heard.items())
     length = fmean(len(each.kl) for some in heard.values() for each in some) if heard else 0.0
-    return Faithful(request, stock.name, identity, lines, tuple(missed), tuple(notes), len(prompts), length)
+    return Faithful(request, asker.name, identity, lines, tuple(missed), tuple(notes), len(prompts), length)
 
 
-def prepare(request: Fidelity, tell: Tell) -> tuple[Stock, list[Prompt]]:
+def prepare(request: Fidelity, tell: Tell) -> tuple[Asker, list[Prompt]]:
     """The model and what it is asked; the prompts first, as they are read faster."""
     tell("reading the prompts", 0.0)
     prompts: list[Prompt] = []
@@ -59,26 +54,23 @@ def prepare(request: Fidelity, tell: Tell) -> tuple[Stock, list[Prompt]]:
     elif request.given:
         prompts = from_words(request.images, request.prompts)
     else:
-        protocol.check_questions(request)
+        questions.check_questions(request)
     tell("loading the model", 0.0)
-    stock = load_stock(request.model, request.adapter, request.dtype, request.device, request.attn)
+    asker = load_asker(request.model, request.dtype, request.device, request.attn, request.adapter)
     if not prompts:
         tell("drawing the questions", 0.0)
-        questions = [sample for seed in request.seeds for sample in protocol.questions_of(request, seed)]
-        prompts = of_benchmark(questions, stock.side)
-    return stock, drawn(prompts, request.samples, request.seeds[0])
+        samples = [sample for seed in request.seeds for sample in questions.samples_of(request, seed)]
+        prompts = of_benchmark(samples, asker.side)
+    return asker, drawn(prompts, request.samples, request.seeds[0])
 
 
-def identity_of(request: Fidelity, stock: Stock, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def identity_of(request: Fidelity, asker: Asker, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What all answers of a folder have in common."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(f"{prompt.id} {prompt.digest}".encode())
     return {
-        "weights": stock.digest,
-        "dtype": str(stock.model.dtype).removeprefix("torch."),
-        "attention": stock.model.config._attn_implementation,
-        "prompts": digest.hexdigest(),
+        "weights": asker.digest,
+        "dtype": str(asker.model.dtype).removeprefix("torch."),
+        "attention": asker.model.config._attn_implementation,
+        "prompts": questions.digest(prompts),
         "new_tokens": request.new_tokens,
         "batch": request.batch_size,
         "versions": versions(),
@@ -86,16 +78,16 @@ def identity_of(request: Fidelity, stock: Stock, prompts: Sequence[Prompt]) -> d
 
 
 def listen(
-    stock: Stock, prompts: Sequence[Prompt], stores: dict[Entry, Store[Heard]], request: Fidelity, tell: Tell
+    asker: Asker, prompts: Sequence[Prompt], stores: dict[Entry, Store[Heard]], request: Fidelity, tell: Tell
 ) -> dict[Entry, list[Heard]]:
     """What every entry hears, in the order of the prompts. The stock model answers a batch once for all of them."""
 
     def say(group: Sequence[Prompt]) -> Said:
-        return asked(stock, group, request.new_tokens)
+        return asked(asker, group, request.new_tokens)
 
     def compared(said: Said, entry: Entry) -> list[Heard]:
         assert entry.method is not None
-        return hear(stock.model, entry.method, said)
+        return hear(asker.model, entry.method, said)
 
     ask(grouped(prompts, request.batch_size), stores, say, compared, tell)
     return {entry: [store.records[prompt.id] for prompt in prompts] for entry, store in stores.items()}

@@ -1,20 +1,64 @@
-"""Fidelity as a table."""
+"""Fidelity: from what was heard to numbers, one `Line` per line of the report, and the table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, ClassVar
 
+import numpy as np
+
 from foveate.lab.checks import COUNTED
-from foveate.lab.evaluation.fidelity.lines import Line
+from foveate.lab.evaluation import statistics
+from foveate.lab.evaluation.forced import Heard
+from foveate.lab.evaluation.plan import Entry
 from foveate.lab.evaluation.report import Content, Report, Table, percent, short
 from foveate.lab.evaluation.request import Fidelity
-from foveate.lab.evaluation.results import Result
+from foveate.lab.evaluation.results import Result, Spent
 from foveate.lab.evaluation.statistics import Share
 
 NUMBERS = ("tokens", "FLOPs", "KV", "KL", "95 % CI", "first KL", "top-1", "first top-1", "same answer")
 FEW = 20  # prompts
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method's result.
+
+    Attributes:
+        label, budget, method: of the entry; ``method`` as plain data.
+        kl: KL(stock || method) in nats, the mean over the answer's positions and over prompts; ``first_kl``: of the first
+            token.
+        top1: how often both find the same token likeliest; ``first_top1``: of the first token.
+        same: greedy answers that are the stock model's, token by token.
+        spent: what it cost, prompts and forced answers.
+    """
+
+    label: str
+    budget: float | None
+    method: dict[str, Any]
+    kl: Share
+    first_kl: Share
+    top1: Share
+    first_top1: Share
+    same: Share
+    spent: Spent
+
+    @classmethod
+    def of(cls, entry: Entry, heard: Sequence[Heard]) -> Line:
+        assert entry.method is not None
+        return cls(
+            entry.label,
+            entry.budget,
+            entry.method.to_dict(),
+            statistics.average(kls(heard)),
+            statistics.average(np.array([each.kl[0] for each in heard])),
+            statistics.average(np.array([fmean(each.agree) for each in heard])),
+            statistics.wilson(sum(each.agree[0] for each in heard), len(heard)),
+            statistics.wilson(sum(all(each.agree) for each in heard), len(heard)),
+            Spent.over(each.cost for each in heard),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +103,11 @@ class Faithful(Result[Fidelity, Line]):
         if self.prompts < FEW:
             lines.append(f"{self.prompts} prompts say little: below {FEW}, intervals are too narrow; give more.")
         return [*lines, *self.left_out()]
+
+
+def kls(heard: Sequence[Heard]) -> statistics.Floats:
+    """Mean KL over an answer's positions, of each prompt."""
+    return np.array([fmean(each.kl) for each in heard])
 
 
 def ordered(lines: Sequence[Line]) -> list[Line]:

@@ -1,9 +1,8 @@
 """Public benchmarks, asked and scored by lmms-eval.
 
-`manifest` is the entry point that makes ``lmms-eval --model foveate`` work: `model` has the classes that lmms-eval calls,
-`asker` does what they are asked without it. ``foveate eval tasks`` runs lmms-eval for the stock model,
-for each method and for `Downsample` at the same cost: `plan` says what, `run` does it and keeps what is done, `scores`
-and `report` compare. Nothing else in foveate imports lmms-eval.
+`manifest` is the entry point that makes ``lmms-eval --model foveate`` work: `model` has the classes that lmms-eval calls.
+``foveate eval tasks`` runs lmms-eval for the stock model, for each method and for `Downsample` at the same cost: `plan` says
+what, `run` does it and keeps what is done, `scores` and `report` compare. Nothing else in foveate imports lmms-eval.
 """
 
 from __future__ import annotations

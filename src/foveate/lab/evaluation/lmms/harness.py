@@ -17,7 +17,7 @@ from lmms_eval.evaluator_utils import get_task_list
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from foveate.errors import FoveateError, first_line
-from foveate.lab.evaluation.lmms.asker import Asker
+from foveate.lab.asker import Asker
 from foveate.lab.evaluation.lmms.memory import Memory
 from foveate.lab.evaluation.lmms.model import Conversational, Simple
 from foveate.lab.evaluation.request import Tasks

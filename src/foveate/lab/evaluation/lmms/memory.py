@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.store import Store, kept
 
 
@@ -18,21 +18,12 @@ class Note:
     """An answer.
 
     Attributes:
+        id: the name of its question.
         text: what was generated; of a choice: ``greedy`` if it is the likeliest text, or nothing.
         tokens: generated.
-        cost: None: of the stock model.
         loss: of a choice.
+        cost: None: of the stock model.
     """
-
-    text: str
-    tokens: int
-    cost: Cost | None
-    loss: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A note as it is written."""
 
     id: str
     text: str
@@ -52,14 +43,14 @@ class Memory:
             header: what the answers are to; a file about something else is refused.
         """
         self._notes: dict[str, Note] = {}
-        self._store: Store[_Line] | None = None
+        self._store: Store[Note] | None = None
         if path is None:
             return
         name, _, _ = path.stem.rpartition("-")
         for other in sorted(path.parent.glob("*.jsonl")):
             if other != path and re.fullmatch(re.escape(name) + r"-\d+", other.stem):
-                self._learn(kept(other, header or {}, _Line))
-        self._store = Store(path, header or {}, _Line)
+                self._learn(kept(other, header or {}, Note))
+        self._store = Store(path, header or {}, Note)
         self._learn(self._store.records.values())
 
     def __getitem__(self, name: str) -> Note:
@@ -69,11 +60,11 @@ class Memory:
         """What was answered, if anything."""
         return self._notes.get(name)
 
-    def add(self, notes: Mapping[str, Note]) -> None:
+    def add(self, notes: Sequence[Note]) -> None:
         """Keep them, now."""
-        self._notes.update(notes)
+        self._learn(notes)
         if self._store is not None:
-            self._store.add(_Line(name, n.text, n.tokens, n.loss, n.cost) for name, n in notes.items())
+            self._store.add(notes)
 
     def costs(self) -> list[Cost]:
         """Of all answers that have one."""
@@ -93,6 +84,5 @@ class Memory:
                 seen[name] += 1
         return found
 
-    def _learn(self, lines: Iterable[_Line]) -> None:
-        for line in lines:
-            self._notes[line.id] = Note(line.text, line.tokens, line.cost, line.loss)
+    def _learn(self, notes: Iterable[Note]) -> None:
+        self._notes |= {note.id: note for note in notes}

@@ -7,7 +7,9 @@ with it, for tasks that score given choices (``--force_simple``).
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +20,9 @@ from tqdm import tqdm
 
 from foveate.errors import ConfigError, FoveateError, InputError, first_line
 from foveate.handle import compress
+from foveate.lab.asker import Asker, load_asker
 from foveate.lab.chats import Chat, Frames, chat, question
-from foveate.lab.devices import device_of, put
-from foveate.lab.evaluation.lmms.asker import Asker, group_key
 from foveate.lab.evaluation.lmms.memory import Memory, Note
-from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import words_of
@@ -102,12 +102,10 @@ class Simple(lmms):  # type: ignore[misc]
             chosen = method_from_words(method, None, words_of(options), described)
         elif options:
             raise CommandError(f"{', '.join(options)}: no such argument; an option of a method needs method=NAME, too")
-        model, processor = load(str(pretrained), dtype, attn)
-        several = self._world_size > 1
-        put(model, self.accelerator.device if several else device_of(device or "auto"), str(pretrained))
-        asker = Asker(model, processor)
+        where = self.accelerator.device if self._world_size > 1 else device or "auto"
+        asker = load_asker(str(pretrained), dtype, where, attn)
         if chosen is not None:
-            asker.handle = compress(model, chosen)
+            asker.handle = compress(asker.model, chosen)
         return asker
 
     @property
@@ -152,9 +150,12 @@ class Simple(lmms):  # type: ignore[misc]
 
         def ask(chats: list[Chat], batch: list[Any]) -> list[Note]:
             answers = self.asker.generate(chats, self.options(batch[0]), self.max_new_tokens)
-            return [Note(answer.text, answer.tokens, answer.cost) for answer in answers]
+            return [Note(chat.name, one.text, one.tokens, 0.0, one.cost) for chat, one in zip(chats, answers)]
 
-        notes = self._through(requests, lambda request: group_key(self.options(request)), ask)
+        # Those that can be generated together.
+        notes = self._through(
+            requests, lambda request: json.dumps(self.options(request), sort_keys=True, default=str), ask
+        )
         return [GenerationResult(note.text, TokenCounts(output_tokens=note.tokens)) for note in notes]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
@@ -162,7 +163,10 @@ class Simple(lmms):  # type: ignore[misc]
 
         def ask(chats: list[Chat], batch: list[Any]) -> list[Note]:
             found = self.asker.loss(chats, [self._ending(request) for request in batch])
-            return [Note("greedy" if greedy else "", 0, cost, loss) for loss, greedy, cost in found]
+            return [
+                Note(chat.name, "greedy" if greedy else "", 0, loss, cost)
+                for chat, (loss, greedy, cost) in zip(chats, found)
+            ]
 
         notes = self._through(requests, lambda request: "", ask)
         # lmms-eval 0.7.3 makes a string of a bare pair; what is wrapped it leaves alone.
@@ -192,10 +196,9 @@ class Simple(lmms):  # type: ignore[misc]
         with tqdm(total=total, disable=self._rank != 0 or not total, desc="foveate") as bar:
             for places in waiting.values():
                 for some in _chunks(places, self.batch_size):
-                    chats = [self.chat(requests[i]) for i in some]
+                    chats = [replace(self.chat(requests[i]), name=names[i]) for i in some]
                     for rows in _alike(chats):
-                        notes = ask([chats[row] for row in rows], [requests[some[row]] for row in rows])
-                        self.memory.add({names[some[row]]: note for row, note in zip(rows, notes)})
+                        self.memory.add(ask([chats[row] for row in rows], [requests[some[row]] for row in rows]))
                         bar.update(len(rows))
         return [self.memory[name] for name in names]
 

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from foveate.dial import TOLERANCE
 from foveate.errors import FoveateError
-from foveate.handle import host_of
-from foveate.lab.devices import device_of, put
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Asker
 from foveate.lab.evaluation.costs import Costs
-from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.plan import Entry, Missed, entries
 from foveate.lab.evaluation.request import Tasks
-from foveate.lab.loading import load
 from foveate.method import Method
 from foveate.methods.downsample import Downsample
-from foveate.trained import adapted
-
-#: Inputs of each task on which budgets are measured.
-PROBES = 8
-
-
-def subject(request: Tasks, device: Any = None) -> Asker:
-    """The model, ready to be asked; its adapter says a method, too."""
-    place = device_of(request.device) if device is None else device
-    model, processor = load(request.model, request.dtype, request.attn)
-    trained = None if request.adapter is None else adapted(model, request.adapter, host_of(model))
-    put(model, place, request.model)
-    return Asker(model, processor, trained)
-
-
-def spending(asker: Asker, inputs: Sequence[Any]) -> Callable[[Method], Cost]:
-    """Measures what a method spends."""
-    return lambda method: Cost.total((asker.spend(each, method), 1) for each in inputs)
 
 
 def plan(

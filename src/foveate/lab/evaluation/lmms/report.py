@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation.curve import can_draw, draw
-from foveate.lab.evaluation.lmms.rows import RIGHT, PublicRow, TaskRow
+from foveate.lab.evaluation.lmms.rows import PublicRow, TaskRow
 from foveate.lab.evaluation.report import CURVE, Content, Report, Table, percent, short
 from foveate.lab.evaluation.request import Tasks
-from foveate.lab.evaluation.results import Result
+from foveate.lab.evaluation.results import RIGHT, Result
 from foveate.lab.evaluation.table import COLUMNS, cells, group, interval, ordered, p_value
 
 TASK_COLUMNS = ("task", "method", "budget", "score", "95 % CI", "retention", "95 % CI", "p", "Group-A")

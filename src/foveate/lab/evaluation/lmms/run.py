@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from foveate.lab import needs
+from foveate.lab.asker import Asker, Cost, load_asker
 from foveate.lab.checks import DENSE
 from foveate.lab.evaluation.costs import Costs
-from foveate.lab.evaluation.lmms.asker import Asker
 from foveate.lab.evaluation.lmms.memory import Memory
-from foveate.lab.evaluation.lmms.plan import PROBES, plan, spending, subject
+from foveate.lab.evaluation.lmms.plan import plan
 from foveate.lab.evaluation.lmms.report import Public
 from foveate.lab.evaluation.lmms.rows import rows
 from foveate.lab.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.lab.evaluation.plan import Entry, contenders
 from foveate.lab.evaluation.request import Tasks
-from foveate.lab.evaluation.runner import Tell, about, digest, versions
+from foveate.lab.evaluation.runner import Tell, about, versions
 from foveate.lab.evaluation.store import check_folder, file_stem
 from foveate.lab.terminal import CommandError
 
 LOG = "lmms-eval.log"
+#: Inputs of each task on which budgets are measured.
+PROBES = 8
 
 
 def require() -> None:
@@ -56,7 +58,8 @@ def _evaluate(request: Tasks, tell: Tell, log: Path) -> Public | None:
     tell("loading the model", 0.0)
     processes = Accelerator()
     several = processes.num_processes > 1
-    asker = subject(request, processes.device if several else None)
+    where = processes.device if several else request.device
+    asker = load_asker(request.model, request.dtype, where, request.attn, request.adapter)
     methods, left_out = contenders(request, asker, bounds=False, words=2)
     if list(methods) == [DENSE]:
         raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
@@ -66,7 +69,11 @@ def _evaluate(request: Tasks, tell: Tell, log: Path) -> Public | None:
     inputs = harness.inputs(asker, PROBES)
     # Other tasks are other questions; every process measures for itself.
     path = request.out / f"{file_stem('costs ' + ' '.join(request.tasks))}-{processes.process_index}.jsonl"
-    costs = Costs(spending(asker, inputs), path, {**identity, "questions": harness.digests})
+    costs = Costs(
+        lambda method: Cost.total((asker.spend(each, method), 1) for each in inputs),
+        path,
+        {**identity, "questions": harness.digests},
+    )
     made = [plan(request, asker, methods, costs, lambda what: tell(what, 0.0))]
     if several:  # counted in floating point, on what may be different devices
         broadcast_object_list(made)
@@ -121,7 +128,7 @@ def _identity(request: Tasks, asker: Asker) -> dict[str, Any]:
     return {
         "model": request.model,
         "adapter": request.adapter,
-        "weights": digest(asker.model),
+        "weights": asker.digest,
         "dtype": str(asker.model.dtype).removeprefix("torch."),
         "limit": request.limit,
         "versions": versions("lmms-eval"),

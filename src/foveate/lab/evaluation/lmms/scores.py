@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Cost
 from foveate.lab.evaluation.store import check_header
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json

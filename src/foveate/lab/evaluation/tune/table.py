@@ -10,8 +10,7 @@ from typing import Any
 
 from foveate.lab import typed
 from foveate.lab.checks import COUNTED
-from foveate.lab.evaluation.fidelity.lines import Line
-from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, cells, interval, nats
+from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, Line, cells, interval, nats
 from foveate.lab.evaluation.report import Content, Report, Table
 from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share

@@ -11,12 +11,10 @@ from typing import Any
 
 from foveate.errors import FoveateError
 from foveate.handle import compress
-from foveate.lab.evaluation.asking import Cost
-from foveate.lab.evaluation.fidelity.forced import Said, hear
-from foveate.lab.evaluation.fidelity.lines import kls
-from foveate.lab.evaluation.fidelity.meter import asked
-from foveate.lab.evaluation.fidelity.prompts import Prompt
-from foveate.lab.evaluation.fidelity.stock import Stock
+from foveate.lab.asker import Asker, Cost
+from foveate.lab.evaluation.fidelity.table import kls
+from foveate.lab.evaluation.forced import Said, asked, hear
+from foveate.lab.evaluation.questions import Prompt
 from foveate.lab.evaluation.runner import Tell
 from foveate.lab.evaluation.store import Store
 from foveate.method import Method
@@ -55,7 +53,7 @@ class Trials:
 
     def __init__(
         self,
-        stock: Stock,
+        asker: Asker,
         batches: Sequence[Sequence[Prompt]],
         new_tokens: int,
         path: Path,
@@ -63,7 +61,7 @@ class Trials:
         most: int,
         tell: Tell,
     ) -> None:
-        self.stock, self.batches, self.new_tokens, self.most, self.tell = stock, batches, new_tokens, most, tell
+        self.asker, self.batches, self.new_tokens, self.most, self.tell = asker, batches, new_tokens, most, tell
         self.store = Store(path, header, Trial)
         self.judged: dict[str, Trial] = {}  # in this search, in order
         self._said: list[Said] = []
@@ -87,15 +85,15 @@ class Trials:
     def fits(self, method: Method) -> bool:
         """Whether a method can be attached."""
         try:
-            compress(self.stock.model, method).remove()
+            compress(self.asker.model, method).remove()
         except FoveateError:
             return False
         return True
 
     def _judge(self, name: str, method: Method) -> Trial:
         if not self._said:
-            self._said = [asked(self.stock, group, self.new_tokens) for group in self.batches]
-        heard = [each for said in self._said for each in hear(self.stock.model, method, said)]
+            self._said = [asked(self.asker, group, self.new_tokens) for group in self.batches]
+        heard = [each for said in self._said for each in hear(self.asker.model, method, said)]
         costs = [each.cost for each in heard if each.cost is not None]
         mean = {key: fmean(getattr(cost, key) for cost in costs) for key in vars(costs[0])}
         return Trial(name, float(kls(heard).mean()), Cost(**mean))

@@ -8,13 +8,12 @@ from typing import cast
 
 from foveate.dial import TOLERANCE, Dial
 from foveate.lab.evaluation import statistics
-from foveate.lab.evaluation.costs import Costs
-from foveate.lab.evaluation.fidelity.forced import Heard
-from foveate.lab.evaluation.fidelity.lines import Line, kls
+from foveate.lab.evaluation.costs import Costs, meter
 from foveate.lab.evaluation.fidelity.measuring import identity_of, listen, prepare
-from foveate.lab.evaluation.fidelity.meter import Meter
-from foveate.lab.evaluation.fidelity.prompts import Prompt, grouped
+from foveate.lab.evaluation.fidelity.table import Line, kls
+from foveate.lab.evaluation.forced import Heard
 from foveate.lab.evaluation.plan import Entry, check_fit, has_dial
+from foveate.lab.evaluation.questions import Prompt, grouped
 from foveate.lab.evaluation.request import Fidelity, Own, Running, Tune
 from foveate.lab.evaluation.runner import Tell, about
 from foveate.lab.evaluation.store import Store, check_folder, file_name
@@ -41,34 +40,34 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     if (written := request.out / METHOD).exists() and not (request.out / "trials.jsonl").exists():
         raise CommandError(f"{str(written)!r} is there already, and not from a search: choose another --out")
     asked = asking(request)
-    stock, prompts = prepare(asked, tell)
+    asker, prompts = prepare(asked, tell)
     apart = round(len(prompts) * request.held_out)
     if not 0 < apart < len(prompts):
         raise CommandError(
             f"with {request.held_out:.3g} of {len(prompts)} prompts held out, one side has none: give more prompts"
         )
     seen, unseen = prompts[apart:], prompts[:apart]
-    check_fit(given, stock, request.new_tokens)
+    check_fit(given, asker, request.new_tokens)
     goal = {name: getattr(request, name) for name in ("max_kl", "budget", "by", "search", "trials", "held_out", "seed")}
-    header = {**identity_of(asked, stock, prompts), "goal": goal, "given": given.to_dict()}
+    header = {**identity_of(asked, asker, prompts), "goal": goal, "given": given.to_dict()}
     check_folder(request.out / "answers", header)
     batches, length = grouped(seen, request.batch_size), request.new_tokens
-    trials = Trials(stock, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
-    costs = Costs(Meter(stock, seen, request.batch_size, length), request.out / "costs.jsonl", header)
+    trials = Trials(asker, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
+    costs = Costs(meter(asker, seen, request.batch_size, length), request.out / "costs.jsonl", header)
 
     def cost(method: Method) -> float:
         return costs(method).share(request.by)
 
-    how, exhausted = _search(request, given, stock.host, trials, cost)
+    how, exhausted = _search(request, given, asker.host, trials, cost)
     best = _best(request, given, list(trials.judged.values()))
-    entries = _compared(request, given, best, stock.host, cost, how)
+    entries = _compared(request, given, best, asker.host, cost, how)
 
     def heard(prompts: Sequence[Prompt], part: str) -> dict[Entry, list[Heard]]:
         stores = {}
         for entry in entries:
             name = file_name(f"{entry.label} {part}", None)
             stores[entry] = Store(folder / name, {**header, "part": part, **about(entry, request.by)}, Heard)
-        return listen(stock, prompts, stores, asked, tell)
+        return listen(asker, prompts, stores, asked, tell)
 
     folder = request.out / "answers"
     on_seen, on_unseen = heard(seen, "calibration"), heard(unseen, "held-out")
@@ -76,7 +75,7 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     gain = statistics.average(known[SAME_COST] - known[FOUND]) if SAME_COST in known else None
     lines, others = (tuple(Line.of(*each) for each in part.items()) for part in (on_seen, on_unseen))
     judged = len(trials.judged)
-    return Tuned(request, given, stock.name, header, how, best.method, judged, exhausted, lines, others, gain)
+    return Tuned(request, given, asker.name, header, how, best.method, judged, exhausted, lines, others, gain)
 
 
 def asking(request: Tune) -> Fidelity:

@@ -25,7 +25,7 @@ OURS = {"tower": 100, "projector": 10, "prefill": 400, "decode": 90, "head": 80,
 def case(tokens: int, dense: list[float], ours: list[float]) -> Case:
     """A case with these seconds to the first token, round by round."""
     stock = {"new_tokens": 4, "counted": 1000, "kv": 2_000_000, "peak": 4_000_000}
-    method = {"new_tokens": 4, "counted": 600, "kv": 1_000_000, "peak": 3_000_000, "tokens": tokens / 2}
+    method: dict[str, Any] = {"new_tokens": 4, "counted": 600, "kv": 1_000_000, "peak": 3_000_000, "tokens": tokens / 2}
     method |= {"flops": OURS, "full_flops": FULL}
     lines = {
         "dense": Line(None, stock, [times(first) for first in dense]),

@@ -6,7 +6,7 @@ cache is the one that they left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from foveate.handle import compress
-from foveate.lab.evaluation.asking import Cost
+from foveate.lab.asker import Asker, Cost
+from foveate.lab.evaluation.questions import Prompt
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -60,6 +61,12 @@ class Said:
     lengths: tuple[int, ...]
     logp: Tensor
     answers: tuple[str, ...]
+
+
+def asked(asker: Asker, prompts: Sequence[Prompt], new_tokens: int) -> Said:
+    """The stock model's answers to a batch."""
+    inputs, ids = asker.prepare([prompt.chat() for prompt in prompts]), tuple(prompt.id for prompt in prompts)
+    return say(asker.model, asker.processor.tokenizer, inputs, ids, new_tokens)
 
 
 def say(model: Any, tokenizer: Any, inputs: Any, ids: tuple[str, ...], new_tokens: int) -> Said:
