@@ -25,8 +25,8 @@ def overhead(found: dict[str, Any]) -> str:
 
 def prefill(found: dict[str, Any]) -> str:
     """A table for each number of visual tokens: how much of the ideal is realised, and what our own functions take."""
-    heads = ("", "prefill", "ideal", "realised / ideal", "by FLOPs", "finds", "chooses", "gathers", "arguments")
-    heads += ("scatters", "hooks")
+    heads = ["", "prefill", "ideal", "realised / ideal", "by FLOPs", "finds", "chooses", "gathers", "arguments"]
+    heads += ["scatters", "hooks"]
     parts = []
     for run in found["runs"]:
         rows = []
@@ -35,7 +35,8 @@ def prefill(found: dict[str, Any]) -> str:
             own = (f"{share:.1%}" for share in row["parts"].values())
             rows.append((name, *speeds, f"{row['by_flops']:.2f}x", *own))
         shape = f"language model of width {run['width']} and {run['layers']} layers"
-        parts += [f"{run['visual']:,} visual tokens, {shape}:", table(heads, rows)]
+        images = "1 image" if run["images"] == 1 else f"{run['images']} images"
+        parts += [f"{run['visual']:,} visual tokens ({images}), {shape}:", table(heads, rows)]
     return "\n\n".join(parts)
 
 

@@ -79,7 +79,7 @@ class SPU(DecoderPruner):
             low = spectrum.low_pass_channels(x, self.cutoff, self.filter, self.mirror)
         if self.mode == "low_frequency_energy":
             return low.abs().sum(-1)
-        residual: Tensor = torch.linalg.vector_norm(x - low, dim=-1)
+        residual: Tensor = torch.linalg.vector_norm(low.sub_(x), dim=-1)
         if self.along == "channels":
             return residual
         mean_passes = spectrum.gain(residual.new_zeros(()), self.cutoff, self.filter) == 1

@@ -85,6 +85,9 @@ def _filter_mirrored(x: Tensor, cutoff: float, kind: str) -> Tensor:
     passes, of_rest = (gain(each / n, cutoff, kind) for each in (place, n - place))
     turn = torch.polar((passes - of_rest) / 2, torch.pi * place / n)
     spectrum = torch.fft.rfft(x.index_select(1, folded), dim=1)
-    changed = torch.addcmul(spectrum * ((passes + of_rest) / 2)[:, None], spectrum.conj(), turn[:, None])
+    turned = (
+        spectrum * turn.conj()[:, None]
+    ).conj_physical_()  # in place: large tensors that are new cost more than products
+    changed = spectrum.mul_(((passes + of_rest) / 2)[:, None]).add_(turned)
     filtered: Tensor = torch.fft.irfft(changed, n=n, dim=1)
     return filtered.index_select(1, folded.argsort())

@@ -30,19 +30,19 @@ class Cut(NamedTuple):
     """What a mask of the full sequence keeps for a generated token.
 
     Attributes:
-        index: ``(B, P)`` those of the places before ``start``.
+        places: ``(B, P)`` those before ``start``.
         start: all places from there on stay.
         valid: ``(B, P)`` bool, False for padding of ours; None: there is none.
     """
 
-    index: Tensor
+    places: Tensor
     start: int
     valid: Tensor | None
 
     def of(self, mask: Tensor) -> Tensor:
         """``(B, 1, 1, P')`` of a mask ``(B or 1, 1, 1, T)``."""
-        mask = mask.expand(len(self.index), -1, -1, -1)
-        kept = take_rows(mask[..., : self.start], self.index, 3)
+        mask = mask.expand(len(self.places), -1, -1, -1)
+        kept = take_rows(mask[..., : self.start], self.places, 3)
         if self.valid is not None:
             hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
             kept = kept.masked_fill(~self.valid[:, None, None, :], hidden)
