@@ -66,7 +66,7 @@ def _deepen(
     """Replace what the layers from each reduced one on are told: fewer tokens, in compact slots of the same blocks."""
     padded = len(next(iter(slots.values())))
     for depth, reduced in enumerate(names):
-        pieces = step.pieces(depth, padded)
+        pieces = step.pieces(depth, padded, runner.device)
         if pieces is None:
             continue
         for gid, groups in enumerate(runner.attn_groups):
@@ -83,17 +83,16 @@ def _common(runner: Any, gid: int, pieces: Pieces) -> Any:
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
     table = runner.input_batch.block_table[gid]
-    blocks = table.get_device_tensor(len(pieces.after))
-    starts, ends = pieces.on(blocks.device)
+    blocks = table.get_device_tensor(len(pieces.ends))
     return CommonAttentionMetadata(
-        query_start_loc=starts,
+        query_start_loc=pieces.there[0],
         query_start_loc_cpu=pieces.starts,
-        seq_lens=ends,
+        seq_lens=pieces.there[1],
         seq_lens_cpu_upper_bound=pieces.ends,
-        num_reqs=len(pieces.after),
+        num_reqs=len(pieces.ends),
         num_actual_tokens=int(pieces.lengths.sum()),
         max_query_len=int(pieces.lengths.max()),
-        max_seq_len=int(pieces.after.max()),
+        max_seq_len=int(pieces.ends.max()),
         block_table_tensor=blocks,
         slot_mapping=pieces.slots(blocks, table.block_size),
         causal=True,

@@ -92,16 +92,12 @@ class Step:
             dropped[:, i] = prompt.dropped[:, prompt.ended(int(places[i]))]
         return dropped
 
-    def pieces(self, depth: int, padded: int) -> Pieces | None:
-        """Return what the layers from the plan's layer ``depth`` on have of this step; None: all of it.
-
-        Args:
-            padded: slots of the whole step, up to which others go on with a fixed shape.
-        """
+    def pieces(self, depth: int, padded: int, device: torch.device) -> Pieces | None:
+        """Return what the layers from the plan's layer ``depth`` on have of this step, in ``padded`` slots; None: all of it."""
         before, after = self.before[depth], self.after[depth]
         if np.array_equal(before, self.start) and np.array_equal(after, self.start + self.count):
             return None
-        return Pieces(before, after, 0 if self.within else padded)
+        return Pieces(before, after, 0 if self.within else padded, device)
 
     def place(self, positions: Tensor) -> None:
         """Give every token the position that it would have without a method, in place.
@@ -133,40 +129,27 @@ def _to(numbers: Ints, like: Tensor) -> Tensor:
 
 
 class Pieces:
-    """The pieces of requests that a reduced layer has, and what of it is on the device; groups of layers share it.
+    """The pieces of requests that a reduced layer has, on the device, where groups of layers share them.
 
     Args:
         before, after: ``(R,)`` tokens of each request in this layer before this step and after it.
         padded: slots to fill up with -1.
+
+    Attributes:
+        starts, ends: ``(R + 1,)`` where pieces begin and ``(R,)`` what they end at, int32, on the host; ``there`` are both.
+        request, place: ``(T,)`` of each token, where it is in the layer's cache.
     """
 
-    def __init__(self, before: Ints, after: Ints, padded: int) -> None:
-        self.before, self.after, self.padded, self.lengths = before, after, padded, after - before
-        self.starts = torch.from_numpy(np.concatenate([[0], self.lengths.cumsum()]).astype(np.int32))
-        self.ends = torch.from_numpy(after.astype(np.int32))
-        self._lengths: tuple[Tensor, Tensor] | None = None
-        self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``(R + 1,)`` where pieces begin and ``(R,)`` what they end at, int32."""
-        if self._lengths is None:
-            self._lengths = self.starts.to(device, non_blocking=True), self.ends.to(device, non_blocking=True)
-        return self._lengths
+    def __init__(self, before: Ints, after: Ints, padded: int, device: torch.device) -> None:
+        self.lengths, self.padded = after - before, padded
+        starts = np.concatenate([[0], self.lengths.cumsum()])
+        self.starts, self.ends = (torch.from_numpy(x.astype(np.int32)) for x in (starts, after))
+        self.there = tuple(x.to(device, non_blocking=True) for x in (self.starts, self.ends))
+        which = np.repeat(np.arange(len(after)), self.lengths)
+        place = np.arange(len(which)) + np.repeat(before - starts[:-1], self.lengths)
+        self.request, self.place = (torch.from_numpy(x).to(device, non_blocking=True) for x in (which, place))
 
     def slots(self, blocks: Tensor, size: int) -> Tensor:
-        """Slots of its tokens, then -1, int64.
-
-        Args:
-            blocks: ``(R, B)`` of each request, each of ``size`` tokens.
-        """
-        if size not in self._places:
-            which = np.repeat(np.arange(len(self.lengths)), self.lengths)
-            first = self.before - (self.lengths.cumsum() - self.lengths)
-            place = np.arange(len(which)) + np.repeat(first, self.lengths)
-            request, block, inside = (
-                torch.from_numpy(x).to(blocks.device, non_blocking=True) for x in (which, place // size, place % size)
-            )
-            self._places[size] = request, block, inside
-        request, block, inside = self._places[size]
-        slot = blocks[request, block].long() * size + inside
+        """Slots of its tokens, then -1, int64; ``blocks (R, B)`` are those of each request, of ``size`` tokens each."""
+        slot = blocks[self.request, self.place // size].long() * size + self.place % size
         return torch.nn.functional.pad(slot, (0, max(self.padded - len(slot), 0)), value=-1)
