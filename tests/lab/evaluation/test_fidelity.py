@@ -110,11 +110,11 @@ def test_other_settings_are_refused(whole: Path, stock_qwen: Stock, monkeypatch:
         {"new_tokens": 4},
         {"batch_size": 3},
     ):
-        with pytest.raises(CommandError, match="belongs to another run"):
+        with pytest.raises(CommandError, match="is of another run"):
             measure(request(whole, **changes), silent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "load_stock", lambda *about: replace(stock_qwen, digest="another"))
-        with pytest.raises(CommandError, match="its weights is"):
+        with pytest.raises(CommandError, match="whose weights was"):
             measure(request(whole), silent)
     assert contents(whole) == before
 

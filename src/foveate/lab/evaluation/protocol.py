@@ -53,7 +53,7 @@ def _evaluate(request: Reference, tell: Tell) -> Evaluation:
     asked = questions_of(request, request.seeds[0])
     identity = _identity(request, subject)
     folder = request.out / "answers"
-    check_folder(folder, identity)
+    check_folder(folder, identity, request.overwrite)
     by = cast(By, request.by)
     budgets = () if request.as_is else request.budgets or BUDGETS[by]
     probed = {**identity, "seed": request.seeds[0], "questions": _digest(asked)}

@@ -37,7 +37,7 @@ def measure(request: Fidelity, tell: Tell) -> Faithful:
         raise CommandError("the stock model is what everything is compared with: name a method, too")
     identity = identity_of(request, stock, prompts)
     folder = request.out / "answers"
-    check_folder(folder, identity)
+    check_folder(folder, identity, request.overwrite)
     budgets = () if request.as_is else request.budgets or BUDGETS[by]
     meter = Meter(stock, prompts, request.batch_size, request.new_tokens)
     costs = Costs(meter, request.out / "costs.jsonl", identity)
