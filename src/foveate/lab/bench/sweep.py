@@ -179,7 +179,7 @@ def _steps(model: Any, inputs: Inputs, method: Method, pairs: int) -> list[float
     try:
         return step_ratios(model, inputs, method, pairs)
     except RuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     memory.give_back(model.device)
     return []
