@@ -8,6 +8,7 @@ import pytest
 from command import Here, draw
 
 from foveate.lab import outputs
+from foveate.lab.evaluation.store import check_folder
 from foveate.lab.terminal import CommandError
 
 #: A command line, and a file that it would write over.
@@ -62,3 +63,16 @@ def test_only_what_a_command_writes_is_taken_away(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     outputs.clear(tmp_path, ("answers/*.jsonl", "results.json", "accuracy.png"))
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["mine.png", "notes.txt"]
+
+
+def test_an_evaluation_begins_anew(tmp_path: Path) -> None:
+    answers = tmp_path / "answers" / "fastv.jsonl"
+    answers.parent.mkdir()
+    answers.write_text('{"model": "one"}\n')
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(CommandError, match='is of another run, whose model was "one", and now is "two"'):
+        check_folder(answers.parent, {"model": "two"})
+    check_folder(answers.parent, {"model": "one"})
+    check_folder(answers.parent, {"model": "two"}, overwrite=True)
+    assert not answers.exists()
+    assert not (tmp_path / "results.json").exists()

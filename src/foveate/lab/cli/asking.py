@@ -63,7 +63,8 @@ def demo(
     """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
     page_at = out / "report.html"
     outputs.check_folder("out", out)
-    outputs.check_new("out", page_at, overwrite)
+    for path in (page_at, out / "image-01-all.png"):
+        outputs.check_new("out", path, overwrite)
     count = scenes if scenes is not None else 2 if quick else 16
     checks.check_scenes(count, 1000)
     checks.check_seed(seed)
