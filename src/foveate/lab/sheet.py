@@ -74,7 +74,7 @@ def _words(hint: Any) -> str:
         return MANY.get(inner) or f"a list of {_words(inner)}"
     if origin is tuple:
         return f"[{', '.join(map(_words, parts))}]"
-    return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+    return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _said(doc: str) -> dict[str, str]:
