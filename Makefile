@@ -40,7 +40,7 @@ SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
-	.venv-demo/bin/foveate demo
+	.venv-demo/bin/foveate demo --overwrite
 
 test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix

@@ -229,7 +229,7 @@ def test_a_path_is_a_folder(whole: Path) -> None:
 
 def test_a_training_that_has_not_ended(tmp_path: Path) -> None:
     (tmp_path / "run" / trained.CHECKPOINTS).mkdir(parents=True)
-    with pytest.raises(AdapterError, match="has not ended: go on with `foveate train adsc --resume`"):
+    with pytest.raises(AdapterError, match="has not ended: the same `foveate train adsc` goes on"):
         foveate.compress(tiny.model("llava"), str(tmp_path / "run"))
 
 
@@ -254,5 +254,5 @@ def test_a_method_that_cannot_be_attached_takes_its_adapter_with_it(tmp_path: Pa
 
 def test_a_missing_extra_is_one_sentence(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(AdapterError, match="pip install peft"):
+    with pytest.raises(AdapterError, match="pip install 'peft"):
         foveate.compress(tiny.model("llava"), str(whole))

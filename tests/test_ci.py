@@ -126,3 +126,15 @@ def test_the_version_is_the_same_everywhere() -> None:
     """One tag releases both packages, and a citation names it."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == foveate.__version__ == foveate_reference.__version__
+
+
+def test_the_weights_are_in_a_distribution_of_their_own() -> None:
+    """The source distribution of foveate is a fifth without them; `make dist` builds the other from its folder."""
+    included = re.search(
+        r"^\[tool\.hatch\.build\.targets\.sdist\]\n(?:#.*\n)*include = (\[.*\])",
+        (ROOT / "pyproject.toml").read_text(),
+        re.M,
+    )
+    assert included is not None
+    assert "packages" not in included[1]
+    assert "for package in . packages/reference" in (ROOT / "Makefile").read_text()

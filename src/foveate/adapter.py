@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from foveate import extras
 from foveate.errors import AdapterError, first_line
 
 WEIGHTS, CONFIG = FILES = "adapter_model.safetensors", "adapter_config.json"
@@ -32,7 +33,7 @@ def attach(model: nn.Module, folder: Path, source: str) -> Callable[[], None]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise AdapterError("adapters need peft: pip install peft") from None
+        raise AdapterError(f"adapters need peft: {extras.install('peft')} gets it") from None
     if _tuned(model):
         raise AdapterError(
             "the model has an adapter already: merge it (merge_and_unload()), or give the model without it"

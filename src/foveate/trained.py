@@ -179,7 +179,7 @@ def _folder(source: str) -> Path:
             ) from None
     if not (folder / METHOD).is_file():
         if (folder / CHECKPOINTS).is_dir():
-            raise AdapterError(f"the training in {source!r} has not ended: go on with `foveate train adsc --resume`")
+            raise AdapterError(f"the training in {source!r} has not ended: the same `foveate train adsc` goes on")
         raise AdapterError(f"{source!r} has no {METHOD}: give what `foveate train` or `Handle.save_pretrained` wrote")
     return folder
 

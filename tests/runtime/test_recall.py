@@ -104,9 +104,20 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="cannot write"):
             memory.save(tmp_path)
         (tmp_path / "junk").write_bytes(b"junk")
-        for name in ("junk", "nothing"):
-            with pytest.raises(InputError, match=r"is not what Memory\.save writes"):
-                Memory.load(tmp_path / name)
+        with pytest.raises(InputError, match=r"is not what Memory\.save writes"):
+            Memory.load(tmp_path / "junk")
+        with pytest.raises(InputError, match=r"there is no file '.*nothing': Memory\.save writes one"):
+            Memory.load(tmp_path / "nothing")
+        stock = len(memory.images[0].patch)
+        assert repr(memory).startswith(f"<Memory of 1 image: {len(memory.features)} of {stock} tokens, ")
+        assert "from llava with VisionZip(" in repr(memory)
+        two = without_pixels(tiny.inputs("llava", [[3, "image", 5, "image"]]))
+        said = f"memory= holds 1 image, of {stock} tokens, and the prompts have places for {2 * stock}: give the memory"
+        for call in (model, model.generate):
+            with pytest.raises(InputError, match=said):
+                call(**two, memory=memory)
+            with pytest.raises(InputError, match="memory= holds 2 images, of"):
+                call(**text, memory=[memory, memory])
     with pytest.raises(UnsupportedModelError, match=r"call encode\(\) before remove\(\)"):
         handle.encode(batch)
 

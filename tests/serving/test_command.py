@@ -42,9 +42,23 @@ def test_mistakes(rest: list[str], sentence: str) -> None:
 
 
 def test_show() -> None:
-    call = ["serve", "m", "--method", "ipcv+adsc", "--option", "adsc.keep=0.4", "--tensor-parallel-size", "2", "--show"]
-    shown = shlex.split(CliRunner().invoke(app, call).stdout)
-    assert shown[:5] == ["vllm", "serve", "m", "--tensor-parallel-size", "2"]
-    assert method_from_dict(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)
-    shown = shlex.split(CliRunner().invoke(app, ["serve", "m", "--method", "luvc", "--limit", "0.8", "--show"]).stdout)
+    asked = ["--method", "ipcv+adsc", "--option", "adsc.keep=0.4", "--tensor-parallel-size", "2", "--show"]
+    for call in (
+        ["serve", "mine/m", *asked],
+        ["serve", *asked, "--model", "mine/m"],
+        ["serve", "mine/m", "-M", "ipcv+adsc", *asked[2:]],
+    ):
+        shown = shlex.split(CliRunner().invoke(app, call).stdout)
+        assert shown[:5] == ["vllm", "serve", "mine/m", "--tensor-parallel-size", "2"]
+        assert method_from_dict(json.loads(shown[-1])["foveate"]) == IPCV() + ADSC(keep=0.4)
+
+
+def test_letters_of_vllm_are_left_to_it() -> None:
+    letters = ["-tp", "2", "-dpm", "external_lb", "-O3", "-n", "2"]
+    shown = shlex.split(
+        CliRunner().invoke(app, ["serve", "mine/m", "-M", "luvc", "-k", "0.5", *letters, "--show"]).stdout
+    )
+    assert shown[: 3 + len(letters)] == ["vllm", "serve", "mine/m", *letters]
+    asked = ["serve", "mine/m", "--method", "luvc", "--limit", "0.8", "--show"]
+    shown = shlex.split(CliRunner().invoke(app, asked).stdout)
     assert json.loads(shown[-1])["foveate"]["limit"] == 0.8

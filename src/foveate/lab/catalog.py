@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-from typing import Any, get_args
+from textwrap import fill, shorten
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from foveate.errors import UnknownNameError, nearest
-from foveate.lab import index
+from foveate.lab import index, sheet
 from foveate.lab.index import BLOCKS, LAYERS
 from foveate.lab.terminal import CommandError, group_sites
 
@@ -78,13 +78,8 @@ def describe_families() -> list[dict[str, Any]]:
 
 
 def _check_place(site: str) -> None:
-    from foveate.site import Place
-
-    places = get_args(Place)
-    if site not in places:
-        raise CommandError(
-            f"--site {site}: there is no such place{nearest(site, places)}; there are {', '.join(places)}"
-        )
+    if site not in WHERE:
+        raise CommandError(f"--site {site}: there is no such place{nearest(site, WHERE)}; there are {', '.join(WHERE)}")
 
 
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
@@ -113,23 +108,18 @@ def show_method(method: dict[str, Any], console: Console) -> None:
     """One method: its docstring and its options."""
     source = f"{method['paper']['title']} ({_source(method)})" if method["paper"] else _source(method)
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
-    paragraphs = method["doc"].split("\n\n")
-    console.print("\n\n".join(escape(paragraph.replace("\n", " ")) for paragraph in paragraphs))
-    sites = escape(group_sites(method["sites"]))
-    console.print(f"\nsites    {sites}, in a model with {BLOCKS} vision blocks and {LAYERS} decoder layers")
-    console.print(f"training {'not needed' if method['training_free'] else 'needed'}")
-    console.print(
-        f"budget   {'fixed' if method['fixed_budget'] else 'by content: how many tokens stay depends on the image'}"
-    )
+    width = min(console.width, 100)
+    console.print(sheet.about(method["doc"], width), markup=False)
+    sites = f"{group_sites(method['sites'])}, in a model with {BLOCKS} vision blocks and {LAYERS} decoder layers"
+    facts = {"sites": sites, "training": "not needed" if method["training_free"] else "needed"}
+    facts["budget"] = sheet.budget(method)
     if method["mean"] is not None:
-        console.print(f"keep     {method['mean']:.2f} of the {COUNTED[method['unit']]}, in the setting below")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("option", "type", "default"):
-        table.add_column(column)
-    for name, option in method["options"].items():
-        table.add_row(escape(name), escape(option["type"]), escape(str(option["default"])))
+        facts["keep"] = f"{method['mean']:.2f} of the {COUNTED[method['unit']]}, with the defaults below"
     console.print()
-    console.print(table)
+    for name, text in facts.items():
+        console.print(fill(text, width, initial_indent=f"{name:<9}", subsequent_indent=" " * 9), markup=False)
+    console.print("\n[bold]options[/bold]")
+    console.print("\n".join(sheet.options(method, width)), markup=False)
 
 
 def show_families(found: list[dict[str, Any]], console: Console) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from foveate.errors import nearest
+from foveate.errors import first_line, nearest
+from foveate.lab import index
 from foveate.lab.terminal import CommandError
 
 #: Models by a name of their own -> the folder in the package of the reference models.
@@ -20,6 +22,13 @@ COUNTED: dict[str, str] = {
 DENSE, BLIND, ORACLE, ANTIORACLE = "dense", "blind", "oracle", "antioracle"
 #: What can be measured besides the methods.
 BOUNDS = (DENSE, BLIND, ORACLE, ANTIORACLE)
+#: What `foveate bench` builds with random weights.
+SHAPES = (
+    *("qwen2.5-vl-7b", "qwen3-vl-8b", "llava-1.5-7b", "internvl3-8b"),
+    *("small-qwen2.5-vl", "small-qwen3-vl", "small-llava", "small-internvl3"),
+)
+#: Of the reference benchmark's questions.
+SPLITS = ("train", "validation", "test")
 #: How `foveate tune` searches.
 SEARCHES = ("auto", "dial", "greedy", "layers", "sigmoid", "options")
 
@@ -30,9 +39,47 @@ def check_choice(option: str, value: str, choices: Collection[str]) -> None:
         raise CommandError(f"--{option} {value!r}{nearest(value, choices)}: choose {', '.join(choices)}")
 
 
+def check_at_least_1(option: str, value: int | None) -> None:
+    """Raise `CommandError` for a count of nothing; None: nobody said one."""
+    if value is not None and value < 1:
+        raise CommandError(f"--{option} {value}: give a whole number, at least 1")
+
+
 def check_dtype(name: str) -> None:
     """Raise `CommandError` unless it is ``auto`` or a name of `DTYPES`."""
     check_choice("dtype", name, ("auto", *DTYPES))
+
+
+def check_seed(seed: int) -> None:
+    """Raise `CommandError` for a seed below 0."""
+    if seed < 0:
+        raise CommandError(f"--seed {seed}: give a whole number, 0 or more")
+
+
+def check_device(name: str) -> None:
+    """Raise `CommandError` for what no library calls a device; whether it is there, torch will say."""
+    if not name.strip() or name.lower().partition(":")[0] == "gpu":
+        raise CommandError(f"--device {name!r}: say cuda, for a GPU of NVIDIA or AMD, mps, for Apple's, or cpu")
+
+
+def check_trained(name: str) -> None:
+    """Raise `CommandError` for an adapter that is neither a folder that is there nor an id of the hub."""
+    if not ("/" in name or "\\" in name or Path(name).is_dir()):
+        raise CommandError(
+            f"--adapter {name!r} is neither a folder that is there nor the id of a repository on the hub"
+        )
+
+
+def check_images_and_prompts(images: Sequence[Path], prompts: Sequence[str]) -> None:
+    """Raise `CommandError` unless there is a prompt for each image, one for all, or several about one."""
+    if prompts and not images:
+        raise CommandError("--prompt needs --image: without images, questions come with answers of their own")
+    counts = len(images), len(prompts)
+    if images and (not prompts or (counts[0] != counts[1] and 1 not in counts)):
+        raise CommandError(
+            f"{counts[0]} --image and {counts[1]} --prompt: give one prompt for each image, one for all, or several about one "
+            "image"
+        )
 
 
 def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> None:
@@ -64,14 +111,62 @@ def check_asked_or_data(
     return tuple(images), prompt
 
 
+def check_scenes(count: int, most: int) -> None:
+    """Raise `CommandError` unless so many scenes can be drawn."""
+    if not 1 <= count <= most:
+        raise CommandError(f"--scenes {count}: choose 1 to {most}")
+
+
+def check_answers(out: Path, data: Path) -> None:
+    """Raise `CommandError` unless answers can be written there: beside the questions, into a folder that is there."""
+    if out.resolve() == data.resolve():
+        raise CommandError(f"--out {str(out)!r} is the file of --data: give another name")
+    if not out.parent.is_dir() or out.is_dir():
+        raise CommandError(f"--out {str(out)!r} cannot be written: give a file in a folder that is there")
+
+
 def check_model(name: str) -> None:
     """Raise `CommandError` for a folder that is not there or has no model; an id of the hub may be anything else."""
-    if name in REFERENCES:
+    if name in REFERENCES or "://" in name:  # vLLM knows more places than the hub
         return
+    if not name.strip():
+        raise CommandError("--model is empty: give a folder, a hub id, 'reference' or 'reference-llava'")
     folder = Path(name)
     if len(folder.name) > 255:
         raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
-    if not folder.is_dir() and (folder.is_absolute() or folder.exists() or name.startswith((".", "~"))):
+    if folder.is_dir():
+        _check_config(folder / "config.json")
+    if folder.is_file():
+        raise CommandError(f"--model {name!r} is a file: give the folder of a saved Hugging Face model, or a hub id")
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~"))):
         raise CommandError(f"there is no model folder {name!r}")
+    if not folder.is_dir() and ("/" not in name or name.count("/") > 1):
+        raise CommandError(f"there is no model folder {name!r}, and that is no hub id, as owner/name{_meant(name)}")
+
+
+def _check_config(path: Path) -> None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CommandError(f"cannot read {str(path)!r}: {first_line(error)}") from None
+    if not isinstance(data, dict):
+        raise CommandError(f"{str(path)!r} is not the configuration of a model: give the folder of a saved one")
+
+
+def check_shape(name: str) -> None:
+    """Raise `CommandError` unless there is such a shape."""
+    if name not in SHAPES:
+        raise CommandError(
+            f"--shape {name!r}{nearest(name, SHAPES)}: choose one of {', '.join(SHAPES)}; a real model is given with --model"
+        )
+
+
+def _meant(name: str) -> str:
+    """What somebody may have meant by a model that is none."""
+    if name in SHAPES:
+        return f": it is a shape, of `foveate bench`, so say --shape {name}"
+    if name.lower() in [str(one["name"]) for one in index.methods() or ()]:
+        return f": it is a method, so say --method {name}, or -M"
+    return nearest(name, REFERENCES)

@@ -21,6 +21,7 @@ from foveate.cost import Report
 from foveate.dial import Dial
 from foveate.handle import compress, host_of
 from foveate.lab import overlay, story
+from foveate.lab.checks import check_scenes
 from foveate.lab.story import Case, Content, Told
 from foveate.lab.terminal import CommandError, group_sites
 from foveate.method import Host, Method
@@ -245,8 +246,7 @@ def show(demo: Demo, page: Path, console: Console) -> None:
 
 
 def _scene_seeds(images: int, seed: int) -> list[int]:
-    if not 1 <= images <= SCENES_PER_SEED:
-        raise CommandError(f"--images {images}: choose 1 to {SCENES_PER_SEED}")
+    check_scenes(images, SCENES_PER_SEED)
     try:
         return [reference.split_seed("test", seed * SCENES_PER_SEED + number) for number in range(images)]
     except ValueError as error:

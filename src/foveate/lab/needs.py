@@ -1,23 +1,15 @@
-"""What only some commands need: packages that may be missing, and the command that installs each."""
+"""What only some commands need: packages that may be missing, and the sentence that says how to get each."""
 
 from __future__ import annotations
 
 import importlib.util
 from types import ModuleType
 
+from foveate import extras
 from foveate.lab.terminal import CommandError
 
-#: What follows ``pip install`` in a checkout of foveate, which is not on PyPI yet.
-INSTALLED_BY = {
-    "foveate_reference": "./packages/reference",
-    "matplotlib": "'.[lab]'",
-    "scipy": "'.[lab]'",
-    "lmms_eval": "'.[lmms]'",
-    "vllm": "'.[vllm]'",
-    "peft": "'.[train]'",
-    "accelerate": "'.[train]'",
-    "datasets": "'.[train]'",
-}
+#: Modules whose absence is nobody's mistake.
+OPTIONAL = (*extras.EXTRAS, extras.REFERENCE)
 
 
 def is_there(module: str) -> bool:
@@ -29,8 +21,8 @@ def is_there(module: str) -> bool:
 
 
 def command(module: str) -> str:
-    """What installs a package."""
-    return f"`pip install {INSTALLED_BY[module]}` in a checkout of foveate"
+    """What installs a package here; every hint of the lab is made by this."""
+    return extras.install(module)
 
 
 def check(module: str, what: str) -> None:

@@ -25,6 +25,8 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
+        if str(path).startswith(("http:", "https:")):
+            raise CommandError(f"{str(path)!r} is an address: save the image, and give its file") from None
         raise CommandError(f"there is no image {str(path)!r}") from None
     except IsADirectoryError:
         raise CommandError(f"{str(path)!r} is a folder, not an image file: name each image") from None

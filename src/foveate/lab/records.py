@@ -69,13 +69,22 @@ def read(path: Path) -> list[Record]:
     return found
 
 
+def check(path: Path) -> None:
+    """Raise `CommandError` for a file that cannot be read, or of which no record can be asked."""
+    found = read(path)
+    if all(record.error for record in found):
+        raise CommandError(f"no record of {str(path)!r} can be asked; the first one: {found[0].error}")
+
+
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file that are not empty, and the number of each."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CommandError(f"there is no file {str(path)!r}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise CommandError(f"{str(path)!r} is not text in UTF-8: give a file of lines such as {EXAMPLE}") from None
+    except OSError as error:
         raise CommandError(f"cannot read {str(path)!r}: {error}") from None
     found = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not found:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from foveate.cost import Report
 from foveate.handle import compress, host_of
-from foveate.lab import cautions, overlay, prompting, terminal
+from foveate.lab import cautions, outputs, overlay, prompting
 from foveate.lab.checks import check_dtype
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
@@ -34,7 +34,7 @@ class Request:
         attn: attention implementation, or None for the model's default.
         max_new_tokens: length of the answer at most.
         compare: ask the stock model, too.
-        overlay: folder for pictures of the surviving patches, or None.
+        overlay: folder for pictures of the surviving patches, or None; ``overwrite``: replace those that are there.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Request:
     max_new_tokens: int = 64
     compare: bool = True
     overlay: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Result:
 def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long, ``warn`` what to know of the answer."""
     prompting.check(request.prompt)
-    if request.overlay is not None:
-        terminal.check_folder("overlay", request.overlay)
+    if isinstance(request.method, Method):
+        _pictures(request, request.method)
     check_dtype(request.dtype)
     images = [prompting.open_image(path) for path in request.images]
     device = device_of(request.device)
@@ -83,6 +84,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     with compress(model, request.method) as handle:
         for line in cautions.about_method(request.model, handle.method, host_of(model)):
             warn(line)
+        pictures = _pictures(request, handle.method)
         tell(f"asking with {handle.method!r}")
         answer, seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
         report = handle.report()
@@ -91,9 +93,8 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
         tell("asking the stock model")
         dense_answer, dense_seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
 
-    overlays: list[Path] = []
-    if request.overlay is not None:
-        overlays = _draw(request, handle.method, prompting.seen(processor, inputs, images), report)
+    if pictures:
+        _draw(request, pictures, prompting.seen(processor, inputs, images), report)
     return Result(
         request,
         handle.method,
@@ -103,7 +104,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
         report,
         dense_answer,
         dense_seconds,
-        tuple(overlays),
+        tuple(pictures),
     )
 
 
@@ -149,16 +150,25 @@ def _said(answer: str) -> str:
     return escape(answer) if answer else "[dim](nothing: the model ended its answer at once)[/dim]"
 
 
-def _draw(request: Request, method: Method, images: Sequence[Image.Image], report: Report) -> list[Path]:
-    folder = Path(str(request.overlay))
+def _pictures(request: Request, method: Method) -> list[Path]:
+    """The files of the pictures, which must not be there already."""
+    if request.overlay is None:
+        return []
+    outputs.check_folder("overlay", request.overlay)
     name = "+".join(part.name() for part in method.terms())
-    written = []
+    paths = [
+        request.overlay / f"{number:02d}-{image.stem}-{name}.png"
+        for number, image in enumerate(request.images, start=1)
+    ]
+    for path in paths:
+        outputs.check_new("overlay", path, request.overwrite)
+    return paths
+
+
+def _draw(request: Request, paths: Sequence[Path], images: Sequence[Image.Image], report: Report) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, (image, source) in enumerate(zip(images, request.images, strict=True)):
-            path = folder / f"{number + 1:02d}-{source.stem}-{name}.png"
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for number, (path, image, source) in enumerate(zip(paths, images, request.images, strict=True)):
             overlay.strip(image, report.visits, number, source.name).save(path)
-            written.append(path)
     except OSError as error:
-        raise CommandError(f"cannot write overlays to {str(folder)!r}: {error}") from None
-    return written
+        raise CommandError(f"cannot write overlays to {str(request.overlay)!r}: {error}") from None

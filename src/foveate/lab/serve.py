@@ -36,9 +36,13 @@ def words(model: str, method: Method, rest: Sequence[str], limit: float | None =
     return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": ours})]
 
 
+def check() -> None:
+    """Raise `CommandError` if there is no vLLM."""
+    needs.check("vllm", "foveate serve")
+
+
 def serve(argv: Sequence[str]) -> None:
     """Run ``vllm`` with these `words` until it is stopped."""
-    needs.check("vllm", "foveate serve")
     from vllm.entrypoints.cli.main import main
 
     sys.argv = ["vllm", *argv]

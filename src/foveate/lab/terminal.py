@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,19 +28,27 @@ class CommandError(FoveateError):
     """A command was given something that it cannot use: a missing file, an empty prompt, an unknown model."""
 
 
+#: Consoles of the bars that are drawn now: what is said meanwhile goes above the last one.
+_bars: list[Console] = []
+
+
 def note(text: str) -> None:
     """One line of progress."""
-    log.print(escape(text), style="dim", soft_wrap=True)
+    _said_on().print(escape(text), style="dim", soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """One line that should not be missed."""
-    log.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
+    _said_on().print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
 
 def fail(error: FoveateError) -> None:
     """One red sentence."""
     log.print(f"[red]Error:[/red] {escape(str(error))}", soft_wrap=True)
+
+
+def _said_on() -> Console:
+    return _bars[-1] if _bars else log
 
 
 def emit(data: Any) -> None:
@@ -55,17 +62,10 @@ def emit(data: Any) -> None:
     print(text)
 
 
-def check_folder(option: str, folder: Path) -> None:
-    """Raise `CommandError` if there is a file where a folder is wanted: better before a long run than in it."""
-    for path in (folder, *folder.parents):
-        if path.is_file():
-            raise CommandError(f"--{option} {str(folder)!r}: {str(path)!r} is a file; give the name of a folder")
-
-
 def check_once(**given: Sequence[Any]) -> None:
     """Raise `CommandError` where an option that may be repeated says the same twice; of ``name=value``, the name."""
     for name, values in given.items():
-        words = [value.partition("=")[0].strip() if name == "option" else value for value in values]
+        words = [value.partition("=")[0].strip() if name in ("option", "set") else value for value in values]
         for word in words:
             if words.count(word) > 1:
                 raise CommandError(f"--{name} {word} is given twice")
@@ -77,6 +77,7 @@ def quiet_libraries(bars: bool = False) -> None:
     Args:
         bars: leave its download bars on, where a person watches.
     """
+    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
     from transformers import logging
 
@@ -85,6 +86,7 @@ def quiet_libraries(bars: bool = False) -> None:
         hub_logging.set_verbosity_error()
     if not (bars and sys.stderr.isatty()):
         logging.disable_progress_bar()
+        disable_progress_bars()
 
 
 class Bar:
@@ -100,8 +102,9 @@ class Bar:
         # A console of its own: it goes on where it began, even if somebody sends stderr elsewhere meanwhile.
         console = Console(file=sys.stderr, highlight=False)
         others = os.environ.get("RANK", "0") != "0"  # of several processes only the first one draws
-        self._drawn = console.is_terminal and not others
-        self._lines = not console.is_terminal and not others
+        # Not `console.is_terminal`: with FORCE_COLOR, as on many build machines, a file is called a terminal, too.
+        watched = sys.stderr.isatty()
+        self._drawn, self._lines = watched and not others, not watched and not others
         self._said, self._at = "", -EVERY
         self._progress = Progress(*columns, console=console, transient=True)
         self._task = self._progress.add_task("", total=1.0)
@@ -116,10 +119,12 @@ class Bar:
     def __enter__(self) -> Bar:
         if self._drawn:
             self._progress.start()
+            _bars.append(self._progress.console)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._drawn:  # rich 13.8 ends what was never drawn with an empty line
+            _bars.remove(self._progress.console)
             self._progress.stop()
 
 

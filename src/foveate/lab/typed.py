@@ -1,4 +1,7 @@
-"""Commands as they are typed: options that several have, and dataclasses whose fields are the options of one."""
+"""Commands as they are typed: options that several have, and dataclasses whose fields are the options of one.
+
+One word stands for one thing in every command, and so does a letter: `Model`, `OneMethod`, ... are declared here once.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,109 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import typer
+from typer import Option
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
-Model = Annotated[str, typer.Option(help="A folder, a hub id, 'reference' or 'reference-llava'.")]
-OneMethod = Annotated[str | None, typer.Option(help="Its name; 'ipcv+adsc' for both at once.")]
-Keep = Annotated[float | None, typer.Option(help="Share of visual tokens per decoder layer, of a method or a sum.")]
-OptionsOfOne = Annotated[list[str] | None, typer.Option(help="name=value, repeatable; method.name=value in a sum.")]
-OneAsJson = Annotated[str | None, typer.Option(help="The method as JSON, or a file of it.")]
-OptionsOfMany = Annotated[
-    list[str] | None, typer.Option(help="name=value, repeatable; method.name=value where there are several.")
+from foveate.lab import checks, index
+
+#: The parts of ``--help``, in this order.
+QUESTIONS, METHODS, BUDGETS, MACHINE, OUTPUT = "Questions", "Methods", "Budgets", "Model and machine", "Output"
+PANELS = (QUESTIONS, METHODS, BUDGETS, MACHINE, OUTPUT)
+
+
+def complete_method(begun: str) -> list[str]:
+    """Names for the tab key; of a sum, of its last part."""
+    others, plus, last = begun.rpartition("+")
+    names = [str(one["name"]) for one in index.methods() or ()]
+    return [f"{others}{plus}{name}" for name in names if name.startswith(last)]
+
+
+def complete_model(begun: str) -> list[str]:
+    """Names of the reference models, and folders."""
+    folders = [str(path) for path in sorted(Path().glob(f"{begun}*")) if path.is_dir()] if begun else []
+    return [*(name for name in checks.REFERENCES if name.startswith(begun)), *folders]
+
+
+def complete_dtype(begun: str) -> list[str]:
+    """Names of dtypes."""
+    return [name for name in ("auto", *checks.DTYPES) if name.startswith(begun)]
+
+
+Json = Annotated[bool, Option("--json", help="Print JSON on stdout and nothing else there.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[
+    bool,
+    Option("--overwrite", help="Begin anew, and replace what is there.", rich_help_panel=OUTPUT),
 ]
-ManyAsJson = Annotated[list[str] | None, typer.Option(help="A method as JSON, or a file of it; repeatable.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
-Attn = Annotated[str | None, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...")]
+Model = Annotated[
+    str,
+    Option(
+        "--model",
+        "-m",
+        help="A folder, a hub id, 'reference' or 'reference-llava'.",
+        rich_help_panel=MACHINE,
+        autocompletion=complete_model,
+    ),
+]
+OneMethod = Annotated[
+    str | None,
+    Option(
+        "--method",
+        "-M",
+        help="Its name; 'ipcv+adsc' for both at once.",
+        rich_help_panel=METHODS,
+        autocompletion=complete_method,
+    ),
+]
+ManyMethods = Annotated[
+    list[str] | None,
+    Option(
+        "--method",
+        "-M",
+        help="A method, or a sum as 'ipcv+adsc'; repeatable.",
+        show_default="luvc, ipcv, adsc",
+        rich_help_panel=METHODS,
+        autocompletion=complete_method,
+    ),
+]
+Keep = Annotated[
+    float | None,
+    Option("--keep", "-k", help="Share of visual tokens per decoder layer; of a sum, in all.", rich_help_panel=METHODS),
+]
+OptionsOfOne = Annotated[
+    list[str] | None,
+    Option("--option", help="name=value, repeatable; method.name=value in a sum.", rich_help_panel=METHODS),
+]
+OneAsJson = Annotated[
+    str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
+]
+OptionsOfMany = Annotated[
+    list[str] | None,
+    Option(
+        "--option",
+        help="name=value, repeatable; method.name=value where there are several.",
+        rich_help_panel=METHODS,
+    ),
+]
+ManyAsJson = Annotated[
+    list[str] | None,
+    Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
+]
+Images = Annotated[
+    list[Path] | None, Option("--image", "-i", help="An image file; repeatable.", rich_help_panel=QUESTIONS)
+]
+Dtype = Annotated[
+    str,
+    Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MACHINE, autocompletion=complete_dtype),
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=MACHINE)]
+Attn = Annotated[
+    str | None,
+    Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...", rich_help_panel=MACHINE),
+]
+NewTokens = Annotated[int, Option("--new-tokens", "-n", help="Length of an answer at most.", rich_help_panel=QUESTIONS)]
+BatchSize = Annotated[
+    int, Option("--batch-size", "-b", help="Questions that are asked together.", rich_help_panel=MACHINE)
+]
+Scenes = Annotated[int | None, Option("--scenes", help="How many scenes to draw.", rich_help_panel=QUESTIONS)]
 
 R = TypeVar("R")
 
@@ -34,7 +125,8 @@ def options(kind: type) -> Iterator[tuple[str, str, Any, Any]]:
     for field in fields(kind):
         hint, *more = get_args(hints[field.name]) if get_origin(hints[field.name]) is Annotated else (None,)
         for info in more:
-            given = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str)]
+            words = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str)]
+            given = [word for word in words if word.startswith("--")]
             default = None if field.default is MISSING else field.default
             yield field.name, given[0] if given else f"--{field.name.replace('_', '-')}", hint, default
 
@@ -42,7 +134,7 @@ def options(kind: type) -> Iterator[tuple[str, str, Any, Any]]:
 def with_options_of(kind: type[R]) -> Callable[[Callable[[R, bool], None]], Callable[..., None]]:
     """Make a function of a request, and of whether JSON is wanted, a command for `typer`."""
     hints, parameters = get_type_hints(kind, include_extras=True), list[inspect.Parameter]()
-    for name, _, hint, default in options(kind):
+    for name, _, hint, default in sorted(options(kind), key=lambda option: _panel(hints[option[0]])):
         annotation = hints[name]
         if get_origin(hint) is tuple:  # typer repeats an option for a list
             parts: Any = (list[get_args(hint)[0]] | None, *get_args(annotation)[1:])  # type: ignore[misc]
@@ -65,11 +157,11 @@ def with_options_of(kind: type[R]) -> Callable[[Callable[[R, bool], None]], Call
 
 
 def command(words: str, request: Any) -> str:
-    """The command line that repeats a request, but for its folder; what is usual needs no words."""
+    """The command line that repeats a request, but for where it writes; what is usual needs no words."""
     found = shlex.split(words)
     for name, flag, _, default in options(type(request)):
         value = getattr(request, name)
-        if name == "out" or value == default:
+        if name in ("out", "overwrite") or value == default:
             continue
         for each in value if isinstance(value, tuple) else (value,):
             found += [flag] if each is True else [flag, str(each)]
@@ -96,3 +188,8 @@ def request(kind: type[R], words: str) -> R:
 def _kind(hint: Any) -> Callable[[str], Any]:
     kind = next((each for each in get_args(hint) if each in (str, int, float, Path)), hint)
     return kind  # type: ignore[no-any-return]
+
+
+def _panel(annotation: Any) -> int:
+    """Which part of ``--help`` an option is in."""
+    return PANELS.index(next(more.rich_help_panel for more in get_args(annotation)[1:]))

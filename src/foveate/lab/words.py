@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import ConfigError, UnknownNameError, nearest
-from foveate.lab import index
+from foveate.lab import checks, index
 from foveate.lab.terminal import CommandError, check_once
 from foveate.schedule import check_ratio
 from foveate.serialise import build, from_json, options_of
@@ -68,17 +68,18 @@ def check_one_or_trained(
         raise CommandError(
             "--adapter has the method and its options: leave --method, --keep, --option and --method-json out"
         )
-    if not ("/" in trained or "\\" in trained or Path(trained).is_dir()):
-        raise CommandError(
-            f"--adapter {trained!r} is neither a folder that is there nor the id of a repository on the hub"
-        )
+    checks.check_trained(trained)
     return None
 
 
 def check_many(
-    names: Sequence[str], assignments: Sequence[str], described: Sequence[str], others: Collection[str] = ()
+    names: Sequence[str],
+    assignments: Sequence[str],
+    described: Sequence[str],
+    others: Collection[str] = (),
+    keep: float | None = None,
 ) -> None:
-    """`check_one` for each; ``others`` are names of what is no method and has no options."""
+    """`check_one` for each, all with one ``keep``; ``others`` are names of what is no method and has no options."""
     known = _known()
     methods = [name for name in names if name not in others]
     for name in methods:
@@ -86,7 +87,7 @@ def check_many(
             _class(part.strip(), known, others)
     if methods:
         for name, own in zip(methods, options_by_method(methods, assignments)):
-            check_one(name, None, own, None)
+            check_one(name, keep, own, None)
     for text in described:
         check_one(None, None, [], text)
 
@@ -153,11 +154,12 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items()]
 
 
-def assigned(cls: type, assignments: Sequence[str]) -> dict[str, Any]:
-    """``["seed=3"]`` -> ``{"seed": 3}``, read as the types of a dataclass's fields suggest."""
+def assigned(cls: type, assignments: Sequence[str], flag: str = "option") -> dict[str, Any]:
+    """``["seed=3"]`` -> ``{"seed": 3}``, read as the types of a dataclass's fields suggest; ``flag``: where they were said."""
+    check_once(**{flag: assignments})
     found = {}
     for assignment in assignments:
-        _, name, value = _split(assignment, [""])
+        _, name, value = _split(assignment, [""], flag)
         found[name] = _value(value, options_of(cls).get(name, (None, None))[0])
     return found
 
@@ -188,6 +190,7 @@ def _known() -> Mapping[str, type]:
 def _class(name: str, known: Mapping[str, type], others: Collection[str] = ()) -> type:
     if name.lower() not in known:
         hint = nearest(name, [*known, *others]) if name else " (a sum has one on both sides of every +)"
+        hint = " (a model is given with --model, or -m)" if "/" in name else hint
         raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
     return known[name.lower()]
 
@@ -204,12 +207,12 @@ def _check_data(data: Any, known: Mapping[str, type]) -> None:
     build(_class(data["method"], known), {str(key): value for key, value in data.items() if key != "method"})
 
 
-def _split(assignment: str, names: Sequence[str]) -> tuple[int, str, str]:
+def _split(assignment: str, names: Sequence[str], flag: str = "option") -> tuple[int, str, str]:
     """Which part, which option, what value."""
     option, equals, value = assignment.partition("=")
     option = option.strip()
     if not equals or not option:
-        raise CommandError(f"--option {assignment!r} is not name=value")
+        raise CommandError(f"--{flag} {assignment!r} is not name=value")
     if len(names) == 1:
         return 0, option, value.strip()
     part, dot, option = option.partition(".")

@@ -64,6 +64,12 @@ class Maker:
             )
 
 
+def _counted(memories: Sequence[Memory]) -> str:
+    """``2 images and 1 video``."""
+    counts = {kind: sum(len(one.images) for one in memories if one.kind == kind) for kind in ("image", "video")}
+    return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n) or "nothing"
+
+
 def _names(method: Sequence[str]) -> str:
     return " + ".join(method) or "a method that leaves features as they are"
 
@@ -93,6 +99,14 @@ class Memory:
     maker: Maker
     width: int | None
     apart: bool
+
+    def __repr__(self) -> str:
+        """Return a sentence: the features themselves would fill screens."""
+        stock = sum(len(image.patch) for image in self.images)
+        return (
+            f"<Memory of {_counted([self])}: {len(self.features)} of {stock} tokens, {self.nbytes / 1e6:.2f} MB, "
+            f"from {self.maker.family} with {_names(self.maker.method)}>"
+        )
 
     @property
     def counts(self) -> list[int]:
@@ -138,6 +152,8 @@ class Memory:
             said = about["maker"]
             maker = Maker(said["family"], said["width"], tuple(said["method"]), tuple(said["weights"]))
             return cls(about["kind"], tensors["features"], deepstack, images, maker, about["width"], about["apart"])
+        except FileNotFoundError:
+            raise InputError(f"there is no file {os.fspath(file)!r}: Memory.save writes one") from None
         except Exception as error:
             raise InputError(f"{os.fspath(file)!r} is not what Memory.save writes: {first_line(error)}") from None
 
@@ -228,7 +244,25 @@ class Memories:
         mine = self.maker
         for each in memories:
             mine.refuse(each.maker)
+        ids = kwargs.get("input_ids", kwargs.get("inputs"))
+        if isinstance(ids, Tensor):
+            self._check_fit(memories, ids)
         return {**kwargs, "mm_encoder_outputs": self._outputs(memories)}
+
+    def _check_fit(self, memories: Sequence[Memory], ids: Tensor) -> None:
+        """Raise `InputError` unless the prompts have a place for every token of the images, and no others."""
+        config, places, tokens = self.base.config, dict[int, int](), dict[int, int]()
+        for pixels, kind in KINDS.items():
+            token = getattr(config, self.encodings.family.modalities.get(pixels, ""), None)
+            if token is not None:
+                mine = [image for memory in memories if memory.kind == kind for image in memory.images]
+                tokens[token] = tokens.get(token, 0) + sum(len(image.patch) for image in mine)
+                places[token] = int((ids == token).sum())
+        if places != tokens:
+            raise InputError(
+                f"memory= holds {_counted(memories)}, of {sum(tokens.values())} tokens, and the prompts have places for "
+                f"{sum(places.values())}: give the memory of every image, in the order of the prompts (memory=[first, second])"
+            )
 
     def _outputs(self, memories: Sequence[Memory]) -> dict[str, Any]:
         """Memories as the model's own functions return features, by kind."""

@@ -20,7 +20,7 @@ import transformers
 from packaging.version import Version
 from torch import nn
 
-from foveate import trained
+from foveate import extras, trained
 from foveate.errors import FoveateError, TrainingError, first_line
 from foveate.handle import host_of
 from foveate.methods.adsc import ADSC
@@ -196,7 +196,7 @@ def require(checkpointing: bool) -> Any:
         import accelerate  # noqa: F401  # transformers' Trainer needs it
         import peft
     except ImportError as error:
-        raise TrainingError(f"training needs {error.name}: pip install '.[train]' in a checkout of foveate") from None
+        raise TrainingError(f"training needs {error.name}: {extras.install('peft')} gets it") from None
     if checkpointing and Version(transformers.__version__) < Version("5.23"):
         raise TrainingError(
             "gradient_checkpointing needs transformers 5.23 or newer, which keep hooks out of checkpoints"

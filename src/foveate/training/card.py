@@ -6,6 +6,8 @@ from pathlib import Path
 
 from foveate.method import Method
 
+FILE = "README.md"
+
 _CARD = """---
 base_model: {model}
 library_name: foveate
@@ -40,4 +42,4 @@ def write(folder: Path, model: str, source: str, method: Method, curriculum: str
         curriculum=curriculum,
         steps=steps,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / FILE).write_text(text, encoding="utf-8")

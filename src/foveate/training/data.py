@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from foveate import extras
 from foveate.errors import TrainingError, first_line
 
 MARK = "<image>"
@@ -128,7 +129,7 @@ def _dataset(source: str, split: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise TrainingError("data sets need datasets: pip install '.[train]' in a checkout of foveate") from None
+        raise TrainingError(f"data sets need datasets: {extras.install('datasets')} gets it") from None
     path = Path(source)
     kinds = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
     try:

@@ -16,7 +16,8 @@ from foveate.errors import FoveateError
 from foveate.lab.bench import memory, shapes, sweep
 from foveate.lab.bench import result as results
 from foveate.lab.bench.measure import timed
-from foveate.lab.bench.plan import DEFAULT, Request, contenders, label
+from foveate.lab.bench.plan import DEFAULT, contenders, label
+from foveate.lab.bench.request import Request
 from foveate.lab.bench.sweep import _turned, command, run
 from foveate.lab.terminal import CommandError
 from foveate.method import Composed
@@ -165,11 +166,11 @@ def test_a_model_that_there_is_no_memory_for(request_: Request, monkeypatch: pyt
 
 
 OTHER: list[tuple[dict[str, Any], str]] = [
-    ({"methods": ("random",)}, r"methods was dense, stride\(keep=0.25\), .* now it is dense, random\(keep=0.25\)"),
-    ({"seed": 1}, "seed was 0, now it is 1"),
-    ({"new_tokens": 3}, "new_tokens was 2, now it is 3"),
-    ({"dtype": "bfloat16"}, 'dtype was "auto", now it is "bfloat16"'),
-    ({"attn": "eager"}, 'attn was null, now it is "eager"'),
+    ({"methods": ("random",)}, r"methods was dense, stride\(keep=0.25\), .* and now is dense, random\(keep=0.25\)"),
+    ({"seed": 1}, "seed was 0, and now is 1"),
+    ({"new_tokens": 3}, "new_tokens was 2, and now is 3"),
+    ({"dtype": "bfloat16"}, 'dtype was "auto", and now is "bfloat16"'),
+    ({"attn": "eager"}, 'attn was null, and now is "eager"'),
 ]
 
 
@@ -177,7 +178,7 @@ def test_another_run_does_not_go_on(request_: Request) -> None:
     measure(replace(request_, tokens=(4,)))
     before = request_.out.read_bytes()
     for change, sentence in OTHER:
-        with pytest.raises(CommandError, match=f"belongs to another run: {sentence}.*choose another --out"):
+        with pytest.raises(CommandError, match=f"is of another run, whose {sentence}.*give --out another name"):
             measure(replace(request_, **change))
         assert request_.out.read_bytes() == before
 
@@ -194,7 +195,7 @@ def test_the_command_repeats_the_run(request_: Request) -> None:
     request = replace(request_, shapes=("small-llava",), options=("layers=2",), device="cpu", attn="eager")
     assert command(request) == (
         "foveate bench --shape small-llava --method stride --option layers=2 --keep 0.25 --keep 0.5 --tokens 4 --tokens 16 "
-        "--batch 1 --repeats 1 --new-tokens 2 --steps 2 --seed 0 --dtype auto --device cpu --attn eager"
+        "--batch-size 1 --repeats 1 --new-tokens 2 --steps 2 --seed 0 --dtype auto --device cpu --attn eager"
     )
 
 

@@ -39,7 +39,7 @@ def mine(tmp_path: Path) -> Path:
 @needs_weights
 def test_a_file_of_questions(here: Here, mine: Path, tmp_path: Path) -> None:
     """A ragged batch answers as each question alone; what cannot be asked is counted; what is cut off is asked again."""
-    words = ("run", "--data", "set/mine.jsonl", "--method", "stride", "--max-new-tokens", "2")
+    words = ("run", "--data", "set/mine.jsonl", "--method", "stride", "--new-tokens", "2")
     done = here(*words, "--batch-size", "4", "--json")
     assert done.returncode == 1
     counts = json.loads(done.stdout)
@@ -72,7 +72,7 @@ def test_a_file_of_questions(here: Here, mine: Path, tmp_path: Path) -> None:
 
 @needs_weights
 def test_answers_of_another_run_stay(here: Here, mine: Path, tmp_path: Path) -> None:
-    words = ("run", "--data", "set/mine.jsonl", "--max-new-tokens", "1", "--method")
+    words = ("run", "--data", "set/mine.jsonl", "--new-tokens", "1", "--method")
     (tmp_path / "answers.jsonl").write_text("here first")
     done = here(*words, "stride")
     assert done.returncode == 2
@@ -81,7 +81,7 @@ def test_answers_of_another_run_stay(here: Here, mine: Path, tmp_path: Path) -> 
     before = (tmp_path / "answers.jsonl").read_text()
     done = here(*words, "vtw")
     assert done.returncode == 2
-    assert "its method is" in done.stderr
+    assert "whose method was" in done.stderr
     assert (tmp_path / "answers.jsonl").read_text() == before
 
 
@@ -96,7 +96,7 @@ def test_images_and_videos(here: Here, tmp_path: Path) -> None:
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = ("run", "--model", str(saved.folder("qwen2_5_vl")), "--data", "mine.jsonl", "--method", "luvc")
-    done = here(*words, "--max-new-tokens", "3", "--frames", "4")
+    done = here(*words, "--new-tokens", "3", "--frames", "4")
     assert done.returncode == 0, (tmp_path / "answers.jsonl").read_text()
     assert {row["id"]: row["tokens"] for row in lines(tmp_path / "answers.jsonl")} == {"1": 3, "2": 3, "3": 3}
 
@@ -132,7 +132,7 @@ def test_mistakes(here: Here, mine: Path, mistake: str) -> None:
 
 @needs_weights
 def test_which_model_answers_is_said(here: Here, mine: Path) -> None:
-    words = ("run", "--image", "set/a.png", "--no-compare", "--max-new-tokens", "1")
+    words = ("run", "--image", "set/a.png", "--no-compare", "--new-tokens", "1")
     done = here(*words, "--prompt", "What is this cat ?", "--method", "fastv")
     assert done.returncode == 0, done.stderr
     (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: ")]

@@ -53,7 +53,7 @@ def test_a_folder_with_a_model(here: Here, tmp_path: Path) -> None:
     )
     processor.save_pretrained(tmp_path / "tiny")
     tiny.model("qwen2_5_vl").save_pretrained(tmp_path / "tiny")
-    words = ("--tokens", "16", "--repeats", "1", "--batch", "2", "--dtype", "bfloat16", "--attn", "eager")
+    words = ("--tokens", "16", "--repeats", "1", "--batch-size", "2", "--dtype", "bfloat16", "--attn", "eager")
     done = here("bench", "--model", "tiny", "--method", "stride", *words)
     assert done.returncode == 0, done.stderr
     assert "tiny: 16 visual tokens in 1 image" in done.stdout
@@ -69,7 +69,7 @@ def test_more_images_than_there_is_memory_for(here: Here) -> None:
 
 MISTAKES = {
     "unknown shape": (("--shape", "qwen9"), "--shape 'qwen9': choose one of qwen2.5-vl-7b"),
-    "a shape as model": (("--model", "small-llava"), "is a shape: say --shape small-llava"),
+    "a shape as model": (("--model", "small-llava"), "so say --shape small-llava"),
     "unknown model": (("--model", "./nowhere"), "there is no model folder './nowhere'"),
     "unknown method": (("--method", "fastvv"), "there is no method 'fastvv'"),
     "unknown option": (("--method", "fastv", "--option", "layr=3"), "FastV has no option 'layr'"),
@@ -83,7 +83,7 @@ MISTAKES = {
     "layer out of range": (("--method", "fastv", "--option", "layer=40"), "there is no decoder layer 40"),
     "no tokens": (("--tokens", "0"), "--tokens 0: give a number above 0"),
     "tokens twice": (("--tokens", "64", "--tokens", "64"), "--tokens 64 is given twice"),
-    "no rows": (("--batch", "0"), "--batch 0: give a number above 0"),
+    "no rows": (("--batch-size", "0"), "--batch-size 0: give a number above 0"),
     "no rounds": (("--repeats", "0"), "--repeats 0: give a number above 0"),
     "no answer": (("--new-tokens", "0"), "--new-tokens 0: give a number above 0"),
     "negative seed": (("--seed", "-1"), "--seed -1: give a number from 0"),
@@ -100,7 +100,7 @@ MISTAKES = {
     "table is a folder": (("--table", "empty"), "--table 'empty' cannot be written"),
     "nothing to show": (("--from", "none.json"), "there is no result 'none.json'"),
     "something else to show": (("--from", "file"), "'file' is not a result"),
-    "a run to show": (("--from", "file", "--tokens", "3"), "--table and --json, and not --tokens"),
+    "a run to show": (("--from", "file", "--tokens", "3"), "--overwrite and --json, and not --tokens"),
     "methods to show": (("--from", "file", "--method-json", "{}"), "and not --method-json"),
     "table over out": (("--table", "bench.json"), "--table 'bench.json' is the file of --out: give another name"),
     "plot over out": (("--out", "./x.png", "--plot", "x.png"), "--plot 'x.png' is the file of --out"),
@@ -139,4 +139,4 @@ def test_matplotlib_is_missing(here: Here, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     done = here("bench", "--plot", "x.png")
     assert done.returncode == 2
-    assert "pip install '.[lab]'" in done.stderr
+    assert "pip install 'matplotlib" in done.stderr

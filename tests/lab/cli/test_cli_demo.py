@@ -45,7 +45,7 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_tables(here: Here, tmp_path: Path) -> None:
-    done = here("demo", "--images", "1", "--seed", "3", "--keep", "0.3")
+    done = here("demo", "--scenes", "1", "--seed", "3", "--keep", "0.3")
     assert done.returncode == 0, done.stderr
     for part in ("image 1", "truth", "dense", "FLOPs", "100 → 30, decoder 0", "demo-output"):
         assert part in done.stdout

@@ -13,7 +13,7 @@ import pytest
 from command import as_json, draw, foveate
 
 from foveate.errors import ConfigError, UnknownNameError
-from foveate.lab import checks, declared, index, words
+from foveate.lab import catalog, checks, declared, index, words
 from foveate.methods import list_methods
 from foveate.serialise import options_of
 from foveate.site import Place
@@ -40,7 +40,37 @@ SAID = {
     "option of one of many": (["bench", "--method", "fastv", "--option", "layr=1"], "(the nearest is 'layer')"),
     "image of a page": (["report", "--image", "none.png", "--prompt", "a"], "there is no image"),
     "search": (["tune", "--method", "fastv", "--search", "dail"], "(the nearest is 'dial')"),
-    "option to train": (["train", "adsc", "--out", "x", "--method-option", "layrs=1"], "(the nearest is 'layers')"),
+    "option to train": (["train", "adsc", "--out", "x", "--option", "layrs=1"], "(the nearest is 'layers')"),
+    "model in place of a method": ([*ASK, "--method", "a/b"], "(a model is given with --model, or -m)"),
+    "method in place of a model": ([*ASK, "-M", "fastv", "-m", "fastv"], "it is a method, so say --method fastv"),
+    "model that is no name": ([*ASK, "--method", "fastv", "--model", "refrence"], "(the nearest is 'reference')"),
+    "address of an image": (
+        ["run", "-i", "https://a.org/b.png", "-p", "a", "-M", "fastv"],
+        "is an address: save the image",
+    ),
+    "device": ([*ASK, "--method", "fastv", "--device", "gpu"], "say cuda"),
+    "length": ([*ASK, "--method", "fastv", "-n", "0"], "--new-tokens 0: give a whole number, at least 1"),
+    "no file of questions": (["run", "-d", "gone.jsonl", "-M", "fastv"], "there is no file 'gone.jsonl'"),
+    "an empty file of questions": (["run", "-d", "empty.jsonl", "-M", "fastv"], "has no prompt: write one a line"),
+    "questions that are none": (["run", "-d", "bad.jsonl", "-M", "fastv"], "can be asked; the first one: not JSON"),
+    "questions that are no text": (["eval", "fidelity", "-M", "fastv", "-d", "one.png"], "is not text in UTF-8"),
+    "broken configuration": ([*ASK, "--method", "fastv", "--model", "model"], "cannot read 'model/config.json'"),
+    "scenes": (["demo", "--scenes", "0"], "--scenes 0: choose 1 to 1000"),
+    "budget of the demo": (["demo", "--keep", "2"], "keep=2.0 is not a ratio"),
+    "image without a question": (["report", "-i", "one.png"], "1 --image and 0 --prompt"),
+    "question without an image": (["tune", "-M", "fastv", "--budget", "0.5", "-p", "a"], "--prompt needs --image"),
+    "no benchmark method": (["eval", "tasks", "-t", "mme"], "say what to measure: --method NAME"),
+    "split": (["eval", "reference", "--split", "tset"], "(the nearest is 'test')"),
+    "adapter": (["eval", "reference", "--adapter", "nowhere"], "is neither a folder that is there"),
+    "shape": (["bench", "--shape", "smal-llava"], "(the nearest is 'small-llava')"),
+    "shape as a model": (["bench", "-m", "small-llava"], "so say --shape small-llava"),
+    "sizes": (["bench", "--tokens", "0"], "--tokens 0: give a number above 0"),
+    "nothing to show": (["bench", "--from", "gone.json"], "there is no result 'gone.json'"),
+    "share of many": (["bench", "-M", "fastv", "-k", "2"], "keep=2.0 is not a ratio"),
+    "data to train on": (["train", "adsc", "-o", "x", "-d", "gone.jsonl"], "there is no file 'gone.jsonl'"),
+    "place": (["methods", "--site", "towr"], "(the nearest is 'tower')"),
+    "what is there": (["report", "-o", "text.png"], "'text.png' is there already"),
+    "no model to serve": (["serve", "-M", "luvc"], "say which model"),
     "command": (["metods"], "methods"),
     "methods": (["methods"], ""),
     "one method": (["methods", "fastv"], ""),
@@ -66,6 +96,10 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("here")
     draw(folder / "one.png")
     (folder / "text.png").write_text("not an image")
+    (folder / "empty.jsonl").write_text("")
+    (folder / "bad.jsonl").write_text('{"image":\n')
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{")
     lines = json.dumps({name: argv for name, (argv, _) in SAID.items()})
     sources = os.pathsep.join(path for path in sys.path if path)
     env = os.environ | {"COLUMNS": "300", "PYTHONPATH": sources}
@@ -136,3 +170,13 @@ def test_names_of_the_reference_models() -> None:
 
     assert set(checks.REFERENCES.values()) == set(reference.ARCHITECTURES)
     assert {f"reference-{name}" for name in reference.ARCHITECTURES} <= set(checks.REFERENCES)
+
+
+def test_names_of_places() -> None:
+    assert set(catalog.WHERE) == set(get_args(Place))
+
+
+def test_names_of_shapes() -> None:
+    from foveate.lab.bench import shapes
+
+    assert tuple(shapes.SHAPES) == checks.SHAPES

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
 from command import Here, as_json, foveate
 
 import foveate as package
-from foveate.lab import terminal
+from foveate.lab import catalog, sheet, terminal
 
 
 def test_help_is_fast() -> None:
@@ -80,6 +82,36 @@ def test_one_method(here: Here) -> None:
     assert "of the patches per vision block (23 blocks)" in here("methods", "ipcv").stdout
 
 
+@pytest.mark.parametrize("name", package.list_methods())
+def test_one_method_fits_a_narrow_screen(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each option on lines of its own, with what it takes in words."""
+    monkeypatch.setattr(terminal.out, "width", 80)
+    text = here("methods", name).stdout
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    head, options = text.split("\noptions\n")
+    assert "Attributes:" not in head
+    named = re.findall(r"^  (\w+) ", options, re.M)
+    assert set(named) == {field.name for field in dataclasses.fields(package.list_methods()[name])}
+    assert not re.search(r"Literal|Union|None\b|tuple\[", options)
+
+
+def test_what_an_option_takes() -> None:
+    assert sheet.takes("int | None") == "a whole number"
+    assert sheet.takes("Literal['keep', 'renumber', 'native']") == "keep, renumber or native"
+    assert sheet.takes("tuple[int, ...] | None") == "whole numbers"
+    assert sheet.takes("Union[Literal['early'], tuple[tuple[int, float], ...], NoneType]") == (
+        "early or a list of [a whole number, a number]"
+    )
+    assert sheet.takes("mine.Type") == "mine.Type"
+
+
+def test_a_budget_that_a_threshold_may_decide() -> None:
+    facts = {"fixed_budget": True, "options": {"threshold": {"type": "float | None", "default": None}}}
+    assert sheet.budget(facts).startswith("fixed; with a threshold by content")
+    assert sheet.budget({**facts, "fixed_budget": False}).startswith("by content")
+    assert sheet.budget(catalog.describe_method("dycoke")) == "fixed", "its threshold says when to choose anew"
+
+
 def test_families(here: Here) -> None:
     found = as_json(here("families", "--json"))
     assert {family["family"] for family in found} == set(package.list_families())
@@ -94,9 +126,12 @@ def test_train_reference(here: Here, tmp_path: Path) -> None:
     sizes |= {"layers": 2, "hidden": 64, "tower_depth": 2, "tower_hidden": 24, "validation_images": 2, "warmup": 1}
     words = ["train", "reference", "--out", "run", "--json"]
     for name, value in sizes.items():
-        words += ["--option", f"{name}={value}"]
+        words += ["--set", f"{name}={value}"]
     found = as_json(here(*words))
     assert (tmp_path / found["model"] / "model.safetensors").is_file()
-    again = here(*words)
-    assert again.returncode == 2
-    assert "--resume" in again.stderr
+    written = (tmp_path / "run" / "checkpoint.safetensors").stat().st_mtime_ns
+    assert as_json(here(*words)) == found, "it goes on, and has nothing to do"
+    other = here(*words, "--seed", "1")
+    assert other.returncode == 2
+    assert "is of another run" in other.stderr
+    assert (tmp_path / "run" / "checkpoint.safetensors").stat().st_mtime_ns == written

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from command import draw
 
-from foveate.lab.needs import INSTALLED_BY
+from foveate import extras
 
 ROOT = Path(__file__).parents[3]
 WITHOUT = """
@@ -45,7 +48,7 @@ def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: ")
-    assert f"pip install {INSTALLED_BY[module.strip()]}" in last
+    assert extras.install(module.strip()) in last
 
 
 def test_only_who_asks_a_reference_model_needs_them() -> None:
@@ -66,8 +69,33 @@ def test_only_who_asks_a_reference_model_needs_them() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_what_installs_it_is_there() -> None:
-    extras = (ROOT / "pyproject.toml").read_text()
-    for command in INSTALLED_BY.values():
-        name = command.strip("'").removeprefix(".")
-        assert (ROOT / command).is_dir() if command.startswith("./") else f"\n{name.strip('[]')} = [" in extras
+@pytest.mark.parametrize("module", extras.EXTRAS)
+def test_what_installs_it(module: str) -> None:
+    """A hint names requirements that the extra has, and no package that is not on PyPI."""
+    words = shlex.split(extras.install(module).strip("`"))
+    assert words[:2] == ["pip", "install"]
+    named = next(
+        line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith(extras.EXTRAS[module])
+    )
+    names = [re.split(r"[^\w-]", word)[0] for word in words[2:]]
+    assert module.replace("_", "-") in names
+    assert all(f'"{name}' in named for name in names)
+
+
+def test_a_hint_where_foveate_was_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nothing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(extras, "requires", nothing)
+    assert extras.install("lmms_eval") == "`pip install lmms-eval`"
+    assert extras.install(extras.REFERENCE) == f"`pip install {ROOT / 'packages' / 'reference'}`"
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "a" / "b" / "extras.py"))
+    assert "in a checkout of foveate" in extras.install(extras.REFERENCE)
+
+
+def test_every_hint_is_made_there() -> None:
+    """A hint that somebody has typed is soon wrong."""
+    typed = [path.name for path in (ROOT / "src").rglob("*.py") if "pip install" in path.read_text()]
+    assert sorted(typed) == ["__init__.py", "extras.py", "trained.py"], (
+        "transformers' range and safetensors are no extras"
+    )

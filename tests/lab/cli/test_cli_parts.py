@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,8 @@ from PIL import Image
 
 from foveate import DivPrune, FastV, Stride, ToMe, V2Drop
 from foveate.cost import Visit
-from foveate.lab import catalog, cli, overlay, terminal
+from foveate.lab import catalog, cli, outputs, overlay, terminal
+from foveate.lab.evaluation.request import Tune
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError, group_sites
 
@@ -69,19 +72,27 @@ def test_a_file_where_pictures_are_to_go(tmp_path: Path) -> None:
     """Said before a model is asked anything."""
     (tmp_path / "here").write_text("first")
     with pytest.raises(CommandError, match=r"--overlay .* is a file; give the name of a folder"):
-        terminal.check_folder("overlay", tmp_path / "here" / "pictures")
+        outputs.check_folder("overlay", tmp_path / "here" / "pictures")
 
 
-def test_stopped_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "goes_on"), [(["methods"], False), (["tune", "-M", "fastv", "--budget", "0.5"], True)]
+)
+def test_stopped_by_hand(
+    words: list[str], goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(catalog, "describe_methods", stop)
-    monkeypatch.setattr(sys, "argv", ["foveate", "methods"])
+    monkeypatch.setattr(Tune, "check", stop)
+    monkeypatch.setattr(sys, "argv", ["foveate", *words])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "stopped" in said
+    assert ("the same command goes on" in said) == goes_on
 
 
 def test_site_names_are_grouped() -> None:
@@ -122,3 +133,29 @@ def test_many_visits_become_a_few_panels() -> None:
     many = overlay.strip(image, [visit((0,))] * 23, 0)
     assert few.size == many.size
     assert overlay.stack([few, overlay.strip(image, [], 0)]).size == (few.width, 2 * few.height)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, watched: bool) -> str:
+    """What comes out on stderr where something is noted while a bar is there."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: watched, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    with terminal.Bar() as bar:
+        bar.tell("reading", 0.25)
+        terminal.warn("mind this")
+        bar.tell("asking", 0.5)
+    return re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+
+
+def test_a_log_has_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where colours are forced, as on build machines: a bar would share its line with what is said."""
+    text = said(monkeypatch, watched=False)
+    assert text.splitlines() == [" 25% reading", "mind this", " 50% asking"]
+
+
+def test_what_is_said_goes_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = said(monkeypatch, watched=True)
+    assert re.search(r"(^|\x1b\[2K|\r)mind this *\n", text), "on a line of its own, and the bar below it"
+    assert not terminal._bars

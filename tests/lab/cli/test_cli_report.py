@@ -66,7 +66,7 @@ def test_my_images_and_prompts(here: Here, tmp_path: Path) -> None:
     assert grids[1] != 100
     again = here(*words, *options, "--out", "new/page.html")
     assert again.returncode == 2
-    assert "'new/page.html' is there already: add --overwrite" in again.stderr
+    assert "'new/page.html' is there already: give --out" in again.stderr
     described = ("--method-json", '{"method": "random", "keep": 0.1}', "--method-json", '{"method": "random"}')
     assert here(*words, *described, "--out", "new/page.html", "--overwrite").returncode == 0
     data = data_of(tmp_path / "new" / "page.html")
@@ -92,7 +92,7 @@ def test_a_saved_model_of_another_family(here: Here, tmp_path: Path, family: str
     tiny.model(family).save_pretrained(folder)
     noise = np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    words = ["report", "--model", "model", "--image", "noise.png", "--prompt", "word1 word2", "--max-new-tokens", "3"]
+    words = ["report", "--model", "model", "--image", "noise.png", "--prompt", "word1 word2", "--new-tokens", "3"]
     found = as_json(here(*words, "--method", "visionzip+vtw", "--option", "vtw.layer=2", "--json"))
     data = data_of(tmp_path / found["page"])
     assert data["family"] == family
@@ -128,9 +128,9 @@ MISTAKES = {
     "an option of nobody": (("--option", "keep=0.1"), "say --method, too"),
     "an option of which": (("--method", "tome", "--method", "vtw", "--option", "keep=0.1"), "name one, e.g."),
     "unknown dtype": (("--dtype", "int8"), "choose auto, float32"),
-    "a page that is there": (("--out", "text.png"), "'text.png' is there already: add --overwrite"),
-    "a folder as page": (("--out", "empty"), "'empty' is a folder: name the page"),
-    "a page in a file": (("--out", "text.png/page.html"), "'text.png' is not a folder"),
+    "a page that is there": (("--out", "text.png"), "'text.png' is there already: give --out"),
+    "a folder as page": (("--out", "empty"), "'empty' is a folder: name a file"),
+    "a page in a file": (("--out", "text.png/page.html"), "'text.png' is a file"),
     "no results": (("--results", "none.json"), "there is no file 'none.json'"),
     "results that are none": (
         ("--results", "other.json"),

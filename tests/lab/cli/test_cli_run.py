@@ -66,7 +66,7 @@ def test_a_saved_model_of_another_family(here: Here, tmp_path: Path, family: str
     noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     words = ["run", "--model", "model", "--image", "noise.png", "--prompt", "word1 word2", "--method", "fastv"]
-    words += ["--max-new-tokens", "3", "--no-compare", "--overlay", "pictures", "--json"]
+    words += ["--new-tokens", "3", "--no-compare", "--overlay", "pictures", "--json"]
     found = as_json(here(*words))
     assert found["family"] == family
     assert found["dense"] is None
@@ -85,7 +85,7 @@ def test_what_a_handle_has_saved(here: Here, tmp_path: Path) -> None:
     model, _ = reference.load("llava")
     with foveate_library.compress(model, "divprune", keep=0.25) as handle:
         handle.save_pretrained(tmp_path / "mine")
-    asked = ("run", "--model", "reference-llava", "--adapter", "mine", "--max-new-tokens", "1")
+    asked = ("run", "--model", "reference-llava", "--adapter", "mine", "--new-tokens", "1")
     found = as_json(here(*asked, "--image", "one.png", "--prompt", "texture of background ?", "--json"))
     assert found["method"]["keep"] == 0.25
     assert found["report"]["visits"][0]["after"] == [25]

@@ -17,7 +17,7 @@ from foveate import ADSC
 @needs_weights
 def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    recipe = [word for option in ("steps=2", "batch=2", "rank=2", "save_every=0") for word in ("--option", option)]
+    recipe = [word for option in ("steps=2", "batch=2", "rank=2", "save_every=0") for word in ("--set", option)]
     words = ("train", "adsc", "--out", "run", "--samples", "4", "--curriculum", "0.2,0.5", "--keep", "0.5", *recipe)
     found = as_json(here(*words, "--device", "cpu", "--json"))
     assert found["steps"] == 2

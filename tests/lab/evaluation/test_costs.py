@@ -42,7 +42,7 @@ def test_measured_once(tmp_path: Path) -> None:
 
 def test_of_other_questions(tmp_path: Path) -> None:
     Costs(Measure(), tmp_path / "costs.jsonl", HEADER)(Stride(keep=0.1))
-    with pytest.raises(CommandError, match="belongs to another run: its weights is"):
+    with pytest.raises(CommandError, match="is of another run, whose weights was"):
         Costs(Measure(), tmp_path / "costs.jsonl", {"weights": "def"})
 
 

@@ -106,13 +106,13 @@ def test_other_settings_are_refused(whole: Path, qwen: Asker, monkeypatch: pytes
         {"new_tokens": 4},
         {"batch_size": 3},
     ):
-        with pytest.raises(CommandError, match="belongs to another run"):
+        with pytest.raises(CommandError, match="is of another run"):
             measure(request(whole, **changes), silent)
     with pytest.MonkeyPatch.context() as patch:
         another = copy(qwen)
         another.digest = "another"
         patch.setattr(measuring, "load_asker", lambda *about: another)
-        with pytest.raises(CommandError, match="its weights is"):
+        with pytest.raises(CommandError, match="whose weights was"):
             measure(request(whole), silent)
     assert contents(whole) == before
 

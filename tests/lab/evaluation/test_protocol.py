@@ -125,7 +125,7 @@ CHANGES: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_the_folder_of_another_run(whole: Path, what: str) -> None:
     before = contents(whole)
-    with pytest.raises(CommandError, match=f"belongs to another run: its {what} is .* choose another --out"):
+    with pytest.raises(CommandError, match=f"is of another run, whose {what} was .* give --out another name"):
         evaluate(request(whole, **CHANGES[what]), lambda what, done: None)
     assert contents(whole) == before
 
@@ -142,7 +142,7 @@ def test_other_versions_weights_methods_or_pixels(whole: Path, tmp_path: Path) -
         for path in (whole / "answers").glob("stride-*-seed0.jsonl"):
             header, rest = path.read_text().split("\n", 1)
             (folder / path.name).write_text(json.dumps({**json.loads(header), what: changed}) + "\n" + rest)
-        with pytest.raises(CommandError, match=f"belongs to another run: its {what} is"):
+        with pytest.raises(CommandError, match=f"is of another run, whose {what} was"):
             evaluate(request(folder.parent, methods=("stride",)), lambda what, done: None)
 
 

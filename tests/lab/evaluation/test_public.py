@@ -74,7 +74,7 @@ def test_scores_on_disk(tmp_path: Path) -> None:
     save(path, header, one)
     assert read(path, header) == one
     assert [other.name for other in path.parent.iterdir()] == ["a.json"]
-    with pytest.raises(CommandError, match="belongs to another run: its limit is 3, now it is 4"):
+    with pytest.raises(CommandError, match="is of another run, whose limit was 3, and now is 4"):
         read(path, {"limit": 4})
     path.write_text("{")
     with pytest.raises(CommandError, match="is not a file of scores: delete it"):
@@ -228,5 +228,5 @@ def test_memory_of_several_processes(tmp_path: Path) -> None:
     lines = (tmp_path / "t-dense-0.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == header
     assert len(lines) == 3
-    with pytest.raises(CommandError, match="belongs to another run"):
+    with pytest.raises(CommandError, match="is of another run"):
         Memory(tmp_path / "t-dense-0.jsonl", {"limit": 4})

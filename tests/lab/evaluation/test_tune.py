@@ -103,7 +103,7 @@ def test_an_interrupted_search_ends_like_any_other(tmp_path: Path) -> None:
     write(tune(again, silent))
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
     for changes in ({"max_kl": 0.5}, {"seed": 3}, {"described": json.dumps(FastV(layer=4).to_dict())}):
-        with pytest.raises(CommandError, match="belongs to another run"):
+        with pytest.raises(CommandError, match="is of another run"):
             tune(replace(again, **changes), silent)
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
@@ -160,7 +160,7 @@ def test_a_budget_out_of_reach(tmp_path: Path) -> None:
 
 def test_a_method_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "method.json").write_text("mine")
-    with pytest.raises(CommandError, match="is there already, and not from a search"):
+    with pytest.raises(CommandError, match="is there already: give --out"):
         tune(request(tmp_path), silent)
     assert (tmp_path / "method.json").read_text() == "mine"
 

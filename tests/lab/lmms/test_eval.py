@@ -55,7 +55,7 @@ def request_(local: Path, tmp_path_factory: pytest.TempPathFactory) -> Tasks:
         methods=methods,
         options=options,
         tasks=("scenes", "letters", "choices"),
-        limit=LIMIT,
+        per_task=LIMIT,
         batch_size=5,
         include=local,
     )
@@ -281,11 +281,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "layer out of range": (dict(options=("fastv.layer=40",)), "there is no decoder layer 40"),
     "unknown model": (dict(model="./nowhere"), "there is no model folder './nowhere'"),
     "task twice": (dict(tasks=("scenes", "scenes")), "--task scenes is given twice"),
-    "limit of nothing": (dict(limit=0), "--limit 0: give a whole number, at least 1"),
+    "limit of nothing": (dict(per_task=0), "--per-task 0: give a whole number, at least 1"),
     "no tasks there": (dict(include=Path("nowhere")), "--include-path 'nowhere': there is no such folder"),
     "budget over one": (dict(budgets=(2.0,)), "--budget 2.0: give a share"),
-    "other settings": (dict(limit=3), "belongs to another run: its limit is 12, now it is 3; choose another --out"),
-    "other model": (dict(model="reference-llava"), "belongs to another run: its model is"),
+    "other settings": (
+        dict(per_task=3),
+        "is of another run, whose per_task was 12, and now is 3: give --out another name",
+    ),
+    "other model": (dict(model="reference-llava"), "is of another run, whose model was"),
 }
 
 
@@ -297,7 +300,7 @@ def test_a_task_that_has_changed(again: Tasks, local: Path, tmp_path: Path) -> N
         text = task.read_text()
         assert before in text
         task.write_text(text.replace(before, after))
-        with pytest.raises(CommandError, match="belongs to another run: its questions is"):
+        with pytest.raises(CommandError, match="is of another run, whose questions was"):
             evaluate(replace(again, tasks=("scenes",), include=tmp_path / "tasks"), quiet)
         task.write_text(text)
 
@@ -330,7 +333,7 @@ def test_the_command(request_: Tasks, tmp_path: Path, monkeypatch: pytest.Monkey
         "scenes",
         "--method",
         "stride",
-        "--limit",
+        "--per-task",
         str(LIMIT),
         "--batch-size",
         "5",

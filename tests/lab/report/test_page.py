@@ -17,7 +17,6 @@ from PIL import Image
 
 from foveate.lab.report import page, plots
 from foveate.lab.story import Content
-from foveate.lab.terminal import CommandError
 
 
 class Parsed(HTMLParser):
@@ -129,16 +128,3 @@ def test_the_file_is_the_page(content: Content, tmp_path: Path) -> None:
     path = page.write(tmp_path / "new" / "folder" / "report.html", content)
     assert path.read_text(encoding="utf-8") == page.render(content)
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]
-
-
-def test_a_page_that_is_there_is_not_lost(tmp_path: Path) -> None:
-    there = tmp_path / "report.html"
-    there.write_text("mine")
-    with pytest.raises(CommandError, match="is there already: add --overwrite"):
-        page.check(there, overwrite=False)
-    page.check(there, overwrite=True)
-    page.check(tmp_path / "other.html", overwrite=False)
-    with pytest.raises(CommandError, match="is a folder: name the page"):
-        page.check(tmp_path, overwrite=True)
-    with pytest.raises(CommandError, match="is not a folder"):
-        page.check(there / "report.html", overwrite=False)

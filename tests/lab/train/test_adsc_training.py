@@ -86,7 +86,7 @@ def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / training.CHECKPOINTS / "checkpoint-6")
     (tmp_path / "run" / "adapter_model.safetensors").unlink()
-    found = adsc.train(request(tmp_path / "run"), True, silent)
+    found = adsc.train(request(tmp_path / "run"), False, silent)
     assert [step for step, _ in found.stages] == [3, 4]
     assert [keep for _, keep in found.stages] == pytest.approx([2 / 9, 1 / 3])
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (trained, tmp_path / "run"))
@@ -96,7 +96,7 @@ def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    found = adsc.train(request(trained), True, silent)
+    found = adsc.train(request(trained), False, silent)
     assert (found.steps, len(found.losses)) == (6, 6)
     assert [keep for _, keep in found.stages] == pytest.approx([1 / 9, 2 / 9, 1 / 3])
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
@@ -209,17 +209,25 @@ def test_mistakes_are_found_before_training(name: str, tmp_path: Path) -> None:
 
 
 def test_folders(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match="is there already: add --resume"):
-        adsc.train(request(trained), False, silent)
-    with pytest.raises(CommandError, match="leave --resume out"):
-        adsc.train(request(tmp_path / "run"), True, silent)
-    with pytest.raises(CommandError, match="begun with another curriculum"):
-        adsc.train(request(trained, curriculum="constant"), True, silent)
-    with pytest.raises(CommandError, match="begun with another recipe"):
-        adsc.train(request(trained, recipe=replace(SMALL, lr=1e-4)), True, silent)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CommandError, match="is there already"):
-        adsc.train(request(tmp_path / "file"), False, silent)
+    """A folder of the same run is gone on with; anything else stays as it is, unless somebody says so."""
+    for change in (dict(curriculum="constant"), dict(recipe=replace(SMALL, lr=1e-4))):
+        with pytest.raises(CommandError, match=f"is of another run, whose {next(iter(change))} was .* --overwrite"):
+            adsc.train(request(trained, **change), False, silent)
+    for name in ("file", "folder/mine.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(CommandError, match="is there already: give --out another name"):
+            adsc.train(request(tmp_path / name.partition("/")[0]), False, silent)
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_begin_anew(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "mine.txt").write_text("mine")
+    other = request(run, curriculum="constant")
+    adsc.train(other, True, silent)
+    assert json.loads((run / adsc.RECORD).read_text())["curriculum"] == "constant"
+    assert (run / "mine.txt").read_text() == "mine"
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(trained: Path, tmp_path: Path) -> None:
@@ -227,12 +235,12 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(trained
     begun = {name: value for name, value in record.items() if name not in ("steps", "losses", "stages")}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / adsc.RECORD).write_text(json.dumps(begun))
-    assert adsc.train(request(tmp_path / "run"), True, silent).losses == tuple(record["losses"])
+    assert adsc.train(request(tmp_path / "run"), False, silent).losses == tuple(record["losses"])
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(TrainingError, match=r"pip install '\.\[train\]'"):
+    with pytest.raises(TrainingError, match=r"`pip install 'peft>=[\d.]+'.*` gets it"):
         adsc.train(request(tmp_path / "run"), False, silent)
 
 

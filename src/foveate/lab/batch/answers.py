@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import ConfigError
+from foveate.lab import outputs
 from foveate.lab.records import Record
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
@@ -87,9 +88,8 @@ class Answers:
 
 
 def _check(path: Path, beside: Path, settings: dict[str, Any]) -> None:
-    way_out = "give another --out, or --overwrite to begin anew"
     if not beside.is_file():
-        raise CommandError(f"{str(path)!r} is there already, and no answers of `foveate run --data`: {way_out}")
+        raise outputs.taken(path, "is there already, and no answers of `foveate run --data`")
     try:
         before = from_json(beside.read_text(encoding="utf-8"))
     except ConfigError:
@@ -97,9 +97,7 @@ def _check(path: Path, beside: Path, settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         if not isinstance(before, dict) or before.get(key) != value:
             had = json.dumps(before.get(key)) if isinstance(before, dict) else "unknown"
-            raise CommandError(
-                f"{str(path)!r} has answers of another run: its {key} is {had}, now it is {json.dumps(value)}; {way_out}"
-            )
+            raise outputs.taken(path, f"is of another run, whose {key} was {had}, and now is {json.dumps(value)}")
 
 
 def _answered(line: str, digests: dict[str, str]) -> str | None:

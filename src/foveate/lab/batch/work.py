@@ -18,10 +18,10 @@ from foveate.lab.asker import Asker
 from foveate.lab.batch.answering import ask
 from foveate.lab.batch.answers import Answers
 from foveate.lab.chats import Frames
+from foveate.lab.checks import check_answers
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
 from foveate.lab.records import Record
-from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
 
@@ -58,7 +58,7 @@ class Request:
         """What decides the answers."""
         method = self.method if isinstance(self.method, str) else self.method.to_dict()
         own = {"model": self.model, "method": method, "dtype": self.dtype, "attn": self.attn}
-        return json.loads(json.dumps({**own, "max_new_tokens": self.max_new_tokens, "frames": self.frames}))  # type: ignore[no-any-return]
+        return json.loads(json.dumps({**own, "new_tokens": self.max_new_tokens, "frames": self.frames}))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ class Result:
 def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[str], None]) -> Result:
     """Answer what has no answer yet. ``tell`` gets what happens and the share that is done, ``warn`` what to know before."""
     everything = records.read(request.data)
-    if request.out.resolve() == request.data.resolve():
-        raise CommandError(f"--out {str(request.out)!r} is the file of --data: give another name")
-    if not request.out.parent.is_dir() or request.out.is_dir():
-        raise CommandError(f"--out {str(request.out)!r} cannot be written: give a file in a folder that is there")
+    check_answers(request.out, request.data)
     device = device_of(request.device)
     answers = Answers(request.out, request.settings, everything, request.overwrite)
     todo = [record for record in everything if record.id not in answers.done]

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import needs
 from foveate.lab.bench.result import DENSE, Result
 from foveate.lab.bench.summary import Comparison, Spread, compare, crossovers
 from foveate.lab.terminal import CommandError
 
 Value = Callable[[Comparison], "Spread | None"]
-KINDS = (".png", ".pdf", ".svg")
 #: Controls are grey, so that methods stand out.
 CONTROLS = {"random": ":", "stride": "--", "downsample": "-."}
 
@@ -30,11 +28,6 @@ PANELS: tuple[tuple[str, Value], ...] = (
     ("first token: realised ÷ ideal", lambda found: _share(found.of_ideal)),
     ("peak memory, share of the stock model's", lambda found: _share(found.peak)),
 )
-
-
-def require() -> None:
-    """Raise `CommandError` if matplotlib is missing."""
-    needs.check("matplotlib", "--plot")
 
 
 def draw(result: Result, path: Path) -> None:

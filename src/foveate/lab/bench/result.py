@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import foveate
+from foveate.lab import outputs
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
 
@@ -183,10 +184,7 @@ def resume(path: Path, settings: dict[str, Any], command: str) -> Result:
     for name in {**settings, **found.settings}:
         there, here = found.settings.get(name), settings.get(name)
         if there != here:
-            raise CommandError(
-                f"{str(path)!r} belongs to another run: {name} was {_short(there)}, now it is {_short(here)}; "
-                "choose another --out, or delete that file"
-            )
+            raise outputs.taken(path, f"is of another run, whose {name} was {_short(there)}, and now is {_short(here)}")
     found.command = command
     return found
 

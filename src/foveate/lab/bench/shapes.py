@@ -17,6 +17,7 @@ from torch import nn
 from transformers import InternVLConfig, LlavaConfig, PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from foveate.errors import first_line
+from foveate.lab.checks import check_shape
 from foveate.lab.terminal import CommandError
 
 #: Token ids of the small shapes.
@@ -159,8 +160,7 @@ SHAPES = {
 
 def config_of(name: str) -> Any:
     """The config of a shape; an unknown name raises `CommandError`."""
-    if name not in SHAPES:
-        raise CommandError(f"--shape {name!r}: choose one of {', '.join(SHAPES)}; a real model is given with --model")
+    check_shape(name)
     return SHAPES[name].config()
 
 

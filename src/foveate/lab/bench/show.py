@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from foveate.lab.bench.plan import Request
 from foveate.lab.bench.plot import draw
+from foveate.lab.bench.request import Request
 from foveate.lab.bench.result import DENSE, Case, Result
 from foveate.lab.bench.summary import Crossover, Spread, compare, crossovers, seconds, spread, stock_flops
 from foveate.lab.terminal import CommandError, aligned, markdown_table

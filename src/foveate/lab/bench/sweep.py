@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from foveate.handle import compress
+from foveate.lab import outputs
 from foveate.lab.bench import memory, plan, shapes
 from foveate.lab.bench.measure import Inputs, probe, timed
-from foveate.lab.bench.plan import Request
+from foveate.lab.bench.request import Request, check
 from foveate.lab.bench.result import DENSE, Case, Line, Result, machine, read, resume
 from foveate.lab.bench.steps import step_ratios
 from foveate.lab.bench.workload import TEXT, Layout, Processed, Shaped
@@ -34,15 +35,15 @@ def run(request: Request, tell: Tell) -> Result:
     Raises:
         FoveateError: something in the request is wrong; nothing has been measured then.
     """
-    plan.check_shown(request)
+    check(request)
     if request.source is not None:
-        plan.check_source(request)
         return read(request.source)
-    plan.check(request)
     methods = plan.contenders(request)
     device = device_of(request.device)
     if device.type not in ("cpu", "cuda"):
         raise CommandError(f"--device {request.device!r}: times and memory are measured on cpu and cuda only")
+    if request.overwrite:
+        outputs.clear(request.out.parent, [request.out.name])
     result = resume(request.out, _settings(request, methods, device), command(request))
     for name in request.names:
         if name in shapes.SHAPES:
@@ -64,7 +65,7 @@ def command(request: Request) -> str:
     words = ["foveate", "bench"]
     lists: dict[str, Any] = {"shape": request.shapes, "model": request.models, "method": request.methods}
     lists |= {"method-json": request.described, "option": request.options, "keep": request.keeps}
-    lists |= {"tokens": request.tokens, "batch": request.batches}
+    lists |= {"tokens": request.tokens, "batch-size": request.batches}
     words += [word for name, values in lists.items() for value in values for word in (f"--{name}", str(value))]
     words += ["--repeats", str(request.repeats), "--new-tokens", str(request.new_tokens), "--steps", str(request.steps)]
     words += ["--seed", str(request.seed), "--dtype", request.dtype, "--device", request.device]

@@ -64,7 +64,7 @@ def _evaluate(request: Reference, tell: Tell) -> Evaluation:
         "per_task": request.per_task,
         "versions": versions(),
     }
-    check_folder(request.out / "answers", identity)
+    check_folder(request.out / "answers", identity, request.overwrite)
     probed = {**identity, "seed": request.seeds[0], "questions": digest(prompts)}
     costs = Costs(meter(asker, prompts, PROBED, 1), request.out / f"costs-seed{request.seeds[0]}.jsonl", probed)
     plan, missed = entries(

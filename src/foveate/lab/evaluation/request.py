@@ -8,15 +8,36 @@ from typing import Annotated, TypeAlias
 
 from typer import Option
 
-from foveate.lab import checks, prompting, terminal, words
+from foveate.lab import checks, outputs, prompting, records, words
+from foveate.lab.checks import check_at_least_1
 from foveate.lab.terminal import CommandError, check_once
-from foveate.lab.typed import Attn, Device, Dtype, Model, OneMethod
+from foveate.lab.typed import (
+    BUDGETS,
+    METHODS,
+    OUTPUT,
+    QUESTIONS,
+    Attn,
+    BatchSize,
+    Device,
+    Dtype,
+    Model,
+    NewTokens,
+    OneMethod,
+    Overwrite,
+    complete_method,
+)
 
-Out: TypeAlias = Annotated[Path, Option(help="Folder for answers and report; a run stopped there goes on.")]
-Adapter: TypeAlias = Annotated[
-    str | None, Option(help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.")
+Out: TypeAlias = Annotated[
+    Path,
+    Option("--out", "-o", help="Folder for answers and report; a run stopped there goes on.", rich_help_panel=OUTPUT),
 ]
-By: TypeAlias = Annotated[str, Option(help="What a budget counts: tokens, flops or kv.")]
+Adapter: TypeAlias = Annotated[
+    str | None,
+    Option(
+        help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.", rich_help_panel=METHODS
+    ),
+]
+By: TypeAlias = Annotated[str, Option(help="What a budget counts: tokens, flops or kv.", rich_help_panel=BUDGETS)]
 
 
 @dataclass(frozen=True)
@@ -30,16 +51,24 @@ class Contest:
         tuple[str, ...],
         Option(
             "--method",
+            "-M",
             help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
             show_default="all that fit; of `tasks` none",
+            rich_help_panel=METHODS,
+            autocompletion=complete_method,
         ),
     ] = ()
     options: Annotated[
         tuple[str, ...],
-        Option("--option", help="name=value, repeatable; method.name=value where there are several."),
+        Option(
+            "--option",
+            help="name=value, repeatable; method.name=value where there are several.",
+            rich_help_panel=METHODS,
+        ),
     ] = ()
     described: Annotated[
-        tuple[str, ...], Option("--method-json", help="A method as JSON, or a file of it; repeatable.")
+        tuple[str, ...],
+        Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
     ] = ()
     budgets: Annotated[
         tuple[float, ...],
@@ -47,16 +76,21 @@ class Contest:
             "--budget",
             help="Share of what the stock model spends; repeatable.",
             show_default="five from 0.5 to 0.1; of `tasks` none",
+            rich_help_panel=BUDGETS,
         ),
     ] = ()
     by: By = "tokens"
-    as_is: Annotated[bool, Option("--as-is", help="No budgets: every method as its options say.")] = False
-    positions: Annotated[str | None, Option(help="keep or renumber, for all methods.")] = None
+    as_is: Annotated[
+        bool,
+        Option("--as-is", help="No budgets: every method as its options say.", rich_help_panel=BUDGETS),
+    ] = False
+    positions: Annotated[str | None, Option(help="keep or renumber, for all methods.", rich_help_panel=METHODS)] = None
+    overwrite: Overwrite = False
 
     def check(self) -> None:
         """Raise a `FoveateError` for what is wrong with the words alone: nobody should wait for torch to hear it."""
         words.check_many(self.methods, self.options, self.described, checks.BOUNDS)
-        terminal.check_folder("out", self.out)
+        outputs.check_folder("out", self.out)
         checks.check_budgets(self.budgets, self.by, self.positions)
         check_once(budget=self.budgets, method=self.methods, option=self.options)
         if self.as_is and self.budgets:
@@ -64,48 +98,73 @@ class Contest:
                 "--as-is takes methods as their options say, and --budget sets them: give one of the two"
             )
         checks.check_model(self.model)
+        if self.adapter is not None:
+            checks.check_trained(self.adapter)
 
 
 @dataclass(frozen=True)
 class Questions:
     """Which questions of the reference benchmark are asked."""
 
-    tasks: Annotated[tuple[str, ...], Option("--task", help="Of the benchmark; repeatable.", show_default="all")] = ()
-    per_task: Annotated[int, Option(help="Questions of each task and seed.")] = 100
-    seeds: Annotated[tuple[int, ...], Option("--seed", help="Other questions; repeatable.")] = (0,)
-    split: Annotated[str, Option(help="test, validation or train.")] = "test"
+    tasks: Annotated[
+        tuple[str, ...],
+        Option("--task", "-t", help="Of the benchmark; repeatable.", show_default="all", rich_help_panel=QUESTIONS),
+    ] = ()
+    per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
+    seeds: Annotated[
+        tuple[int, ...], Option("--seed", help="Other questions; repeatable.", rich_help_panel=QUESTIONS)
+    ] = (0,)
+    split: Annotated[str, Option(help="test, validation or train.", rich_help_panel=QUESTIONS)] = "test"
 
     def check(self) -> None:
         check_once(seed=self.seeds, task=self.tasks)
+        check_at_least_1("per-task", self.per_task)
+        checks.check_choice("split", self.split, checks.SPLITS)
+        for seed in self.seeds:
+            checks.check_seed(seed)
 
 
 @dataclass(frozen=True)
 class Running:
     """How a model runs."""
 
-    batch_size: Annotated[int, Option(help="Questions that are asked together.")] = 8
+    batch_size: BatchSize = 8
     dtype: Dtype = "auto"
     device: Device = "auto"
     attn: Attn = None
 
     def check(self) -> None:
         checks.check_dtype(self.dtype)
-        _at_least_1("batch-size", self.batch_size)
+        checks.check_device(self.device)
+        check_at_least_1("batch-size", self.batch_size)
 
 
 @dataclass(frozen=True)
 class Own:
     """Images and prompts of one's own; without any, questions of the reference benchmark."""
 
-    data: Annotated[Path | None, Option(help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.')] = (
-        None
-    )
+    data: Annotated[
+        Path | None,
+        Option(
+            "--data",
+            "-d",
+            help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.',
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None
     images: Annotated[
-        tuple[Path, ...], Option("--image", help="An image to ask about; repeatable, with --prompt.")
+        tuple[Path, ...],
+        Option("--image", "-i", help="An image to ask about; repeatable, with --prompt.", rich_help_panel=QUESTIONS),
     ] = ()
-    prompts: Annotated[tuple[str, ...], Option("--prompt", help="One for all images, or one for each.")] = ()
-    samples: Annotated[int | None, Option(help="Prompts to use, drawn by the seed.", show_default="all")] = None
-    new_tokens: Annotated[int, Option(help="Length of an answer at most.")] = 32
+    prompts: Annotated[
+        tuple[str, ...],
+        Option("--prompt", "-p", help="One for all images, or one for each.", rich_help_panel=QUESTIONS),
+    ] = ()
+    samples: Annotated[
+        int | None,
+        Option(help="Prompts to use, drawn by the seed.", show_default="all", rich_help_panel=QUESTIONS),
+    ] = None
+    new_tokens: NewTokens = 32
 
     @property
     def given(self) -> bool:
@@ -115,10 +174,15 @@ class Own:
     def check(self) -> None:
         if self.data is not None and (self.images or self.prompts):
             raise CommandError("--data has images and prompts: leave out --image and --prompt")
-        _at_least_1("new-tokens", self.new_tokens)
-        _at_least_1("samples", self.samples)
+        check_at_least_1("new-tokens", self.new_tokens)
+        check_at_least_1("samples", self.samples)
+        checks.check_images_and_prompts(self.images, self.prompts)
+        for prompt in self.prompts:
+            prompting.check(prompt)
         for image in self.images:
             prompting.open_image(image)
+        if self.data is not None:
+            records.check(self.data)
 
 
 @dataclass(frozen=True)
@@ -134,20 +198,32 @@ class Reference(Questions, Contest):
 class Tasks(Running, Contest):
     """What ``foveate eval tasks`` is asked for."""
 
-    batch_size: Annotated[int, Option(help="Questions that are asked together.")] = 1
+    batch_size: BatchSize = 1
     tasks: Annotated[
-        tuple[str, ...], Option("--task", help="A task or group, as lmms-eval names it, e.g. mme; repeatable.")
+        tuple[str, ...],
+        Option(
+            "--task",
+            "-t",
+            help="A task or group, as lmms-eval names it, e.g. mme; repeatable.",
+            rich_help_panel=QUESTIONS,
+        ),
     ] = ()
-    limit: Annotated[int | None, Option(help="Questions of each task.", show_default="all")] = None
-    include: Annotated[Path | None, Option("--include-path", help="Folder of further tasks.")] = None
+    per_task: Annotated[
+        int | None, Option(help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
+    ] = None
+    include: Annotated[
+        Path | None, Option("--include-path", help="Folder of further tasks.", rich_help_panel=QUESTIONS)
+    ] = None
 
     def check(self) -> None:
         if not self.tasks:
             raise CommandError("say which benchmarks: --task mme, as often as you like")
+        if not (self.methods or self.described or self.adapter):
+            raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
         Contest.check(self)
         Running.check(self)
         check_once(task=self.tasks)
-        _at_least_1("limit", self.limit)
+        check_at_least_1("per-task", self.per_task)
         if self.include is not None and not self.include.is_dir():
             raise CommandError(f"--include-path {str(self.include)!r}: there is no such folder")
 
@@ -166,39 +242,63 @@ class Search:
     """Where a search begins, and what it looks for: the cheapest setting within ``max_kl``, or the one of least KL for
     ``budget``."""
 
-    out: Annotated[Path, Option(help="Folder for method.json, trials and report; a run stopped there goes on.")] = Path(
-        "tune-output"
-    )
+    out: Annotated[
+        Path,
+        Option(
+            "--out",
+            "-o",
+            help="Folder for method.json, trials and report; a run stopped there goes on.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = Path("tune-output")
     model: Model = "reference"
     adapter: Adapter = None
     method: OneMethod = None
     options: Annotated[
-        tuple[str, ...], Option("--option", help="name=value, repeatable; method.name=value in a sum.")
+        tuple[str, ...],
+        Option("--option", help="name=value, repeatable; method.name=value in a sum.", rich_help_panel=METHODS),
     ] = ()
-    described: Annotated[str | None, Option("--method-json", help="The method as JSON, or a file of it.")] = None
-    max_kl: Annotated[float | None, Option(help="The cheapest setting within this divergence, in nats.")] = None
-    budget: Annotated[float | None, Option(help="The most faithful setting for this share of the cost.")] = None
+    described: Annotated[
+        str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
+    ] = None
+    max_kl: Annotated[
+        float | None,
+        Option(help="The cheapest setting within this divergence, in nats.", rich_help_panel=BUDGETS),
+    ] = None
+    budget: Annotated[
+        float | None,
+        Option(help="The most faithful setting for this share of the cost.", rich_help_panel=BUDGETS),
+    ] = None
     by: By = "flops"
     search: Annotated[
-        str, Option(help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).")
+        str,
+        Option(
+            help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).", rich_help_panel=BUDGETS
+        ),
     ] = "auto"
-    trials: Annotated[int, Option(help="Settings to judge at most.")] = 100
-    held_out: Annotated[float, Option(help="Share of the prompts that the search does not see.")] = 0.5
-    seed: Annotated[int, Option(help="Draws the prompts, and those held out.")] = 0
+    trials: Annotated[int, Option(help="Settings to judge at most.", rich_help_panel=BUDGETS)] = 100
+    held_out: Annotated[
+        float, Option(help="Share of the prompts that the search does not see.", rich_help_panel=QUESTIONS)
+    ] = 0.5
+    seed: Annotated[int, Option(help="Draws the prompts, and those held out.", rich_help_panel=QUESTIONS)] = 0
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True)
 class Tune(Own, Running, Search):
     """What ``foveate tune`` is asked for."""
 
-    new_tokens: Annotated[int, Option(help="Length of an answer at most.")] = 16
-    samples: Annotated[int | None, Option(help="Prompts to use.", show_default="all; 80 of the benchmark")] = None
+    new_tokens: NewTokens = 16
+    samples: Annotated[
+        int | None,
+        Option(help="Prompts to use.", show_default="all; 80 of the benchmark", rich_help_panel=QUESTIONS),
+    ] = None
 
     def check(self) -> None:
         words.check_one(self.method, None, self.options, self.described)
         checks.check_choice("by", self.by, checks.COUNTED)
         checks.check_choice("search", self.search, checks.SEARCHES)
-        terminal.check_folder("out", self.out)
+        outputs.check_folder("out", self.out)
         if (self.max_kl is None) == (self.budget is None):
             raise CommandError(
                 "say what to look for: either --max-kl 0.01, the most divergence, or --budget 0.5, the most cost"
@@ -213,14 +313,9 @@ class Tune(Own, Running, Search):
         if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers")):
             goal, other = ("--max-kl", "dial, greedy or layers") if by_kl else ("--budget", "sigmoid or options")
             raise CommandError(f"--search {self.search} does not look for {goal}: choose {other}, or auto")
-        _at_least_1("trials", self.trials)
+        check_at_least_1("trials", self.trials)
         if not 0 < self.held_out < 1:
             raise CommandError(f"--held-out {self.held_out}: give a share of the prompts, above 0 and below 1")
         checks.check_model(self.model)
         Running.check(self)
         Own.check(self)
-
-
-def _at_least_1(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise CommandError(f"--{option} {value}: give a whole number, at least 1")

@@ -15,12 +15,24 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from foveate.errors import ConfigError
+from foveate.lab import outputs
 from foveate.lab.asker import Cost
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
 
 #: Reports, beside the folder of answers.
 JSON, MARKDOWN = "results.json", "results.md"
+#: All that a run leaves in its folder.
+WRITTEN = (
+    "answers/*.jsonl",
+    "scores/*.json",
+    "costs*.jsonl",
+    "trials.jsonl",
+    "method.json",
+    "accuracy.png",
+    JSON,
+    MARKDOWN,
+)
 
 
 @dataclass(frozen=True)
@@ -127,13 +139,19 @@ def file_stem(text: str) -> str:
     return words
 
 
-def check_folder(folder: Path, common: dict[str, Any]) -> None:
-    """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone."""
+def check_folder(folder: Path, common: dict[str, Any], overwrite: bool = False) -> None:
+    """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone.
+
+    Args:
+        folder: of the answers, in the folder of the run.
+        common: what the header of every file must say.
+        overwrite: take away what is there, in place of that.
+    """
+    if overwrite:
+        outputs.clear(folder.parent, WRITTEN)
     for report in (folder.parent / JSON, folder.parent / MARKDOWN):
         if report.exists() and not folder.exists():
-            raise CommandError(
-                f"{str(report)!r} is there already, without its answers: choose another --out, or delete it"
-            )
+            raise outputs.taken(report, "is there already, without its answers")
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8") as file:
@@ -149,10 +167,8 @@ def check_header(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
     """Raise `CommandError` unless the file's header is the one wanted."""
     for key in {**wanted, **found}:
         if found.get(key) != wanted.get(key):
-            raise CommandError(
-                f"{str(path)!r} belongs to another run: its {key} is {_short(found.get(key))}, now it is "
-                f"{_short(wanted.get(key))}; choose another --out, or delete that folder"
-            )
+            was, now = _short(found.get(key)), _short(wanted.get(key))
+            raise outputs.taken(path, f"is of another run, whose {key} was {was}, and now is {now}")
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.handle import compress
 from foveate.lab import needs, prompting
-from foveate.lab.checks import REFERENCES, check_dtype
+from foveate.lab.checks import REFERENCES, check_dtype, check_images_and_prompts, check_scenes
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
@@ -60,15 +60,17 @@ class Question:
     truth: str | None = None
 
 
-def methods_of(names: Sequence[str], options: Sequence[str], described: Sequence[str]) -> dict[str, Method]:
-    """Label -> method, from the words of a command line; without any, `SYSTEMS`."""
+def methods_of(
+    names: Sequence[str], options: Sequence[str], described: Sequence[str], keep: float | None = None
+) -> dict[str, Method]:
+    """Label -> method, from the words of a command line; without any, `SYSTEMS`. ``keep``: of all but those described."""
     if options and not names:
         raise CommandError(f"--option {options[0]!r} belongs to a method: say --method, too")
     named = [
-        method_from_words(name, None, own, None) for name, own in zip(names, options_by_method(names, options) or [])
+        method_from_words(name, keep, own, None) for name, own in zip(names, options_by_method(names, options) or [])
     ]
     chosen = [*named, *(method_from_words(None, None, [], text) for text in described)]
-    chosen = chosen or [make(name) for name in SYSTEMS]
+    chosen = chosen or [make(name, **({} if keep is None else {"keep": keep})) for name in SYSTEMS]
     found = {label(method): method for method in chosen}
     if len(found) < len(chosen):
         raise CommandError(
@@ -145,11 +147,8 @@ def _questions(request: Request) -> list[Question]:
         return _drawn(request)
     for prompt in request.prompts:
         prompting.check(prompt)
+    check_images_and_prompts(request.images, request.prompts)
     images, prompts = len(request.images), len(request.prompts)
-    if not prompts or (images != prompts and 1 not in (images, prompts)):
-        raise CommandError(
-            f"{images} --image and {prompts} --prompt: give one prompt for each image, one for all, or several about one image"
-        )
     opened = [(path.name, prompting.open_image(path)) for path in request.images]
     pairs = zip(
         opened * (prompts if images == 1 else 1), request.prompts * (images if prompts == 1 else 1), strict=True
@@ -159,14 +158,12 @@ def _questions(request: Request) -> list[Question]:
 
 def _drawn(request: Request) -> list[Question]:
     """Scenes that no reference model has seen, and questions about them with the right answers."""
-    if request.prompts:
-        raise CommandError("--prompt needs --image: the drawn scenes come with questions of their own")
+    check_images_and_prompts((), request.prompts)
     if request.model not in REFERENCES:
         raise CommandError(
             f"the drawn scenes are for the reference models: give --image and --prompt for {request.model!r}"
         )
-    if not 1 <= request.scenes <= MOST_SCENES:
-        raise CommandError(f"--scenes {request.scenes}: choose 1 to {MOST_SCENES}")
+    check_scenes(request.scenes, MOST_SCENES)
     reference = needs.reference()
     found = []
     for number in range(request.scenes):

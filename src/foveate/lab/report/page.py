@@ -34,16 +34,6 @@ LOSSLESS = 80_000  # bytes up to which a picture is a PNG
 SCRIPTS = ("page.js", "picture.js", "bars.js", "plots.js", "viewer.js")
 
 
-def check(path: Path, overwrite: bool) -> None:
-    """Raise `CommandError` if the page could not be written: better before the work than after it."""
-    if path.is_dir():
-        raise CommandError(f"--out {str(path)!r} is a folder: name the page, e.g. {str(path / 'report.html')!r}")
-    if path.exists() and not overwrite:
-        raise CommandError(f"{str(path)!r} is there already: add --overwrite, or give --out another name")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise CommandError(f"cannot write to {str(path)!r}: {str(path.parent)!r} is not a folder")
-
-
 def write(path: Path, content: Content, curves: Sequence[Group] = (), bench: Sequence[Group] = ()) -> Path:
     """The page as a file; whoever looks at the file meanwhile sees the old one."""
     text = render(content, curves, bench)

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from foveate import adapter
+from foveate import adapter, trained
 from foveate.errors import first_line
-from foveate.lab import needs
+from foveate.lab import needs, outputs
 from foveate.lab.checks import REFERENCES
 from foveate.lab.devices import device_of
 from foveate.lab.loading import load
@@ -20,11 +20,13 @@ from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.methods.adsc import ADSC
 from foveate.serialise import from_json
-from foveate.training import data
+from foveate.training import card, data
 from foveate.training.adsc import Plan, Recipe, Run, Trained, curriculum_of, require
 
 #: What a run is and has done; a run that goes on must be the same.
 RECORD = "foveate_training.json"
+#: All that a run leaves in its folder.
+WRITTEN = (RECORD, trained.METHOD, trained.CHECKPOINTS, *adapter.FILES, card.FILE)
 
 REFERENCE = "reference"
 
@@ -57,14 +59,15 @@ class Request:
     device: str = "auto"
 
 
-def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Trained:
+def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Trained:
     """Train, or go on training from the last checkpoint. ``tell`` gets a line before each step that may take long."""
     method = request.method
     if not isinstance(method, ADSC):
         raise CommandError(f"{method!r} is not ADSC, and nothing else can be trained here")
     curriculum_of(method, request.curriculum)
-    record = _open(request, resume)
-    if resume and (finished := _finished(request.out)):
+    record = _described(request)
+    goes_on = not overwrite and _is_begun(request.out, record)
+    if goes_on and (finished := _finished(request.out)):
         tell(f"{str(request.out)!r} is finished")
         return finished
     require(request.recipe.gradient_checkpointing)
@@ -77,8 +80,10 @@ def train(request: Request, resume: bool, tell: Callable[[str], None]) -> Traine
     plan = Plan(request.out, request.model, method, request.curriculum, request.recipe, request.seed, device, bf16)
     run = Run(model, processor, chats, plan, tell)
     tell(f"training {method!r}, {request.curriculum}")
+    if overwrite:
+        outputs.clear(request.out, WRITTEN)
     _write(request.out, record)
-    found = run.train(resume)
+    found = run.train(goes_on)
     _write(request.out, {**record, "steps": found.steps, "losses": found.losses, "stages": found.stages})
     return found
 
@@ -112,38 +117,33 @@ def _chats(request: Request, model: Any) -> data.Chats:
     return exhibits.load(request.split, request.samples, request.seed, tile)
 
 
-def _open(request: Request, resume: bool) -> dict[str, Any]:
-    """What the run is, as plain data, after comparing it with what the folder says."""
-    described = {
-        **{
-            name: getattr(request, name)
-            for name in ("model", "source", "split", "samples", "curriculum", "seed", "dtype")
-        },
+def _described(request: Request) -> dict[str, Any]:
+    """What the run is, as plain data."""
+    names = ("model", "source", "split", "samples", "curriculum", "seed", "dtype")
+    return {
+        **{name: getattr(request, name) for name in names},
         "method": request.method.to_dict(),
         "recipe": asdict(request.recipe),
     }
-    out = request.out
-    if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise CommandError(f"{str(out)!r} is there already: add --resume to go on, or choose another folder")
-        return described
+
+
+def _is_begun(out: Path, described: dict[str, Any]) -> bool:
+    """Whether this very run has begun in the folder. Raise `CommandError` if anything else is there."""
     if not (out / RECORD).is_file():
-        raise CommandError(
-            f"there is no run in {str(out)!r} to resume: leave --resume out to begin one in an empty folder"
-        )
+        if outputs.holds_anything(out):
+            raise outputs.taken(out)
+        return False
     try:
         before = from_json((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot read {str(out / RECORD)!r}: {first_line(error)}") from None
     if not isinstance(before, dict):
-        raise CommandError(f"{str(out / RECORD)!r} is not the record of a run: choose another folder")
+        raise outputs.taken(out / RECORD, "is not the record of a run")
     for name, value in described.items():
         if before.get(name) != json.loads(json.dumps(value)):
-            raise CommandError(
-                f"{str(out)!r} was begun with another {name}, {json.dumps(before.get(name))}: resume with the same options, "
-                "or choose another folder"
-            )
-    return described
+            was, now = json.dumps(before.get(name)), json.dumps(value)
+            raise outputs.taken(out, f"is of another run, whose {name} was {was}, and now is {now}")
+    return True
 
 
 def _finished(out: Path) -> Trained | None:
@@ -155,9 +155,7 @@ def _finished(out: Path) -> Trained | None:
         stages = tuple((int(step), float(keep)) for step, keep in record["stages"])
         return Trained(out, int(record["steps"]), tuple(record["losses"]), stages)
     except (KeyError, ValueError, TypeError):
-        raise CommandError(
-            f"{str(out / RECORD)!r} is not the record of a run that has ended: delete the folder"
-        ) from None
+        raise outputs.taken(out / RECORD, "is not the record of a run that has ended") from None
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from foveate.errors import first_line, nearest
+from foveate.lab import outputs
 from foveate.lab.devices import device_of
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import assigned
@@ -21,24 +25,36 @@ def train(
     out: Path,
     recipe: str,
     seed: int,
-    resume: bool,
     device: str,
     assignments: Sequence[str],
+    overwrite: bool,
     tell: Callable[[str], None],
 ) -> Path:
-    """Train into ``out``; the folder of the model."""
+    """Train into ``out``, or go on from the checkpoint there; the folder of the model."""
     if recipe not in RECIPES:
-        raise CommandError(f"no recipe {recipe!r}: choose {', '.join(RECIPES)}")
-    config = build(TrainConfig, asdict(RECIPES[recipe]) | assigned(TrainConfig, assignments))
+        raise CommandError(f"--recipe {recipe!r}{nearest(recipe, RECIPES)}: choose {', '.join(RECIPES)}")
+    config = build(TrainConfig, asdict(RECIPES[recipe]) | assigned(TrainConfig, assignments, "set"))
     if config.architecture not in ARCHITECTURES:
         raise CommandError(f"no architecture {config.architecture!r}: choose {' or '.join(ARCHITECTURES)}")
     checkpoint = out / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise CommandError(f"there is no {checkpoint} to resume from: leave --resume out to begin")
-    if not resume and checkpoint.exists():
-        raise CommandError(f"{checkpoint} is there already: add --resume to go on, or choose another folder")
     device_of(device)
+    if overwrite:
+        outputs.clear(out, [CHECKPOINT])
+    elif not checkpoint.exists() and outputs.holds_anything(out):
+        raise outputs.taken(out)
+    elif checkpoint.exists() and _run_of(checkpoint) != {"seed": seed, "config": asdict(config)}:
+        raise outputs.taken(checkpoint, "is of another run, with another recipe, seed or --set")
     try:
-        return train_reference(out, seed=seed, config=config, resume=resume, device=device, log=tell)
+        return train_reference(out, seed=seed, config=config, resume=checkpoint.exists(), device=device, log=tell)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise CommandError(f"cannot train into {str(out)!r}: {error}") from None
+
+
+def _run_of(checkpoint: Path) -> dict[str, Any]:
+    """What the run of a checkpoint is, as plain data."""
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            state = json.loads(file.metadata()["state"])
+        return {name: state[name] for name in ("seed", "config")}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CommandError(f"cannot read {str(checkpoint)!r}: {first_line(error)}") from None

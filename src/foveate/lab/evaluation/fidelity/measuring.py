@@ -32,7 +32,7 @@ def measure(request: Fidelity, tell: Tell) -> Faithful:
     if not methods:
         raise CommandError("the stock model is what everything is compared with: name a method, too")
     identity = identity_of(request, asker, prompts)
-    check_folder(request.out / "answers", identity)
+    check_folder(request.out / "answers", identity, request.overwrite)
     costs = Costs(meter(asker, prompts, request.batch_size, request.new_tokens), request.out / "costs.jsonl", identity)
     plan, missed = entries(
         dict(methods), budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell

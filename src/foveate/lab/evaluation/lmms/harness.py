@@ -90,7 +90,7 @@ class Harness:
                 model=lm,
                 tasks=[task],
                 task_manager=self._manager,
-                limit=self.request.limit,
+                limit=self.request.per_task,
                 batch_size=self.request.batch_size,
                 bootstrap_iters=0,
                 log_samples=True,
@@ -123,7 +123,7 @@ class Harness:
             try:
                 lm.task_dict[leaf.task_name] = leaf.dataset
                 leaf.set_config(key="num_fewshot", value=leaf.get_config("num_fewshot") or 0)
-                leaf.build_all_requests(limit=min(each, self.request.limit or each), rank=0, world_size=1)
+                leaf.build_all_requests(limit=min(each, self.request.per_task or each), rank=0, world_size=1)
                 chats = [lm.chat(request) for request in leaf.instances[:each]]
             except FoveateError as error:
                 self._log(error)

@@ -57,7 +57,7 @@ class Public(Result[Tasks, PublicRow]):
     def _summary(self) -> str:
         sizes = {name: row.accuracy.n for name, row in self.rows[0].tasks.items()}
         numbers = ", ".join(f"{name} ({n})" for name, n in sizes.items())
-        part = "" if self.request.limit is None else f"; the first {self.request.limit} questions of each"
+        part = "" if self.request.per_task is None else f"; the first {self.request.per_task} questions of each"
         return f"{sum(sizes.values())} questions of {numbers}{part}, asked and scored by lmms-eval."
 
     def _remarks(self) -> list[str]:

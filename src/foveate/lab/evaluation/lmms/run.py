@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import needs
+from foveate.lab import needs, outputs
 from foveate.lab.asker import Asker, Cost, load_asker
 from foveate.lab.checks import DENSE
 from foveate.lab.evaluation.costs import Costs
@@ -19,7 +19,7 @@ from foveate.lab.evaluation.lmms.scores import Finished, finished, read, save
 from foveate.lab.evaluation.plan import Entry, contenders
 from foveate.lab.evaluation.request import Tasks
 from foveate.lab.evaluation.runner import Tell, about, versions
-from foveate.lab.evaluation.store import check_folder, file_stem
+from foveate.lab.evaluation.store import WRITTEN, check_folder, file_stem
 from foveate.lab.terminal import CommandError
 
 LOG = "lmms-eval.log"
@@ -64,6 +64,10 @@ def _evaluate(request: Tasks, tell: Tell, log: Path) -> Public | None:
     if list(methods) == [DENSE]:
         raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
     identity = _identity(request, asker)
+    if request.overwrite:
+        if processes.is_main_process:
+            outputs.clear(request.out, WRITTEN)
+        processes.wait_for_everyone()
     check_folder(request.out / "answers", identity)
     tell("looking at the questions", 0.0)
     inputs = harness.inputs(asker, PROBES)
@@ -130,7 +134,7 @@ def _identity(request: Tasks, asker: Asker) -> dict[str, Any]:
         "adapter": request.adapter,
         "weights": asker.digest,
         "dtype": str(asker.model.dtype).removeprefix("torch."),
-        "limit": request.limit,
+        "per_task": request.per_task,
         "versions": versions("lmms-eval"),
     }
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import cast
 
 from foveate.dial import TOLERANCE, Dial
+from foveate.lab import outputs
 from foveate.lab.evaluation import statistics
 from foveate.lab.evaluation.costs import Costs, meter
 from foveate.lab.evaluation.fidelity.measuring import identity_of, listen, prepare
@@ -37,8 +38,8 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     """
     request.check()
     given = method_from_words(request.method, None, request.options, request.described)
-    if (written := request.out / METHOD).exists() and not (request.out / "trials.jsonl").exists():
-        raise CommandError(f"{str(written)!r} is there already, and not from a search: choose another --out")
+    if not (request.out / "trials.jsonl").exists():
+        outputs.check_new("out", request.out / METHOD, request.overwrite)
     asked = asking(request)
     asker, prompts = prepare(asked, tell)
     apart = round(len(prompts) * request.held_out)
@@ -50,7 +51,7 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     check_fit(given, asker, request.new_tokens)
     goal = {name: getattr(request, name) for name in ("max_kl", "budget", "by", "search", "trials", "held_out", "seed")}
     header = {**identity_of(asked, asker, prompts), "goal": goal, "given": given.to_dict()}
-    check_folder(request.out / "answers", header)
+    check_folder(request.out / "answers", header, request.overwrite)
     batches, length = grouped(seen, request.batch_size), request.new_tokens
     trials = Trials(asker, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
     costs = Costs(meter(asker, seen, request.batch_size, length), request.out / "costs.jsonl", header)

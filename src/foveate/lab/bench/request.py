@@ -1,0 +1,167 @@
+"""What ``foveate bench`` is asked for, checked before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from foveate.lab import needs, outputs
+from foveate.lab.checks import DENSE, check_device, check_dtype, check_model, check_shape
+from foveate.lab.terminal import CommandError, check_once
+
+#: Without sizes: what a CPU does in a few minutes.
+SHAPE, TOKENS, BATCHES = "small-qwen2.5-vl", (256, 1024, 4096), (1,)
+#: What a picture can be.
+KINDS = (".png", ".pdf", ".svg")
+#: Nobody means more than this, of anything.
+MOST = 10**9
+#: Fields of `Request` that are not named after their option.
+OPTIONS = dict(shapes="shape", models="model", methods="method", keeps="keep", options="option")
+OPTIONS |= dict(described="method-json", batches="batch-size", new_tokens="new-tokens")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        out: the JSON file of the result; a run stopped there goes on.
+        shapes, models: what to measure it on: `checks.SHAPES` with random weights; folders, hub ids or reference models.
+        methods, options, described: by name, ``name=value`` for them, and as JSON or files of it.
+        keeps: values of the option ``keep`` that every method by name is measured at; none: its default.
+        tokens, batches: visual tokens of a row, about; rows of a call. None: `TOKENS`, `BATCHES`.
+        repeats: timed rounds; in each one the stock model and every method run once.
+        new_tokens: that a call generates.
+        steps: pairs of single steps, a stock one and one of a method, after the rounds; 0: none.
+        dtype, device, attn: of the model; ``auto`` is float32 on a CPU and bfloat16 elsewhere for a shape.
+        seed: of weights, pixels and the order within rounds.
+        source: a result to show again; nothing is measured then.
+        plot, table: files for the picture, and for the tables as Markdown.
+        overwrite: begin anew, and replace what is there.
+    """
+
+    out: Path
+    shapes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    keeps: tuple[float, ...] = ()
+    options: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    repeats: int = 5
+    new_tokens: int = 16
+    steps: int = 16
+    dtype: str = "auto"
+    device: str = "auto"
+    attn: str | None = None
+    seed: int = 0
+    source: Path | None = None
+    plot: Path | None = None
+    table: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", self.tokens or TOKENS)
+        object.__setattr__(self, "batches", self.batches or BATCHES)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is measured, shapes first."""
+        return (*self.shapes, *self.models) or (SHAPE,)
+
+
+def check(request: Request) -> None:
+    """Raise `CommandError` for what cannot be meant or written: nobody should wait for torch to hear it."""
+    _check_shown(request)
+    if request.source is None:
+        _check_measured(request)
+    else:
+        _check_source(request)
+
+
+def _check_measured(request: Request) -> None:
+    check_methods(request)
+    check_dtype(request.dtype)
+    check_device(request.device)
+    for name in request.shapes:
+        check_shape(name)
+    for name in request.models:
+        check_model(name)
+    check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options)
+    check_once(keep=request.keeps, tokens=request.tokens, **{"batch-size": request.batches})
+    numbers: dict[str, Sequence[int]] = {"tokens": request.tokens, "batch-size": request.batches}
+    numbers |= {"repeats": [request.repeats], "new-tokens": [request.new_tokens]}
+    for name, counts in numbers.items():
+        for count in counts:
+            if count < 1:
+                raise CommandError(f"--{name} {count}: give a number above 0")
+            if count > MOST:
+                raise CommandError(f"--{name} {count}: give a number up to {MOST}")
+    if not 0 <= request.steps <= MOST:
+        raise CommandError(f"--steps {request.steps}: give a number from 0 to {MOST}")
+    if not 0 <= request.seed < 2**63:
+        raise CommandError(f"--seed {request.seed}: give a number from 0 to 2**63 - 1")
+    _check_writable("out", request.out)
+
+
+def check_methods(request: Request) -> None:
+    """Raise `CommandError` for options of no method, or for nothing to compare the stock model with."""
+    named = [name for name in request.methods if name != DENSE]
+    if request.options and not (request.methods or request.described):
+        raise CommandError(f"--option {request.options[0]!r} belongs to a method: say --method, too")
+    if request.keeps and not named and (request.methods or request.described):
+        raise CommandError("--keep belongs to --method: write it into the JSON of --method-json")
+    if request.methods and not (named or request.described):
+        raise CommandError(
+            "there is nothing to compare the stock model with: say --method, or leave --method dense out"
+        )
+
+
+def _check_shown(request: Request) -> None:
+    """Raise `CommandError` if picture or tables cannot be written: better before a long run than after it."""
+    if request.plot is not None:
+        needs.check("matplotlib", "--plot")
+        if request.plot.suffix not in KINDS:
+            raise CommandError(f"--plot {str(request.plot)!r}: give a name that ends in {', '.join(KINDS)}")
+    measured = ("out", request.out) if request.source is None else ("from", request.source)
+    taken: dict[str, str] = {}
+    for option, path in (measured, ("plot", request.plot), ("table", request.table)):
+        other = option if path is None else taken.setdefault(os.path.realpath(path), option)
+        if other != option:  # the measurements would be gone
+            raise CommandError(f"--{option} {str(path)!r} is the file of --{other}: give another name")
+    for option, shown in (("plot", request.plot), ("table", request.table)):
+        if shown is not None:
+            _check_writable(option, shown)
+            if request.source is not None or not request.out.exists():  # else they are this run's own
+                outputs.check_new(option, shown, request.overwrite)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    folder = path.parent
+    try:
+        if not folder.is_dir():
+            raise CommandError(f"there is no folder {str(folder)!r} for --{option} {path.name!r}: make it first")
+        allowed = not path.is_dir() and os.access(path if path.exists() else folder, os.W_OK)
+        # The result is written next to its place and moved there.
+        allowed = allowed and (option != "out" or os.access(folder, os.W_OK))
+    except OSError:  # a name that is too long
+        allowed = False
+    if not allowed:
+        raise CommandError(f"--{option} {str(path)!r} cannot be written: give the name of a file")
+
+
+def _check_source(request: Request) -> None:
+    """Raise `CommandError` if a run is described, too, when a result is only to be shown again."""
+    source = Path(str(request.source))
+    if not source.exists():
+        raise CommandError(f"there is no result {str(source)!r}: `foveate bench --out {source}` makes one")
+    usual = Request(request.out, **{name: getattr(request, name) for name in ("source", "plot", "table", "overwrite")})
+    for f in fields(Request):
+        if getattr(request, f.name) != getattr(usual, f.name):
+            option = OPTIONS.get(f.name, f.name)
+            raise CommandError(
+                f"--from shows what was measured before: it takes --plot, --table, --overwrite and --json, and not --{option}"
+            )

@@ -1,0 +1,298 @@
+"""Commands that ask a model: ``demo``, ``run``, ``report`` and ``serve``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.lab import checks, outputs, prompting, records, terminal, words
+from foveate.lab.typed import (
+    MACHINE,
+    METHODS,
+    OUTPUT,
+    QUESTIONS,
+    Attn,
+    BatchSize,
+    Device,
+    Dtype,
+    Images,
+    Json,
+    Keep,
+    ManyAsJson,
+    ManyMethods,
+    Model,
+    NewTokens,
+    OneAsJson,
+    OneMethod,
+    OptionsOfMany,
+    OptionsOfOne,
+    Overwrite,
+    complete_model,
+)
+from foveate.schedule import check_ratio
+
+
+def demo(
+    scenes: Annotated[
+        int | None,
+        typer.Option(help="How many scenes to draw.", show_default="16; 2 with --quick", rich_help_panel=QUESTIONS),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two scenes only.", rich_help_panel=QUESTIONS)] = False,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.", rich_help_panel=QUESTIONS)] = 0,
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep",
+            "-k",
+            help="Visual tokens per decoder layer, on average, for every method.",
+            rich_help_panel=METHODS,
+        ),
+    ] = 0.5,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for the page and pictures of surviving patches.", rich_help_panel=OUTPUT
+        ),
+    ] = Path("demo-output"),
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
+    page_at = out / "report.html"
+    outputs.check_folder("out", out)
+    for path in (page_at, out / "image-01-all.png"):
+        outputs.check_new("out", path, overwrite)
+    count = scenes if scenes is not None else 2 if quick else 16
+    checks.check_scenes(count, 1000)
+    checks.check_seed(seed)
+    check_ratio("keep", keep)
+    from foveate.lab import demo as face
+    from foveate.lab.report import page
+
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = face.play(count, seed, keep, out, bar.tell)
+    written = page.write(page_at, face.to_content(found))
+    if json:
+        terminal.emit(face.to_dict(found, written))
+    else:
+        face.show(found, written, terminal.out)
+
+
+def run(
+    image: Images = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="What to ask about them.", rich_help_panel=QUESTIONS)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help='Many questions: a file of lines like {"image": "cat.jpg", "prompt": "What is it?"}.',
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None,
+    new_tokens: NewTokens = 64,
+    frames: Annotated[
+        int, typer.Option(help="With --data: frames of a video at most.", rich_help_panel=QUESTIONS)
+    ] = 32,
+    compare: Annotated[bool, typer.Option(help="Ask the stock model, too.", rich_help_panel=QUESTIONS)] = True,
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of a method: folder or hub id of what handle.save_pretrained or `foveate train` wrote.",
+            rich_help_panel=METHODS,
+        ),
+    ] = None,
+    model: Model = "reference",
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="With --data: the answers; a run stopped goes on.",
+            show_default="answers.jsonl",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of the surviving patches.", rich_help_panel=OUTPUT)
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
+    asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
+    for name, count in (("new-tokens", new_tokens), ("frames", frames), ("batch-size", batch_size)):
+        checks.check_at_least_1(name, count)
+    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
+    check_asked(model, dtype, device, image or [], [] if prompt is None else [prompt])
+    if overlay is not None:
+        outputs.check_folder("overlay", overlay)
+    answers = out or Path("answers.jsonl")
+    if data is not None:
+        checks.check_answers(answers, data)
+        if not answers.with_name(answers.name + ".settings.json").is_file():  # else they may be this run's
+            outputs.check_new("out", answers, overwrite)
+        records.check(data)
+    from foveate.lab.options import method_from_words
+
+    terminal.quiet_libraries(bars=True)
+    chosen = adapter or method_from_words(method, keep, option or [], method_json)
+    if asked is None:
+        from foveate.lab import batch
+
+        files = Path(str(data)), answers
+        many = batch.Request(*files, model, chosen, batch_size, dtype, device, attn, new_tokens, frames, overwrite)
+        with terminal.Bar() as bar:
+            done = batch.run(many, bar.tell, terminal.warn)
+        terminal.emit(batch.to_dict(done)) if json else batch.show(done, terminal.out)
+        raise typer.Exit(1 if done.failed else 0)
+    from foveate.lab import run as face
+
+    request = face.Request(model, *asked, chosen, dtype, device, attn, new_tokens, compare, overlay, overwrite)
+    result = face.run(request, terminal.note, terminal.warn)
+    if json:
+        terminal.emit(face.to_dict(result))
+    else:
+        face.show(result, terminal.out)
+
+
+def report(
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            "-i",
+            help="An image file; repeatable.",
+            show_default="drawn scenes with their questions",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            help="What to ask: one for each image, one for all, or several about one.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = None,
+    scenes: Annotated[
+        int, typer.Option(help="How many scenes to draw, without --image.", rich_help_panel=QUESTIONS)
+    ] = 3,
+    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.", rich_help_panel=QUESTIONS)] = 0,
+    new_tokens: NewTokens = 64,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="A results.json of `foveate eval`, for its curves; repeatable.", rich_help_panel=QUESTIONS),
+    ] = None,
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.", rich_help_panel=QUESTIONS),
+    ] = None,
+    method: ManyMethods = None,
+    keep: Keep = None,
+    option: OptionsOfMany = None,
+    method_json: ManyAsJson = None,
+    model: Model = "reference",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attn: Attn = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.", rich_help_panel=OUTPUT)] = Path("report.html"),
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    from foveate.lab.report import bench as measured
+    from foveate.lab.report import plots
+
+    words.check_many(method or [], option or [], method_json or [], keep=keep)
+    checks.check_at_least_1("new-tokens", new_tokens)
+    check_asked(model, dtype, device, image or [], prompt or [])
+    checks.check_images_and_prompts(image or [], prompt or [])
+    checks.check_scenes(scenes, 100)
+    checks.check_seed(seed)
+    outputs.check_new("out", out, overwrite)
+    curves = [plots.of_results(path) for path in results or ()]
+    measurements = [group for path in bench or () for group in measured.of_bench(path)]
+    from foveate.lab.report import collect, page
+
+    terminal.quiet_libraries(bars=True)
+    chosen = collect.methods_of(method or (), option or (), method_json or (), keep)
+    asked = tuple(image or ()), tuple(prompt or ())
+    request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, new_tokens)
+    with terminal.Bar() as bar:
+        content = collect.collect(request, bar.tell)
+    written = page.write(out, content, curves, measurements)
+    if json:
+        terminal.emit(page.summary(content, written))
+    else:
+        page.show(content, written, terminal.out)
+
+
+def serve(
+    context: typer.Context,
+    method: OneMethod = None,
+    keep: Keep = None,
+    option: OptionsOfOne = None,
+    method_json: OneAsJson = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder, a hub id or 'reference'; or as `vllm serve` has it, the first word.",
+            rich_help_panel=MACHINE,
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(help="The largest keep that a prompt may ask for; none may without.", rich_help_panel=METHODS),
+    ] = None,
+    show: Annotated[
+        bool,
+        typer.Option("--show", help="Print the `vllm serve` command, and do not run it.", rich_help_panel=OUTPUT),
+    ] = False,
+) -> None:
+    """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
+    rest = list(context.args)
+    if model is None:
+        if not rest or rest[0].startswith("-"):
+            raise terminal.CommandError("say which model, first of all or with --model, e.g. `foveate serve reference`")
+        model = rest.pop(0)
+    checks.check_model(model)
+    words.check_one(method, keep, option or [], method_json)
+    from foveate.lab import serve as face
+    from foveate.lab.options import method_from_words
+
+    if not show:
+        face.check()
+    chosen = method_from_words(method, keep, option or [], method_json)
+    argv = face.words(model, chosen, rest, limit)
+    if show:
+        print(shlex.join(["vllm", *argv]))
+    else:
+        face.serve(argv)
+
+
+def check_asked(model: str, dtype: str, device: str, images: list[Path], prompts: list[str]) -> None:
+    """What can be said of a question without a model: nobody should wait for torch to hear it."""
+    for prompt in prompts:
+        prompting.check(prompt)
+    checks.check_model(model)
+    checks.check_dtype(dtype)
+    checks.check_device(device)
+    for image in images:
+        prompting.open_image(image)

@@ -1,0 +1,42 @@
+"""Commands that say what there is: ``methods`` and ``families``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foveate.lab import terminal
+from foveate.lab.typed import Json, complete_method
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="Tell more about this one.", autocompletion=complete_method)
+    ] = None,
+    site: Annotated[str, typer.Option(help="Those that act at such a place: tower, decoder ...")] = "",
+    search: Annotated[str, typer.Option(help="Those with these words in name, title or description.")] = "",
+    json: Json = False,
+) -> None:
+    """List the methods: paper, sites, trained or not, budget, options."""
+    from foveate.lab import catalog as face
+
+    if name is None:
+        found = face.describe_methods(site, search)
+        terminal.emit(found) if json else face.show_methods(found, terminal.out)
+    elif site or search:
+        raise terminal.CommandError(f"give the name {name!r}, or --site and --search to find some, not both")
+    else:
+        one = face.describe_method(name)
+        terminal.emit(one) if json else face.show_method(one, terminal.out)
+
+
+def families(json: Json = False) -> None:
+    """List the families of models that methods can be attached to."""
+    from foveate.lab import catalog as face
+
+    found = face.describe_families()
+    if json:
+        terminal.emit(found)
+    else:
+        face.show_families(found, terminal.out)

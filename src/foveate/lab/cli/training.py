@@ -1,0 +1,128 @@
+"""Commands that train: ``train reference`` and ``train adsc``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.lab import checks, outputs, terminal, words
+from foveate.lab.cli.asking import check_asked
+from foveate.lab.typed import MACHINE, METHODS, OUTPUT, QUESTIONS, Device, Dtype, Json, Model, OptionsOfOne, Overwrite
+
+RECIPE = "Recipe"
+
+
+def reference(
+    *,
+    recipe: Annotated[
+        str, typer.Option(help="qwen2_5_vl, llava, or large (47 M parameters, for a GPU).", rich_help_panel=RECIPE)
+    ] = "qwen2_5_vl",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="name=value of TrainConfig, repeatable.", rich_help_panel=RECIPE),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.", rich_help_panel=RECIPE)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=MACHINE)] = "cpu",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="Folder for checkpoint and model; a run stopped there goes on.", rich_help_panel=OUTPUT
+        ),
+    ],
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Train a reference model that ships with the package again."""
+    outputs.check_folder("out", out)
+    checks.check_seed(seed)
+    checks.check_device(device)
+    from foveate.lab.train import reference as face
+
+    terminal.quiet_libraries()
+    folder = face.train(out, recipe, seed, device, settings or [], overwrite, terminal.note)
+    if json:
+        terminal.emit({"model": str(folder)})
+    else:
+        terminal.out.print(f"the model is in {folder}", markup=False, soft_wrap=True)
+
+
+def adsc(
+    *,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="'reference', a folder, file or hub id of chats with columns `messages` and `images`.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = "reference",
+    split: Annotated[str, typer.Option(help="Of the data.", rich_help_panel=QUESTIONS)] = "train",
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS),
+    ] = None,
+    keep: Annotated[
+        float,
+        typer.Option(
+            "--keep",
+            "-k",
+            help="Mean share of visual tokens per decoder layer to train for.",
+            show_default="1/3",
+            rich_help_panel=METHODS,
+        ),
+    ] = 1 / 3,
+    option: OptionsOfOne = None,
+    curriculum: Annotated[
+        str,
+        typer.Option(help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.", rich_help_panel=RECIPE),
+    ] = "hard-to-easy",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="name=value of the recipe, repeatable: rank, alpha, lr, epochs, steps, batch ...",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of data order, first matrices and dropout.", rich_help_panel=RECIPE)] = 0,
+    model: Model = "reference",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the adapter, which foveate.compress takes; a run stopped there goes on.",
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
+    words.check_one("adsc", keep, option or [], None)
+    check_asked(model, dtype, device, [], [])
+    checks.check_at_least_1("samples", samples)
+    checks.check_seed(seed)
+    if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
+        raise terminal.CommandError(f"there is no file {data!r}")
+    outputs.check_folder("out", out)
+    from foveate.lab.options import method_from_words
+    from foveate.lab.train import adsc as face
+    from foveate.methods.adsc import ADSC
+    from foveate.serialise import build
+    from foveate.training.adsc import Recipe
+
+    terminal.quiet_libraries()
+    recipe = build(Recipe, words.assigned(Recipe, settings or [], "set"))
+    method = method_from_words(ADSC.name(), keep, option or [], None)
+    request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
+    found = face.train(request, overwrite, terminal.note)
+    if json:
+        terminal.emit(face.to_dict(found))
+    else:
+        face.show(found, terminal.out)

@@ -1,0 +1,63 @@
+"""What commands write, by one rule: nothing that is there already is lost unasked.
+
+A command that finds its own work goes on with it where it is the same run. Anything else is refused before the work begins, and
+``--overwrite`` begins anew; of a folder it takes away what such a command writes, and nothing besides.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from foveate.lab.terminal import CommandError
+
+
+def taken(path: Path, why: str = "is there already", option: str = "out") -> CommandError:
+    """What to say where something stands in the way."""
+    return CommandError(f"{str(path)!r} {why}: give --{option} another name, or --overwrite to begin anew")
+
+
+def check_new(option: str, path: Path, overwrite: bool) -> None:
+    """Raise `CommandError` for a file that is there already, or that cannot be one."""
+    if path.is_dir():
+        raise CommandError(f"--{option} {str(path)!r} is a folder: name a file, e.g. {str(path / 'it')!r}")
+    if path.exists() and not overwrite:
+        raise taken(path, option=option)
+    check_folder(option, path.parent)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raise `CommandError` for a folder that is a file, or that takes no files: better before a long run than in it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if _is_there(option, path))
+    if not there.is_dir():
+        raise CommandError(f"--{option} {str(folder)!r}: {str(there)!r} is a file; give the name of a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"--{option} {str(folder)!r}: nothing can be written to {str(there)!r}; give another folder")
+
+
+def holds_anything(folder: Path) -> bool:
+    """Whether something is there that is not an empty folder."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def clear(folder: Path, patterns: Iterable[str]) -> None:
+    """Take away what a command wrote into its folder."""
+    try:
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise CommandError(f"cannot begin anew in {str(folder)!r}: {error}") from None
+
+
+def _is_there(option: str, path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:  # below a file
+        return False
+    except OSError as error:  # a name that is too long
+        raise CommandError(f"--{option} {str(path)[:80]!r} is no name for a file: {error.strerror}") from None
+    return True

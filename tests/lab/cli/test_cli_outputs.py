@@ -1,0 +1,78 @@
+"""What is there is not lost unasked, by one rule in all commands that write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Here, draw
+
+from foveate.lab import outputs
+from foveate.lab.evaluation.store import check_folder
+from foveate.lab.terminal import CommandError
+
+#: A command line, and a file that it would write over.
+TAKEN = {
+    "demo": (("demo", "--quick", "-o", "out"), "out/report.html"),
+    "report": (("report", "-o", "page.html"), "page.html"),
+    "run": (("run", "-i", "one.png", "-p", "what ?", "-M", "fastv", "--overlay", "out"), "out/01-one-fastv.png"),
+    "run --data": (("run", "-d", "mine.jsonl", "-M", "fastv", "-o", "answers.jsonl"), "answers.jsonl"),
+    "bench": (("bench", "-M", "stride", "--plot", "mine.png"), "mine.png"),
+    "bench --from": (("bench", "--from", "bench.json", "--table", "mine.md"), "mine.md"),
+    "train reference": (("train", "reference", "-o", "out"), "out/mine.txt"),
+    "train adsc": (("train", "adsc", "-o", "out"), "out/mine.txt"),
+    "tune": (("tune", "-M", "fastv", "--budget", "0.5", "-o", "out"), "out/method.json"),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_there_is_not_lost(name: str, here: Here, tmp_path: Path) -> None:
+    if name == "bench":
+        pytest.importorskip("matplotlib")
+    words, file = TAKEN[name]
+    draw(tmp_path / "one.png")
+    (tmp_path / "mine.jsonl").write_text('{"image": "one.png", "prompt": "what ?"}\n')
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    done = here(*words)
+    assert done.returncode == 2
+    assert "there already" in done.stderr
+    assert "--overwrite to begin anew" in done.stderr
+    assert (tmp_path / file).read_text() == "mine"
+
+
+def test_a_place_for_a_file(tmp_path: Path) -> None:
+    there = tmp_path / "report.html"
+    there.write_text("mine")
+    with pytest.raises(CommandError, match="is there already: give --out another name, or --overwrite to begin anew"):
+        outputs.check_new("out", there, overwrite=False)
+    outputs.check_new("out", there, overwrite=True)
+    outputs.check_new("out", tmp_path / "new" / "other.html", overwrite=False)
+    with pytest.raises(CommandError, match="is a folder: name a file"):
+        outputs.check_new("out", tmp_path, overwrite=True)
+    with pytest.raises(CommandError, match="is a file; give the name of a folder"):
+        outputs.check_new("out", there / "report.html", overwrite=False)
+    with pytest.raises(CommandError, match="is no name for a file"):
+        outputs.check_folder("out", tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_only_what_a_command_writes_is_taken_away(tmp_path: Path) -> None:
+    for name in ("answers/a.jsonl", "answers/notes.txt", "results.json", "mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    outputs.clear(tmp_path, ("answers/*.jsonl", "results.json", "accuracy.png"))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["mine.png", "notes.txt"]
+
+
+def test_an_evaluation_begins_anew(tmp_path: Path) -> None:
+    answers = tmp_path / "answers" / "fastv.jsonl"
+    answers.parent.mkdir()
+    answers.write_text('{"model": "one"}\n')
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(CommandError, match='is of another run, whose model was "one", and now is "two"'):
+        check_folder(answers.parent, {"model": "two"})
+    check_folder(answers.parent, {"model": "one"})
+    check_folder(answers.parent, {"model": "two"}, overwrite=True)
+    assert not answers.exists()
+    assert not (tmp_path / "results.json").exists()
