@@ -89,10 +89,9 @@ def systems_gain(found: dict[str, Any]) -> str:
     ratios = {name: row["ratios"] for name, row in found["runs"][0]["cases"].items()}
     prefill = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
     return (
-        f"{where(found)}: "
-        + "prefill {} times as fast with LUVC and {} with ADSC, ".format(*prefill)
-        + f"the tower {ratios['IPCV()']['tower']:.1f} with IPCV, the first token {ratios['IPCV() + ADSC()']['first']:.1f} with "
-        "IPCV + ADSC"
+        "the prefill is {} times as fast with LUVC and {} with ADSC, ".format(*prefill)
+        + f"the tower {ratios['IPCV()']['tower']:.1f} with IPCV, and the first token comes {ratios['IPCV() + ADSC()']['first']:.1f} "
+        f"times as soon with IPCV + ADSC, on {where(found)}"
     )
 
 
