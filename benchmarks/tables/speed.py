@@ -87,11 +87,11 @@ def systems(found: dict[str, Any]) -> str:
 def systems_gain(found: dict[str, Any]) -> str:
     """The speed-ups that the three systems are built for, in a sentence."""
     ratios = {name: row["ratios"] for name, row in found["runs"][0]["cases"].items()}
-    prefill = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
+    luvc, adsc = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
+    tower, first = ratios["IPCV()"]["tower"], ratios["IPCV() + ADSC()"]["first"]
     return (
-        "the prefill is {} times as fast with LUVC and {} with ADSC, ".format(*prefill)
-        + f"the tower {ratios['IPCV()']['tower']:.1f} with IPCV, and the first token comes {ratios['IPCV() + ADSC()']['first']:.1f} "
-        f"times as soon with IPCV + ADSC, on {where(found)}"
+        f"the prefill is {luvc} times as fast with LUVC and {adsc} with ADSC, the tower {tower:.1f} with IPCV, and the first "
+        f"token comes {first:.1f} times as soon with IPCV + ADSC, on {where(found)}"
     )
 
 
