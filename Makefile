@@ -34,6 +34,7 @@ OLDEST ?= $(addprefix tests/,answers methods runtime training lab/cli/test_cli_r
 
 PIP := bin/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
+DOCS := $(shell sed -n '/^docs = \[/{s/^docs = \[//;s/\]$$//;s/", "/" "/g;p}' pyproject.toml)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
 .PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
@@ -89,7 +90,8 @@ wheel-test: .venv-wheel/.stamp
 	elsewhere=$$(mktemp -d) && cd $$elsewhere && $(CURDIR)/.venv-wheel/bin/foveate demo --quick --out pictures \
 		&& test -s pictures/image-01-all.png && rm -r $$elsewhere
 
-site: export NO_MKDOCS_2_WARNING = 1
+site site-serve: export NO_MKDOCS_2_WARNING = 1
+site site-serve: export PYTHONPATH = src
 site: .venv-docs/.stamp
 	.venv-docs/bin/mkdocs build --strict
 	@echo "open build/site/index.html"
@@ -150,10 +152,11 @@ venv: .venv/.stamp
 	.venv-lmms/bin/python tools/torchvision_ops.py
 	touch $@
 
-.venv-docs/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt
+# The extra alone: pages are made of files that are committed, so nothing imports torch or builds a model.
+.venv-docs/.stamp: pyproject.toml constraints.txt
+	rm -rf .venv-docs
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/$(PIP) $(TORCH)
-	.venv-docs/$(PIP) -c constraints.txt -e '.[docs]' -e ./packages/reference
+	.venv-docs/$(PIP) -c constraints.txt $(DOCS)
 	touch $@
 
 .venv-demo/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt README.md LICENSE $(SOURCES)

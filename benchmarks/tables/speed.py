@@ -88,11 +88,21 @@ def systems(found: dict[str, Any]) -> str:
 def systems_gain(found: dict[str, Any]) -> str:
     """The speed-ups that the three systems are built for, in a sentence."""
     ratios = {name: row["ratios"] for name, row in found["runs"][0]["cases"].items()}
-    prefill = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
+    luvc, adsc = (f"{ratios[f'{name}()']['prefill']:.1f}" for name in ("LUVC", "ADSC"))
+    tower, first = ratios["IPCV()"]["tower"], ratios["IPCV() + ADSC()"]["first"]
     return (
-        "prefill {} times as fast with LUVC and {} with ADSC, ".format(*prefill)
-        + f"the tower {ratios['IPCV()']['tower']:.1f} with IPCV, the first token {ratios['IPCV() + ADSC()']['first']:.1f} with "
-        "IPCV + ADSC"
+        f"the prefill is {luvc} times as fast with LUVC and {adsc} with ADSC, the tower {tower:.1f} with IPCV, and the first "
+        f"token comes {first:.1f} times as soon with IPCV + ADSC, on {where(found)}"
+    )
+
+
+def where(found: dict[str, Any]) -> str:
+    """The model, its shape and the machine of `systems.py`."""
+    shape, machine = found["shape"], found["machine"]
+    return (
+        f"a Qwen2.5-VL with random weights ({shape['layers']} layers of width {shape['width']} behind a tower of "
+        f"{shape['blocks']} blocks), {found['runs'][0]['visual']:,} visual tokens, {machine['threads']} threads of an "
+        f"{machine['cpu']}"
     )
 
 

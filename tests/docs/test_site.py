@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,31 +15,20 @@ import check
 import choice
 import curves
 import evidence
+import facts
 import hook
 import lists
 import methods
-import pairs
 import pytest
 import repository
-import torch
+import survivors
 
 import foveate
-from foveate.lab.catalog import describe_method
 
 ROOT = Path(__file__).parents[2]
 NAMES = list(foveate.list_methods())
 #: methods with a fixed budget that act where a serving engine cannot let them
 NOT_SERVED = {"air", "dycoke", "dymu", "lftr", "parvts", "qcache", "redundancylens"}
-
-
-@pytest.fixture(autouse=True)
-def _one_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Asking all families takes a while, and test_pairs.py does: here one of them is enough."""
-    llava = foveate.list_families()["llava"]
-    monkeypatch.setattr(pairs, "list_families", lambda: {"llava": llava})
-    pairs.pairs.cache_clear()
-    yield
-    pairs.pairs.cache_clear()
 
 
 def test_every_method_is_under_one_heading() -> None:
@@ -60,10 +51,10 @@ def test_a_page_has_what_the_class_says(name: str) -> None:
     page, cls = methods.page(name), foveate.list_methods()[name]
     assert page.startswith(f"# {cls.__name__}\n")
     assert "``" not in page[: page.index("## The file")].replace("```", "")
-    says = methods.meanings(cls)
-    for option, facts in describe_method(name)["options"].items():
+    says = facts.methods()[name]["meanings"]
+    for option, told in facts.methods()[name]["options"].items():
         assert says.get(option), f"the docstring of {cls.__name__} does not say what `{option}` is"
-        kind = facts["type"].replace("|", "\\|")
+        kind = told["type"].replace("|", "\\|")
         assert f"| `{option}` | `{kind}` |" in page
     assert ("so it can be [served]" in page) == (cls.fixed_budget and name not in NOT_SERVED)
     says = next(
@@ -174,19 +165,67 @@ def test_what_written_pages_ask_for_is_made() -> None:
 
 
 def test_the_navigation_has_every_method() -> None:
-    config = SimpleNamespace(nav=[{"Methods": ["catalog/index.md", "catalog/*", {"More": ["a.md"]}]}])
-    [section] = hook.on_config(config).nav
+    nav = [{"Methods": ["catalog/index.md", "catalog/*", {"More": ["a.md"]}]}]
+    config = hook.on_config(SimpleNamespace(nav=nav, extra={}, repo_url="https://x.org", copyright=None))
+    [section] = config.nav
     pages = {page for item in section["Methods"] if isinstance(item, dict) for part in item.values() for page in part}
     assert pages == {*(f"catalog/{name}.md" for name in NAMES), "a.md"}
 
 
 def test_the_picture_of_the_first_page() -> None:
-    threads = torch.get_num_threads()
-    figure = hook.MADE["survivors"]()
-    assert torch.get_num_threads() == threads
+    figure = survivors.figure()
     ElementTree.fromstring(figure)
     assert figure.count("25 of 100 tokens<br/>") == 3
     assert figure.count("<svg") == 4
+
+
+def test_the_first_page_fits_a_phone_and_has_a_number_and_a_button() -> None:
+    """A phone of 390 pixels shows 43 signs of a line of code."""
+    page = (ROOT / "docs" / "index.md").read_text()
+    code = re.findall(r"^```\w+\n(.*?)^```$", page, re.M | re.S)
+    assert code[0].startswith("pip install"), "the first thing is how to get it"
+    assert max(len(line) for block in code for line in block.splitlines()) <= 43
+    start = page[: page.index("<!-- make: survivors -->")]
+    assert "{ .md-button .md-button--primary }" in start
+    assert re.search(r"<!-- table: home-numbers -->.*\*\*\d.*<!-- /table -->", start, re.S)
+
+
+def test_the_repository_and_the_version_are_on_every_page() -> None:
+    config = hook.on_config(SimpleNamespace(nav=[], extra={}, repo_url="https://x.org", copyright=None))
+    assert config.extra["release"] == foveate.__version__
+    assert config.copyright.startswith(f'<a href="https://x.org">foveate {foveate.__version__}</a>')
+    header = (ROOT / "tools" / "pages" / "theme" / "partials" / "source.html").read_text()
+    assert "config.repo_url" in header
+    assert "config.extra.release" in header
+    assert "data-md-component" not in header, "the theme's script would ask GitHub for its stars"
+
+
+def test_the_reference_has_a_page_for_each_module() -> None:
+    pages = {page.name: page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")}
+    names = [name for text in pages.values() for name in re.findall(r"^::: ([\w.]+)$", text, re.M)]
+    assert len(names) == len(set(names)) > 30
+    assert set(re.findall(r"\]\((\w+\.md)\)", pages["index.md"])) == set(pages) - {"index.md"}
+
+
+def test_pages_are_made_without_torch() -> None:
+    """And without anything else that the package needs: the site's environment has mkdocs, and no model."""
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys(["torch", "transformers", "numpy", "PIL", "rich", "typer", "foveate_reference"])
+sys.path[:0] = [{str(ROOT / "tools" / "pages")!r}, {str(ROOT / "src")!r}]
+import hook, methods
+assert all(make() for make in hook.MADE.values())
+assert all(methods.page(name) for names in methods.groups().values() for name in names)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="it asks make")
+def test_the_environment_of_the_site_has_no_torch() -> None:
+    made = subprocess.run(["make", "-nB", ".venv-docs/.stamp"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '"mkdocs>=' in made.stdout
+    assert not re.search(r"torch|-e \.|\[docs\]", made.stdout)
 
 
 @pytest.mark.parametrize(

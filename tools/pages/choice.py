@@ -7,8 +7,7 @@ from typing import Any
 
 import curves
 import evidence
-
-import foveate
+import facts
 
 HALF, FEW = (0.5,), (0.25, 0.2)
 MODELS = ("qwen2_5_vl", "llava")
@@ -18,7 +17,7 @@ def table() -> str:
     """Methods that were measured alone, the best at half of the tokens first."""
     head = ["method"]
     head += [f"{curves.MODELS[model]}, {share}" for share in ("half", "a quarter") for model in MODELS]
-    rows = sorted((row for name in foveate.list_methods() for row in _rows(name)), key=lambda row: -row[0])
+    rows = sorted((row for name in facts.methods() for row in _rows(name)), key=lambda row: -row[0])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *(cells for _, cells in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -29,11 +28,11 @@ def _rows(name: str) -> Iterator[tuple[float, list[str]]]:
     for label in labels:
         half = [_at(runs, model, name, label, HALF) for model in MODELS]
         few = [_at(runs, model, name, label, FEW) for model in MODELS]
-        title = foveate.list_methods()[name].__name__ + label.removeprefix(name)
-        control = foveate.list_methods()[name].control
+        method = facts.methods()[name]
+        title = method["class"] + label.removeprefix(name)
         link = f"[{title}](catalog/{name}.md)"
         order = sum(row["retention"]["value"] for row in half if row)
-        yield order, [f"*{link}*" if control else link, *map(_cell, [*half, *few])]
+        yield order, [f"*{link}*" if method["control"] else link, *map(_cell, [*half, *few])]
 
 
 def _at(runs: dict[str, evidence.Run], model: str, name: str, label: str, budgets: tuple[float, ...]) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import choice
+import facts
 import methods
 import pairs
 import survivors
@@ -36,8 +37,10 @@ _DRAWING = re.compile(r"^!\[([^]]*)]\(([^)]+\.svg)\)$", re.M)
 
 
 def on_config(config: Any) -> Any:
-    """Methods into the navigation, under the headings of their list."""
+    """Methods into the navigation, under the headings of their list; and the version, into the header and the footer."""
     config.nav = _expanded(config.nav)
+    config.extra["release"] = facts.version()
+    config.copyright = f'<a href="{config.repo_url}">foveate {facts.version()}</a>, Apache-2.0'
     return config
 
 

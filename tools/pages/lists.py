@@ -1,7 +1,8 @@
-"""The lists of methods that are committed, from what the classes declare: ``python tools/pages/lists.py`` writes them.
+"""What is committed of what the code says of itself: ``python tools/pages/lists.py`` writes it.
 
-These are the list in README.md, the imports in foveate/__init__.py that tell type checkers what `foveate.FastV` is, what
-``foveate methods`` and ``foveate families`` say without importing torch, and which methods are served, in docs/serving.md.
+These are what ``foveate methods`` and ``foveate families`` say without importing torch, the list in README.md, the imports in
+foveate/__init__.py that tell type checkers what `foveate.FastV` is, which methods are served, in docs/serving.md, and what the
+site has from runs (`asked`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import asked
+import facts
 import methods
 import verdicts
 from repository import ROOT
@@ -30,8 +33,7 @@ def in_readme(text: str) -> str:
     """README.md with the list of methods, under the headings that the site has."""
     blocks = []
     for heading, names in methods.groups().items():
-        lines = [_line(name) for name in names if name in own_methods()]
-        blocks += [f"{heading}:\n\n" + "\n".join(lines) + "\n\n"] if lines else []
+        blocks.append(f"{heading}:\n\n" + "\n".join(map(_line, names)) + "\n\n")
     return LIST.sub(lambda found: f"{found[1]}\n{''.join(blocks)}{found[2]}", text)
 
 
@@ -60,22 +62,24 @@ def _described(folder: str, module: str) -> list[dict[str, Any]]:
     return [declared.family(file.FAMILY)] if hasattr(file, "FAMILY") else []
 
 
+#: The index is first: the list in README.md is made of it.
 FILES: dict[Path, Callable[[str], str]] = {
+    index.PATH: in_index,
     ROOT / "README.md": in_readme,
     ROOT / "src" / "foveate" / "__init__.py": in_package,
-    index.PATH: in_index,
     ROOT / "docs" / "serving.md": in_serving,
 }
 
 
 def _line(name: str) -> str:
     """Class, source, and what the first line of its file says of it."""
-    cls = own_methods()[name]
+    cls, paper = own_methods()[name], facts.methods()[name]["paper"]
     _, _, says = (sys.modules[cls.__module__].__doc__ or "").partition("\n")[0].partition(": ")
-    source = f" ({methods.source(cls.paper)})" if cls.paper else ""
+    source = f" ({methods.source(paper)})" if paper else ""
     return f"- `{cls.__name__}`{source}: {says}"
 
 
 if __name__ == "__main__":
     for file, written in FILES.items():
         file.write_text(written(file.read_text(encoding="utf-8") if file.exists() else ""), encoding="utf-8")
+    asked.write()

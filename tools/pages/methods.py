@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import curves
 import evidence
+import facts
 import pairs
-import verdicts
+from facts import Facts
 from repository import DOCS
 
-import foveate
-from foveate.lab.catalog import describe_method
-from foveate.lab.declared import EXAMPLE
-from foveate.lab.terminal import group_sites
-from foveate.method import Method, Paper, Site
+from foveate.lab.index import BLOCKS, LAYERS, group_sites
 
 #: Headings of the list, in the order of the forward pass; the first one that fits a method is its own.
 GROUPS = (
@@ -51,8 +46,8 @@ with foveate.compress(model, foveate.{name}()) as handle:
 def groups() -> dict[str, list[str]]:
     """Heading -> names of the methods under it; headings without a method are left out."""
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
-    for name, cls in foveate.list_methods().items():
-        found[GROUPS[_group(cls)]].append(name)
+    for name, method in facts.methods().items():
+        found[GROUPS[_group(method)]].append(name)
     return {heading: names for heading, names in found.items() if names}
 
 
@@ -62,100 +57,84 @@ def table() -> str:
     for heading, names in groups().items():
         lines += [f"## {heading}", "", "| method | what it does | paper | budget |", "| --- | --- | --- | --- |"]
         for name in names:
-            facts = describe_method(name)
-            budget = "fixed" if facts["fixed_budget"] else "by content"
-            says = _inline(_paragraphs(facts["doc"])[0])
-            lines.append(
-                f"| [**{facts['class']}**]({name}.md) | {says} | {paper(foveate.list_methods()[name])} | {budget} |"
-            )
+            method = facts.methods()[name]
+            budget = "fixed" if method["fixed_budget"] else "by content"
+            says = _inline(_paragraphs(method["doc"])[0])
+            lines.append(f"| [**{method['class']}**]({name}.md) | {says} | {paper(method)} | {budget} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def page(name: str) -> str:
     """The page of one method."""
-    cls, facts = foveate.list_methods()[name], describe_method(name)
-    first, *rest = _paragraphs(facts["doc"])
-    parts = [f"# {facts['class']}", f"**{_inline(first)}**", _facts(cls, facts)]
+    method = facts.methods()[name]
+    first, *rest = _paragraphs(method["doc"])
+    parts = [f"# {method['class']}", f"**{_inline(first)}**", _facts(method)]
     parts += ["## What is from where", "\n\n".join(map(_inline, rest))] if rest else []
-    parts += ["## Accuracy", _accuracy(name), "## Use", _usage(cls), "## Options", _options(cls, facts)]
-    code = Path(inspect.getfile(cls)).read_text(encoding="utf-8").rstrip()
+    parts += ["## Accuracy", _accuracy(name), "## Use", _usage(method), "## Options", _options(method)]
+    code = facts.code(name)
     lines = len(code.splitlines())
     parts += ["## The file", f'??? example "All of it: {lines} lines"\n', _indent(f"```python\n{code}\n```")]
     return "\n\n".join(parts) + "\n"
 
 
-def meanings(cls: type[Method]) -> dict[str, str]:
-    """What each option means, from the ``Attributes:`` of the class and of those that it inherits from."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        doc = inspect.cleandoc(base.__doc__ or "")
-        _, _, attributes = doc.partition("Attributes:\n")
-        for names, says in re.findall(r"^    ([\w, ]+): (.*(?:\n     .*)*)", attributes, re.M):
-            found |= dict.fromkeys(re.split(r",\s*", names), " ".join(says.split()))
-    return found
-
-
-def paper(cls: type[Method]) -> str:
+def paper(method: Facts) -> str:
     """``An Image is ... (ECCV 2024, [arXiv 2403.06764](https://arxiv.org/abs/2403.06764))``, or that it is a control."""
-    found = cls.paper
-    if found is None:
-        return "control" if cls.control else "none"
-    return f"{found.title} ({source(found)})"
+    if method["paper"] is None:
+        return "control" if method["control"] else "none"
+    return f"{method['paper']['title']} ({source(method['paper'])})"
 
 
-def source(found: Paper) -> str:
+def source(found: Facts) -> str:
     """``ECCV 2024, [arXiv 2403.06764](https://arxiv.org/abs/2403.06764)``; the venue is left out where it is arXiv."""
-    link = f"[arXiv {found.arxiv}](https://arxiv.org/abs/{found.arxiv})"
-    return link if found.venue == "arXiv" else f"{found.venue} {found.year}, {link}"
+    link = f"[arXiv {found['arxiv']}](https://arxiv.org/abs/{found['arxiv']})"
+    return link if found["venue"] == "arXiv" else f"{found['venue']} {found['year']}, {link}"
 
 
-def _group(cls: type[Method]) -> int:
-    if cls.control:
+def _group(method: Facts) -> int:
+    if method["control"]:
         return 0
-    places = {PLACES[site.at] for site in _sites(cls)}
+    places = {PLACES[place] for place in method["places"]}
     return places.pop() if len(places) == 1 else 1
 
 
-def _sites(cls: type[Method]) -> list[Site]:
-    return list(cls().sites(EXAMPLE))
-
-
-def _facts(cls: type[Method], facts: dict[str, Any]) -> str:
-    signals = sorted({str(signal) for site in _sites(cls) for signal in site.asked})
-    refused, others = pairs.exceptions(facts["name"])
-    runs = f"all {len(foveate.list_families())} families" if not refused else "all families but " + _codes(refused)
+def _facts(method: Facts) -> str:
+    refused, others = pairs.exceptions(method["name"])
+    runs = f"all {len(pairs.pairs())} families" if not refused else "all families but " + _codes(refused)
     runs += "".join(f"; on `{family}` with `{words}`" for family, words in others.items())
     rows = {
-        "paper": paper(cls),
-        "acts at": f"{group_sites(facts['sites'])} (in a tower of {EXAMPLE.blocks} blocks before a language model of "
-        f"{EXAMPLE.layers} layers)",
-        "asks for": _codes(signals) or "nothing but hidden states and places",
-        "budget": _budget(cls),
-        "training": "none" if facts["training_free"] else "made to be trained for; runs untrained, too",
+        "paper": paper(method),
+        "acts at": f"{group_sites(method['sites'])} (in a tower of {BLOCKS} blocks before a language model of {LAYERS} layers)",
+        "asks for": _codes(method["asks"]) or "nothing but hidden states and places",
+        "budget": _budget(method),
+        "training": "none" if method["training_free"] else "made to be trained for; runs untrained, too",
         "runs on": f"{runs} ([table](../pairs.md))",
     }
-    if cls.paper and cls.paper.code:
-        rows["authors' code"] = f"[{cls.paper.code}](https://github.com/{cls.paper.code})"
-    if (DOCS / "methods" / f"{facts['name']}.md").exists():
-        rows["study"] = f"[what was chosen, tried and measured](../methods/{facts['name']}.md)"
+    if method["paper"] and method["paper"]["code"]:
+        rows["authors' code"] = f"[{method['paper']['code']}](https://github.com/{method['paper']['code']})"
+    if (DOCS / "methods" / f"{method['name']}.md").exists():
+        rows["study"] = f"[what was chosen, tried and measured](../methods/{method['name']}.md)"
     listed = "\n\n".join(f"{key}\n:   {value}" for key, value in rows.items())
     return f'<div class="fv-facts" markdown>\n\n{listed}\n\n</div>'
 
 
-def _budget(cls: type[Method]) -> str:
-    if not (cls.fixed_budget and cls.usual_threshold is None):
+def _budget(method: Facts) -> str:
+    if not method["fixed_budget"]:
         return "by content: a serving engine cannot plan for it"
     fixed = "fixed: how many tokens stay follows from the image's size"
-    if not verdicts.verdict(cls.name()).served:
+    if not facts.asked(facts.SERVED)[method["name"]]:
         return f"{fixed}; [not served](../serving.md#every-method)"
     return f"{fixed}, so it can be [served](../serving.md#every-method)"
+
+
+def _only_decodes(method: Facts) -> bool:
+    return bool(method["places"] == ["decode"])
 
 
 def _accuracy(name: str) -> str:
     found = evidence.of_method(name)
     if not found:
-        return _unmeasured(foveate.list_methods()[name])
+        return _unmeasured(facts.methods()[name])
     charts = "".join(curves.chart(run, name) for run in found)
     figure = (
         f'<figure class="fv-figure"><div class="fv-charts">{charts}</div>'
@@ -168,9 +147,8 @@ def _accuracy(name: str) -> str:
     return "\n\n".join([figure, says, '??? note "The numbers"\n', _indent("\n".join(_numbers(name, found)))])
 
 
-def _unmeasured(cls: type[Method]) -> str:
-    acting = [site for site in _sites(cls) if site.action != "remember"]
-    if all(site.at == "decode" or site.into == "generated" for site in acting):
+def _unmeasured(method: Facts) -> str:
+    if _only_decodes(method):
         return (
             "There is no curve: the method acts after the first token of an answer, and the answers of the "
             "[reference benchmark](../reference-benchmark.md) have one."
@@ -192,20 +170,23 @@ def _numbers(name: str, found: list[evidence.Run]) -> Iterator[str]:
             )
 
 
-def _usage(cls: type[Method]) -> str:
+def _usage(method: Facts) -> str:
     words = [
-        f"foveate run --model reference --image scene.png --prompt 'color of star ?' --method {cls.name()}",
-        f"foveate eval reference --method {cls.name()} --method random --method stride",
+        f"foveate run --model reference --image scene.png --prompt 'color of star ?' --method {method['name']}",
+        f"foveate eval reference --method {method['name']} --method random --method stride",
     ]
-    return f"```python\n{EXAMPLE_CODE.format(name=cls.__name__)}```\n\n" + "```console\n" + "\n".join(words) + "\n```"
+    return (
+        f"```python\n{EXAMPLE_CODE.format(name=method['class'])}```\n\n" + "```console\n" + "\n".join(words) + "\n```"
+    )
 
 
-def _options(cls: type[Method], facts: dict[str, Any]) -> str:
-    says = meanings(cls)
+def _options(method: Facts) -> str:
     lines = ["| option | type | default | what it is |", "| --- | --- | --- | --- |"]
-    for name, option in sorted(facts["options"].items(), key=lambda pair: pair[0] == "positions"):
+    for name, option in sorted(method["options"].items(), key=lambda pair: pair[0] == "positions"):
         kind = option["type"].replace("|", "\\|")
-        lines.append(f"| `{name}` | `{kind}` | `{_default(option['default'])}` | {_inline(says.get(name, ''))} |")
+        lines.append(
+            f"| `{name}` | `{kind}` | `{_default(option['default'])}` | {_inline(method['meanings'].get(name, ''))} |"
+        )
     return "\n".join(lines)
 
 

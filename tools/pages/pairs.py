@@ -1,31 +1,12 @@
-"""Which method runs on which family: foveate itself is asked, on every family's default config.
-
-Models are built without memory (torch's meta device), so the depths are those of real checkpoints and no weight is made.
-`tests/docs/test_pairs.py` compares the answers with what the matrix of tests runs.
-"""
+"""Which method runs on which family, as a table: `asked` has asked foveate itself, on every family's default config."""
 
 from __future__ import annotations
 
-import runpy
-import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from html import escape
-from typing import Any
 
-import torch
-from repository import ROOT
-from transformers import AutoModelForImageTextToText
-
-import foveate
-from foveate import FoveateError, Method
-from foveate.models import list_families
-from foveate.serialise import options_of
-
-FAMILY_TABLES: dict[str, Any] = runpy.run_path(str(ROOT / "tools" / "family_tables.py"))
-#: Depths that are tried where the default one is refused.
-DEEPEST = 12
+import facts
 
 
 @dataclass(frozen=True)
@@ -49,19 +30,21 @@ class Pair:
 @cache
 def pairs() -> dict[str, dict[str, Pair]]:
     """Family -> method -> what came out."""
-    found = {}
-    for name, family in list_families().items():
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(FAMILY_TABLES["config_of"](family))
-        found[name] = {method: _ask(model, cls()) for method, cls in foveate.list_methods().items()}
-    return found
+    asked = facts.asked(facts.PAIRS)
+    return {
+        family: {
+            name: Pair(None if told["options"] is None else tuple(told["options"].items()), told["sentence"])
+            for name, told in row.items()
+        }
+        for family, row in asked.items()
+    }
 
 
 def table() -> str:
     """Families down, methods across, as Markdown; below it what is said where something is refused."""
-    found, names = pairs(), list(foveate.list_methods())
+    found, names = pairs(), facts.methods()
     notes: dict[str, int] = {}
-    lines = [["family", *(f"[{foveate.list_methods()[name].__name__}](catalog/{name}.md)" for name in names)]]
+    lines = [["family", *(f"[{method['class']}](catalog/{name}.md)" for name, method in names.items())]]
     lines.append(["---"] * len(lines[0]))
     for family, row in found.items():
         lines.append([f"`{family}`", *(_cell(row[name], family, notes) for name in names)])
@@ -90,29 +73,3 @@ def _shortened(sentence: str, family: str) -> str:
     """Without the family's name, and the list of layers at the end, which differs with its depth."""
     head, mark, _ = sentence.partition("in this model use layer")
     return (f"{head}{mark} …" if mark else sentence).replace(f"'{family}'", "'…'")
-
-
-def _ask(model: Any, method: Method) -> Pair:
-    sentence = _refusal(model, method)
-    if not sentence:
-        return Pair(())
-    for option, value in _depths(method):
-        changes: dict[str, Any] = {option: value}
-        if not _refusal(model, replace(method, **changes)):
-            return Pair(((option, value),), sentence)
-    return Pair(None, sentence)
-
-
-def _refusal(model: Any, method: Method) -> str:
-    try:
-        foveate.compress(model, method).remove()
-    except FoveateError as error:
-        return str(error)
-    return ""
-
-
-def _depths(method: Method) -> Iterator[tuple[str, int]]:
-    """Later depths for the one option that says where a method acts, if it has one."""
-    for option, (hint, _) in options_of(type(method)).items():
-        if option in ("layer", "block") and (hint is int or int in typing.get_args(hint)):
-            yield from ((option, value) for value in range(1 + (getattr(method, option) or 0), DEEPEST + 1))

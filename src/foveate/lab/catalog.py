@@ -11,8 +11,8 @@ from rich.table import Table
 
 from foveate.errors import UnknownNameError, nearest
 from foveate.lab import index, sheet
-from foveate.lab.index import BLOCKS, LAYERS
-from foveate.lab.terminal import CommandError, group_sites
+from foveate.lab.index import BLOCKS, LAYERS, group_sites
+from foveate.lab.terminal import CommandError
 
 #: what `keep` is a share of, in words
 COUNTED = {

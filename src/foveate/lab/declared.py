@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 from foveate.lab.index import BLOCKS, LAYERS
@@ -41,6 +42,7 @@ def method(cls: type[Method]) -> dict[str, Any]:
         "control": cls.control,
         "sites": [str(site) for site in _sites(cls)],
         "places": list(dict.fromkeys(site.at for site in _sites(cls))),
+        "asks": sorted({str(signal) for site in _sites(cls) for signal in site.asked}),
         "training_free": cls.training_free,
         "fixed_budget": cls.fixed_budget and cls.usual_threshold is None,
         "unit": cls.unit,
@@ -50,6 +52,7 @@ def method(cls: type[Method]) -> dict[str, Any]:
             for name, (hint, default) in options_of(cls).items()
         },
         "doc": inspect.getdoc(cls) or "",
+        "meanings": _meanings(cls),
     }
 
 
@@ -77,6 +80,16 @@ def _mean(cls: type[Method]) -> float | None:
         return None if cls.unit == "none" else cls().mean(EXAMPLE)
     except Exception:  # as above
         return None
+
+
+def _meanings(cls: type[Method]) -> dict[str, str]:
+    """What each option means, from the ``Attributes:`` of the class and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")
+        for names, says in re.findall(r"^    ([\w, ]+): (.*(?:\n     .*)*)", attributes, re.M):
+            found |= dict.fromkeys(re.split(r",\s*", names), " ".join(says.split()))
+    return {name: found[name] for name in options_of(cls) if name in found}
 
 
 def _type(hint: Any) -> str:

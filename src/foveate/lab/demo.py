@@ -22,8 +22,9 @@ from foveate.dial import Dial
 from foveate.handle import compress, host_of
 from foveate.lab import overlay, story
 from foveate.lab.checks import check_scenes
+from foveate.lab.index import group_sites
 from foveate.lab.story import Case, Content, Told
-from foveate.lab.terminal import CommandError, group_sites
+from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
 from foveate.methods import make
 
@@ -156,7 +157,7 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
             for number in sorted({row.image for row in batch}):
                 span = next(i for i, row in enumerate(batch) if row.image == number)
                 picture = Image.fromarray(scenes[number].image)
-                strip = overlay.strip(picture, reports[name].visits, span, batch[span].question.text)
+                strip = overlay.strip(picture, batch[span].told[name].story, batch[span].question.text)
                 overlays.append(_save(strip, folder / f"image-{number + 1:02d}-{name}.png"))
                 strips.setdefault(number, []).append(strip)
         for number, rows_of_strips in strips.items():

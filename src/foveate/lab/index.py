@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import make_dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -27,7 +28,12 @@ Facts = dict[str, Any]
 
 def methods() -> list[Facts] | None:
     """What `declared.methods` says, by name; None: the classes have to be asked."""
-    return None if entry_points(group="foveate.methods") else _indexed("methods")
+    return None if entry_points(group="foveate.methods") else own_methods()
+
+
+def own_methods() -> list[Facts] | None:
+    """The same of this package's methods alone; None: the index is of other files."""
+    return _indexed("methods")
 
 
 def families() -> list[Facts] | None:
@@ -44,6 +50,17 @@ def options(facts: Facts) -> type:
 def hint(text: str) -> Any:
     """A type as it is written: ``int | None``, ``tuple[int, ...]``, ``Literal['a', 'b']``."""
     return _hint(ast.parse(text, mode="eval").body)
+
+
+def group_sites(names: Iterable[str]) -> str:
+    """``["tower 0 (mid)", "tower 1 (mid)", "lm_entry"]`` -> ``"tower 0-1 (mid), lm_entry"``."""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        found = re.search(r"\d+", name)
+        numbers = groups.setdefault(re.sub(r"\d+", "{}", name), [])
+        if found and int(found[0]) not in numbers:
+            numbers.append(int(found[0]))
+    return ", ".join(pattern.format(_ranges(numbers)) for pattern, numbers in groups.items())
 
 
 def write(describe: Callable[[str, str], list[Facts]]) -> str:
@@ -70,6 +87,17 @@ def _indexed(folder: str) -> list[Facts] | None:
 
 def _files(folder: str) -> list[Path]:
     return sorted(path for path in (PACKAGE / folder).glob("*.py") if path.name != "__init__.py")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5, 7]`` -> ``"0-2, 5, 7"``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _digest(path: Path) -> str:

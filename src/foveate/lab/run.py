@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from foveate.lab import cautions, outputs, overlay, prompting
 from foveate.lab.checks import check_dtype
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
+from foveate.lab.story import tell as tell_story
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
+from foveate.runtime.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,24 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     inputs = prompting.inputs_of(processor, images, request.prompt, request.model).to(device, model.dtype)
 
     # The compressed run goes first: whatever the first call pays for warming up is not counted in its favour.
-    with compress(model, request.method) as handle:
+    with compress(model, request.method) as handle, ExitStack() as recording:
+        trace = recording.enter_context(handle.trace()) if request.overlay is not None else None
         for line in cautions.about_method(request.model, handle.method, host_of(model)):
             warn(line)
         pictures = _pictures(request, handle.method)
         tell(f"asking with {handle.method!r}")
         answer, seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
         report = handle.report()
+        recorded = trace() if trace is not None else None
     dense_answer, dense_seconds = None, None
     if request.compare:
         tell("asking the stock model")
         dense_answer, dense_seconds = prompting.ask(model, processor, inputs, request.max_new_tokens)
 
-    if pictures:
-        _draw(request, pictures, prompting.seen(processor, inputs, images), report)
+    overlays: list[Path] = []
+    if recorded is not None:
+        seen, tiles = prompting.seen(processor, inputs, images), prompting.tiles(processor, inputs, images)
+        overlays = _draw(pictures, _strips(request, recorded, report, seen, tiles))
     return Result(
         request,
         handle.method,
@@ -104,7 +111,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
         report,
         dense_answer,
         dense_seconds,
-        tuple(pictures),
+        tuple(overlays),
     )
 
 
@@ -150,6 +157,19 @@ def _said(answer: str) -> str:
     return escape(answer) if answer else "[dim](nothing: the model ended its answer at once)[/dim]"
 
 
+def _strips(
+    request: Request, trace: Trace, report: Report, images: Sequence[Image.Image], tiles: Sequence[Image.Image]
+) -> list[Image.Image]:
+    """A picture for each image; a single one of all grids of tokens where the model has cut several images into tiles."""
+    names = [path.name for path in request.images]
+    if len(images) == 1 or tiles:
+        return [overlay.strip(images[0], tell_story(trace, report), ", ".join(names), tiles)]
+    return [
+        overlay.strip(image, tell_story(trace, report, span), name)
+        for span, (image, name) in enumerate(zip(images, names, strict=True))
+    ]
+
+
 def _pictures(request: Request, method: Method) -> list[Path]:
     """The files of the pictures, which must not be there already."""
     if request.overlay is None:
@@ -165,10 +185,14 @@ def _pictures(request: Request, method: Method) -> list[Path]:
     return paths
 
 
-def _draw(request: Request, paths: Sequence[Path], images: Sequence[Image.Image], report: Report) -> None:
+def _draw(paths: Sequence[Path], strips: Sequence[Image.Image]) -> list[Path]:
+    """Write the pictures; the files that there are now."""
+    written = []
     try:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for number, (path, image, source) in enumerate(zip(paths, images, request.images, strict=True)):
-            overlay.strip(image, report.visits, number, source.name).save(path)
+        for path, strip in zip(paths, strips):
+            strip.save(path)
+            written.append(path)
     except OSError as error:
-        raise CommandError(f"cannot write overlays to {str(request.overlay)!r}: {error}") from None
+        raise CommandError(f"cannot write overlays to {str(paths[0].parent)!r}: {error}") from None
+    return written

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -138,27 +137,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     """The lines of a table; the first column left, all others right."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def group_sites(names: Iterable[str]) -> str:
-    """``["tower 0 (mid)", "tower 1 (mid)", "lm_entry"]`` -> ``"tower 0-1 (mid), lm_entry"``."""
-    groups: dict[str, list[int]] = {}
-    for name in names:
-        found = re.search(r"\d+", name)
-        numbers = groups.setdefault(
-            re.sub(r"\d+", "{}", name, count=1), []
-        )  # others are of what it takes from elsewhere
-        if found and int(found[0]) not in numbers:
-            numbers.append(int(found[0]))
-    return ", ".join(pattern.format(_ranges(numbers)) for pattern, numbers in groups.items())
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``[0, 1, 2, 5, 7]`` -> ``"0-2, 5, 7"``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

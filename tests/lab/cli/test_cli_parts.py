@@ -8,17 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
-from PIL import Image
 
 from foveate import DivPrune, FastV, Stride, ToMe, V2Drop
-from foveate.cost import Visit
-from foveate.lab import catalog, cli, outputs, overlay, terminal
+from foveate.lab import catalog, cli, outputs, terminal
 from foveate.lab.evaluation.request import Tune
+from foveate.lab.index import group_sites
 from foveate.lab.options import method_from_words
-from foveate.lab.terminal import CommandError, group_sites
+from foveate.lab.terminal import CommandError
 
 
 @pytest.mark.parametrize(
@@ -102,37 +100,6 @@ def test_site_names_are_grouped() -> None:
         "decoder 1-2 (q of 0), decoder 4 (q of 3)"
     )
     assert group_sites([]) == ""
-
-
-def visit(kept: tuple[int, ...], site: str = "decoder 2") -> Visit:
-    return Visit(site, "any", (12,), (len(kept),), ((3, 4),), (kept,))
-
-
-def test_dropped_patches_go_dark() -> None:
-    image = Image.new("RGB", (240, 180), (200, 100, 50))  # a patch is 60 x 60
-    picture = np.asarray(overlay.strip(image, [visit((0, 5, 11))], 0))
-    panels = picture[overlay.CAPTION : overlay.CAPTION + 180]
-    dense, cut = panels[:, :240], panels[:, 240 + overlay.GAP : 480 + overlay.GAP]
-    assert (dense == (200, 100, 50)).all()
-    alive = (cut == (200, 100, 50)).all(-1).reshape(3, 60, 4, 60).all((1, 3))
-    assert alive.flatten().nonzero()[0].tolist() == [0, 5, 11]
-    dark = cut.reshape(3, 60, 4, 60, 3)[0, :, 1]
-    assert (dark < 60).all()
-
-
-def test_smaller_pixels_are_shown_as_such() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
-    picture = overlay.strip(Image.fromarray(noise), [visit((0, 2, 8, 10), "pixels")], 0)
-    panel = np.asarray(picture)[overlay.CAPTION : overlay.CAPTION + 180, 240 + overlay.GAP : 480 + overlay.GAP]
-    assert len(np.unique(panel.reshape(-1, 3), axis=0)) <= 80 * 80
-
-
-def test_many_visits_become_a_few_panels() -> None:
-    image = Image.new("RGB", (240, 180))
-    few = overlay.strip(image, [visit((0,))] * overlay.PANELS, 0)
-    many = overlay.strip(image, [visit((0,))] * 23, 0)
-    assert few.size == many.size
-    assert overlay.stack([few, overlay.strip(image, [], 0)]).size == (few.width, 2 * few.height)
 
 
 def said(monkeypatch: pytest.MonkeyPatch, watched: bool) -> str:

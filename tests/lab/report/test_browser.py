@@ -100,9 +100,12 @@ def opened(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterat
     tab.on("console", lambda message: heard.append(message.text))
     tab.on("pageerror", lambda error: heard.append(str(error)))
     tab.on(
-        "request", lambda asked: heard.append(asked.url) if asked.url != address and asked.url[:5] != "data:" else None
+        "request",
+        lambda asked: (
+            heard.append(asked.url) if asked.url.partition("#")[0] != address and asked.url[:5] != "data:" else None
+        ),
     )
-    tab.goto(address)
+    tab.goto(f"{address}#step=1")
     tab.wait_for_selector(".card canvas")
     yield tab
     assert heard == []
@@ -330,6 +333,101 @@ def test_bars_can_be_seen(opened: Any) -> None:
       return (a + 0.05) / (b + 0.05);
     }}"""
     assert min(opened.evaluate(ratio, name) for name in ("part", "full", "here")) >= 3
+
+
+def test_it_opens_where_there_is_something_to_see(browser: Any, address: str, content: Content) -> None:
+    tab = browser.new_page()
+    tab.goto(address)
+    tab.wait_for_selector(".card canvas")
+    stories = [told.story for told in content.cases[0].told.values()]
+    plain = [
+        all({*story.frames[number].states} == {"a"} and not story.frames[number].resized for number in story.shown[i])
+        for i in range(len(stories[0].steps))
+        for story in stories
+    ]
+    first = next(i for i in range(len(stories[0].steps)) if not all(plain[i * len(stories) : (i + 1) * len(stories)]))
+    assert tab.locator("#slider").input_value() == str(first)
+    stock, *methods = pictures(tab)
+    assert any(picture != stock for picture in methods)
+    tab.close()
+
+
+def test_the_address_says_what_is_looked_at(opened: Any, address: str) -> None:
+    slider = opened.locator("#slider")
+    opened.locator("#images button").nth(1).click()
+    opened.wait_for_timeout(600)
+    along = "each => [4, 6].forEach((n) => { each.value = n; each.dispatchEvent(new Event('input')); })"
+    slider.evaluate(along)  # one move
+    assert opened.evaluate("location.hash") == "#image=2&question=1&step=7"
+    link = opened.url
+    opened.go_back()
+    assert slider.input_value() == "0"
+    assert opened.locator("#images button").nth(1).get_attribute("aria-pressed") == "true"
+    opened.go_back()
+    assert opened.locator("#images button").first.get_attribute("aria-pressed") == "true"
+    opened.go_forward()
+    opened.go_forward()
+    assert slider.input_value() == "6"
+    opened.goto("about:blank")
+    opened.goto(link)
+    assert opened.locator("#slider").input_value() == "6"
+    opened.goto(f"{address}#image=99&step=nothing")
+    opened.reload()
+    assert opened.locator("#images button").first.get_attribute("aria-pressed") == "true"
+
+
+@pytest.mark.parametrize(("width", "across"), [(360, 2), (700, 2), (1024, 3), (1280, 4), (1920, 4)])
+def test_rows_of_cards_are_full(browser: Any, address: str, width: int, across: int) -> None:
+    """Or nearly: of seven cards one place is left, of four none."""
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto(address)
+    tops = tab.eval_on_selector_all(".card", "all => all.map(each => each.getBoundingClientRect().top)")
+    assert tops.count(tops[0]) == tab.evaluate(
+        "(fit) => columns(document.querySelectorAll('.card').length, fit)", across
+    )
+    assert [tab.evaluate("(fit) => columns(4, fit)", fit) for fit in (1, 2, 3, 4, 9)] == [1, 2, 2, 4, 4]
+    tab.close()
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_a_phone_compares_two(opened: Any) -> None:
+    """Side by side, by buttons that say what they do."""
+    opened.locator("#slider").fill("9")
+    switch = opened.get_by_role("button", name="Compare two")
+    switch.click()
+    assert switch.get_attribute("aria-pressed") == "true"
+    opened.get_by_label("Left").select_option(METHODS[1])
+    opened.get_by_label("Right").select_option(METHODS[0])
+    seen = opened.locator(".card:visible")
+    assert seen.count() == 2
+    left, right = (
+        opened.get_by_role("article", name=name, exact=True).bounding_box() for name in (METHODS[1], METHODS[0])
+    )
+    assert left["y"] == right["y"]
+    assert left["x"] < right["x"]
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+    opened.get_by_label("Right").select_option(METHODS[1])
+    assert opened.get_by_label("Left").input_value() == "1", "they change places"
+    switch.click()
+    assert seen.count() == 1 + len(METHODS)
+
+
+@pytest.mark.parametrize("opened", [PHONE], indirect=True)
+def test_a_table_that_is_cut_says_so(opened: Any) -> None:
+    assert opened.get_by_text("scroll it sideways").is_visible()
+    opened.set_viewport_size({"width": 3000, "height": 900})
+    opened.wait_for_timeout(100)
+    assert not opened.get_by_text("scroll it sideways").is_visible()
+
+
+@pytest.mark.parametrize("opened", [DESKTOP, PHONE], indirect=True, ids=["desktop", "phone"])
+def test_the_stepper_stays_in_its_section(opened: Any) -> None:
+    top = "document.querySelector('.stepper').getBoundingClientRect()"
+    opened.locator("#cards .card").last.scroll_into_view_if_needed()
+    assert abs(opened.evaluate(f"{top}.top")) < 1, "it stays while cards are looked at"
+    opened.evaluate("document.querySelector('#answers').scrollIntoView()")
+    section = opened.evaluate("document.querySelector('#answers').getBoundingClientRect().top")
+    assert opened.evaluate(f"{top}.bottom") <= section + 1
 
 
 def test_light_and_dark_are_two_pages(opened: Any) -> None:

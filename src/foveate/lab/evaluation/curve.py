@@ -6,15 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import needs
-
-#: Controls and bounds are grey or black, so that methods stand out.
-CONTROLS: dict[str, tuple[str, str]] = {
-    "oracle": ("black", "-"),
-    "random": ("0.45", ":"),
-    "stride": ("0.45", "--"),
-    "downsample": ("0.45", "-."),
-}
+from foveate.lab import drawing, needs
 
 
 def can_draw() -> bool:
@@ -31,41 +23,57 @@ def draw(rows: Sequence[Any], path: Path, title: str, guess: float | None = None
         title: above it.
         guess: accuracy of the most frequent answer.
     """
+    import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    over_tokens, over_flops = figure.subplots(1, 2, sharey=True)
-    panels: tuple[tuple[Any, str, Callable[[Any], float]], ...] = (
-        (over_tokens, "visual tokens per decoder layer", lambda row: row.spent.tokens),
-        (over_flops, "FLOPs of the whole call", lambda row: row.spent.flops),
+    panels: tuple[tuple[str, Callable[[Any], float]], ...] = (
+        ("visual tokens per decoder layer", lambda row: row.spent.tokens),
+        ("FLOPs of the whole call", lambda row: row.spent.flops),
     )
-    for axes, name, cost in panels:
-        _panel(axes, rows, cost, guess)
-        axes.set_xlabel(f"{name}, share of the stock model's")
-        axes.grid(alpha=0.25)
-    over_tokens.set_ylabel("accuracy, mean over tasks")
-    handles, labels = over_tokens.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize="small")
-    figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=120)
+    styles = drawing.styles(row.label for row in rows if row.budget is not None)
+    keys = -(-(len(styles) + 3) // 3)  # lines of the legend
+    with matplotlib.rc_context(drawing.STYLE):
+        figure = Figure(figsize=(drawing.WIDTH, 3.6 + 0.19 * keys), layout="constrained")
+        places = figure.subplots(1, 2, sharey=True)
+        for axes, (name, cost) in zip(places, panels):
+            _panel(axes, rows, cost, guess, styles)
+            axes.set_xlabel(f"{name},\nof the stock model's")
+        places[0].set_ylabel("accuracy, mean over tasks")
+        handles, labels = places[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=3)
+        figure.suptitle(f"{title}. Bars: 95 % intervals.", x=0.01, ha="left")
+        figure.savefig(path, dpi=drawing.DPI)
 
 
-def _panel(axes: Any, rows: Sequence[Any], cost: Callable[[Any], float], guess: float | None) -> None:
+def _panel(
+    axes: Any, rows: Sequence[Any], cost: Callable[[Any], float], guess: float | None, styles: dict[str, dict[str, Any]]
+) -> None:
+    """Both axes begin at nothing and end at the stock model, so that a few points look like a few points."""
+    curves: dict[str, list[Any]] = {}
     for row in rows:
         if row.label in ("dense", "blind"):
             style = "-" if row.label == "dense" else "--"
-            axes.axhline(row.accuracy.value, color="tab:red", linestyle=style, linewidth=1, label=row.label)
-            axes.axhspan(row.accuracy.low, row.accuracy.high, color="tab:red", alpha=0.08, linewidth=0)
+            color = drawing.INK if row.label == "dense" else drawing.SOFT
+            axes.axhline(row.accuracy.value, color=color, linestyle=style, linewidth=1, label=row.label)
+            axes.axhspan(row.accuracy.low, row.accuracy.high, color=color, alpha=0.1, linewidth=0)
         elif row.budget is None:
-            axes.plot(cost(row), row.accuracy.value, "kx", label=row.label)
-    if guess is not None:
-        axes.axhline(guess, color="tab:red", linestyle=":", linewidth=1, label="most frequent answer")
-    curves: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.budget is not None:
+            _points(axes, [row], cost, color=drawing.INK, marker="x", linestyle="none", label=row.label)
+        else:
             curves.setdefault(row.label, []).append(row)
+    if guess is not None:
+        axes.axhline(guess, color=drawing.SOFT, linestyle=(0, (1, 4)), linewidth=1, label="most frequent answer")
     for label, points in curves.items():
-        points.sort(key=cost)
-        color, style = CONTROLS.get(label, (None, "-"))
-        x, y = [cost(row) for row in points], [row.accuracy.value for row in points]
-        axes.plot(x, y, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.2, label=label)
+        _points(axes, sorted(points, key=cost), cost, label=label, **styles[label])
+    axes.set_xlim(0, max(1.0, *(1.05 * cost(row) for row in rows)))
+    axes.set_ylim(0, 1)
+    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+
+
+def _points(axes: Any, rows: Sequence[Any], cost: Callable[[Any], float], **style: Any) -> None:
+    """A line with the interval of each point."""
+    x, y = [cost(row) for row in rows], [row.accuracy.value for row in rows]
+    below = [row.accuracy.value - row.accuracy.low for row in rows]
+    above = [row.accuracy.high - row.accuracy.value for row in rows]
+    axes.plot(x, y, **style)
+    axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.6)

@@ -31,7 +31,7 @@ from foveate.lab.terminal import CommandError
 
 SIDE = 640  # longest side of an embedded picture in pixels: a card's width on a sharp screen
 LOSSLESS = 80_000  # bytes up to which a picture is a PNG
-SCRIPTS = ("page.js", "picture.js", "bars.js", "plots.js", "viewer.js")
+SCRIPTS = ("page.js", "picture.js", "bars.js", "plots.js", "columns.js", "address.js", "viewer.js")
 
 
 def write(path: Path, content: Content, curves: Sequence[Group] = (), bench: Sequence[Group] = ()) -> Path:

@@ -30,7 +30,7 @@ let pressImage = () => {}, pressQuestion = () => {};
 
 function pickers() {
   const labels = images.map(({ picture, name }) => make("img", { src: data.pictures[picture].src, alt: name }));
-  pressImage = choice(byId("images"), labels, chooseImage);
+  pressImage = choice(byId("images"), labels, (number) => { chooseImage(number); note(); });
   byId("images").hidden = images.length < 2;
 }
 
@@ -42,7 +42,7 @@ function chooseImage(number) {
     const words = others ? `${others} of ${entry.told.length} answer differently` : "all answer as the stock model";
     return make("span", {}, make("span", { className: "words" }, entry.prompt), make("small", { className: others ? "differ" : "" }, words));
   });
-  pressQuestion = choice(byId("questions"), labels, chooseQuestion);
+  pressQuestion = choice(byId("questions"), labels, (question) => { chooseQuestion(question); note(); });
   chooseQuestion(Math.min(state.question, images[number].cases.length - 1));
 }
 
@@ -60,9 +60,9 @@ const current = () => images[state.image].cases[state.question];
 function stepper() {
   const slider = byId("slider");
   slider.max = steps.length - 1;
-  slider.addEventListener("input", () => go(Number(slider.value)));
-  byId("back").addEventListener("click", () => go(state.step - 1));
-  byId("on").addEventListener("click", () => go(state.step + 1));
+  slider.addEventListener("input", () => move(Number(slider.value)));
+  byId("back").addEventListener("click", () => move(state.step - 1));
+  byId("on").addEventListener("click", () => move(state.step + 1));
   const names = { image: "Pixels", tower: "Vision tower", language: "Language model", cache: "Cache" };
   const stages = Object.entries(names).map(([stage, name]) => {
     const length = steps.filter((step) => step.stage === stage).length;
@@ -95,6 +95,18 @@ function go(step) {
   byId("step").replaceChildren(name, make("span", {}, where + (stage === "cache" ? fainter : "")));
   for (const span of byId("stages").children) span.classList.toggle("here", span.dataset.stage === stage);
   cards.forEach((card) => card(state.step));
+}
+
+function move(step) {
+  go(step);
+  note();
+}
+
+/* Where the pictures begin to differ from the stock model's: before it there is nothing to see. */
+function firstStep(entry) {
+  const differs = (frame) => frame.resized || [...frame.states].some((letter) => letter !== "a");
+  const found = steps.findIndex((_, i) => entry.told.some((told) => told.shown[i].some(([number]) => differs(told.frames[number]))));
+  return Math.max(0, found);
 }
 
 /* -- cards --------------------------------------------------------------------------------------------------------- */
@@ -142,7 +154,7 @@ function denseCard(entry) {
     make("h3", {}, DENSE), make("p", { className: "spent" }, "everything: 100 % of the tokens, FLOPs and KV cache"), make("div", { className: "views" }, canvas),
     make("p", { className: "doing" }, make("span", { className: "truth" }, `${entry.name}, ${image.width}\u00a0×\u00a0${image.height} pixels on this page`)), charts,
     answerOf(entry, entry.dense, null));
-  const point = bars(charts, { ...entry.told[0], tokens: full, flops: whole("flops"), kv: whole("kv") }, go);
+  const point = bars(charts, { ...entry.told[0], tokens: full, flops: whole("flops"), kv: whole("kv") }, move);
   return [node, (step) => {
     show(canvas, loaded[entry.image], frame);
     point(step);
@@ -158,7 +170,7 @@ function card(entry, told, method) {
     views, line, charts,
     make("details", {}, make("summary", {}, "all options"), make("code", {}, method.options)),
     answerOf(entry, told.answer, !differs(entry, told)));
-  const point = bars(charts, told, go);
+  const point = bars(charts, told, move);
   return [node, (step) => {
     const panels = told.shown[step];
     while (views.children.length < panels.length) views.append(make("canvas", { role: "img" }));
@@ -190,6 +202,7 @@ function layCards() {
   byId("cards").classList.toggle("fine", finest(entry) > 40);
   const made = [denseCard(entry), ...entry.told.map((told, i) => card(entry, told, data.methods[i]))];
   byId("cards").replaceChildren(...made.map(([node]) => node));
+  arrange();
   cards = made.map(([, show]) => show);
   ticks();
 }
@@ -226,7 +239,14 @@ function table() {
     ["KV cache", mean((told) => told.spent.kv)],
   ].map(([name, values]) => make("tr", {}, cell("td", ""), cell("td", name), ...Array.from({ length: blank }, () => cell("td", "")), cell("td", "100 %"), ...values.map((value) => cell("td", percent(value)))));
   byId("table").append(make("thead", {}, head), make("tbody", {}, ...rows), make("tfoot", {}, ...foot));
+  hint();
   byId("table-note").textContent = "Shares are over the stock model's, means over the questions. A few questions show how methods work, not how good they are.";
+}
+
+/* Said where a part of the table is out of sight: not every system shows a bar for it. */
+function hint() {
+  const { scrollWidth, clientWidth } = byId("table").parentElement;
+  byId("table-hint").hidden = scrollWidth <= clientWidth + 1;
 }
 
 function start() {
@@ -236,14 +256,16 @@ function start() {
   pickers();
   stepper();
   legend();
-  chooseImage(0);
+  comparing();
+  restore();
+  addEventListener("popstate", restore);
   table();
   groupsOf("curves", data.curves);
   groupsOf("bench", data.bench);
   const again = () => { readColours(); legend(); go(state.step); };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; go(state.step); } });
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; arrange(); hint(); go(state.step); } });
 }
 
 Promise.all(loaded.map((image) => image.decode().catch(() => {}))).then(start);
