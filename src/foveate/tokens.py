@@ -281,7 +281,8 @@ class Tokens:
         """Merge each token of ``source`` into its ``target``, by size; all others stay as they are.
 
         Args:
-            source, target: ``(M,)`` packed indices of the same span; no source is there twice, or is a target.
+            source: ``(M,)`` packed indices; none is there twice, or is a target.
+            target: ``(M,)`` packed indices, each of the same span as its source.
             merges: how many of them are in each span.
         """
         keep = select.complement(source, len(self))
