@@ -74,9 +74,9 @@ class Flash:
             ends, key_ends = (kwargs[f"cu_seq_lens_{x}"].tolist() for x in "qk")
             longest = kwargs.get("max_length_q")
             assert longest is None or max(b - a for a, b in zip(ends, ends[1:])) <= longest
-            parts = zip(ends, ends[1:], key_ends, key_ends[1:])
-            out = [attend(query[0, :, a:b], key[0, :, c:d], value[0, :, c:d], causal) for a, b, c, d in parts]
-            return torch.cat(out, dim=1).transpose(0, 1)[None], None
+            places = zip(ends, ends[1:], key_ends, key_ends[1:])
+            parts = [attend(query[0, :, a:b], key[0, :, c:d], value[0, :, c:d], causal) for a, b, c, d in places]
+            return torch.cat(parts, dim=1).transpose(0, 1)[None], None
         ids = kwargs.get("position_ids")
         if attention_mask is None and ids is not None and len(query) == 1 and query.shape[2] > 1:
             ids = ids if ids.dim() == 2 else ids[0]

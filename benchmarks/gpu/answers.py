@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate import ADSC, IPCV, LUVC, DyCoke, FastV, Method, Stride, ToMe, VisionZip
+from foveate import ADSC, IPCV, LUVC, DyCoke, FastV, Method, QCache, Stride, ToMe, VisionZip
 from foveate.answers import Append, Channels, Remember, Sight
 from foveate.tokens import Reduction
 
@@ -51,7 +51,7 @@ def answers() -> dict[str, Method]:
         "sight in a window": probe("redundancylens", "HollowAttention", window=8),
         "append": probe("voco", "VoCo", layer=3, hides=False),
         "append in the tower": probe("registers", "Registers"),
-        "reuse": probe("lazy_attention", "LazyAttention"),
+        "reuse": QCache(),
         "virtual positions": probe("dymu", "DyMU", positions="virtual"),
         "cache": probe("snapkv", "SnapKV"),
         "append, sight and cache": probe("voco", "VoCo"),

@@ -130,7 +130,7 @@ def test_speed_and_a_result_that_can_be_kept(tmp_path: Path) -> None:
         assert 0 < line["flops"] < 1
     assert found.bad == 0
     assert "out of memory" in tables.speed(json.loads(out.read_text()))
-    experiment = Experiment("gpu", "", "run", 0, {}, None, None, None, ())
+    experiment = Experiment("gpu", "", "run", 0, {}, None, None, ())
     kept = running.adopt(experiment, tmp_path, tmp_path, out)
     assert kept.machine["device"] == "cpu"
     assert {"method": "stride", "keep": 0.5}.items() <= kept.methods[-1].items()
