@@ -104,6 +104,7 @@ def test_what_an_option_takes() -> None:
     assert sheet.takes("Union[Literal['early'], tuple[tuple[int, float], ...], NoneType]") == (
         "early or a list of [a whole number, a number]"
     )
+    assert sheet.takes("Optional[Literal['llava', 'qwen']]") == "llava or qwen"
     assert sheet.takes("mine.Type") == "mine.Type"
 
 
