@@ -76,8 +76,8 @@ def quiet_libraries(bars: bool = False) -> None:
     Args:
         bars: leave its download bars on, where a person watches.
     """
-    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers import logging
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:

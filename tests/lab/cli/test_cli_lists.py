@@ -75,7 +75,7 @@ def test_methods_that_fit(here: Here) -> None:
 
 
 def test_one_method(here: Here) -> None:
-    text = here("methods", "visionzip").stdout
+    text = " ".join(here("methods", "visionzip").stdout.split())
     assert "54 dominant + 10 contextual" in text
     assert "contextual" in text
     assert "0.53 of the visual tokens per layer (32 layers)" in here("methods", "fastv").stdout
@@ -92,7 +92,9 @@ def test_one_method_fits_a_narrow_screen(name: str, here: Here, monkeypatch: pyt
     assert "Attributes:" not in head
     named = re.findall(r"^  (\w+) ", options, re.M)
     assert set(named) == {field.name for field in dataclasses.fields(package.list_methods()[name])}
-    assert not re.search(r"Literal|Union|None\b|tuple\[", options)
+    said = re.findall(r"Takes ([^.]*)", " ".join(options.split()))
+    assert len(said) == len(named)
+    assert not re.search(r"Literal|Union|None|tuple", " ".join(said))
 
 
 def test_what_an_option_takes() -> None:
@@ -102,6 +104,7 @@ def test_what_an_option_takes() -> None:
     assert sheet.takes("Union[Literal['early'], tuple[tuple[int, float], ...], NoneType]") == (
         "early or a list of [a whole number, a number]"
     )
+    assert sheet.takes("Optional[Literal['llava', 'qwen']]") == "llava or qwen"
     assert sheet.takes("mine.Type") == "mine.Type"
 
 

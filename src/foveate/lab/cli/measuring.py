@@ -153,7 +153,8 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure time and memory of the stock model and of methods, in turn, over visual tokens, batch and keep."""
-    for share in keep or [None]:
+    shares: list[float | None] = [*keep] if keep else [None]
+    for share in shares:
         words.check_many(method or [], option or [], method_json or [], (checks.DENSE,), share)
     from foveate.lab.bench.request import Request, check
 
