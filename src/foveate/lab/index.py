@@ -118,6 +118,8 @@ def _hint(node: ast.AST) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
             values = inner.elts if isinstance(inner, ast.Tuple) else [inner]
             return Literal[tuple(ast.literal_eval(value) for value in values)]
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return Union[_hint(inner), None]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
             return Union[tuple(map(_hint, parts))]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=parts)):
