@@ -41,9 +41,13 @@ def of_clusters(cluster: list[int], norm: list[float], k: int) -> tuple[list[int
         groups = [*groups[: k - 1], sorted(i for group in groups[k - 1 :] for i in group)]
     free, n = k - len(groups), len(cluster) - len(groups)
     claims = [(len(group) - 1) * free for group in groups]
-    quotas = [claim // n if n else 0 for claim in claims]
-    for j in sorted(range(len(groups)), key=lambda j: (-(claims[j] % n if n else 0), j))[: free - sum(quotas)]:
-        quotas[j] += 1
+    quotas = [int(claim / n + 0.5) if n else 0 for claim in claims]
+    short = free - sum(quotas)
+    for j in range(len(groups)) if short > 0 else reversed(range(len(groups))):
+        able = quotas[j] < len(groups[j]) - 1 if short > 0 else quotas[j] > 0
+        if short and able:
+            quotas[j] += 1 if short > 0 else -1
+            short += -1 if short > 0 else 1
     alone, merged = [], {}
     for group, quota in zip(groups, quotas):
         best = sorted(group, key=lambda i: (norm[i], i))[:quota]
