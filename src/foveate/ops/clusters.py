@@ -74,7 +74,7 @@ def to_denser(
     away, nearest = apart.masked_fill(~denser, torch.inf).min(-1)
     rows, segment = padded_index(counts, apart.device), segment_ids(counts, apart.device)
     away, nearest = away.flatten()[rows], nearest.flatten()[rows]
-    start = torch.tensor(offsets(counts)[:-1], device=apart.device)[segment]
+    start = torch.tensor(offsets(counts)[:-1]).to(apart.device, non_blocking=True)[segment]
     return away, torch.where(away.isinf(), torch.arange(len(away), device=apart.device), nearest + start)
 
 
@@ -102,7 +102,7 @@ def nearest_centre(apart: Tensor, counts: Sequence[int], centres: Tensor) -> Ten
     rows, n = padded_index(counts, apart.device), sum(counts)
     is_centre = torch.zeros(n, dtype=torch.bool, device=apart.device).index_fill(0, centres, True)
     away, nearest = apart.masked_fill(~to_padded(is_centre, counts, False)[:, None], torch.inf).min(-1)
-    start = torch.tensor(offsets(counts)[:-1], device=apart.device)[segment_ids(counts, apart.device)]
+    start = torch.tensor(offsets(counts)[:-1]).to(apart.device, non_blocking=True)[segment_ids(counts, apart.device)]
     found = torch.where(away.flatten()[rows].isinf(), n, nearest.flatten()[rows] + start)
     return found.index_copy(0, centres, centres)
 
@@ -200,4 +200,5 @@ def thin(
 
 def _exists(apart: Tensor, counts: Sequence[int]) -> Tensor:
     """Where ``(S, n)`` there is a token."""
-    return torch.arange(apart.shape[1], device=apart.device) < torch.tensor(counts, device=apart.device)[:, None]
+    lengths = torch.tensor(counts, dtype=torch.long).to(apart.device, non_blocking=True)
+    return torch.arange(apart.shape[1], device=apart.device) < lengths[:, None]
