@@ -15,11 +15,10 @@ from packed import tokens_at
 
 import foveate
 from foveate import Host, Signal, Site, Tokens, ViTCoP
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, FoveateError
 from foveate.ops import clusters
 from foveate.runtime.layout import frames, tokens_of
 from foveate.serving.plan import make_plan
-from foveate.serving.vllm.attention import readable
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 ENTERED = Signal("hidden", layer=0)
@@ -182,6 +181,7 @@ def test_what_cannot_be() -> None:
             ViTCoP(**{name: 0.0})
     family: Any = foveate.list_families()["llava"]
     host = Host("llava", tiny.BLOCKS - 1, tiny.LAYERS, True)
-    merging, dropping = make_plan(ViTCoP(), host, family, tiny.config("llava")).inner
-    assert not all(map(readable, merging.asks)), "an engine refuses states of the first layer"
-    assert all(map(readable, dropping.asks))
+    with pytest.raises(
+        FoveateError, match="wants hidden of layer 0 at decoder 1, and inside the language model this engine"
+    ):
+        make_plan(ViTCoP(), host, family, tiny.config("llava"))
