@@ -15,11 +15,10 @@ from packed import tokens_at
 
 import foveate
 from foveate import Host, Signal, Site, Tokens, ViTCoP
-from foveate.errors import ConfigError
+from foveate.errors import ConfigError, FoveateError
 from foveate.ops import clusters
 from foveate.runtime.layout import frames, tokens_of
 from foveate.serving.plan import make_plan
-from foveate.serving.vllm.attention import readable
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 ENTERED = Signal("hidden", layer=0)
@@ -41,9 +40,13 @@ def of_clusters(cluster: list[int], norm: list[float], k: int) -> tuple[list[int
         groups = [*groups[: k - 1], sorted(i for group in groups[k - 1 :] for i in group)]
     free, n = k - len(groups), len(cluster) - len(groups)
     claims = [(len(group) - 1) * free for group in groups]
-    quotas = [claim // n if n else 0 for claim in claims]
-    for j in sorted(range(len(groups)), key=lambda j: (-(claims[j] % n if n else 0), j))[: free - sum(quotas)]:
-        quotas[j] += 1
+    quotas = [int(claim / n + 0.5) if n else 0 for claim in claims]
+    short = free - sum(quotas)
+    for j in range(len(groups)) if short > 0 else reversed(range(len(groups))):
+        able = quotas[j] < len(groups[j]) - 1 if short > 0 else quotas[j] > 0
+        if short and able:
+            quotas[j] += 1 if short > 0 else -1
+            short += -1 if short > 0 else 1
     alone, merged = [], {}
     for group, quota in zip(groups, quotas):
         best = sorted(group, key=lambda i: (norm[i], i))[:quota]
@@ -178,6 +181,7 @@ def test_what_cannot_be() -> None:
             ViTCoP(**{name: 0.0})
     family: Any = foveate.list_families()["llava"]
     host = Host("llava", tiny.BLOCKS - 1, tiny.LAYERS, True)
-    merging, dropping = make_plan(ViTCoP(), host, family, tiny.config("llava")).inner
-    assert not all(map(readable, merging.asks)), "an engine refuses states of the first layer"
-    assert all(map(readable, dropping.asks))
+    with pytest.raises(
+        FoveateError, match="wants hidden of layer 0 at decoder 1, and inside the language model this engine"
+    ):
+        make_plan(ViTCoP(), host, family, tiny.config("llava"))

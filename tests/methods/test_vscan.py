@@ -18,7 +18,6 @@ from foveate import Host, Signal, Site, Tokens, VScan
 from foveate.errors import ConfigError, FoveateError
 from foveate.runtime.layout import frames, tokens_of
 from foveate.serving.plan import Item, make_plan
-from foveate.serving.vllm.attention import readable
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 quick = settings(max_examples=40, deadline=None)
@@ -135,8 +134,10 @@ def test_what_cannot_be() -> None:
         VScan(layers=(0, 40)).sites(HOST)
     family: Any = foveate.list_families()["llava"]
     host = Host("llava", tiny.BLOCKS - 1, tiny.LAYERS, True)
-    (inner,) = make_plan(VScan(), host, family, tiny.config("llava")).inner
-    assert not any(map(readable, inner.asks)), "an engine refuses attention of the layer to come"
+    with pytest.raises(
+        FoveateError, match="wants next_row at decoder 3, and inside the language model this engine gives"
+    ):
+        make_plan(VScan(), host, family, tiny.config("llava"))
     alone = make_plan(VScan(layers=(0,), ratios=(0.25,)), host, family, tiny.config("llava"))
     assert alone.inner == ()
     assert alone.tower_counts(Item(((1, 6, 6),), ((1, 6, 6),))) == (9,)

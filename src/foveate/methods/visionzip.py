@@ -10,7 +10,6 @@ import torch
 
 from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
-from foveate.ops.segments import padded_pairs
 from foveate.pruners import EntryPruner
 from foveate.schedule import check_ratio, spread, survivors
 from foveate.tokens import Reduction, Tokens
@@ -79,4 +78,4 @@ class VisionZip(EntryPruner):
     def flops(self, tokens: Tokens, site: Site) -> int:
         _, n_dominant, n_contextual = self._counts(tokens, site)
         rest = [n - kept for n, kept in zip(tokens.counts, n_dominant)]
-        return 2 * padded_pairs(rest, n_contextual) * tokens.keys.shape[-1]
+        return merge.products(rest, n_contextual, tokens.keys.shape[-1])

@@ -32,7 +32,7 @@ class ViTCoP(StagedPruner):
     clusters than places the last become one; before layer 22 stays a fifth, by the same norm. For a mean of 1/3, half leaves
     the tower and 18 % of it are centres; of 2/9, 40 and 15 %; of 1/9, 30 and 12 %; and in proportion. Ours: a merged token is
     the mean of its members (see ``add``); clusters are of features as they enter the language model, distances in units of the
-    image's own (the code: keys of the tower, 8); without a CLS token, attention received; places by remainders.
+    image's own (the code: keys of the tower, 8); without a CLS token, attention received.
 
     Attributes:
         layers: where tokens leave: 0 is the tower's output, the next one merges clusters; by default 0, 2 and 22 of 32, scaled.

@@ -157,7 +157,8 @@ def thin(
     """Leave ``k[s]`` tokens of each segment: of each cluster the best ones, and one into which the others merge.
 
     Where there are more clusters than ``k[s]``, those with the lowest sums are one. The places that are left when each has one
-    are shared out by size, less 1, to the whole number below; what remains goes to the largest fractions.
+    are shared out by size, less 1, to the nearest count. If these are too few, the clusters with the highest sums that can have
+    one more do; if too many, those with the lowest have one less.
 
     Args:
         cluster: ``(N,)`` int64, counted over all segments; none is empty.
@@ -180,9 +181,12 @@ def thin(
     size = torch.zeros(sum(places) + 1, dtype=torch.long, device=device).index_add_(0, group, torch.ones_like(group))
     of = segment_ids(places, device)
     claim = (size[:-1] - 1) * free[of]
-    quota, rest = claim // members[of], claim % members[of]
-    left = free - segment_sum(quota, of, len(counts))
-    quota = torch.nn.functional.pad(quota + (select.rank_within(rest, places) < left[of]), (0, 1))
+    quota = (2 * claim + members[of]) // (2 * members[of])
+    short = (free - segment_sum(quota, of, len(counts)))[of]
+    able = torch.where(short > 0, quota < size[:-1] - 1, quota > 0)
+    turn = torch.arange(len(quota), device=device) * -short.sign()  # the first groups have the highest sums
+    turn = select.rank_within(torch.where(able, turn, -n - 1), places)
+    quota = torch.nn.functional.pad(quota + torch.where(turn < short.abs(), short.sign(), 0), (0, 1))
     alone = (select.rank_in_groups(score, group, len(size)) < quota[group]) & (group < sum(places))
     order = torch.where(alone, -n, -torch.arange(n, device=device))
     middle = select.rank_in_groups(order, group, len(size)) == ((size - quota) // 2)[group]
@@ -196,4 +200,5 @@ def thin(
 
 def _exists(apart: Tensor, counts: Sequence[int]) -> Tensor:
     """Where ``(S, n)`` there is a token."""
-    return torch.arange(apart.shape[1], device=apart.device) < torch.tensor(counts).to(apart.device, non_blocking=True)[:, None]
+    lengths = torch.tensor(counts, dtype=torch.long).to(apart.device, non_blocking=True)
+    return torch.arange(apart.shape[1], device=apart.device) < lengths[:, None]

@@ -8,7 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_mean, segment_sum, to_padded
+from foveate.ops.segments import (
+    alike,
+    offsets,
+    padded_index,
+    padded_pairs,
+    ranges,
+    rows_of,
+    segment_mean,
+    segment_sum,
+    to_padded,
+)
 from foveate.ops.select import complement, rank_in_groups
 
 _CELLS = 1 << 24  # similarities held at once (64 MB)
@@ -179,7 +189,7 @@ def _nearest_target(features: Tensor, counts: Sequence[int], targets: Tensor, k:
 
 def products(counts: Sequence[int], k: Sequence[int], width: int) -> int:
     """Floating-point operations of the matrix product in `nearest_target` (2 per multiply-add)."""
-    return 2 * len(counts) * max(counts, default=0) * max(k, default=0) * width
+    return 2 * padded_pairs(counts, k) * width
 
 
 def chained(order: Tensor, steps: Sequence[Tensor], rank: Tensor) -> Tensor:
