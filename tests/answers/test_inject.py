@@ -321,7 +321,7 @@ def test_an_error_names_the_function_that_raised_it() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", [[1, "image", 2]])
     with foveate.compress(model, Odd(injects=3)), pytest.raises(RuntimeError) as error:
         model(**batch)
-    assert error.value.__notes__ == ["(raised by Odd.inject at decoder 3 ffn (inject))"]
+    assert vars(error.value)["__notes__"] == ["(raised by Odd.inject at decoder 3 ffn (inject))"]
 
 
 @dataclass(frozen=True)
