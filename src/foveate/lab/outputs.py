@@ -25,6 +25,7 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
         raise CommandError(f"--{option} {str(path)!r} is a folder: name a file, e.g. {str(path / 'it')!r}")
     if os.path.lexists(path) and not overwrite:
         raise taken(path, option=option)
+    _is_there(option, path)
     check_folder(option, path.parent)
 
 
