@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def check_asked_or_data(
         for option, value in one.items():
             if value:
                 raise CommandError(f"{option} belongs to one question, and --data has many: leave one of them out")
-        if not data.is_file():
+        if not os.path.isfile(data):  # unlike Path.is_file, also of a name that is too long
             raise CommandError(f"there is no file {str(data)!r}")
         return None
     if out is not None:
@@ -121,7 +122,7 @@ def check_answers(out: Path, data: Path) -> None:
     """Raise `CommandError` unless answers can be written there: beside the questions, into a folder that is there."""
     if out.resolve() == data.resolve():
         raise CommandError(f"--out {str(out)!r} is the file of --data: give another name")
-    if not out.parent.is_dir() or out.is_dir():
+    if not os.path.isdir(out.parent) or os.path.isdir(out) or len(out.name) > 240:
         raise CommandError(f"--out {str(out)!r} cannot be written: give a file in a folder that is there")
 
 

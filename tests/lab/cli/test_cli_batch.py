@@ -76,7 +76,7 @@ def test_answers_of_another_run_stay(here: Here, mine: Path, tmp_path: Path) -> 
     (tmp_path / "answers.jsonl").write_text("here first")
     done = here(*words, "stride")
     assert done.returncode == 2
-    assert "no answers of `foveate run --data`" in done.stderr
+    assert "'answers.jsonl' is there already: give --out" in done.stderr
     assert here(*words, "stride", "--overwrite").returncode == 1
     before = (tmp_path / "answers.jsonl").read_text()
     done = here(*words, "vtw")

@@ -70,6 +70,11 @@ SAID = {
     "data to train on": (["train", "adsc", "-o", "x", "-d", "gone.jsonl"], "there is no file 'gone.jsonl'"),
     "place": (["methods", "--site", "towr"], "(the nearest is 'tower')"),
     "what is there": (["report", "-o", "text.png"], "'text.png' is there already"),
+    "endless name of a folder": (
+        ["eval", "tasks", "-t", "mme", "-M", "fastv", "--include-path", "x" * 300],
+        "so long a name",
+    ),
+    "endless name of a page": (["report", "-o", "x" * 300], "is no name for a file"),
     "no model to serve": (["serve", "-M", "luvc"], "say which model"),
     "command": (["metods"], "methods"),
     "methods": (["methods"], ""),

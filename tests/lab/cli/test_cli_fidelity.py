@@ -62,7 +62,7 @@ def test_tables_for_a_person(here: Here, mine: Path) -> None:
 MISTAKES = {
     "missing file": (("--data", "none.jsonl"), "there is no file 'none.jsonl'"),
     "missing image": (("--image", "none.png", "--prompt", "What?"), "there is no image 'none.png'"),
-    "image without a prompt": (("--image", "set/0.png"), "add --prompt"),
+    "image without a prompt": (("--image", "set/0.png"), "1 --image and 0 --prompt"),
     "broken image": (("--image", "broken.png", "--prompt", "What?"), "broken.png"),
     "no images in the data": (("--data", "text.jsonl"), "line 1 of 'text.jsonl': no image"),
     "missing model": (("--model", "./none", "--data", "set/mine.jsonl"), "there is no model folder"),

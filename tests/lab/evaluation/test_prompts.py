@@ -93,7 +93,7 @@ def test_files_that_are_none(folder: Path) -> None:
         from_file(folder / "none.jsonl")
     with pytest.raises(CommandError, match="cannot read"):
         from_file(folder / "pictures")
-    with pytest.raises(CommandError, match="cannot read"):
+    with pytest.raises(CommandError, match="is not text in UTF-8"):
         from_file(folder / "pictures" / "0.png")
 
 

@@ -156,7 +156,7 @@ def _check_writable(option: str, path: Path) -> None:
 def _check_source(request: Request) -> None:
     """Raise `CommandError` if a run is described, too, when a result is only to be shown again."""
     source = Path(str(request.source))
-    if not source.exists():
+    if not os.path.exists(source):  # unlike Path.exists, also of a name that is too long
         raise CommandError(f"there is no result {str(source)!r}: `foveate bench --out {source}` makes one")
     usual = Request(request.out, **{name: getattr(request, name) for name in ("source", "plot", "table", "overwrite")})
     for f in fields(Request):

@@ -6,6 +6,7 @@ options are declared where they are shared, in `foveate.lab.typed`.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -40,6 +41,11 @@ def main() -> None:
         if module not in needs.OPTIONAL:
             raise
         terminal.fail(needs.missing(module, "this"))
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        terminal.fail(terminal.CommandError(f"no file has so long a name: {str(error.filename)[:60]!r}..."))
         raise SystemExit(2) from None
     except SystemExit as end:
         if end.code == 130:  # Ctrl-C
