@@ -23,7 +23,7 @@ QUIET = {
     "downsample": (SOFT, "-."),
 }
 #: matplotlib's settings, for `matplotlib.rc_context`.
-STYLE: Any = {  # matplotlib wants a Literal of all its settings as key
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": LETTERS,
     "axes.titlesize": LETTERS,

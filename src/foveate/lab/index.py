@@ -53,11 +53,14 @@ def hint(text: str) -> Any:
 
 
 def group_sites(names: Iterable[str]) -> str:
-    """``["tower 0 (mid)", "tower 1 (mid)", "lm_entry"]`` -> ``"tower 0-1 (mid), lm_entry"``."""
+    """``["tower 0 (mid)", "tower 1 (mid)", "lm_entry"]`` -> ``"tower 0-1 (mid), lm_entry"``.
+
+    Of several numbers in a name the first one counts.
+    """
     groups: dict[str, list[int]] = {}
     for name in names:
         found = re.search(r"\d+", name)
-        numbers = groups.setdefault(re.sub(r"\d+", "{}", name), [])
+        numbers = groups.setdefault(re.sub(r"\d+", "{}", name, count=1), [])
         if found and int(found[0]) not in numbers:
             numbers.append(int(found[0]))
     return ", ".join(pattern.format(_ranges(numbers)) for pattern, numbers in groups.items())

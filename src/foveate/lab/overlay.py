@@ -205,7 +205,7 @@ def _below(letters: Sequence[str], note: str, width: int) -> Image.Image:
     parts: list[tuple[str, str]] = [(letter, MEANINGS[letter]) for letter in letters]
     parts += [("", word) for word in note.split()]
     places: list[tuple[int, int, str, str]] = []
-    left, top = 0, 0
+    left = top = 0
     for letter, words in parts:
         room = ceil(font.getlength(words)) + (3 * GAP + SWATCH if letter else GAP // 2)
         if left and (left + room > width or (not letter and places[-1][2])):  # the note has a line of its own

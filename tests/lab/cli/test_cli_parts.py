@@ -99,6 +99,10 @@ def test_site_names_are_grouped() -> None:
     assert group_sites(["decoder 1 (q of 0)", "decoder 2 (q of 0)", "decoder 4 (q of 3)"]) == (
         "decoder 1-2 (q of 0), decoder 4 (q of 3)"
     )
+    assert (
+        group_sites(["decoder 2 (of 1)", "decoder 3 (of 1)", "decoder 5 (of 4)"])
+        == "decoder 2-3 (of 1), decoder 5 (of 4)"
+    )
     assert group_sites([]) == ""
 
 
