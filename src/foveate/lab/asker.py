@@ -16,7 +16,7 @@ from foveate.cost import Report
 from foveate.errors import ConfigError, InputError, first_line
 from foveate.handle import Handle, compress, host_of
 from foveate.lab.chats import Chat
-from foveate.lab.devices import device_of, put
+from foveate.lab.devices import device_of, is_out_of_memory, put
 from foveate.lab.loading import load
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
@@ -220,7 +220,9 @@ class Asker:
             with compress(self.model, method) as handle:
                 self._continued(inputs, {}, most=1)
                 return Cost.mean(handle.report(), rows)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise InputError(f"{rows} questions at once are too many for this device's memory: ask fewer") from None
 
     @torch.inference_mode()
