@@ -108,8 +108,9 @@ class DyCoke(Method):
     def _attended(self, tokens: Tokens, site: Site) -> Reduction:
         attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
         before, tokens.state["attention"] = tokens.state.get("attention"), attention
-        alike = before is not None and before.shape == attention.shape
-        turned = segment_cosine(before, attention, pools) < self.threshold if alike else None
+        turned = None
+        if before is not None and before.shape == attention.shape:
+            turned = segment_cosine(before, attention, pools) < self.threshold
         if turned is not None and turned.is_cpu and not turned.any():  # (another device would have to be waited for)
             return Reduction(tokens.state["keep"], tokens.state["counts"])
         keep = select.top_k(attention, pools, kept := tokens.pool_budget(site))
