@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,12 @@ def test_every_step_is_drawn_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert few.height >= rows * (180 + overlay.CAPTION)
     notes: list[str] = []
     below = overlay._below
-    monkeypatch.setattr(overlay, "_below", lambda marks, note, width: notes.append(note) or below(marks, note, width))
+
+    def noted(letters: list[str], note: str, width: int) -> Image.Image:
+        notes.append(note)
+        return below(letters, note, width)
+
+    monkeypatch.setattr(overlay, "_below", noted)
     overlay.strip(IMAGE, story(*frames))
     overlay.strip(IMAGE, story(*frames, *frames[:-1]))
     assert notes == ["", "Not drawn: Vision block 8, 17."]
@@ -90,7 +97,7 @@ def test_every_step_is_drawn_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_grids_are_one_panel() -> None:
     tiles = [Image.new("RGB", (50, 50), colour) for colour in ("red", "green", "blue", "white")]
     one = story(*[Frame(2, 2, "aaaa")] * 4)
-    cut = overlay.strip(IMAGE, Story(**{**vars(one), "shown": ((0, 1, 2, 3),) * 4}), tiles=tiles)
+    cut = overlay.strip(IMAGE, replace(one, shown=((0, 1, 2, 3),) * 4), tiles=tiles)
     pixels = np.asarray(cut)[overlay.CAPTION :, overlay.SIDE + overlay.GAP :]
     assert {(255, 0, 0), (0, 0, 255)} <= set(map(tuple, pixels[::7, ::7].reshape(-1, 3).tolist()))
 

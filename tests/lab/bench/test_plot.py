@@ -37,7 +37,9 @@ def test_several_models_and_batches(tmp_path: Path) -> None:
 def test_it_can_be_read_on_a_page(tmp_path: Path) -> None:
     """A page shows it 700 pixels wide: letters of twelve of them, the first of the site's colours, and no zoom."""
     swept = result(case(64, [1.0, 1.1, 1.2], [1.01, 1.02, 1.05]))
-    figure = plot._figure(swept, {("small", 1): {"luvc": [compare(swept.cases[0], "luvc")]}})
+    found = compare(swept.cases[0], "luvc")
+    assert found is not None
+    figure = plot._figure(swept, {("small", 1): {"luvc": [found]}})
     pixels_a_point = 700 / (72 * figure.get_figwidth())
     assert drawing.STYLE["font.size"] * pixels_a_point > 12
     for axes in figure.axes:

@@ -24,7 +24,12 @@ def test_a_single_budget_is_not_all_of_the_axes(tmp_path: Path, monkeypatch: pyt
 
     figures: list[Any] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+
+    def kept(self: Any, *args: Any, **options: Any) -> None:
+        figures.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
     rows = [row("dense", None, 0.95, 1.0), row("luvc", 0.5, 0.94, 0.49), row("random", 0.5, 0.93, 0.51)]
     curve.draw(rows, tmp_path / "curve.png", "llava", 0.2)
     [figure] = figures
