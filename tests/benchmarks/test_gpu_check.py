@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 
 import foveate
 from foveate.errors import ConfigError
+from foveate.lab.bench.measure import timed as timed_call
+from foveate.lab.bench.result import machine
 
 import gpu_check
 from gpu import agree, answers, kernels, limits, speed
@@ -95,29 +98,29 @@ def test_what_fails_does_not_end_the_run() -> None:
         "refused: give another": ConfigError("give another"),
         "failed: KeyError: 'x'": KeyError("x"),
     }
-    assert [tried(lambda error=error: fails(error), CPU)["status"] for error in told.values()] == list(told)
+    assert [tried(partial(fails, error), CPU)["status"] for error in told.values()] == list(told)
 
 
 @contextmanager
 def no_memory_for(name: str) -> Iterator[None]:
     """A block in which calls with one method have too little memory."""
-    plain = speed.timed
+    plain = timed_call
 
     def timed(model: Any, inputs: Any, method: Any, new_tokens: int) -> Any:
         if method is speed.METHODS[name]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(model, inputs, method, new_tokens)
 
-    speed.timed = timed
+    setattr(speed, "timed", timed)  # noqa: B010 (it is imported there)
     try:
         yield
     finally:
-        speed.timed = plain
+        setattr(speed, "timed", plain)  # noqa: B010
 
 
 def test_speed_and_a_result_that_can_be_kept(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    found = gpu_check.Found(out, {"machine": gpu_check.machine(CPU), "rehearsal": True})
+    found = gpu_check.Found(out, {"machine": machine(CPU), "rehearsal": True})
     plan = speed.Plan((36,), rounds=1, new_tokens=2, small=True)
     with no_memory_for("FastV"):
         speed.measure("llava-1.5-7b", plan, CPU, Limit(60), lambda what: found.add("speed", what))
