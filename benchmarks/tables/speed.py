@@ -32,7 +32,7 @@ def prefill(found: dict[str, Any]) -> str:
         rows = []
         for name, row in run["cases"].items():
             speeds = (f"{row['speed_up']:.2f}x", f"{row['ideal_speed_up']:.2f}x", f"{row['realised_over_ideal']:.2f}")
-            own = (f"{share:.1%}" for share in row["parts"].values())
+            own = (f"{share:.1%}" if run["rounds"] > 1 else "" for share in row["parts"].values())  # of one run: chance
             rows.append((name, *speeds, f"{row['by_flops']:.2f}x", *own))
         shape = f"language model of width {run['width']} and {run['layers']} layers"
         images = "1 image" if run["images"] == 1 else f"{run['images']} images"
