@@ -40,7 +40,7 @@ def test_a_model_that_does_not_fit() -> None:
     def move(device: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
 
-    model.to, model.dtype = move, torch.bfloat16  # type: ignore[method-assign]
+    model.to, model.dtype = move, torch.bfloat16  # type: ignore[method-assign,assignment]
     with pytest.raises(
         CommandError, match=r"'mine' does not fit: its weights in bfloat16 need 0\.0 GiB.*smaller model"
     ):

@@ -111,7 +111,7 @@ def test_all_visits_of_a_sum_are_there() -> None:
     )
     with foveate.compress(model, foveate.ToMe() + foveate.FastV(layer=4)) as handle, handle.trace() as trace:
         with torch.inference_mode():
-            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)  # type: ignore[arg-type]
         told = tell(trace(), handle.report())
     assert sum(map(bool, told.acts)) == 5
     strip = overlay.strip(IMAGE, told)

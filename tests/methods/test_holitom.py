@@ -197,7 +197,7 @@ def test_where_it_acts() -> None:
         HoliTom(contextual=0.5).sites(later)
     for options in ({"tau": 1.5}, {"beta": -0.1}, {"contextual": 2.0}):
         with pytest.raises(ConfigError, match="is not a ratio"):
-            HoliTom(**options)
+            HoliTom(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])

@@ -55,7 +55,7 @@ def test_keep_is_one_power_on_both_parts() -> None:
     power = math.log(merger.keep) / math.log(0.8)
     assert isinstance(pruner, SPU)
     assert pruner.schedule == ((0, pytest.approx(0.7**power)), (7, 0.0))
-    assert merger.keep * pruner.schedule[0][1] * 7 == pytest.approx(0.3 * 8)
+    assert merger.keep * pruner.schedule[0][1] * 7 == pytest.approx(0.3 * 8)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

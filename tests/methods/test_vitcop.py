@@ -66,9 +66,9 @@ def test_places_by_loops(sizes: list[tuple[int, int, int]], seed: int) -> None:
     cluster, norm, expected, groups, base, start = [], [], [], {}, 0, 0
     for n, c, kept in zip(counts, n_clusters, k):
         own = torch.cat([torch.arange(c), torch.randint(0, c, (n - c,), generator=generator)])
-        own = own[torch.randperm(n, generator=generator)].tolist()
+        own = own[torch.randperm(n, generator=generator)].tolist()  # type: ignore[assignment]
         norms = (torch.randint(1, 4, (n,), generator=generator) / 4).tolist()
-        survivors, merged = of_clusters(own, norms, kept)
+        survivors, merged = of_clusters(own, norms, kept)  # type: ignore[arg-type]
         expected += [start + i for i in survivors]
         groups |= {start + i: [start + j for j in merged.get(i, [i])] for i in survivors}
         cluster += [base + c for c in own]
@@ -178,7 +178,7 @@ def test_three_stages_on_a_model(family: str) -> None:
 def test_what_cannot_be() -> None:
     for name in ("clusters", "cutoff", "reach"):
         with pytest.raises(ConfigError, match=f"vitcop: {name}=0 leaves no cluster: give more than 0"):
-            ViTCoP(**{name: 0.0})
+            ViTCoP(**{name: 0.0})  # type: ignore[arg-type]
     family: Any = foveate.list_families()["llava"]
     host = Host("llava", tiny.BLOCKS - 1, tiny.LAYERS, True)
     with pytest.raises(

@@ -40,7 +40,7 @@ def test_ensembles_by_loops(grid: Any, seed: int, keep: float, ensemble: Any, ha
     start, expected = 0, []
     for n, kept in zip(tokens.counts, tokens.budget(keep)):
         score = [[float(sum(row[i]) / 2) for row in rows] for i in range(start, start + n)]
-        best = [{"sum": sum, "max": max, "min": min}[ensemble](each) for each in score]
+        best = [{"sum": sum, "max": max, "min": min}[ensemble](each) for each in score]  # type: ignore[operator]
         expected += sorted(sorted(range(start, start + n), key=lambda i: (-best[i - start], i))[:kept])
         start += n
     assert reduction.keep.tolist() == expected
@@ -52,7 +52,7 @@ def test_golden_values() -> None:
     host = Host("llava", blocks=2, layers=4, has_cls=True)
     rows = torch.tensor([[[0.3], [0.0], [0.5]], [[0.3], [0.55], [0.0]]])
     for ensemble, best in (("sum", 0), ("max", 1), ("min", 0)):
-        method: Any = VTCCLS(keep=1 / 3, block=0, ensemble=ensemble)
+        method: Any = VTCCLS(keep=1 / 3, block=0, ensemble=ensemble)  # type: ignore[arg-type]
         assert method.reduce(shown(tokens, method, host, rows), method.sites(host)[0]).keep.tolist() == [best]
 
 

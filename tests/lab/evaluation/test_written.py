@@ -16,7 +16,7 @@ def test_each_kind_of_content(tmp_path: Path) -> None:
     files: dict[str, Content] = {
         JSON: {"é": 1.5},
         MARKDOWN: "# é\n",
-        "drawn.png": lambda path: path.write_bytes(b"png"),
+        "drawn.png": lambda path: path.write_bytes(b"png"),  # type: ignore[dict-item]
     }
     paths = write_files(tmp_path, files)
     assert [path.name for path in paths] == [JSON, MARKDOWN, "drawn.png"]
