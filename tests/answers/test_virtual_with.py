@@ -258,7 +258,7 @@ def test_appended_tokens_stand_for_themselves(family: str, order: int, hides: bo
     summary = VoCo(2, 99, hides, positions="virtual")
     batch, stock = full(family)
     tokens = Tokens(*[None] * 5, hidden=stock.x)  # type: ignore[arg-type,misc]
-    stock = Full(family, stock.model, batch, summary.learned(tokens))
+    stock = Full(family, stock.model, batch, summary.drawn(tokens))
     of, image = stock.groups(3), stock.rank >= 0
     hidden = stock.text[:, None] & image
     expected, _ = stock.run(lambda i: of, lambda i: hidden if hides else None)

@@ -20,6 +20,10 @@ def test_every_pair_has_an_answer() -> None:
     assert all(set(row) == set(METHODS) for row in pairs.pairs().values())
 
 
+#: What is said of layers and blocks that the paper's place falls on in a deep model, and need not in a tiny one.
+OF_DEPTH = re.compile("in this model use layer|rows before block")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_table_leaves_out_what_the_tests_leave_out(name: str) -> None:
     """What the table gives without options is run; what the tests are not asked for has a sentence there."""
@@ -28,7 +32,7 @@ def test_the_table_leaves_out_what_the_tests_leave_out(name: str) -> None:
         pair = pairs.pairs()[family][name]
         if matrix.refused(family, kinds):
             assert pair.sentence, f"the tests leave out {name} on {family}, and the table gives it"
-        elif pair.options is None:
+        elif pair.options is None and not OF_DEPTH.search(pair.sentence):
             pytest.fail(f"the tests run {name} on {family}, and the table says: {pair.sentence}")
 
 
@@ -37,12 +41,16 @@ def test_what_the_table_refuses_is_refused(family: str) -> None:
     """With the same words, but for the depth, on the tiny model; and nothing else is."""
     model = tiny.model(family)
     for name, pair in pairs.pairs()[family].items():
-        if not pair.sentence:
+        said = ""
+        try:
             foveate.compress(model, METHODS[name]).remove()
-        elif pair.options is None:
+        except FoveateError as error:
+            said = str(error)
+        if not pair.sentence:
+            assert not said
+        elif pair.options is None and (said or not OF_DEPTH.search(pair.sentence)):
             words, _, _ = pair.sentence.partition("in this model use layer")
-            with pytest.raises(FoveateError, match=re.sub(r"\d+", r"\\d+", re.escape(words))):
-                foveate.compress(model, METHODS[name])
+            assert re.search(re.sub(r"\d+", r"\\d+", re.escape(words)), said)
 
 
 def test_the_table_shows_them() -> None:

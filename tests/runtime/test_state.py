@@ -217,9 +217,8 @@ def test_what_carries_it_does_not_change_the_masks_of_layers_that_slide() -> Non
 def test_an_engine_refuses_what_remembers() -> None:
     from foveate.handle import host_of
     from foveate.models import family_of
-    from foveate.serving.plan import Item, make_plan
+    from foveate.serving.plan import make_plan
 
     model = tiny.model("qwen2_5_vl")
-    plan = make_plan(Diary(EVERYWHERE[1:6]), host_of(model), family_of(model.config), model.config)
     with pytest.raises(UnsupportedSiteError, match="remembers 'been' from one of its sites"):
-        plan.entry_counts(Item(((1, 3, 4),), ((1, 3, 4),)))
+        make_plan(Diary(EVERYWHERE[1:6]), host_of(model), family_of(model.config), model.config)

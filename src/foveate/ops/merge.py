@@ -281,7 +281,8 @@ def merged(x: Tensor, sizes: Tensor, keep: Tensor, group: Tensor, rule: Rule) ->
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return segment_sum(wide, group, k + 1)[:-1].to(x.dtype)
     weight = sizes if rule == "sizes" else torch.ones_like(sizes)
-    if k > 0 and 4 * (len(x) - k) <= len(x):
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if k > 0 and 4 * (len(x) - k) <= len(x) and not learns:  # (each copy of a sum would get the gradient of all)
         return _with_few(x, weight, keep, group)
     return weighted_mean(x, weight, group, k + 1)[:-1]
 

@@ -108,7 +108,7 @@ MISTAKES = {
     "table over what is shown": (("--from", "file", "--table", "empty/../file"), "is the file of --from"),
     "long name": (("--out", 300 * "x"), "cannot be written"),
     "long name of a table": (("--table", 300 * "x"), "cannot be written"),
-    "long name to show": (("--from", 300 * "x"), "is not a result"),
+    "long name to show": (("--from", 300 * "x"), "there is no result"),
     "long name of a method": (("--method-json", 300 * "x"), "cannot read"),
     "a number of nothing": (("--tokens", 400 * "9"), "give a number up to 1000000000"),
     "an answer without end": (("--new-tokens", "999999999"), "GiB free: choose a smaller --shape"),
