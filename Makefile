@@ -47,7 +47,7 @@ test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix
 test-nightly: PYTEST_ARGS += --part $(shell date +%u)/7
 test test-matrix test-nightly: .venv/.stamp
-	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples
+	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples --ignore tests/lab/report/test_browser.py
 
 test-method: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) --method $(or $(NAME),$(error say NAME=..., as in NAME=fastv)) tests/methods tests/test_*.py

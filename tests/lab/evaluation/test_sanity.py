@@ -18,7 +18,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("sanity")
     methods = ("blind", "oracle", "antioracle", "stride")
     asked = Reference(
-        out, f"reference-{request.param}", methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=20
+        out, f"reference-{request.param}", methods=methods, budgets=(0.1, 0.25), tasks=reference.CORE, per_task=10
     )
     return evaluate(asked, lambda what, done: None)
 
