@@ -14,7 +14,9 @@ from foveate_reference.language import BaseMissingError, base_folder, in_english
 from foveate_reference.language.model import IMAGE_ID, load, make_smollm2, make_smollm2_processor, merge_adapter
 from foveate_reference.language.packing import Packed, Packer
 from foveate_reference.language.sentences import PHRASES
-from foveate_reference.language.train import SmolConfig, SmolLearner, train
+from foveate_reference.language.train import SmolConfig, SmolLearner, grow, train
+from foveate_reference.model import load as load_reference
+from foveate_reference.model import make_config, make_model
 from foveate_reference.scenes import split_seed
 from foveate_reference.train import TASK_WEIGHT
 
@@ -141,3 +143,12 @@ def test_what_is_wrong_with_a_language_model_is_said(base: Path, tmp_path: Path)
     (tmp_path / "adapter.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="is no adapter of smollm2"):
         merge_adapter(make_smollm2(base), tmp_path / "adapter.safetensors")
+
+
+def test_a_grown_tower_sees_what_the_one_that_it_grew_from_sees() -> None:
+    trained, _ = load_reference("llava")
+    grown = make_model(make_config("llava", layers=1, tower_depth=12), seed=0)
+    grow(grown)
+    pixels = torch.rand(2, 3, 160, 160)
+    seen = [model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2] for model in (trained, grown)]
+    torch.testing.assert_close(seen[1], seen[0])

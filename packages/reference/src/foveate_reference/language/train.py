@@ -1,6 +1,7 @@
 """Training of `smollm2`: its tower, then the connector alone, then the language model's answers; on a CPU, if need be.
 
-1. *tower*: as of every reference model, a dense loss (`foveate_reference.train`).
+1. *tower*: as of every reference model, a dense loss (`foveate_reference.train`). It begins as the tower of the reference
+   LLaVA, whose four blocks stand among eight that change nothing yet, so it sees from the first step on (`grow`).
 2. *align*: the connector learns to say, in the language model's own word embeddings, what is in a cell (`align`).
 3. *answers*: the connector, and low-rank changes of all matrices of the language model (LoRA), learn to answer packed
    questions (`packing`); simple scenes first. At the start a small loss shows one layer where to look.
@@ -30,6 +31,7 @@ from transformers import LlavaForConditionalGeneration
 from foveate_reference.batches import IGNORED, Batch, Recipe, batches_ahead
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.fast import FastForward
+from foveate_reference.model import load as load_trained
 from foveate_reference.scenes import split_seed
 from foveate_reference.train import CHECKPOINT, MAX_STEPS, TASK_WEIGHT, TrainConfig
 from foveate_reference.train import train as train_tower
@@ -79,7 +81,7 @@ class SmolConfig:
     checkpoint_every, validation_images : int
     """
 
-    tower_steps: int = 6000
+    tower_steps: int = 1500
     align_steps: int = 600
     answer_steps: int = 3000
     batch_size: int = 4
@@ -105,6 +107,8 @@ class SmolConfig:
             layers=1,
             hidden=width,
             tower_depth=TOWER_DEPTH,
+            matrix_rate=0.01,
+            other_rate=1e-3,
             validation_images=self.validation_images,
             **none,
         )
@@ -303,6 +307,24 @@ class SmolLearner:
         return done
 
 
+@torch.no_grad()
+def grow(model: LlavaForConditionalGeneration) -> None:
+    """Give a model the tower of the reference LLaVA, spread over its own blocks, which at first add nothing between them."""
+    trained = load_trained("llava")[0].model.vision_tower
+    tower = model.model.vision_tower
+    for part in ("embeddings", "pre_layrnorm"):
+        getattr(tower, part).load_state_dict(getattr(trained, part).state_dict())
+    blocks = tower.encoder.layers
+    for block in blocks:
+        for last in (block.self_attn.out_proj, block.mlp.fc2):
+            last.weight.zero_()
+            last.bias.zero_()
+    used = trained.encoder.layers[:-1]  # LLaVA reads what enters the last one
+    apart = (len(blocks) - 1) // len(used)
+    for number, block in enumerate(used):
+        blocks[(number + 1) * apart - 1].load_state_dict(block.state_dict())
+
+
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -340,7 +362,7 @@ def train(
     if not (tower / "model" / "config.json").is_file():
         going = resume and (tower / CHECKPOINT).is_file()
         width = json.loads((language / "config.json").read_text())["hidden_size"]
-        train_tower(tower, seed=seed, config=config.tower(width), resume=going, device=device, log=log)
+        train_tower(tower, seed=seed, config=config.tower(width), start=grow, resume=going, device=device, log=log)
     learner = SmolLearner(config, seed, tower / "model", language, device)
     checkpoint = out / CHECKPOINT
     done = learner.load(checkpoint, seed) if resume and checkpoint.is_file() else {"align": 0, "answers": 0}
