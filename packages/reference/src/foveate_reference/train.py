@@ -347,6 +347,7 @@ def train(
     *,
     seed: int = 0,
     config: TrainConfig | None = None,
+    start: Callable[[Model], None] | None = None,
     resume: bool = False,
     device: str = "cpu",
     log: Callable[[str], None] = print,
@@ -360,6 +361,8 @@ def train(
     seed : int
         Decides the first weights and the scenes.
     config : TrainConfig, optional
+    start : callable, optional
+        Gives the model, whose weights are random, those to begin with.
     resume : bool
         Go on from the checkpoint in `out`.
     device : str
@@ -375,6 +378,8 @@ def train(
     config = config or TrainConfig()
     out.mkdir(parents=True, exist_ok=True)
     learner = Learner(config, seed, device)
+    if start is not None and not resume:
+        start(learner.model)
     done = learner.load(out / CHECKPOINT, seed) if resume else 0
     validation = exhibits("validation", config.validation_images)
     plan = _plan(config, seed)[done:]

