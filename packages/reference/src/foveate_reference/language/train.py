@@ -118,7 +118,10 @@ class SmolLearner:
     """The model in training: what is learnt, its optimiser, and the losses of stages 2 and 3."""
 
     def __init__(self, config: SmolConfig, seed: int, tower: Path, base: Path, device: str = "cpu") -> None:
-        from peft import LoraConfig, inject_adapter_in_model
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise RuntimeError("training smollm2 needs peft: pip install 'peft>=0.18'") from None
 
         self.config, self.device = config, device
         self.model: LlavaForConditionalGeneration = make_smollm2(base)
