@@ -422,6 +422,7 @@ def queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "queries"
     del KINDS["queries"], sys.modules[f"{kinds.__name__}.queries"]
     addresses._OTHERS.pop("queries", None)
+    addresses._without_address.cache_clear()
 
 
 def test_a_new_kind_is_one_file(family: str, impl: str, queries: str) -> None:

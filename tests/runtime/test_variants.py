@@ -38,6 +38,8 @@ def sliding(impl: str) -> Any:
 def test_sliding_windows(impl: str, plan: str) -> None:
     model, rows = sliding(impl), ROWS["llava"]
     batch = tiny.inputs("llava", rows)
+    if any(part.temporal and part.keep is not None for part in PLANS[plan].parts()):
+        pytest.skip("which frames are of one video is known nowhere here")
     if any(site.at == "decode" for site in PLANS[plan].sites(foveate.Host("llava", 4, 6, True))):
         with foveate.compress(model, PLANS[plan]), pytest.raises(UnsupportedSiteError, match="full-attention"):
             generate(model, batch)

@@ -81,9 +81,8 @@ class Runtime:
         try:
             self.hooks.pre(self.tower.tower, refuse_without_weights)
             self.hooks.pre(base, refuse_without_weights)
-            # Before all others, so that these see whether the method was taken off while they waited.
-            self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"))
-            self.hooks.pre(base, lambda *_: self.calls.enter("model"))
+            for part in (self.tower.tower, self.decoder.model):
+                self.hooks.pre(part, lambda *_: self.calls.check_begun(base))
             if self.beside:
                 self.hooks.pre(self.tower.tower, self._follow)
                 self.hooks.pre(base, self._follow)
@@ -92,8 +91,12 @@ class Runtime:
             self.memories.attach(self.hooks)
             self.decoder.attach(self.hooks)
             self._count_head(model)
-            for part in method.parts():
-                part.attach(base, self.host, self.hooks)
+            for each in method.parts():
+                each.attach(base, self.host, self.hooks)
+            # They run before all others, so that these see whether the method was taken off while they waited, and come last,
+            # so that a thread that enters meets all of them.
+            self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"), first=True)
+            self.hooks.pre(base, lambda *_: self.calls.enter("model"), first=True)
         except BaseException:
             self.hooks.remove()
             raise

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Literal
+
+from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.runtime.trace import Trace
@@ -43,6 +47,25 @@ class Calls:
             self._inside -= {(me, each) for each in parts}
             self.last = trace or self.last
             self._changed.notify_all()
+
+    def check_begun(self, base: nn.Module) -> None:
+        """Raise `UnsupportedModelError` if this thread is in a forward that began before the method was there.
+
+        Such a forward has not met all hooks of the model, and would meet those of its parts: tokens would leave unnoticed.
+
+        Args:
+            base: the module whose forward joins vision and text. A part of it may be called alone: then it is not on the stack.
+        """
+        with self._changed:
+            if (threading.current_thread(), "model") in self._inside:
+                return
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_name == "forward" and frame.f_locals.get("self") is base:
+                raise UnsupportedModelError(
+                    "the method was put on this model while a forward of this thread was in it: call the model again"
+                )
+            frame = frame.f_back
 
     @contextmanager
     def detailed(self) -> Iterator[None]:

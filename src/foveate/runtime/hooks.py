@@ -49,9 +49,9 @@ class Hooks:
         self._undo: list[Callable[[], None]] = []
         self.removed = False
 
-    def pre(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module."""
-        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True))
+    def pre(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
+        """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module; ``first``: before other hooks."""
+        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True, prepend=first))
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """Call ``hook(module, args, output) -> None | output`` after a module.
