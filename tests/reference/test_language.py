@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_a_packed_question_is_answered_as_it_is_alone(base: Path, kind: str) -> 
 def test_a_packed_sequence_is_what_the_processor_makes(base: Path) -> None:
     processor = make_smollm2_processor(base)
     sample = in_english(samples("test", tasks=["color"], per_task=1)[0])
-    inputs = processor.apply_chat_template(
+    inputs: Any = processor.apply_chat_template(
         sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     assert (inputs["input_ids"] == IMAGE_ID).sum() == 100
@@ -128,7 +129,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(b
     changed = "model.language_model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(model.state_dict()[changed], plain.state_dict()[changed])
     sample = in_english(samples("test", tasks=["where"], per_task=1)[0])
-    inputs = processor.apply_chat_template(
+    inputs: Any = processor.apply_chat_template(
         sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     assert model.generate(**inputs).shape[1] > inputs["input_ids"].shape[1]

@@ -82,7 +82,7 @@ def _converted(file: Path) -> Path:
     plain = LlamaForCausalLM(config)
     plain.load_state_dict(read.state_dict())
     partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    plain.to(torch.bfloat16).save_pretrained(partial)
+    plain.bfloat16().save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     try:
         os.replace(partial, folder)

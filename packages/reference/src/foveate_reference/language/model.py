@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,7 +62,7 @@ def make_smollm2_config(base: Path) -> LlavaConfig:
     read = json.loads((base / "config.json").read_text())
     return LlavaConfig(
         text_config=read,
-        vision_config=seen.vision_config.to_dict(),
+        vision_config=cast(Any, seen.vision_config).to_dict(),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_token_index=IMAGE_ID,
@@ -72,14 +73,15 @@ def make_smollm2_config(base: Path) -> LlavaConfig:
 
 def make_smollm2(base: Path) -> LlavaForConditionalGeneration:
     """Return a LLaVA in float32 with the language model's weights; tower and projector are random."""
-    model = LlavaForConditionalGeneration(make_smollm2_config(base))
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(make_smollm2_config(base))
     read = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.model.language_model.load_state_dict(read.model.state_dict())
     model.tie_weights()
     model.generation_config = GenerationConfig(
         max_new_tokens=8, do_sample=False, eos_token_id=END_ID, pad_token_id=END_ID
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def make_smollm2_processor(base: Path) -> LlavaProcessor:

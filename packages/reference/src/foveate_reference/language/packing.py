@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ class Packer:
         asking = torch.zeros(size, asked, dtype=torch.long)
         pointers = torch.zeros(size, asked, len(images[0]) * TOKENS, dtype=torch.bool)
         for number, (row, exhibit) in enumerate(zip(rows, exhibits, strict=True)):
-            for target, values in zip((ids, labels, blocks, positions, weights), row[:5], strict=True):
+            filled: list[Any] = list(row[:5])
+            for target, values in zip((ids, labels, blocks, positions, weights), filled, strict=True):
                 target[number, : len(values)] = torch.tensor(values, dtype=target.dtype)
             asking[number, : len(row[5])] = torch.tensor(row[5])
             for place, question in enumerate(exhibit.questions[:most]):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +215,8 @@ class SmolLearner:
         side = pixels.shape[1:3]
         tiled = pixels.view(len(pixels), side[0] // 160, 160, side[1] // 160, 160, 3).permute(0, 1, 3, 5, 2, 4)
         states = model.vision_tower(tiled.flatten(0, 2), output_hidden_states=True).hidden_states[-2]
-        return states[:, 1:].reshape(len(images), -1, states.shape[-1])
+        seen: Tensor = states[:, 1:].reshape(len(images), -1, states.shape[-1])
+        return seen
 
     def _read(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Hidden states (B, T, width) after the language model, and the loss of where to look."""
@@ -254,7 +256,8 @@ class SmolLearner:
         target = packed.pointers[:, None]
         counted = packed.pointers.any(-1)
         hit = scores.log_softmax(-1).masked_fill(~target, -1e9).logsumexp(-1)
-        return -hit.mean(1)[counted].mean() if counted.any() else scores.new_zeros(())
+        loss: Tensor = -hit.mean(1)[counted].mean() if counted.any() else scores.new_zeros(())
+        return loss
 
     @torch.no_grad()
     def accuracy(self, packs: list[tuple[list[str], Packed]]) -> dict[str, float]:
@@ -311,7 +314,7 @@ class SmolLearner:
 
 
 @torch.no_grad()
-def grow(model: LlavaForConditionalGeneration) -> None:
+def grow(model: Any) -> None:
     """Give a model the tower of the reference LLaVA, spread over its own blocks, which at first add nothing between them."""
     trained = load_trained("llava")[0].model.vision_tower
     tower = model.model.vision_tower
