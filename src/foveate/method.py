@@ -103,6 +103,11 @@ class Method:
         return False
 
     @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do with these options: then, and only then, `sites` may be empty."""
+        return self.keep == 1
+
+    @property
     def temporal(self) -> bool:
         """Whether it compares frames of one video, so that it acts only where these are known (`Host.frames`), in one piece."""
         return False

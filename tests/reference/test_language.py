@@ -1,6 +1,7 @@
 """The reference model with a pretrained language model, on a language model of two random layers."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,17 @@ def test_a_packed_question_is_answered_as_it_is_alone(base: Path, kind: str) -> 
 
 def test_a_packed_sequence_is_what_the_processor_makes(base: Path) -> None:
     processor = make_smollm2_processor(base)
-    sample = in_english(samples("test", tasks=["color"], per_task=1)[0])
+    sample = in_english(samples("test", tasks=["texture"], per_task=1)[0])
     inputs: Any = processor.apply_chat_template(
         sample.messages[:1], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     assert (inputs["input_ids"] == IMAGE_ID).sum() == 100
     exhibit = make_exhibit("scene", split_seed("test", 0))
-    head = Packer(processor.tokenizer, TASK_WEIGHT)._head(1)
-    assert inputs["input_ids"][0, : len(head)].tolist() == head
-    assert exhibit.questions
+    (question,) = [each for each in exhibit.questions if each.task == "texture"]
+    packed = Packer(processor.tokenizer, TASK_WEIGHT)([replace(exhibit, questions=[question])], 1)
+    asked = int(packed.asking[0, 0]) + 1
+    assert packed.ids[0, :asked].tolist() == inputs["input_ids"][0].tolist()
+    assert packed.positions[0].tolist() == list(range(packed.ids.shape[1]))
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(base, tmp_path, monkeypatch) -> None:

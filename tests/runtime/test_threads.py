@@ -133,3 +133,20 @@ def test_a_model_that_is_busy_is_compressed_and_freed(family: str) -> None:
     thread.join(60)
     assert not wrong
     assert torch.equal(tiny.text_logits(model, batch), stock)
+
+
+@SOME
+@pytest.mark.parametrize("method", [foveate.ToMe(), foveate.FastV(layer=1)])
+def test_a_method_that_comes_in_the_middle_of_a_forward_is_said(family: str, method: foveate.Method) -> None:
+    """That forward has not met the hooks of the whole model; those of its parts would drop tokens unnoticed."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    stock = tiny.text_logits(model, batch)
+    handles: list[foveate.Handle] = []
+    watch = model.model.register_forward_pre_hook(lambda *_: handles.append(foveate.compress(model, method)))
+    try:
+        with torch.no_grad(), pytest.raises(foveate.FoveateError, match="while a forward of this thread was in it"):
+            model(**batch)
+    finally:
+        watch.remove()
+        handles[0].remove()
+    assert torch.equal(tiny.text_logits(model, batch), stock)

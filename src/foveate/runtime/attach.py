@@ -197,8 +197,7 @@ def plan(
         sites = part.sites(host)
         by_hand = type(part).attach is not Method.attach
         listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)
-        everything = 1 in (part.keep, getattr(part, "ratio", None))  # perhaps it has nothing to do
-        if not listed or not (sites or by_hand or everything):
+        if not listed or not (sites or by_hand or part.idle):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
             site = replace(site, layer=_layer(site, host, blocks, layers))

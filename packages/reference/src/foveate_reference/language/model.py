@@ -134,8 +134,13 @@ def load(
     BaseMissingError
         Where the language model is not here.
     ValueError
-        Where the adapter does not fit the model.
+        Where the adapter does not fit the model, or there is none.
     """
+    if adapter is None and not (FOLDER / ADAPTER).is_file():
+        raise ValueError(
+            f"the package has no weights of {NAME} yet: train them with 'foveate train reference --recipe {NAME} --out run', "
+            f"and give adapter='run/{ADAPTER}'"
+        )
     folder = base_folder(base)
     model = make_smollm2(folder)
     merge_adapter(model, Path(adapter or FOLDER / ADAPTER))
