@@ -40,9 +40,10 @@ from foveate import (
 )
 from foveate.errors import ConfigError, FoveateError
 from foveate.handle import host_of
-from foveate.method import Composed, Unit
+from foveate.method import Unit
 from foveate.pruners import DecoderPruner
 from foveate.schedule import Schedule
+from foveate.sums import Composed
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 FAMILIES = ("llava", "qwen2_5_vl")

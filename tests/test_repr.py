@@ -10,7 +10,7 @@ from plans import METHODS
 
 import foveate
 from foveate import ADSC, IPCV, LUVC, DivPrune, FastV, Method, Stride, ToMe
-from foveate.method import Composed
+from foveate.sums import Composed
 
 NAMES: dict[str, Any] = {cls.__name__: cls for cls in (*foveate.list_methods().values(), Composed)}
 SUMS = {

@@ -13,8 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from foveate.errors import first_line
-from foveate.method import Composed, Method
+from foveate.method import Method
 from foveate.serialise import options_of
+from foveate.sums import Composed
 
 GROUP = "foveate.methods"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")  # what a command line and a sum, "a+b", can take apart

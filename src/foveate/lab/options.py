@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.lab.words import check_one, spelled, text_of
-from foveate.method import Composed, Method
+from foveate.method import Method
 from foveate.methods import method_class, method_from_dict
+from foveate.sums import Composed
 
 
 def method_from_words(

@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 from foveate.errors import ConfigError, UnknownNameError, nearest
-from foveate.method import Composed, Method
+from foveate.method import Method
 from foveate.plugins import defined_in, plugins
 from foveate.serialise import from_json
+from foveate.sums import Composed
 
 _FILES = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.method import Method, Paper, Sum
+from foveate.method import Method, Paper
 from foveate.methods.oim import OIM
 from foveate.methods.spu import SPU
 from foveate.schedule import Spelling
+from foveate.sums import Sum
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from foveate.errors import ConfigError, UnsupportedSiteError
-from foveate.method import Composed, Host, Method, Site
+from foveate.method import Host, Method, Site
+from foveate.sums import Composed
 
 Place = tuple[torch.device, torch.dtype]
 _KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that modules can have: no quantised ones

@@ -20,8 +20,8 @@ from foveate.lab.bench.plan import DEFAULT, contenders, label
 from foveate.lab.bench.request import Request
 from foveate.lab.bench.sweep import _turned, command, run
 from foveate.lab.terminal import CommandError
-from foveate.method import Composed
 from foveate.methods import make
+from foveate.sums import Composed
 
 Told = list[tuple[str, float]]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, DyCoke, FastV, Host, Method, Stride, ToMe, V2Drop
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError
-from foveate.method import Composed, Unit
+from foveate.method import Unit
+from foveate.sums import Composed
 
 HOST = Host(family="llava", blocks=4, layers=10, has_cls=True)
 BUDGETS = (0.9, 0.5, 0.35, 0.25, 0.15, 0.1)

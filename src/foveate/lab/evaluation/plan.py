@@ -18,8 +18,9 @@ from foveate.lab.evaluation.request import Contest, Tasks
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import options_by_method
-from foveate.method import Composed, Host, Method, Positions
+from foveate.method import Host, Method, Positions
 from foveate.methods import list_methods
+from foveate.sums import Composed
 
 By = Literal["tokens", "flops", "kv"]
 #: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.

@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from foveate.errors import FoveateError
 from foveate.lab.evaluation.plan import on_the_dial
-from foveate.method import Composed, Host, Method, Site
+from foveate.method import Host, Method, Site
 from foveate.schedule import Schedule, sigmoid
 from foveate.serialise import options_of
+from foveate.sums import Composed
 
 Judge = Callable[[Method], float]
 """KL of a method, in nats."""
