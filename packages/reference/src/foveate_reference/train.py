@@ -16,9 +16,7 @@ go on from: an interrupted run that resumes ends with the same bits (on the same
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +24,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from . import checkpoints
 from .batches import IGNORED, LABEL_SIZES, Batch, Recipe, batches_ahead
 from .evaluate import accuracy, exhibits, layer_profile
 from .fast import FastForward
@@ -300,32 +297,16 @@ class Learner:
 
     def save(self, path: Path, step: int, seed: int) -> None:
         """Write a checkpoint: tensors, and what else there is as JSON in the header."""
-        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
-        for optimiser in self.optimisers:
-            for name, p in self.parameters.items():
-                for key, value in optimiser.state.get(p, {}).items():
-                    tensors[f"{key}/{name}"] = value
         state = {"step": step, "seed": seed, "config": dataclasses.asdict(self.config)}
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"state": json.dumps(state)})
-        os.replace(partial, path)
+        checkpoints.save(path, self.parameters, self.optimisers, state)
 
     def load(self, path: Path, seed: int) -> int:
         """Take over a checkpoint and return the number of steps that were done."""
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            wanted = {"seed": seed, "config": dataclasses.asdict(self.config)}
-            if {key: state[key] for key in wanted} != wanted:
-                raise ValueError(f"{path} is from another run: {state}; this one is {wanted}")
-            parameters = self.parameters
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, name = key.split("/")
-                p, value = parameters[name], file.get_tensor(key)
-                if kind == "parameter":
-                    p.data.copy_(value)
-                else:
-                    optimiser = self.optimisers[kind != "momentum_buffer"]
-                    optimiser.state[p][kind] = value if kind == "step" else value.to(self.device)
+        wanted = {"seed": seed, "config": dataclasses.asdict(self.config)}
+        muon, adam = self.optimisers
+        state = checkpoints.load(
+            path, self.parameters, lambda kind: muon if kind == "momentum_buffer" else adam, wanted
+        )
         return int(state["step"])
 
 

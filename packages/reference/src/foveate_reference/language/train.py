@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
+from foveate_reference import checkpoints
 from foveate_reference.batches import IGNORED, Batch, Recipe, batches_ahead
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.fast import FastForward
@@ -286,29 +285,13 @@ class SmolLearner:
 
     def save(self, path: Path, done: dict[str, int], seed: int) -> None:
         """Write a checkpoint: tensors, and what else there is as JSON in the header."""
-        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
-        for name, p in self.parameters.items():
-            for key, value in self.optimiser.state.get(p, {}).items():
-                tensors[f"{key}/{name}"] = value
         state = {"done": done, "seed": seed, "config": dataclasses.asdict(self.config)}
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"state": json.dumps(state)})
-        os.replace(partial, path)
+        checkpoints.save(path, self.parameters, [self.optimiser], state)
 
     def load(self, path: Path, seed: int) -> dict[str, int]:
         """Take over a checkpoint and return the steps that were done in each stage."""
-        with safe_open(path, "pt") as file:
-            state = json.loads(file.metadata()["state"])
-            wanted = {"seed": seed, "config": dataclasses.asdict(self.config)}
-            if {key: state[key] for key in wanted} != wanted:
-                raise ValueError(f"{path} is from another run: {state}; this one is {wanted}")
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, name = key.split("/")
-                p, value = self.parameters[name], file.get_tensor(key)
-                if kind == "parameter":
-                    p.data.copy_(value)
-                else:
-                    self.optimiser.state[p][kind] = value if kind == "step" else value.to(self.device)
+        wanted = {"seed": seed, "config": dataclasses.asdict(self.config)}
+        state = checkpoints.load(path, self.parameters, lambda kind: self.optimiser, wanted)
         done: dict[str, int] = state["done"]
         return done
 
