@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -30,19 +29,30 @@ from calls import (
     LOGITS,
     ROWS,
     close,
-    counted,
     generate,
     held,
     longest,
     text_of,
     video_rows,
 )
+from compared import (
+    decides_per_token,
+    depends_on_text,
+    generated,
+    prompted,
+    ran_by,
+    said,
+    same,
+    sites_of,
+    two_words,
+    usual,
+)
 from matrix import kinds_of, refused
 from refusals import left_as_it_was
 from torch import Tensor
 
 import foveate
-from foveate import Host, Method, Site
+from foveate import Method
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.handle import host_of
 from foveate.units import left
@@ -65,76 +75,6 @@ def always(check: Property) -> Property:
     asked.__name__, asked.__doc__ = check.__name__, check.__doc__
     PROPERTIES.append(asked)
     return asked
-
-
-# -- what a method is ---------------------------------------------------------------------------------------------------
-
-
-def sites_of(method: Method) -> list[Site]:
-    """Where it acts in a model like the tiny ones."""
-    return list(method.sites(Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)))
-
-
-def depends_on_text(method: Method) -> bool:
-    """Whether a longer prompt may choose other tokens: the choice follows its text, or is made anew at every step."""
-    guides = {"last_row", "text_rows", "text", "received", "next_row", "next_rows", "text_pass"}
-    return any(
-        site.at in ("decode", "cache")
-        or site.into == "generated"  # which a longer prompt has no more of
-        or (site.at in ("decoder", "lm_entry") and guides & {getattr(each, "kind", each) for each in site.signals})
-        for site in sites_of(method)
-    )
-
-
-def decides_per_token(method: Method) -> bool:
-    """Whether parts of an image are treated as the whole is: it acts before the language model, or there on all or none."""
-    inside = [site for site in sites_of(method) if site.at in ("lm_entry", "decoder", "cache")]
-    moves = any(isinstance(part, foveate.OIM) for part in method.parts())  # to places that another chunk may bring
-    return all(site.keep in (0.0, 1.0) for site in inside) and not moves
-
-
-# -- what several properties compare with -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a model says: logits of the text of some batches, and what it generates for the first of them."""
-
-    prompts: list[Tensor]
-    logits: tuple[Tensor, ...]
-    ids: Tensor
-    held: list[int]
-
-    @property
-    def numbers(self) -> list[Tensor]:
-        return [*self.prompts, *self.logits, self.ids]
-
-
-def said(family: str, model: Any, *batches: dict[str, Tensor]) -> Said:
-    """Call a model, and have it generate."""
-    with torch.no_grad():
-        out = generate(model, batches[0], **LOGITS)
-        prompts = [model(**each).logits[text_of(family, each)] for each in batches]
-    return Said(
-        prompts,
-        out.logits,
-        out.sequences,
-        [0 if each.is_sliding else held(each, longest(batches[0])) for each in tiny.entries(out.past_key_values)],
-    )
-
-
-@lru_cache(maxsize=2)
-def usual(family: str, method: Method) -> Said:
-    """What is said with sdpa of the usual batch, and of its first row alone: tests of one method run one after another."""
-    batches = tiny.inputs(family, ROWS[family]), tiny.inputs(family, ROWS[family], only=0)
-    with foveate.compress(tiny.model(family), method):
-        return said(family, tiny.model(family), *batches)
-
-
-def same(ours: Said, reference: Said) -> None:
-    """The same up to rounding."""
-    for a, b in zip(ours.numbers, reference.numbers, strict=True):
-        close(a, b)
 
 
 # -- a batch is its rows ------------------------------------------------------------------------------------------------
@@ -362,7 +302,7 @@ def flex_attention_agrees(family: str, method: Method) -> None:
         pytest.skip("stock code has no flex attention here, or this family takes long")
     batch, model, expected = tiny.inputs(family, ROWS[family]), stand_ins.with_flex(family), usual(family, method)
     with torch.no_grad(), stand_ins.uncompiled(), foveate.compress(model, method):
-        out = _two_words(model, batch)
+        out = two_words(model, batch)
     for ours, reference in zip(out.logits, expected.logits):
         close(ours, reference)
 
@@ -460,9 +400,9 @@ def the_report_counts_what_ran(family: str, method: Method) -> None:
     """FLOPs by formula are those counted on the run, bytes and lengths those of the cache, tokens those that survived; what a
     unit of `keep` counts is as much as the sites promise."""
     _skip_what_is_by_hand(method)
-    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _prompted(family)
+    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), prompted(family)
     with foveate.compress(model, method) as handle:
-        ran = _counted(lambda: model(**batch))
+        ran = ran_by(lambda: model(**batch))
         report = handle.report()
     assert (sum(report.full_flops.values()), sum(report.flops.values())) == (stock.flops, ran.flops)
     assert (report.full_kv_bytes, report.kv_bytes) == (stock.bytes, ran.bytes)
@@ -483,9 +423,9 @@ def the_report_counts_what_ran(family: str, method: Method) -> None:
 def the_report_counts_what_is_generated(family: str, method: Method) -> None:
     """So are they of a step with the cache."""
     _skip_what_is_by_hand(method)
-    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), _generated(family)
+    model, batch, stock = tiny.model(family), tiny.inputs(family, ROWS[family]), generated(family)
     with foveate.compress(model, method) as handle:
-        ran = _counted(lambda: _two_words(model, batch))
+        ran = ran_by(lambda: two_words(model, batch))
         report = handle.report()
     assert sum(report.full_flops.values()) == pytest.approx(stock.flops, rel=0.01)
     assert sum(report.flops.values()) == pytest.approx(ran.flops, rel=0.01)
@@ -519,37 +459,6 @@ def _keeps_its_promise(model: Any, method: Method, report: foveate.Report) -> No
         units -= {"cache"}  # which holds the keys of a batch that has a row without an image
     for unit in units:
         assert report.shares[unit] == pytest.approx(left(unit, sites, host), abs=token * max(1, len(sites))), unit
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a call took: FLOPs, and what is in the cache then."""
-
-    flops: int
-    bytes: int
-    lengths: tuple[int, ...]
-
-
-def _counted(call: Callable[[], Any]) -> Ran:
-    outs: list[Any] = []
-    flops = counted("sdpa", lambda: outs.append(call()))
-    entries = tiny.entries(outs[0].past_key_values)
-    held = sum(entry.keys.nbytes + entry.values.nbytes for entry in entries)
-    return Ran(flops, held, tuple(entry.keys.shape[2] for entry in entries))
-
-
-@cache
-def _prompted(family: str) -> Ran:
-    return _counted(lambda: tiny.model(family)(**tiny.inputs(family, ROWS[family])))
-
-
-@cache
-def _generated(family: str) -> Ran:
-    return _counted(lambda: _two_words(tiny.model(family), tiny.inputs(family, ROWS[family])))
-
-
-def _two_words(model: Any, batch: dict[str, Tensor]) -> Any:
-    return model.generate(**batch, max_new_tokens=2, do_sample=False, bad_words_ids=[[i] for i in range(9)], **LOGITS)
 
 
 CORE += [a_batch_is_its_rows, a_cached_step_is_a_full_forward, the_report_counts_what_ran]

@@ -16,7 +16,7 @@ import test_tiles
 import tiny
 import torch
 from calls import HANDS_OVER_FEATURES, ROWS, chunks, close, generate
-from contract import depends_on_text, sites_of
+from compared import depends_on_text, sites_of
 from plans import PLANS, plan
 from probes.synthetic import Received
 from torch import Tensor, nn

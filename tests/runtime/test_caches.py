@@ -13,7 +13,7 @@ import tiny
 import torch
 import transformers
 from calls import ROWS, close, generate
-from contract import depends_on_text
+from compared import depends_on_text
 from packaging.version import Version
 from plans import PLANS
 from stand_ins import lossless

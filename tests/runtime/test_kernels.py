@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, generate
-from contract import depends_on_text, said, same
+from compared import depends_on_text, said, same
 from plans import PLANS
 from stand_ins import FLEX, Flash, flash_attention, uncompiled, with_flash, with_flex
 from test_caches import TYPES, WINDOW

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from calls import ROWS, close, generate
-from contract import depends_on_text
+from compared import depends_on_text
 from plans import FULL, PLANS, plan
 from probes.synthetic import DropBlocks
 from transformers import LlavaConfig
