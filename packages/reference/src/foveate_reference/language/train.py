@@ -81,9 +81,9 @@ class SmolConfig:
     checkpoint_every, validation_images : int
     """
 
-    tower_steps: int = 1500
+    tower_steps: int = 700
     align_steps: int = 600
-    answer_steps: int = 3000
+    answer_steps: int = 2000
     batch_size: int = 4
     questions: int = 24
     simple: float = 0.15
