@@ -367,7 +367,6 @@ def test_a_static_cache() -> None:
 
 
 def test_an_engine_refuses_it() -> None:
-    from foveate.handle import host_of
     from foveate.models import family_of
     from foveate.serving.plan import make_plan
 

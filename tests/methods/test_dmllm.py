@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from probes.synthetic import pairs
+from refusals import At, refused
 from torch import Tensor
 
 import foveate
-from foveate import DMLLM, Host
+from foveate import DMLLM, Host, Reduction, Site, Tokens
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.handle import host_of
 from foveate.models import list_families
@@ -34,16 +36,16 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def filled(ids: Tensor, logits: Tensor) -> Tensor:
-    """The ids with the word that is surest among those that are still masked."""
-    sure, word = logits[0].softmax(-1).max(-1)
-    at = torch.where(ids[0] == MASK, sure, -1.0).argmax()
-    return ids.index_put((torch.tensor([0]), at[None]), word[at][None]) if bool((ids == MASK).any()) else ids
+    """The ids, where each row has the word that is surest among those that are still masked."""
+    sure, word = logits.softmax(-1).max(-1)
+    at = torch.where(ids == MASK, sure, -1.0).argmax(1, keepdim=True)
+    return torch.where(ids == MASK, ids.scatter(1, at, word.gather(1, at)), ids)
 
 
 @torch.no_grad()
 def generate(self: Any, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> list[Tensor]:
     """Logits of every step, in which the whole sequence runs, both ways."""
-    ids, found = torch.cat([input_ids, torch.full((1, ANSWER), MASK)], 1), []
+    ids, found = torch.cat([input_ids, torch.full((len(input_ids), ANSWER), MASK)], 1), []
     for _ in range(STEPS):
         mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
         out = self(input_ids=ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False)
@@ -114,6 +116,37 @@ def test_it_is_the_plain_loop(model: Any, case: str) -> None:
     n = int((~text).sum())
     stays = {"late": [n // 2] * 6, "progressive": [n // 8] * 6, "skip": [n, n, 0, 0, n, n]}[case]
     assert [each - int(text.sum()) for each in held] == pytest.approx(stays, abs=1)
+
+
+def test_a_batch_is_its_rows(model: Any) -> None:
+    rows: list[list[tiny.Item]] = [[3, "image", 5], [6, "image", 2]]
+    with foveate.compress(model, DMLLM(how="progressive", ratio=0.125)):
+        together = model.generate(**tiny.inputs("llava", rows))
+        for i in range(2):
+            alone = model.generate(**tiny.inputs("llava", rows, only=i))
+            for ours, one in zip(together, alone, strict=True):
+                torch.testing.assert_close(ours[i], one[0], rtol=2e-4, atol=2e-4)
+
+
+def test_tokens_do_not_merge_at_a_step(model: Any) -> None:
+    """The next one begins with the image as it was; nor is anything else than leaving said there."""
+
+    class Merging(At):
+        def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+            return pairs(tokens)
+
+    with (
+        foveate.compress(model, Merging(places=(Site.decoder(2, 0.5, step=1),))),
+        pytest.raises(
+            UnsupportedSiteError, match="merging merges tokens at decoder 2 at step 1, and the next step begins"
+        ),
+    ):
+        model.generate(**tiny.inputs("llava", [[3, "image", 5]]))
+    with pytest.raises(ConfigError, match="step=2: what tokens do at a denoising step is leave for good"):
+        Site.park(1, step=2)
+    refused(
+        model, At(places=(Site.cache(2, step=1),)), UnsupportedSiteError, "runs the prompt again, and keeps no cache"
+    )
 
 
 FROM_SCRATCH = Host("llada_v", 23, 32, has_cls=False, steps=64)

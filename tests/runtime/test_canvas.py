@@ -22,7 +22,7 @@ from torch import Tensor
 
 import foveate
 from foveate import DMLLM, Host, Method, Site, Stride, Tokens
-from foveate.errors import UnsupportedModelError, UnsupportedSiteError
+from foveate.errors import UnsupportedCacheError, UnsupportedModelError, UnsupportedSiteError
 from foveate.handle import host_of
 from foveate.models import family_of
 from foveate.units import left
@@ -132,15 +132,14 @@ def test_it_is_the_stock_canvas_without_the_tokens_that_are_gone() -> None:
         close(found, model(**batch).logits)
 
 
-def test_skipped_layers_hold_no_visual_keys() -> None:
-    """Before and after them the canvas reads the whole prompt, also where its mask was made for layers that hold less."""
-    model, batch = model_of("eager"), tiny.inputs(ROWS, only=0)
-    method = LayerSkip(ratio=0.0, first=1, last=3)
+@pytest.mark.parametrize(("first", "last"), [(1, 3), (0, 1)])
+def test_skipped_layers_hold_no_visual_keys(first: int, last: int) -> None:
+    """In all others the canvas reads the whole prompt, also where stock code made its mask for layers that hold less."""
+    model, batch, method = model_of("eager"), tiny.inputs(ROWS, only=0), LayerSkip(ratio=0.0, first=first, last=last)
     with torch.no_grad(), foveate.compress(model, method) as handle:
-        found = model(**padded(batch)).logits
-        lengths = handle.report().kv_lengths
+        found = model(**batch).logits
+        assert [n < handle.report().kv_lengths[5] for n in handle.report().kv_lengths[:2]] == [first == 0, first == 1]
         close(model(**padded(tiny.inputs(ROWS))).logits[0], found[0])
-    assert lengths[5] - lengths[1] == int((batch["input_ids"] == IMAGE).sum())
 
 
 def test_renumbered_tokens_are_those_of_a_shorter_prompt() -> None:
@@ -219,6 +218,33 @@ def test_a_site_of_the_cache_waits_for_its_step() -> None:
     assert [visit.site for visit in report.visits] == [f"cache {i} at step {n}" for n in (2, 3) for i in FULL]
     assert report.shares["decode"] == pytest.approx((4 + 2 * (1 + 1 + 0.5 + 0.25 + 0.25) / 5) / 6)
     assert report.kv_lengths[5] == whole - 12
+
+
+def test_a_later_turn_and_copies_of_rows_wait_for_their_step() -> None:
+    """Images of two turns leave together if no step has come in between; rows are chosen before the first step."""
+    model, both = model_of(), tiny.inputs([[3, (8, 8), 5, (4, 8), 4]])
+    words, ids = both["decoder_input_ids"], both["input_ids"]
+    cut = int((ids[0] == IMAGE).nonzero()[15]) + 3
+    first, second = ({"pixel_values": both["pixel_values"][i : i + 1]} for i in range(2))
+    for i, turn in enumerate((first, second)):
+        turn["image_position_ids"] = both["image_position_ids"][i : i + 1]
+    with torch.no_grad(), foveate.compress(model, Late()) as handle:
+        cache = model(input_ids=ids[:, :cut], **first, decoder_input_ids=words).cache
+        mask = torch.ones_like(ids)
+        model(input_ids=ids[:, cut:], attention_mask=mask, **second, cache=cache, decoder_input_ids=words)
+        cache.batch_repeat_interleave(2)
+        for number in range(3):
+            step(model, cache, words.repeat(2, 1) + number)
+        assert [visit.before for visit in handle.report().visits] == [(16, 8, 16, 8)] * 2 + [(8, 4, 8, 4)] * 2
+        assert cache.layers[5].keys.shape[:3] == (2, 2, ids.shape[1] - 24 + 6)
+    with torch.no_grad(), foveate.compress(model, Late()):
+        cache = model(input_ids=ids[:, :cut], **first, decoder_input_ids=words).cache
+        step(model, cache, words)
+        cache.reorder_cache(torch.tensor([0]))
+        with pytest.raises(
+            UnsupportedCacheError, match="late acts at cache 1 at step 2 by what the step before looked at"
+        ):
+            step(model, cache, words)
 
 
 def test_generate_counts_the_steps_of_each_canvas() -> None:

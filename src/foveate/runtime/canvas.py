@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from foveate.errors import UnsupportedCacheError
 from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, entry_of
 from foveate.runtime.context import Action, DecoderPass
@@ -89,6 +90,11 @@ class CanvasHooks:
         call.states, call.ending, call.samples, call.step = states, progress.ending, progress.samples, progress.done
         due = [a for a in self.caches.later if a.site.step == call.step and a.order not in progress.acted]
         for action in due:
+            if action.asks and action.site.layer not in call.ending.readings:
+                raise UnsupportedCacheError(
+                    f"{action.method.name()} acts at {action.site} by what the step before looked at, and the rows of the "
+                    "cache have changed since: choose rows before the first step"
+                )
             self.caches.act(call, action, cache)
             progress.acted.add(action.order)
         if due:
@@ -133,7 +139,7 @@ class CanvasHooks:
         """Return what the attention of a layer sees; None: what stock code believes, with a ``mask`` that fits."""
         if not isinstance(entry, CompactMixin):
             held = entry.keys.shape[-2] + call.length
-            fits = not isinstance(mask, Tensor) or mask.shape[-1] == held
+            fits = mask is None or mask.shape[-1] == held
             return None if fits else KVIndex(call.past + call.length, held)
         kv = entry.kv
         if kv.whole and kv.shift is None and entry.window is None:

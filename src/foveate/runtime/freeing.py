@@ -68,7 +68,7 @@ class CacheSites:
                 )
 
     def free(self, call: DecoderPass, cache: Cache | None) -> None:
-        """At the end of a forward, let every site decide whose step has not yet to come, and remove what it does not keep."""
+        """At the end of a forward, let every site decide that waits for no step, and remove what it does not keep."""
         before = call.states.denoised
         if before is not None:  # what comes next is written from the first step on
             before.done = 0

@@ -57,6 +57,12 @@ class Denoised:
     done: int = 0
     acted: set[int] = field(default_factory=set)
 
+    def select(self, rows: Tensor) -> None:
+        """Follow a cache whose rows are now ``rows (B',)`` of those before. What the last step looked at is forgotten."""
+        mask = self.ending.mask
+        self.ending.mask = None if mask is None else mask.index_select(0, rows.to(mask.device))
+        self.ending.readings.clear()
+
 
 @dataclass
 class Prompt:

@@ -46,6 +46,8 @@ class States:
 
     def select(self, rows: Tensor) -> None:
         """Follow a cache whose rows are now ``rows (B',)`` of those before (beams, expansion)."""
+        if self.denoised is not None:
+            self.denoised.select(rows)
         if self.memories:
             chosen = rows.tolist()
             for memory in self.memories.values():
