@@ -7,7 +7,6 @@ that they name, by what the tokens of the step before looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from transformers.cache_utils import Cache
 from foveate.errors import UnsupportedCacheError
 from foveate.models.family import Family
 from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, entry_of
-from foveate.runtime.context import Action, DecoderPass
+from foveate.runtime.context import DecoderPass
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument
@@ -118,7 +117,7 @@ class CanvasHooks:
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
         entry: Any = entry_of(cache_among(kwargs.values()), i)
-        keys = self._keys(call, entry, kwargs.get(self._mask))
+        keys = self._keys(call, entry)
         held = entry.keys.shape[-2]
         noted = log_layer(call, call.length, keys, entry, log=call.trace.canvas)
         if isinstance(entry, CompactMixin) and entry.kv.visual is not None:
@@ -131,16 +130,11 @@ class CanvasHooks:
         kwargs = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         return by_position(layer, positional, args, kwargs)
 
-    @property
-    def _mask(self) -> str:
-        return next(name for name, axis in self.spec.layer_args.items() if axis == "mask")
-
-    def _keys(self, call: DecoderPass, entry: Any, mask: Any) -> KVIndex | None:
-        """Return what the attention of a layer sees; None: what stock code believes, with a ``mask`` that fits."""
+    @staticmethod
+    def _keys(call: DecoderPass, entry: Any) -> KVIndex | None:
+        """Return what the attention of a layer sees; None: what stock code believes."""
         if not isinstance(entry, CompactMixin):
-            held = entry.keys.shape[-2] + call.length
-            fits = mask is None or mask.shape[-1] == held
-            return None if fits else KVIndex(call.past + call.length, held)
+            return None
         kv = entry.kv
         if kv.whole and kv.shift is None and entry.window is None:
             return None
@@ -148,10 +142,10 @@ class CanvasHooks:
 
     def _ask(self, call: DecoderPass, i: int, held: int, device: torch.device) -> None:
         """Let the attention of a layer be read for the sites of its cache whose step comes next."""
-        actions: Sequence[Action] = [
-            a for a in self.caches.later if a.site.layer == i and a.asks and a.site.step == call.step + 1
-        ]
-        if not actions or call.states.denoised is None:
+        progress = call.states.denoised
+        here = [a for a in self.caches.later if a.site.layer == i and a.asks and a.site.step == call.step + 1]
+        actions = [a for a in here if progress is not None and a.order not in progress.acted]
+        if not actions:
             return
         rows = torch.arange(call.length, device=device).expand(call.batch, -1)
         reading = Reading(width=held + call.length, take=torch.arange(held, device=device).expand(call.batch, -1))

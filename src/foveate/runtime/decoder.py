@@ -21,7 +21,7 @@ from foveate.runtime.alone import text_alone
 from foveate.runtime.appending import append
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.asking import QueryHooks
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, is_led, window_of
 from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.deepstack import add_deepstack
 from foveate.runtime.denoising import begin, is_due, left_before, note
@@ -311,7 +311,9 @@ class DecoderHooks:
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
-        if entry is not None and (watching or sighted or call.fewer is not None or rows is not None):
+        if is_led(entry, cache) or (
+            entry is not None and (watching or sighted or call.fewer is not None or rows is not None)
+        ):
             entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
