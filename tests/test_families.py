@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_diffusion
 import torch
 from transformers import CONFIG_MAPPING
 
@@ -40,11 +41,14 @@ class At(Method):
 
 
 def test_every_family_is_in_the_matrix() -> None:
-    assert set(tiny.FAMILIES) == set(list_families())
+    """But for one that does not write word by word, which has a file of its own: runtime/test_canvas.py."""
+    assert {*tiny.FAMILIES, tiny_diffusion.NAME} == set(list_families())
 
 
 def test_the_tables_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "families.md").read_text()
+    if not {family.model_type for family in list_families().values()} <= {*CONFIG_MAPPING}:
+        pytest.skip("this transformers does not know all families")
     assert TOOL["written"](page) == page, "run: python tools/family_tables.py"
     assert all(f"`{family}`" in page for family in list_families())
 

@@ -72,7 +72,7 @@ SITES: list[tuple[str, tuple[Site, ...], str]] = [
     ("llava", (Site("lm_entry", signals=("last_row",)),), "cannot give"),
     ("llava", (Site("pixels", signals=("keys",)),), "cannot give"),
     ("llava", (Site("decoder", 2, signals=("cls_row",)),), "cannot give"),
-    ("llava", (Site("decoder", 2, step=3),), "decoder 2 from step 3 on, but 'llava' writes its answer word by word"),
+    ("llava", (Site("decoder", 2, step=3),), "decoder 2 at step 3, but 'llava' writes its answer word by word"),
 ]
 
 

@@ -29,13 +29,21 @@ PLACES = {
     "tower_output": "after the last block that is read",
     "lm_entry": "where features and text meet; appending, too",
     "decoder": "before any layer, and its parts; parking, attending and restoring, too, and reusing queries and keys",
-    "cache": "the cache of any layer with keys of its own, when the prompt has ended; not where it slides",
+    "cache": "the cache of any layer with keys of its own, after the prompt or at a denoising step; not where it slides",
     "decode": "the cache, at every generated token; one such site on a model; not where layers slide",
 }
 #: what a family's checkpoints have, where the default config does not fit together or is another family's
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "gemma4": {"vision_config": {}},
+    "diffusion_gemma": {
+        "vision_config": {"model_type": "gemma4_vision"},
+        "text_config": {
+            "num_experts": 8,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 704,
+        },  # which it has no defaults for
+    },
     "idefics3": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},  # which has room for its padding token
     "smolvlm": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},
     "ovis2": {"vision_config": {"hidden_stride": 2}},
@@ -114,6 +122,8 @@ def _between(family: Family) -> Iterable[str]:
         yield "the projector pools patches" if pooled else f"patches are joined {where} the projector"
     elif tower.neck:
         yield "a norm and a convolution before the merger"
+    if family.denoising is not None and family.denoising.canvas:
+        yield "a canvas that reads the KV cache in denoising steps"
     for name, arrangement in tower.arrangements.items():
         if "video" in name:
             yield "video frames are pooled" + (" before the projector" if arrangement.pool else " after the projector")
@@ -138,6 +148,8 @@ def refused(family: Family) -> Iterable[str]:
         yield "decoder sites from the first layer on that has no keys of its own"
     if family.tower.merger is not None:
         yield "parking where its tower merges"
+    if family.denoising is not None and family.denoising.canvas:
+        yield "at a denoising step all but `cache` sites"
     for name in family.decoder.complete:
         yield f"`output_{name}=True` where tokens are gone"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.air import AIR as AIR
     from foveate.methods.divprune import DivPrune as DivPrune
+    from foveate.methods.dmllm import DMLLM as DMLLM
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU

@@ -58,7 +58,8 @@ class Report:
         full_layer_tokens: the same in the stock model.
         mean_tokens: visual tokens per row and layer, averaged over the decoder layers.
         shares: what `keep` promises, by unit (`foveate.units`): the share of the stock model's that was left. Without a cache
-            there is no ``cache``, before the first step of decoding no ``decode``, and without a tower call no ``tower``.
+            there is no ``cache``, before the first step of decoding no ``decode`` (of denoising steps it is the mean), and
+            without a tower call no ``tower``.
         flops, full_flops: by stage: ``tower``, ``projector``, ``prefill``, ``decode``, ``head``, ``sites`` (the method's
             own work).
         kv_bytes, full_kv_bytes: held by the KV cache after the last step, measured on its tensors; and at full length. The
@@ -67,7 +68,7 @@ class Report:
         block_flops, full_block_flops: FLOPs of each vision block; ``tower`` is their sum and what is around them.
         layer_flops, full_layer_flops: FLOPs of each decoder layer in the prefill.
         seconds: wall time of ``tower``, ``prefill`` and ``decode``.
-        decode_steps: tokens generated after the prefill.
+        decode_steps: tokens generated after the prefill, or denoising steps that read its cache.
         thread: name of the thread that made the call, where it was another one than that which asks for the report.
     """
 
@@ -158,11 +159,13 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     in_layers: dict[str, list[tuple[int, int]]] = {}
     # Another thread may be in the middle of the next forward: of what it has logged, whole forwards.
     prefill, decode = (log[: len(log) // n * n] for log in (trace.prefill, trace.decode))
-    for stage, log in (("prefill", prefill), ("decode", decode)):
+    canvas = trace.canvas[: len(trace.canvas) // n * n]  # layers built like those of the language model
+    for stage, log, beside in (("prefill", prefill, []), ("decode", decode, canvas)):
         now[stage] = full[stage] = sum(each.batch * each.full_queries * outside for each in log[::n])
-        in_layers[stage] = [_layer_flops(layers[i % n], family.decoder, each) for i, each in enumerate(log)]
+        in_layers[stage] = [_layer_flops(layers[i % n], family.decoder, each) for i, each in enumerate(log + beside)]
         now[stage] += sum(a for a, _ in in_layers[stage])
         full[stage] += sum(b for _, b in in_layers[stage])
+    now["decode"], full["decode"] = (each["decode"] + trace.canvas_flops for each in (now, full))
     now["head"] = full["head"] = trace.head_rows * _weights(model.get_output_embeddings())
     now["sites"] = sum(visit.flops for visit in trace.sites) + trace.signal_flops
     for rows, length in trace.asides:
@@ -239,13 +242,21 @@ def _weights(module: nn.Module | None) -> int:
 
 def _experts(module: nn.Module) -> int:
     """2 x weights of the experts that one token goes through, all of which are stacked in one tensor, and of the router."""
-    routers: list[Any] = [m for m in module.modules() if isinstance(getattr(m, "top_k", None), int)]
+    routers: list[Any] = [m for m in module.modules() if _top_k(m)]
     if not routers:
         return 0
     convolutions = {id(m.weight) for m in module.modules() if isinstance(m, nn.Conv1d)}
     stacked = [p for p in module.parameters() if p.dim() == 3 and id(p) not in convolutions]
     router = sum(m.weight.numel() for m in routers if hasattr(m, "weight") and not hasattr(m, "in_features"))
-    return 2 * int(routers[0].top_k * sum(p.numel() // p.shape[0] for p in stacked) + router)
+    return 2 * int(_top_k(routers[0]) * sum(p.numel() // p.shape[0] for p in stacked) + router)
+
+
+def _top_k(module: nn.Module) -> int:
+    """Return how many experts a router gives each token; 0 for other modules."""
+    own = getattr(module, "top_k", None)
+    if own is None and hasattr(module, "per_expert_scale"):  # it asks its config
+        own = getattr(getattr(module, "config", None), "top_k_experts", None)
+    return own if isinstance(own, int) else 0
 
 
 def _own_matrices(module: nn.Module) -> int:

@@ -270,7 +270,7 @@ class Method:
         share = 1.0
         at: dict[int, list[float]] = {}
         for site in self.sites(host):
-            if site.action == "reduce" and site.at not in ("decode", "cache"):
+            if site.action == "reduce" and site.at not in ("decode", "cache") and not site.step:
                 layer = site.layer if site.at == "decoder" else 0
                 at.setdefault(layer + host.layers if layer < 0 else layer, []).append(site.keep)
         stages = []

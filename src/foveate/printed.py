@@ -94,12 +94,14 @@ def _time(report: Report) -> str:
 
 
 def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:
-    """Group visits by the name of their site; those that one method makes to the caches of several layers are one."""
-    found: list[tuple[str, list[Visit]]] = []
+    """Group visits by the name of their site; those that one method makes at once to the caches of several layers are one."""
+    found: list[tuple[str, str, list[Visit]]] = []
     for visit in visits:
-        place, _, layer = visit.site.partition(" ")
-        if place == "cache" and found and found[-1][0].startswith("cache") and found[-1][1][0].method == visit.method:
-            found[-1] = (f"{found[-1][0]}, {layer}", [*found[-1][1], visit])
+        name, at, step = visit.site.partition(" at step ")
+        place, _, layer = name.partition(" ")
+        last, when, of = found[-1] if found else ("", "", [])
+        if place == "cache" and last.startswith("cache") and when == at + step and of[0].method == visit.method:
+            found[-1] = (f"{last}, {layer}", when, [*of, visit])
         else:
-            found.append((visit.site, [visit]))
-    return [(site if len(of) < 4 else f"{len(of)} caches", of) for site, of in found]
+            found.append((name, at + step, [visit]))
+    return [((name if len(of) < 4 else f"{len(of)} caches") + when, of) for name, when, of in found]

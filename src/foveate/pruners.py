@@ -329,7 +329,7 @@ class CachePruner(SingleRatio):
     """A method that frees visual tokens of the KV cache after the prompt; ``keep`` is the share that it holds then, on average.
 
     A subclass gives its paper's share in `usual`, its `signals` and its `score`. The option ``layers`` says which caches are
-    cut, all by default, and ``ratio`` how much each of these keeps.
+    cut, by default all that grow with the prompt, and ``ratio`` how much each of these keeps.
     """
 
     layers: tuple[int, ...] | None = None
@@ -338,7 +338,7 @@ class CachePruner(SingleRatio):
     signals: ClassVar[tuple[Signal | str, ...]] = ()
 
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
-        layers = range(host.layers) if self.layers is None else self.layers
+        layers = host.growing_caches if self.layers is None else self.layers
         return [Site.cache(layer, ratio, signals=self.signals) for layer in layers]
 
 

@@ -23,14 +23,21 @@ def of_layers(trace: Trace, prefill: Sequence[LayerTrace], sources: Sequence[int
     held = [sum(each.visual or 0 for each in layer) for layer in layers]
     found = {"tokens": sum(held) / n / full, "compute": sum(sum(map(_in_ffn, layer)) for layer in layers) / n / full}
     cached = [sum((each.visual or 0) + each.lent for each in layer) for layer in layers]
+    made = list(cached)
     for visit in trace.sites:
-        if visit.site.at == "cache":
+        if visit.site.at == "cache" and not visit.site.step:
             cached[visit.site.layer] = sum(visit.after)
     kv = trace.kv
     stored = [cached[i] * row / full_row for i, row, full_row in zip(kv.layers, kv.row, kv.full_row) if i < n]
     if stored:
         found["cache"] = sum(stored) / len(stored) / full
-    if trace.decode_steps:
+    steps = len(trace.canvas) // n
+    if steps:  # of layers that nobody watches, what they have made of the prompt
+        read_in_all = sum(
+            made[i % n] if each.visual is None else each.visual for i, each in enumerate(trace.canvas[: steps * n])
+        )
+        found["decode"] = read_in_all / steps / n / full
+    elif trace.decode_steps:
         read = [cached[source] * _seen(trace.sites, i) for i, source in enumerate(sources)]
         found["decode"] = sum(read) / n / full
     return found

@@ -17,6 +17,7 @@ Positions = Literal["keep", "renumber", "native", "virtual"]
 #: the parts of a decoder layer that some actions are for; all others are for the whole of it
 PARTS: dict[str, tuple[str, ...]] = {"skip": ("attention", "ffn"), "channels": ("ffn",), "inject": ("ffn",)}
 _OF_NO_LAYER = ("pixels", "tower_output", "lm_entry")
+_AT_STEPS = ("lm_entry", "decoder", "cache")
 _NAMED = ("attend", "sight", "append", "remember")  # actions that the name of a site says
 Verb = Literal[
     "reduce", "park", "attend", "restore", "skip", "channels", "sight", "append", "reuse", "remember", "inject"
@@ -52,7 +53,10 @@ class Site:
         part: of a decoder layer, ``attention`` or ``ffn``. The site is visited when that part is about to run: `Tokens.hidden`
             is its input, after the norm, and signals tell of the last attention before it (for the FFN, this layer's own).
         reuse: with ``action="reuse"``, what this layer takes from an earlier one.
-        step: the denoising step from which on the site acts, in a model that writes an answer in `Host.steps` of them.
+        step: the denoising step at which the site acts, once a prompt, in a model that writes its answer in `Host.steps` of
+            them: what leaves there is gone for the steps that follow, too. Cache sites act before that step, with signals of
+            the one before (at step 0, of the prompt); sites of the language model act in it. None: at the prompt, or at
+            every step that runs all of it again.
         into: with ``action="inject"``, the tokens that it is for, all of which come after an image: ``text``, of the prompt and
             generated; only the text of the ``prompt``; or only what is ``generated``.
     """
@@ -67,7 +71,7 @@ class Site:
     shares: tuple[float, ...] = ()
     part: Literal["", "attention", "ffn"] = ""
     reuse: Reuse | None = None
-    step: int = 0
+    step: int | None = None
     into: Into = "text"
 
     def __post_init__(self) -> None:
@@ -112,8 +116,13 @@ class Site:
             raise ConfigError(f"{self.at} is at no layer: leave layer={self.layer} out")
         if self.at == "decode" and self.layer == 0:
             raise ConfigError("decode sites start at layer 1, where an attention has been computed")
-        if self.step < 0:
+        if self.step is not None and self.step < 0:
             raise ConfigError(f"step={self.step}: denoising steps count from 0")
+        if self.step is not None and (self.action != "reduce" or self.at not in _AT_STEPS):
+            raise ConfigError(
+                f"step={self.step}: what tokens do at a denoising step is leave for good, at {' or '.join(_AT_STEPS)}, so "
+                f"{self} is none: leave step out"
+            )
         if self.at == "cache" and self.shares:
             raise ConfigError(
                 "the cache of each layer holds tokens of its own, so cuts of several layers are no schedule: say `keep` at each"
@@ -228,7 +237,7 @@ class Site:
         return found
 
     def __str__(self) -> str:
-        start = f" from step {self.step} on" if self.step else ""
+        start = "" if self.step is None else f" at step {self.step}"
         if self.at in _OF_NO_LAYER:
             return self.at + (f" ({self.action})" if self.action in _NAMED else "") + start
         if self.reuse is not None:
@@ -254,7 +263,10 @@ class Host:
         tower_width: the same in the tower, all patches of a token together.
         output_width: the same at its output, where a block may have merged them; of features of one block.
         depth: all decoder layers, those that attend to the keys of earlier ones too: what a mean per layer is over.
-        steps: denoising steps in which the model writes an answer; 0: it writes word by word, as all families here do today.
+        steps: denoising steps in which the model writes an answer, at most; 0: it writes word by word.
+        reads_cache: such a step reads the KV cache of the prompt, where sites of the cache act. Else it runs the prompt again,
+            and sites at the entry and before decoder layers act in it.
+        fixed_caches: decoder layers whose cache has a size of its own (a window, a state), so that no site acts there.
     """
 
     family: str
@@ -267,7 +279,14 @@ class Host:
     output_width: int = 0
     depth: int = 0
     steps: int = 0
+    reads_cache: bool = False
+    fixed_caches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.depth:
             object.__setattr__(self, "depth", self.layers)
+
+    @property
+    def growing_caches(self) -> tuple[int, ...]:
+        """The layers at whose cache a site may act."""
+        return tuple(layer for layer in range(self.layers) if layer not in self.fixed_caches)

@@ -10,8 +10,9 @@ from typing import Literal
 from foveate.site import Host, Site
 
 #: ``tokens``: visual tokens that a decoder layer holds. ``tower``: patches that a vision block works on. ``decode``: visual
-#: keys and values that a decode step reads. ``cache``: those that the KV cache holds after the prompt. ``compute``: rows of
-#: visual tokens in a layer's FFN, times the channels that these use. All are means over the blocks or layers.
+#: keys and values that a decode step reads, or in the mean a denoising step. ``cache``: those that the KV cache holds after the
+#: prompt. ``compute``: rows of visual tokens in a layer's FFN, times the channels that these use. All are means over the blocks
+#: or layers.
 Unit = Literal["tokens", "tower", "decode", "cache", "compute", "none"]
 
 
@@ -20,6 +21,9 @@ def left(unit: Unit, sites: Iterable[Site], host: Host) -> float:
     if unit == "none":
         return 1.0
     from_start = [_from_the_start(site, host) for site in sites]
+    if unit == "decode" and host.steps:
+        return _mean([_read_at(step, from_start, host) for step in range(host.steps)])
+    from_start = [site for site in from_start if not site.step]
     if unit == "tower":
         return _mean(_in_blocks(from_start, host))
     held, cached = _in_layers(from_start, host)
@@ -32,6 +36,18 @@ def left(unit: Unit, sites: Iterable[Site], host: Host) -> float:
         return _mean([prod(s.keep for s in inside if s.layer <= layer) * x for layer, x in enumerate(cached)])
     ffn = [site for site in inside if site.part == "ffn" and site.action in ("skip", "channels")]
     return _mean([prod(s.keep for s in ffn if s.layer == layer) * x for layer, x in enumerate(held)])
+
+
+def _read_at(step: int, sites: Sequence[Site], host: Host) -> float:
+    """The share of the visual tokens that a layer's attention sees in a denoising step, in the mean over the layers."""
+    due = [site for site in sites if site.step is None or site.step <= step]
+    if host.reads_cache:
+        _, cached = _in_layers([site for site in due if site.at != "cache"], host)
+        freed = [prod(s.keep for s in due if s.at == "cache" and s.layer == layer) for layer in range(host.depth)]
+        return _mean([made * left for made, left in zip(cached, freed)])
+    before = [site.step is not None and site.step < step for site in due]  # what left there does not come back
+    held, _ = _in_layers([replace(s, at="lm_entry", layer=0) if gone else s for s, gone in zip(due, before)], host)
+    return _mean(held)
 
 
 def _in_layers(sites: Sequence[Site], host: Host) -> tuple[list[float], list[float]]:

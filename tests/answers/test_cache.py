@@ -23,6 +23,7 @@ from transformers import DynamicCache
 import foveate
 from foveate import DyCoke, Host, Method, QCache, Site, Stride, Tokens
 from foveate.errors import ConfigError, InputError, UnsupportedCacheError, UnsupportedSiteError
+from foveate.handle import host_of
 
 PAIR = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 
@@ -366,10 +367,20 @@ def test_a_static_cache() -> None:
 
 
 def test_an_engine_refuses_it() -> None:
-    from foveate.handle import host_of
     from foveate.models import family_of
     from foveate.serving.plan import make_plan
 
     model = tiny.model("qwen2_5_vl")
     with pytest.raises(UnsupportedSiteError, match="acts on the KV cache when a prompt has ended"):
         make_plan(SnapKV(), host_of(model), family_of(model.config), model.config)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_layers_whose_cache_does_not_grow_are_left_out(family: str) -> None:
+    """By default a method acts on all others: layers that slide forget by themselves, and those with a state have no keys."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family], only=0)
+    layers = host_of(model).growing_caches
+    assert 0 < len(layers) < tiny.LAYERS
+    with torch.no_grad(), foveate.compress(model, SnapKV(ratio=0.5)) as handle:
+        model(**batch)
+        assert [visit.site for visit in handle.report().visits] == [f"cache {layer}" for layer in layers]

@@ -11,7 +11,13 @@ import pytest
 import tiny
 import torch
 from calls import HOOKS_AROUND_CHECKPOINTS, ROWS, close, counted, generate
-from contract import PROPERTIES, Property
+from contract import (
+    PROPERTIES,
+    Property,
+    a_batch_is_its_rows,
+    a_later_turn_goes_on_with_the_cache,
+    generation_of_a_batch_is_that_of_its_rows,
+)
 from probes.layer_skip import LayerSkip
 from probes.skip_vision import SkipVision
 from refusals import At, refused
@@ -125,6 +131,13 @@ def test_every_structure(family: str, read: bool) -> None:
         for i in range(len(ROWS[family])):
             alone = generate(model, tiny.inputs(family, ROWS[family], only=i))
             assert torch.equal(alone[0, -4:], out.sequences[i, -4:])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma4"])
+def test_the_first_layer_that_slides_alone_holds_fewer(family: str) -> None:
+    """Stock code asks its cache entry for the mask of all that slide."""
+    for check in (a_batch_is_its_rows, generation_of_a_batch_is_that_of_its_rows, a_later_turn_goes_on_with_the_cache):
+        check(family, LayerSkip(ratio=0.4, first=0, last=1))
 
 
 class Halves(At):

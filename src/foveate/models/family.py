@@ -266,6 +266,24 @@ class Decoder:
     recurrence: Callable[[Any, int], int] = lambda module, tokens: 0
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """How a model writes that makes an answer in steps, each of which works on the whole of it, and not word by word.
+
+    Attributes:
+        steps: the model, or its config where there is no model -> steps of an answer, or of a part of it, at most.
+        canvas: path under the model with the LM head of a second stack of layers, in which a step runs. Its tokens attend to
+            each other, both ways, and to the KV cache that the language model has made of the prompt, and add nothing to
+            that. Layers and what is in them are named and built as those of the `Decoder`. "": a step is a forward of the
+            language model with all of the prompt and the answer, without a cache, in the model's own ``generate()``.
+        around: the canvas and the inputs of its call -> FLOPs of its products outside of the layers.
+    """
+
+    steps: Callable[[Any], int]
+    canvas: str = ""
+    around: Callable[[Any, Args, Kwargs], int] = lambda canvas, args, kwargs: 0
+
+
 #: Places where frames of a video may be known, by what stock code hands over: the whole video, or frame after frame.
 IN_DECODER = frozenset({"lm_entry", "decoder", "decode", "cache"})
 EVERYWHERE = IN_DECODER | {"pixels", "tower", "tower_output"}
@@ -281,6 +299,7 @@ class Family:
         tower_type: ``config.vision_config.model_type`` where the family comes with several towers; "" where it does not.
         alias: its name where that is not ``model_type``, as another family has it.
         tower, decoder: see there.
+        denoising: of a model that writes in denoising steps; None: it writes word by word.
         base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
         modalities: pixel argument of the base model's forward -> name of the token id in the config, in the order in
             which stock code calls the tower.
@@ -295,6 +314,7 @@ class Family:
     tower_type: str = ""
     alias: str = ""
     frames: frozenset[str] = EVERYWHERE
+    denoising: Denoising | None = None
 
     @property
     def name(self) -> str:

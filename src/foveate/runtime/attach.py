@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.calls import Calls
+from foveate.runtime.canvas import CanvasHooks
+from foveate.runtime.compiled import forget_compiled, refuse_compiled
 from foveate.runtime.context import Action, Context
 from foveate.runtime.decoder import DecoderHooks
+from foveate.runtime.denoising import check_step
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks, refuse_without_weights
@@ -46,7 +47,7 @@ class Runtime:
     def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
         config: Any = model.config
         base = _base(model, family)
-        _refuse_compiled(model)
+        refuse_compiled(model)
         Facts(family).check_names(base, config)
         self.calls = Calls()
         self.context = Context(self.calls)
@@ -73,6 +74,7 @@ class Runtime:
         self.decoder.arguments.whole = model
         self.decoder.arguments.renumber = method.parts()[0].positions not in ("keep", "virtual")
         self.decoder.stand_for_members = is_virtual(method)
+        self.canvas = CanvasHooks(model, family, self.decoder)
         drops = self.decoder.reduces
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside), drops=drops)
         before = {a.part: a.method for a in inside}.values()
@@ -90,6 +92,7 @@ class Runtime:
             self.encodings.attach(self.hooks)
             self.memories.attach(self.hooks)
             self.decoder.attach(self.hooks)
+            self.canvas.attach(self.hooks)
             self._count_head(model)
             for each in method.parts():
                 each.attach(base, self.host, self.hooks)
@@ -100,7 +103,7 @@ class Runtime:
         except BaseException:
             self.hooks.remove()
             raise
-        _forget_compiled()
+        forget_compiled()
 
     def _count_head(self, model: Any) -> None:
         head = model.get_output_embeddings()
@@ -161,6 +164,7 @@ def host_of(model: Any, family: Family) -> Host:
     blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
     patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
     merged = unit if merger is None else unit // merger.rows(model.config)
+    host = host if family.denoising is None else replace(host, steps=family.denoising.steps(model))
     return replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, output_width=patch * merged)
 
 
@@ -171,7 +175,13 @@ def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
     """
     blocks = family.tower.last_block(config) + 1
     frames = family.frames if family.takes_videos else frozenset()
-    return Host(family.name, blocks, layers, family.tower.leading > 0, frames, depth=depth)
+    fixed = tuple(i for i, kind in enumerate(kinds_of(config)) if kind.startswith(("sliding", "linear")))
+    steps = 0 if family.denoising is None else family.denoising.steps(config)
+    cached = family.denoising is not None and bool(family.denoising.canvas)
+    cls = family.tower.leading > 0
+    return Host(
+        family.name, blocks, layers, cls, frames, depth=depth, steps=steps, reads_cache=cached, fixed_caches=fixed
+    )
 
 
 def plan(
@@ -380,9 +390,7 @@ ACTIONS: dict[str, set[str]] = {
 
 def _check(method: Method, site: Site, host: Host, family: Family, config: Any) -> None:
     name, unit = method.name(), family.tower.unit(config)
-    if site.step and site.step >= host.steps:
-        how = f"in {host.steps} steps, 0 to {host.steps - 1}" if host.steps else "word by word, not in denoising steps"
-        raise UnsupportedSiteError(f"{name} acts at {site}, but {host.family!r} writes its answer {how}")
+    check_step(name, site, host)
     if method.scope == "sample" and site.at not in ("lm_entry", "decoder", "decode", "cache"):
         raise UnsupportedSiteError(
             f"{name} has one budget for all images of a prompt, and which these are is not known at {site}: act where they "
@@ -425,20 +433,3 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
 def kinds_of(config: Any) -> Sequence[str]:
     """Return the kind of attention of every decoder layer, where the config says so."""
     return getattr(config.get_text_config(), "layer_types", None) or ()
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    for module in model.modules():
-        if getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedModelError(
-                f"{type(module).__name__} is compiled, and compiled code ignores hooks that come later: compress the plain "
-                "model first, then compile it"
-            )
-
-
-def _forget_compiled() -> None:
-    """Graphs compiled of ``model.forward``, or of a function that calls the model, would go on without our hooks: whoever
-    keeps them, they are compiled anew at their next call."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
-        torch.compiler.reset()

@@ -377,6 +377,13 @@ def entry_of(cache: Cache | None, layer: int) -> Any | None:
     return cache.layers[layer]
 
 
+def is_led(entry: Any, cache: Cache | None) -> bool:
+    """Tell whether stock code asks a compact entry for the mask of this plain one: the first that slides, for all that do."""
+    if cache is None or isinstance(entry, CompactMixin) or not getattr(entry, "is_sliding", False):
+        return False
+    return isinstance(next(each for each in cache.layers if getattr(each, "is_sliding", False)), CompactMixin)
+
+
 def check_whole(cache: Cache, past: int, told: int | None) -> None:
     """Raise `UnsupportedCacheError` for a cache that was made of the tensors of a reduced one, without what they stand for.
 

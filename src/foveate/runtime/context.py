@@ -234,6 +234,7 @@ class DecoderPass:
         cache: of a step whose layers are settled as far as can be, else None.
         given: what changes in the arguments of a step's layers that see the same.
         embeds: ``(B, L, C)`` what the language model was given, where a site asks what it makes of the text alone.
+        prompt, step: of a denoising step: what it is a part of, where it runs all of the prompt, and which step it is.
     """
 
     batch: int
@@ -271,6 +272,8 @@ class DecoderPass:
     cache: Any = None
     given: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = field(default_factory=dict)
     embeds: Tensor | None = None
+    prompt: Prompt | None = None
+    step: int = 0
     memo: Memo = field(default_factory=Memo)
 
     def note(self, action: Action, counts: Sequence[int]) -> None:
@@ -337,6 +340,7 @@ class Context(threading.local):
         self.records: list[Record] = []
         self.inputs: Inputs | None = None
         self.decoder: DecoderPass | None = None
+        self.canvas: DecoderPass | None = None
         self.aside = False  # the language model runs for ourselves
         self.arranged: Arranged | None = None
         self.prompt: Prompt | None = None

@@ -21,9 +21,10 @@ from foveate.runtime.alone import text_alone
 from foveate.runtime.appending import append
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.asking import QueryHooks
-from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, window_of
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, check_whole, compact, entry_of, is_led, window_of
 from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.deepstack import add_deepstack
+from foveate.runtime.denoising import begin, is_due, left_before, note
 from foveate.runtime.entry import Entry
 from foveate.runtime.freeing import CacheSites
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, replace_first
@@ -164,7 +165,8 @@ class DecoderHooks:
             # A new prompt that no tower call announced: text only, or features computed beforehand.
             self.context.trace = self.context.new_trace()
         call = DecoderPass(embeds.shape[0], embeds.shape[1], past, self.context.trace, tick(embeds.device))
-        call.states = self._states(cache, past, inputs)
+        kept = states_in(cache) if past else None
+        call.states = self.context.begun.meet(kept, cache is not None) if inputs.modalities else kept or States()
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
         plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
@@ -183,6 +185,7 @@ class DecoderHooks:
         if not (self.reduces and inputs.modalities):
             self.caches.follow(call, self.context.prompt, plain)
             return None
+        begin(call, self.context.prompt, self.family.denoising)
         call.records = self.context.records
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
@@ -199,11 +202,6 @@ class DecoderHooks:
             call.deepstack = kwargs.pop(features, None) or ()
             call.rank = None if mask is None else (mask.flatten().cumsum(0) - 1).view_as(mask)
         return args, kwargs
-
-    def _states(self, cache: Any, past: int, inputs: Inputs) -> States:
-        """Return what methods remember, in a forward that goes on after the ``past`` tokens of a cache."""
-        kept = states_in(cache) if past else None
-        return self.context.begun.meet(kept, cache is not None) if inputs.modalities else kept or States()
 
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.context.decoder
@@ -313,7 +311,9 @@ class DecoderHooks:
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
         sighted = call.layout is not None and call.layout.sight is not None
-        if entry is not None and (watching or sighted or call.fewer is not None or rows is not None):
+        if is_led(entry, cache) or (
+            entry is not None and (watching or sighted or call.fewer is not None or rows is not None)
+        ):
             entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)
         if isinstance(entry, CompactMixin):
@@ -359,10 +359,10 @@ class DecoderHooks:
         if i == 0:
             if call.arrived is not None and call.layout is not None:
                 hidden = self._leave(call, call.layout, call.arrived, hidden)
-            for action in self.first:
-                hidden = self._act(call, action, hidden, args, kwargs)
-        for action in self.before[i]:
-            hidden = self._act(call, action, hidden, args, kwargs)
+            if call.layout is not None and (left := left_before(call, call.layout.tokens)) is not None:
+                hidden = self._leave(call, call.layout, left, hidden)
+        for action in [*(self.first if i == 0 else ()), *self.before[i]]:
+            hidden = self._act(call, action, hidden, args, kwargs) if is_due(call, action) else hidden
         return hidden
 
     def _act(self, call: DecoderPass, action: Action, hidden: Tensor, args: Any, kwargs: Any) -> Tensor:
@@ -384,6 +384,7 @@ class DecoderHooks:
         if site.action in ("append", "remember"):
             return (append if site.action == "append" else remember)(action, call, tokens, hidden)
         reduction = action.decide(call.trace, tokens)
+        note(call, action, tokens, reduction)
         if site.action == "park" and len(reduction.keep) == len(tokens):
             return hidden
         parked = (action.method, Parked(tokens, reduction.keep)) if site.action == "park" else None

@@ -1,8 +1,9 @@
 """Cache sites: tokens leave the KV cache of a layer when the prompt has ended, and what they took is freed.
 
 All layers have seen them by then, so the prompt and its first answer token are those of a call without the site; generated
-tokens and later turns see the survivors, at their old positions. As every site acts after the last layer, a layer may be cut to
-what a deeper one has chosen (`Tokens.state`).
+tokens and later turns see the survivors, at their old positions. Where an answer is written in denoising steps that read the
+cache, a site may also wait for one of them (`foveate.runtime.canvas`). As every site acts after the last layer, a layer may
+be cut to what a deeper one has chosen (`Tokens.state`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from foveate.runtime.cache import CompactMixin, KVIndex, of_spans
 from foveate.runtime.context import Action, DecoderPass
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.presence import Presence
-from foveate.runtime.prompt import Ending, Prompt
+from foveate.runtime.prompt import Denoised, Ending, Prompt
 from foveate.runtime.signals.past import Past
 from foveate.tokens import Reduction
 
@@ -32,6 +33,8 @@ class CacheSites:
 
     def __init__(self, actions: Sequence[Action]) -> None:
         self.actions = [action for action in actions if action.site.at == "cache"]
+        #: those that act at a denoising step, before which attention of the step before is read
+        self.later = [action for action in self.actions if action.site.step]
 
     def __bool__(self) -> bool:
         return bool(self.actions)
@@ -48,6 +51,8 @@ class CacheSites:
         brings = () if call.layout is None else call.layout.tokens.spans.number
         earlier, all_spans = prompt.spans, prompt.spans | set(brings)
         ends = call.past + call.length >= prompt.total and bool(all_spans)
+        if mask is None and not call.past:  # one of another shape may tell
+            mask = call.present
         call.ending = Ending(ends, all_spans, mask=mask)
         prompt.spans = frozenset() if ends else all_spans
         if prompt.spans or (ends and earlier):
@@ -63,13 +68,22 @@ class CacheSites:
                 )
 
     def free(self, call: DecoderPass, cache: Cache | None) -> None:
-        """At the end of a forward, let every site decide, and remove what it does not keep."""
+        """At the end of a forward, let every site decide that waits for no step, and remove what it does not keep."""
+        before = call.states.denoised
+        if before is not None:  # what comes next is written from the first step on
+            before.done = 0
         if not call.ending.here or cache is None:
             return
         for action in self.actions:
-            self._act(call, action, cache)
+            if not action.site.step:
+                self.act(call, action, cache)
+        if self.later:
+            if before is not None and not before.acted:  # images of an earlier turn wait, too
+                call.ending.spans |= before.ending.spans
+            call.states.denoised = Denoised(call.ending, call.samples)
 
-    def _act(self, call: DecoderPass, action: Action, cache: Cache) -> None:
+    def act(self, call: DecoderPass, action: Action, cache: Cache) -> None:
+        """Let one site decide, and remove what it does not keep."""
         layer, entry = action.site.layer, cache.layers[action.site.layer]
         if not isinstance(entry, CompactMixin) or entry.kv.visual is None:
             return

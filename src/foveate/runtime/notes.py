@@ -12,10 +12,16 @@ from foveate.runtime.trace import LayerTrace
 
 
 def log_layer(
-    call: DecoderPass, rows: int, keys: KVIndex | None, entry: Any, taken: Taken | None = None, lent: int = 0
+    call: DecoderPass,
+    rows: int,
+    keys: KVIndex | None,
+    entry: Any,
+    taken: Taken | None = None,
+    lent: int = 0,
+    log: list[LayerTrace] | None = None,
 ) -> LayerTrace:
     """Note one layer of a forward: its rows, the ``keys`` that it sees (None: all), what it has ``taken`` of another layer, and
-    how many visual tokens that are set aside have ``lent`` it keys and values."""
+    how many visual tokens that are set aside have ``lent`` it keys and values; in a ``log`` of its own, where it has one."""
     full = call.length + (call.past if entry is None else min(call.past, window_of(entry)))
     n_keys = full if keys is None else keys.length
     if isinstance(entry, CompactMixin) and entry.visible is not None:
@@ -26,7 +32,7 @@ def log_layer(
         trace.members = call.members.outer.width
     if taken is not None:
         trace.reuse, trace.reused = taken.reuse, taken.tokens
-    _log_of(call).append(trace)
+    (_log_of(call) if log is None else log).append(trace)
     return trace
 
 

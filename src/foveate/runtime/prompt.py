@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.runtime.samples import Samples
 from foveate.runtime.signals.reading import Reading
 
 
@@ -41,6 +42,29 @@ class Ending:
 
 
 @dataclass
+class Denoised:
+    """How far the answer to a prompt has come that is written in steps which read the cache.
+
+    Attributes:
+        ending: what the prompt was; its readings are those of the last step.
+        samples: that are packed into its rows, or None.
+        done: steps of this part of the answer that have run.
+        acted: sites, by `Action.order`, whose step has come.
+    """
+
+    ending: Ending
+    samples: Samples | None
+    done: int = 0
+    acted: set[int] = field(default_factory=set)
+
+    def select(self, rows: Tensor) -> None:
+        """Follow a cache whose rows are now ``rows (B',)`` of those before. What the last step looked at is forgotten."""
+        mask = self.ending.mask
+        self.ending.mask = None if mask is None else mask.index_select(0, rows.to(mask.device))
+        self.ending.readings.clear()
+
+
+@dataclass
 class Prompt:
     """A call of ``generate()``, or of the base model alone, which encodes images for itself.
 
@@ -51,6 +75,8 @@ class Prompt:
         ids: ``(B, L)`` token ids of the whole of it, or None.
         total: length of the full sequence when all of it is there.
         spans: numbers of the spans that forwards have brought so far.
+        step: denoising steps that have begun, in a model that runs all of the prompt in each of them.
+        gone: ``(cells,)`` bool, what of its images has left at a step; None: nothing.
     """
 
     alone: bool
@@ -59,6 +85,8 @@ class Prompt:
     done: int = 0
     ids: Tensor | None = None
     spans: frozenset[int] = frozenset()
+    step: int = 0
+    gone: Tensor | None = None
     _with_images: list[bool] | None = field(default=None, repr=False)
 
     def take(self, batch: int, length: int) -> dict[str, Tensor]:

@@ -48,7 +48,12 @@ class Reads:
         self.layers, self.spec, self.arguments, self.keys = layers, spec, arguments, keys
         self.actions = actions
         self.wanted = Wanted((a.site, a.asks) for a in actions if a.site.at not in ("decode", "cache"))
-        self.freed = Wanted((a.site, a.asks) for a in actions if a.site.at == "cache")
+        self.freed = Wanted((a.site, a.asks) for a in actions if a.site.at == "cache" and not a.site.step)
+        steps = {a.site.step for a in actions if a.site.at != "cache"} - {None}
+        prompt = [a for a in actions if a.site.at not in ("decode", "cache")]
+        #: denoising step -> what is asked in it; `otherwise` in a step at which no site acts
+        self.at_step = {n: Wanted((a.site, a.asks) for a in prompt if a.site.step in (None, n)) for n in steps}
+        self.otherwise = Wanted((a.site, a.asks) for a in prompt if a.site.step is None) if steps else self.wanted
         self.later = Wanted((a.site, a.asks) for a in actions if a.site.at == "decode")
         self.text_pass = any("text_pass" in kind.needs for a in actions for kind in a.asks)
         self.reusing = frozenset(a.site.layer for a in actions if a.site.action == "reuse")
@@ -67,7 +72,8 @@ class Reads:
         """Say what the attention of layer ``i`` is to be read for, which sees ``keys`` (None: all of the sequence), those of a
         cache ``entry`` if there is one."""
         decoding, attention = call.layout is None, attention_of(self.layers[i], self.spec)
-        kinds = (self.later if decoding else self.wanted).attention.get(i, [])
+        wanted = self.later if decoding else self.at_step.get(call.step, self.otherwise)
+        kinds = wanted.attention.get(i, [])
         if attention is None or (decoding and (keys is None or not call.past)):
             kinds = []  # nothing to read, a prompt without images, or its continuation
         of_cache = call.ending.here and isinstance(entry, CompactMixin)

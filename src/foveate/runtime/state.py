@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from foveate.errors import UnsupportedCacheError
 from foveate.method import Method
 from foveate.runtime.cache import CompactMixin, KVIndex, compact
+from foveate.runtime.prompt import Denoised
 from foveate.runtime.remembering import Memory
 
 State = MutableMapping[str, Any]
@@ -26,11 +27,13 @@ class States:
         parts: the dict of each part, by its rank in the sum and its name.
         memories: what was remembered of images at each ``remember`` site, by `Action.memory`.
         images: length of the full sequence up to its last visual token.
+        denoised: how far an answer has come, where a site of the cache acts at a denoising step.
     """
 
     parts: dict[str, State] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
     images: int = 0
+    denoised: Denoised | None = None
     _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # that a part has yet to follow
 
     def of(self, method: Method, part: int) -> State:
@@ -43,6 +46,8 @@ class States:
 
     def select(self, rows: Tensor) -> None:
         """Follow a cache whose rows are now ``rows (B',)`` of those before (beams, expansion)."""
+        if self.denoised is not None:
+            self.denoised.select(rows)
         if self.memories:
             chosen = rows.tolist()
             for memory in self.memories.values():

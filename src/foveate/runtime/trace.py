@@ -221,6 +221,8 @@ class Trace:
     the FLOPs of the tower that no site changes. `placeholders` counts, on the device, those of each forward that no site looked
     at (beams repeat them).
 
+    `canvas` are the layers of denoising steps that run beside the language model, and `canvas_flops` what is around them.
+
     If it is `detailed`, which `Handle.trace` asks for, it also holds what pictures need of the sites, every visit of a decode
     site, and what has `arrived`: the visual tokens that the language model was shown, and which are no holes (None: all), if a
     site or a hole is to be expected.
@@ -247,6 +249,8 @@ class Trace:
     arrived: list[tuple[Tokens, Reduction | None]] = field(default_factory=list)
     prefill: list[LayerTrace] = field(default_factory=list)
     decode: list[LayerTrace] = field(default_factory=list)
+    canvas: list[LayerTrace] = field(default_factory=list)
+    canvas_flops: int = 0
     decode_steps: int = 0
     head_rows: int = 0
     kv: Weight = field(default_factory=lambda: Weight(None, 0, 0))
