@@ -21,7 +21,8 @@ from foveate.serialise import check
 #: this with what each kind needs.)
 KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_pass", "text_place"})
 
-#: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it.
+#: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it. (A test
+#: asks each kind.)
 OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "residual", "rope", "values"})
 
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"

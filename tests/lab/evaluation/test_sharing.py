@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from foveate.lab.evaluation.bounds import Oracle, told
 from foveate.lab.evaluation.questions import Prompt, of_benchmark
 from foveate.lab.evaluation.reference import Batch, batches, load_subject
 from foveate.lab.evaluation.sharing import Shared, answers, shared_by
-from foveate.method import Method
+from foveate.method import Host, Method, Site, Unit
+from foveate.runtime.signals.kind import KINDS as KINDS_OF_SIGNALS
+from foveate.signal import Signal
+from foveate.tokens import Reduction, Tokens
 from foveate_reference import samples
 
 KINDS: list[Method | None] = [
@@ -53,9 +57,10 @@ def test_what_methods_share(subject: Asker) -> None:
     shared = {name: shared_by(cls(), subject.host) for name, cls in methods.list_methods().items() if name != "random"}
     assert shared_by(None, subject.host) == "prompt"
     assert {shared[name] for name in ("stride", "tome", "visionzip", "divprune", "v2drop", "vtw")} == {"prompt"}
-    assert {shared[name] for name in ("fastv", "gsearch")} == {"tower"}
+    assert {shared[name] for name in ("fastv", "gsearch", "dycoke")} == {"tower"}
+    assert {shared[name] for name in ("holitom", "vscan")} == {"nothing"}
     assert shared_by(foveate.ToMe() + foveate.FastV(), subject.host) == "nothing"
-    assert {shared_by(Oracle(), subject.host), shared["dycoke"]} <= {"tower", "nothing"}
+    assert shared_by(Oracle(), subject.host) == "tower"
 
 
 @pytest.mark.parametrize("method", KINDS, ids=repr)
@@ -66,12 +71,16 @@ def test_together_as_alone(subject: Asker, asked: list[Prompt], method: Method |
     assert shared.length > 100
     logits: list[torch.Tensor] = []
     hook = subject.model.lm_head.register_forward_hook(lambda _, __, out: logits.append(out[:, -1]))
+    images: list[int] = []
+    tower = subject.model.model.vision_tower.register_forward_hook(lambda _, args, out: images.append(len(out[0])))
     with told(asked), subject.carrying(method):
         alone = subject.answers(batch.inputs, {}, 2)
         before = torch.stack(logits)
-        logits.clear()
+        logits.clear(), images.clear()
         together = answers(subject, shared, method, 2)
-    hook.remove()
+    hook.remove(), tower.remove()
+    # Two views, and one more for what the tower costs where its features are shared.
+    assert sum(images) == {"prompt": 2, "tower": 3, "nothing": 4}[shared_by(method, subject.host)]
     torch.testing.assert_close(torch.stack(logits[-2:]), before, atol=2e-4, rtol=1e-4)
     for one, other in zip(alone, together, strict=True):
         assert (one.text, one.tokens) == (other.text, other.tokens)
@@ -79,6 +88,39 @@ def test_together_as_alone(subject: Asker, asked: list[Prompt], method: Method |
             assert astuple(one.cost) == pytest.approx(astuple(other.cost), rel=0.02)
     if method is not None:
         assert (logits[-1] - _stock(subject, batch)).abs().max() > 1e-3, "nothing was removed"
+
+
+HEARD: list[torch.Tensor] = []
+
+
+@dataclass(frozen=True)
+class Asks(Method):
+    """Hears a signal in the middle of the language model, and keeps everything."""
+
+    kind: str = "keys"
+    unit: ClassVar[Unit] = "none"
+
+    def sites(self, host: Host) -> list[Site]:
+        return [Site.decoder(3, signals=(self.kind,))]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        HEARD.append(tokens.signals[self.kind].clone())
+        return tokens.keep_mask(torch.ones(len(tokens), dtype=torch.bool))
+
+
+def test_signals_say_whether_they_read_the_text(subject: Asker, asked: list[Prompt]) -> None:
+    """Two questions about one image: what reads images alone is the same, and nothing else is."""
+    one, other = (Batch.of(subject, [prompt]).inputs for prompt in asked[1:3])
+    of_decoder = [name for name, kind in KINDS_OF_SIGNALS.items() if {"decoder"} & kind.places]
+    assert len(of_decoder) > 8
+    for name in of_decoder:
+        HEARD.clear()
+        with torch.inference_mode(), subject.carrying(Asks(kind=name)):
+            for inputs in (one, other):
+                subject.model(**inputs)
+        first, second = HEARD
+        same = first.shape == second.shape and torch.allclose(first, second, atol=1e-5)
+        assert same != Signal(name).reads_text("decoder"), name
 
 
 def _stock(subject: Asker, batch: Batch) -> torch.Tensor:

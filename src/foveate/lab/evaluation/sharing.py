@@ -128,7 +128,7 @@ class Shared:
         given = {
             "input_ids": torch.cat((head[:1].expand(len(ids), -1), behind), 1),
             "attention_mask": torch.cat((torch.ones_like(head[:1]).expand(len(ids), -1), there), 1),
-            "past_key_values": out.past_key_values,
+            _cache_name(asker): out.past_key_values,
         }
         return given, cost
 
@@ -150,6 +150,12 @@ def answers(asker: Asker, shared: Shared, method: Method | None, most: int) -> l
         tower = _tower_flops(asker, shared)
         return [_with_tower(answer, tower) for answer in asker.answers(shared.recalled(asker.handle), {}, most)]
     return asker.answers(shared.inputs, {}, most)
+
+
+def _cache_name(asker: Asker) -> str:
+    """What `generate` calls a cache: the name changed with transformers 5.24."""
+    known = inspect.signature(asker.model.prepare_inputs_for_generation).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _takes_memories(asker: Asker) -> bool:
