@@ -15,8 +15,10 @@ import torch
 from foveate.lab import needs
 from foveate.lab.asker import Answer, Asker, load_asker
 from foveate.lab.checks import REFERENCES
+from foveate.lab.evaluation.best import with_best
 from foveate.lab.evaluation.bounds import told
 from foveate.lab.evaluation.costs import Costs, meter
+from foveate.lab.evaluation.forecast import Forecast, Line, forecast
 from foveate.lab.evaluation.plan import Entry, Missed, budgets_of, contenders, entries
 from foveate.lab.evaluation.questions import Prompt, check_questions, digest, layouts, of_benchmark, samples_of
 from foveate.lab.evaluation.request import Reference
@@ -26,7 +28,7 @@ from foveate.lab.evaluation.sharing import Shared, answers
 from foveate.lab.evaluation.store import Record, Store, check_folder
 from foveate.lab.evaluation.table import Evaluation
 from foveate.lab.speech import unknown
-from foveate.lab.terminal import CommandError
+from foveate.lab.terminal import CommandError, note
 from foveate.method import Method
 from foveate.models import family_of
 
@@ -48,6 +50,12 @@ def evaluate(request: Reference, tell: Tell) -> Evaluation:
     with _threads(request):
         run = Run.begin(request, tell)
         return run.through(tell)
+
+
+def plan(request: Reference, tell: Tell) -> Forecast:
+    """What would be asked, and how long it takes here; what methods spend is kept for the run itself."""
+    with _threads(request):
+        return Run.begin(request, tell).forecast(tell)
 
 
 @contextmanager
@@ -89,7 +97,7 @@ class Run:
 
         tell("loading the model", 0.0)
         asker = load_subject(request.model, request.adapter)
-        methods, notes = contenders(request, asker, words=asker.speech.longest)
+        methods, notes = contenders(with_best(request), asker, words=asker.speech.longest)
         tell("drawing the questions", 0.0)
         prompts = of_benchmark(samples_of(request, request.seeds[0], asker.speech), asker.side)
         identity = {
@@ -120,9 +128,25 @@ class Run:
         """In batches."""
         return batches(prompts, by_view=True) if self.asker.speech.english else batches(prompts)
 
+    def forecast(self, tell: Tell) -> Forecast:
+        """How long all seeds take."""
+        tell("timing a few questions", 0.0)
+
+        def ask_stock(prompts: Sequence[Prompt]) -> None:
+            answer(self.asker, Batch.of(self.asker, prompts), None)
+
+        found: list[Line] = []
+        for seed in self.request.seeds:
+            prompts, stores = self.asked(seed)
+            share = partial(_share, self.costs)
+            found += forecast(self.asker, self.grouped(prompts), stores, share, ask_stock).lines
+        return Forecast(tuple(found))
+
     def through(self, tell: Tell) -> Evaluation:
         """Ask what has not been asked yet, and add up."""
         request, asker = self.request, self.asker
+        if asker.speech.english:
+            note(str(self.forecast(tell)))
         questions: dict[Key, Question] = {}
         known: dict[Entry, dict[Key, Record]] = {entry: {} for entry in self.entries}
         for number, seed in enumerate(request.seeds):
@@ -139,6 +163,10 @@ class Run:
         tell("adding up", 1.0)
         lines = tuple(rows(self.entries, questions, known))
         return Evaluation(request, asker.name, self.identity, lines, tuple(self.missed), tuple(self.notes))
+
+
+def _share(costs: Costs, method: Method) -> float:
+    return costs(method).share("flops")
 
 
 @dataclass(frozen=True, eq=False)
