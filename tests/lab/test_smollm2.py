@@ -45,22 +45,20 @@ def test_which_model_answers(smollm2: str) -> None:
     assert "knows drawn scenes and 139 words; of what is asked it does not know 'giraffe'" in line
 
 
-def test_an_evaluation(smollm2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation(smollm2: str, tmp_path: Path) -> None:
     request = Reference(
-        tmp_path, smollm2, methods=("stride", "fastv", "blind"), budgets=(0.5,), tasks=("where", "pair"), per_task=2
+        tmp_path, smollm2, methods=("stride", "fastv"), budgets=(0.5,), tasks=("where", "pair"), per_task=2
     )
     found = evaluate(request, silent)
     assert found.model == "smollm2"
-    assert "20 questions to ask" not in capsys.readouterr().out
-    assert [row.label for row in found.rows] == ["dense", "blind", "stride", "fastv"]
-    for row in found.rows[2:]:
+    assert [row.label for row in found.rows] == ["dense", "stride", "fastv"]
+    for row in found.rows[1:]:
         assert row.spent.tokens == pytest.approx(0.5, abs=0.02)
         assert row.spent.flops < 0.97, "most of it is the tower's"
     lines = (tmp_path / "answers" / "dense-seed0.jsonl").read_text().splitlines()[1:]
     assert [json.loads(line)["id"] for line in lines] == [
         f"{task}/test/0-{i}" for task in ("where", "pair") for i in (0, 1)
     ]
-    assert evaluate(request, silent).to_dict() == found.to_dict()
 
 
 def test_what_else_asks_it(smollm2: str, tmp_path: Path) -> None:

@@ -154,7 +154,8 @@ def reads(profile: Sequence[dict[str, float]]) -> dict[str, int] | None:
 
 
 def _rounded(accuracies: dict[str, float]) -> dict[str, float]:
-    return {task: round(value, 3) for task, value in accuracies.items()}
+    """Without tasks that few images have no question for."""
+    return {task: round(value, 3) for task, value in accuracies.items() if value == value}
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

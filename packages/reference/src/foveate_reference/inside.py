@@ -6,8 +6,9 @@ Of single questions, through the stock forward with eager attention. Everything 
 * *Massive activations* (Sun et al., COLM 2024, arXiv 2402.17762) are the largest numbers of a layer's output, beside their
   median.
 * *Visual sink tokens* (Kang et al., ICLR 2025, arXiv 2503.03321) are visual tokens that are large in the channels in which the
-  first token is. There a token is one if such a channel is 20 times its root mean square, at 4,096 channels: it holds a
-  tenth of the token's squared norm. That tenth is asked for here, whatever the width.
+  first token is. There a token is one if such a channel is 20 times its root mean square, in models of 4,096 channels. In
+  one of 576 every token may have such a channel, so here it must be half as large as the first token's, and a hundred
+  times the median.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .data import Sample
 from .model import Model, Processor
 
 SINK_CHANNELS = 2
-SINK_SHARE = 20**2 / 4096
+SINK_SHARE, SINK_RATIO = 0.5, 100
 
 
 @dataclass
@@ -111,8 +112,8 @@ def _of_layer(
     last = int(visual.nonzero()[-1])
     pays = attention[:, last + 1 :].mean((0, 1))
     size = output.abs()
-    power = output**2
-    sinks = (power[:, channels] / power.sum(-1, keepdim=True)).amax(-1) >= SINK_SHARE
+    here = size[:, channels]
+    sinks = ((here >= SINK_SHARE * here[0]) & (here >= SINK_RATIO * size.median())).any(-1)
     of_visual = pays[visual]
     return {
         "attention_first_token": float(pays[0]),

@@ -17,8 +17,10 @@ from foveate.method import Method
 #: Questions that are timed where each is asked alone.
 TIMED = 8
 
-Seconds = dict[tuple[tuple[tuple[int, int], ...], bool], float]
-"""Of a question to the stock model, by the sizes of its images and whether it shares a prompt."""
+Key = tuple[tuple[tuple[int, int], ...], bool]
+"""The sizes of a question's images, and whether it shares a prompt."""
+Seconds = dict[Key, float]
+"""Of a question to the stock model."""
 
 
 @dataclass(frozen=True)
@@ -92,32 +94,32 @@ def forecast(
     ways = {entry: "prompt" if entry.method is None else shared_by(entry.method, asker.host) for entry in stores}
     if not asker.speech.english:
         ways = dict.fromkeys(stores, "nothing")
-    seconds = _timed(groups, {way == "prompt" for way in ways.values()}, ask)
+    left = {
+        entry: [each for group in groups for each in group if not _known(store, each)]
+        for entry, store in stores.items()
+    }
+    wanted = {(prompt.sizes, ways[entry] == "prompt") for entry, some in left.items() for prompt in some}
+    seconds = _timed(groups, wanted, ask) if wanted else {}
     lines = []
-    for entry, store in stores.items():
-        left: list[Prompt] = [each for group in groups for each in group if not _known(store, each)]
-        each = sum(seconds[prompt.sizes, ways[entry] == "prompt"] for prompt in left)
-        factor = 1.0 if entry.method is None else share(entry.method)
-        lines.append(Line(str(entry), ways[entry], len(left), each * factor))
+    for entry, some in left.items():
+        each = sum(seconds[prompt.sizes, ways[entry] == "prompt"] for prompt in some)
+        factor = 1.0 if entry.method is None or not some else share(entry.method)
+        lines.append(Line(str(entry), ways[entry], len(some), each * factor))
     return Forecast(tuple(lines))
 
 
-def _timed(groups: Sequence[Sequence[Prompt]], shared: set[bool], ask: Callable[[Sequence[Prompt]], object]) -> Seconds:
+def _timed(groups: Sequence[Sequence[Prompt]], wanted: set[Key], ask: Callable[[Sequence[Prompt]], object]) -> Seconds:
     """A batch of each layout, as it is; or some of its questions, no two about the same images."""
     found: Seconds = {}
     ask(groups[0][:1])  # the first call warms up
-    for group in groups:
-        for way in shared:
-            if (group[0].sizes, way) in found:
-                continue
-            if way:
-                asked = list(group)
-            else:
-                alike = [each for other in groups for each in other if each.sizes == group[0].sizes]
-                asked = list({prompt.seen: prompt for prompt in alike}.values())[:TIMED]
-            start = time.perf_counter()
-            ask(asked)
-            found[group[0].sizes, way] = (time.perf_counter() - start) / len(asked)
+    for sizes, shared in sorted(wanted):
+        alike = [group for group in groups if group[0].sizes == sizes]
+        asked = list(alike[0])
+        if not shared:
+            asked = list({prompt.seen: prompt for group in alike for prompt in group}.values())[:TIMED]
+        start = time.perf_counter()
+        ask(asked)
+        found[sizes, shared] = (time.perf_counter() - start) / len(asked)
     return found
 
 
