@@ -72,6 +72,31 @@ def reference(*results: dict[str, Any]) -> str:
     return table(["", *heads], rows)
 
 
+def differences(found: dict[str, Any]) -> str:
+    """Accuracy at every budget, less the stock model's, with the 95 % interval of that difference."""
+    rows = found["rows"]
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+    lines = []
+    for label in _ordered({row["label"] for row in rows if row["label"] != "dense"}):
+        cells = [NAMES.get(label, label)]
+        plain = _row(found, label, None)
+        if plain is not None:
+            cells += [_difference(plain), *[""] * (len(budgets) - 1)]
+        else:
+            cells += [_difference(_row(found, label, budget)) for budget in budgets]
+        lines.append(cells)
+    dense = next(row for row in rows if row["label"] == "dense")
+    head = f"Points against the stock model's {_percent(dense)} %, on {found['questions']:,} questions:\n\n"
+    return head + table(["", *map(str, budgets)], lines)
+
+
+def _difference(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    share = row["difference"]
+    return f"{100 * share['value']:+.1f} ({100 * share['low']:+.1f} to {100 * share['high']:+.1f})"
+
+
 def systems(found: dict[str, Any]) -> str:
     """Accuracy at every budget, in brackets the FLOPs that were really spent."""
     rows = found["rows"]
@@ -102,7 +127,8 @@ def evaluation(found: dict[str, Any]) -> Evaluation:
 
 
 def _read_row(row: dict[str, Any]) -> Row:
-    shares = {key: None if row[key] is None else Share(**row[key]) for key in ("retention", "group_a", "group_b")}
+    keys = ("difference", "retention", "group_a", "group_b")
+    shares = {key: None if row.get(key) is None else Share(**row[key]) for key in keys}
     return Row(
         **{
             **row,

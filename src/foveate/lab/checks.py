@@ -11,8 +11,17 @@ from foveate.errors import first_line, nearest
 from foveate.lab import index
 from foveate.lab.terminal import CommandError
 
-#: Models by a name of their own -> the folder in the package of the reference models.
-REFERENCES = {"reference": "qwen2_5_vl", "reference-qwen2_5_vl": "qwen2_5_vl", "reference-llava": "llava"}
+#: The reference model that is put together of a language model and an adapter.
+SMOLLM2 = "smollm2"
+#: Models by a name of their own -> the name in the package of the reference models.
+REFERENCES = {
+    "reference": "qwen2_5_vl",
+    "reference-qwen2_5_vl": "qwen2_5_vl",
+    "reference-llava": "llava",
+    "reference-smollm2": SMOLLM2,
+}
+#: What a training run of ``smollm2`` leaves in its folder, and the folder of its first stage.
+ADAPTER, TOWER = "adapter.safetensors", "tower"
 DTYPES = ("float32", "bfloat16", "float16")
 #: What a budget counts, in words.
 COUNTED: dict[str, str] = {
@@ -131,10 +140,12 @@ def check_model(name: str) -> None:
     if name in REFERENCES or "://" in name:  # vLLM knows more places than the hub
         return
     if not name.strip():
-        raise CommandError("--model is empty: give a folder, a hub id, 'reference' or 'reference-llava'")
+        raise CommandError(f"--model is empty: give a folder, a hub id, or {', '.join(REFERENCES)}")
     folder = Path(name)
     if len(folder.name) > 255:
         raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
+    if is_run(name):
+        return
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
     if folder.is_dir():
@@ -145,6 +156,13 @@ def check_model(name: str) -> None:
         raise CommandError(f"there is no model folder {name!r}")
     if not folder.is_dir() and ("/" not in name or name.count("/") > 1):
         raise CommandError(f"there is no model folder {name!r}, and that is no hub id, as owner/name{_meant(name)}")
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is the folder of a training run of ``smollm2``, finished or not."""
+    folder = Path(name)
+    begun = (folder / TOWER).is_dir() and not (folder / "config.json").is_file()
+    return len(folder.name) <= 255 and ((folder / ADAPTER).is_file() or begun)
 
 
 def _check_config(path: Path) -> None:

@@ -31,14 +31,18 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
     """Model in evaluation mode, and processor.
 
     Args:
-        name: a folder, an id on the Hugging Face hub, or one of `REFERENCES`.
+        name: a folder, an id on the Hugging Face hub, one of `REFERENCES`, or the folder of a run that trained one of them.
         dtype: ``auto`` (as saved; the reference models: float32) or a name of `DTYPES`.
         attn: attention implementation, or None for the model's default.
     """
     check_dtype(dtype)
     model: Any
-    if name in REFERENCES:
-        model, processor = needs.reference().load(REFERENCES[name], DTYPES.get(dtype, torch.float32))
+    if name in REFERENCES or checks.is_run(name):
+        reference = needs.reference()
+        try:
+            model, processor = reference.load(REFERENCES.get(name, name), DTYPES.get(dtype, torch.float32))
+        except _BROKEN as error:
+            raise CommandError(f"cannot load the model {name!r}: {first_line(error)}") from None
         if attn is not None:
             try:
                 model.set_attn_implementation(attn)

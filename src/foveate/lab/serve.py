@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.errors import ConfigError, FoveateError, shown
 from foveate.lab import needs
-from foveate.lab.checks import REFERENCES
+from foveate.lab.checks import REFERENCES, SMOLLM2, is_run
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.serialise import from_json
@@ -30,6 +30,11 @@ def words(model: str, method: Method, rest: Sequence[str], limit: float | None =
     if "foveate" in config:
         raise CommandError(
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
+        )
+    if REFERENCES.get(model) == SMOLLM2 or is_run(model):
+        raise CommandError(
+            f"{model} is put together when it is loaded, and vLLM reads a model from a folder. In Python, model, processor = "
+            f"foveate_reference.load({REFERENCES.get(model, model)!r}), then save_pretrained('folder') of both writes one"
         )
     folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
     ours = {**method.to_dict(), **({} if limit is None else {"limit": limit})}

@@ -49,7 +49,7 @@ Model = Annotated[
     Option(
         "--model",
         "-m",
-        help="A folder, a hub id, 'reference' or 'reference-llava'.",
+        help="A folder, a hub id, 'reference', 'reference-llava' or 'reference-smollm2'.",
         rich_help_panel=MACHINE,
         autocompletion=complete_model,
     ),

@@ -32,7 +32,7 @@ class Request:
     Attributes:
         data: a file that `records` reads.
         out: the file of answers.
-        model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
+        model: a folder, an id on the Hugging Face hub, or the name of a reference model (``reference``).
         method: what to attach; or a folder or hub id of what `Handle.save_pretrained` or ``foveate train`` wrote.
         batch_size: records at once.
         dtype, device, attn: as for one question.

@@ -51,6 +51,7 @@ def demo(
             rich_help_panel=METHODS,
         ),
     ] = 0.5,
+    model: Model = "reference",
     out: Annotated[
         Path,
         typer.Option(
@@ -60,7 +61,7 @@ def demo(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
+    """Ask a reference model about scenes it has never seen, whole and compressed."""
     page_at = out / "report.html"
     outputs.check_folder("out", out)
     for path in (page_at, out / "image-01-all.png"):
@@ -69,12 +70,13 @@ def demo(
     checks.check_scenes(count, 1000)
     checks.check_seed(seed)
     check_ratio("keep", keep)
+    checks.check_model(model)
     from foveate.lab import demo as face
     from foveate.lab.report import page
 
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
-        found = face.play(count, seed, keep, out, bar.tell)
+        found = face.play(count, seed, keep, out, bar.tell, model)
     written = page.write(page_at, face.to_content(found))
     if json:
         terminal.emit(face.to_dict(found, written))

@@ -35,9 +35,20 @@ R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
 def reference(request: Reference, json: bool) -> None:
     """Accuracy on questions that the reference models can answer, beside an oracle and controls."""
     request.check()
-    from foveate.lab.evaluation.reference import evaluate
+    from foveate.lab.evaluation import reference as face
 
-    _measured(evaluate, request, json)
+    if not request.plan:
+        _measured(face.evaluate, request, json)
+        return
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = face.plan(request, bar.tell)
+    if json:
+        terminal.emit(found.to_dict())
+        return
+    for line in terminal.aligned(found.table()):
+        terminal.out.print(line, markup=False, soft_wrap=True)
+    terminal.out.print(str(found), markup=False, soft_wrap=True)
 
 
 @with_options_of(Tasks)

@@ -16,6 +16,7 @@ from foveate.lab import records
 from foveate.lab.chats import Chat
 from foveate.lab.evaluation.request import Questions
 from foveate.lab.prompting import open_image
+from foveate.lab.speech import Speech
 from foveate.lab.terminal import CommandError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Prompt:
         text: the question.
         sizes: ``(width, height)`` of every image.
         digest: SHA-256 of text and images.
+        seen: SHA-256 of the images alone: prompts that show the same have the same.
         sample: of the reference benchmark, if it is from there.
         evidence: and how much of each token of every image the asked objects cover.
     """
@@ -44,6 +46,7 @@ class Prompt:
     text: str
     sizes: tuple[tuple[int, int], ...]
     digest: str
+    seen: str
     sample: Sample | None = None
     evidence: tuple[NDArray[Any], ...] = ()
 
@@ -108,14 +111,15 @@ def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:
     return found
 
 
-def samples_of(request: Questions, seed: int) -> list[Sample]:
-    """What is asked of the benchmark."""
+def samples_of(request: Questions, seed: int, speech: Speech) -> list[Sample]:
+    """What is asked of the benchmark, in the words that a model is asked in."""
     from foveate_reference import TASKS, samples
 
     try:
-        return samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
+        found = samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
     except ValueError as error:
         raise CommandError(str(error)) from None
+    return [speech.sample(sample) for sample in found]
 
 
 def check_questions(request: Questions) -> None:
@@ -179,9 +183,11 @@ def _prompt(
 ) -> Prompt:
     if not text.strip():
         raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
-    found, sizes = hashlib.sha256(text.encode()), []
+    found, seen, sizes = hashlib.sha256(text.encode()), hashlib.sha256(), []
     for image in images:
         opened = open_image(image) if isinstance(image, Path) else image
         sizes.append(opened.size)
-        found.update(repr(opened.size).encode() + opened.tobytes())
-    return Prompt(name, images, text, tuple(sizes), found.hexdigest(), sample, evidence)
+        pixels = repr(opened.size).encode() + opened.tobytes()
+        found.update(pixels)
+        seen.update(pixels)
+    return Prompt(name, images, text, tuple(sizes), found.hexdigest(), seen.hexdigest(), sample, evidence)

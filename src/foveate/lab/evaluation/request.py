@@ -189,9 +189,26 @@ class Own:
 class Reference(Questions, Contest):
     """What ``foveate eval reference`` is asked for."""
 
+    best_of: Annotated[
+        Path | None,
+        Option(
+            "--best-of",
+            help="A results.json of this command: its best methods, and the controls.",
+            rich_help_panel=METHODS,
+        ),
+    ] = None
+    best: Annotated[int, Option("--best", help="With --best-of: how many methods.", rich_help_panel=METHODS)] = 8
+    plan: Annotated[
+        bool,
+        Option("--plan", help="Say what would be asked and how long it takes; ask no more.", rich_help_panel=OUTPUT),
+    ] = False
+
     def check(self) -> None:
         Contest.check(self)
         Questions.check(self)
+        check_at_least_1("best", self.best)
+        if self.best_of is not None and not self.best_of.is_file():
+            raise CommandError(f"--best-of {str(self.best_of)!r}: there is no such file")
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from rich.console import Console
 from foveate import adapter, trained
 from foveate.errors import first_line
 from foveate.lab import needs, outputs
-from foveate.lab.checks import REFERENCES
+from foveate.lab.checks import REFERENCES, is_run
 from foveate.lab.devices import device_of
 from foveate.lab.loading import load
+from foveate.lab.speech import speech_of
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.methods.adsc import ADSC
@@ -37,7 +38,7 @@ class Request:
 
     Attributes:
         out: folder for the adapter, its method, the record and the checkpoints.
-        model: a folder, a hub id, ``reference`` or ``reference-llava``.
+        model: a folder, a hub id, or the name of a reference model (``reference``).
         source: the data, ``reference`` or as `foveate.training.data.load` takes it; ``split`` and ``samples`` belong to it.
         method: what is trained for.
         curriculum: see `Curriculum.parse`.
@@ -75,7 +76,7 @@ def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Tra
     tell(f"loading {request.model}")
     model, processor = load(request.model, request.dtype)
     tell(f"reading {request.source}")
-    chats = _chats(request, model)
+    chats = _chats(request, model, processor)
     bf16 = request.dtype == "bfloat16"
     plan = Plan(request.out, request.model, method, request.curriculum, request.recipe, request.seed, device, bf16)
     run = Run(model, processor, chats, plan, tell)
@@ -107,14 +108,15 @@ def show(found: Trained, console: Console) -> None:
     console.print(f'foveate.compress(model, "{found.folder}") attaches it', markup=False, soft_wrap=True)
 
 
-def _chats(request: Request, model: Any) -> data.Chats:
+def _chats(request: Request, model: Any, processor: Any) -> data.Chats:
     if request.source != REFERENCE:
         return data.load(request.source, request.split, request.samples, request.seed)
     needs.reference()
     from foveate.lab.train import exhibits
 
-    tile = int(getattr(model.config.vision_config, "image_size", 0)) if request.model in REFERENCES else 0
-    return exhibits.load(request.split, request.samples, request.seed, tile)
+    ours = request.model in REFERENCES or is_run(request.model)
+    tile = int(getattr(model.config.vision_config, "image_size", 0)) if ours else 0
+    return exhibits.load(request.split, request.samples, request.seed, tile, speech_of(processor))
 
 
 def _described(request: Request) -> dict[str, Any]:
