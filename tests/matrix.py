@@ -27,11 +27,17 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
         sites = acting.sites(LLAVA)
     except FoveateError:
         return frozenset({repr(acting)})
-    reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
-    in_many = {"attention in many layers"} if len(reads) > 2 else set()
+    asked = [(site.at, site.layer, each) for site in sites for each in site.asked]
+    reads = {layer for at, layer, each in asked if at == "decoder" and each.kind == "last_row"}
+    more: set[Hashable] = {"attention in many layers"} if len(reads) > 2 else set()
+    if any((at, layer) == ("decoder", 1) and each.kind in ("keys", "last_row") for at, layer, each in asked):
+        more.add("attention of layer 0")
+    blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]
+    if any(0 <= block < tiny.BLOCKS - 1 for block in blocks):
+        more.add("blocks before a merger")
     compared = [part for part in acting.parts() if part.temporal]
     places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
-    return frozenset({acting.parts()[0].positions, *in_many, *places}).union(*map(kinds_of, sites))
+    return frozenset({acting.parts()[0].positions, *more, *places}).union(*map(kinds_of, sites))
 
 
 def refused(family: str | None, kinds: Collection[Hashable]) -> str:
@@ -43,7 +49,7 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
         return "neighbouring layers are of different kinds: see answers/test_reuse.py"
     if ("decoder", "before", "channels") in kinds and family in EXPERTS:
         return "a mixture of experts has no channels to choose"
-    if recurrent and (virtual or "attention in many layers" in kinds):
+    if recurrent and (virtual or {"attention in many layers", "attention of layer 0"} & set(kinds)):
         return "some layers carry a state and have no attention"
     if virtual and ("tower", "mid", "reduce") in kinds and family in TILED:
         return "features are rearranged after the tower: see answers/test_virtual.py"
@@ -52,6 +58,8 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
         return "which frames are of one video is not known there"
     if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
         return "its tower takes images of one size"
+    if family in tiny.cpm.FAMILIES and "blocks before a merger" in kinds:
+        return "its tower merges rows after them: see runtime/test_merger.py"
     if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:
         return "parked where the tower merges: see runtime/test_merger.py"
     return ""

@@ -121,6 +121,14 @@ def check_asked_or_data(
     return tuple(images), prompt
 
 
+def check_engine(engine: str, engine_args: str, data: Path | None) -> None:
+    """Raise `CommandError` unless a file of questions can be asked there."""
+    if engine not in ("transformers", "vllm"):
+        raise CommandError(f"--engine {engine!r}: choose transformers or vllm")
+    if data is None and (engine != "transformers" or engine_args):
+        raise CommandError("--engine is for a file of questions, --data: one question is asked in transformers")
+
+
 def check_scenes(count: int, most: int) -> None:
     """Raise `CommandError` unless so many scenes can be drawn."""
     if not 1 <= count <= most:

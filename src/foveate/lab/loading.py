@@ -65,6 +65,17 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
     return model.eval(), processor
 
 
+def load_processor(name: str) -> Any:
+    """The processor alone, of a model that another engine loads; arguments as of `load`."""
+    if name in REFERENCES:
+        return needs.reference().load_processor(needs.reference().PATHS[REFERENCES[name]])
+    check_model(name)
+    try:
+        return _processor(name, transformers.AutoConfig.from_pretrained(name))
+    except _BROKEN as error:
+        raise CommandError(f"cannot load the processor of {name!r}: {first_line(error)}") from None
+
+
 def _processor(name: str, config: Any) -> Any:
     """The model's processor; without torchvision, one for images only if the video half cannot be made."""
     try:

@@ -228,8 +228,10 @@ def _split(assignment: str, names: Sequence[str], flag: str = "option") -> tuple
 
 def _value(text: str, hint: Any) -> Any:
     """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
-    is_list = any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+    kinds = (hint, *typing.get_args(hint))
+    is_list = any(typing.get_origin(kind) is tuple for kind in kinds)
+    is_one = any(kind in (int, float) for kind in kinds) and "," not in text  # of an option that may be either
     try:
-        return from_json(f"[{text}]" if is_list and not text.startswith("[") else text)
+        return from_json(f"[{text}]" if is_list and not is_one and not text.startswith("[") else text)
     except ConfigError:
         return text

@@ -323,7 +323,8 @@ class DecoderHooks:
                 entry.visible = self.step.show(call, i, entry, keys, cache)
             if rows is not None:
                 entry.reuses = rows
-                if call.reduced is None and keys is not None and keys.whole and entry.visible is None:
+                seen_whole = keys is not None and keys.whole and entry.visible is None
+                if call.reduced is None and seen_whole and not self._watches(i):
                     keys = None  # it is compact only to remember that
         if i in self.sources[i + 1 :]:
             call.keys[i] = keys, call.layout
