@@ -31,8 +31,20 @@ def methods(
         terminal.emit(one) if json else face.show_method(one, terminal.out)
 
 
-def families(json: Json = False) -> None:
+def families(
+    inspect: Annotated[
+        str,
+        typer.Option(help="Propose the file of a family: a model type, a config or a folder with one.", metavar="TYPE"),
+    ] = "",
+    json: Json = False,
+) -> None:
     """List the families of models that methods can be attached to."""
+    if inspect:
+        from foveate.lab.inspection import proposal
+
+        found_out = proposal.inspect(inspect)
+        terminal.emit(found_out.to_dict()) if json else print(found_out)
+        return
     from foveate.lab import catalog as face
 
     found = face.describe_families()
