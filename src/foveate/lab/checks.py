@@ -111,6 +111,8 @@ def check_asked_or_data(
         for option, value in one.items():
             if value:
                 raise CommandError(f"{option} belongs to one question, and --data has many: leave one of them out")
+        if os.path.isdir(data):
+            raise CommandError(f"--data {str(data)!r} is a folder: give the file of questions in it")
         if not os.path.isfile(data):  # unlike Path.is_file, also of a name that is too long
             raise CommandError(f"there is no file {str(data)!r}")
         return None
@@ -139,7 +141,9 @@ def check_answers(out: Path, data: Path) -> None:
     """Raise `CommandError` unless answers can be written there: beside the questions, into a folder that is there."""
     if out.resolve() == data.resolve():
         raise CommandError(f"--out {str(out)!r} is the file of --data: give another name")
-    if not os.path.isdir(out.parent) or os.path.isdir(out) or len(out.name) > 240:
+    if os.path.isdir(out):
+        raise CommandError(f"--out {str(out)!r} is a folder: name a file in it")
+    if not os.path.isdir(out.parent) or len(out.name) > 240:
         raise CommandError(f"--out {str(out)!r} cannot be written: give a file in a folder that is there")
 
 

@@ -103,6 +103,9 @@ def test_examples_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "foveate methods visionz": {"visionzip"},
         "foveate run -m reference-l": {"reference-llava"},
         "foveate bench --dtype bf": {"bfloat16"},
+        "foveate bench --shape llava": {"llava-1.5-7b"},
+        "foveate eval reference --by f": {"flops"},
+        "foveate methods --site tower_": {"tower_output"},
     }.items(),
 )
 def test_the_tab_key(typed: str, offered: set[str]) -> None:

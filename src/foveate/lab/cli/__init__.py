@@ -16,6 +16,7 @@ import typer
 from foveate.errors import FoveateError
 from foveate.lab import needs, terminal
 from foveate.lab.cli import asking, listing, measuring, training
+from foveate.lab.cli.once import Once
 
 #: Commands that go on where they were stopped.
 GOING_ON = ("eval", "tune", "bench", "train")
@@ -72,7 +73,7 @@ def _common(
 def _add(to: typer.Typer, name: str, run: Callable[..., None], *examples: str, **settings: Any) -> None:
     """A command, and what its ``--help`` ends with."""
     shown = "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"$ {line}" for line in examples)])
-    to.command(name, epilog=shown if examples else None, **settings)(run)
+    to.command(name, cls=Once, epilog=shown if examples else None, **settings)(run)
 
 
 _add(app, "demo", asking.demo, "foveate demo --quick")

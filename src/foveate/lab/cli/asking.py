@@ -272,7 +272,9 @@ def serve(
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(help="The largest keep that a prompt may ask for; none may without.", rich_help_panel=METHODS),
+        typer.Option(
+            help="The largest keep that a prompt may ask for; without it none may ask.", rich_help_panel=METHODS
+        ),
     ] = None,
     profile: Annotated[
         list[str] | None,

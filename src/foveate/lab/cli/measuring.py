@@ -23,6 +23,7 @@ from foveate.lab.typed import (
     NewTokens,
     OptionsOfMany,
     Overwrite,
+    among,
     complete_method,
     complete_model,
     with_options_of,
@@ -126,6 +127,7 @@ def bench(
             help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
             show_default="small-qwen2.5-vl",
             rich_help_panel=MACHINE,
+            autocompletion=among(*checks.SHAPES),
         ),
     ] = None,
     model: Annotated[

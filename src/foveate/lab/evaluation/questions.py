@@ -14,6 +14,7 @@ from PIL import Image
 
 from foveate.lab import records
 from foveate.lab.chats import Chat
+from foveate.lab.checks import check_images_and_prompts
 from foveate.lab.evaluation.request import Questions
 from foveate.lab.prompting import open_image
 from foveate.lab.speech import Speech
@@ -84,16 +85,14 @@ def from_file(path: Path) -> list[Prompt]:
 
 
 def from_words(images: Sequence[Path], texts: Sequence[str]) -> list[Prompt]:
-    """A prompt for each image, or one for all of them."""
+    """A prompt for each image, one for all of them, or several about one image."""
     if not images or not texts:
         missing = "--prompt, what to ask" if images else "--image, what it is about"
         raise CommandError(f"an image and a prompt belong together: add {missing}")
-    if len(texts) not in (1, len(images)):
-        raise CommandError(
-            f"{len(texts)} times --prompt for {len(images)} times --image: give one prompt for all images, or one for each"
-        )
-    asked = list(texts) * len(images) if len(texts) == 1 else texts
-    return [_prompt(str(number), (image,), text) for number, (image, text) in enumerate(zip(images, asked), start=1)]
+    check_images_and_prompts(images, texts)
+    count = max(len(images), len(texts))
+    asked = zip(list(images) * (count // len(images)), list(texts) * (count // len(texts)))
+    return [_prompt(str(number), (image,), text) for number, (image, text) in enumerate(asked, start=1)]
 
 
 def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:

@@ -24,6 +24,7 @@ from foveate.lab.typed import (
     NewTokens,
     OneMethod,
     Overwrite,
+    among,
     complete_method,
 )
 
@@ -33,9 +34,19 @@ Out: TypeAlias = Annotated[
 ]
 Adapter: TypeAlias = Annotated[
     str | None,
-    Option(help="Folder or hub id of what `foveate train` wrote for it; its method, too.", rich_help_panel=METHODS),
+    Option(
+        help="Folder or hub id of what `foveate train` wrote for this model: weights and method.",
+        rich_help_panel=METHODS,
+    ),
 ]
-By: TypeAlias = Annotated[str, Option(help="What a budget counts: tokens, flops or kv.", rich_help_panel=BUDGETS)]
+By: TypeAlias = Annotated[
+    str,
+    Option(
+        help="What a budget counts: tokens, flops or kv.",
+        rich_help_panel=BUDGETS,
+        autocompletion=among(*checks.COUNTED),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,9 @@ class Own:
     ] = ()
     prompts: Annotated[
         tuple[str, ...],
-        Option("--prompt", "-p", help="One for all images, or one for each.", rich_help_panel=QUESTIONS),
+        Option(
+            "--prompt", "-p", help="One for all images, one for each, or several about one.", rich_help_panel=QUESTIONS
+        ),
     ] = ()
     samples: Annotated[
         int | None,
