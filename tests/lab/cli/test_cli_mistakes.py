@@ -88,7 +88,10 @@ MISTAKES = {
     "missing model folder": ((*FASTV, "--model", "./nowhere"), "there is no model folder './nowhere'"),
     "a folder without a model": ((*FASTV, "--model", "empty"), "has no config.json"),
     "unknown model": ((*FASTV, "--model", "nobody/nothing"), "cannot load the model 'nobody/nothing'"),
-    "unknown family": ((*FASTV, "--model", "gpt2"), "does not know the model family 'gpt2'; it knows "),
+    "unknown family": (
+        (*FASTV, "--model", "gpt2"),
+        "a 'gpt2' model has no vision part (its config has no vision_config)",
+    ),
     "unknown method to list": (("methods", "nope"), "there is no method 'nope'"),
     "a folder of something else": (("train", "reference", "--out", "gpt2"), "'gpt2' is there already: give --out"),
     "unknown training option": (("train", "reference", "--out", "x", "--set", "steps=1"), "has no option 'steps'"),
