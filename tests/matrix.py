@@ -29,6 +29,10 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
         return frozenset({repr(acting)})
     reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
     in_many = {"attention in many layers"} if len(reads) > 2 else set()
+    in_many |= {"every cache"} if sum(site.at == "cache" for site in sites) == LLAVA.layers else set()
+    asked = [signal for site in sites for signal in site.asked]
+    in_many |= {"states of the tower"} if any(signal.at == "tower" for signal in asked) else set()
+    in_many |= {"the text alone"} if any(signal.kind == "text_pass" for signal in asked) else set()
     compared = [part for part in acting.parts() if part.temporal]
     places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
     return frozenset({acting.parts()[0].positions, *in_many, *places}).union(*map(kinds_of, sites))
@@ -38,6 +42,12 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     """Why a family is not asked for one of these kinds; "" where it is."""
     if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
+    if family in tiny.gemma.SLIDING and "every cache" in kinds:
+        return "sliding layers forget by themselves"
+    if family in TILED and "states of the tower" in kinds:
+        return "rows of the tower are no tokens of the language model there"
+    if family in tiny.gemma4.FAMILIES and "the text alone" in kinds:
+        return "its layers are given something of every token"
     recurrent, virtual = family in tiny.RECURRENT, "virtual" in kinds
     if ("decoder", "before", "reuse") in kinds and (recurrent or family in tiny.gemma.SLIDING):
         return "neighbouring layers are of different kinds: see answers/test_reuse.py"

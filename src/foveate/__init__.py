@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.air import AIR as AIR
+    from foveate.methods.covipal import CoViPAL as CoViPAL
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.dmllm import DMLLM as DMLLM
     from foveate.methods.downsample import Downsample as Downsample
@@ -38,12 +39,16 @@ if TYPE_CHECKING:
     from foveate.methods.oim import OIM as OIM
     from foveate.methods.parvts import ParVTS as ParVTS
     from foveate.methods.qcache import QCache as QCache
+    from foveate.methods.quecc import QueCC as QueCC
     from foveate.methods.random import Random as Random
     from foveate.methods.redundancylens import RedundancyLens as RedundancyLens
+    from foveate.methods.relevancenet import RelevanceNet as RelevanceNet
+    from foveate.methods.skipvision import SkipVision as SkipVision
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop
+    from foveate.methods.visionselector import VisionSelector as VisionSelector
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vitcop import ViTCoP as ViTCoP
     from foveate.methods.vscan import VScan as VScan

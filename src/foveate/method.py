@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveate.answers import Answer, Remember
 from foveate.errors import ConfigError, shown
 from foveate.escape import Changes
+from foveate.learning import Relaxation, Stage
 from foveate.schedule import Schedule, check_ratio
 from foveate.serialise import build, check, plain
 from foveate.site import Host as Host
@@ -95,6 +96,12 @@ class Method:
     usual_threshold: ClassVar[float | None] = None
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
+    #: how it is trained, stage by stage (`foveate.learning` says what that means); (): there is nothing to train
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    #: how its choice by `score` is made soft in training; None: it trains as it is
+    relaxation: ClassVar[Relaxation | None] = None
+    #: which shares are kept in the course of training (`foveate.training.curriculum`), where a user says nothing
+    curriculum: ClassVar[str] = "constant"
 
     @property
     def across_images(self) -> bool:
@@ -248,6 +255,14 @@ class Method:
         decides they are `learned`.
         """
         return None
+
+    def lessons(self, host: Host) -> Sequence[Site]:
+        """Say the sites that only training has, in stages whose targets are from the ``method``: there `target` is asked."""
+        return ()
+
+    def target(self, tokens: Tokens, site: Site) -> Tensor:
+        """Return ``(N,)`` what scores are to follow, 0 or more, at one of the `lessons`, which all tokens have reached."""
+        raise NotImplementedError(f"{type(self).__name__} must implement target()")
 
     @property
     def learned(self) -> nn.ModuleDict:

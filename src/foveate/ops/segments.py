@@ -86,6 +86,15 @@ def normalise(x: Tensor, counts: Sequence[int], to: Literal["range", "sum", "sof
     return torch.where(size == 0, 0.0, wide / size)
 
 
+def segment_softmax(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Softmax of ``x (N, ...)`` over the rows of each segment, which need not stand together; in fp32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    index = segment.view(-1, *(1,) * (x.dim() - 1)).expand_as(wide)
+    most = wide.new_zeros(n_segments, *x.shape[1:]).scatter_reduce(0, index, wide.detach(), "amax", include_self=False)
+    parts = (wide - most[segment]).exp()
+    return parts / segment_sum(parts, segment, n_segments)[segment]
+
+
 def pool(x: Tensor, counts: Sequence[int], width: int) -> Tensor:
     """Largest of ``x (N,)`` among each row and its ``width // 2`` neighbours of the same segment on either side: ``(N,)``."""
     if not len(x):

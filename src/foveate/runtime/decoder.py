@@ -310,9 +310,9 @@ class DecoderHooks:
             self.uncached.warn()
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
-        sighted = call.layout is not None and call.layout.sight is not None
+        masked = call.layout is not None and call.layout.has_mask
         if is_led(entry, cache) or (
-            entry is not None and (watching or sighted or call.fewer is not None or rows is not None)
+            entry is not None and (watching or masked or call.fewer is not None or rows is not None)
         ):
             entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)

@@ -122,9 +122,10 @@ _add(
 )
 app.add_typer(train_app, name="train")
 _add(train_app, "reference", training.reference, "foveate train reference -o run --recipe llava")
-_add(
-    train_app,
-    "adsc",
-    training.adsc,
-    "foveate train adsc -m llava-hf/llava-1.5-7b-hf -d chats.jsonl -o adapter --set lr=1e-4 --set steps=500",
-)
+for _name, _says in training.trainable().items():
+    _add(
+        train_app,
+        _name,
+        training.method(_name, _says),
+        f"foveate train {_name} -m llava-hf/llava-1.5-7b-hf -d chats.jsonl -o trained --set lr=1e-4 --set steps=500",
+    )

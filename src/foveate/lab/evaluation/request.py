@@ -33,9 +33,7 @@ Out: TypeAlias = Annotated[
 ]
 Adapter: TypeAlias = Annotated[
     str | None,
-    Option(
-        help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.", rich_help_panel=METHODS
-    ),
+    Option(help="Folder or hub id of what `foveate train` wrote for it; its method, too.", rich_help_panel=METHODS),
 ]
 By: TypeAlias = Annotated[str, Option(help="What a budget counts: tokens, flops or kv.", rich_help_panel=BUDGETS)]
 
