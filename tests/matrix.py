@@ -32,6 +32,10 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
     blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]
     if any(0 <= block < tiny.BLOCKS - 1 for block in blocks):
         more.add("blocks before a merger")
+    if sum(site.at == "cache" for site in sites) == LLAVA.layers:
+        more.add("every cache")
+    more |= {"states of the tower"} if any(each.at == "tower" for _, _, each in asked) else set()
+    more |= {"the text alone"} if any(each.kind == "text_pass" for _, _, each in asked) else set()
     compared = [part for part in acting.parts() if part.temporal]
     places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
     return frozenset({acting.parts()[0].positions, *more, *places}).union(*map(kinds_of, sites))
@@ -57,6 +61,12 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     spec, slides = foveate.list_families()[family], _slides(family)
     if slides and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
+    if slides and "every cache" in kinds:
+        return "sliding layers forget by themselves"
+    if spec.tower.arrangements and "states of the tower" in kinds:
+        return "rows of the tower are no tokens of the language model there"
+    if family in tiny.gemma4.FAMILIES and "the text alone" in kinds:
+        return "its layers are given something of every token"
     recurrent, virtual = bool(spec.decoder.recurrent), "virtual" in kinds
     if ("decoder", "before", "reuse") in kinds and (recurrent or slides):
         return "neighbouring layers are of different kinds: see answers/test_reuse.py"
