@@ -50,7 +50,7 @@ def test_it_is_the_loop_of_its_paper(family: str) -> None:
     clusters = pruned // 10 + 1
     order = best(scores, len(images))
     again = order[left - clusters :][: pruned + clusters]
-    assert clusters > 1
+    assert (clusters > 1) == (family == "llava")
     x = {i: stock.hidden_states[layer][0, images[i]] for i in again}
     away = {i: {j: float((x[i] - x[j]).norm()) / len(x[i]) ** 0.5 for j in again} for i in again}
     dense = {i: -sum(each**2 for each in sorted(away[i].values())[:clusters]) for i in again}
