@@ -112,7 +112,7 @@ def everything(*results: dict[str, Any]) -> str:
     budgets = sorted({row["budget"] for found in results for row in found["rows"]} - {None}, reverse=True)
     columns = [(found, budget) for found in results for budget in budgets]
     best = {
-        number: max(_row(found, name, budget)["accuracy"]["value"] for name in CONTROLS if _row(found, name, budget))
+        number: max(row["accuracy"]["value"] for name in CONTROLS if (row := _row(found, name, budget)))
         for number, (found, budget) in enumerate(columns)
     }
     lines = []

@@ -103,7 +103,7 @@ def _row(model: str, search: dict[str, Any], place: int, evaluation: dict[str, A
 
 
 def _at(evaluation: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    rows = [row for row in evaluation["rows"] if row["method"] == method]
+    rows: list[dict[str, Any]] = [row for row in evaluation["rows"] if row["method"] == method]
     if not rows:  # a search that was run again, and its evaluation not yet
         raise LookupError(f"the evaluation has no {method}")
     return rows[0]

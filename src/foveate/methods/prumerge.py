@@ -84,9 +84,9 @@ class PruMerge(EntryPruner):
 
     def _chosen(self, tokens: Tokens, site: Site) -> Reduction:
         """The tokens that stay as themselves."""
-        score, counts = self.score(tokens, site), tokens.counts
-        if self.cut is not None:
-            best = tokens.keep_above(score, self.cut)
+        score, counts, cut = self.score(tokens, site), tokens.counts, self.cut_at(site)
+        if cut is not None:
+            best = tokens.keep_above(score, cut)
             if not self.plus:
                 return best
             step = torch.tensor([max(1, n // max(k, 1) // 3) for n, k in zip(counts, best.counts)])
