@@ -118,6 +118,8 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
     before = len(everything) - len(todo)
     if not todo:
         return Result(request, len(everything), before, 0, 0, 0, 0.0, "")
+    if texts := [record.id for record in todo if not record.error and record.media == (False, False)]:
+        warn(f"{len(texts)} of {len(todo)} records have no image or video and are asked as text alone; the first: {texts[0]}")
     tell(f"loading {request.model}", before / len(everything))
     frames, answered, failed, tokens, first_error = Frames(request.frames), 0, 0, 0, ""
     vllm = request.engine == "vllm"
@@ -195,7 +197,9 @@ def show(result: Result, console: Console) -> None:
         console.print(f"throughput      {rows:.2f} rows/s, {tokens:.1f} tokens/s ({result.seconds:.1f} s)")
     console.print(f"answers         {escape(str(result.request.out))}", soft_wrap=True)
     if result.failed:
-        terminal.note(f"{result.first_error}. The same command asks those that failed again")
+        others = f" ({result.failed - 1} more failed: `error` in the answers says why)" if result.failed > 1 else ""
+        again = "Mend what is wrong with them; the same command asks those that failed again"
+        terminal.note(f"{result.first_error}{others}. {again}")
 
 
 def _rate(count: int, result: Result) -> float:
