@@ -113,6 +113,27 @@ def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
     return start + y * width + x
 
 
+def around(index: Tensor, counts: Sequence[int], shapes: Shapes, centres: Tensor) -> Tensor:
+    """Tell which tokens are right beside, above or below one of some ``centres``: ``(N,)`` bool.
+
+    Args:
+        index: ``(N,)`` int64, the raster place of each token in its rectangle, where others may be missing.
+        counts: tokens per rectangle, sums to ``N``.
+        shapes: rectangles.
+        centres: ``(K,)`` packed indices.
+    """
+    sizes, device = [height * width for height, width in shapes], index.device
+    facts = torch.tensor([[offsets(sizes)[i], *shape] for i, shape in enumerate(shapes)], dtype=torch.long)
+    start, height, width = facts.to(device, non_blocking=True)[segment_ids(counts, device)].unbind(1)
+    marked = torch.zeros(sum(sizes) + 1, dtype=torch.bool, device=device)
+    marked[(start + index)[centres]] = True
+    y, x, found = index // width, index % width, torch.zeros_like(index, dtype=torch.bool)
+    for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        inside = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+        found |= marked[torch.where(inside, start + index + down * width + right, sum(sizes))]
+    return found
+
+
 def _whole(share: float) -> int:
     """Return the nearest whole number, halves up, as in `foveate.schedule.survivors`."""
     return math.floor(share + 0.5)
