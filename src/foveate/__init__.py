@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from foveate.methods.evs import EVS as EVS
     from foveate.methods.fastervlm import FasterVLM as FasterVLM
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.fastvid import FastVID as FastVID
     from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.hiprune import HiPrune as HiPrune
     from foveate.methods.holitom import HoliTom as HoliTom

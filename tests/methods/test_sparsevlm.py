@@ -49,13 +49,14 @@ def test_it_is_the_loop_of_its_paper(family: str) -> None:
     pruned = len(images) - left
     clusters = pruned // 10 + 1
     order = best(scores, len(images))
-    again = order[left - clusters :][: pruned + clusters]
+    again = sorted(order[left - clusters :][: pruned + clusters])
     assert (clusters > 1) == (family == "llava")
     x = {i: stock.hidden_states[layer][0, images[i]] for i in again}
     away = {i: {j: float((x[i] - x[j]).norm()) / len(x[i]) ** 0.5 for j in again} for i in again}
     dense = {i: -sum(each**2 for each in sorted(away[i].values())[:clusters]) for i in again}
     widest = max(max(row.values()) for row in away.values())
-    reach = {i: min([away[i][j] for j in again if dense[j] > dense[i]], default=widest) for i in again}
+    denser = {i: [j for j in again if (dense[j], -j) > (dense[i], -i)] for i in again}
+    reach = {i: min([away[i][j] for j in denser[i]], default=widest) for i in again}
     centres = sorted(again, key=lambda i: -reach[i] * 2.718281828459045 ** (dense[i] / clusters))[:clusters]
     assert kept(tiny.model(family), batch, method) == [tuple(sorted(order[: left - clusters] + centres))]
 

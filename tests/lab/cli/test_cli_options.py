@@ -99,7 +99,7 @@ def test_examples_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "foveate eval ": {"reference", "tasks", "fidelity"},
         "foveate run --new": {"--new-tokens"},
         "foveate run --method div": {"divprune"},
-        "foveate run -M tome+fas": {"tome+fastv"},
+        "foveate run -M tome+v2d": {"tome+v2drop"},
         "foveate methods visionz": {"visionzip"},
         "foveate run -m reference-l": {"reference-llava"},
         "foveate bench --dtype bf": {"bfloat16"},
