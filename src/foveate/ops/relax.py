@@ -33,7 +33,7 @@ def soft_top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor
         segment_ids(counts, score.device),
         len(counts),
     )
-    target = torch.tensor(k).to(wide)
+    target = torch.tensor(k).to(wide, non_blocking=True)
     with torch.no_grad():
         low = -segment_max(wide, segment, n) - _REACH
         high = segment_max(-wide, segment, n) + _REACH
@@ -46,6 +46,7 @@ def soft_top_k(score: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor
     step = (segment_sum(gates, segment, n) - target) / slope  # next to nothing, but for its gradient
     gates = (wide + (t - step)[segment]).sigmoid()
     whole, none = (
-        torch.tensor([each == full for each, full in zip(k, of)]).to(wide.device) for of in (counts, [0] * n)
+        torch.tensor([each == full for each, full in zip(k, of)]).to(wide.device, non_blocking=True)
+        for of in (counts, [0] * n)
     )
     return gates.masked_fill(whole[segment], 1.0).masked_fill(none[segment], 0.0)

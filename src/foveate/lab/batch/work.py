@@ -119,7 +119,9 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
     if not todo:
         return Result(request, len(everything), before, 0, 0, 0, 0.0, "")
     if texts := [record.id for record in todo if not record.error and record.media == (False, False)]:
-        warn(f"{len(texts)} of {len(todo)} records have no image or video and are asked as text alone; the first: {texts[0]}")
+        warn(
+            f"{len(texts)} of {len(todo)} records have no image or video and are asked as text alone; the first: {texts[0]}"
+        )
     tell(f"loading {request.model}", before / len(everything))
     frames, answered, failed, tokens, first_error = Frames(request.frames), 0, 0, 0, ""
     vllm = request.engine == "vllm"
