@@ -133,21 +133,6 @@ def everything(*results: dict[str, Any]) -> str:
     return table(["", *heads], lines)
 
 
-def as_they_are(*results: dict[str, Any]) -> str:
-    """Accuracy of methods that no token budget was set for, with FLOPs and KV cache that were really spent."""
-    heads, lines = [""], []
-    for found in results:
-        heads += [MODELS[found["model"]], "FLOPs", "KV"]
-    for label in dict.fromkeys(row["label"] for row in results[0]["rows"]):
-        cells = [f"`{label}`"]
-        for found in results:
-            row = _row(found, label, None)
-            spent = ("", "") if row is None else (f"{row['spent']['flops']:.2f}", f"{row['spent']['kv']:.2f}")
-            cells += ["-" if row is None else _percent(row), *spent]
-        lines.append(cells)
-    return table(heads, lines)
-
-
 def systems(found: dict[str, Any]) -> str:
     """Accuracy at every budget, in brackets the FLOPs that were really spent."""
     rows = found["rows"]
