@@ -263,9 +263,9 @@ def measure(model: Model, tokens: int, methods: dict[str, Method], noise: Noise)
 
 
 def chosen(names: list[str]) -> Iterator[tuple[str, Method]]:
-    """Methods of the registry that remove or change something by default."""
+    """Methods of the registry that remove or change something by default; learned parts are made for a model, not here."""
     for name, cls in foveate.list_methods().items():
-        if not names or name in names:
+        if name in names if names else cls.modules is Method.modules:
             yield name, cls()
 
 

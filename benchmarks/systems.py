@@ -5,7 +5,7 @@
 A Qwen2.5-VL with random weights, fp32; every image has ``--visual`` tokens. Stock and compressed runs alternate in one
 process, and every figure is the median of the ratios of neighbours. The ideal time of the language model is the sum over its
 layers of the stock layer's time at that layer's number of tokens; that of the tower is its share of FLOPs. Peak memory is
-the resident set's, above the model's, of a process that does nothing else.
+that of all tensors which a call makes, counted as they are made and freed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 import foveate
 from foveate import ADSC, IPCV, LUVC, SPU, Method, Stride
 from foveate.lab.bench import shapes
-from foveate.lab.bench.measure import timed
+from foveate.lab.bench.measure import probe, timed
 from foveate.lab.bench.result import machine
 from foveate.lab.bench.workload import Shaped
 
@@ -98,31 +96,6 @@ def compare(model: Any, batch: Any, method: Method, pairs: int) -> dict[str, Any
     }
 
 
-def peak(options: argparse.Namespace, images: int, method: Method | None) -> int:
-    """Bytes of the resident set at its largest, above those of the built model, measured in a process of its own."""
-    described = "null" if method is None else json.dumps(method.to_dict())
-    shape = [f"--{name}={getattr(options, name)}" for name in ("width", "layers", "blocks", "visual", "threads")]
-    command = [sys.executable, __file__, "--peak", described, "--images", str(images), *shape]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-@torch.inference_mode()
-def print_peak(model: Any, batch: Any, described: Any) -> None:
-    """What `peak` reads."""
-    foveate.compress(model, Stride(keep=1.0)).remove()  # loads the code
-    before = resident("VmRSS")
-    if described is not None:
-        foveate.compress(model, foveate.method_from_dict(described))
-    model.generate(**batch, max_new_tokens=2, min_new_tokens=2, do_sample=False)
-    print(resident("VmHWM") - before)
-
-
-def resident(name: str) -> int:
-    """Bytes, now (``VmRSS``) or at most (``VmHWM``, which unlike `resource`'s does not begin with the parent's)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition(f"{name}:")[2].split()[0])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -133,20 +106,18 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--visual", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config = shapes.qwen2_5_small(options.width, options.layers, tower=320, blocks=options.blocks, head=80)
     model = shapes.build(config, torch.float32, CPU, None, seed=0)
-    if options.peak:
-        print_peak(model, prompt(config, options.visual, options.images[0]), json.loads(options.peak))
-        return
     runs = []
     for images in options.images or [1]:
         batch, rows = prompt(config, options.visual, images), {}
-        most = peak(options, images, None)
+        most = probe(model, batch, None, NEW)["peak"]
         for name, method in CASES.items():
-            row = compare(model, batch, method, options.pairs) | {"peak": peak(options, images, method) / most}
+            row = compare(model, batch, method, options.pairs) | {
+                "peak": probe(model, batch, method, NEW)["peak"] / most
+            }
             rows[name] = row
             print(f"{images} images, {name}: " + " ".join(f"{k} {v:.2f}" for k, v in row["ratios"].items()), flush=True)
         runs.append(

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
 from foveate.training import data
-from foveate.training.adsc import Plan, Recipe, Run
+from foveate.training.recipe import Recipe
+from foveate.training.run import Plan, Run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="Qwen/Qwen2.5-VL-3B-Instruct", help="hub id or folder")

@@ -10,12 +10,9 @@ import tiny
 import foveate
 from foveate import Host, Method, Site
 from foveate.errors import FoveateError
+from foveate.runtime.attach import kinds_of as layer_kinds
 
 LLAVA = Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)
-#: families whose FFNs are mixtures of experts
-EXPERTS = ("glm4v_moe", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl_moe")
-#: families whose features are put together from tiles after the tower
-TILED = ("llava_next", "llava_next_video", "llava_onevision")
 
 
 @functools.cache
@@ -27,31 +24,65 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
         sites = acting.sites(LLAVA)
     except FoveateError:
         return frozenset({repr(acting)})
-    reads = [site for site in sites if site.at == "decoder" and any(each.kind == "last_row" for each in site.asked)]
-    in_many = {"attention in many layers"} if len(reads) > 2 else set()
+    asked = [(site.at, site.layer, each) for site in sites for each in site.asked]
+    reads = {layer for at, layer, each in asked if at == "decoder" and each.kind == "last_row"}
+    more: set[Hashable] = {"attention in many layers"} if len(reads) > 2 else set()
+    if any((at, layer) == ("decoder", 1) and each.kind in ("keys", "last_row") for at, layer, each in asked):
+        more.add("attention of layer 0")
+    blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]
+    if any(0 <= block < tiny.BLOCKS - 1 for block in blocks):
+        more.add("blocks before a merger")
+    if sum(site.at == "cache" for site in sites) == LLAVA.layers:
+        more.add("every cache")
+    more |= {"states of the tower"} if any(each.at == "tower" for _, _, each in asked) else set()
+    more |= {"the text alone"} if any(each.kind == "text_pass" for _, _, each in asked) else set()
     compared = [part for part in acting.parts() if part.temporal]
     places = {(site.at, "frames") for part in compared for site in part.sites(LLAVA) if site.at != "decode"}
-    return frozenset({acting.parts()[0].positions, *in_many, *places}).union(*map(kinds_of, sites))
+    return frozenset({acting.parts()[0].positions, *more, *places}).union(*map(kinds_of, sites))
+
+
+@functools.cache
+def _slides(family: str) -> bool:
+    """Whether some decoder layers of its tiny model slide."""
+    return any("sliding" in kind for kind in layer_kinds(tiny.config(family)))
+
+
+@functools.cache
+def _has_experts(family: str) -> bool:
+    """Whether FFNs of its tiny model are mixtures of experts."""
+    text = tiny.config(family).get_text_config()
+    return any(getattr(text, name, None) for name in ("num_experts", "n_routed_experts"))
 
 
 def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     """Why a family is not asked for one of these kinds; "" where it is."""
-    if family in tiny.gemma.SLIDING and ("decode", "before", "reduce") in kinds:
+    if family is None:
+        return ""
+    spec, slides = foveate.list_families()[family], _slides(family)
+    if slides and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
-    recurrent, virtual = family in tiny.RECURRENT, "virtual" in kinds
-    if ("decoder", "before", "reuse") in kinds and (recurrent or family in tiny.gemma.SLIDING):
+    if slides and "every cache" in kinds:
+        return "sliding layers forget by themselves"
+    if spec.tower.arrangements and "states of the tower" in kinds:
+        return "rows of the tower are no tokens of the language model there"
+    if family in tiny.gemma4.FAMILIES and "the text alone" in kinds:
+        return "its layers are given something of every token"
+    recurrent, virtual = bool(spec.decoder.recurrent), "virtual" in kinds
+    if ("decoder", "before", "reuse") in kinds and (recurrent or slides):
         return "neighbouring layers are of different kinds: see answers/test_reuse.py"
-    if ("decoder", "before", "channels") in kinds and family in EXPERTS:
+    if ("decoder", "before", "channels") in kinds and _has_experts(family):
         return "a mixture of experts has no channels to choose"
-    if recurrent and (virtual or "attention in many layers" in kinds):
+    if recurrent and (virtual or {"attention in many layers", "attention of layer 0"} & set(kinds)):
         return "some layers carry a state and have no attention"
-    if virtual and ("tower", "mid", "reduce") in kinds and family in TILED:
+    if virtual and ("tower", "mid", "reduce") in kinds and spec.tower.arrangements:
         return "features are rearranged after the tower: see answers/test_virtual.py"
-    known = foveate.list_families()[family].frames if family in tiny.VIDEO else ()
-    if family and any(kind[1:] == ("frames",) and kind[0] not in known for kind in kinds if isinstance(kind, tuple)):
+    known = spec.frames if spec.takes_videos else ()
+    if any(kind[1:] == ("frames",) and kind[0] not in known for kind in kinds if isinstance(kind, tuple)):
         return "which frames are of one video is not known there"
-    if family in tiny.tiles.OVIS and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
+    if spec.tower.resize is None and any(kind[:1] == ("pixels",) for kind in kinds if isinstance(kind, tuple)):
         return "its tower takes images of one size"
-    if family in tiny.cpm.FAMILIES and ("tower_output", "before", "restore") in kinds:
+    if spec.tower.merger is not None and "blocks before a merger" in kinds:
+        return "its tower merges rows after them: see runtime/test_merger.py"
+    if spec.tower.merger is not None and ("tower_output", "before", "restore") in kinds:
         return "parked where the tower merges: see runtime/test_merger.py"
     return ""

@@ -18,6 +18,8 @@ from foveate import (
     DyCoke,
     FastV,
     Method,
+    PruMerge,
+    PyramidDrop,
     Random,
     Stride,
     ToMe,
@@ -73,6 +75,10 @@ METHODS: dict[str, Method] = {
     "ipcv-plain": IPCV(ratio=0.1, block=2, stabilise=0, min_tokens=0),
     "dycoke": DyCoke(),
     "dycoke-temporal": DyCoke(keep=0.4, decode_ratio=1.0),
+    "prumerge": PruMerge(),
+    "prumerge-plus": PruMerge(keep=0.4, plus=True),
+    "pyramiddrop": PyramidDrop(),
+    "pyramiddrop-renumbered": PyramidDrop(positions="renumber"),
     "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
 }
 

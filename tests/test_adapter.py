@@ -229,7 +229,7 @@ def test_a_path_is_a_folder(whole: Path) -> None:
 
 def test_a_training_that_has_not_ended(tmp_path: Path) -> None:
     (tmp_path / "run" / trained.CHECKPOINTS).mkdir(parents=True)
-    with pytest.raises(AdapterError, match="has not ended: the same `foveate train adsc` goes on"):
+    with pytest.raises(AdapterError, match="has not ended: the same `foveate train` command goes on"):
         foveate.compress(tiny.model("llava"), str(tmp_path / "run"))
 
 
@@ -240,7 +240,7 @@ def test_one_handle_at_a_time(whole: Path) -> None:
     with foveate.compress(model, str(whole)), pytest.raises(UnsupportedModelError, match="already carries"):
         foveate.compress(model, FastV())
     with pytest.raises(ConfigError, match="has its options already"):
-        foveate.compress(model, str(whole), keep=0.5)
+        foveate.compress(model, str(whole), layer=3)
 
 
 def test_a_method_that_cannot_be_attached_takes_its_adapter_with_it(tmp_path: Path) -> None:

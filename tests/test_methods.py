@@ -32,6 +32,7 @@ NUMBERS = {
     "dymu": ("threshold",),
     "evoprune": ("bandwidth", "diversity"),
     "gsearch": ("steepness",),
+    "prumerge": ("threshold",),
 }
 every_ratio = pytest.mark.parametrize(
     ("cls", "option"),
@@ -237,7 +238,7 @@ def test_every_method_is_an_attribute_and_a_name(cls: type[Method]) -> None:
     assert getattr(foveate, cls.__name__) is cls
     assert cls.__name__ in dir(foveate)
     assert METHODS[cls.name()] is cls
-    with foveate.compress(tiny.model("llava"), cls.name()) as handle:
+    with foveate.compress(tiny.model("qwen2_5_vl"), cls.name()) as handle:  # (it knows which frames are of one video)
         assert handle.method == cls()
 
 

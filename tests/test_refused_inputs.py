@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,17 +12,40 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import foveate
 from foveate.errors import UnsupportedModelError
-from foveate.models import list_families
+from foveate.models import family_of, list_families
 
 FAMILIES = ("llava", "qwen2_5_vl", "llava_next", "qwen3_vl", "internvl")
 
 
 def test_an_unknown_family_is_told_what_there_is_and_how_to_add_one() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8))
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*CONTRIBUTING.md, A family is one file") as refused:
-        foveate.compress(model, "stride")
+    config = SimpleNamespace(model_type="lava_next", vision_config=None)
+    with pytest.raises(
+        UnsupportedModelError, match=r"'lava_next'.*'llava_next'.*CONTRIBUTING.md, A family is"
+    ) as refused:
+        family_of(config)
     assert all(family in str(refused.value) for family in list_families())
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_without_a_vision_part_is_told_so() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8))
+    with pytest.raises(UnsupportedModelError, match=r"a 'gpt2' model has no vision part .*no vision_config"):
+        foveate.compress(model, "stride")
+
+
+def test_a_model_with_code_of_its_own_is_told_so() -> None:
+    config = type("Config", (), {"__module__": "transformers_modules.someone.configuration", "model_type": "llava"})()
+    with pytest.raises(UnsupportedModelError, match=r"'llava' model runs code of its own .*without trust_remote_code"):
+        family_of(config)
+
+
+def test_a_tower_of_another_type_than_the_config_says_is_told_so() -> None:
+    model, other = tiny.build(tiny.config("llava")), tiny.build(tiny.config("llava_siglip"))
+    model.model.vision_tower = other.model.vision_tower
+    with pytest.raises(
+        UnsupportedModelError, match=r"is a 'clip_vision_model', and the tower .* is a 'siglip_vision_model'"
+    ):
+        foveate.compress(model, "stride")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -92,11 +92,12 @@ def config(family: str, **text: Any) -> Any:
     return GROUP[family].config(family, usual | text)
 
 
-def build(config: Any, impl: str = "sdpa", seed: int = 0) -> PreTrainedModel:
-    """A model with random weights, large enough that every token and position matters to the logits."""
+def build(config: Any, impl: str = "sdpa", seed: int = 0, cls: Any = None) -> PreTrainedModel:
+    """A model, of its family's class or another, with random weights: large enough that every token and position matters to
+    the logits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = CLASSES[config.model_type](config).eval()
+        model: PreTrainedModel = (cls or CLASSES[config.model_type])(config).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.add_(0.08 * torch.randn_like(parameter))

@@ -41,9 +41,7 @@ def marked(model: Any, batch: dict[str, Tensor], function: str = "get_image_feat
 
 def tower(model: Any) -> Any:
     """The vision tower."""
-    names = ("visual", "vision_tower", "vision_model")
-    found = next(getattr(base(model), name) for name in names if hasattr(base(model), name))
-    return found.transformer if hasattr(found, "head_linear") else found
+    return base(model).get_submodule(family_of(model.config).tower.module)
 
 
 def projector(model: Any) -> Any:
@@ -60,10 +58,7 @@ def projector(model: Any) -> Any:
 
 def blocks(model: Any) -> list[Any]:
     """Its blocks that reach the language model."""
-    vision = tower(model)
-    inner = next((getattr(vision, name) for name in ("encoder", "transformer") if hasattr(vision, name)), None)
-    found = vision.blocks if inner is None else next(x for x in inner.children() if isinstance(x, nn.ModuleList))
-    return list(found)[:BLOCKS]
+    return list(tower(model).get_submodule(family_of(model.config).tower.blocks))[:BLOCKS]
 
 
 def end(model: Any) -> Any:

@@ -34,6 +34,17 @@ PLACES = {
 }
 #: what a family's checkpoints have, where the default config does not fit together or is another family's
 CONFIGS: dict[str, dict[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "num_attention_heads": 16}
+        | {"num_hidden_layers": 27, "intermediate_size": 4304, "image_size": 364, "patch_size": 14}
+    },
+    "cohere_compass": {
+        "text_config": {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [24, 20, 20]}
+            }
+        }
+    },
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "gemma4": {"vision_config": {}},
     "diffusion_gemma": {
@@ -47,7 +58,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "idefics3": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},  # which has room for its padding token
     "smolvlm": {"text_config": {"model_type": "llama", "vocab_size": 128_259}},
     "ovis2": {"vision_config": {"hidden_stride": 2}},
-    "llava_pixtral": {"vision_config": {"model_type": "pixtral"}, "vision_feature_layer": -1},
+    "llava_pixtral": {
+        "vision_config": {"model_type": "pixtral"},
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
     "llava_siglip": {
         "vision_config": {"model_type": "siglip_vision_model", "num_hidden_layers": 26},
         "vision_feature_layer": -1,
@@ -91,7 +106,7 @@ def _family(family: Family) -> tuple[str, ...]:
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
     return (
-        f"`{family.name}`",
+        ", ".join(f"`{name}`" for name in (family.name, *family.also)),
         _title(family),
         ", ".join("videos" if "video" in name else "images" for name in family.modalities),
         "a patch" if unit == 1 else f"{unit} patches",

@@ -57,7 +57,7 @@ class Experiment:
         name: of its file, and of its result's.
         says: what it measures, in a line.
         run: the command. ``{work}`` is a folder of its own that stays if it is interrupted, ``{out}`` the file
-            ``results.json`` in it, where it leaves its JSON; a command that names neither prints it.
+            ``results.json`` in it, where it leaves its JSON; a command that leaves none there prints it.
         seed: what it draws from.
         needs: modules besides the package's own, and how to get each.
         stale: why the stored result is of an older library, if it is.

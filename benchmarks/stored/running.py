@@ -119,13 +119,12 @@ def _command(experiment: Experiment, root: Path, work: Path) -> None:
     )
     first, *words = filled
     path = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
-    prints = "{work}" not in experiment.run and "{out}" not in experiment.run
     try:
         done = subprocess.run(
             [*programs.get(first, [first]), *words],
             cwd=root,
             env=os.environ | {"PYTHONPATH": path},
-            stdout=subprocess.PIPE if prints else None,
+            stdout=None if "{out}" in experiment.run else subprocess.PIPE,
             check=False,
         )
     except OSError as error:
@@ -135,7 +134,7 @@ def _command(experiment: Experiment, root: Path, work: Path) -> None:
             f"{experiment.name} ended with exit code {done.returncode}; its old result, if any, is as it was, and what "
             f"it left is in {_relative(work, root)}: run it again to go on"
         )
-    if prints:
+    if done.stdout and not (work / OUT).is_file():
         (work / OUT).write_bytes(done.stdout)
 
 

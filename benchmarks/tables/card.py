@@ -37,5 +37,56 @@ def layers(*models: dict[str, Any]) -> str:
     return table(("layer", *map(str, range(len(profiles[0]) - 1)), "never"), rows)
 
 
+def tasks(found: dict[str, Any]) -> str:
+    """Every task of one model, seeing and blind."""
+    rows = [
+        (
+            task,
+            *(f"{100 * found[key][task]:.0f}" for key in ("accuracy", "accuracy_blind")),
+            str(found["questions"][task]),
+        )
+        for task in TASKS
+    ]
+    means = (_mean(found[key], TASKS) for key in ("accuracy", "accuracy_blind"))
+    rows.append(("*mean of all*", *means, str(sum(found["questions"].values()))))
+    return table(("task", "accuracy", "blind", "questions"), rows)
+
+
+def depth(found: dict[str, Any]) -> str:
+    """Layer by layer, one model: accuracy when visual tokens leave before it, and what goes on in it."""
+    profile, inside = found["accuracy_when_visual_tokens_leave_at_layer"], found["inside"]["layers"]
+    rows = []
+    for number, (layer, left) in enumerate(zip(inside, profile)):
+        attention = ("first_token", "visual", "asked", "visual_sinks")
+        rows.append(
+            (
+                str(number),
+                _mean(left, TASKS),
+                *(f"{100 * layer[f'attention_{name}']:.1f}" for name in attention),
+                f"{layer['visual_sinks']:.1f}",
+                f"{layer['largest_over_median']:.0f}",
+            )
+        )
+    rows.append(("never", _mean(profile[-1], TASKS), *[""] * 6))
+    head = ("layer", "leave before it", "first token", "visual", "asked", "sinks", "sink tokens", "largest / median")
+    return table(head, rows)
+
+
+def summary(found: dict[str, Any]) -> str:
+    """A sentence on where a model's text reads the image, its largest number, and how much looks at the first token."""
+    layers, reads = found["inside"]["layers"], found["reads"]
+    largest = max(range(len(layers)), key=lambda number: layers[number]["largest_over_median"])
+    first = max(range(len(layers)), key=lambda number: layers[number]["attention_first_token"])
+    where = "the image is worth less than five points, so no layer can be said to read it"
+    if reads is not None:
+        where = (
+            f"the text reads the image from layer {reads['first']} to layer {reads['last']}, of 0 to {len(layers) - 1}"
+        )
+    return (
+        f"the largest number is {layers[largest]['largest_over_median']:,.0f} times the median, in layer {largest}; the first "
+        f"token gets up to {layers[first]['attention_first_token']:.0%} of the attention, in layer {first}; {where}."
+    )
+
+
 def _mean(accuracies: dict[str, float], tasks: Any) -> str:
     return f"{100 * fmean(accuracies[task] for task in tasks):.0f}"

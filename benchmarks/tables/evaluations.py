@@ -15,6 +15,7 @@ from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Row, Spent
 from foveate.lab.evaluation.statistics import Paired, Share
 from foveate.lab.evaluation.table import Evaluation
+from foveate.methods import list_methods
 
 from tables.cells import MODELS, table
 
@@ -39,6 +40,11 @@ NAMES = {
     "antioracle": "*anti-oracle* (questions with evidence)",
     "blind": "*blind*",
 }
+
+#: What a method has to beat.
+CONTROLS = ("random", "stride", "downsample")
+#: What is no method: it knows the answers, or the model is as it was.
+BOUNDS = ("dense", "blind", "oracle", "antioracle")
 
 
 def page(found: dict[str, Any]) -> str:
@@ -72,6 +78,61 @@ def reference(*results: dict[str, Any]) -> str:
     return table(["", *heads], rows)
 
 
+def differences(found: dict[str, Any]) -> str:
+    """Accuracy at every budget, less the stock model's, with the 95 % interval of that difference."""
+    rows = found["rows"]
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+    lines = []
+    for label in _ordered({row["label"] for row in rows if row["label"] != "dense"}):
+        cells = [NAMES.get(label, label)]
+        plain = _row(found, label, None)
+        if plain is not None:
+            cells += [_difference(plain), *[""] * (len(budgets) - 1)]
+        else:
+            cells += [_difference(_row(found, label, budget)) for budget in budgets]
+        lines.append(cells)
+    dense = next(row for row in rows if row["label"] == "dense")
+    head = f"Points against the stock model's {_percent(dense)} %, on {found['questions']:,} questions:\n\n"
+    return head + table(["", *map(str, budgets)], lines)
+
+
+def _difference(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    share = row["difference"]
+    return f"{100 * share['value']:+.1f} ({100 * share['low']:+.1f} to {100 * share['high']:+.1f})"
+
+
+def everything(*results: dict[str, Any]) -> str:
+    """Accuracy of everything at every budget, the models side by side; bold what is above the best control's.
+
+    In brackets the FLOPs that were really spent. A cell is bold if the lower end of its 95 % interval is above the best of
+    Random, Stride and Downsample at that budget.
+    """
+    budgets = sorted({row["budget"] for found in results for row in found["rows"]} - {None}, reverse=True)
+    columns = [(found, budget) for found in results for budget in budgets]
+    best = {
+        number: max(row["accuracy"]["value"] for name in CONTROLS if (row := _row(found, name, budget)))
+        for number, (found, budget) in enumerate(columns)
+    }
+    lines = []
+    for label in _ordered({row["label"] for found in results for row in found["rows"]}):
+        cells = [NAMES.get(label) or _class_name(label)]
+        for number, (found, budget) in enumerate(columns):
+            row = _row(found, label, budget)
+            if row is None and budget == budgets[0]:
+                row = _row(found, label, None)  # it has no dial: in the first column of its model
+            if row is None:
+                cells.append("-" if _row(found, label, None) is None else "")
+                continue
+            cell = _percent(row) if label in BOUNDS else f"{_percent(row)} ({row['spent']['flops']:.2f})"
+            better = row["budget"] is not None and row["accuracy"]["low"] > best[number] and label not in BOUNDS
+            cells.append(f"**{cell}**" if better else cell)
+        lines.append(cells)
+    heads = [f"{MODELS[found['model']]} {budget}" for found, budget in columns]
+    return table(["", *heads], lines)
+
+
 def systems(found: dict[str, Any]) -> str:
     """Accuracy at every budget, in brackets the FLOPs that were really spent."""
     rows = found["rows"]
@@ -102,7 +163,8 @@ def evaluation(found: dict[str, Any]) -> Evaluation:
 
 
 def _read_row(row: dict[str, Any]) -> Row:
-    shares = {key: None if row[key] is None else Share(**row[key]) for key in ("retention", "group_a", "group_b")}
+    keys = ("difference", "retention", "group_a", "group_b")
+    shares = {key: None if row.get(key) is None else Share(**row[key]) for key in keys}
     return Row(
         **{
             **row,
@@ -115,6 +177,11 @@ def _read_row(row: dict[str, Any]) -> Row:
             "seeds": {int(seed): value for seed, value in row["seeds"].items()},
         }
     )
+
+
+def _class_name(label: str) -> str:
+    """What a method is called in Python, without its options: `DivPrune` for ``divprune``."""
+    return " + ".join(list_methods()[term.split("(")[0]].__name__ for term in label.split("+"))
 
 
 def _ordered(labels: set[str]) -> list[str]:

@@ -83,10 +83,10 @@ def withdrawn(*results: dict[str, Any]) -> str:
     for result in results:
         for name, place in (("default", 0), ("found", -1)):
             on_seen, on_unseen = result["calibration"][place], result["held_out"][place]
-            layer = result["found"]["layer"] if name == "found" else "15/32 of the depth"
+            depth = f"{on_unseen['spent']['tokens']:.0%} of the depth"
             kls = (nats(each["kl"]["value"]) for each in (on_seen, on_unseen))
             model = MODELS[REFERENCES[result["model"]]]
-            rows.append((model, f"{name}: {layer}", *kls, f"{on_unseen['spent']['flops']:.1%}"))
+            rows.append((model, f"{name}: {depth}", *kls, f"{on_unseen['spent']['flops']:.1%}"))
     return table(("", "layer", "KL, searched", "KL, held out", "FLOPs"), rows, names=2)
 
 
@@ -103,7 +103,10 @@ def _row(model: str, search: dict[str, Any], place: int, evaluation: dict[str, A
 
 
 def _at(evaluation: dict[str, Any], method: dict[str, Any]) -> dict[str, Any]:
-    return next(row for row in evaluation["rows"] if row["method"] == method)
+    rows: list[dict[str, Any]] = [row for row in evaluation["rows"] if row["method"] == method]
+    if not rows:  # a search that was run again, and its evaluation not yet
+        raise LookupError(f"the evaluation has no {method}")
+    return rows[0]
 
 
 def _accuracy(row: dict[str, Any]) -> str:

@@ -23,28 +23,46 @@ if TYPE_CHECKING:
     from foveate.methods import list_methods, method_from_dict
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.air import AIR as AIR
+    from foveate.methods.cdpruner import CDPruner as CDPruner
+    from foveate.methods.covipal import CoViPAL as CoViPAL
+    from foveate.methods.dart import DART as DART
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.dmllm import DMLLM as DMLLM
     from foveate.methods.downsample import Downsample as Downsample
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.evoprune import EvoPrune as EvoPrune
+    from foveate.methods.evs import EVS as EVS
+    from foveate.methods.fastervlm import FasterVLM as FasterVLM
     from foveate.methods.fastv import FastV as FastV
+    from foveate.methods.fastvid import FastVID as FastVID
     from foveate.methods.gsearch import GSearch as GSearch
+    from foveate.methods.hiprune import HiPrune as HiPrune
     from foveate.methods.holitom import HoliTom as HoliTom
+    from foveate.methods.holov import HoloV as HoloV
     from foveate.methods.ipcv import IPCV as IPCV
     from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.oim import OIM as OIM
     from foveate.methods.parvts import ParVTS as ParVTS
+    from foveate.methods.prumerge import PruMerge as PruMerge
+    from foveate.methods.prunesid import PruneSID as PruneSID
+    from foveate.methods.pyramiddrop import PyramidDrop as PyramidDrop
     from foveate.methods.qcache import QCache as QCache
+    from foveate.methods.quecc import QueCC as QueCC
     from foveate.methods.random import Random as Random
     from foveate.methods.redundancylens import RedundancyLens as RedundancyLens
+    from foveate.methods.relevancenet import RelevanceNet as RelevanceNet
+    from foveate.methods.skipvision import SkipVision as SkipVision
+    from foveate.methods.sparsevlm import SparseVLM as SparseVLM
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe
     from foveate.methods.v2drop import V2Drop as V2Drop
+    from foveate.methods.vidcom2 import VidCom2 as VidCom2
+    from foveate.methods.visionselector import VisionSelector as VisionSelector
     from foveate.methods.visionzip import VisionZip as VisionZip
+    from foveate.methods.vispruner import VisPruner as VisPruner
     from foveate.methods.vitcop import ViTCoP as ViTCoP
     from foveate.methods.vscan import VScan as VScan
     from foveate.methods.vtccls import VTCCLS as VTCCLS

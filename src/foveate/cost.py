@@ -153,8 +153,9 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     output = base.get_submodule(spec.output)
     projector = _weights(output) + _own_matrices(output) + sum(map(_weights, neck)) + in_neck
     taps = [_weights(tap) for tap in base.get_submodule(spec.taps).children()] if spec.taps else []
-    now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows)
-    full["projector"] = trace.full_output_rows * (projector + sum(taps))
+    tail = trace.full_output_rows * sum(_weights(base.get_submodule(name)) for name in spec.tail)
+    now["projector"] = trace.output_rows * projector + sum(rows * taps[i] for i, rows in trace.tap_rows) + tail
+    full["projector"] = trace.full_output_rows * (projector + sum(taps)) + tail
     outside = _weights(decoder) - sum(map(_weights, layers))  # of all tokens, there or not
     in_layers: dict[str, list[tuple[int, int]]] = {}
     # Another thread may be in the middle of the next forward: of what it has logged, whole forwards.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from statistics import fmean
@@ -113,7 +114,7 @@ def _nearest(points: Sequence[_Point], budget: float) -> _Point:
     return min(points, key=lambda point: (round(abs(point.cost - budget), 9), point.cost))
 
 
-def _decides(method: Method, host: Host) -> tuple[list[Site], list[float | None]]:
+def _decides(method: Method, host: Host) -> tuple[list[Site], list[float | tuple[float, ...] | None]]:
     """Tell what decides how many tokens a method leaves: its sites, and thresholds."""
     return list(method.sites(host)), [part.cut for part in method.parts()]
 
@@ -130,7 +131,9 @@ def with_threshold(
     """Find the threshold at which the method leaves ``keep`` of its `unit`, on average over some prompts.
 
     Thresholds are bisected over all numbers, whatever the scale of the scores, so the prompts go through the model up to 33
-    times; a dozen times are usual.
+    times; a dozen times are usual. A method whose sites have thresholds of their own (`Method.margins`) gets these one after
+    another, each where all prompts together are left with what ``keep`` leaves there: the prompts go through the vision tower
+    as often as there are sites.
 
     Args:
         method: one that has the option ``threshold``.
@@ -148,21 +151,85 @@ def with_threshold(
         raise ConfigError(f"{method.name()} has no threshold to set: its options are {', '.join(_names(method))}")
     _check_inputs(inputs)
     unset: dict[str, Any] = {name: None for name in ("keep", *method.how_much) if hasattr(method, name)}
-    low, high = -_LARGEST_FLOAT, _LARGEST_FLOAT
-    nearest, found, token = float("inf"), method, 0.0
-    while high - low > 1 and abs(nearest - keep) > tolerance:
-        middle = (low + high) // 2
-        tried = replace(method, **{**unset, "threshold": _float_at(middle)})
-        left, token = _left(tried, model, inputs)
-        if abs(left - keep) < abs(nearest - keep):
-            nearest, found = left, tried
-        low, high = (middle, high) if left > keep else (low, middle)
+    if type(method).margins is not Method.margins:
+        found = _site_by_site(replace(method, **unset), model, inputs, keep)
+        nearest, token = _left(found, model, inputs)
+    else:
+        found, nearest, token = _bisected(replace(method, **unset), model, inputs, keep, tolerance)
     if abs(nearest - keep) > max(tolerance, token) + 1e-9:
         warnings.warn(
             f"no threshold of {method.name()} leaves keep={keep:.4g} of these prompts: {nearest:.4g} is the nearest, and set",
             stacklevel=2,
         )
     return found
+
+
+def _bisected(
+    method: M, model: nn.Module, inputs: Sequence[Mapping[str, Any]], keep: float, tolerance: float
+) -> tuple[M, float, float]:
+    """Return the method with one threshold, the share that it leaves, and how much of it a token is."""
+    low, high = -_LARGEST_FLOAT, _LARGEST_FLOAT
+    nearest, found, token = float("inf"), method, 0.0
+    while high - low > 1 and abs(nearest - keep) > tolerance:
+        middle = (low + high) // 2
+        option: dict[str, Any] = {"threshold": _float_at(middle)}
+        tried = replace(method, **option)
+        left, token = _left(tried, model, inputs)
+        if abs(left - keep) < abs(nearest - keep):
+            nearest, found = left, tried
+        low, high = (middle, high) if left > keep else (low, middle)
+    return found, nearest, token
+
+
+def _site_by_site(method: M, model: nn.Module, inputs: Sequence[Mapping[str, Any]], keep: float) -> M:
+    """Return the method with a threshold for each of its sites in the vision tower, from the first to the last."""
+    host = host_of(model)
+    sites = method.with_keep(max(keep, method.least(host))).sites(host)
+    cuts = [0.0] * len(sites)  # with which none leaves
+    option: dict[str, Any] = {}
+    for number, site in enumerate(sites):
+        option = {"threshold": tuple(cuts)}
+        whole, there, margins = _margins(replace(method, **option), number, model, inputs)
+        cuts[number] = _cut(margins, there - round(site.shares[-1] * whole))
+    option = {"threshold": tuple(cuts)}
+    return replace(method, **option)
+
+
+class _EnoughError(Exception):
+    """The vision tower is done, and nobody asks for the rest of the forward."""
+
+
+def _margins(
+    method: Method, number: int, model: nn.Module, inputs: Sequence[Mapping[str, Any]]
+) -> tuple[int, int, list[float]]:
+    """Count the tokens of all inputs at the first site and at site ``number``; and their margins there, ascending."""
+    counts, margins = [0, 0], [torch.empty(0)]
+    first, here = (method.sites(host_of(model))[i] for i in (0, number))
+    kind: Any = type(method)
+
+    class Watching(kind):  # type: ignore[misc]
+        """Acts as the method does, up to the site, and ends the forward before the language model."""
+
+        def sites(self, host: Host) -> Sequence[Site]:
+            return [*super().sites(host)[: number + 1], Site.entry()]
+
+        def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+            if site.at == "lm_entry":
+                raise _EnoughError
+            for i, each in enumerate((first, here)):
+                counts[i] += len(tokens) if each.layer == site.layer else 0
+            if here.layer == site.layer:
+                margins.append(self.margins(tokens, site).float().cpu())
+            reduction: Reduction = super().reduce(tokens, site)
+            return reduction
+
+    Watching.__name__ = kind.__name__
+    watching = Watching(**{f.name: getattr(method, f.name) for f in fields(method)})
+    with compress(model, watching), torch.no_grad():
+        for each in inputs:
+            with suppress(_EnoughError):
+                model(**each)
+    return counts[0], counts[1], torch.cat(margins).sort().values.tolist()
 
 
 def _check_inputs(inputs: Any) -> None:
@@ -199,6 +266,15 @@ def _float_at(place: int) -> float:
     """Return the float32 at a place among all of them, in ascending order."""
     (size,) = struct.unpack("f", struct.pack("I", abs(place)))
     return float(size if place >= 0 else -size)
+
+
+def _cut(margins: Sequence[float], leave: int) -> float:
+    """Return the threshold below which ``leave`` of the ascending ``margins`` are, or as many as there are."""
+    if leave <= 0 or not margins:
+        return 0.0
+    if leave < len(margins):
+        return margins[leave]
+    return float(torch.nextafter(torch.tensor(margins[-1]), torch.tensor(torch.inf)))
 
 
 def _names(method: Method) -> list[str]:

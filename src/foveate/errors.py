@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class FoveateError(Exception):
@@ -63,3 +64,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return what an error of others says, in one line, to be quoted in a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def ours_in(error: BaseException) -> FoveateError | None:
+    """Find the error of ours that another library has raised again, perhaps in a report of pydantic; None: there is none."""
+    if isinstance(error, FoveateError):
+        return error
+    details: Any = getattr(error, "errors", None)
+    for detail in details() if callable(details) else ():
+        inner = detail.get("ctx", {}).get("error")
+        if isinstance(inner, FoveateError):
+            return inner
+    return None

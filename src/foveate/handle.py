@@ -205,7 +205,8 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
         method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` or
             `Handle.save_pretrained` wrote, and then what was trained is restored, too, its learned parts, and until
             `Handle.remove` its adapter; or a sum with one of these, "ipcv + adapters/adsc".
-        options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``.
+        options: fields of the method, if it is given by name: ``compress(model, "fastv", keep=0.3)``; of what was trained, only
+            ``keep``: another budget than that of training.
 
     Raises:
         FoveateError: the family is unknown, the model is compiled or already attached, or the method asks for a layer or
@@ -287,9 +288,11 @@ def _warn_of_saving(model: nn.Module) -> Callable[[], None]:
 
 def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
     """Return the sum of ``parts``, names and sources of trained methods."""
+    keep = options.pop("keep", None) if len(parts) == 1 else None
     if options:
         sources = " and ".join(repr(part) for part in parts if trained.is_source(part))
-        raise ConfigError(f"{', '.join(options)}: the method in {sources} has its options already; leave them out")
+        may = "" if len(parts) > 1 else " (only keep may be another one)"
+        raise ConfigError(f"{', '.join(options)}: the method in {sources} has its options already{may}; leave them out")
     target = _vlm(model)
     _refuse_second(target)
     host = host_of(target)
@@ -298,7 +301,7 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
     if len(adapters) > 1:
         raise ConfigError(f"{adapters[0].source!r} and {adapters[1].source!r}: a model takes one adapter at a time")
     first, *rest = [each.method if isinstance(each, trained.Trained) else each for each in found]
-    method = sum(rest, start=first)
+    method = sum(rest, start=first) if keep is None else first.with_keep(keep)
 
     def fill(modules: nn.ModuleDict) -> None:
         names = iter(part_names(method))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from foveate.answers import Answer, Remember
 from foveate.errors import ConfigError, shown
 from foveate.escape import Changes
+from foveate.learning import Relaxation, Stage
 from foveate.schedule import Schedule, check_ratio
 from foveate.serialise import build, check, plain
 from foveate.site import Host as Host
@@ -95,6 +96,12 @@ class Method:
     usual_threshold: ClassVar[float | None] = None
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
+    #: how it is trained, stage by stage (`foveate.learning` says what that means); (): there is nothing to train
+    stages: ClassVar[tuple[Stage, ...]] = ()
+    #: how its choice by `score` is made soft in training; None: it trains as it is
+    relaxation: ClassVar[Relaxation | None] = None
+    #: which shares are kept in the course of training (`foveate.training.curriculum`), where a user says nothing
+    curriculum: ClassVar[str] = "constant"
 
     @property
     def across_images(self) -> bool:
@@ -146,14 +153,19 @@ class Method:
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
 
     @property
-    def cut(self) -> float | None:
-        """The score from which on tokens survive, however many: the option ``threshold``; None where a count decides."""
+    def cut(self) -> float | tuple[float, ...] | None:
+        """The score from which on tokens survive, however many: the option ``threshold``, one for all sites or one for each
+        block or layer; None where a count decides."""
         if "threshold" not in self.how_much or not hasattr(self, "threshold"):
             return None
-        given: float | None = getattr(self, "threshold")  # noqa: B009 (an option of some methods)
+        given: float | tuple[float, ...] | None = getattr(self, "threshold")  # noqa: B009 (an option of some methods)
         counts = any(getattr(self, name, None) is not None for name in ("keep", *self.how_much))
         counts |= isinstance(getattr(self, "schedule", None), tuple)
         return given if counts else self.usual_threshold
+
+    def cut_at(self, site: Site) -> float | None:
+        """Tell what `cut` is at ``site``."""
+        return self.cut[site.layer] if isinstance(self.cut, tuple) else self.cut
 
     @property
     def has_fixed_budget(self) -> bool:
@@ -178,7 +190,15 @@ class Method:
             raise ConfigError(
                 f"{type(self).__name__}.score at {site} returned NaN for {unknown} of {len(tokens)} tokens, expected numbers"
             )
-        return tokens.keep_best(score, site) if self.cut is None else tokens.keep_above(score, self.cut)
+        cut = self.cut_at(site)
+        return tokens.keep_best(score, site) if cut is None else tokens.keep_above(score, cut)
+
+    def margins(self, tokens: Tokens, site: Site) -> Tensor:
+        """Return what `cut_at` is compared with at ``site``, for each token that may leave there ``(M,)``: those below it do.
+
+        A method whose sites have thresholds of their own implements this, so that `foveate.dial.with_threshold` finds them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no margins: one threshold is for all of its sites")
 
     def answer(self, tokens: Tokens, site: Site) -> Answer:
         """Decide what happens at ``site``: by default what `reduce` says, which is not called where nothing is left.
@@ -248,6 +268,14 @@ class Method:
         decides they are `learned`.
         """
         return None
+
+    def lessons(self, host: Host) -> Sequence[Site]:
+        """Say the sites that only training has, in stages whose targets are from the ``method``: there `target` is asked."""
+        return ()
+
+    def target(self, tokens: Tokens, site: Site) -> Tensor:
+        """Return ``(N,)`` what scores are to follow, 0 or more, at one of the `lessons`, which all tokens have reached."""
+        raise NotImplementedError(f"{type(self).__name__} must implement target()")
 
     @property
     def learned(self) -> nn.ModuleDict:

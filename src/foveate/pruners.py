@@ -292,6 +292,10 @@ class SingleRatio(Method):
         """Say the sites that leave ``ratio`` of whatever the method reduces."""
         raise NotImplementedError(f"{type(self).__name__} must say its sites at a ratio")
 
+    @property
+    def idle(self) -> bool:
+        return 1 in (self.keep, self.ratio)
+
     def sites(self, host: Host) -> Sequence[Site]:
         if self.cut is not None:
             return self.at(1.0, host)

@@ -354,4 +354,5 @@ def sigmoid(layers: int, steepness: float, offset: float) -> list[float]:
         steepness: 0 is a flat curve, more than 30 a cliff.
         offset: where it falls: at a half of the depth if it is half of the steepness.
     """
-    return [1 / (1 + math.exp(steepness * layer / max(layers - 1, 1) - offset)) for layer in range(layers)]
+    depths = [steepness * layer / max(layers - 1, 1) - offset for layer in range(layers)]
+    return [1 / (1 + math.exp(min(depth, 700.0))) for depth in depths]  # more than that is none, and no float

@@ -21,6 +21,10 @@ from foveate.serialise import check
 #: this with what each kind needs.)
 KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_pass", "text_place"})
 
+#: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it. (A test
+#: asks each kind.)
+OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "residual", "rope", "values"})
+
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
 _OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: are they known before any layer has run?
 
@@ -60,6 +64,12 @@ class Signal:
             return 1 + (self.layer + layers if self.layer < 0 else self.layer)
         other = _OTHERS.get(self.kind)
         return 0 if self.kind in KNOWN_BEFORE or (other is not None and other(self)) else 1
+
+    def reads_text(self, place: str) -> bool:
+        """Tell whether the text after an image decides what this says at a place (`Site.at`); of unknown kinds it may."""
+        if self.at == "tower" or place in ("pixels", "tower", "tower_output"):
+            return False
+        return self.of == "text" or self.kind not in OF_IMAGES
 
     def __str__(self) -> str:
         words = [] if self.of == "visual" else [f"of {self.of}"]

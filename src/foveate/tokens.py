@@ -320,6 +320,9 @@ class Reduction:
         groups: of a method that merges, for reports and pictures: gives ``(N,)`` int64, the survivor that each token has
             become part of, as an index into ``keep``, or ``K`` where it is in none. Nobody calls it while the model runs, but
             for ``positions="virtual"``.
+        bias: ``(K,)`` floats that are added to the attention logits of the survivors' keys, in every decoder layer from here
+            on, whoever attends to them; None: nothing is. The logarithm of a gate lets a token fade as training wants it
+            (`foveate.learning.Relaxation`). It is not in the cache: what comes in later forwards sees the tokens without it.
     """
 
     keep: Tensor
@@ -329,6 +332,7 @@ class Reduction:
     coords: Tensor | None = None
     shape: tuple[tuple[int, int], ...] | None = None
     groups: Callable[[], Tensor] | None = None
+    bias: Tensor | None = None
 
     def survivors(self, tokens: Tokens) -> Tokens:
         """Return the survivors as tokens, new values in place."""

@@ -145,6 +145,15 @@ def fill(modules: nn.ModuleDict, names: Sequence[str], trained: Trained) -> None
     modules.load_state_dict(given, strict=False)
 
 
+def is_whole(folder: Path) -> bool:
+    """Tell whether a folder has all of the files that it says it has."""
+    try:
+        files = from_json((folder / METHOD).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).is_file() for name in files)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def adapted(model: nn.Module, source: str, host: Host) -> Method:
     """The method of a folder, whose adapter is put on ``model`` to stay, so that the method may be attached again and again.
 
@@ -179,7 +188,7 @@ def _folder(source: str) -> Path:
             ) from None
     if not (folder / METHOD).is_file():
         if (folder / CHECKPOINTS).is_dir():
-            raise AdapterError(f"the training in {source!r} has not ended: the same `foveate train adsc` goes on")
+            raise AdapterError(f"the training in {source!r} has not ended: the same `foveate train` command goes on")
         raise AdapterError(f"{source!r} has no {METHOD}: give what `foveate train` or `Handle.save_pretrained` wrote")
     return folder
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 import foveate
-from foveate import Host, Method, QCache, Reuse, Site
+from foveate import Host, Method, QCache, Reuse, Signal, Site
 from foveate.answers import Sight
 from foveate.errors import ConfigError, UnsupportedCacheError, UnsupportedSiteError
 from foveate.lab.story import tell
@@ -367,3 +367,34 @@ def test_a_sight_is_in_force_in_a_layer_that_reuses(tokens: Any) -> None:
             assert (model(**batch).logits[:, -1] - full[:, batch["input_ids"].shape[1] - 1]).abs().max() > 1e-3
     for step in range(4):
         close(full[:, batch["input_ids"].shape[1] - 1 + step], out.logits[step])
+
+
+@pytest.mark.parametrize("of", ["qk", "q"])
+def test_a_step_reads_the_attention_of_a_layer_that_reuses(of: Any) -> None:
+    """What it pays to the image is what a full forward says of the same words."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image", 5]])
+    read: list[Tensor] = []
+
+    @dataclass(frozen=True)
+    class Reads(Method):
+        """Looks at the attention of the layer before."""
+
+        at: str = "decode"
+
+        def sites(self, host: Host) -> Sequence[Site]:
+            here = Site.decode(3) if self.at == "decode" else Site.skip(3, "ffn")
+            return [replace(here, signals=(Signal("last_row", layer=2),))]
+
+        def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+            read.append(tokens.signal("last_row", layer=2))
+            return Reduction(torch.arange(len(tokens)), tokens.counts)
+
+    lazy = QCache(layers=(2,), of=of)
+    with torch.no_grad():
+        with foveate.compress(model, lazy + Reads()):
+            ids = model.generate(**batch, max_new_tokens=3, do_sample=False)
+        steps = read.copy()
+        whole = {**batch, "input_ids": ids[:, :-1], "attention_mask": torch.ones_like(ids[:, :-1])}
+        with foveate.compress(model, lazy + Reads(at="decoder")):
+            model(**whole)
+    close(steps[-1], read[-1])

@@ -7,13 +7,25 @@ import json
 import asked
 import facts
 import numpy as np
+import pytest
+import tiny_alike
 import torch
 from PIL import Image
 
+from foveate.models import list_families
 
-def test_which_method_runs_on_which_family() -> None:
-    """Of all families that this transformers knows."""
-    now, then = asked.pairs(), facts.asked(facts.PAIRS)
+
+def leaves_to_the_matrix(alike: bool) -> bool:
+    """What is asked of families that are built like others takes as long again."""
+    return alike
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_which_method_runs_on_which_family(alike: bool) -> None:
+    families = list_families()
+    names = tuple(name for name in families if (name in tiny_alike.ALIKE) == alike)
+    now, then = asked.pairs(names), facts.asked(facts.PAIRS)  # of those that this transformers knows
+    assert set(then) == set(families)
     assert json.loads(json.dumps(now)) == {family: then[family] for family in now}
 
 

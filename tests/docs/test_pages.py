@@ -15,7 +15,7 @@ import reader
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 #: Pages that run, and those that need no process of their own, as they change nothing but their folder.
-RUN = (("index", "concepts", "get-started"), ("stack",), ("add-a-method",), ("add-a-family",))
+RUN = (("index", "concepts", "get-started"), ("stack",), ("add-a-method",), ("add-a-family",), ("train-a-compressor",))
 
 
 @pytest.fixture
@@ -34,6 +34,8 @@ def test_a_page_does_what_it_says(names: tuple[str, ...], folder: Path) -> None:
     pages = [ROOT / "docs" / f"{name}.md" for name in names]
     if any("\nfoveate eval" in page.read_text() for page in pages):
         pytest.importorskip("matplotlib")
+    if any("\nfoveate train" in page.read_text() for page in pages):
+        pytest.importorskip("peft")
     here = {
         **os.environ,
         "PATH": f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}",

@@ -15,12 +15,14 @@ from torch import Tensor
 from virtually import in_full
 
 import foveate
-from foveate import DyMU, FastV, Host, Site, Tokens
+from foveate import DyMU, FastV, Host, Reduction, Site, Tokens
 from foveate.dial import with_threshold
 from foveate.errors import ConfigError
 from foveate.handle import host_of
+from foveate.lab.options import method_from_words
 from foveate.models import family_of
 from foveate.ops import merge
+from foveate.pruners import merging
 from foveate.serving.plan import make_plan
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
@@ -142,6 +144,56 @@ def test_a_threshold_leaves_each_image_its_own_count() -> None:
         model(**flat)
         even, *drawn = handle.report().visits[-1].after
     assert even < min(drawn)
+
+
+def best_distances(keys: Tensor, counts: tuple[int, ...]) -> list[float]:
+    """How far every even token of each span is from its nearest odd one."""
+    found, start = [], 0
+    for n in counts:
+        unit = [key / key.norm() for key in keys[start : start + n].double()]
+        found += [min(1 - float(unit[i] @ unit[j]) for j in range(1, n, 2)) for i in range(0, n, 2) if n > 1]
+        start += n
+    return sorted(found)
+
+
+def test_each_block_has_the_threshold_at_which_all_images_merge_as_many_pairs_as_are_to_merge_there() -> None:
+    """By plain loops over the keys that a block meets when the blocks before it have merged at theirs."""
+    model = tiny.model("llava")
+    inputs = [tiny.inputs("llava", ROWS), tiny.inputs("llava", [[3, "image", 5]])]
+    found = with_threshold(DyMU(), model, inputs, 0.4)
+    assert isinstance(found.threshold, tuple)
+    met: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
+
+    class Noted(DyMU):
+        def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+            met.setdefault(site.layer, []).append((tokens.keys.mean(1), tokens.counts))
+            return super().reduce(tokens, site)
+
+    with foveate.compress(model, Noted(threshold=found.threshold)), torch.no_grad():
+        for each in inputs:
+            model(**each)
+    whole = sum(len(keys) for keys, _ in met[0])
+    assert len(found.threshold) == len(met)
+    for (block, share), threshold in zip(merging(range(len(met)), 0.4), found.threshold):
+        distances = sorted(d for keys, counts in met[block] for d in best_distances(keys, counts))
+        leave = sum(len(keys) for keys, _ in met[block]) - round(share * whole)
+        assert 0 < leave < len(distances)
+        assert threshold == pytest.approx(distances[leave], abs=1e-5)
+
+
+def test_a_block_merges_at_its_own_threshold() -> None:
+    tokens = tokens_at([(1, 6, 6)], 1)
+    method = DyMU(threshold=(0.0, 3.0, 0.2, 0.0))
+    for block, one in enumerate((0.0, 3.0, 0.2, 0.0)):
+        site = Site.tower(block, 1.0, mid=True)
+        assert method.reduce(tokens, site).keep.tolist() == DyMU(threshold=one).reduce(tokens, site).keep.tolist()
+    assert foveate.method_from_dict(method.to_dict()) == method
+    for words, expected in (("threshold=0.2", 0.2), ("threshold=0.1,0.2", (0.1, 0.2)), ("threshold=[0.3]", (0.3,))):
+        assert method_from_words("dymu", None, [words], None) == DyMU(threshold=expected)
+    with pytest.raises(
+        ConfigError, match="dymu: threshold has 4 numbers, and 3 vision blocks merge: give one for each"
+    ):
+        method.sites(Host("llava", 3, 6, has_cls=True))
 
 
 def test_what_cannot_be() -> None:

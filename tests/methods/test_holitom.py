@@ -193,7 +193,7 @@ def test_where_it_acts() -> None:
     later = replace(HOST, frames=frozenset({"lm_entry", "decoder"}))
     first = HoliTom().sites(later)[0]
     assert (first.at, first.asked) == ("lm_entry", ())
-    with pytest.raises(FoveateError, match=r"no attention is known at lm_entry: contextual=0.5 has to be 1"):
+    with pytest.raises(FoveateError, match=r"lm_entry has no attention: contextual=0.5 has to be 1"):
         HoliTom(contextual=0.5).sites(later)
     for options in ({"tau": 1.5}, {"beta": -0.1}, {"contextual": 2.0}):
         with pytest.raises(ConfigError, match="is not a ratio"):

@@ -15,10 +15,9 @@ from packed import tokens_at
 
 import foveate
 from foveate import Host, Signal, Site, Tokens, ViTCoP
-from foveate.errors import ConfigError, FoveateError
+from foveate.errors import ConfigError
 from foveate.ops import clusters
 from foveate.runtime.layout import frames, tokens_of
-from foveate.serving.plan import make_plan
 
 HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 ENTERED = Signal("hidden", layer=0)
@@ -179,9 +178,3 @@ def test_what_cannot_be() -> None:
     for name in ("clusters", "cutoff", "reach"):
         with pytest.raises(ConfigError, match=f"vitcop: {name}=0 leaves no cluster: give more than 0"):
             ViTCoP(**{name: 0.0})  # type: ignore[arg-type]
-    family: Any = foveate.list_families()["llava"]
-    host = Host("llava", tiny.BLOCKS - 1, tiny.LAYERS, True)
-    with pytest.raises(
-        FoveateError, match="wants hidden of layer 0 at decoder 1, and inside the language model this engine"
-    ):
-        make_plan(ViTCoP(), host, family, tiny.config("llava"))

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.lab.bench.memory import LiveTensors
-from foveate.ops import merge, neighbours, select
-from foveate.ops.segments import alike, offsets, padded_pairs
+from foveate.ops import clusters, merge, neighbours, pairs, select
+from foveate.ops.segments import alike, offsets, padded_pairs, segment_ids
 
 COUNTS = [3, 200, 2, 5, 1, 4, 0, 2, 3, 7, 1, 6]
 WIDTH = 8
@@ -27,7 +27,7 @@ def farthest(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
     return select.farthest_point(x, counts, k), select.farthest_point_flops(counts, k, WIDTH)
 
 
-def pairs(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
+def partners(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
     r = [n // 3 for n in counts]
     source, target = merge.bipartite_match(x, counts, r)
     partner = torch.full((len(x),), -1).index_copy(0, source, target)
@@ -52,7 +52,18 @@ def near(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
     return kept[index], neighbours.products(away, k, WIDTH)
 
 
-@pytest.mark.parametrize("op", [farthest, pairs, targets, near], ids=lambda op: op.__name__)
+def scored(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
+    alike = pairs.cosines(x, counts)
+    source, target = merge.strongest(alike, lambda value, row, column: value.square(), counts, [n // 3 for n in counts])
+    return torch.full((len(x),), -1).index_copy(0, source, target), pairs.products(counts, WIDTH, 1)
+
+
+def peaks(x: Tensor, counts: list[int]) -> tuple[Tensor, int]:
+    _, centre = clusters.around_peaks(x, counts, segment_ids(counts), few(counts, 0.3), neighbours=3)
+    return torch.where(centre < len(x), centre, -1), clusters.products(counts, WIDTH)
+
+
+@pytest.mark.parametrize("op", [farthest, partners, targets, near, scored, peaks], ids=lambda op: op.__name__)
 def test_small_segments_beside_a_large_one(op: Callable[[Tensor, list[int]], tuple[Tensor, int]]) -> None:
     x, start = cloud(sum(COUNTS), 0, WIDTH), offsets(COUNTS)
     with FlopCounterMode(display=False) as counter:

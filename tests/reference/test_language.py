@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_language import fill_cache, make_base
 
+import foveate_reference as reference
 from foveate_reference import TASKS, samples
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.language import BaseMissingError, base_folder, in_english
@@ -22,7 +22,6 @@ from foveate_reference.model import make_config, make_model
 from foveate_reference.scenes import split_seed
 from foveate_reference.train import TASK_WEIGHT
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<other_{i}>" for i in range(13)), "<empty_output>"]
 SMALL = SmolConfig(
     tower_steps=1,
     align_steps=1,
@@ -37,33 +36,7 @@ SMALL = SmolConfig(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A folder as SmolLM2's, of two layers."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    words = [in_english(sample).question for sample in samples("train", per_task=1)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(words, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        pad_token_id=None,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 def test_every_task_has_a_sentence_and_answers_stay_different() -> None:
@@ -139,7 +112,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(b
 
 
 def test_what_is_wrong_with_a_language_model_is_said(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(BaseMissingError, match=r"neither config.json nor a single GGUF file.*pip install"):
+    with pytest.raises(BaseMissingError, match=r"neither config.json nor a single GGUF file.*pip install.*hub"):
         base_folder(tmp_path)
     (tmp_path / "model.gguf").write_bytes(b"no such thing")
     with pytest.raises(BaseMissingError, match="gguf"):
@@ -147,6 +120,51 @@ def test_what_is_wrong_with_a_language_model_is_said(base: Path, tmp_path: Path)
     (tmp_path / "adapter.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="is no adapter of smollm2"):
         merge_adapter(make_smollm2(base), tmp_path / "adapter.safetensors")
+
+
+def test_a_language_model_that_is_not_whole(base: Path, tmp_path: Path) -> None:
+    """A download that was interrupted, before a file or in the middle of it; and another model."""
+    shutil.copytree(base, tmp_path / "half")
+    weights = tmp_path / "half" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(BaseMissingError, match=r"is not whole .* interrupted: delete the folder"):
+        make_smollm2(tmp_path / "half")
+    weights.unlink()
+    with pytest.raises(BaseMissingError, match=r"has no \*.safetensors, as after a download that was interrupted"):
+        base_folder(tmp_path / "half")
+    shutil.copytree(base, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(BaseMissingError, match="of type 'gpt2', and SmolLM2-135M-Instruct is a Llama"):
+        base_folder(tmp_path / "other")
+
+
+def test_the_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the user's cache, and from a run; what is missing is said with every way to it."""
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path))
+    monkeypatch.setattr("foveate_reference.language.model.FOLDER", tmp_path / "package")
+    with pytest.raises(ValueError, match=r"no weights of smollm2 yet.*train them with .*--recipe smollm2"):
+        reference.load("smollm2")
+    fill_cache(tmp_path)
+    model, processor = reference.load("smollm2", torch.bfloat16)
+    assert (model.dtype, model.training) == (torch.bfloat16, False)
+    run = tmp_path / "run"
+    (run / "tower").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has not ended: go on with 'foveate train reference --recipe smollm2 --out"):
+        reference.load(str(run))
+    shutil.copy(tmp_path / "smollm2" / "adapter.safetensors", run)
+    again, _ = reference.load(str(run))
+    assert torch.equal(
+        again.model.multi_modal_projector.linear_1.weight.bfloat16(), model.model.multi_modal_projector.linear_1.weight
+    )
+    assert processor.tokenizer.convert_tokens_to_ids("<image>") == IMAGE_ID
+    shutil.rmtree(next(tmp_path.glob("SmolLM2*")))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "foveate_reference.language.base.snapshot_download",
+        lambda *_, **__: (_ for _ in ()).throw(OSError("no network")),
+    )
+    with pytest.raises(BaseMissingError, match=r"is not here: install it with 'pip install.*from the hub once"):
+        reference.load("smollm2")
 
 
 def test_a_grown_tower_sees_what_the_one_that_it_grew_from_sees() -> None:

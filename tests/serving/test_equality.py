@@ -8,7 +8,24 @@ pytest.importorskip("vllm")
 
 from served import ask, engine, expected, request, requests
 
-from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, Downsample, FastV, Random, Stride, ToMe, V2Drop, VisionZip
+from foveate import (
+    ADSC,
+    IPCV,
+    LUVC,
+    OIM,
+    VTW,
+    DivPrune,
+    Downsample,
+    FastV,
+    HoliTom,
+    Random,
+    Stride,
+    ToMe,
+    V2Drop,
+    VisionZip,
+    ViTCoP,
+    VScan,
+)
 
 METHODS = {
     "random": Random(keep=0.5),
@@ -25,7 +42,12 @@ METHODS = {
     "v2drop": V2Drop(),
     "fastv": FastV(),
     "ipcv + adsc": IPCV(min_tokens=0) + ADSC(keep=0.4),
+    "vscan": VScan(keep=0.4),  # the attention of a layer to come
+    "vitcop": ViTCoP(keep=0.5),  # hidden states of a layer long before
+    "holitom": HoliTom(keep=0.5, segments="none"),
 }
+#: by the question's attention, for which a prompt has to come in one piece
+WHOLE = {"fastv", "vscan", "holitom"}
 EVERYTHING = {"random": Random(keep=1.0), "ipcv + adsc": IPCV(ratio=1.0) + ADSC(keep=1.0)}
 
 
@@ -46,7 +68,7 @@ CASES = [
 def test_vllm_says_what_transformers_says(family: str, name: str) -> None:
     method, wanted = METHODS[name], requests(family)
     want = expected(family, method, wanted)
-    options = {"enable_chunked_prefill": False} if name == "fastv" else {}
+    options = {"enable_chunked_prefill": False} if name in WHOLE else {}
     with engine(family, method, **options) as llm:
         together, alone = ask(llm, wanted), [ask(llm, [each])[0] for each in wanted]
     for one, other, right in zip(together, alone, want, strict=True):

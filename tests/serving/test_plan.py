@@ -25,12 +25,15 @@ from foveate import (
     Downsample,
     DyCoke,
     FastV,
+    HoliTom,
     Host,
     Method,
     Random,
     Site,
     Stride,
     ToMe,
+    ViTCoP,
+    VScan,
 )
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.handle import host_of
@@ -55,6 +58,9 @@ METHODS: list[Method] = [
     LUVC(),
     IPCV(),
     LUVC(merge=1) + Random(ratio=0.9, layer=2),
+    ViTCoP(),
+    VScan(),
+    HoliTom(segments="none"),
 ]
 SIZES = [(6, 8), (4, 12), (10, 6)]  # patches
 
@@ -122,12 +128,13 @@ class ByContent(Method):
 
 @dataclass(frozen=True)
 class Asks(Method):
-    """One that wants the text. A control, not a paper."""
+    """One that wants a signal. A control, not a paper."""
 
     at: Literal["lm_entry", "decoder"] = "decoder"
+    signal: str = "text"
 
     def sites(self, host: Host) -> list[Site]:
-        return [Site(self.at, 2 if self.at == "decoder" else 0, signals=("text",))]
+        return [Site(self.at, 2 if self.at == "decoder" else 0, signals=(self.signal,))]
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,12 @@ class Remembers(Stride):
         (IPCV() + LUVC(), UnsupportedSiteError, "use one of the two"),
         (Asks(at="lm_entry"), UnsupportedSiteError, "encodes an image before it meets its question"),
         (Asks(at="decoder"), UnsupportedSiteError, "a prompt may come in pieces, an image before its question"),
+        (
+            Asks(signal="rope"),
+            UnsupportedSiteError,
+            "gives signals of the visual tokens themselves and of the attention to them",
+        ),
+        (HoliTom(), ConfigError, "holitom decides by the content of an image"),
         (IPCV(across="budget"), ConfigError, "decides across all images of a call"),
         (IPCV(across="neighbours"), ConfigError, "decides across all images of a call"),
     ],

@@ -14,7 +14,7 @@ from foveate import ADSC, LUVC, DivPrune, FastV, Method, Random
 from foveate.errors import FoveateError
 from foveate.handle import host_of
 from foveate.models import family_of
-from foveate.serving.budgets import Budgets, asked, check_limit
+from foveate.serving.budgets import SERVERS, Budgets, asked, check_limit
 from foveate.serving.plan import Plan, make_plan
 
 WRONG = [
@@ -28,6 +28,7 @@ WRONG = [
     ({"keep": "0.3"}, "\"keep\" is '0.3'"),
     ({"keep": None}, '"keep" is None'),
     ({"keep": 0.3, "method": "random"}, "has no 'method'"),
+    ({"profile": "fast"}, "this server has no profiles"),
 ]
 
 
@@ -66,12 +67,11 @@ def test_cuts_stay_where_the_engine_has_set_them_up() -> None:
 @pytest.mark.parametrize("method", [LUVC(keep=0.5), DivPrune(keep=0.5), Random(keep=0.5)], ids=repr)
 def test_counts_are_those_of_the_method_with_that_budget(method: Method) -> None:
     plan = plan_of(method, 0.8)
-    keep = asked({"keep": 0.7}, plan)
-    own, alone = replace(item(6, 8), keep=keep), plan_of(method.with_keep(0.7), 0.8)
+    own, alone = replace(item(6, 8), choice=asked({"keep": 0.7}, plan)), plan_of(method.with_keep(0.7), 0.8)
     assert plan.entry_counts(own) == alone.entry_counts(item(6, 8)) != plan.entry_counts(item(6, 8))
     assert plan.inner_counts(own) == alone.inner_counts(item(6, 8))
-    assert asked(None, plan) is asked({}, plan) is None
-    least = replace(item(6, 8), keep=asked({"keep": 1e-300}, plan))
+    assert asked(None, plan) is asked({}, plan) is SERVERS
+    least = replace(item(6, 8), choice=asked({"keep": 1e-300}, plan))
     assert plan.entry_counts(least) == (1,)
 
 

@@ -71,7 +71,7 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Visual tokens by stage."""
         text = self.page()
-        found = re.findall(r'foveate_visual_tokens_total\{budget="0.5".*stage="(\w+)"\} (\S+)', text)
+        found = re.findall(r'foveate_visual_tokens_total\{budget="0.5".*profile="",stage="(\w+)"\} (\S+)', text)
         return {stage: float(value) for stage, value in found}
 
 
@@ -118,7 +118,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     command = [*COMMAND, str(folder("qwen2_5_vl")), "--method", "luvc", "--keep", "0.5", *SMALL, "--port", str(port)]
-    command += ["--limit", "0.8", "--trust-request-mm-kwargs"]
+    command += ["--limit", "0.8", "--profile", "fast=divprune,keep=0.3", "--profile", "exact=none"]
+    command += ["--trust-request-mm-kwargs"]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -195,6 +196,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "not a number": ({"keep": float("nan")}, '"keep" is nan, expected a number'),
     "no object": (0.3, "expected an object such as"),
     "another key": ({"kepe": 0.3}, "has no 'kepe'; it has \"keep\""),
+    "no such profile": ({"profile": "fats"}, "(the nearest is 'fast'); this server has exact, fast"),
 }
 
 
@@ -211,9 +213,28 @@ def test_a_prompt_has_a_budget_of_its_own(server: Server) -> None:
     assert first == [ask(keep) for keep in (None, 0.3, 0.8)]
     lengths = [n for _, n in first]
     assert lengths[1] < lengths[0] < lengths[2]
-    count = 'foveate_visual_tokens_total{budget="0.3",method="luvc",stage="images"}'
+    count = 'foveate_visual_tokens_total{budget="0.3",method="luvc",profile="",stage="images"}'
     assert count not in before
     assert f"{count} 72.0" in server.page()
+
+
+def test_a_prompt_asks_for_a_profile(server: Server) -> None:
+    """All of an image is in the prompt with ``exact``, and a third with ``fast``; metrics say whose it was."""
+
+    def ask(name: str) -> int:
+        body = {"mm_processor_kwargs": {"foveate": {"profile": name}}}
+        found: int = server.ask(image(48, 48, seed=8), "the cat", extra_body=body).usage.prompt_tokens
+        return found
+
+    assert ask("exact") - ask("fast") == 36 - round(0.3 * 36)
+    page = server.page()
+    for name, method, budget, stage, count in (
+        ("exact", "none", 1, "last_layer", 36),
+        ("fast", "divprune", 0.3, "images", 36),
+        ("fast", "divprune", 0.3, "prompt", 11),
+    ):
+        labels = f'budget="{budget}",method="{method}",profile="{name}",stage="{stage}"'
+        assert f"foveate_visual_tokens_total{{{labels}}} {count}.0" in page
 
 
 def test_a_wrong_budget_hurts_nobody_else(server: Server) -> None:
@@ -232,6 +253,7 @@ def test_a_wrong_budget_hurts_nobody_else(server: Server) -> None:
 
 def test_it_says_what_it_serves(server: Server) -> None:
     line = next(line for line in server.log.read_text().splitlines() if "foveate serves" in line)
+    assert "; profile exact: no method; profile fast: DivPrune(keep=0.3), which acts before the language" in line
     assert "Qwen2_5_VLForConditionalGeneration with LUVC(keep=0.5), which acts in the vision tower, before" in line
     assert (
         "inside the language model (before layer 5) and keeps 0.5 (tokens), up to 0.8 where a prompt asks for it"
@@ -239,14 +261,34 @@ def test_it_says_what_it_serves(server: Server) -> None:
     )
 
 
+def test_the_files_of_a_deployment(server: Server) -> None:
+    """The script says that it is ready, and with what; the dashboard shows nothing that is not there."""
+    deploy = Path(__file__).parents[2] / "deploy"
+    words = [sys.executable, str(deploy / "ready.py")]
+    done = subprocess.run([*words, f"http://127.0.0.1:{server.port}"], capture_output=True, text=True, check=True)
+    own, exact, fast = done.stdout.splitlines()
+    assert own.startswith('ready: luvc, keep 0.5 {"method": "luvc"')
+    assert exact.startswith("profile exact: none, keep 1 {")
+    assert fast.startswith('profile fast: divprune, keep 0.3 {"method": "divprune"')
+    nobody = subprocess.run([*words, "http://127.0.0.1:9"], capture_output=True, text=True, check=False)
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert "http://127.0.0.1:9 is not ready: " in nobody.stderr
+    shown = set(re.findall(r"\b(?:vllm:|foveate_)\w+", (deploy / "dashboard.json").read_text()))
+    there = set(re.findall(r"^((?:vllm:|foveate_)\w+)", server.page(), re.M))
+    assert len(shown) > 9
+    assert shown <= there
+
+
 def test_labels_are_few_and_short(server: Server) -> None:
     """A series a method, budget and stage; the options are in one place, whole."""
     server.ask(image(48, 48), "the cat")
     labels = [each for each in re.findall(r"foveate_visual_tokens_total\{(.*?)\}", server.page()) if '"0.5"' in each]
     assert sorted(labels) == [
-        f'budget="0.5",method="luvc",stage="{stage}"' for stage in ("images", "last_layer", "prompt")
+        f'budget="0.5",method="luvc",profile="",stage="{stage}"' for stage in ("images", "last_layer", "prompt")
     ]
-    (told,) = re.findall(r'foveate_method_info\{budget="0.5",config="(.*)",method="luvc"\} 1.0', server.page())
+    (told,) = re.findall(
+        r'foveate_method_info\{budget="0.5",config="(.*)",method="luvc",profile=""\} 1.0', server.page()
+    )
     assert foveate.method_from_dict(told.replace('\\"', '"')) == foveate.LUVC(keep=0.5)
 
 

@@ -81,6 +81,18 @@ def test_an_answer_without_words() -> None:
         collate([chat(("red", ""), images=0)])
 
 
+def test_an_answer_of_images_alone() -> None:
+    collate, _ = collator("llava")
+    said = f"{{{{ 'red' if part.type == 'text' else '{reference.model.IMAGE_PAD}' }}}}"
+    collate.processor.chat_template = (
+        f"{{% for m in messages %}}{{% for part in m.content %}}{said} {{% endfor %}}{{% endfor %}}"
+    )
+    answer = {"role": "assistant", "content": [{"type": "image"}]}
+    asked = {"role": "user", "content": [{"type": "text", "text": "red"}]}
+    with pytest.raises(TrainingError, match="no assistant's word after its template"):
+        collate([Chat([asked, answer], [picture()])])
+
+
 def test_a_processor_without_a_template() -> None:
     processor = make_processor("llava")
     processor.chat_template = None

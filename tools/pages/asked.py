@@ -44,12 +44,12 @@ METHODS: tuple[Method, ...] = (foveate.Random(keep=KEEP), foveate.VisionZip(keep
 
 
 @cache
-def pairs() -> dict[str, dict[str, dict[str, Any]]]:
-    """Family -> method -> ``options`` that must be set so that it runs (None: it does not), and the ``sentence`` that
-    `foveate.compress` says of the method with its defaults ("": it takes it)."""
+def pairs(names: tuple[str, ...] | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+    """Family (all, or some) -> method -> ``options`` that must be set so that it runs (None: it does not), and the ``sentence``
+    that `foveate.compress` says of the method with its defaults ("": it takes it)."""
     found = {}
     for name, family in list_families().items():
-        if family.model_type not in CONFIG_MAPPING:  # of a newer transformers
+        if family.model_type not in CONFIG_MAPPING or not (names is None or name in names):  # of a newer transformers
             continue
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(FAMILY_TABLES["config_of"](family))

@@ -119,10 +119,13 @@ def _facts(method: Facts) -> str:
 
 
 def _budget(method: Facts) -> str:
-    if not method["fixed_budget"]:
+    served = facts.asked(facts.SERVED)[method["name"]]
+    if not method["fixed_budget"] and not served:
         return "by content: a serving engine cannot plan for it"
+    if not method["fixed_budget"]:
+        return "by content of a video, fixed for images, so it can be [served](../serving.md#every-method)"
     fixed = "fixed: how many tokens stay follows from the image's size"
-    if not facts.asked(facts.SERVED)[method["name"]]:
+    if not served:
         return f"{fixed}; [not served](../serving.md#every-method)"
     return f"{fixed}, so it can be [served](../serving.md#every-method)"
 

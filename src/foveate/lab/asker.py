@@ -18,6 +18,7 @@ from foveate.handle import Handle, compress, host_of
 from foveate.lab.chats import Chat
 from foveate.lab.devices import device_of, is_out_of_memory, put
 from foveate.lab.loading import load
+from foveate.lab.speech import Speech, speech_of
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
 from foveate.trained import adapted
@@ -97,6 +98,7 @@ class Asker:
         name: of the model, for messages and reports.
         trained: the method that its adapter was trained with, or None.
         handle: of what is attached now, or None.
+        pad: the token that fills rows up.
     """
 
     def __init__(self, model: Any, processor: Any, name: str = "", trained: Method | None = None) -> None:
@@ -111,7 +113,7 @@ class Asker:
             tokenizer.pad_token = tokenizer.eos_token
         self.model, self.processor, self.name, self.trained = model, processor, name, trained
         self.handle: Handle | None = None
-        self._pad = tokenizer.pad_token_id
+        self.pad: int = tokenizer.pad_token_id
 
     @cached_property
     def host(self) -> Host:
@@ -130,9 +132,14 @@ class Asker:
                 found.update(some.to("cpu", torch.float32).numpy().tobytes())
         return found.hexdigest()
 
+    @cached_property
+    def speech(self) -> Speech:
+        """How the reference benchmark speaks to it."""
+        return speech_of(self.processor)
+
     @property
     def side(self) -> int:
-        """Its tower takes squares of so many pixels and no others, as that of the reference LLaVA does; else 0."""
+        """Its tower takes squares of so many pixels and no others, as those of the reference LLaVAs do; else 0."""
         side = getattr(getattr(self.model.config, "vision_config", None), "image_size", None)
         return side if isinstance(side, int) else 0
 
@@ -194,7 +201,7 @@ class Asker:
         new = self._continued(inputs, options, most)
         cost = self._cost(len(new))
         words = self.processor.batch_decode(new, skip_special_tokens=True)
-        count = (new != self._pad).sum(1).tolist()
+        count = (new != self.pad).sum(1).tolist()
         return [Answer(_cut(word, options.get("until")), int(n), cost) for word, n in zip(words, count)]
 
     @torch.inference_mode()
@@ -228,7 +235,7 @@ class Asker:
     @torch.inference_mode()
     def _continued(self, inputs: Any, options: Mapping[str, Any], most: int) -> Tensor:
         """The new tokens ``(B, N)``."""
-        output: Tensor = self.model.generate(**inputs, **generation(options, most), pad_token_id=self._pad)
+        output: Tensor = self.model.generate(**inputs, **generation(options, most), pad_token_id=self.pad)
         return output[:, inputs["input_ids"].shape[1] :]
 
     def _cost(self, rows: int) -> Cost | None:

@@ -89,7 +89,7 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
     groups: dict[str, list[str]] = {}
     for method, (name, source) in zip(found, heads):
         said = "" if method["training_free"] else "(needs training) "
-        said += method["doc"].partition("\n")[0].replace("`", "")
+        said += method["doc"].partition("\n")[0].replace("``", "`")
         start = f"  {name:<{name_width}}  {source:<{source_width}}  "
         line = start + shorten(said, max(console.width - len(start) - 1, 20), placeholder=" ...")
         groups.setdefault(_where(method), []).append(line)

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import needs
-from foveate.lab.checks import REFERENCES
+from foveate.lab import checks, needs
+from foveate.lab.checks import REFERENCES, SMOLLM2
 from foveate.method import Host, Method, Site
 from foveate.signal import Signal
 
-#: In the reference models, the first decoder layer whose text attends to the image.
+#: In the small reference models, the first decoder layer whose text attends to the image.
 LOOKS = 3
 #: Kinds of signals that say what text attends to in the layer before the site, and in that to come.
 _BEHIND, _AHEAD = ("last_row", "text_rows"), ("next_row", "next_rows")
@@ -25,17 +25,19 @@ def about_model(name: str, model: Any, processor: Any, prompts: Iterable[str]) -
     if not is_reference(name):
         return [f"note: {name} has no token for {words} of the prompt"] if unknown else []
     size = sum(weight.numel() for weight in model.parameters()) / 1e6
-    known = len(needs.reference().vocabulary.WORDS)
+    knows = "that reads English and has seen drawn scenes alone"
+    if is_small(name):
+        knows = f"that knows drawn scenes and {len(needs.reference().vocabulary.WORDS)} words"
     missing = f"; of what is asked it does not know {words}" if unknown else ""
     return [
-        f"note: {name} answers, a model of {size:.0f} million parameters that knows drawn scenes and {known} words{missing}. "
+        f"note: {name} answers, a model of {size:.0f} million parameters {knows}{missing}. "
         "For photographs give a real one, such as --model Qwen/Qwen2.5-VL-3B-Instruct"
     ]
 
 
 def about_method(name: str, method: Method, host: Host) -> list[str]:
-    """One line where a method ranks by attention of text that does not look at the image yet, in a reference model."""
-    if not is_reference(name):
+    """One line where a method ranks by attention of text that does not look at the image yet, in a small reference model."""
+    if not is_small(name):
         return []
     for part in method.resolve(host).parts():
         for site in part.sites(host):
@@ -50,8 +52,13 @@ def about_method(name: str, method: Method, host: Host) -> list[str]:
 
 def is_reference(name: str) -> bool:
     """Whether a name, or a folder, is that of a reference model."""
+    return name in REFERENCES or checks.is_run(name) or is_small(name)
+
+
+def is_small(name: str) -> bool:
+    """Whether it is that of one of the two that know a closed vocabulary."""
     if name in REFERENCES:
-        return True
+        return REFERENCES[name] != SMOLLM2
     if not needs.is_there("foveate_reference") or not Path(name).is_dir():
         return False
     return Path(name).resolve() in [path.resolve() for path in needs.reference().PATHS.values()]
@@ -68,7 +75,7 @@ def unknown_words(processor: Any, prompts: Iterable[str]) -> list[str]:
 
 
 def _blind(site: Site) -> bool:
-    """Whether a site asks what text attends to in a layer of a reference model that does not look yet."""
+    """Whether a site asks what text attends to in a layer of a small reference model that does not look yet."""
     if site.at != "decoder":
         return False
     for signal in site.signals:

@@ -11,8 +11,17 @@ from foveate.errors import first_line, nearest
 from foveate.lab import index
 from foveate.lab.terminal import CommandError
 
-#: Models by a name of their own -> the folder in the package of the reference models.
-REFERENCES = {"reference": "qwen2_5_vl", "reference-qwen2_5_vl": "qwen2_5_vl", "reference-llava": "llava"}
+#: The reference model that is put together of a language model and an adapter.
+SMOLLM2 = "smollm2"
+#: Models by a name of their own -> the name in the package of the reference models.
+REFERENCES = {
+    "reference": "qwen2_5_vl",
+    "reference-qwen2_5_vl": "qwen2_5_vl",
+    "reference-llava": "llava",
+    "reference-smollm2": SMOLLM2,
+}
+#: What a training run of ``smollm2`` leaves in its folder, and the folder of its first stage.
+ADAPTER, TOWER = "adapter.safetensors", "tower"
 DTYPES = ("float32", "bfloat16", "float16")
 #: What a budget counts, in words.
 COUNTED: dict[str, str] = {
@@ -102,6 +111,8 @@ def check_asked_or_data(
         for option, value in one.items():
             if value:
                 raise CommandError(f"{option} belongs to one question, and --data has many: leave one of them out")
+        if os.path.isdir(data):
+            raise CommandError(f"--data {str(data)!r} is a folder: give the file of questions in it")
         if not os.path.isfile(data):  # unlike Path.is_file, also of a name that is too long
             raise CommandError(f"there is no file {str(data)!r}")
         return None
@@ -110,6 +121,14 @@ def check_asked_or_data(
     if not images or prompt is None:
         raise CommandError("say what to ask: --image and --prompt, or a file of questions, --data")
     return tuple(images), prompt
+
+
+def check_engine(engine: str, engine_args: str, data: Path | None) -> None:
+    """Raise `CommandError` unless a file of questions can be asked there."""
+    if engine not in ("transformers", "vllm"):
+        raise CommandError(f"--engine {engine!r}: choose transformers or vllm")
+    if data is None and (engine != "transformers" or engine_args):
+        raise CommandError("--engine is for a file of questions, --data: one question is asked in transformers")
 
 
 def check_scenes(count: int, most: int) -> None:
@@ -122,7 +141,9 @@ def check_answers(out: Path, data: Path) -> None:
     """Raise `CommandError` unless answers can be written there: beside the questions, into a folder that is there."""
     if out.resolve() == data.resolve():
         raise CommandError(f"--out {str(out)!r} is the file of --data: give another name")
-    if not os.path.isdir(out.parent) or os.path.isdir(out) or len(out.name) > 240:
+    if os.path.isdir(out):
+        raise CommandError(f"--out {str(out)!r} is a folder: name a file in it")
+    if not os.path.isdir(out.parent) or len(out.name) > 240:
         raise CommandError(f"--out {str(out)!r} cannot be written: give a file in a folder that is there")
 
 
@@ -131,10 +152,12 @@ def check_model(name: str) -> None:
     if name in REFERENCES or "://" in name:  # vLLM knows more places than the hub
         return
     if not name.strip():
-        raise CommandError("--model is empty: give a folder, a hub id, 'reference' or 'reference-llava'")
+        raise CommandError(f"--model is empty: give a folder, a hub id, or {', '.join(REFERENCES)}")
     folder = Path(name)
     if len(folder.name) > 255:
         raise CommandError(f"--model {name[:40]!r}...: no folder and no model has so long a name")
+    if is_run(name):
+        return
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CommandError(f"the folder {name!r} has no config.json: give the folder of a saved Hugging Face model")
     if folder.is_dir():
@@ -145,6 +168,13 @@ def check_model(name: str) -> None:
         raise CommandError(f"there is no model folder {name!r}")
     if not folder.is_dir() and ("/" not in name or name.count("/") > 1):
         raise CommandError(f"there is no model folder {name!r}, and that is no hub id, as owner/name{_meant(name)}")
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is the folder of a training run of ``smollm2``, finished or not."""
+    folder = Path(name)
+    begun = (folder / TOWER).is_dir() and not (folder / "config.json").is_file()
+    return len(folder.name) <= 255 and ((folder / ADAPTER).is_file() or begun)
 
 
 def _check_config(path: Path) -> None:

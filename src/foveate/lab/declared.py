@@ -44,6 +44,7 @@ def method(cls: type[Method]) -> dict[str, Any]:
         "places": list(dict.fromkeys(site.at for site in _sites(cls))),
         "asks": sorted({str(signal) for site in _sites(cls) for signal in site.asked}),
         "training_free": cls.training_free,
+        "trained_here": bool(cls.stages),
         "fixed_budget": cls.fixed_budget and cls.usual_threshold is None,
         "unit": cls.unit,
         "mean": _mean(cls),

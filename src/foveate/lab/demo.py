@@ -1,11 +1,12 @@
-"""``foveate demo``: the shipped reference model answers questions about new scenes, whole and compressed."""
+"""``foveate demo``: a reference model answers questions about new scenes, whole and compressed."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from foveate.cost import Report
 from foveate.dial import Dial
 from foveate.handle import compress, host_of
 from foveate.lab import overlay, story
-from foveate.lab.checks import check_scenes
+from foveate.lab.cautions import is_reference, is_small
+from foveate.lab.checks import REFERENCES, check_scenes
 from foveate.lab.index import group_sites
+from foveate.lab.loading import load
+from foveate.lab.speech import Speech, speech_of
 from foveate.lab.story import Case, Content, Told
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
@@ -33,12 +37,12 @@ BATCH = 2  # images
 SHOWN = 3  # images with a table of their own
 SCENES_PER_SEED = 1_000
 DENSE = "dense"
-VISUAL_TOKENS = 100  # of an image of the reference model
+VISUAL_TOKENS = 100  # of an image of a reference model
 
 
 @dataclass(frozen=True)
 class Row:
-    """A question about an image, the word that each contender answered (``dense`` too), and how each method got there."""
+    """A question about an image, what each contender answered (``dense`` too), and how each method got there."""
 
     image: int
     question: reference.Question
@@ -72,7 +76,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Demo:
-    """Everything that the demo found out."""
+    """Everything that the demo found out; ``model``: what the command line calls it, ``family``: what it is."""
 
     images: tuple[Image.Image, ...]
     rows: tuple[Row, ...]
@@ -81,14 +85,16 @@ class Demo:
     visual_tokens: int
     keep: float
     overlays: tuple[Path, ...]
+    model: str = "reference"
+    family: str = "qwen2_5_vl"
 
 
 def contenders(keep: float, host: Host, cost: Callable[[Method], float]) -> dict[str, Method]:
     """Methods of every kind, each holding about ``keep`` of the visual tokens per decoder layer, on average.
 
-    DyCoke is not here: it acts while an answer of several tokens is written, and these answers have one. FastV's paper
-    cuts at layer 2, but this model's text begins to look at the image at layer 3 only (its card shows it), so there
-    FastV would rank by nothing: it gets layer 4 if the budget allows.
+    DyCoke is not here: it acts while an answer of several tokens is written, and these answers have one, or few. FastV's
+    paper cuts at layer 2, but the text of a small reference model begins to look at the image at layer 3 only (its card
+    shows it), so there FastV would rank by nothing: it gets layer 4 if the budget allows.
 
     Args:
         keep: the budget.
@@ -108,28 +114,35 @@ def contenders(keep: float, host: Host, cost: Callable[[Method], float]) -> dict
     return found
 
 
-def play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None]) -> Demo:
+def play(
+    images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None], name: str = "reference"
+) -> Demo:
     """Draw, ask, measure, write pictures. ``tell`` gets what happens now and the share of the work that is done."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # layers this small gain nothing from more, and lose much where the other cores are busy
+    if is_small(name):  # layers this small gain nothing from more, and lose much where the other cores are busy
+        torch.set_num_threads(1)
     try:
-        return _play(images, seed, keep, folder, tell)
+        return _play(images, seed, keep, folder, tell, name)
     finally:
         torch.set_num_threads(threads)
 
 
-def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None]) -> Demo:
+def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None], chosen: str) -> Demo:
     tell("loading the reference model", 0.0)
-    model, processor = reference.load()
+    if not is_reference(chosen):
+        raise CommandError(f"--model {chosen!r}: the demo asks a reference model, {', '.join(REFERENCES)}")
+    model, processor = load(chosen)
     seeds = _scene_seeds(images, seed)
     scenes = [reference.make_scene(one) for one in seeds]
-    rows = [row for number, scene in enumerate(scenes) for row in _ask_about(number, scene, seeds[number])]
+    speech = speech_of(processor)
+    rows = [row for number, scene in enumerate(scenes) for row in _ask_about(number, scene, seeds[number], speech)]
+    ask = partial(_answer, model, processor, speech.longest)
     tell("giving every method the same budget", 0.0)
     probe = _inputs(processor, [scenes[0].image], rows[:1])
 
     def cost(method: Method) -> float:
         with compress(model, method) as handle:
-            _answer(model, processor, probe, _Watch())
+            ask(probe, _Watch())
             return handle.report().mean_tokens / VISUAL_TOKENS
 
     methods = contenders(keep, host_of(model), cost)
@@ -140,9 +153,9 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
         batch = [row for row in rows if first <= row.image < first + BATCH]
         inputs = _inputs(processor, [scenes[row.image].image for row in batch], batch)
         if first == 0:
-            _answer(model, processor, inputs, _Watch())  # the first call of all warms up
+            ask(inputs, _Watch())  # the first call of all warms up
         # The contenders take turns on every batch, so that a machine that slows down slows all of them.
-        _record(batch, DENSE, _answer(model, processor, inputs, watch[DENSE]))
+        _record(batch, DENSE, ask(inputs, watch[DENSE]))
         strips: dict[int, list[Image.Image]] = {}
         for turn, (name, method) in enumerate(methods.items()):
             tell(
@@ -150,7 +163,7 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
                 (first + BATCH * turn / len(methods)) / images,
             )
             with compress(model, method) as handle, handle.trace() as recorded:
-                _record(batch, name, _answer(model, processor, inputs, watch[name]))
+                _record(batch, name, ask(inputs, watch[name]))
                 reports[name], trace = handle.report(), recorded()
             for place, row in enumerate(batch):
                 row.told[name] = Told.of(row.answers[name], story.tell(trace, reports[name], place), reports[name])
@@ -167,7 +180,8 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
     scores = {name: _score(rows, name, methods[name], reports[name], watch[name].best / dense) for name in methods}
     right = sum(row.answers[DENSE] == row.question.answer for row in rows)
     pictures = tuple(Image.fromarray(scene.image) for scene in scenes)
-    return Demo(pictures, tuple(rows), right, scores, VISUAL_TOKENS, keep, tuple(overlays))
+    family = model.config.model_type
+    return Demo(pictures, tuple(rows), right, scores, VISUAL_TOKENS, keep, tuple(overlays), chosen, family)
 
 
 def to_content(demo: Demo) -> Content:
@@ -184,9 +198,8 @@ def to_content(demo: Demo) -> Content:
         )
         for row in demo.rows
     ]
-    return Content(
-        "reference", "qwen2_5_vl", {name: repr(score.method) for name, score in demo.scores.items()}, tuple(cases)
-    )
+    shown = {name: repr(score.method) for name, score in demo.scores.items()}
+    return Content(demo.model, demo.family, shown, tuple(cases))
 
 
 def to_dict(demo: Demo, page: Path) -> dict[str, Any]:
@@ -254,9 +267,14 @@ def _scene_seeds(images: int, seed: int) -> list[int]:
         raise CommandError(f"--seed {seed}: {error}") from None
 
 
-def _ask_about(number: int, scene: reference.Picture, seed: int) -> list[Row]:
+def _ask_about(number: int, scene: reference.Picture, seed: int, speech: Speech) -> list[Row]:
     """One question per task, starting with another task for each image, so that every task has its turn."""
-    first = {question.task: question for question in reversed(reference.ask(scene, seed))}
+    first = {
+        question.task: replace(
+            question, text=speech.question(question.task, question.text), answer=speech.answer(question.answer)
+        )
+        for question in reversed(reference.ask(scene, seed))
+    }
     start = number * QUESTIONS
     order = [reference.CORE[(start + i) % len(reference.CORE)] for i in range(len(reference.CORE))]
     return [Row(number, first[task]) for task in order if task in first][:QUESTIONS]
@@ -276,9 +294,9 @@ def _inputs(processor: Any, images: Sequence[Any], rows: Sequence[Row]) -> Any:
     return processor(text=text, images=list(images), return_tensors="pt", padding=True)
 
 
-def _answer(model: Any, processor: Any, inputs: Any, watch: _Watch) -> list[str]:
+def _answer(model: Any, processor: Any, longest: int, inputs: Any, watch: _Watch) -> list[str]:
     start = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    output = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     watch.best = min(watch.best, (time.perf_counter() - start) / len(output))
     new = output[:, inputs["input_ids"].shape[1] :]
     return [word.strip() for word in processor.batch_decode(new, skip_special_tokens=True)]

@@ -31,14 +31,18 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
     """Model in evaluation mode, and processor.
 
     Args:
-        name: a folder, an id on the Hugging Face hub, or one of `REFERENCES`.
+        name: a folder, an id on the Hugging Face hub, one of `REFERENCES`, or the folder of a run that trained one of them.
         dtype: ``auto`` (as saved; the reference models: float32) or a name of `DTYPES`.
         attn: attention implementation, or None for the model's default.
     """
     check_dtype(dtype)
     model: Any
-    if name in REFERENCES:
-        model, processor = needs.reference().load(REFERENCES[name], DTYPES.get(dtype, torch.float32))
+    if name in REFERENCES or checks.is_run(name):
+        reference = needs.reference()
+        try:
+            model, processor = reference.load(REFERENCES.get(name, name), DTYPES.get(dtype, torch.float32))
+        except _BROKEN as error:
+            raise CommandError(f"cannot load the model {name!r}: {first_line(error)}") from None
         if attn is not None:
             try:
                 model.set_attn_implementation(attn)
@@ -59,6 +63,17 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
         where = "" if folder.is_dir() else " (no such folder, so it was looked for on the Hugging Face hub)"
         raise CommandError(f"cannot load the model {name!r}{where}: {first_line(error)}") from None
     return model.eval(), processor
+
+
+def load_processor(name: str) -> Any:
+    """The processor alone, of a model that another engine loads; arguments as of `load`."""
+    if name in REFERENCES:
+        return needs.reference().load_processor(needs.reference().PATHS[REFERENCES[name]])
+    check_model(name)
+    try:
+        return _processor(name, transformers.AutoConfig.from_pretrained(name))
+    except _BROKEN as error:
+        raise CommandError(f"cannot load the processor of {name!r}: {first_line(error)}") from None
 
 
 def _processor(name: str, config: Any) -> Any:

@@ -22,7 +22,7 @@ def taken(path: Path, why: str = "is there already", option: str = "out") -> Com
 def check_new(option: str, path: Path, overwrite: bool) -> None:
     """Raise `CommandError` for a file that is there already, or that cannot be one."""
     if os.path.isdir(path):  # unlike Path.is_dir, also of a name that is too long
-        raise CommandError(f"--{option} {str(path)!r} is a folder: name a file, e.g. {str(path / 'it')!r}")
+        raise CommandError(f"--{option} {str(path)!r} is a folder: name a file in it")
     if os.path.lexists(path) and not overwrite:
         raise taken(path, option=option)
     _is_there(option, path)

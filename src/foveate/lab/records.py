@@ -145,7 +145,9 @@ def _messages(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     if (prompt is None) == (messages is None):
         raise CommandError(f"give `prompt`, the text that is asked, or `messages`, a conversation: such as {EXAMPLE}")
     if prompt is not None:
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not isinstance(prompt, str):
+            raise CommandError(f"`prompt` is a text, not {prompt!r}")
+        if not prompt.strip():
             raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
         parts = [*given["image"], *given["video"], {"type": "text", "text": prompt}]
         return [{"role": "user", "content": parts}]

@@ -29,7 +29,7 @@ class Request:
     """What to run.
 
     Attributes:
-        model: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
+        model: a folder, an id on the Hugging Face hub, or the name of a reference model (``reference``).
         images, prompt: the question, images first.
         method: what to attach; or a folder or hub id of what `Handle.save_pretrained` or ``foveate train`` wrote.
         dtype: ``auto`` (as saved; the reference model: float32) or a name of `foveate.lab.checks.DTYPES`.

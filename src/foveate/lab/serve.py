@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foveate.errors import ConfigError, FoveateError, shown
+from foveate.errors import ConfigError, FoveateError, ours_in, shown
 from foveate.lab import needs
-from foveate.lab.checks import REFERENCES
+from foveate.lab.checks import REFERENCES, SMOLLM2, is_run
+from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 from foveate.serialise import from_json
@@ -17,7 +19,13 @@ from foveate.serialise import from_json
 OPTION = "--additional-config"
 
 
-def words(model: str, method: Method, rest: Sequence[str], limit: float | None = None) -> list[str]:
+def words(
+    model: str,
+    method: Method,
+    rest: Sequence[str],
+    limit: float | None = None,
+    profiles: Mapping[str, Method | None] | None = None,
+) -> list[str]:
     """What follows ``vllm``.
 
     Args:
@@ -25,15 +33,38 @@ def words(model: str, method: Method, rest: Sequence[str], limit: float | None =
         method: what to serve with.
         rest: further words for ``vllm serve``. Its own ``--additional-config`` is kept, but for the key ``foveate``.
         limit: up to which budget a prompt may ask for its own; None: it may not.
+        profiles: methods that it may ask for by name; None: the stock model.
     """
     others, config = _taken(list(rest))
     if "foveate" in config:
         raise CommandError(
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
+    if REFERENCES.get(model) == SMOLLM2 or is_run(model):
+        raise CommandError(
+            f"{model} is put together when it is loaded, and vLLM reads a model from a folder. In Python, model, processor = "
+            f"foveate_reference.load({REFERENCES.get(model, model)!r}), then save_pretrained('folder') of both writes one"
+        )
     folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
-    ours = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
-    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": ours})]
+    asked = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
+    if profiles:
+        asked["profiles"] = {name: "none" if each is None else each.to_dict() for name, each in profiles.items()}
+    return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": asked})]
+
+
+def profile(word: str) -> tuple[str, Method | None]:
+    """``fast=luvc,keep=0.3`` -> the name, and the method; None: ``exact=none``."""
+    name, equals, spelled = word.partition("=")
+    method, *options = re.split(r",(?![^\[]*\])", spelled)  # a comma in brackets is of a list
+    if not equals or not name.strip() or not method.strip():
+        raise CommandError(f"--profile {word!r} is not NAME=METHOD, such as fast=luvc,keep=0.3 or exact=none")
+    try:
+        found = (
+            None if method.strip() == "none" and not options else method_from_words(method.strip(), None, options, None)
+        )
+    except FoveateError as error:
+        raise CommandError(f"--profile {word!r}: {error}") from None
+    return name.strip(), found
 
 
 def check() -> None:
@@ -48,11 +79,11 @@ def serve(argv: Sequence[str]) -> None:
     sys.argv = ["vllm", *argv]
     try:
         main()
-    except ValueError as error:  # of ours, perhaps inside a report of pydantic
-        ours = _ours(error)
-        if ours is None:
+    except ValueError as error:
+        found = ours_in(error)
+        if found is None:
             raise
-        raise CommandError(ours) from None
+        raise CommandError(str(found)) from None
 
 
 def _taken(rest: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -72,15 +103,3 @@ def _taken(rest: list[str]) -> tuple[list[str], dict[str, Any]]:
             raise CommandError(f"{OPTION} {shown(text)} is not a JSON object")
         return rest[:i] + rest[end:], config
     return rest, {}
-
-
-def _ours(error: BaseException) -> str | None:
-    """The sentence of an error of ours inside another one."""
-    if isinstance(error, FoveateError):
-        return str(error)
-    details: Any = getattr(error, "errors", None)
-    for detail in details() if callable(details) else ():
-        inner = detail.get("ctx", {}).get("error")
-        if isinstance(inner, FoveateError):
-            return str(inner)
-    return None

@@ -64,7 +64,7 @@ def emit(data: Any) -> None:
 def check_once(**given: Sequence[Any]) -> None:
     """Raise `CommandError` where an option that may be repeated says the same twice; of ``name=value``, the name."""
     for name, values in given.items():
-        words = [value.partition("=")[0].strip() if name in ("option", "set") else value for value in values]
+        words = [value.partition("=")[0].strip() if name in ("option", "profile", "set") else value for value in values]
         for word in words:
             if words.count(word) > 1:
                 raise CommandError(f"--{name} {word} is given twice")

@@ -34,9 +34,13 @@ def complete_model(begun: str) -> list[str]:
     return [*(name for name in checks.REFERENCES if name.startswith(begun)), *folders]
 
 
-def complete_dtype(begun: str) -> list[str]:
-    """Names of dtypes."""
-    return [name for name in ("auto", *checks.DTYPES) if name.startswith(begun)]
+def among(*names: str) -> Callable[[str], list[str]]:
+    """A few names, for the tab key."""
+
+    def complete(begun: str) -> list[str]:
+        return [name for name in names if name.startswith(begun)]
+
+    return complete
 
 
 Json = Annotated[bool, Option("--json", help="Print JSON on stdout and nothing else there.", rich_help_panel=OUTPUT)]
@@ -49,7 +53,7 @@ Model = Annotated[
     Option(
         "--model",
         "-m",
-        help="A folder, a hub id, 'reference' or 'reference-llava'.",
+        help="A folder, a hub id, 'reference', 'reference-llava' or 'reference-smollm2'.",
         rich_help_panel=MACHINE,
         autocompletion=complete_model,
     ),
@@ -103,7 +107,11 @@ Images = Annotated[
 ]
 Dtype = Annotated[
     str,
-    Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MACHINE, autocompletion=complete_dtype),
+    Option(
+        help="auto, float32, bfloat16 or float16.",
+        rich_help_panel=MACHINE,
+        autocompletion=among("auto", *checks.DTYPES),
+    ),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=MACHINE)]
 Attn = Annotated[

@@ -41,8 +41,10 @@ class Sum:
 def check_one(name: str | None, keep: float | None, assignments: Sequence[str], described: str | None) -> None:
     """Raise a `FoveateError` for a method that is not there, an option that it has not, or a value of another type."""
     known = _known()
-    if (name is None) == (described is None):
-        raise CommandError("say which method: either --method NAME or --method-json FILE|JSON (see `foveate methods`)")
+    if name is None and described is None:
+        raise CommandError("say which method: --method NAME or --method-json FILE|JSON (see `foveate methods`)")
+    if name is not None and described is not None:
+        raise CommandError("--method and --method-json both say which method: leave one of the two out")
     if described is not None:
         if keep is not None or assignments:
             raise CommandError("--keep and --option belong to --method: write them into the JSON of --method-json")
@@ -113,7 +115,7 @@ def spelled(name: str, keep: float | None, assignments: Sequence[str], class_of:
         if assignment in of_all:
             whole |= assigned(Sum, [assignment])
             continue
-        part, option, value = _split(assignment, names)
+        part, option, value = _split(assignment, names, having=_having(assignment, classes))
         options[part][option] = _value(value, options_of(classes[part]).get(option, (None, None))[0])
     return Spelled(tuple(classes), tuple(options), whole)
 
@@ -170,6 +172,8 @@ def text_of(described: str) -> str:
         return described
     path = Path(described)
     try:
+        if path.is_dir():
+            raise CommandError(f"--method-json {described!r} is a folder: give the JSON file in it")
         if not path.is_file():
             raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
         return path.read_text(encoding="utf-8")
@@ -207,29 +211,44 @@ def _check_data(data: Any, known: Mapping[str, type]) -> None:
     build(_class(data["method"], known), {str(key): value for key, value in data.items() if key != "method"})
 
 
-def _split(assignment: str, names: Sequence[str], flag: str = "option") -> tuple[int, str, str]:
-    """Which part, which option, what value."""
+def _having(assignment: str, classes: Sequence[type]) -> list[int]:
+    """Which parts of a sum have the option that is named without a part."""
+    name = assignment.partition("=")[0].strip()
+    return [part for part, cls in enumerate(classes) if name in options_of(cls)]
+
+
+def _split(
+    assignment: str, names: Sequence[str], flag: str = "option", having: Sequence[int] = ()
+) -> tuple[int, str, str]:
+    """Which part, which option, what value; ``having``: parts that have the option, if it is named without one."""
     option, equals, value = assignment.partition("=")
     option = option.strip()
     if not equals or not option:
         raise CommandError(f"--{flag} {assignment!r} is not name=value")
     if len(names) == 1:
         return 0, option, value.strip()
+    if len(having) == 1:
+        return having[0], option, value.strip()
     part, dot, option = option.partition(".")
     if dot and part not in names:
         raise CommandError(f"--option {assignment!r}: there is no method {part!r} in the sum{nearest(part, names)}")
+    if not dot and not having:
+        raise CommandError(f"--option {assignment!r}: no method of the sum has an option {part!r}")
     if not dot or names.count(part) != 1:
+        owner = names[having[0]] if having else names[0]
         raise ConfigError(
-            f"{assignment!r} could belong to any method of the sum: name one, e.g. "
-            f"--option {names[0]}.{option or part}=..."
+            f"{assignment!r} could belong to {' or '.join(dict.fromkeys(names[i] for i in having)) or part}: name one, e.g. "
+            f"--option {owner}.{option or part}=..."
         )
     return names.index(part), option, value.strip()
 
 
 def _value(text: str, hint: Any) -> Any:
     """Text as the option's type suggests; what does not fit stays text, and the method will say what it wants."""
-    is_list = any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+    kinds = (hint, *typing.get_args(hint))
+    is_list = any(typing.get_origin(kind) is tuple for kind in kinds)
+    is_one = any(kind in (int, float) for kind in kinds) and "," not in text  # of an option that may be either
     try:
-        return from_json(f"[{text}]" if is_list and not text.startswith("[") else text)
+        return from_json(f"[{text}]" if is_list and not is_one and not text.startswith("[") else text)
     except ConfigError:
         return text

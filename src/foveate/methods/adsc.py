@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from foveate.learning import Stage
+from foveate.losses import Answer
 from foveate.method import Host, Paper, Site
 from foveate.ops import lattice, select
 from foveate.pruners import DecoderPruner
@@ -31,7 +33,9 @@ class ADSC(DecoderPruner):
     Ours, as the paper's layers, stride and code are not public: layers 4, 10 and 16 of 32, scaled to the model, which at
     1/3 gives a ratio near 1/2 and the published savings; at half those depths, or a quarter, where the layers before the
     first cut would spend more than two thirds of the budget; of each group of neighbours the last token stays, as under
-    causal attention only it can see the others; original position ids; the other two of `BUDGETS`, 77.8 and 88.9 % removed.
+    causal attention only it can see the others; original position ids; the other two of `BUDGETS`, 77.8 and 88.9 % removed; in
+    training the stock LoRA recipe of LLaVA-1.5 on all linear layers of the language model, no loss but the next token's,
+    the projector as it is, and a curriculum from the hardest ratio to the target in thirds.
     Without training this is a control. The published accuracy is with training.
 
     Attributes:
@@ -57,6 +61,8 @@ class ADSC(DecoderPruner):
         "2602.12618",
     )
     training_free: ClassVar[bool] = False
+    stages: ClassVar[tuple[Stage, ...]] = (Stage((Answer(),), lr=2e-4, trains=("lora",)),)
+    curriculum: ClassVar[str] = "hard-to-easy"
     usual_keep: ClassVar[float] = BUDGETS["66.7%"]
 
     def usual(self, host: Host) -> Schedule:

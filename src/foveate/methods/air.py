@@ -85,9 +85,10 @@ class AIR(Method):
     @torch.no_grad()
     def _near(self, tokens: Tokens, unit: Tensor) -> Tensor:
         """``(N,)`` bool: tokens in windows that are near the outliers of their image."""
-        spans, shapes, cells = len(tokens.counts), tokens.spans.shape, self.window**2
-        most, width = windows.most(shapes, self.window), unit.shape[-1]
-        window, place = windows.places(tokens.index, tokens.segment, shapes, self.window)
+        spans, shapes, width = len(tokens.counts), tokens.spans.shape, unit.shape[-1]
+        side = windows.fitting(shapes, self.window)
+        most, cells = windows.most(shapes, side), side**2
+        window, place = windows.places(tokens.index, tokens.segment, shapes, side)
         window = tokens.segment * most + window
         nowhere = spans * most * cells  # where appended tokens are, which are in no window
         cell = torch.where(tokens.appended, nowhere, window * cells + place)
@@ -111,7 +112,8 @@ class AIR(Method):
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         widest = min(self.outliers, max(tokens.counts, default=0))
-        cells = windows.most(tokens.spans.shape, self.window) * self.window**2
+        side = windows.fitting(tokens.spans.shape, self.window)
+        cells = windows.most(tokens.spans.shape, side) * side**2
         return 2 * len(tokens.counts) * widest * cells * tokens.hidden.shape[-1]
 
     def inject_flops(self, x: Tensor, memory: Tensor, site: Site) -> int:

@@ -101,7 +101,7 @@ class DMLLM(SingleRatio):
         return [Site.decoder(before, each, step=n, signals=self.signals) for n in steps]
 
     def _skipping(self, ratio: float, host: Host) -> Sequence[Site]:
-        first = round(host.layers * 15 / 28) if self.layer is None else self.layer
+        first = min(round(host.layers * 15 / 28), host.layers - 1) if self.layer is None else self.layer
         signals = self.signals if 0 < ratio < 1 else ()
         if self.last is None:
             return [Site.decoder(first, ratio, signals=signals)]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site
-from foveate.ops import merge, select
-from foveate.ops.segments import to_padded
+from foveate.ops import merge, pairs, select
+from foveate.ops.pairs import Pairs
+from foveate.ops.segments import segment_ids
 from foveate.pruners import TowerReducer, merging
 from foveate.schedule import check_ratio
 from foveate.signal import Signal
@@ -71,33 +72,39 @@ class EvoPrune(TowerReducer):
         return Site.cascade("tower", stages, where="mid", signals=self.signals)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
-        counts = tokens.counts
-        merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), counts)]
-        x = to_padded(torch.nn.functional.normalize(tokens.hidden.float(), dim=-1), counts)
-        cosine = x @ x.transpose(1, 2)  # (S, n, n)
-        weight = torch.exp(-self.diversity * self._isolation(cosine, counts))
+        counts, merges = tokens.counts, self._merges(tokens, site)
+        alike = pairs.cosines(tokens.hidden, counts)
+        weight = torch.exp(-self.diversity * self._isolation(alike, counts))
         spared = [min(int(self.protect * n), n - 2 * merged) for n, merged in zip(counts, merges)]
         kept = select.top_k(tokens.received, counts, spared)
-        protected = to_padded(torch.zeros(len(tokens), device=x.device).index_fill(0, kept, FORBIDDEN), counts)
-        score = cosine * weight[:, :, None] * weight[:, None, :]
-        score = score - torch.maximum(protected[:, :, None], protected[:, None, :])
-        return tokens.merge_pairs(*merge.strongest(score, counts, merges), merges)
+        protected = torch.zeros_like(weight).index_fill(0, kept, FORBIDDEN)
+        weight, protected = (torch.nn.functional.pad(each, (0, 1)) for each in (weight, protected))
 
-    def _isolation(self, cosine: Tensor, counts: Sequence[int]) -> Tensor:
-        """``(S, n)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""
-        n = cosine.shape[1]
-        lengths = torch.tensor(counts).to(cosine.device, non_blocking=True)[:, None, None]
-        place = torch.arange(n, device=cosine.device)
-        other = (place < lengths) & (place[:, None] != place)
-        near = torch.exp(-(2 - 2 * cosine) / self.bandwidth**2).masked_fill(~other, 0.0)
-        k = min(self.neighbours, n)
-        found = (lengths[:, :, 0] - 1).clamp(min=1, max=k)
-        isolation: Tensor = 1 - near.topk(k, dim=-1).values.sum(-1) / found
+        def score(cosine: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            weighed = cosine * weight[row][:, :, None] * weight[column][:, None]
+            return weighed - torch.maximum(protected[row][:, :, None], protected[column][:, None])
+
+        return tokens.merge_pairs(*merge.strongest(alike, score, counts, merges), merges)
+
+    def _isolation(self, alike: Pairs, counts: Sequence[int]) -> Tensor:
+        """``(N,)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""
+
+        def nearness(cosine: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor]:
+            other = (column < alike.n)[:, None] & (column[:, None] != row[:, :, None])
+            near = torch.exp(-(2 - 2 * cosine) / self.bandwidth**2).masked_fill(~other, 0.0)
+            return (near.topk(min(self.neighbours, near.shape[-1]), dim=-1).values.sum(-1),)
+
+        (near,) = alike.ask(nearness)
+        found = torch.tensor([min(max(n - 1, 1), self.neighbours) for n in counts]).to(near.device, non_blocking=True)
+        isolation: Tensor = 1 - near / found[segment_ids(counts, near.device)]
         return isolation
+
+    def _merges(self, tokens: Tokens, site: Site) -> list[int]:
+        """How many tokens of each span merge into others: at most half of them."""
+        return [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
 
     def _merging(self, host: Host) -> Sequence[int]:
         return range(host.blocks) if self.schedule == "mean" else range((host.blocks - 1) % 2, host.blocks, 2)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
-        widest = max(tokens.counts, default=0)
-        return 2 * len(tokens.counts) * widest**2 * tokens.hidden.shape[-1]
+        return pairs.products(tokens.counts, tokens.hidden.shape[-1], questions=2)

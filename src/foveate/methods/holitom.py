@@ -31,7 +31,7 @@ class HoliTom(StagedPruner):
     them, one by one. Ours: features of the tower, with 2x2 blocks as tokens (the code: projected ones); where frames are known
     only as they enter the language model, those there, and what moves becomes clusters, too; where still cells alone would
     leave less than the budget, the most alike merge; exact counts; equal densities are apart (the code: by noise). An image is
-    a video of one frame, as is one of unknown videos.
+    a video of one frame, as is one of unknown videos. Serving engines take ``segments="none"``.
 
     Attributes:
         layers: where tokens leave: 0 is before the language model, others in the decoder; by default 0 and 9/14 of the depth.
@@ -68,6 +68,10 @@ class HoliTom(StagedPruner):
     def temporal(self) -> bool:
         return self.segments not in (None, "none")
 
+    @property
+    def has_fixed_budget(self) -> bool:
+        return self.segments == "none"
+
     def resolve(self, host: Host) -> Method:
         return self if self.segments else replace(self, segments="optimal" if host.frames & BEFORE else "none")
 
@@ -78,9 +82,7 @@ class HoliTom(StagedPruner):
         if "tower_output" in host.frames or "lm_entry" not in host.frames:
             return Site.output(share, signals=("received",) if share and self.contextual != 1 else ())
         if self.contextual not in (None, 1):
-            raise UnsupportedSiteError(
-                f"holitom: no attention is known at lm_entry: contextual={self.contextual} has to be 1"
-            )
+            raise UnsupportedSiteError(f"holitom: lm_entry has no attention: contextual={self.contextual} has to be 1")
         return Site.entry(share)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
@@ -99,9 +101,7 @@ class HoliTom(StagedPruner):
         cut = frames.runs if self.segments == "similarity" else frames.stillest
         here = tokens.hidden, tokens.index, counts, spans.sizes
         into, group, sizes = frames.merge_still(*here, videos, cut, self.tau, kept)
-        left: list[int] = []  # of what stands still and of what moves, frame after frame
-        for each, budget in zip(sizes, kept):
-            left += spread(budget, each, each)
+        left = [k for each, budget in zip(sizes, kept) for k in spread(budget, each, each)]
         context = float(site.at == "lm_entry") if self.contextual is None else self.contextual
         n_best = [survivors(k, 1 - context, least=0) if i % 2 else 0 for i, k in enumerate(left)]
         best = select.best_of_groups(tokens.received, group, [*n_best, 0]) if sum(n_best) else into[:0]

@@ -59,10 +59,6 @@ class QCache(SingleRatio):
         own = {host.layers * block // blocks for block in range(blocks)}
         return self._reusing([layer for layer in range(host.layers) if layer not in own])
 
-    @property
-    def idle(self) -> bool:
-        return 1 in (self.keep, self.ratio)
-
     def sites(self, host: Host) -> Sequence[Site]:
         if self.layers is None:
             return super().sites(host)

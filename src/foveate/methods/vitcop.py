@@ -12,7 +12,6 @@ from torch import Tensor
 from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site
 from foveate.ops import clusters, select
-from foveate.ops.segments import to_padded
 from foveate.pruners import StagedPruner
 from foveate.schedule import Schedule, check_ratio, survivors
 from foveate.signal import Signal
@@ -103,17 +102,15 @@ class ViTCoP(StagedPruner):
 
     def _clusters(self, tokens: Tokens, n_clusters: tuple[int, ...]) -> Tensor:
         """Number the cluster of each token ``(N,)``, counted over all images."""
-        features, counts, segment = tokens.signal(ENTERED), tokens.counts, tokens.segment
+        features, counts = tokens.signal(ENTERED), tokens.counts
+        sides = torch.tensor(tokens.spans.shape, dtype=torch.float32).view(-1, 2).to(features.device, non_blocking=True)
         apart = clusters.distances(features, counts)
-        density = clusters.density_within(apart, counts, self.cutoff)
-        sides = torch.tensor(tokens.spans.shape, dtype=torch.float32).view(-1, 2).to(apart.device, non_blocking=True)
-        place = to_padded(tokens.coords[:, 1:] / sides[segment], counts)
-        near = torch.linalg.vector_norm(place[:, :, None] - place[:, None], dim=-1) <= self.reach
-        away, link = clusters.to_denser(apart, density, counts, near)
+        density = clusters.density_within(apart, features, counts, self.cutoff)
+        away, link = clusters.to_denser(apart, density, tokens.coords[:, 1:] / sides[tokens.segment], self.reach)
         centres = clusters.peaks(away, density, counts, n_clusters)
         rank = select.rank(centres, len(tokens))
         number = rank[clusters.followed(link, centres)]  # of an end that is no centre, the nearest one
-        return torch.where(number < len(centres), number, rank[clusters.nearest_centre(apart, counts, centres)])
+        return torch.where(number < len(centres), number, rank[clusters.nearest_centre(apart, centres)])
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         merges = len(site.shares) == 1 and tokens.budget(site) != tokens.counts

@@ -19,10 +19,12 @@ from foveate.tokens import Tokens
 class VTW(DecoderPruner):
     """Remove all visual tokens before decoder layer ``layer``.
 
-    From the authors' code: original position ids are kept, and decoding counts on from the full length. The authors
-    search the layer by the KL divergence of the answer on a few samples (15 of 32 for LLaVA-1.5-7B). Ours: by default that
-    share of the depth, for models nobody has searched. The layer is all there is to turn, so ``keep`` is met to the nearest
-    one, within half a layer.
+    From the authors' code: original position ids are kept, and decoding counts on from the full length. The layer is the first
+    one from the fifth on without whose visual tokens the first token of the answer stays near the stock model's: their KL
+    divergence, a mean over a few samples, is at most eta (0.003 for LLaVA-1.5-7B, which gives 15 of 32). Ours: by default
+    that share of the depth, for models nobody has searched; ``foveate tune --method vtw --max-kl`` finds the first layer by the
+    same rule, from the very first one on, over the whole answer and with the divergence the other way round. The layer is
+    all there is to turn, so ``keep`` is met to the nearest one, within half a layer.
 
     Attributes:
         layer: decoder layer before which all visual tokens leave (K); by default at 15/32 of the depth.

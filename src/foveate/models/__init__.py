@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 
 from packaging.version import Version
+from transformers import CONFIG_MAPPING
 
 from foveate.errors import UnsupportedModelError, nearest
 from foveate.models.family import Family
@@ -22,7 +24,9 @@ TRANSFORMERS = ("5.16", "6")
 def list_families() -> dict[str, Family]:
     """Name -> spec of every supported family: each module of this package that has a ``FAMILY``."""
     modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+    found = [
+        replace(module.FAMILY, also=getattr(module, "ALSO", ())) for module in modules if hasattr(module, "FAMILY")
+    ]
     return {family.name: family for family in sorted(found, key=lambda family: family.name)}
 
 
@@ -30,14 +34,24 @@ def family_of(config: object) -> Family:
     """Return the spec for a model's config; `UnsupportedModelError` lists what there is, and says why something is not."""
     check_version(version("transformers"))
     model_type = getattr(config, "model_type", None)
+    if type(config).__module__.partition(".")[0] == "transformers_modules":
+        raise UnsupportedModelError(
+            f"this {model_type!r} model runs code of its own (trust_remote_code), and foveate knows where things are in "
+            "transformers' own models only: load it without trust_remote_code, if transformers has the type"
+        )
     if model_type in REFUSED:
         raise UnsupportedModelError(
             f"foveate does not support the model family {model_type!r}, because {REFUSED[model_type]}; it supports "
             f"{', '.join(list_families())}"
         )
-    found = [family for family in list_families().values() if family.model_type == model_type]
+    found = [family for family in list_families().values() if model_type in family.types]
     if not found:
-        hint = nearest(str(model_type), sorted({family.model_type for family in list_families().values()}))
+        if model_type in CONFIG_MAPPING and not hasattr(config, "vision_config"):
+            raise UnsupportedModelError(
+                f"a {model_type!r} model has no vision part (its config has no vision_config), so it has no visual tokens: "
+                f"give a vision-language model; foveate knows {', '.join(list_families())}"
+            )
+        hint = nearest(str(model_type), sorted({name for family in list_families().values() for name in family.types}))
         raise UnsupportedModelError(
             f"foveate does not know the model family {model_type!r}{hint}; it knows {', '.join(list_families())}, and a family "
             "more is a file in foveate/models with a FAMILY that says where things are (CONTRIBUTING.md, A family is one file)"

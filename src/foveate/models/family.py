@@ -116,6 +116,8 @@ class Tower:
         joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
             (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
             tower has the patches of a unit one after another.
+        states: where ``joins``, stock code takes the rows of the last block, too, out of the hidden states that the tower
+            returns; otherwise they are the last hidden state, after the last norm.
         pooler: name under the tower of the module of its own that puts them together, where one does; it says itself
             which units there are, of images of one or another size.
         arrangements: name of the base model's function that encodes a modality -> what it does after the output module.
@@ -124,6 +126,7 @@ class Tower:
             one tensor, or a list with one for every image.
         neck: paths under the base model of the modules between the last block (where stock code puts patches together: what it
             makes of them) and ``output``, if any; the first sees that; linear and convolution layers work on one token each.
+        tail: paths under the base model of modules that work on every feature after ``output``, whether anything is left of it.
         taps: path under the base model of a list of further modules that make features of the rows between two blocks, as
             ``output`` does after the last; "" where there are none. Packed layout only.
         features: fields of what the tower returns that hold rows of ``output`` and of ``taps``. Packed layout only.
@@ -170,8 +173,10 @@ class Tower:
     patches: Callable[[Any, Args, Kwargs], list[Side] | None] = lambda config, args, kwargs: None
     padded: Callable[[Any, Args, Kwargs], int | None] = lambda config, args, kwargs: None
     around: Callable[[Any, Args, Kwargs], int] = lambda tower, args, kwargs: 0
+    states: bool = False
     pooler: str = ""
     neck: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
     taps: str = ""
     features: tuple[str, ...] = ("pooler_output",)
     fused: bool = False
@@ -184,6 +189,11 @@ class Tower:
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
     attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether a packed tower leaves it to a module after it to make features."""
+        return self.layout == "packed" and not self.output.startswith(f"{self.module}.")
 
     def rows(self, config: Any, grid: Grid, block: int, strays: Sequence[int] = ()) -> list[int]:
         """Rows of each attention segment of a block; of every image, ``strays`` belong to no unit."""
@@ -220,7 +230,7 @@ class Decoder:
     Attributes:
         module: its path under the base model.
         layers, norm, rotary, attention, ffn: names under it (attention and ffn: under a layer).
-        attention_norm: name under a layer of the norm between the residual stream and the attention.
+        attention_norm: name under a layer of the norm between the residual stream and the attention; "" where there is none.
         query, key, value, attention_end: names under ``attention`` of the linear layers that make them, and of the last one
             that a query goes through; ``query`` and the last work row by row.
         gated: how a gated FFN may be built; the first of these that is there holds.
@@ -298,6 +308,8 @@ class Family:
         model_type: ``config.model_type``.
         tower_type: ``config.vision_config.model_type`` where the family comes with several towers; "" where it does not.
         alias: its name where that is not ``model_type``, as another family has it.
+        also: further model types that are the same under other names, to the last module; a family file says them in ``ALSO``,
+            as a family that is made of this one (``replace``) does not have them.
         tower, decoder: see there.
         denoising: of a model that writes in denoising steps; None: it writes word by word.
         base: path, under the model with the LM head, of the module whose forward joins vision and text; "" if it does itself.
@@ -313,6 +325,7 @@ class Family:
     modalities: Mapping[str, str] = field(default_factory=lambda: {"pixel_values": "image_token_id"})
     tower_type: str = ""
     alias: str = ""
+    also: tuple[str, ...] = ()
     frames: frozenset[str] = EVERYWHERE
     denoising: Denoising | None = None
 
@@ -320,6 +333,11 @@ class Family:
     def name(self) -> str:
         """What it is called; its file is, too."""
         return self.alias or self.model_type
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Every ``config.model_type`` that it is the family of."""
+        return (self.model_type, *self.also)
 
     @property
     def takes_videos(self) -> bool:

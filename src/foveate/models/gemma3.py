@@ -45,6 +45,7 @@ def _unit(config: Any) -> int:
     return _across(config) ** 2
 
 
+ALSO = ("shieldgemma2",)
 FAMILY = replace(
     paligemma.FAMILY,
     model_type="gemma3",

@@ -1,7 +1,7 @@
-"""GLM-4.1V: like Qwen2-VL, with learned position embeddings in the tower and a convolution over the four patches of a token
-before the merger. A timestamp stands before every frame of a video, and every frame reaches the tower as an image of its own,
-so frames of one video are clips of their own, too. Placeholders of images and videos look alike; stock code takes one of the
-two modalities in a prompt."""
+"""GLM-4.1V, and GLM-OCR: like Qwen2-VL, with a convolution over the four patches of a token before the merger, and in GLM-4.1V
+learned position embeddings in the tower. A timestamp stands before every frame of a video, and every frame reaches the tower as
+an image of its own, so frames of one video are clips of their own, too. Placeholders of images and videos look alike; stock
+code takes one of the two modalities in a prompt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from foveate.models import qwen2_vl
 from foveate.models.family import NOWHERE
 
+ALSO = ("glm_ocr",)
 FAMILY = replace(
     qwen2_vl.FAMILY,
     model_type="glm4v",

@@ -65,6 +65,7 @@ def _strip(groups: Tensor) -> tuple[Args, Kwargs]:
     return (strip, torch.tensor([[side, len(groups) * side]], device=groups.device)), {}
 
 
+ALSO = ("minicpmv4_7", "minicpm_ocr")
 FAMILY = Family(
     model_type="minicpmv4_6",
     modalities={"pixel_values": "image_token_id", "pixel_values_videos": "video_token_id"},

@@ -12,6 +12,5 @@ FAMILY = replace(
     llava_siglip.FAMILY,
     model_type="paligemma",
     alias="",
-    tower_type="",
     tower=replace(llava_siglip.FAMILY.tower, last_block=lambda config: config.vision_config.num_hidden_layers - 1),
 )

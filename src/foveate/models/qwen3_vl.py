@@ -9,6 +9,7 @@ from dataclasses import replace
 from foveate.models import qwen2_vl
 from foveate.models.family import Decoder
 
+ALSO = ("cosmos3_omni",)
 FAMILY = replace(
     qwen2_vl.FAMILY,
     model_type="qwen3_vl",

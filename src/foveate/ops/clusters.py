@@ -6,47 +6,67 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from foveate.ops import select
-from foveate.ops.segments import offsets, padded_index, segment_ids, segment_max, segment_mean, segment_sum, to_padded
+from foveate.ops import pairs, select
+from foveate.ops.pairs import Pairs
+from foveate.ops.segments import offsets, segment_ids, segment_max, segment_mean, segment_sum
+
+#: questions that clustering asks about the distances: how dense a token is, which denser one is near, which centre
+QUESTIONS = 3
 
 
-def distances(features: Tensor, counts: Sequence[int]) -> Tensor:
-    """Euclidean distances between the tokens of a segment: ``(S, n, n)`` fp32 at least, infinite where there is no token."""
-    wide = features.to(torch.promote_types(features.dtype, torch.float32))
-    segment = segment_ids(counts, features.device)
-    x = to_padded(wide - segment_mean(wide, segment, len(counts))[segment], counts)  # a common part costs digits
-    square = x.square().sum(-1)
-    apart = (square[:, :, None] + square[:, None] - 2 * x @ x.transpose(1, 2)).clamp(min=0).sqrt()
-    apart = apart.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), 0)
-    exists = _exists(apart, counts)
-    return apart.masked_fill(~(exists[:, :, None] & exists[:, None]), torch.inf)
+def distances(features: Tensor, counts: Sequence[int], group: Tensor | None = None, unit: float = 1.0) -> Pairs:
+    """Euclidean distances between the tokens of a segment, in fp32 at least; infinite where there is no token.
+
+    Args:
+        features: ``(N, C)``.
+        counts: tokens per segment, sums to ``N``.
+        group: ``(N,)`` int64 from 0 on; tokens of different groups are infinitely far apart. None: all of a segment are of one.
+        unit: the distance that counts as 1.
+    """
+    x = _centred(features, counts)
+    square = pad(x.square().sum(-1), (0, 1))
+    group = pad(segment_ids(counts, x.device) if group is None else group, (0, 1), value=-1)
+
+    def apart(product: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        away = (
+            (square[row][:, :, None] + square[column][:, None]).sub_(product.mul_(2)).clamp_(min=0).sqrt_().div_(unit)
+        )
+        away.masked_fill_(row[:, :, None] == column[:, None], 0)
+        return away.masked_fill_(group[row][:, :, None] != group[column][:, None], torch.inf)
+
+    return Pairs(x, counts, apart)
 
 
 def products(counts: Sequence[int], width: int) -> int:
-    """Floating-point operations of the matrix products in `distances` (2 per multiply-add)."""
-    return 2 * len(counts) * max(counts, default=0) ** 2 * width
+    """Floating-point operations of the matrix products of clustering (2 per multiply-add)."""
+    return pairs.products(counts, width, QUESTIONS)
 
 
-def density_within(apart: Tensor, counts: Sequence[int], reach: float) -> Tensor:
-    """Sum of ``exp(-(d / r)^2)`` over all tokens of the segment, for each one: ``(S, n)``.
+def density_within(apart: Pairs, features: Tensor, counts: Sequence[int], reach: float) -> Tensor:
+    """Sum of ``exp(-(d / r)^2)`` over all tokens of the segment, for each one: ``(N,)``.
 
     Args:
-        apart: of `distances`.
-        counts: tokens per segment.
+        apart: of `distances` between these features.
+        features: ``(N, C)``.
+        counts: tokens per segment, sums to ``N``.
         reach: r, in units of the root of the segment's mean squared distance; more than 0.
     """
-    pairs = torch.tensor([max(n, 1) ** 2 for n in counts], dtype=apart.dtype).to(apart.device, non_blocking=True)
-    mean = apart.masked_fill(apart.isinf(), 0).square().sum((1, 2)) / pairs
-    return torch.exp(-apart.square() / (mean * reach**2).clamp(min=torch.finfo(mean.dtype).tiny)[:, None, None]).sum(-1)
+    segment = segment_ids(counts, features.device)
+    # The mean over all pairs is twice the mean squared distance from the centre.
+    mean = 2 * segment_mean(_centred(features, counts).square().sum(-1), segment, len(counts))
+    scale = pad((mean * reach**2).clamp(min=torch.finfo(mean.dtype).tiny)[segment], (0, 1), value=1.0)
+    (density,) = apart.ask(lambda d, row, column: (torch.exp(-d.square() / scale[row][:, :, None]).sum(-1),))
+    return density
 
 
 def density_of_nearest(apart: Tensor, k: Tensor, most: int) -> Tensor:
-    """``exp`` of minus the mean squared distance to the nearest ``k (S, n)`` tokens of each one, itself among them: ``(S, n)``.
+    """``exp`` of minus the mean squared distance to the nearest ``k (S, r)`` tokens of each one, itself among them: ``(S, r)``.
 
     Args:
-        apart: of `distances`; those that are infinite are nobody's neighbours.
-        k: ``(S, n)`` int64, as many as it has at the most.
+        apart: ``(S, r, n)``, of `distances`; those that are infinite are nobody's neighbours.
+        k: ``(S, r)`` int64, as many as it has at the most.
         most: the largest k there may be.
     """
     wanted = min(most, apart.shape[-1])
@@ -56,26 +76,32 @@ def density_of_nearest(apart: Tensor, k: Tensor, most: int) -> Tensor:
 
 
 def to_denser(
-    apart: Tensor, density: Tensor, counts: Sequence[int], allowed: Tensor | None = None
+    apart: Pairs, density: Tensor, place: Tensor | None = None, reach: float = torch.inf
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest denser token of each one; of equally dense ones the earlier is the denser.
 
     Args:
         apart: of `distances`.
-        density: ``(S, n)``.
-        allowed: ``(S, n, n)`` bool, which ones may be found; None: all of the segment.
+        density: ``(N,)``.
+        place: ``(N, 2)``, where each token is; None: nobody asks.
+        reach: how far from its own place one is found.
 
     Returns:
         its distance, packed ``(N,)``, infinite where there is none; and packed indices ``(N,)``, there the token's own.
     """
-    earlier = torch.ones_like(apart[:1], dtype=torch.bool).tril(-1)
-    denser = (density[:, None] > density[:, :, None]) | ((density[:, None] == density[:, :, None]) & earlier)
-    denser = denser if allowed is None else denser & allowed
-    away, nearest = apart.masked_fill(~denser, torch.inf).min(-1)
-    rows, segment = padded_index(counts, apart.device), segment_ids(counts, apart.device)
-    away, nearest = away.flatten()[rows], nearest.flatten()[rows]
-    start = torch.tensor(offsets(counts)[:-1]).to(apart.device, non_blocking=True)[segment]
-    return away, torch.where(away.isinf(), torch.arange(len(away), device=apart.device), nearest + start)
+    dense = pad(density, (0, 1), value=-torch.inf)
+    places = None if place is None else pad(place, (0, 0, 0, 1))
+
+    def nearest(away: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        here, there = dense[row][:, :, None], dense[column][:, None]
+        denser = (there > here) | ((there == here) & (column[:, None] < row[:, :, None]))
+        if places is not None:
+            from_here = places[row][:, :, None] - places[column][:, None]
+            denser &= torch.linalg.vector_norm(from_here, dim=-1) <= reach
+        return pairs.best_column(away, denser, column, largest=False)
+
+    away, link = apart.ask(nearest)
+    return away, torch.where(away.isinf(), torch.arange(len(away), device=away.device), link)
 
 
 def peaks(away: Tensor, density: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
@@ -83,28 +109,25 @@ def peaks(away: Tensor, density: Tensor, counts: Sequence[int], k: Sequence[int]
 
     Args:
         away: ``(N,)``, of `to_denser`.
-        density: ``(S, n)``.
+        density: ``(N,)``.
         counts: tokens per segment, sums to ``N``.
         k: centres per segment.
     """
-    dense = density.flatten()[padded_index(counts, density.device)].clamp(min=torch.finfo(density.dtype).tiny)
-    return select.top_k(away * dense, counts, k)
+    return select.top_k(away * density.clamp(min=torch.finfo(density.dtype).tiny), counts, k)
 
 
-def nearest_centre(apart: Tensor, counts: Sequence[int], centres: Tensor) -> Tensor:
+def nearest_centre(apart: Pairs, centres: Tensor) -> Tensor:
     """Return the nearest of the ``centres`` in the same segment for each token, ``(N,)`` packed indices: ``N`` if it has none.
 
     Args:
         apart: of `distances`.
-        counts: tokens per segment, sums to ``N``.
         centres: ``(K,)`` packed indices; each is its own.
     """
-    rows, n = padded_index(counts, apart.device), sum(counts)
-    is_centre = torch.zeros(n, dtype=torch.bool, device=apart.device).index_fill(0, centres, True)
-    away, nearest = apart.masked_fill(~to_padded(is_centre, counts, False)[:, None], torch.inf).min(-1)
-    start = torch.tensor(offsets(counts)[:-1]).to(apart.device, non_blocking=True)[segment_ids(counts, apart.device)]
-    found = torch.where(away.flatten()[rows].isinf(), n, nearest.flatten()[rows] + start)
-    return found.index_copy(0, centres, centres)
+    is_centre = torch.zeros(apart.n + 1, dtype=torch.bool, device=centres.device).index_fill(0, centres, True)
+    away, nearest = apart.ask(
+        lambda away, row, column: pairs.best_column(away, is_centre[column][:, None], column, largest=False)
+    )
+    return torch.where(away.isinf(), apart.n, nearest).index_copy(0, centres, centres)
 
 
 def followed(link: Tensor, centres: Tensor) -> Tensor:
@@ -136,19 +159,19 @@ def around_peaks(
         the centres, packed indices ``(sum(n_centres),)``, ascending; and ``(N,)`` the nearest one of its group for each token,
         ``N`` if it has none.
     """
-    device = features.device
-    apart = distances(features, counts) / features.shape[-1] ** 0.5
-    of = to_padded(group, counts, -1)
-    apart = apart.masked_fill(of[:, :, None] != of[:, None], torch.inf)
-    wanted = torch.tensor(n_centres, dtype=torch.long).to(device, non_blocking=True)
-    near = to_padded(wanted.clamp(max=neighbours)[group], counts)
-    density = density_of_nearest(apart, near, min(neighbours, max(n_centres, default=0)))
-    away, _ = to_denser(apart, density, counts)
-    rows = padded_index(counts, device)
-    widest = segment_max(apart.masked_fill(apart.isinf(), 0).amax(-1).flatten()[rows], group, len(n_centres))[group]
-    score = torch.where(away.isinf(), widest, away) * density.flatten()[rows]
+    apart = distances(features, counts, group, unit=features.shape[-1] ** 0.5)
+    wanted = torch.tensor(n_centres, dtype=torch.long).to(group.device, non_blocking=True)
+    near, most = pad(wanted.clamp(max=neighbours)[group], (0, 1)), min(neighbours, max(n_centres, default=0))
+
+    def density_and_reach(away: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        return density_of_nearest(away, near[row], most), away.masked_fill(away.isinf(), 0).amax(-1)
+
+    density, farthest = apart.ask(density_and_reach)
+    away, _ = to_denser(apart, density)
+    widest = segment_max(farthest, group, len(n_centres))[group]
+    score = torch.where(away.isinf(), widest, away) * density
     centres = select.best_of_groups(score, group, n_centres)
-    return centres, nearest_centre(apart, counts, centres)
+    return centres, nearest_centre(apart, centres)
 
 
 def thin(
@@ -198,7 +221,8 @@ def thin(
     return keep, survivor[torch.where(alone, index, into[group])], alone
 
 
-def _exists(apart: Tensor, counts: Sequence[int]) -> Tensor:
-    """Where ``(S, n)`` there is a token."""
-    lengths = torch.tensor(counts, dtype=torch.long).to(apart.device, non_blocking=True)
-    return torch.arange(apart.shape[1], device=apart.device) < lengths[:, None]
+def _centred(features: Tensor, counts: Sequence[int]) -> Tensor:
+    """Features around the mean of their segment, in fp32 at least: a common part costs digits of squares."""
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    segment = segment_ids(counts, features.device)
+    return wide - segment_mean(wide, segment, len(counts))[segment]

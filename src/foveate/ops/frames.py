@@ -162,3 +162,25 @@ def merge_still(
         sizes.append(torch.stack([still.sum(1), moves.sum(1)], 1).flatten().tolist())
     into, group = torch.cat(plan, 1).to(index.device, non_blocking=True)[:, cell]
     return tokens_at(cell, start[-1])[into], group, sizes
+
+
+def scenes(alike: Sequence[float], videos: Sequence[int], threshold: float, cuts: int) -> list[list[int]]:
+    """Cut videos into scenes, between neighbours that are less alike than a threshold, and between the least alike in any case.
+
+    Args:
+        alike: for each frame, counted over all videos, how much it is like the one before; of the first of a video nobody asks.
+        videos: frames of each.
+        threshold: frames that are less alike are of two scenes.
+        cuts: how many of the least alike neighbours of a video are.
+
+    Returns:
+        the frames of each scene.
+    """
+    found: list[list[int]] = []
+    for first, n in zip(offsets(videos), videos):
+        least = sorted(range(first + 1, first + n), key=lambda frame: alike[frame])[:cuts]
+        for frame in range(first, first + n):
+            if frame == first or frame in least or alike[frame] < threshold:
+                found.append([])
+            found[-1].append(frame)
+    return found

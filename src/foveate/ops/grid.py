@@ -113,6 +113,27 @@ def thin(shapes: Shapes, smaller: Shapes) -> Tensor:
     return start + y * width + x
 
 
+def around(index: Tensor, counts: Sequence[int], shapes: Shapes, centres: Tensor) -> Tensor:
+    """Tell which tokens are right beside, above or below one of some ``centres``: ``(N,)`` bool.
+
+    Args:
+        index: ``(N,)`` int64, the raster place of each token in its rectangle, where others may be missing.
+        counts: tokens per rectangle, sums to ``N``.
+        shapes: rectangles.
+        centres: ``(K,)`` packed indices.
+    """
+    sizes, device = [height * width for height, width in shapes], index.device
+    facts = torch.tensor([[offsets(sizes)[i], *shape] for i, shape in enumerate(shapes)], dtype=torch.long)
+    start, height, width = facts.to(device, non_blocking=True)[segment_ids(counts, device)].unbind(1)
+    marked = torch.zeros(sum(sizes) + 1, dtype=torch.bool, device=device)
+    marked[(start + index)[centres]] = True
+    y, x, found = index // width, index % width, torch.zeros_like(index, dtype=torch.bool)
+    for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        inside = (y + down >= 0) & (y + down < height) & (x + right >= 0) & (x + right < width)
+        found |= marked[torch.where(inside, start + index + down * width + right, sum(sizes))]
+    return found
+
+
 def _whole(share: float) -> int:
     """Return the nearest whole number, halves up, as in `foveate.schedule.survivors`."""
     return math.floor(share + 0.5)
@@ -131,3 +152,44 @@ def _mean_of_lines(similarity: Tensor, shapes: Shapes, lengths: Sequence[int], a
     start = torch.tensor(offsets(side)[:-1], dtype=torch.long)[segment_ids(counts)]
     place = (start + within(lengths)).to(similarity.device, non_blocking=True)
     return segment_mean(similarity, place, sum(side))[place]
+
+
+def windows(index: Tensor, counts: Sequence[int], shapes: Shapes, k: Sequence[int], side: int) -> tuple[Tensor, Tensor]:
+    """Cut every rectangle into ``k[s]`` windows, as square as can be: one or more rows of windows, in each of them as many as
+    in the others, or one more.
+
+    Where a rectangle has lost tokens, its windows are runs of what is left.
+
+    Args:
+        index: ``(N,)`` raster place of each token in its rectangle, segment after segment, ascending.
+        counts: tokens of each segment.
+        shapes: height and width of the whole rectangle.
+        k: windows of each segment, at most its tokens.
+        side: cells along each axis of a window.
+
+    Returns:
+        ``(N,)`` int64 the window of each token, counted along all segments (``sum(k)``: its segment has none); and ``(N,)`` in
+        which of the ``side * side`` cells of its window it is, row after row.
+    """
+    segment, rank = segment_ids(counts), within(counts)
+    facts = [
+        (max(-(-most // width), min(height, most, max(1, round((most * height / width) ** 0.5)))), n == height * width)
+        for (height, width), most, n in zip(shapes, k, counts)
+    ]
+    table = torch.tensor(
+        [(h, w, most, rows, whole, n) for (h, w), most, (rows, whole), n in zip(shapes, k, facts, counts)],
+        dtype=torch.long,
+    ).view(-1, 6)
+    start = torch.tensor(offsets(k)[:-1], dtype=torch.long)[segment]
+    start, rank, segment, table = (x.to(index.device, non_blocking=True) for x in (start, rank, segment, table))
+    height, width, most, rows, whole, n = table[segment].unbind(1)
+    y, x, rows = index // width, index % width, rows.clamp(min=1)
+    row = y * rows // height
+    first = most * row // rows
+    across = (most * (row + 1) // rows - first).clamp(min=1)
+    inside = (y * rows * side // height % side) * side + x * across * side // width % side
+    run = rank * most // n
+    part = (rank * most * side * side // n) % (side * side)
+    square = whole.bool()
+    window = start + torch.where(square, first + x * across // width, run)
+    return torch.where(most > 0, window, sum(k)), torch.where(square, inside, part)

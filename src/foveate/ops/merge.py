@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from foveate.ops.pairs import Pairs, best_column
 from foveate.ops.segments import (
     alike,
     offsets,
@@ -18,8 +19,9 @@ from foveate.ops.segments import (
     segment_mean,
     segment_sum,
     to_padded,
+    within,
 )
-from foveate.ops.select import complement, rank_in_groups
+from foveate.ops.select import complement, rank_in_groups, top_k
 
 _CELLS = 1 << 24  # similarities held at once (64 MB)
 
@@ -80,6 +82,20 @@ def match_nearer(features: Tensor, counts: Sequence[int], distance: float) -> tu
     return source, target, merges
 
 
+def distances_to_partners(features: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return 1 minus the cosine of each even token with its best odd one, those that `match_nearer` compares: ``(M,)``.
+
+    It asks the device how many these are. Arguments are those of `bipartite_match`.
+    """
+    found = [torch.empty(0, device=features.device)]
+    for members in alike(counts):
+        few = [counts[s] for s in members]
+        if max(few, default=0) >= 2:
+            best, _ = _partners(features[rows_of(members, counts, features.device)], few)
+            found.append(1 - best[best > -torch.inf])
+    return torch.cat(found)
+
+
 def _partners(features: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """For each even token of segments of like lengths, the cosine of its best odd token and which one that is: ``(S, E)``
     each, minus infinity where there is no such token."""
@@ -103,21 +119,24 @@ def _pairs(best: Tensor, partner: Tensor, counts: Sequence[int], r: Sequence[int
     return source, target
 
 
-def strongest(score: Tensor, counts: Sequence[int], r: Sequence[int]) -> tuple[Tensor, Tensor]:
+def strongest(
+    values: Pairs, score: Callable[[Tensor, Tensor, Tensor], Tensor], counts: Sequence[int], r: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Return the ``r[s]`` best pairs of each segment, of which every even token has one, with its best odd token.
 
     Args:
-        score: ``(S, n, n)`` of each pair of tokens, where ``n`` is the longest segment's length.
+        values: of all pairs.
+        score: says how good pairs are, ``(S, r, n)``, by their values, rows and columns (`foveate.ops.pairs.Question`).
         counts, r: as for `bipartite_match`, which says what comes out.
     """
-    pairs = score[:, 0::2, 1::2]
-    if pairs.shape[2] == 0 or sum(r) == 0:
-        empty = torch.empty(0, dtype=torch.long, device=score.device)
-        return empty, empty
-    lengths = torch.tensor(counts).to(score.device, non_blocking=True)[:, None, None]
-    even, odd = (torch.arange(n, device=score.device) for n in pairs.shape[1:])
-    missing = (2 * even[:, None] >= lengths) | (2 * odd + 1 >= lengths)
-    return _pairs(*pairs.masked_fill(missing, -torch.inf).max(-1), counts, r)
+    odd = torch.nn.functional.pad(within(counts) % 2, (0, 1)).bool().to(values.device, non_blocking=True)
+
+    def partner(value: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        return best_column(score(value, row, column), odd[column][:, None], column)
+
+    best, target = values.ask(partner)
+    source = top_k(best.masked_fill(odd[:-1], -torch.inf), counts, r)
+    return source, target[source]
 
 
 def _best(x: Tensor, others: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,17 @@ def segment_max(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return x.new_zeros(n_segments).scatter_reduce(0, segment, x, "amax", include_self=False)
 
 
+def quantile(x: Tensor, counts: Sequence[int], at: float) -> Tensor:
+    """Quantile of ``x (N,)`` in each segment, from 0 to 1, linear between two of them: ``(S,)``; an empty segment gives 0."""
+    order = torch.argsort(x, stable=True)
+    ascending = x[order[torch.argsort(segment_ids(counts, x.device)[order], stable=True)]]
+    ascending = torch.nn.functional.pad(ascending, (0, 2))  # what an empty segment is given
+    places = [first + at * (n - 1) if n else float(sum(counts)) for n, first in zip(counts, offsets(counts))]
+    lower = torch.tensor([int(place) for place in places], dtype=torch.long).to(x.device, non_blocking=True)
+    part = torch.tensor([place % 1 for place in places], dtype=x.dtype).to(x.device, non_blocking=True)
+    return torch.where(part == 0, ascending[lower], torch.lerp(ascending[lower], ascending[lower + 1], part))
+
+
 def normalise(x: Tensor, counts: Sequence[int], to: Literal["range", "sum", "softmax", "deviation"]) -> Tensor:
     """Scores ``(N,)`` made comparable between segments, in fp32 at least.
 
@@ -84,6 +95,15 @@ def normalise(x: Tensor, counts: Sequence[int], to: Literal["range", "sum", "sof
             wide = (wide - segment_max(wide, segment, n)[segment]).exp()
         size = segment_sum(wide, segment, n)[segment]
     return torch.where(size == 0, 0.0, wide / size)
+
+
+def segment_softmax(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
+    """Softmax of ``x (N, ...)`` over the rows of each segment, which need not stand together; in fp32 at least."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    index = segment.view(-1, *(1,) * (x.dim() - 1)).expand_as(wide)
+    most = wide.new_zeros(n_segments, *x.shape[1:]).scatter_reduce(0, index, wide.detach(), "amax", include_self=False)
+    parts = (wide - most[segment]).exp()
+    return parts / segment_sum(parts, segment, n_segments)[segment]
 
 
 def pool(x: Tensor, counts: Sequence[int], width: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import offsets, ranges
+from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, to_padded
 
 
 def gain(frequency: Tensor, cutoff: float, kind: str) -> Tensor:
@@ -91,3 +91,52 @@ def _filter_mirrored(x: Tensor, cutoff: float, kind: str) -> Tensor:
     changed = spectrum.mul_(((passes + of_rest) / 2)[:, None]).add_(turned)
     filtered: Tensor = torch.fft.irfft(changed, n=n, dim=1)
     return filtered.index_select(1, folded.argsort())
+
+
+#: A component with less than this share of the first one's variance is rounding.
+_FLAT = 1e-6
+
+
+def component_of(features: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+    """Find the principal component of the tokens of a segment on which each of them has the largest loading.
+
+    Tokens are the variables of this analysis, and channels what is observed of them: each token is centred over its channels.
+
+    Args:
+        features: ``(N, C)``.
+        counts: tokens per segment, sums to ``N``.
+        k: components per segment, the first ones, at least 1; those without variance are nobody's.
+
+    Returns:
+        ``(N,)`` int64, a component, counted over all segments.
+    """
+    found = torch.empty(len(features), dtype=torch.long, device=features.device)
+    first = offsets(k)
+    for members in alike(counts):
+        few, own = [counts[s] for s in members], [k[s] for s in members]
+        if not sum(few):
+            continue
+        wide = features.detach().float()[rows := rows_of(members, counts, features.device)]
+        x = to_padded(wide - wide.mean(-1, keepdim=True), few)
+        if x.shape[1] <= x.shape[2]:
+            variance, loading = torch.linalg.eigh(x @ x.transpose(1, 2))
+        else:
+            variance, loading = torch.linalg.eigh(x.transpose(1, 2) @ x)
+            loading = x @ loading / variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()[:, None]
+        variance, loading = variance.flip(1)[:, : max(own)], loading.abs().flip(2)[:, :, : max(own)]
+        facts = torch.tensor([own, [first[s] for s in members]], dtype=torch.long)
+        wanted, start = facts.to(x.device, non_blocking=True)[:, :, None]
+        number = torch.arange(variance.shape[1], device=x.device)
+        there = (number < wanted) & ((variance > _FLAT * variance[:, :1]) | (number == 0))
+        best = loading.masked_fill(~there[:, None], -1.0).argmax(-1) + start
+        found[rows] = best.flatten()[padded_index(few, x.device)]
+    return found
+
+
+def component_flops(counts: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `component_of` (2 per multiply-add)."""
+    products = 0
+    for members in alike(counts):
+        n = max((counts[s] for s in members), default=0)
+        products += len(members) * (n * n * width if n <= width else 2 * n * width * width)
+    return 2 * products

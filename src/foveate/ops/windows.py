@@ -20,6 +20,11 @@ def most(shapes: Shapes, size: int) -> int:
     return max((-(-height // size) * -(-width // size) for height, width in shapes), default=0)
 
 
+def fitting(shapes: Shapes, size: int) -> int:
+    """Return the side of a window that is no larger than the largest grid, in which one window has all."""
+    return min(size, max((max(shape) for shape in shapes), default=size))
+
+
 def places(index: Tensor, segment: Tensor, shapes: Shapes, size: int) -> tuple[Tensor, Tensor]:
     """Return the window of each cell, ``(N,)`` int64 below ``most(shapes, size)``, and its place there, below ``size**2``.
 

@@ -20,7 +20,7 @@ from foveate.runtime.context import DecoderPass, Settled
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import by_name, by_position, first_argument
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.masks import Kind, View, derive, kind_of
+from foveate.runtime.masks import Kind, View, derive, kind_of, weighed
 from foveate.runtime.positions import renumbered
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.samples import NUMBERS
@@ -45,7 +45,7 @@ class LayerArguments:
             return entry.coming
         layout = call.attended
         if not isinstance(entry, CompactMixin):
-            if layout is None or (layout.index is None and layout.sight is None):
+            if layout is None or (layout.index is None and not layout.has_mask):
                 return None
             return call.memo.once("rows", (layout,), lambda: KVIndex(0, 0).append_rows(layout, None, False))
         old, window = entry.kv, entry.window
@@ -97,6 +97,17 @@ class LayerArguments:
             raise UnsupportedModelError(
                 "flash attention takes no mask of pairs of tokens, which a method asks for that says who may see whom: use "
                 "sdpa, eager or flex attention"
+            )
+        biased = call.attended is not None and call.attended.bias is not None
+        if biased and (not sees or kind not in ("bool", "float")):
+            what = (
+                "a layer that carries a state has no logits"
+                if not sees
+                else f"{real_implementation(attention.config)} takes no mask"
+            )
+            raise UnsupportedModelError(
+                f"{what} to add the logarithm of a gate to, as this method's training does: train it with sdpa or eager "
+                "attention, on a model whose layers all have it"
             )
         for name, axis in self.spec.layer_args.items():
             value = kwargs.get(name)
@@ -237,7 +248,9 @@ class LayerArguments:
         layout, device = call.fewer, hidden.device
         groups, limits = keys.groups, []
         padded = keys.valid is not None or (visible is not None and visible.valid is not None) or groups is not None
-        if value is None and not padded and (width == 1 or (call.past == 0 and width == keys.length)):
+        bias = None if call.attended is None else call.attended.bias
+        plain = value is None and not padded and bias is None
+        if plain and (width == 1 or (call.past == 0 and width == keys.length)):
             return None
         k = keys.view(call.batch, device)
         sighted = call.attended is not None and call.attended.sight is not None
@@ -254,7 +267,13 @@ class LayerArguments:
             limits.append(limit_of(call.attended, groups, q.index + call.past, k.index))
         if layout is not None and layout.tokens.marks is not None:
             limits.append(limit_of_new(layout, width, keys.length))
-        return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limits)
+        if bias is None or call.attended is None:
+            return derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limits)
+        limits.append(
+            lambda b, i, j: torch.ones_like(b + i + j, dtype=torch.bool)
+        )  # a mask that something can be added to
+        mask = derive(value, q, k, keys.total, call.past, kind, hidden.dtype, causal, limits)
+        return weighed(mask, call.attended.per_row(bias[:, None])[..., 0], hidden.dtype)
 
     def _renumbered(self, call: DecoderPass) -> tuple[Tensor, Tensor]:
         ids, layout = call.position_ids, call.layout

@@ -114,7 +114,9 @@ class KVIndex:
         batch, device = len(rows.lengths), rows.row.device
         groups, visual = joined(self.groups, groups_of(rows), self.length), None
         if keep_visual:
-            new = replace(rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None)
+            new = replace(
+                rows, slot=rows.slot + self.length, width=rows.width + self.length, place=None, sight=None, bias=None
+            )
             visual = new if self.visual is None else _joined(self.visual, new)
         if rows.index is None:
             same_rows = self.append(rows.full)

@@ -49,6 +49,10 @@ def check_shapes(method: Method, site: Site, tokens: Tokens, answer: object) -> 
     merges = answer.hidden is not None and len(keep) < len(tokens)
     if method.positions == "virtual" and merges and answer.groups is None and site.action == "reduce":
         raise ConfigError(f'{said} merges tokens, and positions="virtual" needs to know whom: say it in groups')
+    if answer.bias is not None and (site.at not in ("lm_entry", "decoder") or site.action != "reduce"):
+        raise ConfigError(
+            f"{said} says a bias, which is for keys of the language model: say it where tokens are reduced there"
+        )
     changed = [name for name in ("hidden", "sizes", "coords", "groups") if getattr(answer, name) is not None]
     if site.action == "skip" and changed:
         raise ConfigError(f"{said} says new {', '.join(changed)}, and a token that skips a part stays: leave that out")
@@ -110,7 +114,7 @@ def _check_values(said: str, tokens: Tokens, answer: Reduction) -> None:
     n, width = len(answer.keep), tokens.hidden.shape[1:]
     if answer.hidden is not None and not width:
         raise ConfigError(f"{said} returned new hidden states, and tokens have none here: leave them out")
-    expected = {"hidden": (n, *width), "sizes": (n,), "coords": (n, 3)}
+    expected = {"hidden": (n, *width), "sizes": (n,), "coords": (n, 3), "bias": (n,)}
     for name, shape in expected.items():
         value = getattr(answer, name)
         if value is None:

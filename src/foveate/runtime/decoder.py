@@ -310,9 +310,9 @@ class DecoderHooks:
             self.uncached.warn()
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
-        sighted = call.layout is not None and call.layout.sight is not None
+        masked = call.layout is not None and call.layout.has_mask
         if is_led(entry, cache) or (
-            entry is not None and (watching or sighted or call.fewer is not None or rows is not None)
+            entry is not None and (watching or masked or call.fewer is not None or rows is not None)
         ):
             entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)
@@ -323,7 +323,8 @@ class DecoderHooks:
                 entry.visible = self.step.show(call, i, entry, keys, cache)
             if rows is not None:
                 entry.reuses = rows
-                if call.reduced is None and keys is not None and keys.whole and entry.visible is None:
+                seen_whole = keys is not None and keys.whole and entry.visible is None
+                if call.reduced is None and seen_whole and not self._watches(i):
                     keys = None  # it is compact only to remember that
         if i in self.sources[i + 1 :]:
             call.keys[i] = keys, call.layout

@@ -34,6 +34,7 @@ class Facts:
     def check_names(self, base: nn.Module, config: Any) -> None:
         """Every module and function that the family names is there."""
         tower, decoder = self.family.tower, self.family.decoder
+        self._check_tower(base, self.family.tower_type)
         for owner, field, path, root in _paths(tower, decoder, base):
             if _missing(root, path):
                 raise self.wrong(f"{owner}.{field}={path!r}", f"{type(root).__name__} has no such module")
@@ -50,6 +51,17 @@ class Facts:
         if not 0 <= last < len(blocks):
             raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
 
+    def _check_tower(self, base: nn.Module, said: str) -> None:
+        """The vision tower of a family that comes with several is the one that the config says."""
+        if not said or _missing(base, self.family.tower.module):
+            return
+        built = getattr(getattr(base.get_submodule(self.family.tower.module), "config", None), "model_type", said)
+        if built != said:
+            raise UnsupportedModelError(
+                f"the config of this {self.family.model_type!r} says that its vision tower is a {said!r}, and the tower of the "
+                f"model is a {built!r}: mend vision_config, or load the model with the tower that it was made for"
+            )
+
     def check_part(self, layer: nn.Module, part: str) -> None:
         """Return what the family names in a part of a decoder layer is there. (Asked of layers that have a site there only.)"""
         decoder = self.family.decoder
@@ -57,6 +69,11 @@ class Facts:
         for field in names:
             inside = layer.get_submodule(decoder.attention) if field in ("query", "attention_end") else layer
             path = getattr(decoder, field)
+            if not path:
+                raise UnsupportedModelError(
+                    f"layers of {self.family.name!r} have no norm before their attention: all tokens go through that, or none "
+                    "does; act before whole layers, or on their FFNs"
+                )
             if _missing(inside, path):
                 raise self.wrong(f"Decoder.{field}={path!r}", f"{type(inside).__name__} has no such module")
 
@@ -188,6 +205,7 @@ def _paths(tower: Tower, decoder: Decoder, base: nn.Module) -> Iterator[tuple[st
     yield "Tower", "blocks", tower.blocks, vision
     yield "Tower", "output", tower.output, base
     yield from (("Tower", "neck", path, base) for path in tower.neck)
+    yield from (("Tower", "tail", path, base) for path in tower.tail)
     yield "Tower", "taps", tower.taps, base
     yield "Tower", "pooler", tower.pooler, vision
     if tower.merger is not None:

@@ -149,12 +149,12 @@ def _joined(call: TowerPass, images: int, device: torch.device, spec: Tower) -> 
 
 
 def without_missing(call: TowerPass, x: Tensor) -> Tensor:
-    """Rows ``(B, P, C)`` of all units, holes where a unit is missing."""
+    """Rows ``(B, P, C)`` of all units (or grids of them, ``(B, h, w, C)``), holes where a unit is missing."""
     kept = kept_units(call, x.device)
     if kept is None:
         return x
-    present = torch.zeros(x.shape[:2].numel(), dtype=torch.bool, device=x.device).index_fill(0, kept, True)
-    return torch.where(present.view(*x.shape[:2], 1), x, x.new_full((), HOLE))
+    present = torch.zeros(x.shape[:-1].numel(), dtype=torch.bool, device=x.device).index_fill(0, kept, True)
+    return torch.where(present.view(*x.shape[:-1], 1), x, x.new_full((), HOLE))
 
 
 def pooled_of(output: Any, rows: int) -> Any:

@@ -102,6 +102,7 @@ def grown(layout: Rows, new: New) -> tuple[Rows, Tensor, Tensor]:
         index=with_new(index, place).gather(1, take),
         valid=None if min(lengths) == new_width else stays.gather(1, take),
         place=None if layout.place is None else torch.cat([layout.place, place])[packing],
+        bias=None if layout.bias is None else torch.cat([layout.bias, layout.bias.new_zeros(len(new.span))])[packing],
     )
     return made, take, packing
 

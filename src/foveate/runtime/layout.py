@@ -69,6 +69,7 @@ class Rows:
             covered are there, like text, and are no token's.
         sight: who may attend to whom besides the model's own mask, with the group of each visual token; None: it is all.
         merged, moved: some token stands for several; is not at its own place.
+        bias: ``(N,)`` what is added to the attention logits of the visual tokens' keys; None: nothing is.
     """
 
     width: int
@@ -86,6 +87,12 @@ class Rows:
     sight: Sight | None = None
     merged: bool = False
     moved: bool = False
+    bias: Tensor | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether attention is to be told more than which tokens are present."""
+        return self.sight is not None or self.bias is not None
 
     @property
     def n_rows(self) -> int:
@@ -172,7 +179,7 @@ class Rows:
         tokens, merged, moved = reduced(self, reduction)
         if len(tokens) == len(self.tokens) and (self.place is None or self.index is not None):
             # Nothing goes, and no token has moved to another one's position.
-            return replace(self, tokens=tokens, merged=merged, moved=moved), None
+            return replace(self, tokens=tokens, merged=merged, moved=moved, bias=_bias(self.bias, reduction)), None
         lengths = list(self.lengths)
         for sample, before, after in zip(self.tokens.spans.row, self.tokens.counts, reduction.counts):
             lengths[sample if len(lengths) > 1 else 0] += (after - before) * self.unit
@@ -205,6 +212,7 @@ class Rows:
             sight=None if self.sight is None else replace(self.sight, group=self.sight.group[reduction.keep]),
             merged=merged,
             moved=moved,
+            bias=_bias(self.bias, reduction),
         )
         return layout, take
 
@@ -317,6 +325,14 @@ def reduced(layout: Layout, reduction: Reduction) -> tuple[Tokens, bool, bool]:
     tokens = replace(reduction.survivors(layout.tokens), hidden=layout.tokens.hidden)
     moves = reduction.coords is not None and len(tokens) < len(layout.tokens)  # a merger moves tokens
     return tokens, layout.merged or reduction.sizes is not None, layout.moved or moves
+
+
+def _bias(before: Tensor | None, reduction: Reduction) -> Tensor | None:
+    """What is added to the attention logits of the survivors' keys, by this reduction and by those before it."""
+    if before is None:
+        return reduction.bias
+    kept = before[reduction.keep]
+    return kept if reduction.bias is None else kept + reduction.bias
 
 
 def displacement(t: Tokens) -> Tensor:

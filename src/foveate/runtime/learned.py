@@ -32,10 +32,15 @@ def part_names(method: Method) -> list[str]:
 
 
 def with_modules(method: Method, host: Host) -> tuple[Method, nn.ModuleDict]:
-    """Give a method learned parts of its own; also return them, by the name of the part of the sum."""
+    """Give a method learned parts of its own; also return them, by the name of the part of the sum.
+
+    They are the same each time, as long as nobody has trained them: whatever random numbers they begin with are drawn anew.
+    """
     parts, all_modules = [], nn.ModuleDict()
     for name, part in zip(part_names(method), method.parts()):
-        modules = part.modules(host)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            modules = part.modules(host)
         if modules is not None and not isinstance(modules, nn.ModuleDict):
             raise ConfigError(
                 f"{part.name()}.modules returned {type(modules).__name__}, expected an nn.ModuleDict, or None if there are none"

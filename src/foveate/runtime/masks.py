@@ -115,6 +115,14 @@ def derive(
     return taken.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
+def weighed(mask: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B, 1, Q, K)`` floats: a mask, and for the last keys ``bias (B, K')``, which is added to their logits."""
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    added = torch.nn.functional.pad(bias.to(dtype), (mask.shape[-1] - bias.shape[1], 0))[:, None, None]
+    added = added.expand(-1, 1, mask.shape[-2], -1) if mask.dtype == torch.bool else mask + added
+    return added.masked_fill(~seen, torch.finfo(dtype).min)
+
+
 def _pairs(limit: Limit, queries: View, keys: View) -> Tensor:
     """``(B, 1, Q, K)`` bool: what a limit says of all pairs."""
     batch, i, j = (torch.arange(n, device=keys.index.device) for n in (*queries.index.shape, keys.index.shape[1]))

@@ -73,7 +73,8 @@ class DecodeSite:
             slots = replace(before.kv.visual, width=before.kv.length)
             if len(slots.tokens) != len(visual.tokens):
                 raise UnsupportedSiteError(
-                    f"{method.name()}: the prompt is reduced at layer {self.layer}, where it reads"
+                    f"{method.name()}: the prompt is reduced at layer {self.layer}, and the choice made there reads the "
+                    "attention of the layer before: choose at a layer after the last reduction"
                 )
             reading.width = slots.width
         known = {f.name: getattr(visual.tokens, f.name) for f in fields(visual.tokens) if f.name != "signals"}

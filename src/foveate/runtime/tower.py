@@ -204,7 +204,7 @@ class TowerHooks:
             self.context.tower = None
             self.context.calls.leave("tower")
             return None
-        if self.spec.layout == "padded":
+        if self.spec.layout == "padded" or self.spec.beyond:
             # The projector comes after the tower; the call goes on until then.
             ends = (self.spec.joins and not self.spec.pooler) or self._pools
             return self._rejoin(call, output) if self.reduces and ends else None
@@ -366,7 +366,7 @@ class TowerHooks:
 
     def _rejoin(self, call: TowerPass, output: Any) -> Any:
         """The end of a tower whose patches stock code puts together: its sites, and full-length rows."""
-        final = self.last == len(self.blocks) - 1
+        final = self.last == len(self.blocks) - 1 and not self.spec.states
         states = dict(enumerate(output.hidden_states or ()))
         x = output.last_hidden_state if final else states.get(self.last + 1)
         if x is None:
@@ -421,10 +421,10 @@ class TowerHooks:
         layout = call.layout
         note_output(call, output, self.spec, self.spec.joins == "inside" or self._pools)
         if self.spec.layout == "packed":
-            if layout is None:
-                return None
-            self.facts.check_count(len(output), len(layout.tokens))
-            return layout.scatter(output, HOLE)
+            if layout is not None:
+                self.facts.check_count(len(output), len(layout.tokens))
+            if not self.spec.beyond:
+                return None if layout is None else layout.scatter(output, HOLE)
         if self.spec.joins == "before":
             output = all_units(call, output, self.spec)
         elif self.spec.joins:

@@ -1,4 +1,5 @@
-"""A budget of a prompt's own: ``mm_processor_kwargs={"foveate": {"keep": 0.3}}``, up to a limit that the server has.
+"""What a prompt asks for: ``mm_processor_kwargs={"foveate": {"keep": 0.3}}``, a budget of its own up to a limit that the server
+has; or ``{"profile": "fast"}``, one of the methods that the server was started with beside its own.
 
 A budget says how many tokens stay. Where they leave, and so which layers have their own blocks, an engine sets up at its start.
 """
@@ -6,11 +7,11 @@ A budget says how many tokens stay. Where they leave, and so which layers have t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from foveate.errors import ConfigError, FoveateError, InputError, shown
+from foveate.errors import ConfigError, FoveateError, InputError, nearest, shown
 from foveate.method import Host, Method
 from foveate.models import list_families
 
@@ -20,6 +21,23 @@ if TYPE_CHECKING:
 KEY = "foveate"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What a prompt asks for.
+
+    Attributes:
+        keep: a budget; None: the server's.
+        profile: a name; "": the server's own method.
+    """
+
+    keep: float | None = None
+    profile: str = ""
+
+
+#: of a prompt that asks for nothing
+SERVERS = Choice()
+
+
 @dataclass(frozen=True, eq=False)
 class Budgets:
     """Plans of one method with any budget.
@@ -27,12 +45,14 @@ class Budgets:
     Attributes:
         method, host, config: what they are made of.
         limit: the largest `keep` that a prompt may ask for.
+        shared: as of the server's plan.
     """
 
     method: Method
     host: Host
     config: Any
     limit: float
+    shared: tuple[int, ...] = ()
 
     def at(self, keep: float) -> Plan:
         """Return the plan with that budget."""
@@ -44,7 +64,7 @@ class Budgets:
             made = self.at(keep)
         except FoveateError as error:
             raise InputError(f"keep={keep:.4g} is not to be had: {error}") from None
-        if made.layers != plan.layers or made.places != plan.places:
+        if made.own_layers != plan.own_layers or made.places != plan.places:
             raise InputError(
                 f"with keep={keep:.4g} {plan.name} would act {_where(made)}, and this server is set up for it to act "
                 f"{_where(plan)}: ask for a budget nearer to the server's"
@@ -63,36 +83,55 @@ def check_limit(plan: Plan) -> None:
     plan.budgets.fits(limit, plan)
 
 
-def asked(given: Any, plan: Plan) -> float | None:
-    """Return the budget that a prompt asks for, checked; None: the server's.
+def asked(given: Any, plan: Plan) -> Choice:
+    """Return what a prompt asks for, checked.
 
     Args:
         given: what ``mm_processor_kwargs`` has for us.
         plan: of the server.
 
     Raises:
-        InputError: it is no such thing, or more than the limit.
+        InputError: it is no such thing, more than the limit, or a profile that there is not.
     """
     if given is None:
-        return None
+        return SERVERS
     if not isinstance(given, dict):
         raise InputError(f'mm_processor_kwargs: "{KEY}" is {shown(given)}, expected an object such as {{"keep": 0.3}}')
-    if unknown := sorted(map(str, given.keys() - {"keep"})):
-        raise InputError(f'mm_processor_kwargs: "{KEY}" has no {shown(unknown[0])}; it has "keep"')
-    if "keep" not in given:
-        return None
+    if unknown := sorted(map(str, given.keys() - {"keep", "profile"})):
+        raise InputError(f'mm_processor_kwargs: "{KEY}" has no {shown(unknown[0])}; it has "keep" and "profile"')
+    if len(given) > 1:
+        raise InputError(
+            f'mm_processor_kwargs: "{KEY}" has "keep" and "profile", and a profile has a budget: give one of them'
+        )
+    if "profile" in given:
+        return _profile(given["profile"], plan)
+    return _budget(given["keep"], plan) if "keep" in given else SERVERS
+
+
+def _profile(name: Any, plan: Plan) -> Choice:
+    if not plan.profiles:
+        raise InputError(f'this server has no profiles: leave "{KEY}" out, or start it with --profile NAME=METHOD')
+    if not isinstance(name, str) or name not in plan.profiles:
+        near = nearest(name, plan.profiles) if isinstance(name, str) else ""
+        raise InputError(
+            f'mm_processor_kwargs: "profile" is {shown(name)}{near}; this server has {", ".join(plan.profiles)}'
+        )
+    return Choice(profile=name)
+
+
+def _budget(keep: Any, plan: Plan) -> Choice:
     if plan.budgets is None:
         raise InputError(
             f'this server keeps {plan.keep:.4g} of every image: leave "{KEY}" out, or start it with a "limit" beside the method'
         )
-    keep, limit = given["keep"], plan.budgets.limit
+    limit = plan.budgets.limit
     if not _is_number(keep) or not 0 < keep <= limit:
         raise InputError(
             f'mm_processor_kwargs: "keep" is {shown(keep)}, expected a number above 0, up to {limit:.4g}, the limit of this '
             "server"
         )
     plan.budgets.fits(keep, plan)
-    return float(keep)
+    return Choice(keep=float(keep))
 
 
 def _is_number(x: object) -> TypeGuard[float]:
@@ -104,9 +143,10 @@ def _plan(budgets: Budgets, keep: float) -> Plan:
     from foveate.serving.plan import make_plan
 
     family = list_families()[budgets.host.family]
-    return make_plan(budgets.method.with_keep(keep), budgets.host, family, budgets.config)
+    made = make_plan(budgets.method.with_keep(keep), budgets.host, family, budgets.config)
+    return replace(made, shared=budgets.shared)
 
 
 def _where(plan: Plan) -> str:
-    layers = f" (before layer {', '.join(map(str, plan.layers))})" if plan.layers else ""
+    layers = f" (before layer {', '.join(map(str, plan.own_layers))})" if plan.own_layers else ""
     return f"{', '.join(plan.places) or 'nowhere'}{layers}"

@@ -7,6 +7,7 @@ counts of its answers are those of every image of that shape.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Method
 from foveate.models.family import Family
 from foveate.runtime.engines import Action, actions_of, frames, made_up, tokens_of
-from foveate.serving.budgets import Budgets
+from foveate.serving.budgets import SERVERS, Budgets, Choice
 from foveate.serving.refusals import check, in_tower, inside
 from foveate.tokens import Spans, Tokens
 
@@ -34,13 +35,13 @@ class Item:
         grid: what the language model sees of it, ``(frames, height, width)`` of each view; every frame is a span.
         tower: the same of the vision tower, in units.
         gaps: features that stand for no patch (CLS, newlines) and always stay: ``(cells of grid before them, how many)``.
-        keep: the budget that its prompt asks for; None: the server's.
+        choice: what its prompt asks for.
     """
 
     grid: Grids
     tower: Grids
     gaps: tuple[tuple[int, int], ...] = ()
-    keep: float | None = None
+    choice: Choice = SERVERS
 
     @property
     def cells(self) -> int:
@@ -86,6 +87,8 @@ class Plan:
         inner: actions before decoder layers from 1 on, in order.
         keep: how much the method keeps in this model, in its own unit (`foveate.units`).
         budgets: plans of the same method for prompts that ask for a budget of their own; None: they may not.
+        profiles: plans that prompts may ask for by name, in the order of names.
+        shared: decoder layers before which tokens leave in any of these plans, where there are several.
     """
 
     method: Method
@@ -94,10 +97,19 @@ class Plan:
     inner: tuple[Action, ...]
     keep: float
     budgets: Budgets | None = field(default=None, compare=False)
+    profiles: Mapping[str, Plan] = field(default_factory=dict, compare=False)
+    shared: tuple[int, ...] = ()
 
-    def of(self, keep: float | None) -> Plan:
-        """Return the plan for a prompt with that budget."""
-        return self if keep is None or self.budgets is None else self.budgets.at(keep)
+    def of(self, choice: Choice) -> Plan:
+        """Return the plan of a prompt that asks for that."""
+        if choice.profile:
+            return self.profiles.get(choice.profile, self)  # which may be this one
+        return self if choice.keep is None or self.budgets is None else self.budgets.at(choice.keep)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """This plan and those of the profiles; a budget acts where the server's does."""
+        return (self, *self.profiles.values())
 
     @property
     def name(self) -> str:
@@ -106,9 +118,13 @@ class Plan:
 
     def __str__(self) -> str:
         """Say it in a line, for a log."""
-        layers = f" (before layer {', '.join(map(str, self.layers))})" if self.layers else ""
+        layers = f" (before layer {', '.join(map(str, self.own_layers))})" if self.own_layers else ""
         most = f", up to {self.budgets.limit:.3g} where a prompt asks for it" if self.budgets else ""
-        return f"{self.method!r}, which acts {', '.join(self.places)}{layers} and keeps {self.keep:.3g} ({self.unit}){most}"
+        named = "".join(f"; profile {name}: {plan}" for name, plan in self.profiles.items())
+        if not self.places:
+            return f"no method{named}"
+        acts = f"{self.method!r}, which acts {', '.join(self.places)}{layers}"
+        return f"{acts} and keeps {self.keep:.3g} ({self.unit}){most}{named}"
 
     @property
     def unit(self) -> str:
@@ -124,35 +140,46 @@ class Plan:
     @property
     def whole(self) -> tuple[str, ...]:
         """Signals of which a prompt must come in one piece."""
-        return tuple(sorted({str(k.signal) for action in self.inner for k in action.asks if k.paged == "whole"}))
+        actions = [action for plan in self.plans for action in plan.inner]
+        return tuple(sorted({str(kind.signal) for action in actions for kind in action.asks if kind.paged == "whole"}))
+
+    @property
+    def own_layers(self) -> tuple[int, ...]:
+        """Decoder layers before which tokens leave in this plan, ascending."""
+        return tuple(sorted({action.site.layer for action in self.inner}))
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Decoder layers before which tokens leave, ascending."""
-        return tuple(sorted({action.site.layer for action in self.inner}))
+        """Decoder layers before which tokens leave, ascending: those of this plan and of all that share its engine."""
+        return self.shared or self.own_layers
+
+    @property
+    def in_tower(self) -> bool:
+        """Whether any plan of the engine acts in the vision tower."""
+        return any(plan.tower for plan in self.plans)
 
     def shortens(self, item: Item) -> bool:
         """Tell whether actions before the language model act on this image.
 
         One of which nothing would be left (a share of exactly 0) keeps all of its tokens: a prompt must have a place for it.
         """
-        return _counts(self.of(item.keep), item).shortened
+        return _counts(self.of(item.choice), item).shortened
 
     def tower_counts(self, item: Item) -> Counts:
         """Tokens of each span that the vision tower leaves, where it is shortened."""
-        return _counts(self.of(item.keep), item).tower
+        return _counts(self.of(item.choice), item).tower
 
     def entry_counts(self, item: Item) -> Counts:
         """Tokens of each span that reach the language model."""
-        return _counts(self.of(item.keep), item).entry
+        return _counts(self.of(item.choice), item).entry
 
     def entry_history(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span before each of the actions on the features: what later cuts of a schedule are a share of."""
-        return _counts(self.of(item.keep), item).history
+        return _counts(self.of(item.choice), item).history
 
     def inner_counts(self, item: Item) -> tuple[Counts, ...]:
         """Tokens of each span that are left from each of `layers` on."""
-        return _counts(self.of(item.keep), item).inner
+        return _counts(self.of(item.choice), item).inner
 
 
 def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
@@ -168,12 +195,12 @@ def make_plan(method: Method, host: Host, family: Family, config: Any) -> Plan:
     inner = sorted((a for a in actions if inside(a.site)), key=lambda a: a.site.layer)
     entry = tuple(a for a in actions if a not in tower and a not in inner)
     made = Plan(method, tower, entry, tuple(inner), method.mean(host))
-    made.entry_counts(_TRIAL)
+    made.entry_counts(TRIAL)
     return made
 
 
 #: an image of which a method is asked at the start, so that what it does wrong there is said then
-_TRIAL = Item(grid=((1, 6, 6),), tower=((1, 6, 6),))
+TRIAL = Item(grid=((1, 6, 6),), tower=((1, 6, 6),))
 
 
 class _NoState(dict[str, Any]):

@@ -135,13 +135,12 @@ def _signal(action: Action, kind: Kind) -> str:
         )
     if within and not _paged(kind):
         return (
-            f"wants {kind.signal} at {site}, and inside the language model this engine gives signals of the tokens themselves "
-            "and of the attention just before: use another signal, or another method"
+            f"wants {kind.signal} at {site}, and inside the language model this engine gives signals of the visual tokens "
+            "themselves and of the attention to them: use another signal, or another method"
         )
     return ""
 
 
 def _paged(kind: Kind) -> bool:
-    """Whether a signal is read inside the language model: those of the tokens by themselves, and of the layers just before."""
-    plain = replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)
-    return bool(kind.paged) and plain and kind.layer == kind.last
+    """Tell whether a signal is read inside the language model: of visual tokens, in a layer that has run or is to come."""
+    return bool(kind.paged) and replace(kind.signal, layer=None) == type(kind.signal)(kind.signal.kind)

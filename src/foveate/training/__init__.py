@@ -1,5 +1,5 @@
-"""LoRA training of a model to work with fewer tokens.
+"""Training of methods that have something to learn, on a model and data of the user (`foveate.learning` has the interface).
 
-`data` reads chats with images, `collator` makes batches with labels of them, `curriculum` changes what the method keeps while
-`adsc` trains, and `card` says what came out.
+`data` reads chats with images, `collator` makes batches with labels of them; `relaxed` is a method in its soft forward, `pupil`
+the model with it, `curriculum` walks through stages while `run` trains, and `card` says what came out.
 """

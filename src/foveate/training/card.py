@@ -1,4 +1,4 @@
-"""The model card of a trained adapter, for people and for the hub."""
+"""The model card of what was trained, for people and for the hub."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ FILE = "README.md"
 _CARD = """---
 base_model: {model}
 library_name: foveate
-tags: [foveate, peft, lora]
+tags: [foveate]
 ---
 
 # {name} for {model}
 
-A LoRA adapter, trained with foveate for this model with fewer vision tokens: `{method!r}`{paper}. Adapter and
-method belong together:
+Trained with foveate for this model with fewer vision tokens: `{method!r}`{paper}. What was trained and the method belong
+together:
 
 ```python
 import foveate
 
 handle = foveate.compress(model, "{folder}")   # this folder, or its id on the hub
-handle.remove()                                # takes both off
+handle.remove()                                # takes it off again
 ```
 
 Trained for {steps} steps on `{source}`, curriculum `{curriculum}`; `foveate_training.json` has every setting.

@@ -1,4 +1,4 @@
-"""What share of the tokens a training step keeps: a list of stages, callbacks that change the method and tell the loss."""
+"""What share of the tokens a training step keeps, and the callbacks that walk through stages and tell the loss."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.errors import ConfigError
-from foveate.handle import Handle, compress
 from foveate.method import Method
 from foveate.schedule import check_ratio
+from foveate.training.pupil import Pupil
 
 NAMES = ("hard-to-easy", "easy-to-hard", "constant")
+LOGGED = ("grad_norm", "learning_rate", "epoch")  # by transformers, beside the loss
 
 
 @dataclass(frozen=True)
@@ -64,52 +64,58 @@ class Curriculum:
         stage = step * len(self.keeps) // max(1, steps)
         return self.keeps[min(stage, len(self.keeps) - 1)]
 
+    def method_at(self, method: Method, keep: float) -> Method:
+        """Return the method as it is while ``keep`` is kept: where that never changes, with the options that it has."""
+        return method if len(self.keeps) == 1 else method.with_keep(keep)
 
-class Compression(TrainerCallback):  # type: ignore[misc,unused-ignore]
-    """Attaches a method to the model in training, and another one when the curriculum says so.
 
-    What is attached follows from the step alone, so a run that goes on from a checkpoint goes on right.
+class Stages(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Walks through the stages of a method, and through what a curriculum keeps.
+
+    Where it is follows from the step alone, so a run that goes on from a checkpoint goes on right.
 
     Attributes:
-        stages: step at which each method was attached, and its keep.
+        begun: step at which each stage began, and its keep.
     """
 
-    def __init__(self, model: nn.Module, method: Callable[[float], Method], curriculum: Curriculum) -> None:
-        self.model, self.method, self.curriculum = model, method, curriculum
-        self.stages: list[tuple[int, float]] = []
-        self._handle: Handle | None = None
+    def __init__(self, pupil: Pupil, method: Method, curriculum: Curriculum) -> None:
+        self.pupil, self.method, self.curriculum = pupil, method, curriculum
+        self.begun: list[tuple[int, float]] = []
+        self._now: tuple[int, float] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first step."""
-        if state.max_steps < len(self.curriculum.keeps):
-            raise ConfigError(
-                f"{state.max_steps} steps are too few for the {len(self.curriculum.keeps)} stages of the curriculum: train "
-                "longer, or choose `constant`"
-            )
+        for number, of in (
+            (len(self.curriculum.keeps), "the curriculum"),
+            (len(self.method.stages), self.method.name()),
+        ):
+            if state.max_steps < number:
+                raise ConfigError(
+                    f"{state.max_steps} steps are too few for the {number} stages of {of}: train longer"
+                    + (", or choose `constant`" if of == "the curriculum" else "")
+                )
+        self.pupil.others = 1.0 / args.gradient_accumulation_steps / max(1, args.world_size)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the batches of an optimiser step go forward."""
-        keep = self.curriculum.keep_at(state.global_step, state.max_steps)
-        if self._handle is None or self.stages[-1][1] != keep:
-            self.remove()
-            self._handle = compress(self.model, self.method(keep))
-            self.stages.append((state.global_step, keep))
+        step, steps, stages = state.global_step, state.max_steps, self.method.stages
+        number, keep = min(step * len(stages) // steps, len(stages) - 1), self.curriculum.keep_at(step, steps)
+        first, end = (-(-steps * each // len(stages)) for each in (number, number + 1))
+        self.pupil.progress = (step - first) / max(1, end - first)
+        if self._now != (number, keep):
+            self.pupil.enter(self.curriculum.method_at(self.method, keep), stages[number])
+            self._now = number, keep
+            self.begun.append((step, keep))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The model is left without hooks."""
-        self.remove()
-
-    def remove(self) -> None:
-        """Take the method off. Calling it twice does nothing."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self.pupil.leave()
 
 
 class Progress(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -120,6 +126,10 @@ class Progress(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Also asked for the summary at the end, which has no loss."""
-        loss = (kwargs.get("logs") or {}).get("loss")
-        if loss is not None:
-            self.tell(f"step {state.global_step} of {state.max_steps}, loss {float(loss):.3f}")
+        logs = kwargs.get("logs") or {}
+        if logs.get("loss") is None:
+            return
+        own = {name: value for name, value in logs.items() if name != "loss" and name not in LOGGED}
+        shown = {"loss": logs["loss"], **(own if len(own) > 1 else {})}  # a single one is the loss
+        said = ", ".join(f"{name} {float(value):.3f}" for name, value in shown.items())
+        self.tell(f"step {state.global_step} of {state.max_steps}, {said}")

@@ -46,6 +46,7 @@ def test_a_file_of_questions(here: Here, mine: Path, tmp_path: Path) -> None:
     assert [counts[key] for key in ("records", "answered", "failed", "answered_before")] == [6, 4, 2, 0]
     assert counts["tokens"] == sum(row.get("tokens", 0) for row in lines(tmp_path / "answers.jsonl")) > 0
     assert counts["rows_per_second"] > 0 < counts["tokens_per_second"]
+    assert "1 of 6 records have no image or video and are asked as text alone; the first: 5" in done.stderr
     found = {row["id"]: row for row in lines(tmp_path / "answers.jsonl")}
     assert set(found) == {"1", "two", "3", "4", "5", "6"}
     assert "there is no such file" in found["3"]["error"]

@@ -80,7 +80,7 @@ MISTAKES = {
     "folder without a model": (("--model", "empty"), "the folder 'empty' has no config.json"),
     "an adapter that is missing": (("--adapter", "./none"), "neither a method, nor a folder with a trained one"),
     "a folder without an adapter": (("--adapter", "empty"), "has no foveate_method.json"),
-    "out is a file": ((*SHORT, "--out", "file"), "'file' is a file; give the name of a folder"),
+    "out is a file": (SHORT, "'file' is a file; give the name of a folder"),
 }
 
 
@@ -91,7 +91,8 @@ def test_mistakes(here: Here, tmp_path: Path, mistake: str) -> None:
     (tmp_path / "file").write_text("here first")
     (tmp_path / "empty").mkdir()
     words, sentence = MISTAKES[mistake]
-    done = here("eval", "reference", "--out", "out", *words)
+    out = "file" if mistake == "out is a file" else "out"
+    done = here("eval", "reference", "--out", out, *words)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stdout == ""

@@ -173,8 +173,9 @@ def test_methods_of_other_packages_are_checked_by_their_classes(monkeypatch: pyt
 def test_names_of_the_reference_models() -> None:
     import foveate_reference as reference
 
-    assert set(checks.REFERENCES.values()) == set(reference.ARCHITECTURES)
-    assert {f"reference-{name}" for name in reference.ARCHITECTURES} <= set(checks.REFERENCES)
+    assert set(checks.REFERENCES.values()) == set(reference.MODELS)
+    assert {f"reference-{name}" for name in reference.MODELS} <= set(checks.REFERENCES)
+    assert (checks.ADAPTER, checks.SMOLLM2) == (reference.language.ADAPTER, reference.language.NAME)
 
 
 def test_names_of_places() -> None:

@@ -68,7 +68,7 @@ MISTAKES = {
     "missing model": (("--model", "./none", "--data", "set/mine.jsonl"), "there is no model folder"),
     "unknown dtype": (("--dtype", "int3", "--data", "set/mine.jsonl"), "--dtype 'int3'"),
     "unknown device": (("--device", "abacus", "--data", "set/mine.jsonl"), "--device 'abacus'"),
-    "out is a file": (("--data", "set/mine.jsonl", "--new-tokens", "1", "--out", "file"), "'file"),
+    "out is a file": (("--data", "set/mine.jsonl", "--new-tokens", "1"), "'file"),
 }
 
 
@@ -80,7 +80,8 @@ def test_mistakes(here: Here, mine: Path, tmp_path: Path, mistake: str, command:
     (tmp_path / "text.jsonl").write_text('{"prompt": "What?"}')
     words, sentence = MISTAKES[mistake]
     start = ("eval", "fidelity", "--as-is") if command == "eval" else ("tune", "--max-kl", "0.1")
-    done = here(*start, "--method", "vtw", "--out", "out", *words)
+    out = "file" if mistake == "out is a file" else "out"
+    done = here(*start, "--method", "vtw", "--out", out, *words)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stdout == ""

@@ -61,7 +61,7 @@ def test_only_who_asks_a_reference_model_needs_them() -> None:
         "report.page",
         "bench.sweep",
         "bench.show",
-        "train.adsc",
+        "train.method",
     )
     modules += ("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
     imports = "; ".join(f"import foveate.lab.{module}" for module in modules)

@@ -13,6 +13,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from foveate.lab.cli import app
+from foveate.lab.cli.training import trainable
 
 #: The only letters there are.
 SHORT = {
@@ -52,8 +53,8 @@ WRITE = (
     "eval reference",
     "eval tasks",
     "eval fidelity",
-    "train adsc",
     "train reference",
+    *(f"train {name}" for name in trainable()),
 )
 
 
@@ -98,10 +99,13 @@ def test_examples_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "foveate eval ": {"reference", "tasks", "fidelity"},
         "foveate run --new": {"--new-tokens"},
         "foveate run --method div": {"divprune"},
-        "foveate run -M tome+fas": {"tome+fastv"},
-        "foveate methods vis": {"visionzip"},
+        "foveate run -M tome+v2d": {"tome+v2drop"},
+        "foveate methods visionz": {"visionzip"},
         "foveate run -m reference-l": {"reference-llava"},
         "foveate bench --dtype bf": {"bfloat16"},
+        "foveate bench --shape llava": {"llava-1.5-7b"},
+        "foveate eval reference --by f": {"flops"},
+        "foveate methods --site tower_": {"tower_output"},
     }.items(),
 )
 def test_the_tab_key(typed: str, offered: set[str]) -> None:

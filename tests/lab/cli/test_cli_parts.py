@@ -29,6 +29,7 @@ from foveate.lab.terminal import CommandError
         (("stride", None, ["layers=1"], None), Stride(layers=(1,))),
         (("v2drop", None, ["layers=1,2", "ratios=0.5,0"], None), V2Drop(layers=(1, 2), ratios=(0.5, 0.0))),
         (("tome+fastv", None, [], None), ToMe() + FastV()),
+        (("tome+fastv", None, ["layer=3"], None), ToMe() + FastV(layer=3)),
         (("tome + fastv", None, ["fastv.keep=0.2"], None), ToMe() + FastV(keep=0.2)),
         (("tome + fastv", 0.3, ["fastv.layer=3"], None), (ToMe() + FastV(layer=3)).with_keep(0.3)),
         ((None, None, [], '{"method": "divprune", "keep": 0.2}'), DivPrune(keep=0.2)),

@@ -9,7 +9,7 @@ import pytest
 import foveate
 from foveate import VTW, FastV, Method, ToMe
 from foveate.dial import TOLERANCE
-from foveate.errors import ConfigError, FoveateError
+from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError
 from foveate.lab.asker import Asker
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
 from foveate.lab.evaluation.costs import meter
@@ -21,6 +21,8 @@ from foveate_reference.data import Sample, samples
 
 #: methods that save nothing before the first word of an answer
 LATER = ("air", "dycoke")
+#: methods that do nothing for single images
+FRAMES = ("evs",)
 #: methods that save something else than tokens or the tower's work
 OTHERS = [name for name, cls in foveate.list_methods().items() if cls.unit not in ("tokens", "tower")]
 DIALS = [*(name for name in foveate.list_methods() if name not in (*OTHERS, *LATER)), "oracle"]
@@ -53,6 +55,10 @@ def spent(subject: Asker, asked: list[Sample], method: Method, by: By) -> float:
 @pytest.mark.parametrize("name", DIALS)
 @pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
 def test_a_budget_is_met(subject: Asker, asked: list[Sample], name: str, by: By, budget: float) -> None:
+    if name in FRAMES and not subject.host.frames:
+        with pytest.raises(UnsupportedSiteError, match="which frames are of one video is known nowhere"):
+            contenders(Contest(methods=(name,)), subject)
+        return
     methods, _ = contenders(Contest(methods=(name,)), subject)
     plan, missed = planned(methods, (budget,), by, subject, asked)
     if (name, by) == ("ipcv", "tokens"):  # all tokens are back before the language model: it saves FLOPs only
@@ -142,7 +148,8 @@ def test_by_default_all_that_fits(subject: Asker) -> None:
     methods, notes = contenders(Contest(), subject)
     assert list(methods)[:4] == list(BOUNDS)
     videos = {"dycoke"} if subject.host.frames else set()
-    assert set(methods) == {"dense", "blind", "antioracle", *DIALS, *videos, *(set(OTHERS) - set(LATER))}
+    fit = set(DIALS) - (set() if subject.host.frames else set(FRAMES))
+    assert set(methods) == {"dense", "blind", "antioracle", *fit, *videos, *(set(OTHERS) - set(LATER))}
     for name in LATER:
         said = [note for note in notes if note.startswith(f"left out: {name} acts on the tokens that follow")]
         assert len(said) == (name not in videos)

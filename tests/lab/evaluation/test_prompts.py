@@ -104,7 +104,11 @@ def test_words(folder: Path) -> None:
         ("1", (images[0],), "A?"),
         ("2", (images[1],), "B?"),
     ]
-    with pytest.raises(CommandError, match="2 times --prompt for 3 times --image"):
+    assert [(p.images, p.text) for p in from_words(images[:1], ["A?", "B?"])] == [
+        ((images[0],), "A?"),
+        ((images[0],), "B?"),
+    ]
+    with pytest.raises(CommandError, match="3 --image and 2 --prompt: give one prompt for each image"):
         from_words(images, ["A?", "B?"])
     with pytest.raises(CommandError, match="add --prompt"):
         from_words(images, [])

@@ -108,7 +108,7 @@ def test_the_report(table: dict[str, Row]) -> None:
     for part in (
         f"    {command} --seed 0 --seed 1\n",
         "| stride | 0.5 | 75.0% | ",
-        " | 100.0% of 4 | 30.0% | 50.0% | 25.0% | 75.0-75.0 |",
+        " | 100.0% of 4 | 30.0% | 50.0% | 25.0% | +0.0 | ",
         "| stride | 0.5 | 75 | 75 |",
         "* fastv cannot spend 0.1: the nearest is 0.2.",
         "* antioracle: the 8 questions with evidence only",

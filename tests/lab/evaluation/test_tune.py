@@ -33,7 +33,7 @@ def request(out: Path, method: Method | None = None, **changes: Any) -> Tune:
 def one_model(qwen: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one task: what tokens of documents cost is for others to measure."""
     monkeypatch.setattr(measuring, "load_asker", lambda *about: qwen)
-    monkeypatch.setattr(questions, "samples_of", lambda request, seed: colours())
+    monkeypatch.setattr(questions, "samples_of", lambda request, seed, speech: colours())
 
 
 def colours() -> list[Any]:

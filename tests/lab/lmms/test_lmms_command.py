@@ -91,7 +91,7 @@ def test_a_method_answers_what_it_answers_elsewhere(local: Path, tmp_path: Path)
         ("method=fastvv", "there is no method 'fastvv'"),
         ("pretrained=reference,method=fastv,layr=3", "FastV has no option 'layr'"),
         ("pretrained=reference,keep=0.3", "keep: no such argument; an option of a method needs method=NAME, too"),
-        ("pretrained=reference,method=fastv,method_json=x.json", "either --method NAME or --method-json"),
+        ("pretrained=reference,method=fastv,method_json=x.json", "--method and --method-json both say"),
         ("pretrained=reference,method=./nowhere,keep=0.3", "keep: the method in './nowhere' has its options already"),
         ("pretrained=./nowhere", "there is no model folder './nowhere'"),
         ("pretrained=reference,batch_size=auto", "batch_size='auto': give a whole number, at least 1"),

@@ -7,12 +7,13 @@
 This package knows nothing of compression. From bottom to top: `vocabulary` has the words, `assets` the photographs,
 digits and fonts, `drawing` the strokes; `scenes`, `boards` and `sequences` make pictures and ask about them,
 `exhibits` gives them one face, `data` makes benchmarks of them. `model` builds, saves and loads the models;
-`batches`, `fast` and `train` train them, `evaluate` measures them.
+`batches`, `fast` and `train` train them, `evaluate` measures them. `language` is the model with a pretrained language model.
 """
 
+from . import language
 from .data import SEEDS, Sample, samples, to_dataset
 from .drawing import Object, Picture
-from .model import ARCHITECTURES, PATHS, load, load_processor
+from .model import ARCHITECTURES, MODELS, PATHS, load, load_processor
 from .scenes import Question, ask, make_scene, split_seed
 from .vocabulary import ANSWERS, CORE, STANDS_FOR, TASKS
 
@@ -22,6 +23,7 @@ __all__ = [
     "ANSWERS",
     "ARCHITECTURES",
     "CORE",
+    "MODELS",
     "PATHS",
     "SEEDS",
     "STANDS_FOR",
@@ -31,6 +33,7 @@ __all__ = [
     "Question",
     "Sample",
     "ask",
+    "language",
     "load",
     "load_processor",
     "make_scene",

@@ -44,6 +44,8 @@ Processor: TypeAlias = Qwen2_5_VLProcessor | LlavaProcessor
 ARCHITECTURES = ("qwen2_5_vl", "llava")
 PATHS = {name: Path(__file__).parent / name for name in ARCHITECTURES}
 """Folder of each architecture with the trained weights, in the format of ``from_pretrained``."""
+MODELS = (*ARCHITECTURES, "smollm2")
+"""All that `load` knows by name; `smollm2` is made of a language model and an adapter (`foveate_reference.language`)."""
 
 PATCH = CELL // 2
 PAD, UNKNOWN, END = "<|endoftext|>", "<|unk|>", "<|im_end|>"
@@ -257,15 +259,32 @@ def _architecture(folder: Path) -> str:
 def load(name: str = "qwen2_5_vl", dtype: torch.dtype = torch.float32) -> tuple[Model, Processor]:
     """A trained reference model, in evaluation mode, and its processor.
 
+    Parameters
+    ----------
+    name : str
+        A word of `MODELS`; or the folder of a training run of `smollm2`.
+    dtype : torch.dtype
+
+    Raises
+    ------
+    BaseMissingError
+        Where the language model of `smollm2` is not here; the sentence says how to get it.
+    ValueError
+        Where there is no such model, or its weights are not whole.
+
     >>> model, processor = load("llava")
     >>> model.config.model_type
     'llava'
     """
-    if name not in PATHS:
-        raise ValueError(f"no reference model {name!r}; there are {', '.join(PATHS)}")
-    made: Any = LlavaForConditionalGeneration if name == "llava" else Qwen2_5_VLForConditionalGeneration
-    model: Model = made.from_pretrained(PATHS[name], dtype=dtype).eval()
-    return model, load_processor(PATHS[name])
+    if name in PATHS:
+        made: Any = LlavaForConditionalGeneration if name == "llava" else Qwen2_5_VLForConditionalGeneration
+        model: Model = made.from_pretrained(PATHS[name], dtype=dtype).eval()
+        return model, load_processor(PATHS[name])
+    from . import language  # which is built on this module
+
+    if name == language.NAME or language.is_run(Path(name)):
+        return language.load(adapter=None if name == language.NAME else name, dtype=dtype)
+    raise ValueError(f"no reference model {name!r}; there are {', '.join(MODELS)}")
 
 
 def export(model: Model, folder: Path) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from foveate.errors import InputError, first_line
-from foveate.lab.asker import Asker
+from foveate.lab.asker import Answer as Said
 from foveate.lab.batch.answers import Answer
 from foveate.lab.chats import Chat, Frames, chat
 from foveate.lab.records import Record
@@ -13,7 +14,14 @@ from foveate.lab.records import Record
 _BROKEN = (InputError, ValueError, TypeError, IndexError, KeyError, RuntimeError, OSError)
 
 
-def ask(asker: Asker, records: Sequence[Record], max_new_tokens: int, frames: Frames) -> list[Answer]:
+class Asked(Protocol):
+    """A model that continues chats: of transformers (`foveate.lab.asker.Asker`), or in an engine."""
+
+    def generate(self, chats: Sequence[Chat], options: Mapping[str, Any], most: int) -> list[Said]:
+        """Continue each chat, by at most so many tokens where the options do not say."""
+
+
+def ask(asker: Asked, records: Sequence[Record], max_new_tokens: int, frames: Frames) -> list[Answer]:
     """An answer to each, in their order; what cannot be read or asked has an error in place of one."""
     found: dict[str, Answer] = {}
     asked: list[tuple[Record, Chat]] = []
@@ -29,7 +37,7 @@ def ask(asker: Asker, records: Sequence[Record], max_new_tokens: int, frames: Fr
     return [found[record.id] for record in records]
 
 
-def _said(asker: Asker, asked: Sequence[tuple[Record, Chat]], max_new_tokens: int) -> list[Answer]:
+def _said(asker: Asked, asked: Sequence[tuple[Record, Chat]], max_new_tokens: int) -> list[Answer]:
     """The answers of a batch; where it fails, of its halves, until a single record fails."""
     if not asked:
         return []

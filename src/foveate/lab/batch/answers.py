@@ -86,6 +86,17 @@ class Answers:
         except OSError as error:
             raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
 
+    def sort(self, ids: Iterable[str]) -> None:
+        """Put the lines in the order of the records, whatever the order in which they were asked."""
+        place = {name: number for number, name in enumerate(ids)}
+        try:
+            found = [line for line in self.path.read_text(encoding="utf-8").split("\n") if line]
+            ordered = sorted(found, key=lambda line: place.get(from_json(line)["id"], len(place)))
+            if ordered != found:
+                _replace(self.path, "".join(line + "\n" for line in ordered))
+        except OSError as error:
+            raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
+
 
 def _check(path: Path, beside: Path, settings: dict[str, Any]) -> None:
     if not beside.is_file():

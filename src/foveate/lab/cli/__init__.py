@@ -16,6 +16,7 @@ import typer
 from foveate.errors import FoveateError
 from foveate.lab import needs, terminal
 from foveate.lab.cli import asking, listing, measuring, training
+from foveate.lab.cli.once import Once
 
 #: Commands that go on where they were stopped.
 GOING_ON = ("eval", "tune", "bench", "train")
@@ -72,7 +73,7 @@ def _common(
 def _add(to: typer.Typer, name: str, run: Callable[..., None], *examples: str, **settings: Any) -> None:
     """A command, and what its ``--help`` ends with."""
     shown = "\n\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"$ {line}" for line in examples)])
-    to.command(name, epilog=shown if examples else None, **settings)(run)
+    to.command(name, cls=Once, epilog=shown if examples else None, **settings)(run)
 
 
 _add(app, "demo", asking.demo, "foveate demo --quick")
@@ -92,7 +93,7 @@ _add(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 _add(app, "methods", listing.methods, "foveate methods fastv", "foveate methods --site tower --search merge")
-_add(app, "families", listing.families)
+_add(app, "families", listing.families, "foveate families", "foveate families --inspect aya_vision")
 app.add_typer(eval_app, name="eval")
 _add(eval_app, "reference", measuring.reference, "foveate eval reference -M tome -M random --budget 0.5 -t color")
 _add(
@@ -122,9 +123,10 @@ _add(
 )
 app.add_typer(train_app, name="train")
 _add(train_app, "reference", training.reference, "foveate train reference -o run --recipe llava")
-_add(
-    train_app,
-    "adsc",
-    training.adsc,
-    "foveate train adsc -m llava-hf/llava-1.5-7b-hf -d chats.jsonl -o adapter --set lr=1e-4 --set steps=500",
-)
+for _name, _says in training.trainable().items():
+    _add(
+        train_app,
+        _name,
+        training.method(_name, _says),
+        f"foveate train {_name} -m llava-hf/llava-1.5-7b-hf -d chats.jsonl -o trained --set lr=1e-4 --set steps=500",
+    )

@@ -51,6 +51,7 @@ def demo(
             rich_help_panel=METHODS,
         ),
     ] = 0.5,
+    model: Model = "reference",
     out: Annotated[
         Path,
         typer.Option(
@@ -60,7 +61,7 @@ def demo(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Ask the shipped reference model about scenes it has never seen, whole and compressed."""
+    """Ask a reference model about scenes it has never seen, whole and compressed."""
     page_at = out / "report.html"
     outputs.check_folder("out", out)
     for path in (page_at, out / "image-01-all.png"):
@@ -69,12 +70,13 @@ def demo(
     checks.check_scenes(count, 1000)
     checks.check_seed(seed)
     check_ratio("keep", keep)
+    checks.check_model(model)
     from foveate.lab import demo as face
     from foveate.lab.report import page
 
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
-        found = face.play(count, seed, keep, out, bar.tell)
+        found = face.play(count, seed, keep, out, bar.tell, model)
     written = page.write(page_at, face.to_content(found))
     if json:
         terminal.emit(face.to_dict(found, written))
@@ -117,6 +119,14 @@ def run(
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="With --data: transformers, or vllm, which fills its own batches.", rich_help_panel=MACHINE),
+    ] = "transformers",
+    engine_args: Annotated[
+        str,
+        typer.Option(help="Of --engine vllm: options of `vllm serve`, in quotes.", rich_help_panel=MACHINE),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -135,6 +145,7 @@ def run(
 ) -> None:
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
     asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
+    checks.check_engine(engine, engine_args, data)
     for name, count in (("new-tokens", new_tokens), ("frames", frames), ("batch-size", batch_size)):
         checks.check_at_least_1(name, count)
     words.check_one_or_trained(method, keep, option or [], method_json, adapter)
@@ -155,7 +166,9 @@ def run(
         from foveate.lab import batch
 
         files = Path(str(data)), answers
-        many = batch.Request(*files, model, chosen, batch_size, dtype, device, attn, new_tokens, frames, overwrite)
+        many = batch.Request(
+            *files, model, chosen, batch_size, dtype, device, attn, new_tokens, frames, overwrite, engine, engine_args
+        )
         with terminal.Bar() as bar:
             done = batch.run(many, bar.tell, terminal.warn)
         terminal.emit(batch.to_dict(done)) if json else batch.show(done, terminal.out)
@@ -259,7 +272,16 @@ def serve(
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(help="The largest keep that a prompt may ask for; none may without.", rich_help_panel=METHODS),
+        typer.Option(
+            help="The largest keep that a prompt may ask for; without it none may ask.", rich_help_panel=METHODS
+        ),
+    ] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method that a prompt may ask for: fast=luvc,keep=0.3, or exact=none; repeatable.",
+            rich_help_panel=METHODS,
+        ),
     ] = None,
     show: Annotated[
         bool,
@@ -280,7 +302,8 @@ def serve(
     if not show:
         face.check()
     chosen = method_from_words(method, keep, option or [], method_json)
-    argv = face.words(model, chosen, rest, limit)
+    terminal.check_once(profile=profile or [])
+    argv = face.words(model, chosen, rest, limit, dict(map(face.profile, profile or [])))
     if show:
         print(shlex.join(["vllm", *argv]))
     else:

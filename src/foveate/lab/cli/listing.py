@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
+from foveate.lab import catalog as face
 from foveate.lab import terminal
-from foveate.lab.typed import Json, complete_method
+from foveate.lab.typed import Json, among, complete_method
 
 
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="Tell more about this one.", autocompletion=complete_method)
     ] = None,
-    site: Annotated[str, typer.Option(help="Those that act at such a place: tower, decoder ...")] = "",
+    site: Annotated[
+        str, typer.Option(help="Those that act at such a place: tower, decoder ...", autocompletion=among(*face.WHERE))
+    ] = "",
     search: Annotated[str, typer.Option(help="Those with these words in name, title or description.")] = "",
     json: Json = False,
 ) -> None:
     """List the methods: paper, sites, trained or not, budget, options."""
-    from foveate.lab import catalog as face
-
     if name is None:
         found = face.describe_methods(site, search)
         terminal.emit(found) if json else face.show_methods(found, terminal.out)
@@ -31,10 +32,20 @@ def methods(
         terminal.emit(one) if json else face.show_method(one, terminal.out)
 
 
-def families(json: Json = False) -> None:
+def families(
+    inspect: Annotated[
+        str,
+        typer.Option(help="Propose the file of a family: a model type, a config or a folder with one.", metavar="TYPE"),
+    ] = "",
+    json: Json = False,
+) -> None:
     """List the families of models that methods can be attached to."""
-    from foveate.lab import catalog as face
+    if inspect:
+        from foveate.lab.inspection import proposal
 
+        found_out = proposal.inspect(inspect)
+        terminal.emit(found_out.to_dict()) if json else print(found_out)
+        return
     found = face.describe_families()
     if json:
         terminal.emit(found)

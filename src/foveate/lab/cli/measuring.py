@@ -23,6 +23,7 @@ from foveate.lab.typed import (
     NewTokens,
     OptionsOfMany,
     Overwrite,
+    among,
     complete_method,
     complete_model,
     with_options_of,
@@ -35,9 +36,20 @@ R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
 def reference(request: Reference, json: bool) -> None:
     """Accuracy on questions that the reference models can answer, beside an oracle and controls."""
     request.check()
-    from foveate.lab.evaluation.reference import evaluate
+    from foveate.lab.evaluation import reference as face
 
-    _measured(evaluate, request, json)
+    if not request.plan:
+        _measured(face.evaluate, request, json)
+        return
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = face.plan(request, bar.tell)
+    if json:
+        terminal.emit(found.to_dict())
+        return
+    for line in terminal.aligned(found.table()):
+        terminal.out.print(line, markup=False, soft_wrap=True)
+    terminal.out.print(str(found), markup=False, soft_wrap=True)
 
 
 @with_options_of(Tasks)
@@ -115,6 +127,7 @@ def bench(
             help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
             show_default="small-qwen2.5-vl",
             rich_help_panel=MACHINE,
+            autocompletion=among(*checks.SHAPES),
         ),
     ] = None,
     model: Annotated[

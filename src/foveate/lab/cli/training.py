@@ -1,7 +1,8 @@
-"""Commands that train: ``train reference`` and ``train adsc``."""
+"""Commands that train: ``train reference``, and ``train METHOD`` for each method that has something to learn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -52,81 +53,103 @@ def reference(
         terminal.out.print(f"the model is in {folder}", markup=False, soft_wrap=True)
 
 
-def adsc(
-    *,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            "-d",
-            help="'reference', a folder, file or hub id of chats with columns `messages` and `images`.",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = "reference",
-    split: Annotated[str, typer.Option(help="Of the data.", rich_help_panel=QUESTIONS)] = "train",
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS),
-    ] = None,
-    keep: Annotated[
-        float,
-        typer.Option(
-            "--keep",
-            "-k",
-            help="Mean share of visual tokens per decoder layer to train for.",
-            show_default="1/3",
-            rich_help_panel=METHODS,
-        ),
-    ] = 1 / 3,
-    option: OptionsOfOne = None,
-    curriculum: Annotated[
-        str,
-        typer.Option(help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.", rich_help_panel=RECIPE),
-    ] = "hard-to-easy",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="name=value of the recipe, repeatable: rank, alpha, lr, epochs, steps, batch ...",
-            rich_help_panel=RECIPE,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of data order, first matrices and dropout.", rich_help_panel=RECIPE)] = 0,
-    model: Model = "reference",
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Folder for the adapter, which foveate.compress takes; a run stopped there goes on.",
-            rich_help_panel=OUTPUT,
-        ),
-    ],
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Teach a model, with LoRA and a curriculum, to put what it sees into fewer tokens."""
-    words.check_one("adsc", keep, option or [], None)
-    check_asked(model, dtype, device, [], [])
-    checks.check_at_least_1("samples", samples)
-    checks.check_seed(seed)
-    if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
-        raise terminal.CommandError(f"there is no file {data!r}")
-    outputs.check_folder("out", out)
-    from foveate.lab.options import method_from_words
-    from foveate.lab.train import adsc as face
-    from foveate.methods.adsc import ADSC
-    from foveate.serialise import build
-    from foveate.training.adsc import Recipe
+def trainable() -> dict[str, str]:
+    """Every method that can be trained, and what the first line of its class says."""
+    from foveate.lab import index
 
-    terminal.quiet_libraries()
-    recipe = build(Recipe, words.assigned(Recipe, settings or [], "set"))
-    method = method_from_words(ADSC.name(), keep, option or [], None)
-    request = face.Request(out, model, data, split, samples, method, curriculum, recipe, seed, dtype, device)
-    found = face.train(request, overwrite, terminal.note)
-    if json:
-        terminal.emit(face.to_dict(found))
-    else:
-        face.show(found, terminal.out)
+    found = index.own_methods()
+    if found is None:
+        from foveate.lab import declared
+
+        found = declared.methods()
+    return {each["name"]: each["doc"].partition("\n")[0] for each in found if each["trained_here"]}
+
+
+def method(name: str, says: str) -> Callable[..., None]:
+    """The command that trains one method."""
+
+    def train(
+        *,
+        data: Annotated[
+            str,
+            typer.Option(
+                "--data",
+                "-d",
+                help="'reference', a folder, file or hub id of chats with columns `messages` and `images`.",
+                rich_help_panel=QUESTIONS,
+            ),
+        ] = "reference",
+        split: Annotated[str, typer.Option(help="Of the data.", rich_help_panel=QUESTIONS)] = "train",
+        samples: Annotated[
+            int | None,
+            typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS),
+        ] = None,
+        keep: Annotated[
+            float | None,
+            typer.Option(
+                "--keep",
+                "-k",
+                help="Share of visual tokens to train for, on average over decoder layers.",
+                show_default="the paper's",
+                rich_help_panel=METHODS,
+            ),
+        ] = None,
+        option: OptionsOfOne = None,
+        curriculum: Annotated[
+            str | None,
+            typer.Option(
+                help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.",
+                show_default="the paper's",
+                rich_help_panel=RECIPE,
+            ),
+        ] = None,
+        settings: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set",
+                help="name=value of the recipe, repeatable: lr, epochs, steps, batch, rank ...",
+                rich_help_panel=RECIPE,
+            ),
+        ] = None,
+        seed: Annotated[
+            int, typer.Option(help="Of data order, first weights and dropout.", rich_help_panel=RECIPE)
+        ] = 0,
+        model: Model = "reference",
+        dtype: Dtype = "auto",
+        device: Device = "auto",
+        out: Annotated[
+            Path,
+            typer.Option(
+                "--out",
+                "-o",
+                help="Folder for what is trained, which foveate.compress takes; a run stopped there goes on.",
+                rich_help_panel=OUTPUT,
+            ),
+        ],
+        overwrite: Overwrite = False,
+        json: Json = False,
+    ) -> None:
+        words.check_one(name, keep, option or [], None)
+        check_asked(model, dtype, device, [], [])
+        checks.check_at_least_1("samples", samples)
+        checks.check_seed(seed)
+        if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
+            raise terminal.CommandError(f"there is no file {data!r}")
+        outputs.check_folder("out", out)
+        from foveate.lab.options import method_from_words
+        from foveate.lab.train import method as face
+        from foveate.serialise import build
+        from foveate.training.recipe import Recipe
+
+        terminal.quiet_libraries()
+        recipe = build(Recipe, words.assigned(Recipe, settings or [], "set"))
+        asked = method_from_words(name, keep, option or [], None)
+        request = face.Request(out, asked, model, data, split, samples, curriculum, recipe, seed, dtype, device)
+        found = face.train(request, overwrite, terminal.note)
+        if json:
+            terminal.emit(face.to_dict(found))
+        else:
+            face.show(found, terminal.out)
+
+    train.__doc__ = f"Train for {name}: {says}"
+    return train

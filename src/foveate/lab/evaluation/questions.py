@@ -14,8 +14,10 @@ from PIL import Image
 
 from foveate.lab import records
 from foveate.lab.chats import Chat
+from foveate.lab.checks import check_images_and_prompts
 from foveate.lab.evaluation.request import Questions
 from foveate.lab.prompting import open_image
+from foveate.lab.speech import Speech
 from foveate.lab.terminal import CommandError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Prompt:
         text: the question.
         sizes: ``(width, height)`` of every image.
         digest: SHA-256 of text and images.
+        seen: SHA-256 of the images alone: prompts that show the same have the same.
         sample: of the reference benchmark, if it is from there.
         evidence: and how much of each token of every image the asked objects cover.
     """
@@ -44,6 +47,7 @@ class Prompt:
     text: str
     sizes: tuple[tuple[int, int], ...]
     digest: str
+    seen: str
     sample: Sample | None = None
     evidence: tuple[NDArray[Any], ...] = ()
 
@@ -81,16 +85,14 @@ def from_file(path: Path) -> list[Prompt]:
 
 
 def from_words(images: Sequence[Path], texts: Sequence[str]) -> list[Prompt]:
-    """A prompt for each image, or one for all of them."""
+    """A prompt for each image, one for all of them, or several about one image."""
     if not images or not texts:
         missing = "--prompt, what to ask" if images else "--image, what it is about"
         raise CommandError(f"an image and a prompt belong together: add {missing}")
-    if len(texts) not in (1, len(images)):
-        raise CommandError(
-            f"{len(texts)} times --prompt for {len(images)} times --image: give one prompt for all images, or one for each"
-        )
-    asked = list(texts) * len(images) if len(texts) == 1 else texts
-    return [_prompt(str(number), (image,), text) for number, (image, text) in enumerate(zip(images, asked), start=1)]
+    check_images_and_prompts(images, texts)
+    count = max(len(images), len(texts))
+    asked = zip(list(images) * (count // len(images)), list(texts) * (count // len(texts)))
+    return [_prompt(str(number), (image,), text) for number, (image, text) in enumerate(asked, start=1)]
 
 
 def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:
@@ -108,14 +110,15 @@ def of_benchmark(samples: Sequence[Sample], side: int) -> list[Prompt]:
     return found
 
 
-def samples_of(request: Questions, seed: int) -> list[Sample]:
-    """What is asked of the benchmark."""
+def samples_of(request: Questions, seed: int, speech: Speech) -> list[Sample]:
+    """What is asked of the benchmark, in the words that a model is asked in."""
     from foveate_reference import TASKS, samples
 
     try:
-        return samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
+        found = samples(request.split, tasks=request.tasks or TASKS, per_task=request.per_task, seed=seed)
     except ValueError as error:
         raise CommandError(str(error)) from None
+    return [speech.sample(sample) for sample in found]
 
 
 def check_questions(request: Questions) -> None:
@@ -179,9 +182,11 @@ def _prompt(
 ) -> Prompt:
     if not text.strip():
         raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
-    found, sizes = hashlib.sha256(text.encode()), []
+    found, seen, sizes = hashlib.sha256(text.encode()), hashlib.sha256(), []
     for image in images:
         opened = open_image(image) if isinstance(image, Path) else image
         sizes.append(opened.size)
-        found.update(repr(opened.size).encode() + opened.tobytes())
-    return Prompt(name, images, text, tuple(sizes), found.hexdigest(), sample, evidence)
+        pixels = repr(opened.size).encode() + opened.tobytes()
+        found.update(pixels)
+        seen.update(pixels)
+    return Prompt(name, images, text, tuple(sizes), found.hexdigest(), seen.hexdigest(), sample, evidence)

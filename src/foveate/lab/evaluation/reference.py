@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,28 @@ import torch
 from foveate.lab import needs
 from foveate.lab.asker import Answer, Asker, load_asker
 from foveate.lab.checks import REFERENCES
+from foveate.lab.evaluation.best import with_best
 from foveate.lab.evaluation.bounds import told
 from foveate.lab.evaluation.costs import Costs, meter
-from foveate.lab.evaluation.plan import Entry, budgets_of, contenders, entries
+from foveate.lab.evaluation.forecast import Forecast, Line, forecast
+from foveate.lab.evaluation.plan import Entry, Missed, budgets_of, contenders, entries
 from foveate.lab.evaluation.questions import Prompt, check_questions, digest, layouts, of_benchmark, samples_of
 from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.results import Key, Question, rows
 from foveate.lab.evaluation.runner import Tell, ask, store_of, versions
-from foveate.lab.evaluation.store import Record, check_folder
+from foveate.lab.evaluation.sharing import Shared, answers
+from foveate.lab.evaluation.store import Record, Store, check_folder
 from foveate.lab.evaluation.table import Evaluation
-from foveate.lab.terminal import CommandError
+from foveate.lab.speech import unknown
+from foveate.lab.terminal import CommandError, note
 from foveate.method import Method
 from foveate.models import family_of
 
 THREADS = 2  # the reference models' layers are too small for more
 #: Visual tokens per batch: larger ones are no faster on a CPU.
 TOKENS = 1600
+#: Questions of a batch where those about the same images share these: each has a cache of its own, which takes memory.
+ROWS = 64
 #: Questions of a layout on which what methods spend is measured.
 PROBED = 8
 
@@ -39,56 +47,126 @@ def evaluate(request: Reference, tell: Tell) -> Evaluation:
     Raises:
         FoveateError: something in the request is wrong; nothing has been measured then.
     """
+    with _threads(request):
+        run = Run.begin(request, tell)
+        return run.through(tell)
+
+
+def plan(request: Reference, tell: Tell) -> Forecast:
+    """What would be asked, and how long it takes here; what methods spend is kept for the run itself."""
+    with _threads(request):
+        return Run.begin(request, tell).forecast(tell)
+
+
+@contextmanager
+def _threads(request: Reference) -> Iterator[None]:
     request.check()
     check_questions(request)
     threads = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, threads))
     try:
-        return _evaluate(request, tell)
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _evaluate(request: Reference, tell: Tell) -> Evaluation:
-    from foveate_reference import TASKS
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is asked of which model, with which methods.
 
-    tell("loading the model", 0.0)
-    asker = load_subject(request.model, request.adapter)
-    methods, notes = contenders(request, asker)
-    tell("drawing the questions", 0.0)
-    prompts = of_benchmark(samples_of(request, request.seeds[0]), asker.side)
-    identity = {
-        "weights": asker.digest,
-        "split": request.split,
-        "tasks": list(request.tasks or TASKS),
-        "per_task": request.per_task,
-        "versions": versions(),
-    }
-    check_folder(request.out / "answers", identity, request.overwrite)
-    probed = {**identity, "seed": request.seeds[0], "questions": digest(prompts)}
-    costs = Costs(meter(asker, prompts, PROBED, 1), request.out / f"costs-seed{request.seeds[0]}.jsonl", probed)
-    plan, missed = entries(
-        methods, budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
-    )
-    questions: dict[Key, Question] = {}
-    answers: dict[Entry, dict[Key, Record]] = {entry: {} for entry in plan}
-    for number, seed in enumerate(request.seeds):
-        if number:
-            tell(f"seed {seed}: drawing the questions", number / len(request.seeds))
-            prompts = of_benchmark(samples_of(request, seed), asker.side)
+    Attributes:
+        identity: what the answers of all entries depend on.
+        costs: what a method spends on the questions of the first seed.
+        entries, missed, notes: the plan, budgets out of reach, and what was left out.
+        first: the questions of the first seed.
+    """
+
+    request: Reference
+    asker: Asker
+    identity: dict[str, Any]
+    costs: Costs
+    entries: list[Entry]
+    missed: list[Missed]
+    notes: list[str]
+    first: list[Prompt]
+
+    @classmethod
+    def begin(cls, request: Reference, tell: Tell) -> Run:
+        """Load the model, and set every method to every budget."""
+        from foveate_reference import TASKS
+
+        tell("loading the model", 0.0)
+        asker = load_subject(request.model, request.adapter)
+        methods, notes = contenders(with_best(request), asker, words=asker.speech.longest)
+        tell("drawing the questions", 0.0)
+        prompts = of_benchmark(samples_of(request, request.seeds[0], asker.speech), asker.side)
+        identity = {
+            "weights": asker.digest,
+            "split": request.split,
+            "tasks": list(request.tasks or TASKS),
+            "per_task": request.per_task,
+            "versions": versions(),
+        }
+        check_folder(request.out / "answers", identity, request.overwrite)
+        probed = {**identity, "seed": request.seeds[0], "questions": digest(prompts)}
+        measure = meter(asker, prompts, PROBED, asker.speech.longest)
+        costs = Costs(measure, request.out / f"costs-seed{request.seeds[0]}.jsonl", probed)
+        found, missed = entries(
+            methods, budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
+        )
+        return cls(request, asker, identity, costs, found, missed, notes, prompts)
+
+    def asked(self, seed: int) -> tuple[list[Prompt], dict[Entry, Store[Record]]]:
+        """The questions of a seed, and what each entry has answered already."""
+        prompts = self.first
+        if seed != self.request.seeds[0]:
+            prompts = of_benchmark(samples_of(self.request, seed, self.asker.speech), self.asker.side)
         about = {"seed": seed, "questions": digest(prompts)}
-        stores = {entry: store_of(request, identity, entry, Record, **about) for entry in plan}
+        return prompts, {entry: store_of(self.request, self.identity, entry, Record, **about) for entry in self.entries}
 
-        def share(what: str, done: float, number: int = number) -> None:
-            tell(what, (number + done) / len(request.seeds))
+    def grouped(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
+        """In batches."""
+        return batches(prompts, by_view=True) if self.asker.speech.english else batches(prompts)
 
-        ask(batches(prompts), stores, partial(_prepared, asker), partial(_answered, asker), share)
-        questions |= {(seed, prompt.id): Question.of(prompt) for prompt in prompts}
-        for entry, store in stores.items():
-            answers[entry] |= {(seed, prompt.id): store.records[prompt.id] for prompt in prompts}
-    tell("adding up", 1.0)
-    lines = tuple(rows(plan, questions, answers))
-    return Evaluation(request, asker.name, identity, lines, tuple(missed), tuple(notes))
+    def forecast(self, tell: Tell) -> Forecast:
+        """How long all seeds take."""
+        tell("timing a few questions", 0.0)
+
+        def ask_stock(prompts: Sequence[Prompt]) -> None:
+            answer(self.asker, Batch.of(self.asker, prompts), None)
+
+        found: list[Line] = []
+        for seed in self.request.seeds:
+            prompts, stores = self.asked(seed)
+            share = partial(_share, self.costs)
+            found += forecast(self.asker, self.grouped(prompts), stores, share, ask_stock).lines
+        return Forecast(tuple(found))
+
+    def through(self, tell: Tell) -> Evaluation:
+        """Ask what has not been asked yet, and add up."""
+        request, asker = self.request, self.asker
+        if asker.speech.english:
+            note(str(self.forecast(tell)))
+        questions: dict[Key, Question] = {}
+        known: dict[Entry, dict[Key, Record]] = {entry: {} for entry in self.entries}
+        for number, seed in enumerate(request.seeds):
+            tell(f"seed {seed}: drawing the questions", number / len(request.seeds))
+            prompts, stores = self.asked(seed)
+
+            def share(what: str, done: float, number: int = number) -> None:
+                tell(what, (number + done) / len(request.seeds))
+
+            ask(self.grouped(prompts), stores, partial(_prepared, asker), partial(_answered, asker), share)
+            questions |= {(seed, prompt.id): Question.of(prompt) for prompt in prompts}
+            for entry, store in stores.items():
+                known[entry] |= {(seed, prompt.id): store.records[prompt.id] for prompt in prompts}
+        tell("adding up", 1.0)
+        lines = tuple(rows(self.entries, questions, known))
+        return Evaluation(request, asker.name, self.identity, lines, tuple(self.missed), tuple(self.notes))
+
+
+def _share(costs: Costs, method: Method) -> float:
+    return costs(method).share("flops")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,17 +182,36 @@ class Batch:
 
 
 def answer(asker: Asker, batch: Batch, method: Method | None) -> list[Answer]:
-    """One generated word for each question, and what it cost; nobody measures the stock model, which costs all of it."""
+    """What is answered to each question, and what it cost; nobody measures the stock model, which costs all of it."""
+    most = asker.speech.longest
     with told(batch.prompts), asker.carrying(method):
-        return asker.answers(batch.inputs, {}, 1)
+        if not asker.speech.english:  # a small model answers in a moment, each question alone
+            return asker.answers(batch.inputs, {}, most)
+        return answers(asker, Shared.of(asker, batch.prompts, batch.inputs), method, most)
 
 
-def batches(prompts: Sequence[Prompt], tokens: int = TOKENS) -> list[tuple[Prompt, ...]]:
-    """Questions of one layout, up to ``tokens`` visual tokens together."""
+def batches(prompts: Sequence[Prompt], tokens: int = TOKENS, by_view: bool = False) -> list[tuple[Prompt, ...]]:
+    """Questions of one layout, up to ``tokens`` visual tokens together.
+
+    Args:
+        by_view: those about the same images stand together, and these images count once; up to `ROWS` questions.
+    """
     found = []
     for members in layouts(prompts):
         size = max(1, tokens // sum(cells.size for cells in members[0].evidence))
-        found += [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+        if by_view:
+            views: dict[str, list[Prompt]] = {}
+            for prompt in members:
+                views.setdefault(prompt.seen, []).append(prompt)
+            together: list[list[Prompt]] = []
+            for view in views.values():
+                if not together or len(together) == size or len(view) + sum(map(len, together)) > ROWS:
+                    found += [tuple(chain(*together))] if together else []
+                    together = []
+                together.append(view)
+            found.append(tuple(chain(*together)))
+        else:
+            found += [tuple(members[start : start + size]) for start in range(0, len(members), size)]
     return found
 
 
@@ -122,8 +219,8 @@ def load_subject(name: str, adapter: str | None = None) -> Asker:
     """The reference model of that name, or the one in that folder, with an adapter on it.
 
     Raises:
-        CommandError: it cannot be loaded, or does not speak the benchmark's vocabulary, or does not make one visual token
-            of each square of 16 px, which is what the evidence refers to.
+        CommandError: it cannot be loaded, or speaks neither the benchmark's vocabulary nor English, or does not make one
+            visual token of each square of 16 px, which is what the evidence refers to.
     """
     if name not in REFERENCES and not Path(name).is_dir():
         raise CommandError(
@@ -156,9 +253,7 @@ def _check(asker: Asker) -> None:
     from foveate_reference.data import Sample
     from foveate_reference.vocabulary import CELL, SIZE, WORDS
 
-    tokenizer = asker.processor.tokenizer
-    ids = tokenizer(list(WORDS), add_special_tokens=False)["input_ids"]
-    strange = [word for word, tokens in zip(WORDS, ids) if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id]
+    strange = [] if asker.speech.english else unknown(asker.processor.tokenizer)
     if strange:
         raise CommandError(
             f"the tokenizer of {asker.name!r} has no token of its own for {len(strange)} of the benchmark's {len(WORDS)} words "

@@ -24,6 +24,7 @@ from foveate.lab.typed import (
     NewTokens,
     OneMethod,
     Overwrite,
+    among,
     complete_method,
 )
 
@@ -34,10 +35,18 @@ Out: TypeAlias = Annotated[
 Adapter: TypeAlias = Annotated[
     str | None,
     Option(
-        help="Folder or hub id of what `foveate train adsc` wrote for it; its method, too.", rich_help_panel=METHODS
+        help="Folder or hub id of what `foveate train` wrote for this model: weights and method.",
+        rich_help_panel=METHODS,
     ),
 ]
-By: TypeAlias = Annotated[str, Option(help="What a budget counts: tokens, flops or kv.", rich_help_panel=BUDGETS)]
+By: TypeAlias = Annotated[
+    str,
+    Option(
+        help="What a budget counts: tokens, flops or kv.",
+        rich_help_panel=BUDGETS,
+        autocompletion=among(*checks.COUNTED),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,9 @@ class Own:
     ] = ()
     prompts: Annotated[
         tuple[str, ...],
-        Option("--prompt", "-p", help="One for all images, or one for each.", rich_help_panel=QUESTIONS),
+        Option(
+            "--prompt", "-p", help="One for all images, one for each, or several about one.", rich_help_panel=QUESTIONS
+        ),
     ] = ()
     samples: Annotated[
         int | None,
@@ -189,9 +200,26 @@ class Own:
 class Reference(Questions, Contest):
     """What ``foveate eval reference`` is asked for."""
 
+    best_of: Annotated[
+        Path | None,
+        Option(
+            "--best-of",
+            help="A results.json of this command: its best methods, and the controls.",
+            rich_help_panel=METHODS,
+        ),
+    ] = None
+    best: Annotated[int, Option("--best", help="With --best-of: how many methods.", rich_help_panel=METHODS)] = 8
+    plan: Annotated[
+        bool,
+        Option("--plan", help="Say what would be asked and how long it takes; ask no more.", rich_help_panel=OUTPUT),
+    ] = False
+
     def check(self) -> None:
         Contest.check(self)
         Questions.check(self)
+        check_at_least_1("best", self.best)
+        if self.best_of is not None and not self.best_of.is_file():
+            raise CommandError(f"--best-of {str(self.best_of)!r}: there is no such file")
 
 
 @dataclass(frozen=True)

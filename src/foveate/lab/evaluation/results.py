@@ -132,12 +132,13 @@ class Result(Generic[Q, L]):
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """Accuracy, and what it is against the stock model's on the same questions.
 
     Attributes:
         accuracy: macro-average over tasks.
+        difference: accuracy minus the stock model's, the same questions drawn for both; None: of an older result.
         retention: over the stock model's; None: that answered none.
         paired: against the stock model.
         group_a: accuracy where Downsample at this budget fails and the stock model does not (VTC-Bench). None: there is no such
@@ -148,9 +149,10 @@ class Compared:
     retention: Share | None
     paired: Paired
     group_a: Share | None
+    difference: Share | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judged(Compared):
     """An entry's result.
 
@@ -167,7 +169,7 @@ class Judged(Compared):
     spent: Spent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row(Judged):
     """An entry's result on the reference benchmark.
 
@@ -192,6 +194,7 @@ def compared(tasks: Sequence[str], mine: Floats, stock: Floats) -> dict[str, Any
     """Of answers to the same questions, 1 right and 0 wrong, or graded."""
     return {
         "accuracy": statistics.macro(tasks, mine),
+        "difference": statistics.macro(tasks, mine - stock),
         "retention": statistics.retention(tasks, mine, stock),
         "paired": statistics.mcnemar(mine, stock),
     }

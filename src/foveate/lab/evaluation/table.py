@@ -15,6 +15,7 @@ from foveate.lab.evaluation.statistics import Share
 
 FEW = 5  # questions of a task
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV")
+AGAINST = ("against stock", "95 % CI")
 
 
 J = TypeVar("J", bound=Judged)
@@ -40,8 +41,15 @@ class Evaluation(Result[Reference, Row]):
 
         rows, tasks, several = ordered(self.rows), list(self.rows[0].tasks), len(self.request.seeds) > 1
         first = Table(
-            (*COLUMNS, *(["seeds"] if several else [])),
-            [(*cells(row), *([_range(row.seeds.values())] if several else [])) for row in rows],
+            (*COLUMNS, *(AGAINST if self._paired else ()), *(["seeds"] if several else [])),
+            [
+                (
+                    *cells(row),
+                    *(_against(row) if self._paired else ()),
+                    *([_range(row.seeds.values())] if several else []),
+                )
+                for row in rows
+            ],
         )
         of_tasks = Table(
             ("method", "budget", *tasks),
@@ -52,6 +60,11 @@ class Evaluation(Result[Reference, Row]):
         )
         title = f"{self.model}: accuracy and cost"
         return Report(title, self.command, self._summary(), (first, of_tasks), tuple(self._remarks()), drawn=True)
+
+    @property
+    def _paired(self) -> bool:
+        """Whether each line knows its difference to the stock model; lines of older results do not."""
+        return all(row.difference is not None for row in self.rows)
 
     def _summary(self) -> str:
         dense = self.rows[0]
@@ -71,6 +84,10 @@ class Evaluation(Result[Reference, Row]):
             "the same questions drawn for both.",
             "p: exact McNemar test against the stock model on the same questions, not corrected for the number of lines.",
         ]
+        if self._paired:
+            lines.append(
+                "Against stock: accuracy minus the stock model's, in points, the same questions drawn for both."
+            )
         if any(row.method is not None and row.method["method"] == "downsample" for row in self.rows):
             lines.append("Group-A: questions that the stock model gets right and Downsample at this budget gets wrong.")
         else:
@@ -105,6 +122,16 @@ def cells(row: Judged) -> tuple[str, ...]:
     costs = (percent(value) for value in (row.spent.tokens, row.spent.flops, row.spent.kv))
     accuracy = (percent(row.accuracy.value), interval(row.accuracy))
     return row.label, short(row.budget), *accuracy, kept, p_value(row.paired.p), group(row.group_a), *costs
+
+
+def _against(row: Judged) -> tuple[str, ...]:
+    """Points more or less than the stock model, and from where to where."""
+    share = row.difference
+    return (
+        ("-", "-")
+        if share is None
+        else (f"{100 * share.value:+.1f}", f"{100 * share.low:+.1f} to {100 * share.high:+.1f}")
+    )
 
 
 def interval(share: Share) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from PIL import Image
 
 from foveate.handle import compress
 from foveate.lab import needs, prompting
-from foveate.lab.checks import REFERENCES, check_dtype, check_images_and_prompts, check_scenes
+from foveate.lab.checks import REFERENCES, check_dtype, check_images_and_prompts, check_scenes, is_run
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
+from foveate.lab.speech import speech_of
 from foveate.lab.story import Case, Content, Told, tell
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import options_by_method
@@ -52,12 +53,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about an image, and the right answer if it is known."""
+    """What is asked about an image, and the right answer if it is known; ``task``: of the benchmark, "" for others."""
 
     name: str
     image: Image.Image
     prompt: str
     truth: str | None = None
+    task: str = ""
 
 
 def methods_of(
@@ -93,6 +95,12 @@ def collect(request: Request, tell_user: Callable[[str, float], None]) -> Conten
     tell_user(f"loading {request.model}", 0.0)
     model, processor = load(request.model, request.dtype, request.attn)
     put(model, device, request.model)
+    if not request.images:
+        speech = speech_of(processor)
+        questions = [
+            replace(each, prompt=speech.question(each.task, each.prompt), truth=speech.answer(each.truth or ""))
+            for each in questions
+        ]
     return ask(model, processor, request.model, questions, request.methods, request.max_new_tokens, tell_user)
 
 
@@ -159,7 +167,7 @@ def _questions(request: Request) -> list[Question]:
 def _drawn(request: Request) -> list[Question]:
     """Scenes that no reference model has seen, and questions about them with the right answers."""
     check_images_and_prompts((), request.prompts)
-    if request.model not in REFERENCES:
+    if request.model not in REFERENCES and not is_run(request.model):
         raise CommandError(
             f"the drawn scenes are for the reference models: give --image and --prompt for {request.model!r}"
         )
@@ -177,7 +185,7 @@ def _drawn(request: Request) -> list[Question]:
         for question in reference.ask(scene, seed):
             of_task.setdefault(question.task, question)
         asked = [of_task[task] for task in _turned(sorted(of_task), number * QUESTIONS)][:QUESTIONS]
-        found += [Question(f"scene {number + 1}", image, each.text, each.answer) for each in asked]
+        found += [Question(f"scene {number + 1}", image, each.text, each.answer, each.task) for each in asked]
     return found
 
 

@@ -1,5 +1,5 @@
 """``foveate train``: what a command may ask for is checked here.
 
-`reference` trains a shipped model from nothing; `adsc` teaches a model to work with fewer tokens, and `exhibits` are the
+`reference` trains a shipped model from nothing; `method` trains a method that has something to learn, and `exhibits` are the
 reference benchmark's chats for that.
 """

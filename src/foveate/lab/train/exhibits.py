@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 import foveate_reference as reference
+from foveate.lab.speech import Speech
 from foveate.lab.terminal import CommandError
 from foveate.training.data import Chats
 from foveate_reference.exhibits import make_exhibit
@@ -24,11 +25,11 @@ TURNS = 3
 MIX = (*["scene"] * 5, "chart", "table", "document", "pair", "video")
 
 
-def load(split: str, limit: int | None, seed: int, tile: int) -> Chats:
-    """So many chats; ``tile``: cut the images into squares of this side, 0: leave them whole."""
+def load(split: str, limit: int | None, seed: int, tile: int, speech: Speech | None = None) -> Chats:
+    """So many chats, in the words of ``speech``; ``tile``: cut the images into squares of this side, 0: leave them whole."""
     if limit is not None and limit < 1:
         raise CommandError(f"--samples {limit}: give at least 1")
-    return Chats(_Exhibits(split, limit or EXHIBITED, seed, tile), "reference", Path())
+    return Chats(_Exhibits(split, limit or EXHIBITED, seed, tile, speech or Speech()), "reference", Path())
 
 
 class _Exhibits:
@@ -37,7 +38,7 @@ class _Exhibits:
     Rare tasks and answers come first, as the benchmark asks for all of them evenly, and so do tasks that are learnt late.
     """
 
-    def __init__(self, split: str, count: int, seed: int, tile: int) -> None:
+    def __init__(self, split: str, count: int, seed: int, tile: int, speech: Speech) -> None:
         if split not in SPLITS:
             raise CommandError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if not 0 <= seed < reference.SEEDS:
@@ -45,7 +46,7 @@ class _Exhibits:
         self.most = SPLITS[split][1] // reference.SEEDS
         if count > self.most:
             raise CommandError(f"--samples {count}: the {split} split has {self.most} for each seed")
-        self.split, self.length, self.seed, self.tile = split, count, seed, tile
+        self.split, self.length, self.seed, self.tile, self.speech = split, count, seed, tile, speech
         first = [make_exhibit(kind, reference.split_seed(split, i)) for kind in dict.fromkeys(MIX) for i in range(64)]
         self.often = Counter((question.task, question.answer) for exhibit in first for question in exhibit.questions)
         self.answers = Counter(task for task, _ in self.often)
@@ -66,8 +67,9 @@ class _Exhibits:
         images = list(tiles(images, self.tile)) if self.tile else images
         messages: list[dict[str, Any]] = []
         for question in questions:
-            messages.append({"role": "user", "content": [{"type": "text", "text": question.text}]})
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": question.answer}]})
+            asked, answer = self.speech.question(question.task, question.text), self.speech.answer(question.answer)
+            messages.append({"role": "user", "content": [{"type": "text", "text": asked}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         messages[0]["content"][:0] = [{"type": "image"} for _ in images]
         return {"images": [Image.fromarray(image) for image in images], "messages": messages}
 

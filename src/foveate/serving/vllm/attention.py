@@ -47,6 +47,10 @@ class Packed:
         return x[0]
 
 
+class StoppedError(Exception):
+    """Raised in place of an attention that nobody needs: its queries and keys have been read."""
+
+
 class Watch:
     """Reads the attention of a layer for some signals, while it is open.
 
@@ -55,10 +59,13 @@ class Watch:
         kinds: of signals.
         lengths: tokens of each request in this step.
         last: which of them is the last one of its prompt.
+        ahead: the layer runs for that alone, so it ends there (`StoppedError`), before anything is written into its cache.
     """
 
-    def __init__(self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int]) -> None:
-        self.module, self.kinds, self.lengths, self.last = module, kinds, lengths, last
+    def __init__(
+        self, module: Any, kinds: Sequence[Kind], lengths: Sequence[int], last: Sequence[int], ahead: bool = False
+    ) -> None:
+        self.module, self.kinds, self.lengths, self.last, self.ahead = module, kinds, lengths, last, ahead
         self.reading: PagedReading | None = None
 
     def __enter__(self) -> Watch:
@@ -85,6 +92,8 @@ class Watch:
         reading.note(query, key, value)
         reading.read(query, key, None, Pattern(module.impl.scale, causal=True))
         self.reading = reading
+        if self.ahead:
+            raise StoppedError
 
 
 def all_heads(kind: Kind, x: Tensor) -> Tensor:

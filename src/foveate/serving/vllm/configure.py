@@ -1,4 +1,5 @@
-"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.33, "limit": 0.5}}'``: read and checked.
+"""``--additional-config '{"foveate": {"method": "luvc", "keep": 0.3, "limit": 0.5, "profiles": {"exact": "none"}}}'``: read
+and checked.
 
 All that can be wrong is said when the engine is configured, before any weight is loaded.
 """
@@ -10,16 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 from foveate.errors import ConfigError, UnsupportedModelError
+from foveate.method import Method
 from foveate.methods import method_from_dict
 from foveate.runtime.engines import host_with
 from foveate.serving.budgets import KEY, Budgets, check_limit
 from foveate.serving.plan import Plan, make_plan
+from foveate.serving.profiles import with_profiles
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
 
 LIMIT = "limit"  # beside the method's options: up to which budget a prompt may ask for its own
+PROFILES = "profiles"  # beside them, too: other methods that it may ask for, by name
 
 
 class Sent(Settings):
@@ -55,7 +59,7 @@ def configure(vllm_config: Any) -> None:
             f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
         )
     architecture = architecture.removeprefix(PREFIX)
-    engine, method = engines()[architecture], method_from_dict({k: v for k, v in asked.items() if k != LIMIT})
+    engine, method = engines()[architecture], _method(asked)
     known = engine.config(config)
     family = engine.family_of(known)
     host = host_with(family, known, known.get_text_config().num_hidden_layers)
@@ -63,12 +67,19 @@ def configure(vllm_config: Any) -> None:
     if LIMIT in asked:
         plan = replace(plan, budgets=Budgets(method, host, known, asked[LIMIT]))
         check_limit(plan)
-    _check(vllm_config, plan)
+    if PROFILES in asked:
+        plan = with_profiles(plan, asked[PROFILES], lambda method: make_plan(method, host, family, known))
+    for each in plan.plans:
+        _check(vllm_config, each)
     keep(model_config, Sent(method, architecture, plan))
     config.architectures = [f"{PREFIX}{architecture}"]
     make_ready()
-    if plan.inner:
+    if plan.layers:
         _for_inner(vllm_config, plan)
+
+
+def _method(asked: dict[str, Any]) -> Method:
+    return method_from_dict({name: value for name, value in asked.items() if name not in (LIMIT, PROFILES)})
 
 
 def _check(vllm_config: Any, plan: Plan) -> None:
@@ -108,7 +119,7 @@ def _check(vllm_config: Any, plan: Plan) -> None:
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:
     """Return what tokens that leave inside the language model ask of the engine."""
-    name = plan.name
+    name = " and ".join(dict.fromkeys(each.name for each in plan.plans if each.inner))
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         raise ConfigError(
             f"{name} acts inside the language model, whose cache one process must have whole: no context parallelism"

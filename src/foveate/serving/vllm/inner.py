@@ -8,9 +8,10 @@ or not: it differs in the metadata of its layers only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from vllm.model_executor.layers.attention import Attention
 
 from foveate.errors import InputError, UnsupportedModelError
 from foveate.ops.segments import offsets, ranges
-from foveate.runtime.engines import Action, Past, Presence, Trace, Wanted, frames, tokens_of
+from foveate.runtime.engines import Action, Kind, Past, Presence, Reading, Trace, Wanted, frames, tokens_of
 from foveate.serving.plan import Plan
-from foveate.serving.vllm.attention import Packed, PagedReading, Watch, all_heads
+from foveate.serving.vllm.attention import Packed, PagedReading, StoppedError, Watch, all_heads
 from foveate.serving.vllm.cache import reduce_groups
 from foveate.serving.vllm.columns import Columns
 from foveate.serving.vllm.prompt import Ints, Placed
@@ -32,13 +33,13 @@ from foveate.tokens import Tokens
 
 @dataclass
 class Images:
-    """The visual tokens of a step whose prompts have one budget.
+    """The visual tokens of a step whose prompts ask for the same.
 
     Attributes:
-        plan: with that budget.
+        plan: of what they ask for.
         tokens, rows: those that are left, and ``(N,)`` where they are among all tokens that are.
         request: ``(S,)`` request of each span.
-        past: what the layer before has left of them, if somebody asks.
+        past: what layers before have left of them, as long as somebody asks.
     """
 
     plan: Plan
@@ -58,7 +59,7 @@ class Flow:
         added: for layer 0, 1, ..., what is added to the hidden states after it, ``(T, C)``.
         origin: ``(T,)`` place of each among all tokens of the step.
         lengths: ``(R,)`` tokens of each request, ``generated`` those of them that come after its prompt.
-        images: the visual tokens, by budget.
+        images: the visual tokens, by what their prompts ask for.
         trace: of this step; nobody reads it.
     """
 
@@ -77,9 +78,17 @@ class Flow:
         """``(T, C)`` hidden states."""
         return self.hidden if self.residual is None else self.hidden + self.residual
 
-    def act(self, action: Action, images: Images) -> None:
-        """Of these images only the survivors go on; all else does."""
-        here = Presence(Packed(images.tokens, images.rows), self.state, images.past, self.trace, join=all_heads)
+    @property
+    def last(self) -> list[int]:
+        """The place of each prompt's last token among those of its request."""
+        last: list[int] = (self.lengths - 1 - self.generated).tolist()
+        return last
+
+    def act(self, action: Action, images: Images, ahead: Callable[[Sequence[Kind]], Reading]) -> None:
+        """Of these images only the survivors go on; all else does. ``ahead`` reads the attention of the layer to come."""
+        here = Presence(
+            Packed(images.tokens, images.rows), self.state, images.past, self.trace, ahead=ahead, join=all_heads
+        )
         reduction = action.decide(self.trace, here.tokens(action))
         state, before = self.state, np.array(images.tokens.counts)
         stays = torch.ones(len(state), dtype=torch.bool, device=state.device)
@@ -119,13 +128,13 @@ class Inner:
 
     def __init__(self, decoder: Any, plan: Plan, groups: bool) -> None:
         self.decoder, self.plan = decoder, plan
-        self.wanted = Wanted((action.site, action.asks) for action in plan.inner)
+        self.wanted = Wanted((action.site, action.asks) for each in plan.plans for action in each.inner)
         ends = [*plan.layers, len(decoder.layers)][1:]
-        self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.inner}
+        self.attention = {i: _attention(plan, decoder.layers[i]) for i in range(len(decoder.layers)) if plan.layers}
         self.names = [
             frozenset(self.attention[i].layer_name for i in range(start, end)) for start, end in zip(plan.layers, ends)
         ]
-        if groups and plan.inner:
+        if groups and plan.layers:
             reduce_groups([*self.attention.values()], plan)
 
     def __call__(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Tensor:
@@ -142,13 +151,15 @@ class Inner:
             for images in flow.images:
                 for action in images.plan.inner:
                     if action.site.layer == i:
-                        flow.act(action, images)
+                        flow.act(action, images, partial(self._ahead, i, flow, images))
             if i in self.plan.layers and not np.array_equal(flow.lengths, next(planned)):
                 raise InputError(
                     f"{self.plan.method!r} left more or fewer before layer {i} than planned: its budget is not fixed"
                 )
             for images in flow.images:
-                images.past = Past(entered={i: flow.state} if i in self.wanted.entered else {})
+                images.past.forget(2 * i, self.wanted.until)
+                if i in self.wanted.entered:  # a layer adds to what it is given in place
+                    images.past.entered[i] = flow.state if flow.residual is not None else flow.state.clone()
             with self._watch(i, flow) as watch:
                 flow.hidden, flow.residual = layer(flow.positions, flow.hidden, flow.residual)
             if i < len(flow.added):
@@ -164,19 +175,26 @@ class Inner:
         kinds = self.wanted.attention.get(layer)
         if not kinds:
             return nullcontext()
-        last = flow.lengths - 1 - flow.generated
-        return Watch(self.attention[layer], kinds, flow.lengths.tolist(), last.tolist())
+        return Watch(self.attention[layer], kinds, flow.lengths.tolist(), flow.last)
+
+    def _ahead(self, layer: int, flow: Flow, images: Images, kinds: Sequence[Kind]) -> Reading:
+        """Return what the attention of a layer that has not run yet would be: it runs up to there."""
+        lengths = flow.lengths.tolist()
+        with suppress(StoppedError), Watch(self.attention[layer], kinds, lengths, flow.last, ahead=True) as watch:
+            self.decoder.layers[layer](flow.positions, flow.state, None)
+        assert watch.reading is not None
+        return replace(watch.reading, place=watch.reading.place[images.rows])
 
     def _begin(self, step: Step, positions: Tensor, embeds: Tensor, added: list[Tensor]) -> Flow:
         assert step.arrived is not None
         (columns, places), n = step.arrived, int(step.count.sum())
-        places, budgets = places.to(embeds.device), [placed.item.keep for _, placed, _ in step.within]
+        places, choices = places.to(embeds.device), [placed.item.choice for _, placed, _ in step.within]
         images, starts = [], offsets([n for _, _, n in step.within])
-        for keep in dict.fromkeys(budgets):
-            mine = [i for i, budget in enumerate(budgets) if budget == keep]
+        for choice in dict.fromkeys(choices):
+            mine = [i for i, each in enumerate(choices) if each == choice]
             within = [step.within[i] for i in mine]
             take = ranges([starts[i] for i in mine], [n for _, _, n in within], places.device)
-            images.append(self._images(self.plan.of(keep), within, columns.at(take), places[take]))
+            images.append(self._images(self.plan.of(choice), within, columns.at(take), places[take]))
         return Flow(
             hidden=embeds[:n],
             residual=None,

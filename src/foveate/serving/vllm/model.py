@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.serving.vllm.attached import Attached
 from foveate.serving.vllm.engine import PREFIX, Engine
 from foveate.serving.vllm.processor import Shortener
-from foveate.serving.vllm.prompt import INSIDE, KEEP, keep_of
+from foveate.serving.vllm.prompt import CHOICE, INSIDE, choice_of
 from foveate.serving.vllm.settings import settings_of
 
 
@@ -33,9 +33,9 @@ class Foveated:
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
         kwargs.pop(INSIDE, None)
-        keep = keep_of(kwargs)
-        kwargs.pop(KEEP, None)
-        return self.foveate.vision(super().embed_multimodal, kwargs, keep)  # type: ignore[misc]
+        choice = choice_of(kwargs, self.foveate.plan)
+        kwargs.pop(CHOICE, None)
+        return self.foveate.vision(super().embed_multimodal, kwargs, choice)  # type: ignore[misc]
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None
@@ -58,7 +58,7 @@ class Foveated:
     ) -> Any:
         """The language model."""
         step = self.foveate.step
-        if step is not None and step.within and self.foveate.plan.inner and inputs_embeds is not None:
+        if step is not None and step.within and self.foveate.plan.layers and inputs_embeds is not None:
             added = self.foveate.engine.added(self, len(inputs_embeds))
             return self.foveate.inner(step, positions, inputs_embeds, added)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]

@@ -15,21 +15,24 @@ from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, 
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from foveate.errors import InputError
-from foveate.serving.budgets import KEY, asked
+from foveate.serving.budgets import KEY, SERVERS, Choice, asked
 from foveate.serving.plan import Item, Plan
-from foveate.serving.vllm.prompt import INSIDE, KEEP
+from foveate.serving.profiles import most_asked
+from foveate.serving.vllm.prompt import CHOICE, INSIDE, chosen
 from foveate.serving.vllm.rope import FACTOR, beyond
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
 
 #: visual tokens of images and videos that requests brought, in their prompts, and in the last layer
-TOKENS = Counter("foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "budget", "stage"))
+TOKENS = Counter(
+    "foveate_visual_tokens", "Visual tokens, before and after a method.", ("method", "budget", "profile", "stage")
+)
 STAGES = ("images", "prompt", "last_layer")
 #: what the labels stand for, once: vLLM's own metrics of its configs are gauges of 1, too, as there may be several processes
 CONFIG = Gauge(
     "foveate_method_info",
     "What images are compressed with; always 1.",
-    ("method", "budget", "config"),
+    ("method", "budget", "profile", "config"),
     multiprocess_mode="mostrecent",
 )
 
@@ -41,12 +44,12 @@ class Shortened(PromptUpdateDetails):  # type: ignore[misc]
     Attributes:
         counts: tokens without a method, in the prompt, and in the last layer.
         beyond: positions that it may have beyond the tokens that stand for it.
-        budget: what is kept of it, for metrics.
+        labels: of what its prompt asks for, for metrics.
     """
 
     counts: tuple[int, int, int] = (0, 0, 0)
     beyond: int = 0
-    budget: str = ""
+    labels: tuple[str, str, str] = ("", "", "")
 
 
 class Shortener:
@@ -62,9 +65,11 @@ class Shortener:
     def __init__(self, processor: Any, plan: Plan, shape: Shape, config: Any) -> None:
         self.plan, self.shape, self.config = plan, shape, config
         self.counting = True
-        CONFIG.labels(plan.name, _budget(plan), json.dumps(plan.method.to_dict())).set(1)
-        for stage in STAGES:
-            TOKENS.labels(plan.name, _budget(plan), stage)  # from now on it is there, be it 0
+        for choice in (SERVERS, *(Choice(profile=name) for name in plan.profiles)):
+            labels = _labels(plan, choice)
+            CONFIG.labels(*labels, json.dumps(plan.of(choice).method.to_dict())).set(1)
+            for stage in STAGES:
+                TOKENS.labels(*labels, stage)  # from now on it is there, be it 0
         ours: dict[str, Callable[..., Any]] = {
             "apply": self._apply,
             "_apply_hf_processor_main": self._process,
@@ -90,24 +95,24 @@ class Shortener:
         return stock(processed, _others(hf_kwargs))
 
     def _updates(self, stock: Any, mm_items: Any, hf_kwargs: Any, out: Any) -> Any:
-        keep = asked(hf_kwargs.get(KEY), self.plan)
+        choice = asked(hf_kwargs.get(KEY), self.plan)
         return {
             modality: [
-                [self._shorter(update, modality, out[modality][i], keep) for update in each]
+                [self._shorter(update, modality, out[modality][i], choice) for update in each]
                 for i, each in enumerate(items)
             ]
             for modality, items in stock(mm_items, _others(hf_kwargs), out).items()
         }
 
-    def _shorter(self, update: Any, modality: str, kwargs: Any, keep: float | None) -> Any:
-        full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(keep)
+    def _shorter(self, update: Any, modality: str, kwargs: Any, choice: Choice) -> Any:
+        full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(choice)
         embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
         places = embeds.nonzero().flatten().tolist()
         item = self.shape(modality, kwargs.get_data(), len(places))
         kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
-        if keep is not None:  # shared, so that the engine encodes images of one budget at once
-            share = torch.tensor(keep, dtype=torch.float64)
-            kwargs[KEEP] = MultiModalFieldElem(share, MultiModalSharedField(batch_size=1, keep_on_cpu=True))
+        if choice != SERVERS:  # shared, so that the engine encodes images at once whose prompts ask for the same
+            shared = MultiModalSharedField(batch_size=1, keep_on_cpu=True)
+            kwargs[CHOICE] = MultiModalFieldElem(chosen(choice, self.plan), shared)
         counts = plan.entry_counts(item)
         stays = set(item.kept(counts))
         gone = {place for i, place in enumerate(places) if i not in stays}
@@ -119,7 +124,7 @@ class Shortener:
             None if is_embed is None else partial(_same, mask),
             (item.cells, sum(counts), sum(last)),
             beyond(item, counts, self.config.uses_mrope),
-            _budget(plan),
+            _labels(self.plan, choice),
         )
         return replace(update, content=content)
 
@@ -129,14 +134,14 @@ class Shortener:
             _check_positions(self.plan, sum(content.beyond for content in contents), self.config.max_model_len)
             for content in contents:
                 for stage, n in zip(STAGES, content.counts):
-                    TOKENS.labels(self.plan.name, content.budget, stage).inc(n)
+                    TOKENS.labels(*content.labels, stage).inc(n)
         return stock(mm_items, mm_res)
 
     def _largest(self, stock: Any, *args: Any, **options: Any) -> Any:
-        """Return what the engine plans its memory with: images of the largest budget that may come."""
+        """Return what the engine plans its memory with: images of which as much is left as may be."""
         inputs = stock(*args, **options)
-        if self.plan.budgets is not None:
-            inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: {"keep": self.plan.budgets.limit}}
+        if most := most_asked(self.plan):
+            inputs.hf_processor_mm_kwargs = {**inputs.hf_processor_mm_kwargs, KEY: most}
         return inputs
 
     def _uncounted(self, stock: Any, *args: Any, **options: Any) -> Any:
@@ -152,9 +157,10 @@ def _others(hf_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in hf_kwargs.items() if name != KEY}
 
 
-def _budget(plan: Plan) -> str:
-    """Return the label of a budget; prompts may ask for any, and there should not be many."""
-    return f"{plan.keep:.2g}"
+def _labels(plan: Plan, choice: Choice) -> tuple[str, str, str]:
+    """Return method, budget and profile; prompts may ask for any budget, and there should not be many of them."""
+    found = plan.of(choice)
+    return found.name, f"{found.keep:.2g}", choice.profile
 
 
 def _check_positions(plan: Plan, further: int, longest: int) -> None:

@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foveate.serving.budgets import SERVERS, Choice
 from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.engine import Engine
 
 Ints = NDArray[np.int64]
 #: field of an image or video, for the host: ``(L,)`` bool, which places of its range without a method are features, not text
 INSIDE = "foveate_inside"
-#: another one, for host and model: fp64, the budget that its prompt asks for
-KEEP = "foveate_keep"
+#: another one, for host and model: ``(2,)`` fp64, the budget that its prompt asks for and the number of the profile, -1: none
+CHOICE = "foveate_choice"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class Prompt:
             data = feature.data.get_data()
             inside = data[INSIDE].numpy()
             item = engine.shape(config, feature.modality, data, int(inside.sum()))
-            found.append((replace(item, keep=keep_of(data)), feature, inside))
+            found.append((replace(item, choice=choice_of(data, plan)), feature, inside))
         return cls(plan, found)
 
     def steps(self, placed: Placed) -> Tensor:
@@ -126,9 +127,18 @@ class Prompt:
         return self.missing[np.searchsorted(self.gaps, np.arange(start, end), side="right")]
 
 
-def keep_of(data: Mapping[str, Any]) -> float | None:
-    """Return the budget that comes with an image, if its prompt asks for one."""
-    return None if KEEP not in data else float(data[KEEP])
+def chosen(choice: Choice, plan: Plan) -> Tensor:
+    """Return what a prompt asks for as a tensor, for `choice_of`."""
+    profile = list(plan.profiles).index(choice.profile) if choice.profile else -1
+    return torch.tensor([-1.0 if choice.keep is None else choice.keep, profile], dtype=torch.float64)
+
+
+def choice_of(data: Mapping[str, Any], plan: Plan) -> Choice:
+    """Return what the prompt of an image asks for, which comes with it."""
+    if CHOICE not in data:
+        return SERVERS
+    keep, profile = data[CHOICE].flatten().tolist()
+    return Choice(None if keep < 0 else keep, "" if profile < 0 else list(plan.profiles)[int(profile)])
 
 
 _NONE: Ints = np.zeros(0, dtype=np.int64)

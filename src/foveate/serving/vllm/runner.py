@@ -32,7 +32,7 @@ def watch_runners() -> None:
         found, attached = build(self, *args, **options), getattr(self.get_model(), "foveate", None)
         if attached is not None:  # runs of the engine for itself (warming up, capturing graphs) schedule nothing
             attached.step = _step(self, attached, num_scheduled_tokens) if num_scheduled_tokens else None
-            if attached.step is not None and attached.plan.inner:
+            if attached.step is not None and attached.plan.layers:
                 _deepen(self, attached.step, attached.inner.names, found[0], slot_mappings)
         return found
 

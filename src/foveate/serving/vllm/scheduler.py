@@ -28,7 +28,7 @@ def watch_schedulers() -> None:
         # Stock vLLM sends nothing of an image whose keys are in the prefix cache, unless the model has M-RoPE positions, for
         # which it sends the fields on the host (grids, sizes). Here they say where tokens are, whatever the positions.
         self.model_uses_mrope = True
-        if settings_of(model).plan.inner:
+        if settings_of(model).plan.layers:
             _whole_images(self)
             _own_blocks(self, model)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate.errors import InputError
 from foveate.ops.segments import offsets, segment_ids
 from foveate.runtime.engines import Record, Tower, Trace, frames, holes, mark, tokens_of
+from foveate.serving.budgets import Choice
 from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.attention import all_heads
 from foveate.serving.vllm.columns import Columns
@@ -36,7 +37,7 @@ class Vision:
         self.width: int = model.config.get_text_config().hidden_size
         self.tower: Tower | None = None
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
-        if plan.tower:
+        if plan.in_tower:
             base = engine.graft(model)
             self.tower = Tower(base, engine.family_of(base.config), all_heads)
             self.forwards = engine.forwards(model, base)
@@ -55,17 +56,15 @@ class Vision:
         finally:
             self._install()
 
-    def __call__(
-        self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], keep: float | None
-    ) -> list[Tensor]:
+    def __call__(self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], choice: Choice) -> list[Tensor]:
         """Features of each image or video, as the language model gets them, columns beside them.
 
         Args:
             embed: the model's function that encodes them.
             kwargs: its arguments.
-            keep: the budget that the prompts of all of them ask for; None: the server's.
+            choice: what the prompts of all of them ask for.
         """
-        plan, records = self.plan.of(keep), []
+        plan, records = self.plan.of(choice), []
         if self.tower is not None:
             self.tower.act(plan.tower)
         outputs = [out.flatten(0, -2) for out in embed(**kwargs)]

@@ -5,7 +5,19 @@ tower to it; `sentences` has the questions in English; `packing` and `train` tea
 """
 
 from .base import BaseMissingError, base_folder
-from .model import NAME, load
-from .sentences import in_english
+from .model import ADAPTER, NAME, adapter_file, is_run, load
+from .sentences import PHRASES, answer_in_english, in_english, question_in_english
 
-__all__ = ["NAME", "BaseMissingError", "base_folder", "in_english", "load"]
+__all__ = [
+    "ADAPTER",
+    "NAME",
+    "PHRASES",
+    "BaseMissingError",
+    "adapter_file",
+    "answer_in_english",
+    "base_folder",
+    "in_english",
+    "is_run",
+    "load",
+    "question_in_english",
+]

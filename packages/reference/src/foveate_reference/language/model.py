@@ -8,6 +8,7 @@ low-rank changes (LoRA) of the language model's matrices, is in this package; th
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +19,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,7 +30,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from foveate_reference.model import make_config
 from foveate_reference.vocabulary import CELL, SIZE
 
-from .base import base_folder
+from .base import LANGUAGE_MODEL, BaseMissingError, base_folder, cache_folder, read_base
 
 NAME = "smollm2"
 FOLDER = Path(__file__).parents[1] / NAME
@@ -74,7 +74,7 @@ def make_smollm2_config(base: Path) -> LlavaConfig:
 def make_smollm2(base: Path) -> LlavaForConditionalGeneration:
     """Return a LLaVA in float32 with the language model's weights; tower and projector are random."""
     model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(make_smollm2_config(base))
-    read = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    read = read_base(base)
     model.model.language_model.load_state_dict(read.model.state_dict())
     model.tie_weights()
     model.generation_config = GenerationConfig(
@@ -87,10 +87,12 @@ def make_smollm2(base: Path) -> LlavaForConditionalGeneration:
 def make_smollm2_processor(base: Path) -> LlavaProcessor:
     """Return the processor: SmolLM2's tokenizer with an image token, and pictures of 160 x 160 px."""
     read = json.loads((base / "tokenizer.json").read_text())
-    for token in read["added_tokens"]:
-        if token["id"] == IMAGE_ID:
-            read["model"]["vocab"][IMAGE] = read["model"]["vocab"].pop(token["content"])
-            token["content"] = IMAGE
+    placeholders = [token for token in read["added_tokens"] if token["id"] == IMAGE_ID]
+    if not placeholders:
+        raise BaseMissingError(f"the tokenizer in {base} is not that of {LANGUAGE_MODEL}: it has no place for images")
+    for token in placeholders:
+        read["model"]["vocab"][IMAGE] = read["model"]["vocab"].pop(token["content"])
+        token["content"] = IMAGE
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(read)),
         bos_token=START,
@@ -118,7 +120,7 @@ def make_smollm2_processor(base: Path) -> LlavaProcessor:
 
 
 def load(
-    base: str | Path | None = None, adapter: str | Path | None = None
+    base: str | Path | None = None, adapter: str | Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Load the trained model in evaluation mode, and its processor.
 
@@ -127,7 +129,9 @@ def load(
     base : str or Path, optional
         Folder of the language model, see `base_folder`.
     adapter : str or Path, optional
-        A file of `save_adapter`; by default the package's own.
+        A file of `save_adapter`, or the folder of a training run; by default what `adapter_file` finds.
+    dtype : torch.dtype
+        Low-rank changes are added in float32 before.
 
     Raises
     ------
@@ -136,15 +140,46 @@ def load(
     ValueError
         Where the adapter does not fit the model, or there is none.
     """
-    if adapter is None and not (FOLDER / ADAPTER).is_file():
-        raise ValueError(
-            f"the package has no weights of {NAME} yet: train them with 'foveate train reference --recipe {NAME} --out run', "
-            f"and give adapter='run/{ADAPTER}'"
-        )
+    file = adapter_file(adapter)
     folder = base_folder(base)
     model = make_smollm2(folder)
-    merge_adapter(model, Path(adapter or FOLDER / ADAPTER))
-    return model, make_smollm2_processor(folder)
+    merge_adapter(model, file)
+    return model.to(dtype), make_smollm2_processor(folder)  # type: ignore[arg-type] # stubs of transformers
+
+
+def adapter_file(given: str | Path | None = None) -> Path:
+    """Find what was trained: in the file or folder that is given, or else in this package, or in the user's cache.
+
+    Raises
+    ------
+    ValueError
+        Where there is none; the sentence says how to get it.
+    """
+    how = f"'foveate train reference --recipe {NAME} --out FOLDER'"
+    if given is None:
+        places = (FOLDER / ADAPTER, cache_folder() / NAME / ADAPTER)
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise ValueError(
+                f"there are no weights of {NAME} yet, neither in the package nor at {places[1]}: train them with {how}, and "
+                f"name FOLDER as the model, or put FOLDER/{ADAPTER} there"
+            )
+        return found
+    path = Path(given)
+    if path.is_file():
+        return path
+    if (path / ADAPTER).is_file():
+        return path / ADAPTER
+    if is_run(path):
+        raise ValueError(
+            f"the training of {NAME} in {path} has not ended: go on with {how.replace('FOLDER', str(path))}"
+        )
+    raise ValueError(f"{path} has no {ADAPTER}: {how} writes one")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run of this model, finished or not."""
+    return (folder / ADAPTER).is_file() or ((folder / "tower").is_dir() and not (folder / "config.json").is_file())
 
 
 def save_adapter(
@@ -172,7 +207,9 @@ def save_adapter(
         for name, value in tensors.items()
         if value.is_floating_point()
     }
-    save_file(halves, file, {"language_model": json.dumps(_shape(model))})
+    partial = file.with_suffix(".partial")
+    save_file(halves, partial, {"language_model": json.dumps(_shape(model))})
+    os.replace(partial, file)
 
 
 def merge_adapter(model: LlavaForConditionalGeneration, file: Path) -> None:

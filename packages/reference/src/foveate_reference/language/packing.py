@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from foveate_reference.batches import IGNORED
 from foveate_reference.exhibits import Exhibit
@@ -63,9 +63,48 @@ class Packed(NamedTuple):
     @property
     def mask(self) -> Tensor:
         """May row attend to column? bool (B, T, T)."""
-        causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool).tril()
+        length, device = self.ids.shape[1], self.ids.device
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         same = (self.blocks[:, :, None] == self.blocks[:, None, :]) | (self.blocks[:, None, :] == 0)
         return causal & same
+
+
+def read_images(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
+    """The tower's tokens (B, n * 100, width) of images, uint8 (B, n, H, W, 3)."""
+    pixels = images.flatten(0, 1).float() / 127.5 - 1
+    side = pixels.shape[1:3]
+    tiled = pixels.view(len(pixels), side[0] // SIZE, SIZE, side[1] // SIZE, SIZE, 3).permute(0, 1, 3, 5, 2, 4)
+    states = model.model.vision_tower(tiled.flatten(0, 2), output_hidden_states=True).hidden_states[-2]
+    seen: Tensor = states[:, 1:].reshape(len(images), -1, states.shape[-1])
+    return seen
+
+
+def embed(model: LlavaForConditionalGeneration, packed: Packed, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the language model, (B, T, width), and what is added to its attention scores, (B, 1, T, T).
+
+    `visual` are the visual tokens (B, n * 100, width) as the projector makes them.
+    """
+    embedded = model.model.language_model.embed_tokens(packed.ids)
+    where = packed.ids == IMAGE_ID
+    embedded = embedded.masked_scatter(where[..., None], visual.to(embedded.dtype))
+    mask = packed.mask
+    bias = torch.zeros_like(mask, dtype=embedded.dtype).masked_fill(~mask, torch.finfo(embedded.dtype).min)
+    return embedded, bias[:, None]
+
+
+def answered(model: LlavaForConditionalGeneration, packed: Packed, states: Tensor) -> list[bool]:
+    """Whether each question, row after row, has every token of its answer right, given the last hidden states (B, T, width).
+
+    So the model would write that answer, word by word, and end there.
+    """
+    there = packed.labels != IGNORED
+    wrong = torch.zeros_like(there)
+    wrong[there] = model.lm_head(states[there]).argmax(-1) != packed.labels[there]
+    return [
+        not bool(wrong[row, packed.blocks[row] == block].any())
+        for row in range(len(packed.ids))
+        for block in range(1, int(packed.blocks[row].max()) + 1)
+    ]
 
 
 @dataclass(frozen=True)

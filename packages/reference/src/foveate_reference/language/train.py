@@ -40,7 +40,7 @@ from foveate_reference.vocabulary import TASKS
 from .align import WordTargets
 from .base import base_folder
 from .model import ADAPTER, TOWER_DEPTH, make_smollm2, make_smollm2_processor, save_adapter
-from .packing import Packed, Packer
+from .packing import Packed, Packer, answered, embed, read_images
 
 MENU = ("mixed", "scene", "document", "mixed", "pair", "scene", "mixed", "video")
 """What the steps show in turn, after the simple scenes."""
@@ -175,7 +175,7 @@ class SmolLearner:
     def align(self, step: int, batch: Batch) -> dict[str, float]:
         """One step of the second stage; returns the loss and the share of right words by label."""
         with torch.no_grad():
-            seen = self._look(batch.images.to(self.device))
+            seen = read_images(self.model, batch.images.to(self.device))
         cells = self.fast.arrange(batch.labels.to(self.device))
         loss, right = self.words(self.connector(seen), cells)
         rate = self.config.align_rate * max(0.05, 1 - step / self.config.align_steps)
@@ -207,32 +207,15 @@ class SmolLearner:
         self.optimiser.step()
         self.optimiser.zero_grad()
 
-    def _look(self, images: Tensor) -> Tensor:
-        """The tower's tokens (B, n * 100, width) of images (B, n, H, W, 3)."""
-        model = self.model.model
-        pixels = images.flatten(0, 1).float() / 127.5 - 1
-        side = pixels.shape[1:3]
-        tiled = pixels.view(len(pixels), side[0] // 160, 160, side[1] // 160, 160, 3).permute(0, 1, 3, 5, 2, 4)
-        states = model.vision_tower(tiled.flatten(0, 2), output_hidden_states=True).hidden_states[-2]
-        seen: Tensor = states[:, 1:].reshape(len(images), -1, states.shape[-1])
-        return seen
-
     def _read(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Hidden states (B, T, width) after the language model, and the loss of where to look."""
         with torch.no_grad():
-            seen = self._look(packed.images)
-        language = self.model.model.language_model
-        embedded = language.embed_tokens(packed.ids)
-        visual = self.connector(seen)
-        where = packed.ids == self.model.config.image_token_id
-        embedded = embedded.masked_scatter(where[..., None], visual.to(embedded.dtype))
-        bias = torch.zeros_like(packed.mask, dtype=embedded.dtype).masked_fill(
-            ~packed.mask, torch.finfo(embedded.dtype).min
-        )
-        states = language(
-            inputs_embeds=embedded, attention_mask=bias[:, None], position_ids=packed.positions, use_cache=False
+            seen = read_images(self.model, packed.images)
+        embedded, bias = embed(self.model, packed, self.connector(seen))
+        states = self.model.model.language_model(
+            inputs_embeds=embedded, attention_mask=bias, position_ids=packed.positions, use_cache=False
         ).last_hidden_state
-        return states, self._pointer_loss(packed, embedded, where)
+        return states, self._pointer_loss(packed, embedded, packed.ids == self.model.config.image_token_id)
 
     def _pointer_loss(self, packed: Packed, embedded: Tensor, where: Tensor) -> Tensor:
         """Mean negative log of the attention that a head's last prompt tokens pay to what they are asked about.
@@ -265,14 +248,8 @@ class SmolLearner:
         for tasks, packed in packs:
             packed = Packed(*(tensor.to(self.device) for tensor in packed))
             states = self._read(packed)[0]
-            there = packed.labels != IGNORED
-            right = torch.zeros_like(there)
-            right[there] = self.model.lm_head(states[there]).argmax(-1) == packed.labels[there]
-            wrong = there & ~right
-            names = iter(tasks)
-            for row in range(len(packed.ids)):
-                for block in range(1, int(packed.blocks[row].max()) + 1):
-                    hits.setdefault(next(names), []).append(not wrong[row, packed.blocks[row] == block].any())
+            for task, right in zip(tasks, answered(self.model, packed, states), strict=True):
+                hits.setdefault(task, []).append(right)
         return {task: sum(hits[task]) / len(hits[task]) for task in TASKS if task in hits}
 
     def low_rank(self) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:

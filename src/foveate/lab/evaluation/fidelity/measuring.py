@@ -59,7 +59,7 @@ def prepare(request: Fidelity, tell: Tell) -> tuple[Asker, list[Prompt]]:
     asker = load_asker(request.model, request.dtype, request.device, request.attn, request.adapter)
     if not prompts:
         tell("drawing the questions", 0.0)
-        samples = [sample for seed in request.seeds for sample in questions.samples_of(request, seed)]
+        samples = [sample for seed in request.seeds for sample in questions.samples_of(request, seed, asker.speech)]
         prompts = of_benchmark(samples, asker.side)
     return asker, drawn(prompts, request.samples, request.seeds[0])
 

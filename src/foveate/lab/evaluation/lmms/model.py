@@ -56,7 +56,7 @@ class Simple(lmms):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            pretrained: a folder, an id on the Hugging Face hub, ``reference`` or ``reference-llava``.
+            pretrained: a folder, an id on the Hugging Face hub, or the name of a reference model (``reference``).
             method: its name, or a sum, as ``--method`` of ``foveate run``; or folder or hub id of a trained one. None: the
                 stock model.
             method_json: a file with the method instead.

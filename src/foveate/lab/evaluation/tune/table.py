@@ -146,6 +146,7 @@ class Tuned:
             "answer; over prompts the mean with a 95 % bootstrap interval. tokens, FLOPs, KV: over those of the stock model.",
             f"{FOUND!r} was chosen on the prompts of the search, so only those held out tell what it is worth.",
         ]
+        lines.append(f"`--method-json {METHOD}` hands what was found to `foveate run`, `eval`, `bench` and `serve`.")
         few = self.held_out[-1].kl.n
         return [*lines, f"{few} prompts held out say little: give more."] if few < FEW else lines
 

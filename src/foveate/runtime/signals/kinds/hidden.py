@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from foveate.runtime.presence import Presence
-from foveate.runtime.signals.kind import CHANNELS, Asker, Draw, Kind, Need
+from foveate.runtime.signals.kind import CHANNELS, Asker, Draw, Kind, Need, Paged
 from foveate.signal import Signal
 
 
@@ -21,6 +23,7 @@ class Hidden(Kind):
     name = "hidden"
     places = frozenset({"tower", "tower_output", "lm_entry", "decoder"})
     of = ("visual", "text", "cls")
+    paged: ClassVar[Paged] = "pieces"
 
     @property
     def needs(self) -> frozenset[Need]:

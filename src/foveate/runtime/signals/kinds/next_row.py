@@ -17,7 +17,6 @@ class NextRow(LastRow):
     name = "next_row"
     places = frozenset({"decoder"})
     layered = False
-    paged = ""
 
     @property
     def needs(self) -> frozenset[Need]:

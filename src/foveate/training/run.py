@@ -1,17 +1,14 @@
-"""Teaches a model, with LoRA and the compression on, to put what it sees into fewer tokens.
+"""Trains a method that has something to learn, on a model and data of the user: one loop for all of them.
 
-"Attention-Driven Self-Compression" (arXiv 2602.12618). From the paper's abstract: supervised instruction tuning with LoRA
-and a reverse curriculum over the ratios; no loss but the next token's. From the stock LoRA recipe of LLaVA-1.5, as the
-paper's own values are not public: rank 128, alpha 256, dropout 0.05, learning rate 2e-4, cosine, 3 % warm-up, one epoch,
-all linear layers of the language model. Ours: the projector is not trained; the reverse curriculum goes from the
-hardest ratio to the target in thirds; the vision tower may be trained as well.
+`foveate.learning` says what a method declares; here it becomes a run of transformers' Trainer, with LoRA of PEFT where a stage
+trains the model. Checkpoints have what is trained and nothing else; a run that goes on from one equals one that never stopped.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,64 +19,22 @@ from torch import nn
 
 from foveate import extras, trained
 from foveate.errors import FoveateError, TrainingError, first_line
-from foveate.handle import host_of
-from foveate.methods.adsc import ADSC
+from foveate.handle import compress, host_of
+from foveate.method import Host, Method
+from foveate.methods import list_methods
 from foveate.models import family_of
 from foveate.models.family import Family
-from foveate.serialise import check
+from foveate.runtime.learned import part_names
 from foveate.training import card
 from foveate.training.collator import Collator
-from foveate.training.curriculum import Compression, Curriculum, Progress
+from foveate.training.curriculum import Curriculum, Progress, Stages
 from foveate.training.data import Chats
+from foveate.training.pupil import Pupil
+from foveate.training.recipe import Recipe
+from foveate.training.trainer import Trainer
 
 CHECKPOINTS = trained.CHECKPOINTS
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the stock LoRA recipe of LLaVA-1.5.
-
-    Attributes:
-        rank, alpha, dropout: of LoRA; alpha null: twice the rank, as in that recipe.
-        lr: learning rate at its highest; it rises for ``warmup`` of the steps, then falls as a cosine to 0.
-        warmup: share of the steps.
-        epochs: passes over the data; ``steps`` above 0 counts optimiser steps instead.
-        steps: see ``epochs``.
-        batch: chats that go forward together, on each device.
-        accumulate: batches for one optimiser step.
-        save_every: steps between checkpoints; 0: none but the last.
-        workers: processes that prepare data; 0: this one does.
-        gradient_checkpointing: compute activations twice to save memory.
-        tower: LoRA on the linear layers of the vision tower, too: where tokens leave before the language model has read
-            them, only the tower can move what they hold.
-    """
-
-    rank: int = 128
-    alpha: int | None = None
-    dropout: float = 0.05
-    lr: float = 2e-4
-    warmup: float = 0.03
-    epochs: float = 1.0
-    steps: int = 0
-    batch: int = 16
-    accumulate: int = 1
-    save_every: int = 500
-    workers: int = 0
-    gradient_checkpointing: bool = False
-    tower: bool = False
-
-    def __post_init__(self) -> None:
-        check(self)
-        for name in ("rank", "alpha", "lr", "epochs", "batch", "accumulate"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise TrainingError(f"Recipe.{name}={getattr(self, name)}: give a number above 0")
-        for name in ("steps", "save_every", "workers"):
-            if getattr(self, name) < 0:
-                raise TrainingError(f"Recipe.{name}={getattr(self, name)}: give 0 or more")
-        for name in ("dropout", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainingError(f"Recipe.{name}={getattr(self, name)}: give a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -87,20 +42,20 @@ class Plan:
     """What to train for.
 
     Attributes:
-        out: folder for the adapter, its method, its card and the checkpoints.
+        out: folder for what is trained, its method, its card and the checkpoints.
         model: the model's name, for the card.
         method: what is trained for.
-        curriculum: see `Curriculum.parse`.
+        curriculum: see `Curriculum.parse`; None: the method's own.
         recipe: how.
-        seed: of data order, first LoRA matrices and dropout.
+        seed: of data order, first weights and dropout.
         device: where to train.
         bf16: compute in bfloat16, where the device is a GPU.
     """
 
     out: Path
     model: str
-    method: ADSC = field(default_factory=ADSC)
-    curriculum: str = "hard-to-easy"
+    method: Method
+    curriculum: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -116,12 +71,14 @@ class Trained:
         steps: optimiser steps in all.
         losses: of the steps that were logged, in order.
         stages: first step and kept share of each stage that this run did.
+        agreement: the share of soft gates that the hard choice keeps, when losses were logged; (): nothing is soft.
     """
 
     folder: Path
     steps: int
     losses: tuple[float, ...]
     stages: tuple[tuple[int, float], ...]
+    agreement: tuple[float, ...] = ()
 
 
 class Run:
@@ -130,43 +87,48 @@ class Run:
     def __init__(self, model: Any, processor: Any, chats: Chats, plan: Plan, tell: Callable[[str], None]) -> None:
         """
         Args:
-            model, processor: a supported model; LoRA is put on it.
+            model, processor: a supported model; it is frozen, or LoRA is put on it, as the method's stages say.
             chats: what to learn, see `foveate.training.data.load`.
             plan: for what, and how.
             tell: gets a line for every loss that is logged.
         """
-        peft = require(plan.recipe.gradient_checkpointing)
-        curriculum = curriculum_of(plan.method, plan.curriculum)
+        method, recipe = plan.method, plan.recipe
+        check_method(method)
+        peft = require(recipe.gradient_checkpointing)
         self.plan, self.chats, self._host = plan, chats, host_of(model)
+        self._name = method.curriculum if plan.curriculum is None else plan.curriculum
+        curriculum = curriculum_of(method, self._name, self._host)
         for keep in curriculum.keeps:
-            replace(plan.method, keep=keep).sites(self._host)
-        family, recipe = family_of(model.config), plan.recipe
-        collator = Collator(processor, [getattr(model.config, name) for name in family.modalities.values()])
+            compress(model, curriculum.method_at(method, keep)).remove()
+        family = family_of(model.config)
+        visual = [getattr(model.config, name) for name in family.modalities.values()]
+        collator = Collator(processor, visual)
         collator([chats[0]])
         transformers.set_seed(plan.seed)
-        lora = peft.LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha or 2 * recipe.rank,
-            lora_dropout=recipe.dropout,
-            target_modules=_targets(model, family, recipe.tower),
-            task_type="CAUSAL_LM",
-        )
-        self._adapted = peft.get_peft_model(model, lora)
+        if any(stage.target == "relevance" for stage in method.stages):
+            model.set_attn_implementation("eager")  # other kernels have no maps
+        self._adapted = model.requires_grad_(False)
+        if any("lora" in stage.trains for stage in method.stages):
+            self._adapted = peft.get_peft_model(model, _lora(peft, model, family, recipe))
         if recipe.gradient_checkpointing:
             self._adapted.enable_input_require_grads()  # else nothing that enters a checkpoint would need a gradient
             self._adapted.gradient_checkpointing_enable()
-        self._compression = Compression(self._adapted, lambda keep: replace(plan.method, keep=keep), curriculum)
-        self._trainer = transformers.Trainer(
-            model=self._adapted,
+        self._pupil = Pupil(self._adapted, method.modules(self._host), self._host, visual)
+        self._stages = Stages(self._pupil, method, curriculum)
+        self._trainer = Trainer(
+            model=self._pupil,
             args=_arguments(plan),
             data_collator=collator,
             train_dataset=chats,
-            callbacks=[self._compression, Progress(tell)],
+            callbacks=[self._stages, Progress(tell)],
         )
+        if self._trainer.args.n_gpu > 1:
+            raise TrainingError("one process trains on one GPU, and sees several: choose one with CUDA_VISIBLE_DEVICES")
+        self._trainer.rates = [stage.lr if recipe.lr is None else recipe.lr for stage in method.stages]
         self._trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
 
     def train(self, resume: bool = False) -> Trained:
-        """Train, or go on from the last checkpoint in the folder, and write adapter, method and card."""
+        """Train, or go on from the last checkpoint in the folder, and write what was trained, the method and a card."""
         plan = self.plan
         checkpoint = resume and any((plan.out / CHECKPOINTS).glob("checkpoint-*"))
         try:
@@ -177,17 +139,30 @@ class Run:
         except (ValueError, OSError, RuntimeError) as error:
             raise TrainingError(f"cannot train into {str(plan.out)!r}: {first_line(error)}") from None
         finally:
-            self._compression.remove()
-        self._adapted.peft_config["default"].base_model_name_or_path = plan.model
-        trained.save(plan.out, plan.method, self._host, nn.ModuleDict(), self._adapted)
-        card.write(plan.out, plan.model, self.chats.source, plan.method, plan.curriculum, done.global_step)
-        losses = tuple(float(entry["loss"]) for entry in self._trainer.state.log_history if "loss" in entry)
-        return Trained(plan.out, done.global_step, losses, tuple(self._compression.stages))
+            self._pupil.leave()
+        if self._pupil.groups["lora"]:
+            self._adapted.peft_config["default"].base_model_name_or_path = plan.model
+        parts = {part_names(plan.method)[0]: self._pupil.parts} if len(self._pupil.parts) else {}
+        trained.save(plan.out, plan.method, self._host, nn.ModuleDict(parts), self._adapted)
+        card.write(plan.out, plan.model, self.chats.source, plan.method, self._name, done.global_step)
+        logged = [entry for entry in self._trainer.state.log_history if "loss" in entry]
+        losses = tuple(float(entry["loss"]) for entry in logged)
+        agreement = tuple(float(entry["agreement"]) for entry in logged if "agreement" in entry)
+        return Trained(plan.out, done.global_step, losses, tuple(self._stages.begun), agreement)
 
 
-def curriculum_of(method: ADSC, text: str) -> Curriculum:
+def check_method(method: Method) -> None:
+    """Raise `TrainingError` for a method that has nothing to train, or with options that leave nothing to choose."""
+    if not method.stages:
+        can = ", ".join(name for name, cls in list_methods().items() if cls.stages)
+        raise TrainingError(f"{method!r} has nothing to train; what has: {can}")
+    if method.keep == 0:
+        raise TrainingError(f"{method!r} keeps no token, so there is nothing to choose: train it with a keep above 0")
+
+
+def curriculum_of(method: Method, text: str, host: Host) -> Curriculum:
     """Return the stages that end at what the method keeps."""
-    return Curriculum.parse(text, method.usual_keep if method.keep is None else method.keep)
+    return Curriculum.parse(text, round(method.mean(host), 6) if method.keep is None else method.keep)
 
 
 def require(checkpointing: bool) -> Any:
@@ -204,13 +179,24 @@ def require(checkpointing: bool) -> Any:
     return peft
 
 
+def _lora(peft: Any, model: nn.Module, family: Family, recipe: Recipe) -> Any:
+    return peft.LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha or 2 * recipe.rank,
+        lora_dropout=recipe.dropout,
+        target_modules=_targets(model, family, recipe.tower),
+        task_type="CAUSAL_LM",
+    )
+
+
 def _targets(model: nn.Module, family: Family, with_tower: bool) -> str:
     """Return a pattern for the linear layers of the language model, and of those blocks of the tower whose output it sees."""
     decoder, tower = family.decoder, family.tower
     layers = rf"(.*\.)?{decoder.module}\.{decoder.layers}\.\d+\.\w+\.({'|'.join(PROJECTIONS)})"
     if not with_tower:
         return layers
-    seen = "|".join(map(str, range(tower.last_block(model.config) + 1)))
+    config: Any = model.config
+    seen = "|".join(map(str, range(tower.last_block(config) + 1)))
     block = rf"(.*\.)?{tower.module}\.{tower.blocks}\.({seen})\."
     linear = {
         name[found.end() :]
@@ -226,8 +212,7 @@ def _arguments(plan: Plan) -> transformers.TrainingArguments:
         output_dir=str(plan.out / CHECKPOINTS),
         per_device_train_batch_size=recipe.batch,
         gradient_accumulation_steps=recipe.accumulate,
-        learning_rate=recipe.lr,
-        lr_scheduler_type="cosine",
+        learning_rate=1.0,  # times what the trainer's schedule says
         warmup_steps=recipe.warmup,  # below 1: a share
         num_train_epochs=recipe.epochs,
         max_steps=recipe.steps or -1,

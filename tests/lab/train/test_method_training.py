@@ -17,13 +17,13 @@ import foveate_reference as reference
 from foveate import ADSC
 from foveate.errors import ConfigError, FoveateError, TrainingError
 from foveate.lab.terminal import CommandError
-from foveate.lab.train import adsc
-from foveate.lab.train.adsc import Request
+from foveate.lab.train import method as face
+from foveate.lab.train.method import Request
 from foveate.models import family_of
-from foveate.training import adsc as training
-from foveate.training.adsc import Recipe
+from foveate.training import run as training
 from foveate.training.collator import Collator
-from foveate.training.curriculum import Compression
+from foveate.training.pupil import Pupil
+from foveate.training.recipe import Recipe
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
@@ -39,14 +39,17 @@ def silent(text: str) -> None:
 
 
 def request(out: Path, **options: Any) -> Request:
-    return replace(Request(out, samples=20, recipe=SMALL, device="cpu"), **options)
+    return replace(Request(out, ADSC(), samples=20, recipe=SMALL, device="cpu"), **options)
+
+
+SAID: list[str] = []
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of six steps."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    found = adsc.train(request(out), False, silent)
+    found = face.train(request(out), False, SAID.append)
     assert found.steps == 6
     assert [step for step, _ in found.stages] == [0, 2, 4]
     assert [keep for _, keep in found.stages] == pytest.approx([1 / 9, 2 / 9, 1 / 3])
@@ -59,7 +62,7 @@ def test_the_loss_falls(model: str, tmp_path: Path) -> None:
     recipe = replace(SMALL, steps=10, lr=2e-2, save_every=0)
     method = ADSC(keep=1 / 9)
     asked = request(tmp_path / "run", model=model, recipe=recipe, curriculum="constant", method=method, samples=4)
-    found = adsc.train(asked, False, silent)
+    found = face.train(asked, False, silent)
     assert sum(found.losses[-3:]) < 0.7 * sum(found.losses[:3])
     assert all(loss == loss for loss in found.losses)
 
@@ -86,7 +89,7 @@ def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / training.CHECKPOINTS / "checkpoint-6")
     (tmp_path / "run" / "adapter_model.safetensors").unlink()
-    found = adsc.train(request(tmp_path / "run"), False, silent)
+    found = face.train(request(tmp_path / "run"), False, silent)
     assert [step for step, _ in found.stages] == [3, 4]
     assert [keep for _, keep in found.stages] == pytest.approx([2 / 9, 1 / 3])
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (trained, tmp_path / "run"))
@@ -96,7 +99,7 @@ def test_going_on_equals_never_stopping(trained: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    found = adsc.train(request(trained), False, silent)
+    found = face.train(request(trained), False, silent)
     assert (found.steps, len(found.losses)) == (6, 6)
     assert [keep for _, keep in found.stages] == pytest.approx([1 / 9, 2 / 9, 1 / 3])
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
@@ -109,17 +112,15 @@ def test_the_card_tells_how_to_load_it(trained: Path) -> None:
     assert "PeftModel" not in text
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    said: list[str] = []
-    adsc.train(request(tmp_path / "run", curriculum="constant"), False, said.append)
-    steps = [line for line in said if line.startswith("step ")]
+def test_progress_is_told(trained: Path) -> None:
+    steps = [line for line in SAID if line.startswith("step ")]
     assert [line.split(",")[0] for line in steps] == [f"step {i} of 6" for i in range(1, 7)]
     assert all(float(line.rpartition(" ")[2]) > 0 for line in steps)
 
 
 def test_fewer_steps_than_stages(tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match="2 steps are too few for the 3 stages"):
-        adsc.train(request(tmp_path / "run", recipe=replace(SMALL, steps=2)), False, silent)
+        face.train(request(tmp_path / "run", recipe=replace(SMALL, steps=2)), False, silent)
 
 
 def test_only_the_language_model_is_adapted(trained: Path) -> None:
@@ -137,7 +138,7 @@ def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -
     """Every linear layer of the blocks that the language model's features come from, and all of them learn."""
     method = ADSC(layers=(0,))
     asked = request(tmp_path / "run", model=model, recipe=replace(SMALL, steps=2, tower=True), method=method)
-    adsc.train(replace(asked, curriculum="constant"), False, silent)
+    face.train(replace(asked, curriculum="constant"), False, silent)
     weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
     ends = {name: weight for name, weight in weights.items() if tower in name and ".lora_B." in name}
     stock, _ = reference.load({"reference": "qwen2_5_vl"}.get(model, "llava"))
@@ -152,16 +153,16 @@ def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -
 
 def test_an_error_in_a_step_leaves_no_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed = []
-    plain = Compression.remove
+    plain = Pupil.leave
 
-    def remove(self: Compression) -> None:
+    def leave(self: Pupil) -> None:
         removed.append(self._handle)
         plain(self)
 
-    monkeypatch.setattr(Compression, "remove", remove)
+    monkeypatch.setattr(Pupil, "leave", leave)
     monkeypatch.setattr(Collator, "__call__", _Second(Collator.__call__))
     with pytest.raises(TrainingError, match="cannot train into"):
-        adsc.train(request(tmp_path / "run"), False, silent)
+        face.train(request(tmp_path / "run"), False, silent)
     assert removed[-1] is None or "(removed)" in repr(removed[-1])
 
 
@@ -190,14 +191,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "layers": (dict(method=ADSC(layers=(99,))), "no decoder layer 99"),
     "model": (dict(model="./nowhere"), "no model folder"),
     "dtype": (dict(dtype="int8"), "--dtype 'int8'"),
-    "another method": (dict(method=foveate.Stride()), "is not ADSC"),
+    "another method": (dict(method=foveate.Stride()), r"has nothing to train; what has: adsc, "),
+    "no token": (dict(method=ADSC(keep=0.0)), "keeps no token, so there is nothing to choose"),
 }
 
 
 def attempt(out: Path, **options: Any) -> None:
     if "recipe" in options:
         options = {"recipe": replace(SMALL, **options["recipe"])}
-    adsc.train(request(out, **options), False, silent)
+    face.train(request(out, **options), False, silent)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -212,12 +214,12 @@ def test_folders(trained: Path, tmp_path: Path) -> None:
     """A folder of the same run is gone on with; anything else stays as it is, unless somebody says so."""
     for change in (dict(curriculum="constant"), dict(recipe=replace(SMALL, lr=1e-4))):
         with pytest.raises(CommandError, match=f"is of another run, whose {next(iter(change))} was .* --overwrite"):
-            adsc.train(request(trained, **change), False, silent)
+            face.train(request(trained, **change), False, silent)
     for name in ("file", "folder/mine.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
         with pytest.raises(CommandError, match="is there already: give --out another name"):
-            adsc.train(request(tmp_path / name.partition("/")[0]), False, silent)
+            face.train(request(tmp_path / name.partition("/")[0]), False, silent)
         assert (tmp_path / name).read_text() == "mine"
 
 
@@ -225,23 +227,23 @@ def test_begin_anew(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "mine.txt").write_text("mine")
     other = request(run, curriculum="constant")
-    adsc.train(other, True, silent)
-    assert json.loads((run / adsc.RECORD).read_text())["curriculum"] == "constant"
+    face.train(other, True, silent)
+    assert json.loads((run / face.RECORD).read_text())["curriculum"] == "constant"
     assert (run / "mine.txt").read_text() == "mine"
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(trained: Path, tmp_path: Path) -> None:
-    record = json.loads((trained / adsc.RECORD).read_text())
+    record = json.loads((trained / face.RECORD).read_text())
     begun = {name: value for name, value in record.items() if name not in ("steps", "losses", "stages")}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / adsc.RECORD).write_text(json.dumps(begun))
-    assert adsc.train(request(tmp_path / "run"), False, silent).losses == tuple(record["losses"])
+    (tmp_path / "run" / face.RECORD).write_text(json.dumps(begun))
+    assert face.train(request(tmp_path / "run"), False, silent).losses == tuple(record["losses"])
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(TrainingError, match=r"`pip install 'peft>=[\d.]+'.*` gets it"):
-        adsc.train(request(tmp_path / "run"), False, silent)
+        face.train(request(tmp_path / "run"), False, silent)
 
 
 def test_the_recipe_checks_types() -> None:

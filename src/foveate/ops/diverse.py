@@ -1,0 +1,182 @@
+"""Diverse subsets of each segment, chosen step by step: duplicates leave, or a determinant grows. Packed indices, ascending."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.ops.segments import alike, offsets, padded_index, padded_pairs, rows_of, to_padded
+from foveate.ops.select import rank_within
+
+#: A token adds nothing to a set where it spans less than this share of what the first one does, which is rounding.
+_NOTHING = 1e-6
+
+
+def without_duplicates(features: Tensor, counts: Sequence[int], k: Sequence[int], step: int) -> Tensor:
+    """Drop what has a near duplicate, a few tokens at a time, until ``k[s]`` are left of each segment.
+
+    In each round the first, third, ... token is compared with the second, fourth, ... ones, and those with the best match
+    leave. The others of these stand first in the next round, the most alike first, then those that they were compared with.
+
+    Args:
+        features: ``(N, C)``, in the order of the first round; what is compared is the cosine.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+        step: tokens that leave in a round, at least 1.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
+    for members in alike(counts):
+        rows = rows_of(members, counts, features.device)
+        if len(rows):
+            few, left = [counts[s] for s in members], [k[s] for s in members]
+            chosen.append(rows[_without_duplicates(features[rows], few, left, step)])
+    return torch.cat(chosen).sort().values
+
+
+def without_duplicates_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix product in `without_duplicates` (2 per multiply-add)."""
+    pairs = 0
+    for members in alike(counts):
+        if any(k[s] < counts[s] for s in members):
+            pairs += len(members) * max(counts[s] for s in members) ** 2
+    return 2 * pairs * width
+
+
+def _without_duplicates(features: Tensor, counts: list[int], k: list[int], step: int) -> Tensor:
+    """Find what `without_duplicates` says, in segments of like lengths."""
+    if counts == k:
+        return torch.arange(sum(k), device=features.device)
+    device, left = features.device, list(counts)
+    x = to_padded(normalize(features.detach().float(), dim=-1), counts)
+    cosine = x @ x.transpose(1, 2)
+    segment = torch.arange(len(counts), device=device)[:, None, None]
+    order = torch.arange(x.shape[1], device=device).repeat(len(counts), 1)
+    while left != k:
+        order = order[:, : max(left)]
+        first, second = order[:, 0::2], order[:, 1::2]
+        n_first = [(n + 1) // 2 for n in left]
+        gone = [min(step, n - kept, most) for n, kept, most in zip(left, k, n_first)]
+        facts = torch.tensor([left, n_first, gone], dtype=torch.long)
+        n, odd, go = facts.to(device, non_blocking=True)[:, :, None]
+        match = cosine[segment, first[:, :, None], second[:, None]]
+        match = match.masked_fill((torch.arange(second.shape[1], device=device) >= n - odd)[:, None], -torch.inf)
+        match = match.amax(-1) if second.shape[1] else match.new_full(first.shape, -torch.inf)
+        match = match.masked_fill(torch.arange(first.shape[1], device=device) >= odd, -torch.inf)
+        ranked = first.gather(1, match.argsort(dim=1, descending=True, stable=True))
+        place = torch.arange(order.shape[1], device=device)
+        place = torch.where(place < odd - go, place + go, first.shape[1] + place - (odd - go))
+        both = torch.cat([ranked, second], 1)
+        order = both.gather(1, place.clamp(0, both.shape[1] - 1))
+        left = [each - out for each, out in zip(left, gone)]
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
+    order = order[:, : max(k)]
+    return (order + start).flatten()[padded_index(k, device)]
+
+
+def not_redundant(
+    features: Tensor, counts: Sequence[int], group: Tensor, score: Tensor, times: Sequence[float]
+) -> Tensor:
+    """Tell which tokens no better token of their group resembles that is not redundant itself: ``(N,)`` bool.
+
+    It asks the device in each round; there are as many as a chain of redundant tokens is long.
+
+    Args:
+        features: ``(N, C)``; what is compared is the cosine.
+        counts: tokens per segment, sums to ``N``.
+        group: ``(N,)`` int64; a group is in one segment.
+        score: ``(N,)``, higher is better, of equal ones the earlier.
+        times: per segment, how many times the mean cosine of its pairs two tokens have to be alike.
+    """
+    fresh = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    for members in alike(counts):
+        few = [counts[s] for s in members]
+        if not sum(few):
+            continue
+        rows = rows_of(members, counts, features.device)
+        x = to_padded(normalize(features.detach().float()[rows], dim=-1), few)
+        cosine = x @ x.transpose(1, 2)
+        off = cosine.sum((1, 2)) - cosine.diagonal(0, 1, 2).sum(1)
+        pairs = torch.tensor([[max(n * (n - 1), 1), times[s]] for n, s in zip(few, members)], dtype=x.dtype)
+        pairs, factor = pairs.to(x.device, non_blocking=True).unbind(1)
+        rank = to_padded(rank_within(score[rows], few), few, -1)
+        of = to_padded(group[rows], few, -1)
+        better = (rank[:, None] < rank[:, :, None]) & (of[:, None] == of[:, :, None]) & (rank[:, None] >= 0)
+        better &= cosine > (off / pairs * factor)[:, None, None]
+        open_, stays = rank >= 0, torch.zeros_like(rank, dtype=torch.bool)
+        while bool(open_.any()):
+            settled = open_ & ~(better & open_[:, None]).any(-1)
+            stays |= settled
+            open_ &= ~settled & ~(better & settled[:, None]).any(-1)
+        fresh[rows] = stays.flatten()[padded_index(few, x.device)]
+    return fresh
+
+
+def not_redundant_flops(counts: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `not_redundant` (2 per multiply-add)."""
+    return 2 * padded_pairs(counts) * width
+
+
+def determinantal(features: Tensor, quality: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+    """Greedily choose the tokens of each segment whose kernel has the largest determinant (MAP of a determinantal process).
+
+    The kernel of two tokens is the cosine of their features times both qualities. Each pick is the token that multiplies the
+    determinant most; what it leaves of the others is known by an incremental Cholesky factor. Where those picked span all that
+    there is, the best qualities follow. Ties go to the earlier token.
+
+    Args:
+        features: ``(N, C)``.
+        quality: ``(N,)``, 0 or more.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
+    for members in alike(counts):
+        rows, own = rows_of(members, counts, features.device), [k[s] for s in members]
+        if sum(own):
+            few = [counts[s] for s in members]
+            chosen.append(rows[_determinantal(features[rows], quality[rows], few, own)])
+    return torch.cat(chosen).sort().values
+
+
+def determinantal_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `determinantal` (2 per multiply-add)."""
+    products = 0
+    for members in alike(counts):
+        picks = max((k[s] for s in members), default=0)
+        longest = max((counts[s] for s in members), default=0)
+        products += len(members) * longest * (picks * width + picks * (picks - 1) // 2)
+    return 2 * products
+
+
+def _determinantal(features: Tensor, quality: Tensor, counts: list[int], k: list[int]) -> Tensor:
+    """Find what `determinantal` says, in segments of like lengths."""
+    device, picks = features.device, []
+    x = to_padded(normalize(features.detach().float(), dim=-1), counts)  # (S, n, C)
+    quality = to_padded(quality.detach().float(), counts)
+    free = to_padded(torch.ones(sum(counts), dtype=torch.bool, device=device), counts, False)
+    spans = quality.square() * (x != 0).any(-1)  # what each token would multiply the determinant by
+    least = (_NOTHING * spans.amax(1, keepdim=True)).clamp(min=torch.finfo(spans.dtype).tiny)
+    factor = x.new_zeros(len(counts), max(k), x.shape[1])
+    segment = torch.arange(len(counts), device=device)
+    for i in range(max(k)):
+        score = torch.where(spans > least, spans, -1 / (1 + quality)).masked_fill(~free, -torch.inf)
+        pick = score.argmax(1)
+        row = torch.bmm(x, x[segment, pick][:, :, None])[..., 0] * quality * quality[segment, pick][:, None]
+        if i:
+            row = row - torch.bmm(factor[segment, :i, pick][:, None], factor[:, :i])[:, 0]
+        left = spans[segment, pick][:, None]
+        factor[:, i] = torch.where(left > least, row / left.clamp(min=least).sqrt(), 0.0)
+        spans = spans - factor[:, i].square()
+        free = free.scatter(1, pick[:, None], False)
+        picks.append(pick)
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)
+    return (torch.stack(picks, 1) + start[:, None]).flatten()[padded_index(k, device)]

@@ -1,0 +1,160 @@
+"""What options, sums and models of the training-free methods cannot be: each is one sentence, before anything has run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from calls import ROWS
+
+import foveate
+from foveate import (
+    ADSC,
+    AIR,
+    LFTR,
+    VTCCLS,
+    DyCoke,
+    DyMU,
+    EvoPrune,
+    FastV,
+    GSearch,
+    HoliTom,
+    Method,
+    ParVTS,
+    QCache,
+    RedundancyLens,
+    ViTCoP,
+    VScan,
+)
+from foveate.errors import FoveateError
+
+Made = Callable[[], Method]
+DECODER, BLOCK = r"no decoder layer {}: the model has 6", r"no vision block {}"
+BOTH = "methods of one sum must agree on positions"
+SAME = "the two layers must hold the same tokens"
+FRAMES = "compares frames of one video, and in 'llava' which frames are of one video is known nowhere"
+LEAST = "cannot be reached: .* is the least"
+
+
+def beyond(cls: Any, option: str, several: bool = False, sentence: str = DECODER) -> list[tuple[Made, str]]:
+    """A layer, or a block, that the model does not have, counted from either end."""
+    return [
+        (lambda n=n: cls(**{option: (n,) if several else n}), sentence.format(n))  # type: ignore[misc]
+        for n in (99, -99)
+    ]
+
+
+#: on LLaVA, with the sentence that says what is wrong
+REFUSED: list[tuple[Made, str]] = [
+    *beyond(DyCoke, "layer"),
+    *beyond(VTCCLS, "block", sentence=BLOCK),
+    *beyond(VScan, "block", sentence=BLOCK),
+    *beyond(QCache, "layers", several=True),
+    *beyond(AIR, "layers", several=True),
+    *beyond(ParVTS, "layer"),
+    *beyond(RedundancyLens, "layers", several=True),
+    *beyond(RedundancyLens, "hollow_layers", several=True),
+    (lambda: VScan(layers=(0, 99)), DECODER.format(99)),
+    (lambda: ViTCoP(layers=(0, 2, 99)), DECODER.format(99)),
+    (lambda: HoliTom(layers=(0, 99)), DECODER.format(99)),
+    (lambda: GSearch(schedule=((99, 0.5),)), DECODER.format(99)),
+    # places and counts that do not fit each other
+    (lambda: VScan(layers=(0, 2, 3)), "one ratio per layer: there are 3 layers and 2 ratios"),
+    (lambda: ViTCoP(layers=(0, 0, 2)), "at least one layer, and each of them once"),
+    (lambda: HoliTom(layers=()), "at least one layer, and each of them once"),
+    (lambda: GSearch(schedule=((0, 0.5),)), "no layer before it to give last_row: use layer 1 or later"),
+    (lambda: GSearch(schedule=((2, 0.3), (3, 0.5))), "tokens that have left do not come back"),
+    (lambda: DyCoke(layer=0), "decode sites start at layer 1"),
+    (lambda: QCache(layers=(0,)), "layer 0 has no layer before it"),
+    (lambda: DyMU(threshold=()), "threshold has 0 numbers, and 4 vision blocks merge"),
+    (lambda: DyMU(threshold=(0.1, 0.2)), "threshold has 2 numbers, and 4 vision blocks merge"),
+    # too little
+    (lambda: DyMU(keep=1e-9), LEAST),
+    (lambda: EvoPrune(keep=0.1), LEAST),
+    (lambda: GSearch(keep=1e-6), LEAST),
+    (lambda: ParVTS(keep=0.3, layer=4), LEAST),
+    (lambda: QCache(keep=0.1), LEAST),
+    (lambda: QCache(keep=0.6, of="q"), LEAST),
+    (lambda: RedundancyLens(keep=0.3, layers=(2,)), LEAST),
+    (lambda: AIR(keep=0.5), "air removes nothing that a share could be of"),
+    # numbers that are none
+    (lambda: DyMU(threshold=float("nan")), "expected a number that is not infinite"),
+    (lambda: DyCoke(threshold=2.0), "threshold=2.0 is not a ratio"),
+    (lambda: HoliTom(tau=-1.0), "tau=-1.0 is not a ratio"),
+    (lambda: LFTR(floor=-0.1), "no weight of a frame: give 0 to 1"),
+    (lambda: RedundancyLens(sample=0.0), "no share of tokens to probe"),
+    (lambda: EvoPrune(bandwidth=0.0), "a bandwidth above 0"),
+    (lambda: AIR(epsilon=0.0), "epsilon=0.0 is not above 0"),
+    # frames that nobody knows
+    (lambda: DyCoke(ratio=0.3), FRAMES),
+    (lambda: DyCoke(keep=0.5), FRAMES),
+    (lambda: HoliTom(segments="optimal"), FRAMES),
+    (lambda: HoliTom(segments="similarity"), FRAMES),
+    # sums
+    (lambda: DyMU() + FastV(), BOTH),
+    (lambda: DyMU() + ADSC(positions="renumber"), BOTH),
+    (lambda: DyMU() + QCache(positions="virtual"), "takes queries and keys of tokens from another layer"),
+    (lambda: QCache() + FastV(layer=2), SAME),
+    (lambda: FastV(layer=3) + QCache(layers=(2, 3)), SAME),
+    (lambda: QCache() + HoliTom(segments="none"), SAME),
+    (lambda: QCache(tokens="visual") + FastV(layer=2), SAME),
+    (lambda: QCache() + QCache(), "layer 1 reuses already"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_what_cannot_be(number: int) -> None:
+    made, sentence = REFUSED[number]
+    model = tiny.model("llava")
+    with pytest.raises(FoveateError, match=sentence) as refused:
+        foveate.compress(model, made()).remove()
+    said = str(refused.value)
+    assert "\n" not in said
+    assert foveate.attached(model) is None
+
+
+#: what is all or nothing, and runs: how much it leaves of its unit, or None
+EXTREMES: list[tuple[Method, float | None]] = [
+    (DyMU(threshold=-1.0), 1.0),
+    (DyMU(threshold=0.0), 1.0),
+    (DyMU(threshold=99.0), None),  # half in each block
+    (DyMU(keep=0.0), 0.0),
+    (AIR(tau=0.0), None),
+    (AIR(tau=1e9, window=1000, outliers=10**6), None),
+    (HoliTom(keep=0.0), 0.0),
+    (HoliTom(tau=1.0, beta=0.0, contextual=1.0), None),
+    (LFTR(keep=1e-9, floor=0.0), None),
+    (RedundancyLens(ratio=1.0), 1.0),
+    (RedundancyLens(ratio=0.0, sample=1e-9, window=0), None),
+    (QCache(ratio=1.0), 1.0),
+    (ParVTS(ratio=0.0), None),
+    (ParVTS(ratio=1.0), 1.0),
+    (GSearch(keep=0.5, steepness=1000.0), 0.5),
+    (GSearch(keep=0.5, steepness=0.0), 0.5),
+    (EvoPrune(protect=1.0, neighbours=10**6, bandwidth=1e-30, diversity=1e30), None),
+    (ViTCoP(clusters=1e-9, cutoff=1e-9, reach=1e-9), None),
+    (VScan(window=10**6), None),
+]
+
+
+@pytest.mark.parametrize(("method", "share"), EXTREMES, ids=repr)
+def test_all_or_nothing_runs(method: Method, share: float | None) -> None:
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
+    with torch.no_grad(), foveate.compress(model, method) as handle:
+        assert not model(**batch).logits.isnan().any()
+        shares = handle.report().shares
+    assert share is None or shares[method.unit if method.unit != "cache" else "tokens"] == pytest.approx(
+        share, abs=0.06
+    )
+
+
+def test_video_methods_take_images() -> None:
+    """An image is a video of one frame, beside videos or alone, where a family knows frames."""
+    model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", ROWS["qwen2_5_vl"])
+    for method, share in ((DyCoke(decode_ratio=1.0), 1.0), (HoliTom(keep=0.4), 0.4), (LFTR(keep=0.4), 0.4)):
+        with torch.no_grad(), foveate.compress(model, method) as handle:
+            model(**batch)
+            assert handle.report().shares["tokens"] == pytest.approx(share, abs=0.06)
