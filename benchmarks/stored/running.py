@@ -114,8 +114,9 @@ def _begin(experiment: Experiment, root: Path, work: Path, again: bool) -> dict[
 def _command(experiment: Experiment, root: Path, work: Path) -> None:
     """Run it, with this Python and this checkout's package."""
     programs = {"python": [sys.executable], "foveate": [sys.executable, "-m", "foveate"]}
+    here = _relative(work, root)  # what a command writes of its files names no folder of this machine
     filled = (
-        word.replace("{work}", str(work)).replace("{out}", str(work / OUT)) for word in shlex.split(experiment.run)
+        word.replace("{work}", str(here)).replace("{out}", str(here / OUT)) for word in shlex.split(experiment.run)
     )
     first, *words = filled
     path = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))

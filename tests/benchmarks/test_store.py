@@ -117,6 +117,12 @@ def test_what_is_printed_is_the_result_where_nothing_is_named(root: Path) -> Non
     assert run(root).found["n"] == 7
 
 
+def test_a_result_names_no_folder_of_the_machine(root: Path) -> None:
+    (root / "where.py").write_text("import json, sys; print(json.dumps({'n': 7, 'written': sys.argv[1]}))")
+    redo(root, "count.py {out}", "where.py {work}/pictures")
+    assert run(root).found == {"n": 7, "written": "benchmarks/results/counts.partial/pictures"}
+
+
 def test_what_was_measured_elsewhere_says_no_more_than_it_knows(root: Path) -> None:
     git(root, "init", "-q")
     (root / "found.json").write_text(
