@@ -45,11 +45,9 @@ def test_sliding_windows(impl: str, plan: str) -> None:
     except UnsupportedSiteError as error:
         said = str(error)
     if said:
-        assert re.search(
-            "which frames are of one video is known nowhere|a sliding layer, which forgets by itself", said
-        )
+        assert re.search("which frames are of one video is known nowhere", said)
         return
-    if any(site.at == "decode" for site in PLANS[plan].sites(foveate.Host("llava", 4, 6, True))):
+    if any(site.at in ("decode", "cache") for site in PLANS[plan].sites(foveate.Host("llava", 4, 6, True))):
         with foveate.compress(model, PLANS[plan]), pytest.raises(UnsupportedSiteError, match="full-attention"):
             generate(model, batch)
         return
