@@ -11,7 +11,7 @@ import tiny
 
 import foveate
 import foveate_reference as reference
-from foveate.lab import cautions, checks, demo, loading, serve
+from foveate.lab import batch, cautions, checks, demo, loading, serve
 from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.reference import evaluate
 from foveate.lab.evaluation.request import Fidelity, Reference
@@ -89,6 +89,8 @@ def test_a_run_is_a_model(smollm2: str, smollm2_cache: Path, tmp_path: Path) -> 
     for name in (smollm2, str(tmp_path / "run")):
         with pytest.raises(CommandError, match=r"is put together when it is loaded, .* save_pretrained"):
             serve.words(name, foveate.Stride(keep=0.5), [])
+        with pytest.raises(CommandError, match="is put together when it is loaded"):
+            batch.Request(tmp_path / "x", tmp_path / "y", name, foveate.Stride(keep=0.5), engine="vllm").check()
 
 
 def test_what_is_missing_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.errors import ConfigError, FoveateError, ours_in, shown
 from foveate.lab import needs
-from foveate.lab.checks import REFERENCES, SMOLLM2, is_run
+from foveate.lab.checks import engine_folder
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
@@ -40,12 +40,7 @@ def words(
         raise CommandError(
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
-    if REFERENCES.get(model) == SMOLLM2 or is_run(model):
-        raise CommandError(
-            f"{model} is put together when it is loaded, and vLLM reads a model from a folder. In Python, model, processor = "
-            f"foveate_reference.load({REFERENCES.get(model, model)!r}), then save_pretrained('folder') of both writes one"
-        )
-    folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
+    folder = engine_folder(model)
     asked = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
     if profiles:
         asked["profiles"] = {name: "none" if each is None else each.to_dict() for name, each in profiles.items()}
