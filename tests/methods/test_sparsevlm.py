@@ -7,26 +7,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from torch import Tensor
+from chosen import best, kept
 
-import foveate
-from foveate import Method, SparseVLM
+from foveate import SparseVLM
 from foveate.errors import ConfigError
 
 PAIR = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 #: one image between words, of which the last ones ask about it
 ROW: list[list[Any]] = [[4, "image", 6]]
-
-
-def best(scores: list[float], k: int) -> list[int]:
-    """The places of the ``k`` highest scores, the highest first."""
-    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
-
-
-def kept(model: Any, batch: dict[str, Tensor], method: Method) -> list[tuple[int, ...]]:
-    with torch.no_grad(), foveate.compress(model, method) as handle:
-        model(**batch)
-        return [visit.kept[0] for visit in handle.report().visits]
 
 
 @PAIR
