@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from chosen import best, kept
+from by_loops import best, kept
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import foveate

@@ -87,7 +87,8 @@ class Run:
     def __init__(self, model: Any, processor: Any, chats: Chats, plan: Plan, tell: Callable[[str], None]) -> None:
         """
         Args:
-            model, processor: a supported model; it is frozen, or LoRA is put on it, as the method's stages say.
+            model: a supported one; it is frozen, or LoRA is put on it, as the method's stages say.
+            processor: of the model.
             chats: what to learn, see `foveate.training.data.load`.
             plan: for what, and how.
             tell: gets a line for every loss that is logged.
