@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from foveate.errors import first_line, nearest
-from foveate.lab import index, needs
+from foveate.lab import index
 from foveate.lab.terminal import CommandError
 
 #: The reference model that is put together of a language model and an adapter.
@@ -177,18 +177,13 @@ def is_run(name: str) -> bool:
     return len(folder.name) <= 255 and ((folder / ADAPTER).is_file() or begun)
 
 
-def engine_folder(name: str) -> str:
-    """The folder, or the hub id, from which vLLM reads a model.
-
-    Raises:
-        CommandError: it is put together when it is loaded, so there is no such folder.
-    """
+def check_in_one_folder(name: str) -> None:
+    """Raise `CommandError` for a model that is put together when it is loaded, where vLLM wants the folder of one."""
     if REFERENCES.get(name) == SMOLLM2 or is_run(name):
         raise CommandError(
             f"{name} is put together when it is loaded, and vLLM reads a model from a folder. In Python, model, processor = "
             f"foveate_reference.load({REFERENCES.get(name, name)!r}), then save_pretrained('folder') of both writes one"
         )
-    return str(needs.reference().PATHS[REFERENCES[name]]) if name in REFERENCES else name
 
 
 def _check_config(path: Path) -> None:

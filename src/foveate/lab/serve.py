@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.errors import ConfigError, FoveateError, ours_in, shown
 from foveate.lab import needs
-from foveate.lab.checks import engine_folder
+from foveate.lab.checks import REFERENCES, check_in_one_folder
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
@@ -40,7 +40,8 @@ def words(
         raise CommandError(
             f'{OPTION} has "foveate" already: leave that out, or use `vllm serve` and leave --method out'
         )
-    folder = engine_folder(model)
+    check_in_one_folder(model)
+    folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
     asked = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
     if profiles:
         asked["profiles"] = {name: "none" if each is None else each.to_dict() for name, each in profiles.items()}

@@ -13,7 +13,7 @@ from foveate.errors import InputError, first_line, ours_in
 from foveate.lab import needs
 from foveate.lab.asker import Answer
 from foveate.lab.chats import Chat
-from foveate.lab.checks import REFERENCES, engine_folder
+from foveate.lab.checks import REFERENCES
 from foveate.lab.loading import load_processor
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
@@ -83,7 +83,7 @@ def opened(model: str, method: Method, dtype: str, words: str) -> Iterator[Offli
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    folder = engine_folder(model)
+    folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
     options = {"dtype": "float32" if model in REFERENCES and dtype == "auto" else dtype, **_options(words)}
     processor = load_processor(model)
     try:

@@ -21,7 +21,7 @@ from foveate.lab.batch import engine
 from foveate.lab.batch.answering import Asked, ask
 from foveate.lab.batch.answers import Answers
 from foveate.lab.chats import Frames
-from foveate.lab.checks import check_answers, engine_folder
+from foveate.lab.checks import check_answers, check_in_one_folder
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
 from foveate.lab.records import Record
@@ -72,7 +72,7 @@ class Request:
         if vllm and isinstance(self.method, str):
             raise CommandError("--adapter has learned parts, which --engine vllm does not load: leave one of them out")
         if vllm:
-            engine_folder(self.model)
+            check_in_one_folder(self.model)
         for option, value, default in (("--device", self.device, "auto"), ("--attn", self.attn, None)):
             if vllm and value != default:
                 raise CommandError(f"{option} is of transformers: with --engine vllm, --engine-args says such things")
