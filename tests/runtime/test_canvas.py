@@ -13,6 +13,7 @@ import tiny_diffusion as tiny
 import torch
 import transformers
 from calls import close, counted
+from packaging.version import Version
 from probes.layer_skip import LayerSkip
 from probes.synthetic import EVERYTHING, PROBES, Recall
 from refusals import At, refused
@@ -34,6 +35,7 @@ ROWS: list[list[Any]] = [[3, (8, 8), 5], [2, (4, 12), 4, (8, 4), 7], [6]]
 ONE: list[list[Any]] = [[3, (8, 8), 25]]
 FULL, SLIDING = (1, 5), (0, 2, 3, 4)  # layers
 IMAGE = TOKEN_ID["<image>"]
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"  # as stock code calls it
 
 
 @cache
@@ -53,7 +55,11 @@ def padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def step(model: Any, cache: Any, words: Tensor, **more: Any) -> Any:
-    return model(cache=cache, decoder_input_ids=words, **more)
+    return model(**{CACHE: cache}, decoder_input_ids=words, **more)
+
+
+def cache_of(output: Any) -> Any:
+    return getattr(output, CACHE)
 
 
 # -- what the canvas sees -----------------------------------------------------------------------------------------------
@@ -97,10 +103,11 @@ def hidden_from(model: Any, gone: Tensor, layers: Sequence[int]) -> Iterator[Non
 
     def in_prompt(module: Any, args: Any, kwargs: Any) -> Any:
         others = gone & ~torch.eye(len(gone), dtype=torch.bool)  # (a row that sees nothing is NaN)
+        others = others[:, -kwargs["attention_mask"].shape[-1] :]
         return args, {**kwargs, "attention_mask": kwargs["attention_mask"].masked_fill(others, least)}
 
     def on_canvas(module: Any, args: Any, kwargs: Any) -> Any:
-        held = kwargs["cache"].layers[module.layer_idx].keys.shape[-2]
+        held = kwargs[CACHE].layers[module.layer_idx].keys.shape[-2]
         columns = torch.cat([gone[len(gone) - held :], gone.new_zeros(tiny.CANVAS)])
         mask = torch.zeros(1, 1, tiny.CANVAS, len(columns)).masked_fill(columns, least)
         return args, {**kwargs, "attention_mask": mask}
@@ -158,7 +165,7 @@ def test_renumbered_tokens_are_those_of_a_shorter_prompt() -> None:
         features = encoder.get_image_features(batch["pixel_values"], batch["image_position_ids"]).pooler_output
         embeds = encoder.get_input_embeddings()(ids)
         embeds[visual] = features
-        held = encoder(inputs_embeds=embeds[stays][None]).cache
+        held = cache_of(encoder(inputs_embeds=embeds[stays][None]))
         close(found, step(model, held, batch["decoder_input_ids"]).logits)
 
 
@@ -181,7 +188,7 @@ def slow(model: Any, batch: dict[str, Tensor], words: Sequence[Tensor]) -> list[
     visual = {layer: (batch["input_ids"][0] == IMAGE).nonzero().flatten() for layer in FULL}
     first = {**batch, "decoder_input_ids": words[0]}
     out = model(**first, output_attentions=True)
-    found, held, length = [out.logits], out.cache, batch["input_ids"].shape[1]
+    found, held, length = [out.logits], cache_of(out), batch["input_ids"].shape[1]
     place = torch.arange(length, length + tiny.CANVAS)[None]
     for number, each in enumerate(words[1:], 1):
         for layer in FULL if number in (2, 3) else ():
@@ -208,8 +215,8 @@ def test_a_site_of_the_cache_waits_for_its_step() -> None:
             out = model(**batch, decoder_input_ids=words[0])
             found, lengths = [out.logits], []
             for each in words[1:]:
-                found.append(step(model, out.cache, each).logits)
-                lengths.append(out.cache.layers[5].keys.shape[-2])
+                found.append(step(model, cache_of(out), each).logits)
+                lengths.append(cache_of(out).layers[5].keys.shape[-2])
             report = handle.report()
     for ours, plain in zip(found, expected, strict=True):
         close(ours, plain)
@@ -230,16 +237,16 @@ def test_a_later_turn_and_copies_of_rows_wait_for_their_step() -> None:
     for i, turn in enumerate((first, second)):
         turn["image_position_ids"] = both["image_position_ids"][i : i + 1]
     with torch.no_grad(), foveate.compress(model, Late()) as handle:
-        cache = model(input_ids=ids[:, :cut], **first, decoder_input_ids=words).cache
+        cache = cache_of(model(input_ids=ids[:, :cut], **first, decoder_input_ids=words))
         mask = torch.ones_like(ids)
-        model(input_ids=ids[:, cut:], attention_mask=mask, **second, cache=cache, decoder_input_ids=words)
+        step(model, cache, words, input_ids=ids[:, cut:], attention_mask=mask, **second)
         cache.batch_repeat_interleave(2)
         for number in range(3):
             step(model, cache, words.repeat(2, 1) + number)
         assert [visit.before for visit in handle.report().visits] == [(16, 8, 16, 8)] * 2 + [(8, 4, 8, 4)] * 2
         assert cache.layers[5].keys.shape[:3] == (2, 2, ids.shape[1] - 24 + 6)
     with torch.no_grad(), foveate.compress(model, Late()):
-        cache = model(input_ids=ids[:, :cut], **first, decoder_input_ids=words).cache
+        cache = cache_of(model(input_ids=ids[:, :cut], **first, decoder_input_ids=words))
         step(model, cache, words)
         cache.reorder_cache(torch.tensor([0]))
         with pytest.raises(
@@ -260,7 +267,7 @@ def test_generate_counts_the_steps_of_each_canvas() -> None:
     text = (batch["attention_mask"].bool() & (batch["input_ids"] != IMAGE)).sum(1).tolist()
     longest = max(n + left for n, left in zip(text, (4, 3 + 2, 0)))
     assert report.decode_steps == 8
-    assert out.cache.layers[5].keys.shape[-2] == longest + tiny.CANVAS
+    assert cache_of(out).layers[5].keys.shape[-2] == longest + tiny.CANVAS
     assert "cache 1, 5 at step 2 late: 72 -> 36" in " ".join(str(report).split())
 
 
@@ -271,7 +278,7 @@ def test_flops_are_those_counted(method: Method) -> None:
 
     def run() -> None:
         out = model(**batch, decoder_input_ids=first)
-        cache = out.cache
+        cache = cache_of(out)
         for _ in range(3):
             out = step(model, cache, first, self_conditioning_logits=out.logits)
 
@@ -296,7 +303,7 @@ def test_what_it_promises_is_what_the_report_counts() -> None:
             with torch.no_grad(), foveate.compress(model, method) as handle:
                 out = model(**batch)
                 for _ in range(7):
-                    step(model, out.cache, words)
+                    step(model, cache_of(out), words)
                 assert handle.report().shares["decode"] == pytest.approx(keep, abs=1 / 16)
     finally:
         model.generation_config.max_denoising_steps = None
