@@ -99,8 +99,8 @@ class IPCV(TowerParker):
             state["bags"] = neighbours.bags(away, kept, self.neighbours)
         change = (tokens.hidden - before[parked.keep]).float()
         moved = before[state["rest"]] + neighbours.bag_means(change, state["index"], state["bags"])
-        out = torch.empty_like(before).index_copy(0, parked.keep, tokens.hidden.to(before.dtype))
-        return out.index_copy(0, state["rest"], moved.to(before.dtype))
+        out = torch.empty_like(before).index_copy_(0, parked.keep, tokens.hidden.to(before.dtype))
+        return out.index_copy_(0, state["rest"], moved.to(before.dtype))
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         if site.action != "park":  # which looks for neighbours, once

@@ -138,8 +138,8 @@ class TowerFacts(Facts):
     def _note(self, block: int, hidden: Tensor) -> None:
         """One row of what a block puts out, its first patch."""
         first = self.family.tower.leading
-        if block >= 0 and not self._known:
-            self._mine.rows[block] = hidden[:1] if hidden.dim() == 2 else hidden[0, first : first + 1]
+        if block >= 0 and not self._known:  # cloned: a view would keep all rows of every block
+            self._mine.rows[block] = (hidden[:1] if hidden.dim() == 2 else hidden[0, first : first + 1]).clone()
 
     def at_output(self, call: TowerPass, args: Any, last: int, pools: bool) -> None:
         """Rows that the module which makes features is given; ``pools``: stock code has pooled them."""

@@ -73,7 +73,7 @@ def full_grid(call: TowerPass, rows: Any, extra: int = 0) -> Any:
         return torch.cat([rows[:, :extra], body.view(len(rows), -1, rows.shape[-1])], dim=1)
     assert call.now.cells is not None
     full = rows.new_full((units(call.full.grid), rows.shape[-1]), HOLE)
-    return full.index_copy(0, call.now.cells.to(rows.device), rows)
+    return full.index_copy_(0, call.now.cells.to(rows.device), rows)
 
 
 def by_image(hook: Callable[[Any, Any, Tensor], Tensor | None]) -> Callable[[Any, Any, Any], Any]:
@@ -221,7 +221,7 @@ def states_of(call: TowerPass, blocks: Iterable[int]) -> dict[int, Tensor]:
         x, tokens = layout.pick(call.seen.entered[block]), layout.tokens
         cell = starts(tokens.spans, x.device)[tokens.segment.to(x.device)] + tokens.index.to(x.device)
         cell = cell if call.now.cells is None else call.now.cells.to(x.device)[cell]
-        found[block] = x.new_zeros(units(call.full.grid), x.shape[-1]).index_copy(0, cell, x)
+        found[block] = x.new_zeros(units(call.full.grid), x.shape[-1]).index_copy_(0, cell, x)
     return found
 
 

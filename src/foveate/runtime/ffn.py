@@ -118,8 +118,8 @@ class Split:
         """Give the output of the module for its rows as that of all rows. (Experts may give their router's logits with it.)"""
         made: Tensor = output[0] if isinstance(output, tuple) else output
         rows = made.new_zeros(self.shape[:-1].numel(), made.shape[-1])
-        rows = rows.index_copy(0, self.whole.to(made.device), made.flatten(0, -2))
+        rows.index_copy_(0, self.whole.to(made.device), made.flatten(0, -2))
         if self.partly is not None and self.made is not None:
-            rows = rows.index_copy(0, self.partly.to(made.device), self.made.to(rows))
+            rows.index_copy_(0, self.partly.to(made.device), self.made.to(rows))
         joined = rows.view(*self.shape[:-1], -1)
         return (joined, *output[1:]) if isinstance(output, tuple) else joined

@@ -253,7 +253,7 @@ class Rows:
         if stays is not None:  # padding of ours goes to one extra row that is cut off again
             place = torch.where(stays, place, x.shape[0] * length)
         out = x.new_full((x.shape[0] * length + 1, x.shape[-1]), fill)
-        out = out.index_copy(0, place.flatten(), x.flatten(0, 1))
+        out.index_copy_(0, place.flatten(), x.flatten(0, 1))
         return out[:-1].view(x.shape[0], length, -1)
 
     def places(self, tokens: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Packed:
         """One row per token ``(N, C)`` back at its place among ``full`` rows, ``fill`` elsewhere."""
         if self.index is None:
             return x
-        return x.new_full((self.full, x.shape[-1]), fill).index_copy(0, self.index.to(x.device), x)
+        return x.new_full((self.full, x.shape[-1]), fill).index_copy_(0, self.index.to(x.device), x)
 
     def places(self, tokens: Tensor) -> Tensor:
         """``(K, 1)`` where the tokens ``tokens (K,)`` of a complete layout are in the full sequence."""

@@ -168,9 +168,9 @@ class Attending:
         parked = others(self.kept, len(whole))
         bias = None if layer.bias is None else layer.bias[width:]
         lent = nn.functional.linear(whole[parked], layer.weight[width:], bias)
-        lent = nn.functional.pad(lent.to(output.dtype), (width, 0))
-        out = output.new_empty(len(whole), output.shape[-1])
-        return out.index_copy(0, self.kept, output).index_copy(0, parked, lent)
+        out = output.new_zeros(len(whole), output.shape[-1]).index_copy_(0, self.kept, output)
+        out[:, width:].index_copy_(0, parked, lent.to(output.dtype))
+        return out
 
     # -- the kernel -------------------------------------------------------------------------------------------------
 
@@ -205,9 +205,9 @@ class Attending:
 def spread(x: Tensor, place: Tensor, n: int) -> Tensor:
     """``x (B, P, ...)`` at ``place (B, P)``, packed ``x (P, ...)`` at ``place (P,)``, among ``n`` rows, zeros elsewhere."""
     if place.dim() == 1:
-        return x.new_zeros(n, *x.shape[1:]).index_copy(0, place, x)
+        return x.new_zeros(n, *x.shape[1:]).index_copy_(0, place, x)
     flat = (place + torch.arange(len(place), device=place.device)[:, None] * n).flatten()
-    out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy(0, flat, x.flatten(0, 1))
+    out = x.new_zeros(len(place) * n, *x.shape[2:]).index_copy_(0, flat, x.flatten(0, 1))
     return out.view(len(place), n, *x.shape[2:])
 
 

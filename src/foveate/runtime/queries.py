@@ -52,7 +52,7 @@ class Queries:
     def back(self, x: Tensor) -> Tensor:
         """Return what was made of them, among ``(B, P, C)`` zeros."""
         batch = self.take.shape[0]
-        out = x.new_zeros(batch * self.width, x.shape[-1]).index_copy(0, self.place.to(x.device), x.flatten(0, -2))
+        out = x.new_zeros(batch * self.width, x.shape[-1]).index_copy_(0, self.place.to(x.device), x.flatten(0, -2))
         return out.view(batch, self.width, -1)
 
     def tell(self, reading: Reading) -> None:

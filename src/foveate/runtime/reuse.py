@@ -154,7 +154,7 @@ class ReuseHooks:
         place = call.memo.once(f"others {taken.rows}", (call.layout,), partial(_others, call, taken)).to(x.device)
         made = stock(rows.index_select(0, place), *args, **kwargs)
         full = made.new_zeros(len(rows), made.shape[-1])
-        return full.index_copy(0, place, made).view(*x.shape[:-1], -1)
+        return full.index_copy_(0, place, made).view(*x.shape[:-1], -1)
 
     def _note(self, call: DecoderPass, i: int) -> None:
         """Note a visit of the site, at which nothing leaves."""

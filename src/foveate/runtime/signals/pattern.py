@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.runtime.masks import rows_of
 
-_CHUNK = 1024  # queries per chunk of the column sum: bounds its memory to H * 1024 * K floats
+_HELD = 1 << 23  # attention weights that the column sum makes at once (32 MB; there are two of them for a moment)
 
 
 @dataclass(frozen=True)
@@ -59,36 +59,40 @@ def attention(query: Tensor, key: Tensor, mask: Any, how: Pattern, slots: Tensor
     slots = slots.to(query.device).clamp(min=0)
     q = query.gather(2, slots[:, None, :, None].expand(batch, heads, -1, width))
     q = q.view(batch, groups, heads // groups * slots.shape[1], width)
-    logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys) * how.scaling
+    logits = (q @ key.transpose(2, 3)).float().view(batch, heads, slots.shape[1], n_keys).mul_(how.scaling)
     logits = logits if how.cap is None else (logits / how.cap).tanh() * how.cap
     if how.causal and (n_queries > 1 or how.window is not None):
         behind = (slots + (n_keys - n_queries))[..., None] - torch.arange(n_keys, device=query.device)
         seen = behind >= 0 if how.window is None else (behind >= 0) & (behind < how.window)
-        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+        logits.masked_fill_(~seen[:, None], -torch.inf)
     if mask is None:
         pass
     elif not isinstance(mask, Tensor):
-        logits = logits.masked_fill(~rows_of(mask, slots), -torch.inf)
+        logits.masked_fill_(~rows_of(mask, slots), -torch.inf)
     elif mask.dim() == 2:
-        logits = logits.masked_fill(~mask.bool()[:, None, None, -n_keys:], -torch.inf)
+        logits.masked_fill_(~mask.bool()[:, None, None, -n_keys:], -torch.inf)
     else:
         rows = mask[..., :n_keys].expand(batch, -1, -1, -1)
         if rows.shape[2] > 1:
             rows = rows.gather(2, slots[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3]))
-        logits = logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
+        logits = logits.masked_fill_(~rows, -torch.inf) if rows.dtype == torch.bool else logits.add_(rows.float())
     # A query that sees nothing (padding of ours) pays no attention, rather than NaN, of which gradients would be NaN, too.
     blind = logits.isneginf().all(-1, keepdim=True)
-    paid = logits.masked_fill(blind, 0.0).softmax(-1).nan_to_num()
-    return paid.masked_fill(blind | missing[:, None, :, None], 0.0)
+    paid = logits.masked_fill_(blind, 0.0).softmax(-1)
+    nothing = blind | missing[:, None, :, None]
+    if paid.requires_grad:  # its backward needs it as it is
+        return paid.nan_to_num().masked_fill(nothing, 0.0)
+    return paid.nan_to_num_().masked_fill_(nothing, 0.0)
 
 
 def received(query: Tensor, key: Tensor, mask: Any, how: Pattern, valid: Tensor | None) -> Tensor:
     """Mean over heads and (valid) queries of the attention that each key receives: ``(B, K)`` fp32."""
-    batch, _, n_queries, _ = query.shape
+    batch, heads, n_queries, _ = query.shape
     total = torch.zeros(batch, key.shape[2], device=query.device)
     weight = torch.ones(batch, n_queries, device=query.device) if valid is None else valid.float()
-    for start in range(0, n_queries, _CHUNK):
-        slots = torch.arange(start, min(start + _CHUNK, n_queries), device=query.device).expand(batch, -1)
+    step = max(1, _HELD // max(1, batch * heads * key.shape[2]))
+    for start in range(0, n_queries, step):
+        slots = torch.arange(start, min(start + step, n_queries), device=query.device).expand(batch, -1)
         rows = attention(query, key, mask, how, slots).mean(1)  # (B, R, K)
-        total += (rows * weight[:, start : start + _CHUNK, None]).sum(1)
+        total += (rows * weight[:, start : start + step, None]).sum(1)
     return total / weight.sum(1, keepdim=True).clamp(min=1)
