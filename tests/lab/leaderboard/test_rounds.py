@@ -30,7 +30,7 @@ def _small_and_loaded_once() -> Iterator[None]:
     if not (reference.PATHS["qwen2_5_vl"] / "model.safetensors").is_file():
         pytest.skip("the weights of the reference model are missing")
     asker = protocol.load_subject("reference")
-    tiny = shapes.Shape(lambda: shapes.qwen2_5_small(64, 3, tower=64, blocks=4), "tests")
+    tiny = shapes.Shape(lambda: shapes.qwen2_5_small(128, 6, tower=64, blocks=2), "tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "load_subject", lambda name, adapter=None: asker)
         patch.setitem(shapes.SHAPES, "small-qwen2.5-vl", tiny)
@@ -43,13 +43,13 @@ def _small_and_loaded_once() -> Iterator[None]:
 def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
     return Board(
         tmp_path_factory.mktemp("board") / "out",
-        methods=("divprune", "qcache"),
+        methods=("divprune", "ipcv"),
         flops=(0.8,),
         kv=(0.5,),
         tasks=("color", "count"),
         per_task=2,
         best=1,
-        tokens=16,
+        tokens=64,
         repeats=1,
     )
 
@@ -69,7 +69,7 @@ def answers(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_rows(found: Leaderboard, request_: Board) -> None:
     assert {label for label, by, _ in found.rows if by == "flops"} >= {"divprune", "oracle", *CONTROLS}
     assert {label for label, by, _ in found.rows if by is None} == {"dense", "blind", "antioracle"}
-    assert found.missed["qcache", "kv", 0.5].closest == pytest.approx(1.0)
+    assert found.missed["ipcv", "kv", 0.5].closest == pytest.approx(1.0)
     assert list(found.groups) == ["attribute", "counting"]
     assert read(request_.out).to_dict() == found.to_dict()
     for row in found.rows.values():
@@ -77,10 +77,12 @@ def test_rows(found: Leaderboard, request_: Board) -> None:
         assert row.seeds == ((0, 1) if again and row.by else (0,)) or row.by is None
         assert row.whole.accuracy.n == 4 * len(row.seeds) or row.label == "antioracle"
         parts = [each.accuracy.value for each in row.groups.values()]
-        assert row.whole.accuracy.value == pytest.approx(sum(parts) / 2), "the mean over tasks, one in each group"
+        assert row.whole.accuracy.value == pytest.approx(sum(parts) / len(parts)), (
+            "the mean over tasks, one in each group"
+        )
         if row.budget is not None:
             spent = {"flops": row.spent.flops, "kv": row.spent.kv}[row.by]
-            assert spent == pytest.approx(row.budget, abs=0.03)
+            assert spent == pytest.approx(row.budget, abs=0.05)
     kinds = {label: row.kind for (label, _, _), row in found.rows.items()}
     assert (kinds["divprune"].acts, kinds["divprune"].attention) == (("lm_entry",), False)
     assert {kinds[name].role for name in CONTROLS} == {"control"}
@@ -119,13 +121,14 @@ def test_another_method_is_asked_alone(found: Leaderboard, request_: Board, monk
         rounds.Timer, "__call__", lambda self, rows, tell: timed.append(rows[0].label) or original(self, rows, tell)
     )
     added = rounds.measure(replace(request_, methods=("vtw",), best=2), silent).to_dict()
-    assert {name: content for name, content in answers(request_.out).items() if name in there} == there
-    assert set(answers(request_.out)) - set(there) == {
-        name for name in answers(request_.out) if name.startswith(("vtw-", "qcache-")) and name not in there
-    }
-    old = [row for row in added["rows"] if row["label"] not in ("vtw", "qcache")]
-    assert old == [row for row in before["rows"] if row["label"] != "qcache"]
-    assert set(timed) <= {"vtw", "qcache"}
+    now = answers(request_.out)
+    assert {name: now[name] for name in there} == there
+    new = {name.partition("-")[0] for name in set(now) - set(there)}
+    assert "vtw" in new
+    assert new <= {"vtw", "ipcv"}
+    old = [row for row in added["rows"] if row["label"] not in ("vtw", "ipcv")]
+    assert old == [row for row in before["rows"] if row["label"] != "ipcv"]
+    assert set(timed) <= {"vtw", "ipcv"}
     timed.clear()
     again = rounds.measure(replace(request_, methods=("vtw",), best=2), silent)
     assert again.to_dict() == added

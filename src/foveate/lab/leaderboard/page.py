@@ -277,8 +277,8 @@ def _difference(share: Share) -> Cell:
 def _group(compared: Compared) -> Cell:
     """The accuracy; below it the interval, and the difference to the stock model with its own."""
     accuracy, against = compared.accuracy, compared.difference
-    small = f"{_interval(accuracy, '{:.0f}')}; {100 * against.value:+.0f} ({_interval(against, '{:+.0f}')})"
-    return Cell(f"{100 * accuracy.value:.0f}", small, accuracy.value)
+    within, difference = _interval(accuracy, "{:.0f}"), _interval(against, "{:+.0f}")
+    return Cell(f"{100 * accuracy.value:.0f}", f"{within}; {100 * against.value:+.0f} ({difference})", accuracy.value)
 
 
 def _interval(share: Share, form: str) -> str:
