@@ -51,6 +51,7 @@ def measure(request: Board, tell: Tell) -> Leaderboard:
     board = _there(request)
     for ask in first:
         board = _asked(ask, board, request, tell)
+    assert board is not None  # there is a budget
     board.notes = board.notes if request.methods or request.described else notes
     for adapter in request.adapters:
         for ask in _trained(request, adapter):
@@ -262,4 +263,4 @@ def _time(request: Board, board: Leaderboard, tell: Tell) -> None:
             if row.by is not None and row.budget is not None:
                 board.rows[row.key] = replace(row, speed=speeds.get((row.by, row.budget)))
         board.write(request.out)
-    board.notes = (*board.notes, *notes)
+    board.notes = tuple(dict.fromkeys((*board.notes, *notes)))
