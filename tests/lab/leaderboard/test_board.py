@@ -42,7 +42,7 @@ def test_what_is_there_already() -> None:
     assert board.rows[old.key].seeds == (0, 1)
     board.add([replace(more, method={"method": "fastv", "keep": 0.1})], [])
     assert board.rows[old.key].speed is None
-    board.add([], [Missed(*old.key, 0.9)])
+    board.add([], [Missed("fastv", "flops", 0.65, 0.9)])
     assert old.key not in board.rows
     board.add([old], [])
     assert old.key not in board.missed

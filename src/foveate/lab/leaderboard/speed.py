@@ -17,7 +17,6 @@ from foveate.lab.bench.result import DENSE
 from foveate.lab.bench.summary import compare, spread
 from foveate.lab.bench.workload import Shaped
 from foveate.lab.evaluation.results import Spent
-from foveate.lab.evaluation.runner import Tell
 from foveate.lab.evaluation.store import file_stem
 from foveate.lab.leaderboard.board import Row, Speed
 from foveate.lab.leaderboard.request import Board
@@ -35,7 +34,7 @@ class Timer:
         self._request = request
         self._strides: dict[Budget, Method | None] = {}
 
-    def __call__(self, rows: list[Row], tell: Tell) -> dict[Budget, Speed]:
+    def __call__(self, rows: list[Row]) -> dict[Budget, Speed]:
         """Time one method at the budgets of its rows; without those that the shape cannot be set to.
 
         Raises:
@@ -62,7 +61,7 @@ class Timer:
             overwrite=True,  # what was timed before is in the rows
         )
         request.out.parent.mkdir(exist_ok=True)
-        found = sweep.run(request, tell)
+        found = sweep.run(request, lambda what, done: None)
         [case] = found.cases
         speeds = {}
         for budget, (each, stride) in pairs.items():

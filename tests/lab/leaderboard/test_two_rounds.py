@@ -15,10 +15,11 @@ from foveate.lab.evaluation.request import Reference
 from foveate.lab.leaderboard import rounds
 from foveate.lab.leaderboard.board import Leaderboard, read
 from foveate.lab.leaderboard.request import Board
+from foveate.lab.leaderboard.speed import Timer
 from foveate.lab.terminal import CommandError
 from foveate.lab.typed import request as understood
 
-CONTROLS = ("random", "stride", "downsample")
+CONTROLS = ("random", "stride")
 
 
 def silent(what: str, done: float) -> None:
@@ -33,6 +34,8 @@ def _small_and_loaded_once() -> Iterator[None]:
     tiny = shapes.Shape(lambda: shapes.qwen2_5_small(128, 6, tower=64, blocks=2), "tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "load_subject", lambda name, adapter=None: asker)
+        patch.setattr(rounds, "CONTROLS", CONTROLS)
+        patch.setattr(rounds, "BESIDE", ("blind", "oracle", *CONTROLS))
         patch.setitem(shapes.SHAPES, "small-qwen2.5-vl", tiny)
         shapes.skeleton.cache_clear()
         yield
@@ -58,7 +61,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
 def found(request_: Board) -> Leaderboard:
     guessed = rounds.plan(request_, silent)
     assert guessed.lines[-1].entry == "second round"
-    assert guessed.lines[-1].left == (1 + 5) * 2 * 4
+    assert guessed.lines[-1].left == (1 + 4) * 2 * 4
     return rounds.measure(request_, silent)
 
 
@@ -116,10 +119,8 @@ def test_another_method_is_asked_alone(found: Leaderboard, request_: Board, monk
     """Other rows stay, answers and times, too; and a run that goes on asks and times nothing again."""
     before, there = found.to_dict(), answers(request_.out)
     timed: list[str] = []
-    original = rounds.Timer.__call__
-    monkeypatch.setattr(
-        rounds.Timer, "__call__", lambda self, rows, tell: timed.append(rows[0].label) or original(self, rows, tell)
-    )
+    original = Timer.__call__
+    monkeypatch.setattr(Timer, "__call__", lambda self, rows: timed.append(rows[0].label) or original(self, rows))
     added = rounds.measure(replace(request_, methods=("vtw",), best=2), silent).to_dict()
     now = answers(request_.out)
     assert {name: now[name] for name in there} == there
