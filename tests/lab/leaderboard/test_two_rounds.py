@@ -19,7 +19,7 @@ from foveate.lab.leaderboard.speed import Timer
 from foveate.lab.terminal import CommandError
 from foveate.lab.typed import request as understood
 
-CONTROLS = ("random", "stride")
+CONTROLS = ("stride",)
 
 
 def silent(what: str, done: float) -> None:
@@ -61,7 +61,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
 def found(request_: Board) -> Leaderboard:
     guessed = rounds.plan(request_, silent)
     assert guessed.lines[-1].entry == "second round"
-    assert guessed.lines[-1].left == (1 + 4) * 2 * 4
+    assert guessed.lines[-1].left == (1 + 3) * 2 * 4
     return rounds.measure(request_, silent)
 
 
