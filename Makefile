@@ -5,7 +5,7 @@
 #                       families; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-method NAME=fastv  the tests of one method: its own file, and what is asked of every method
 #   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
-#   make test-browser   the tests of `foveate report` in a real Chromium; installs Debian's where it may
+#   make test-browser   the pages of `foveate report` and `leaderboard` in a real Chromium; installs Debian's where it may
 #   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
@@ -28,6 +28,9 @@ PYTHON ?= python3
 TESTS ?= tests
 PYTEST_ARGS ?= -n 2
 
+# What opens pages.
+BROWSER = tests/lab/report/test_browser.py tests/lab/leaderboard/test_board_in_browser.py
+
 # What has to do with transformers.
 OLDEST ?= $(addprefix tests/,answers methods runtime training lab/cli/test_cli_run.py) $(filter-out \
 	$(patsubst %,tests/test_%.py,ci house methods plugins readme scale),$(wildcard tests/test_*.py))
@@ -47,7 +50,7 @@ test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix
 test-nightly: PYTEST_ARGS += --part $(shell date +%u)/7
 test test-matrix test-nightly: .venv/.stamp
-	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples --ignore tests/lab/report/test_browser.py
+	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples $(BROWSER:%=--ignore %)
 
 test-method: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) --method $(or $(NAME),$(error say NAME=..., as in NAME=fastv)) tests/methods tests/test_*.py
@@ -56,7 +59,7 @@ test-browser: export OMP_NUM_THREADS = 1
 test-browser: .venv/.stamp
 	command -v chromium || { test "$$(id -u)" = 0 && apt-get update && apt-get install --yes --no-install-recommends chromium; } \
 		|| { echo "There is no chromium: install it, on Debian and Ubuntu by 'sudo apt-get install chromium'."; exit 1; }
-	FOVEATE_BROWSER=required .venv/bin/python -m pytest tests/lab/report/test_browser.py
+	FOVEATE_BROWSER=required .venv/bin/python -m pytest $(BROWSER)
 
 lint: .venv/.stamp
 	.venv/bin/ruff check .

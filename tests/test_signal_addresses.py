@@ -14,7 +14,7 @@ from foveate import Site
 from foveate.errors import ConfigError, UnknownNameError, UnsupportedSiteError
 from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.signals.kind import KINDS
-from foveate.signal import KNOWN_BEFORE, Signal, kinds
+from foveate.signal import KNOWN_BEFORE, OF_ATTENTION, Signal, kinds
 
 
 def test_a_name_is_short_for_a_signal() -> None:
@@ -101,3 +101,7 @@ def test_rotary_tables_of_renumbered_positions_are_not_known_yet() -> None:
 
 def test_it_is_said_of_every_kind_whether_a_layer_has_to_run_first() -> None:
     assert {name for name, kind in KINDS.items() if kind.known_before(Signal(name))} == KNOWN_BEFORE
+
+
+def test_which_are_attention_weights() -> None:
+    assert {name for name, kind in KINDS.items() if (kind.__doc__ or "").startswith("Attention ")} == OF_ATTENTION

@@ -25,6 +25,10 @@ KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "patches", "rope", 
 #: asks each kind.)
 OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "residual", "rope", "values"})
 
+#: Kinds that are attention weights, which a fused kernel does not give: whoever asks pays for them. (A test compares this with
+#: what each kind says of itself.)
+OF_ATTENTION = frozenset({"cls_row", "last_row", "next_row", "next_rows", "received", "text_rows"})
+
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
 _OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: are they known before any layer has run?
 

@@ -92,14 +92,11 @@ def check_images_and_prompts(images: Sequence[Path], prompts: Sequence[str]) -> 
         )
 
 
-def check_budgets(budgets: Sequence[float], by: str, positions: str | None) -> None:
-    """Raise `CommandError` for budgets, or a policy for positions, that no method can be set to."""
-    check_choice("by", by, COUNTED)
-    if positions is not None:
-        check_choice("positions", positions, ("keep", "renumber"))
+def check_budgets(budgets: Sequence[float], option: str = "budget") -> None:
+    """Raise `CommandError` for budgets that no method can be set to."""
     for budget in budgets:
         if not 0 < budget <= 1:
-            raise CommandError(f"--budget {budget}: give a share of what the stock model spends, above 0 and up to 1")
+            raise CommandError(f"--{option} {budget}: give a share of what the stock model spends, above 0 and up to 1")
 
 
 def check_asked_or_data(

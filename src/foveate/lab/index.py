@@ -43,8 +43,7 @@ def families() -> list[Facts] | None:
 
 def options(facts: Facts) -> type:
     """A dataclass with the name and the options of a method, to check values with."""
-    fields = [(name, hint(option["type"]), None) for name, option in facts["options"].items()]
-    return make_dataclass(facts["class"], fields)
+    return _checking(facts["class"], tuple((name, option["type"]) for name, option in facts["options"].items()))
 
 
 def hint(text: str) -> Any:
@@ -73,6 +72,12 @@ def write(describe: Callable[[str, str], list[Facts]]) -> str:
         for folder in ("methods", "models")
     }
     return json.dumps(index, indent=1, ensure_ascii=False) + "\n"
+
+
+@cache
+def _checking(name: str, options: tuple[tuple[str, str], ...]) -> type:
+    """The same class for the same words: whoever checks many methods asks for all of them each time."""
+    return make_dataclass(name, [(option, hint(text), None) for option, text in options])
 
 
 @cache

@@ -53,6 +53,7 @@ WRITE = (
     "eval reference",
     "eval tasks",
     "eval fidelity",
+    "leaderboard",
     "train reference",
     *(f"train {name}" for name in trainable()),
 )

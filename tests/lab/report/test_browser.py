@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import browsers
 import pytest
+from browsers import DESKTOP, PHONE
 from pages import METHODS, NASTY
 from PIL import Image
 
@@ -20,19 +19,8 @@ from foveate.lab.report.bench import of_bench
 from foveate.lab.story import Content
 from foveate.lab.story.view import Frame
 
-sync_api: Any = None
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-REQUIRED = os.environ.get("FOVEATE_BROWSER") == "required"
-with suppress(ImportError):
-    from playwright import sync_api
-if not REQUIRED:
-    if sync_api is None:
-        pytest.skip("playwright is missing: pip install playwright, or make test-browser", allow_module_level=True)
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium, or make test-browser", allow_module_level=True)
+browsers.skip_without()
 
-PHONE = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
-DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 SHARE = {"label": "share", "percent": True}
 BENCH = {
     "plots": [
@@ -60,10 +48,8 @@ BENCH = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsers.running() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from .data import SEEDS, Sample, samples, to_dataset
 from .drawing import Object, Picture
 from .model import ARCHITECTURES, MODELS, PATHS, load, load_processor
 from .scenes import Question, ask, make_scene, split_seed
-from .vocabulary import ANSWERS, CORE, STANDS_FOR, TASKS
+from .vocabulary import ANSWERS, CORE, GROUPS, STANDS_FOR, TASKS
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "ANSWERS",
     "ARCHITECTURES",
     "CORE",
+    "GROUPS",
     "MODELS",
     "PATHS",
     "SEEDS",

@@ -85,6 +85,16 @@ STANDS_FOR = {
 }
 """The public benchmark whose role a task plays here."""
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "attribute": ("color", "shape", "texture", "exist", "absent", "odd"),
+    "counting": ("count",),
+    "text": ("read", "digit", "word"),
+    "documents": ("chart", "table", "document"),
+    "grounding": ("where", "side", "height", "cell", "pair"),
+    "video": ("move", "appear"),
+}
+"""Tasks that ask for the same ability; each task is in one group."""
+
 _QUESTION_WORDS = (
     *("of", "is", "in", "background", "?", "one", "see", "any", "tallest", "shortest", "bar", "value", "image", "with"),
     *("above", "below"),

@@ -19,7 +19,7 @@ from foveate.lab.cli import asking, listing, measuring, training
 from foveate.lab.cli.once import Once
 
 #: Commands that go on where they were stopped.
-GOING_ON = ("eval", "tune", "bench", "train")
+GOING_ON = ("eval", "leaderboard", "tune", "bench", "train")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -107,6 +107,14 @@ _add(
     "fidelity",
     measuring.fidelity,
     "foveate eval fidelity -m Qwen/Qwen2.5-VL-3B-Instruct -d questions.jsonl -M luvc --budget 0.5",
+)
+_add(
+    app,
+    "leaderboard",
+    measuring.leaderboard,
+    "foveate leaderboard -m reference-llava -o llava --plan",
+    "foveate leaderboard -m reference-llava -o llava -M fastv --option layer=4",
+    "foveate leaderboard --from llava --from qwen -o both",
 )
 _add(
     app,

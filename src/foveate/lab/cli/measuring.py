@@ -1,4 +1,4 @@
-"""Commands that compare methods with the stock model: ``eval``, ``bench`` and ``tune``."""
+"""Commands that compare methods with the stock model: ``eval``, ``leaderboard``, ``bench`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from foveate.lab import checks, terminal, words
 from foveate.lab.evaluation.request import Fidelity, Reference, Tasks, Tune
+from foveate.lab.leaderboard.request import Board
 from foveate.lab.typed import (
     MACHINE,
     METHODS,
@@ -29,6 +30,7 @@ from foveate.lab.typed import (
     with_options_of,
 )
 
+Q = TypeVar("Q", Reference, Board)
 R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
 
 
@@ -41,15 +43,33 @@ def reference(request: Reference, json: bool) -> None:
     if not request.plan:
         _measured(face.evaluate, request, json)
         return
-    terminal.quiet_libraries()
-    with terminal.Bar() as bar:
-        found = face.plan(request, bar.tell)
-    if json:
-        terminal.emit(found.to_dict())
+    _planned(face.plan, request, json)
+
+
+@with_options_of(Board)
+def leaderboard(request: Board, json: bool) -> None:
+    """All methods at equal measured cost, on the reference benchmark, in two rounds; and a page that ranks them."""
+    request.check()
+    from foveate.lab.evaluation.store import JSON
+    from foveate.lab.leaderboard import board, page, rounds
+
+    if request.plan:
+        _planned(rounds.plan, request, json)
         return
-    for line in terminal.aligned(found.table()):
-        terminal.out.print(line, markup=False, soft_wrap=True)
-    terminal.out.print(str(found), markup=False, soft_wrap=True)
+    written = []
+    if request.source:
+        boards = list(map(board.read, request.source))
+        board.check_together(boards)
+    else:
+        terminal.quiet_libraries()
+        with terminal.Bar() as bar:
+            boards = [rounds.measure(request, bar.tell)]
+        written = [request.out / JSON]
+    written.append(page.write(boards, request.out))
+    if json:
+        terminal.emit([each.to_dict() for each in boards])
+    else:
+        page.show(boards, written, terminal.out)
 
 
 @with_options_of(Tasks)
@@ -204,6 +224,19 @@ def bench(
         terminal.emit(found.to_dict())
     else:
         show.show(found, written, terminal.out)
+
+
+def _planned(plan: Callable[[Q, Callable[[str, float], None]], Any], request: Q, json: bool) -> None:
+    """Say what would be asked, and how long it takes."""
+    terminal.quiet_libraries()
+    with terminal.Bar() as bar:
+        found = plan(request, bar.tell)
+    if json:
+        terminal.emit(found.to_dict())
+        return
+    for line in terminal.aligned(found.table()):
+        terminal.out.print(line, markup=False, soft_wrap=True)
+    terminal.out.print(str(found), markup=False, soft_wrap=True)
 
 
 def _measured(evaluate: Callable[[R, Callable[[str, float], None]], Any], request: R, json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,28 @@ from foveate.lab.evaluation.request import Reference
 from foveate.lab.terminal import CommandError
 
 CONTROLS = ("random", "stride", "downsample")
+#: What is asked beside the best methods.
+BESIDE = (BLIND, ORACLE, *CONTROLS)
 
 
 def with_best(request: Reference) -> Reference:
     """The request with the methods that it takes from an earlier run, and the controls that any method must beat."""
     if request.best_of is None:
         return request
-    rows, controls = _rows(request.best_of), (BLIND, ORACLE, *CONTROLS)
+    described = (*request.described, *map(json.dumps, best_of(_rows(request.best_of), request.best)))
+    return replace(request, methods=tuple(dict.fromkeys((*request.methods, *BESIDE))), described=described)
+
+
+def best_of(rows: Iterable[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The methods that are most accurate over all budgets, as plain data; one that could not be spent counts as nothing."""
     accuracy: dict[str, float] = defaultdict(float)
     methods: dict[str, Any] = {}
     for row in rows:
         name = (row["method"] or {}).get("method")
-        if row["budget"] is not None and name not in controls:
-            # A budget that a method could not spend counts as nothing.
+        if row["budget"] is not None and name not in BESIDE:
             accuracy[row["label"]] += row["accuracy"]["value"]
             methods[row["label"]] = row["method"]
-    best = sorted(accuracy, key=lambda label: -accuracy[label])[: request.best]
-    described = (*request.described, *(json.dumps(methods[label]) for label in best))
-    return replace(request, methods=tuple(dict.fromkeys((*request.methods, *controls))), described=described)
+    return [methods[label] for label in sorted(accuracy, key=lambda label: -accuracy[label])[:count]]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ def contenders(
     elif isinstance(request, Tasks):
         raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
     else:
-        shipped, notes = _shipped(asker, words)
-        found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *shipped]
+        fit, notes = shipped(asker, words)
+        found = [*(bound for bound in BOUNDS.values() if bound is not None and bounds), *fit]
     labelled: dict[str, Method | None] = {DENSE: None}
     if bounds and (BLIND in names or not (names or described)):
         labelled[BLIND] = None
@@ -165,8 +165,8 @@ def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
     return [BOUNDS.get(name) or method_from_words(name, None, own[name], None) for name in names]
 
 
-def _shipped(asker: Asker, words: int) -> tuple[list[Method], list[str]]:
-    """Every method that fits the model, with its defaults; and why the others do not."""
+def shipped(asker: Asker, words: int) -> tuple[list[Method], list[str]]:
+    """Every method of the registry that fits the model, with its defaults; and why the others do not."""
     found, notes = [], []
     for name, cls in list_methods().items():
         try:

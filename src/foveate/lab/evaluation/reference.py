@@ -47,25 +47,25 @@ def evaluate(request: Reference, tell: Tell) -> Evaluation:
     Raises:
         FoveateError: something in the request is wrong; nothing has been measured then.
     """
-    with _threads(request):
-        run = Run.begin(request, tell)
+    with running(request, tell) as run:
         return run.through(tell)
 
 
 def plan(request: Reference, tell: Tell) -> Forecast:
     """What would be asked, and how long it takes here; what methods spend is kept for the run itself."""
-    with _threads(request):
-        return Run.begin(request, tell).forecast(tell)
+    with running(request, tell) as run:
+        return run.forecast(tell)
 
 
 @contextmanager
-def _threads(request: Reference) -> Iterator[None]:
+def running(request: Reference, tell: Tell) -> Iterator[Run]:
+    """A run that has begun, on as many threads as its models can use."""
     request.check()
     check_questions(request)
     threads = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, threads))
     try:
-        yield
+        yield Run.begin(request, tell)
     finally:
         torch.set_num_threads(threads)
 
@@ -144,6 +144,13 @@ class Run:
 
     def through(self, tell: Tell) -> Evaluation:
         """Ask what has not been asked yet, and add up."""
+        questions, known = self.answered(tell)
+        tell("adding up", 1.0)
+        lines = tuple(rows(self.entries, questions, known))
+        return Evaluation(self.request, self.asker.name, self.identity, lines, tuple(self.missed), tuple(self.notes))
+
+    def answered(self, tell: Tell) -> tuple[dict[Key, Question], dict[Entry, dict[Key, Record]]]:
+        """Ask what has not been asked yet: the questions, and what each entry has answered to them."""
         request, asker = self.request, self.asker
         if asker.speech.english:
             note(str(self.forecast(tell)))
@@ -160,9 +167,7 @@ class Run:
             questions |= {(seed, prompt.id): Question.of(prompt) for prompt in prompts}
             for entry, store in stores.items():
                 known[entry] |= {(seed, prompt.id): store.records[prompt.id] for prompt in prompts}
-        tell("adding up", 1.0)
-        lines = tuple(rows(self.entries, questions, known))
-        return Evaluation(request, asker.name, self.identity, lines, tuple(self.missed), tuple(self.notes))
+        return questions, known
 
 
 def _share(costs: Costs, method: Method) -> float:

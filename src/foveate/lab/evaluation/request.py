@@ -47,6 +47,26 @@ By: TypeAlias = Annotated[
         autocompletion=among(*checks.COUNTED),
     ),
 ]
+OptionsOfMethods: TypeAlias = Annotated[
+    tuple[str, ...],
+    Option(
+        "--option",
+        help="name=value, repeatable; method.name=value where there are several.",
+        rich_help_panel=METHODS,
+    ),
+]
+MethodsAsJson: TypeAlias = Annotated[
+    tuple[str, ...],
+    Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
+]
+TasksOfBenchmark: TypeAlias = Annotated[
+    tuple[str, ...],
+    Option("--task", "-t", help="Of the benchmark; repeatable.", show_default="all", rich_help_panel=QUESTIONS),
+]
+Plan: TypeAlias = Annotated[
+    bool,
+    Option("--plan", help="Say what would be asked and how long it takes; ask no more.", rich_help_panel=OUTPUT),
+]
 
 
 @dataclass(frozen=True)
@@ -67,18 +87,8 @@ class Contest:
             autocompletion=complete_method,
         ),
     ] = ()
-    options: Annotated[
-        tuple[str, ...],
-        Option(
-            "--option",
-            help="name=value, repeatable; method.name=value where there are several.",
-            rich_help_panel=METHODS,
-        ),
-    ] = ()
-    described: Annotated[
-        tuple[str, ...],
-        Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
-    ] = ()
+    options: OptionsOfMethods = ()
+    described: MethodsAsJson = ()
     budgets: Annotated[
         tuple[float, ...],
         Option(
@@ -100,7 +110,10 @@ class Contest:
         """Raise a `FoveateError` for what is wrong with the words alone: nobody should wait for torch to hear it."""
         words.check_many(self.methods, self.options, self.described, checks.BOUNDS)
         outputs.check_folder("out", self.out)
-        checks.check_budgets(self.budgets, self.by, self.positions)
+        checks.check_choice("by", self.by, checks.COUNTED)
+        if self.positions is not None:
+            checks.check_choice("positions", self.positions, ("keep", "renumber"))
+        checks.check_budgets(self.budgets)
         check_once(budget=self.budgets, method=self.methods, option=self.options)
         if self.as_is and self.budgets:
             raise CommandError(
@@ -115,10 +128,7 @@ class Contest:
 class Questions:
     """Which questions of the reference benchmark are asked."""
 
-    tasks: Annotated[
-        tuple[str, ...],
-        Option("--task", "-t", help="Of the benchmark; repeatable.", show_default="all", rich_help_panel=QUESTIONS),
-    ] = ()
+    tasks: TasksOfBenchmark = ()
     per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
     seeds: Annotated[
         tuple[int, ...], Option("--seed", help="Other questions; repeatable.", rich_help_panel=QUESTIONS)
@@ -209,10 +219,7 @@ class Reference(Questions, Contest):
         ),
     ] = None
     best: Annotated[int, Option("--best", help="With --best-of: how many methods.", rich_help_panel=METHODS)] = 8
-    plan: Annotated[
-        bool,
-        Option("--plan", help="Say what would be asked and how long it takes; ask no more.", rich_help_panel=OUTPUT),
-    ] = False
+    plan: Plan = False
 
     def check(self) -> None:
         Contest.check(self)

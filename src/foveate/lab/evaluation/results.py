@@ -228,22 +228,21 @@ def rows(
     """Results in the order of the entries, the stock model first; without those that have no question to be counted by."""
     found = []
     for entry in entries:
-        needs_evidence = entry.method is not None and entry.method.name() == "antioracle"
-        keys = [key for key, question in questions.items() if question.has_evidence or not needs_evidence]
+        keys = counted(entry, questions)
         if not keys:
             continue
         asked = [questions[key] for key in keys]
         tasks = [question.task for question in asked]
-        mine, stock = (_right_or_wrong(answers[each], keys) for each in (entry, entries[0]))
+        mine, stock = (right_or_wrong(answers[each], keys) for each in (entry, entries[0]))
         downsample = control(entry, entries)
-        small = None if downsample is None else _right_or_wrong(answers[downsample], keys)
+        small = None if downsample is None else right_or_wrong(answers[downsample], keys)
         row = Row(
             **of_entry(entry),
             **compared(tasks, mine, stock),
             group_a=hard(mine, stock, small),
             group_b=easy(mine, small),
             spent=Spent.over(answers[entry][key].cost for key in keys),
-            questions="with evidence" if needs_evidence else "all",
+            questions="with evidence" if _needs_evidence(entry) else "all",
             chance=statistics.chance(tasks, [q.truth for q in asked], [q.choices for q in asked]),
             tasks=statistics.by_task(tasks, mine > 0),
             seeds=_by_seed([seed for seed, _ in keys], tasks, mine),
@@ -252,8 +251,18 @@ def rows(
     return found
 
 
-def _right_or_wrong(answers: Mapping[Key, Record], keys: Sequence[Key]) -> Floats:
+def counted(entry: Entry, questions: Mapping[Key, Question]) -> list[Key]:
+    """The questions that say something about an entry: where nothing is asked about, an anti-oracle drops nothing."""
+    return [key for key, question in questions.items() if question.has_evidence or not _needs_evidence(entry)]
+
+
+def right_or_wrong(answers: Mapping[Key, Record], keys: Sequence[Key]) -> Floats:
+    """1 where an answer is right, and 0 elsewhere."""
     return np.array([answers[key].right for key in keys], np.float64)
+
+
+def _needs_evidence(entry: Entry) -> bool:
+    return entry.method is not None and entry.method.name() == "antioracle"
 
 
 def _by_seed(of: Sequence[int], tasks: Sequence[str], right: Floats) -> dict[int, float]:

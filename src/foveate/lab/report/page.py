@@ -10,10 +10,8 @@ import hashlib
 import html
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate import __version__
+from foveate.lab import standalone
 from foveate.lab.report.plots import Group
 from foveate.lab.story import Case, Content, Story, Told
 from foveate.lab.story.view import Frame
-from foveate.lab.terminal import CommandError
 
 SIDE = 640  # longest side of an embedded picture in pixels: a card's width on a sharp screen
 LOSSLESS = 80_000  # bytes up to which a picture is a PNG
@@ -36,32 +34,13 @@ SCRIPTS = ("page.js", "picture.js", "bars.js", "plots.js", "columns.js", "addres
 
 def write(path: Path, content: Content, curves: Sequence[Group] = (), bench: Sequence[Group] = ()) -> Path:
     """The page as a file; whoever looks at the file meanwhile sees the old one."""
-    text = render(content, curves, bench)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8", newline="\n")  # the policy names the very bytes
-        partial.replace(path)
-    except OSError as error:
-        raise CommandError(f"cannot write the page {str(path)!r}: {error}") from None
-    return path
+    return standalone.write(path, render(content, curves, bench))
 
 
 def render(content: Content, curves: Sequence[Group] = (), bench: Sequence[Group] = ()) -> str:
     """The page as text."""
-    folder = resources.files("foveate.lab.report") / "assets"
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    parts = {
-        "title": html.escape(f"foveate: {content.model}"),
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
-        "style": style,
-        "data": _inert(to_dict(content, curves, bench)),
-        "script": script,
-    }
-    template = (folder / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    title, data = html.escape(f"foveate: {content.model}"), _inert(to_dict(content, curves, bench))
+    return standalone.render("foveate.lab.report", "page", SCRIPTS, title=title, data=data)
 
 
 def to_dict(content: Content, curves: Sequence[Group], bench: Sequence[Group]) -> dict[str, Any]:
@@ -181,11 +160,6 @@ def _panels(story: Story, number: int, image: int, tiles: Sequence[int]) -> list
 def _frame(frame: Frame) -> dict[str, Any]:
     """Without what is not there."""
     return {name: value for name, value in asdict(frame).items() if value is not None}
-
-
-def _hash(text: str) -> str:
-    """As a policy names what it allows."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _inert(data: Any) -> str:
