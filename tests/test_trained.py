@@ -23,7 +23,7 @@ from torch import nn
 import foveate
 from foveate import Host, Method, Reduction, Site, Tokens, trained
 from foveate.errors import AdapterError, ConfigError, UnsupportedModelError, UnsupportedSiteError
-from foveate.handle import host_of
+from foveate.handle import attach_learned, host_of
 from foveate.methods import list_methods
 from foveate.models import family_of
 from foveate.serving.plan import make_plan
@@ -364,11 +364,26 @@ def test_broken_folders_leave_the_model_alone(damage: Callable[[Path], None], se
     assert state_of(model) == before
 
 
+def test_what_was_learned_goes_with_other_options(tmp_path: Path) -> None:
+    """Of the same method, alone or in a sum; others stay as they are made."""
+    model = tiny.model("llava")
+    source = folder_of(model, Learned() + foveate.FastV(), tmp_path / "run")
+    learned = trained.adapted(model, source, host_of(model))
+    mine = {name.removeprefix("learned."): value for name, value in learned.modules.items()}
+    for method in (Learned(keep=0.25), foveate.ToMe() + Learned(at="lm_entry")):
+        with attach_learned(model, method, learned) as handle:
+            found = dict(handle.modules["learned"].state_dict())
+            assert found.keys() == mine.keys()
+            assert all(torch.equal(found[name], mine[name]) for name in mine)
+    with attach_learned(model, foveate.VisionSelector(), learned) as handle:
+        made = dict(handle.modules.state_dict())
+    with foveate.compress(model, foveate.VisionSelector()) as handle:
+        assert all(torch.equal(value, made[name]) for name, value in handle.modules.state_dict().items())
+
+
 def test_what_is_missing_or_wrong_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llava")
     source = folder_of(model, Learned(), tmp_path / "run")
-    with pytest.raises(AdapterError, match="has learned parts, which cannot be measured at other options"):
-        trained.adapted(model, source, host_of(model))
     with pytest.raises(ConfigError, match=r"keep: the method in .* has its options already"):
         foveate.compress(model, f"ipcv + {source}", keep=0.5)
     handle = foveate.compress(model, Learned())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foveate.handle import Handle, attached, compress, from_pretrained
     from foveate.method import Host, Method, Paper, Site
     from foveate.methods import list_methods, method_from_dict
+    from foveate.methods.adaptivevoco import AdaptiveVoCo as AdaptiveVoCo
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.air import AIR as AIR
     from foveate.methods.cdpruner import CDPruner as CDPruner
@@ -63,7 +64,9 @@ if TYPE_CHECKING:
     from foveate.methods.visionselector import VisionSelector as VisionSelector
     from foveate.methods.visionzip import VisionZip as VisionZip
     from foveate.methods.vispruner import VisPruner as VisPruner
+    from foveate.methods.vistog import VisToG as VisToG
     from foveate.methods.vitcop import ViTCoP as ViTCoP
+    from foveate.methods.vocollama import VoCoLLaMA as VoCoLLaMA
     from foveate.methods.vscan import VScan as VScan
     from foveate.methods.vtccls import VTCCLS as VTCCLS
     from foveate.methods.vtw import VTW as VTW

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Sight:
-    """A sight says who may attend to whom, from a decoder layer on, in addition to the model's own mask.
+    """A sight says who may attend to whom, from a decoder layer or vision block on, in addition to the model's own mask.
 
     It is in force until another one at a deeper site replaces it; one of which all of ``sees`` is true, without a window,
     lifts it. A token always sees itself. Whatever comes after this forward (generated tokens, the text of later turns) is
@@ -41,6 +41,10 @@ class Sight:
     MiniCPM-V 4.6), these take in every token that is present, so what is hidden from the text in the others still reaches it;
     the report says how many layers that are. A token that must not be known at all is dropped (`Reduction`).
 
+    In the vision tower, where no text is, the last row and column of ``sees`` are those of its special tokens (CLS). Isolated
+    attention, where new tokens (`Append`) read the patches and do not disturb them, is
+    ``Sight(tokens.appended.long(), torch.tensor([[1, 0, 1], [1, 1, 1], [1, 0, 1]]).bool())``.
+
     Hollow attention, where a visual token sees the text and its next neighbours alone, is one group and a window:
     ``Sight(torch.zeros(len(tokens), dtype=torch.long, device=tokens.index.device), torch.ones(2, 2, dtype=torch.bool), 256)``.
 
@@ -49,17 +53,21 @@ class Sight:
         sees: ``(G + 1, G + 1)`` bool, whether a query of the group of the row sees keys of the group of the column; the last
             row and column are the text's. Best on the CPU, where it is looked at.
         window: a visual token sees of the others only those that are at most so many places away in the full sequence; None:
-            all. Text sees them at any distance.
+            all. Text sees them at any distance. (Not in the tower.)
+        apart: a visual token sees only visual tokens of its own image or frame, with those that are appended behind it: no
+            text, and no other image. What a decoder layer makes of an image then depends on nothing else, and can be kept for
+            other prompts (`Method.stores`).
     """
 
     group: Tensor
     sees: Tensor
     window: int | None = None
+    apart: bool = False
 
     @property
     def hides_nothing(self) -> bool:
         """Whether the model's own mask is all there is."""
-        return self.window is None and bool(self.sees.all())
+        return self.window is None and not self.apart and bool(self.sees.all())
 
 
 @dataclass(frozen=True)
@@ -106,23 +114,37 @@ class Append:
     tower's output do not see them. They come after position embeddings that are added to patches. Where 2x2 patches become one
     token, a new one has as many rows, and its ``C`` is that of `Tokens.hidden`.
 
-    Of a prompt that comes in chunks, a span gets its new tokens with the chunk that brings its last one; ``tokens`` are those
-    of that chunk.
+    Of a prompt that comes in chunks, a span gets its new tokens with the chunk that brings its last one; the method is then
+    shown all of it. Signals do not wait, so a site that asks for some is refused where a chunk cuts a span.
 
     Attributes:
         hidden: ``(S, V, C)``, as many for each span; or ``(M, C)``, span after span.
         counts: ``(S,)`` ints, how many of ``(M, C)`` each span gets, 0 or more.
         coords: in the tower, ``(S, V, 2)`` or ``(M, 2)``: y and x of the new tokens in the grid of their image, which
             rotary embeddings are made of; None: all are in its middle.
+        score: with counts, at the entry, ``(M,)``: of the new tokens only those with a score of 0 or more come, so that their
+            number may be learned: in training all of them come, and fade as a `foveate.learning.Relaxation` says.
+        bias: with counts, at the entry, ``(M,)`` what is added to the attention logits of their keys, as `Reduction.bias` is.
     """
 
     hidden: Tensor
     counts: tuple[int, ...] | None = None
     coords: Tensor | None = None
+    score: Tensor | None = None
+    bias: Tensor | None = None
 
     def packed(self) -> tuple[Tensor, tuple[int, ...]]:
         """All new tokens ``(M, C)``, span after span, and how many each span gets."""
         return _packed(self.hidden, self.counts)
+
+    def chosen(self) -> Append:
+        """Return the new tokens that come, by their scores; this asks the device once."""
+        if self.score is None or self.counts is None:
+            return self
+        stays = self.score >= 0
+        counts = tuple(int(part.sum()) for part in stays.cpu().split(self.counts))
+        bias = None if self.bias is None else self.bias[stays]
+        return replace(self, hidden=self.hidden[stays], counts=counts, score=None, bias=bias)
 
 
 @dataclass(frozen=True)

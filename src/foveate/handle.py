@@ -150,11 +150,12 @@ class Handle:
         """Encode images once, to ask about them again and again, also in another process (`Memory.save`).
 
         Args:
-            inputs: what a processor gives for images, or for videos; text that comes with them is passed over.
+            inputs: what a processor gives for images, or for videos; text that comes with them is passed over. Where the
+                method keeps what the language model makes of an image (`Method.stores`), what it gives for a prompt with them.
 
         Returns:
-            What the method leaves of them. ``model.generate(**text, memory=memory)`` takes it in place of pixels; the rest of
-            the inputs (ids with their placeholders, grids) is what the processor gives with the images.
+            What the method leaves of them, or has made of them. ``model.generate(**text, memory=memory)`` takes it in place of
+            pixels; the rest of the inputs (ids with their placeholders, grids) is what the processor gives with the images.
         """
         if self._runtime is None:
             raise UnsupportedModelError("this handle was removed: call encode() before remove()")
@@ -318,6 +319,16 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
         if undo is not None:
             undo()
         raise
+
+
+def attach_learned(model: nn.Module, method: Method, learned: trained.Trained | None) -> Handle:
+    """Attach a method with what others of its kind have learned, whose adapter is on ``model`` already (`trained.adapted`)."""
+
+    def fill(modules: nn.ModuleDict) -> None:
+        if learned is not None:
+            trained.fill_alike(modules, method, learned)
+
+    return Handle(model, method, None, fill)
 
 
 def attached(model: nn.Module) -> Handle | None:

@@ -6,8 +6,9 @@ A trained method is one file, like any other, with one description from which bo
 * **The hard forward**, for inference, is the method itself: `score` ranks tokens and the best survive, or `reduce`, or
   `answer`. It is all that `foveate.compress` knows of.
 * **The soft forward**, for training, is the same `score` under a `Relaxation`: every token stays, and has a gate between 0 and
-  1 in place of a yes or no, so that shapes are the stock model's and gradients reach the scores. A method without a relaxation
-  (one that drops by place, or shows the text only what has read an image) trains in its hard forward.
+  1 in place of a yes or no, so that shapes are the stock model's and gradients reach the scores. (All tokens that a method
+  may append come, too, where it gives them scores: `foveate.answers.Append`.) A method without a relaxation (one that drops by
+  place, or shows the text only what has read an image) trains in its hard forward.
 * ``stages`` says what trains in which order (`Stage`): the learned parts, or LoRA on the language model too; by which losses
   (`foveate.losses`), each with a weight that may change from step to step (`Ramp`); and where a target for the scores is from.
 * A budget is no part of what is learned: scores rank, so ``keep`` may be another one after training.
@@ -19,12 +20,13 @@ use in the other only as far as they agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from foveate.answers import Append
 from foveate.ops.relax import soft_top_k
 from foveate.tokens import Reduction, Tokens
 
@@ -77,10 +79,22 @@ class Relaxation:
         """Let tokens fade as their gates say, and keep all of them."""
         everything = keep_all(tokens)
         if self.acts_on == "hidden":
-            hidden = tokens.hidden * gates.to(tokens.hidden.dtype)[:, None]
-            return Reduction(everything.keep, everything.counts, hidden)
-        tiny = torch.finfo(torch.float32).tiny
-        return Reduction(everything.keep, everything.counts, bias=gates.clamp(min=tiny).log())
+            return Reduction(everything.keep, everything.counts, self._faded(gates, tokens.hidden))
+        return Reduction(everything.keep, everything.counts, bias=self._bias(gates))
+
+    def append(self, gates: Tensor, answer: Append) -> Append:
+        """Let new tokens fade as their gates say, and append all of them."""
+        if self.acts_on == "hidden":
+            return replace(answer, hidden=self._faded(gates, answer.hidden), score=None)
+        return replace(answer, score=None, bias=self._bias(gates))
+
+    @staticmethod
+    def _faded(gates: Tensor, hidden: Tensor) -> Tensor:
+        return hidden * gates.to(hidden.dtype)[:, None]
+
+    @staticmethod
+    def _bias(gates: Tensor) -> Tensor:
+        return gates.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,7 @@ class Noted:
         score, gates: ``(N,)`` of all tokens there.
         hard: ``(N,)`` 1 for those that the hard choice keeps, else 0.
         counts, kept: tokens per image, and how many of them the hard choice keeps.
+        budget: how many of them the method is to keep, in the mean where it says so.
     """
 
     score: Tensor
@@ -118,6 +133,7 @@ class Noted:
     hard: Tensor
     counts: tuple[int, ...]
     kept: tuple[int, ...]
+    budget: tuple[int, ...]
 
     @property
     def agreement(self) -> Tensor:

@@ -105,13 +105,22 @@ class Binarise(Loss):
 
 @dataclass(frozen=True)
 class Rate(Loss):
-    """Square of what the mean gate of an image is off its budget."""
+    """Square of what the mean gate of an image is off its budget.
+
+    Attributes:
+        of: ``image``, each of them; ``batch``, all of its images together, so that one may have more than another.
+    """
+
+    of: Literal["image", "batch"] = "image"
 
     def __call__(self, step: Step) -> Tensor:
         found = []
         for note in step.notes:
-            means = segment_mean(note.gates.float(), segment_ids(note.counts, note.gates.device), len(note.counts))
-            wanted = torch.tensor([k / max(1, n) for k, n in zip(note.kept, note.counts)]).to(means)
+            counts, budget, gates = note.counts, note.budget, note.gates.float()
+            if self.of == "batch":
+                counts, budget = (sum(counts),), (sum(budget),)
+            means = segment_mean(gates, segment_ids(counts, gates.device), len(counts))
+            wanted = torch.tensor([k / max(1, n) for k, n in zip(budget, counts)]).to(means)
             found.append((means - wanted).square().mean())
         return mean_of(found, step.logits)
 

@@ -11,7 +11,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import reduce
 from operator import mul
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -96,6 +96,9 @@ class Method:
     usual_threshold: ClassVar[float | None] = None
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
+    #: what `foveate.Handle.encode` keeps of an image: its ``features``; or ``appended``, what the language model makes of the
+    #: tokens that the method appends at the entry, which text must see in place of the image (`foveate.answers.Sight.apart`)
+    stores: ClassVar[Literal["features", "appended"]] = "features"
     #: how it is trained, stage by stage (`foveate.learning` says what that means); (): there is nothing to train
     stages: ClassVar[tuple[Stage, ...]] = ()
     #: how its choice by `score` is made soft in training; None: it trains as it is

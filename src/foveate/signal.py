@@ -40,8 +40,8 @@ class Signal:
     Attributes:
         kind: what it is: ``keys``, ``cls_row``, ``received``, ... (docs/families.md lists them).
         layer: the block or decoder layer that it is of; negative counts from the end. None: the last one before the site.
-        of: whose it is: that of the ``visual`` tokens; of the ``text`` tokens, packed sample after sample; or of the ``cls``
-            token of each image.
+        of: whose it is: that of the ``visual`` tokens; of the ``text`` tokens, packed sample after sample; of the ``cls`` token
+            of each image; or of the tokens ``appended`` to it in the vision tower.
         at: ``tower``: of a vision block, though the site is in the language model. "": of the site's own side.
         rows: which queries attend, for attention of several: ``all`` tokens of the sample, its ``text`` tokens, or those of
             its ``question``, which come after its last visual token. "": as the kind does by default.
@@ -50,7 +50,7 @@ class Signal:
 
     kind: str
     layer: int | None = None
-    of: Literal["visual", "text", "cls"] = "visual"
+    of: Literal["visual", "text", "cls", "appended"] = "visual"
     at: Literal["", "tower"] = ""
     rows: Literal["", "all", "text", "question"] = ""
     heads: bool = False

@@ -43,7 +43,7 @@ class Site:
             those parked, too: as `Method.restore` says they are now, they lend it keys and values); ``restore`` (they come
             back here); at a ``part``, ``skip`` (only those kept go through it, the others pass on what they were) and, of the
             FFN, ``channels`` (visual tokens use some of its channels only, as `Channels` says); ``sight`` (who sees whom from
-            this layer on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one);
+            here on, as `Sight` says); ``reuse`` (a decoder layer attends with queries and keys of an earlier one);
             ``append`` (new tokens behind those of each span, as `Append` says); ``remember`` (something is kept of each image
             for the text after it, as `Method.remember` says) and, of the FFN, ``inject`` (something of that is added to the
             FFN's output for tokens of text, as `Method.inject` says).
@@ -103,6 +103,10 @@ class Site:
         if self.action == "append" and (self.where == "mid" or self.unit == "patch"):
             raise ConfigError(
                 f"new tokens come before a block, as wide as tokens are, not single patches, so not at {self}"
+            )
+        if self.action == "sight" and (self.where == "mid" or self.unit == "patch"):
+            raise ConfigError(
+                f"who sees whom is said before a block, of tokens and not of single patches, so not at {self}"
             )
         if self.action == "park" and self.at == "tower_output":
             raise ConfigError(f"no block comes after {self}, so parking there saves nothing: park earlier")

@@ -137,7 +137,7 @@ class Tokens:
         self,
         kind: str | Signal,
         layer: int | None = None,
-        of: Literal["visual", "text", "cls"] = "visual",
+        of: Literal["visual", "text", "cls", "appended"] = "visual",
         **more: Any,
     ) -> Tensor:
         """Return a signal by its address, as the site asked for it: ``tokens.signal("cls_row", layer=8)``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,20 +154,39 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def adapted(model: nn.Module, source: str, host: Host) -> Method:
-    """The method of a folder, whose adapter is put on ``model`` to stay, so that the method may be attached again and again.
+def fill_alike(modules: nn.ModuleDict, method: Method, trained: Trained) -> None:
+    """Put trained weights into learned parts of ``method`` that are alike: the same method, whatever its options.
+
+    Parts that were not trained stay as they were made.
 
     Raises:
-        AdapterError: as `read`, or it has learned parts, which go with a handle.
+        AdapterError: as `fill`, where an option decides how large a learned part is.
+    """
+    free = list(zip(part_names(method), method.parts()))
+    kept, names = [], []
+    for name, part in zip(part_names(trained.method), trained.method.parts()):
+        own = next((each for each in free if type(each[1]) is type(part)), None)
+        names.append("" if own is None else own[0])
+        if own is not None:
+            free.remove(own)
+            kept.append(name)
+    tensors = {name: tensor for name, tensor in trained.modules.items() if name.partition(".")[0] in kept}
+    if tensors:
+        fill(modules, names, replace(trained, modules=tensors))
+
+
+def adapted(model: nn.Module, source: str, host: Host) -> Trained:
+    """Read what is in a folder, and put its adapter, if it has one, on ``model`` to stay.
+
+    So the method may be attached again and again, with its learned parts (`foveate.handle.attach_learned`).
+
+    Raises:
+        AdapterError: as `read`.
     """
     found = read(source, host)
-    if found.modules:
-        raise AdapterError(
-            f"{found.method!r} in {source!r} has learned parts, which cannot be measured at other options: only "
-            "foveate.compress(model, folder) restores them"
-        )
-    adapter.attach(model, found.folder, source)
-    return found.method
+    if found.adapted:
+        adapter.attach(model, found.folder, source)
+    return found
 
 
 def _folder(source: str) -> Path:

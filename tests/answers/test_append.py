@@ -137,8 +137,6 @@ METHODS: dict[str, Method] = {
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_it_has_every_property(family: str, name: str, check: Property) -> None:
-    if name == "as many" and check.__name__ == "a_prompt_in_chunks_is_the_whole_prompt":
-        pytest.skip("a chunk has other means, which ask for another number")
     if name == "signals" and check.__name__ == "a_prompt_in_chunks_is_the_whole_prompt":
         pytest.skip(
             "chunks that nothing leaves and nothing joins keep the padding of the prompt, which is counted there"

@@ -254,7 +254,10 @@ def test_what_cannot_be_is_refused_with_a_sentence() -> None:
     both = HollowAttention(first=1, last=2) + ParallelPaths()
     refused(model, both, UnsupportedSiteError, "only one method of a sum can say who sees whom")
     refused(
-        model, At(places=(Site("tower", 1, action="sight"),)), UnsupportedSiteError, "'sight' cannot happen at tower 1"
+        model,
+        At(places=(Site("tower_output", action="sight"),)),
+        UnsupportedSiteError,
+        "'sight' cannot happen at tower_output",
     )
 
 

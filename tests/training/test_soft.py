@@ -15,7 +15,20 @@ from snapshot import state_of
 from torch import Tensor
 
 import foveate
-from foveate import CoViPAL, Host, Method, QueCC, RelevanceNet, Site, SkipVision, Tokens, VisionSelector
+from foveate import (
+    AdaptiveVoCo,
+    CoViPAL,
+    Host,
+    Method,
+    QueCC,
+    RelevanceNet,
+    Site,
+    SkipVision,
+    Tokens,
+    VisionSelector,
+    VisToG,
+    VoCoLLaMA,
+)
 from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.handle import host_of
 from foveate.learning import Ramp, Relaxation, Stage
@@ -119,6 +132,9 @@ LEARNED = [
     (RelevanceNet(), 0),
     (SkipVision(), 0),
     (QueCC(), 0),
+    (VoCoLLaMA(keep=0.2), 0),
+    (AdaptiveVoCo(keep=0.2), 0),
+    (VisToG(keep=0.25), 0),
 ]
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from foveate.cost import Report
 from foveate.errors import ConfigError, InputError, first_line
-from foveate.handle import Handle, compress, host_of
+from foveate.handle import Handle, attach_learned, host_of
 from foveate.lab.chats import Chat
 from foveate.lab.devices import device_of, is_out_of_memory, put
 from foveate.lab.loading import load
 from foveate.lab.speech import Speech, speech_of
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
-from foveate.trained import adapted
+from foveate.trained import Trained, adapted
 
 #: What a task may say about generation that a model of transformers does not need to know.
 OTHERS = frozenset({"until", "max_gen_toks", "image_aspect_ratio", "modality", "tokens"})
@@ -96,12 +96,12 @@ class Asker:
     Attributes:
         model, processor: as `foveate.lab.loading.load` gives them; padding goes to the left from now on.
         name: of the model, for messages and reports.
-        trained: the method that its adapter was trained with, or None.
+        learned: what was trained for it, whose adapter is on it, or None.
         handle: of what is attached now, or None.
         pad: the token that fills rows up.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str = "", trained: Method | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, name: str = "", learned: Trained | None = None) -> None:
         tokenizer = getattr(processor, "tokenizer", None)
         if tokenizer is None or not getattr(processor, "chat_template", None):
             raise CommandError(
@@ -111,9 +111,18 @@ class Asker:
         tokenizer.padding_side = "left"  # answers begin where prompts end
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.model, self.processor, self.name, self.trained = model, processor, name, trained
+        self.model, self.processor, self.name, self.learned = model, processor, name, learned
         self.handle: Handle | None = None
         self.pad: int = tokenizer.pad_token_id
+
+    @property
+    def trained(self) -> Method | None:
+        """The method that was trained for it."""
+        return None if self.learned is None else self.learned.method
+
+    def attach(self, method: Method) -> Handle:
+        """Attach a method, with the learned parts of the one that was trained, if it is of that kind."""
+        return attach_learned(self.model, method, self.learned)
 
     @cached_property
     def host(self) -> Host:
@@ -124,7 +133,8 @@ class Asker:
     def digest(self) -> str:
         """SHA-256 of its configuration and of some numbers of each weight: another checkpoint has another one."""
         found = hashlib.sha256(self.model.config.to_json_string().encode())
-        for name, weights in sorted(self.model.state_dict().items()):
+        learned = {} if self.learned is None else self.learned.modules
+        for name, weights in [*sorted(self.model.state_dict().items()), *sorted(learned.items())]:
             found.update(f"{name} {tuple(weights.shape)}".encode())
             if not weights.is_meta:
                 flat = weights.reshape(-1)
@@ -149,7 +159,7 @@ class Asker:
         if method is None:
             yield
             return
-        with compress(self.model, method) as self.handle:
+        with self.attach(method) as self.handle:
             try:
                 yield
             finally:
@@ -224,7 +234,7 @@ class Asker:
         """What one step of a prepared batch costs with ``method``."""
         rows = len(inputs["input_ids"])
         try:
-            with compress(self.model, method) as handle:
+            with self.attach(method) as handle:
                 self._continued(inputs, {}, most=1)
                 return Cost.mean(handle.report(), rows)
         except RuntimeError as error:
@@ -256,8 +266,8 @@ def load_asker(
     where = device_of(device) if isinstance(device, str) else device
     model, processor = load(name, dtype, attn)
     put(model, where, name)
-    trained = None if adapter is None else adapted(model, adapter, host_of(model))
-    return Asker(model, processor, name if adapter is None else f"{name} + {adapter}", trained)
+    learned = None if adapter is None else adapted(model, adapter, host_of(model))
+    return Asker(model, processor, name if adapter is None else f"{name} + {adapter}", learned)
 
 
 def generation(options: Mapping[str, Any], most: int) -> dict[str, Any]:

@@ -9,20 +9,26 @@ are, and they are gone when its blocks have run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from foveate.answers import Append
+from foveate.errors import InputError
 from foveate.ops.segments import offsets
-from foveate.runtime.checks import check_append
+from foveate.runtime.checks import check_append, flops_of
 from foveate.runtime.growing import New
 from foveate.runtime.layout import Rows, take_rows
 from foveate.runtime.masks import Limit
 from foveate.runtime.protocol import Layout
+from foveate.runtime.recalling import recalled, recalls
+from foveate.runtime.remembering import complete
 from foveate.runtime.signals.past import Past
-from foveate.tokens import Tokens
+from foveate.runtime.trace import visit_of
+from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
     from foveate.runtime.context import Action, DecoderPass, TowerPass
@@ -31,24 +37,32 @@ L = TypeVar("L", bound=Layout)
 
 
 def append(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) -> Tensor:
-    """One append site: ``hidden (B, P, C)`` with the tokens that the method gives, and the layout of the call with them."""
+    """One append site: ``hidden (B, P, C)`` with the tokens that the method gives, or that a memory has of them, and the layout
+    of the call with them."""
     layout = call.layout
     assert layout is not None
     assert call.complete is not None
-    rows, counts = check_append(action.method, action.site, tokens, action.ask(tokens)[0]).packed()
     last, ends = _ends(call.complete)
-    if call.names is not None:  # this forward may bring a part of a span, which gets its new tokens with its last one
-        ended = last.tolist()
-        rows = torch.cat([rows[:0], *(part for part, here in zip(rows.split(counts), ended) if here)])
-        counts = tuple(n if here else 0 for n, here in zip(counts, ended))
-    action.note(call.trace, tokens, says=f"{sum(counts)} tokens appended")
+    ended = [True] * len(tokens.counts) if call.names is None else last.tolist()
+    bias: Tensor | None = None
+    if recalls(call):
+        (rows, counts), flops = recalled(call, ended, hidden), 0
+    else:
+        whole = tokens if call.names is None else _whole(action, call, tokens, ended)
+        if not whole.counts:
+            return hidden
+        answer = check_append(action.method, action.site, whole, action.ask(whole)[0]).chosen()
+        rows, counts, bias = _of_spans(answer, whole.spans, tokens.spans)
+        flops = flops_of(action.method, whole, action.site)
+    says = f"{sum(counts)} tokens {'recalled' if recalls(call) else 'appended'}"
+    call.trace.add(visit_of(action.site, action.method.name(), flops, tokens, says=says))
     if not sum(counts):
         return hidden
     spans, repeats = tokens.spans, torch.tensor(counts)
     corners = [(frame, height - 1, width - 1) for frame, (height, width) in zip(spans.frame, spans.shape)]
     coords = torch.tensor(corners).repeat_interleave(repeats, dim=0).to(ends.device, non_blocking=True)
     index = torch.tensor(spans.sizes).to(ends.device, non_blocking=True) - 1
-    new = New(counts, ends[:, None], index, coords)
+    new = New(counts, ends[:, None], index, coords, bias)
     call.layout, take, order = layout.grown(new)
     if call.members is not None:
         outer, _, outer_order = call.members.outer.grown(new)
@@ -56,6 +70,43 @@ def append(action: Action, call: DecoderPass, tokens: Tokens, hidden: Tensor) ->
     for block, x in call.tower.items():  # of which the tower knows nothing
         call.tower[block] = torch.cat([x, x.new_zeros(sum(counts), *x.shape[1:])])[order.to(x.device)]
     return take_rows(layout.beside(hidden, rows, counts), take)
+
+
+def _whole(action: Action, call: DecoderPass, tokens: Tokens, ended: Sequence[bool]) -> Tokens:
+    """The tokens of those images and frames that end in this chunk of a prompt, with what earlier ones have brought of them."""
+    waiting, given = call.states.appending.get(action.order, (None, {}))
+    ends = {key for key, here in zip(zip(tokens.spans.row, tokens.spans.number), ended) if here}
+    found, still = complete(waiting, tokens, lambda spans: [key in ends for key in zip(spans.row, spans.number)])
+    if action.site.signals and found is not tokens:
+        asked = ", ".join(map(str, action.site.asked))
+        raise InputError(
+            f"{action.method.name()} wants {asked} of whole images at {action.site}, and this prompt comes in chunks that cut "
+            "one: use prefill_chunk_size=None"
+        )
+    clips = list(zip(found.spans.row, found.spans.clip))
+    seen, given = tuple(given.get(clip, 0) for clip in clips), dict(given)
+    for clip, n in zip(clips, found.counts):
+        given[clip] = given.get(clip, 0) + n
+    call.states.appending[action.order] = still, given
+    return replace(found, seen=seen, total=(), state=tokens.state)
+
+
+def _of_spans(answer: Append, whole: Spans, here: Spans) -> tuple[Tensor, tuple[int, ...], Tensor | None]:
+    """New tokens of the spans ``whole``, how many each span has that is ``here``, and what is added to the logits of their
+    keys."""
+    rows, counts = answer.packed()
+    if whole == here:
+        return rows, counts, answer.bias
+    place = {key: s for s, key in enumerate(zip(whole.row, whole.number))}
+    order = [place.get(key) for key in zip(here.row, here.number)]
+    take = [s for s in order if s is not None]
+
+    def taken(x: Tensor) -> Tensor:
+        parts = x.split(list(counts))
+        return torch.cat([x[:0], *(parts[s] for s in take)])
+
+    bias = None if answer.bias is None else taken(answer.bias)
+    return taken(rows), tuple(0 if s is None else counts[s] for s in order), bias
 
 
 def append_in_tower(

@@ -25,11 +25,13 @@ from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.order import (
     check_new_in_tower,
     check_parking,
+    check_sight_in_tower,
     check_signals_of_parked,
     moment,
     with_memories,
 )
 from foveate.runtime.parts import check_parts
+from foveate.runtime.recalling import Reader
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
 from foveate.runtime.shared import own, sources_of
@@ -78,7 +80,8 @@ class Runtime:
         drops = self.decoder.reduces
         self.encodings = Encodings(model, base, family, self.context, acts=bool(inside), drops=drops)
         before = {a.part: a.method for a in inside}.values()
-        self.memories = Memories(model, base, self.encodings, self.host, tuple(before))
+        reader = _reader(outside, layers, attends)
+        self.memories = Memories(model, base, self.encodings, self.host, tuple(before), reader)
         self.hooks = Hooks()
         try:
             self.hooks.pre(self.tower.tower, refuse_without_weights)
@@ -127,6 +130,15 @@ class Runtime:
         since. None: there was none."""
         mine = self.context.trace
         return mine if mine.features and not mine.prefill else self.calls.last
+
+
+def _reader(actions: list[Action], layers: Any, attends: list[bool]) -> Reader | None:
+    """The method of the language model that appends to an image what is kept of it, if one does."""
+    stores = [a for a in actions if a.site.action == "append" and a.method.stores == "appended"]
+    if not stores:
+        return None
+    others = dict.fromkeys(a.method.name() for a in actions if a.part != stores[0].part)
+    return Reader(stores[0].method, layers[-1], tuple(others), attends.count(False))
 
 
 def _beside(method: Method, actions: list[Action], blocks: Any, layers: Any) -> list[Beside]:
@@ -232,14 +244,16 @@ def plan(
     in_tower = [a for a in in_order if a.site.at.startswith("tower")]
     check_parking(in_tower, merged)
     check_new_in_tower(in_tower, [a for a in in_order if a not in in_tower], merged)
+    check_sight_in_tower(in_tower, merged)
     in_decoder = [a for a in in_order if a.site.at == "decoder" and not a.site.part]
     check_parking(in_decoder, math.inf)
     check_signals_of_parked(in_order)
-    sighted = {action.method.name(): action.part for action in actions if action.site.action == "sight"}
-    if len(set(sighted.values())) > 1:
-        raise UnsupportedSiteError(
-            f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
-        )
+    for side in (in_tower, [a for a in actions if a not in in_tower]):
+        sighted = {action.method.name(): action.part for action in side if action.site.action == "sight"}
+        if len(set(sighted.values())) > 1:
+            raise UnsupportedSiteError(
+                f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
+            )
     _check_caches(actions)
     _check_appended(actions)
     return actions
@@ -287,7 +301,7 @@ def _check_sight(actions: list[Action], attends: list[bool], sources: list[int])
     lent = [source for i, source in enumerate(sources) if source != i]
     for action in actions:
         site, name = action.site, action.method.name()
-        if site.action != "sight":
+        if site.action != "sight" or site.at == "tower":
             continue
         if lent and site.at == "decoder" and site.layer > min(lent):
             raise UnsupportedSiteError(
@@ -379,7 +393,7 @@ def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:
 #: what may happen at each place
 ACTIONS: dict[str, set[str]] = {
     "pixels": {"reduce"},
-    "tower": {"reduce", "park", "attend", "restore", "append"},
+    "tower": {"reduce", "park", "attend", "restore", "append", "sight"},
     "tower_output": {"reduce", "restore"},
     "lm_entry": {"reduce", "sight", "append", "remember"},
     "decoder": {"reduce", "park", "attend", "restore", "skip", "channels", "sight", "reuse", "remember", "inject"},

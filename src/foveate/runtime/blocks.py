@@ -14,9 +14,11 @@ from foveate.models.family import Tower
 from foveate.runtime.layout import displacement
 from foveate.runtime.masks import View, derive, kind_of
 from foveate.runtime.memo import Memo
+from foveate.runtime.parking import Attending
 from foveate.runtime.positions import rotary_at
 from foveate.runtime.protocol import Layout
 from foveate.runtime.signals.kernel import real_implementation
+from foveate.runtime.trace import BlockTrace
 
 #: arguments with the length of the longest segment, which flash kernels take; where new tokens have come, it may be larger
 LONGEST = ("max_seqlen", "max_length_q", "max_length_k")
@@ -85,6 +87,28 @@ def _rotary(value: Tensor | tuple[Tensor, Tensor], layout: Layout) -> Any:
 
 def _each(value: Tensor | tuple[Tensor, ...], do: Callable[[Tensor], Tensor]) -> Any:
     return do(value) if isinstance(value, Tensor) else tuple(map(do, value))
+
+
+def trace_of(
+    spec: Tower, block: int, hidden: Tensor, kwargs: dict[str, Any], attending: Attending | None
+) -> BlockTrace:
+    """Return what a report knows of a block that is called with these rows."""
+    rows, segments = hidden.shape[:-1].numel(), seqlens_of(spec, kwargs)
+    if segments is None:
+        segments = [hidden.shape[1]] * hidden.shape[0]
+    trace = BlockTrace(block, rows, rows, segments)
+    if attending is not None:
+        attending.note(trace, rows, segments)
+    return trace
+
+
+def sight_of(layout: Layout | None) -> tuple[Tensor, Tensor] | None:
+    """Return the group of each row ``(B, P)`` or, packed, ``(rows,)``, -1 for special ones, and who sees whom; None: all do."""
+    sight = None if layout is None else layout.sight
+    if layout is None or sight is None:
+        return None
+    groups = layout.per_row(sight.group[:, None] + 1)[..., 0] - 1
+    return groups, sight.sees.to(groups.device, non_blocking=True)
 
 
 def key_bias(layout: Layout | None) -> Tensor | None:

@@ -194,6 +194,11 @@ def check_sight(method: Method, site: Site, tokens: Tokens, answer: object, look
     window = answer.window
     if window is not None and (type(window) is not int or window < 0):
         raise ConfigError(f"{said}: window={window!r}, expected None or a whole number of places, 0 or more")
+    if site.at == "tower" and (window is not None or answer.apart):
+        raise ConfigError(
+            f"{said} says a window, or apart=True, which are for the language model: leave them out in the vision tower, where "
+            "images are apart from each other anyway"
+        )
     outside = group[(group < 0) | (group >= len(sees) - 1)].tolist() if look else []
     if outside:
         raise ConfigError(
@@ -233,6 +238,13 @@ def check_append(method: Method, site: Site, tokens: Tokens, answer: object) -> 
         raise ConfigError(
             f"{said}: coords is {_describe(coords)}, expected floats {expected}, y and x of each new token"
         )
+    for name, each in (("score", answer.score), ("bias", answer.bias)):
+        if each is not None and (site.at == "tower" or answer.counts is None):
+            raise ConfigError(
+                f"{said} says a {name}, which is for new tokens with counts, and at the entry: leave it out"
+            )
+        if each is not None and not (isinstance(each, Tensor) and each.shape == answer.hidden.shape[:1]):
+            raise ConfigError(f"{said}: {name} is {_describe(each)}, expected floats ({len(answer.hidden)},)")
     return answer
 
 

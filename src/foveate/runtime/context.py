@@ -39,6 +39,7 @@ from foveate.tokens import Reduction, Tokens
 
 if TYPE_CHECKING:
     from foveate.runtime.memory import Encoding
+    from foveate.runtime.recalling import Tape
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class Record:
         numbers: of spans and of videos, by kind, batch row, and which of the record's they are.
         block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
         home: ``(N,)`` the cell that each cell has become part of, -1: none; None where nobody wants to know.
+        stored: of each image or frame ``(L, m, C)`` what decoder layers are given of the tokens appended to it, where that is
+            what was kept of it (`foveate.runtime.recalling`); else empty.
     """
 
     order: Order
@@ -127,6 +130,7 @@ class Record:
     numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
     block_states: dict[int, Tensor] = field(default_factory=dict)
     home: Tensor | None = None
+    stored: Sequence[Tensor] = ()
 
     @functools.cached_property
     def features(self) -> Tensor:
@@ -215,6 +219,8 @@ class DecoderPass:
         added: of that layer, what is added to the output of its FFN, and to which rows of the flattened batch.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
         records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
+        frames: which image or frame of the records each span is; (): there are none.
+        recalled: ``(L, M, C)`` what each layer is given of the appended tokens, where they come from a memory.
         present: ``(B, L)`` the prompt without its padding, or None.
         samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
@@ -249,6 +255,8 @@ class DecoderPass:
     rank: Tensor | None = None
     records: list[Record] = field(default_factory=list)
     names: list[tuple[int, int, int]] | None = None
+    frames: tuple[int, ...] = ()
+    recalled: Tensor | None = None
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
@@ -345,6 +353,10 @@ class Context(threading.local):
         self.arranged: Arranged | None = None
         self.prompt: Prompt | None = None
         self.encoded: tuple[list[Encoding], int | None] = ([], None)  # of the last call of one, and its form
+        self.tape: Tape | None = None  # where images are encoded for what decoder layers make of them
+        self.stored: dict[
+            tuple[int, int], Sequence[Tensor]
+        ] = {}  # of images in memories of this call, by encoding and start
         self.encoding: list[str] = []  # pixel arguments whose functions run now, one inside the other
         self.trace = self.new_trace()
         self.begun = Begun()

@@ -37,6 +37,7 @@ from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
 from foveate.runtime.prompt import Inputs
 from foveate.runtime.reads import Reads
+from foveate.runtime.recalling import at_layer, recalls
 from foveate.runtime.recurrent import attention_of, row_by_row
 from foveate.runtime.reuse import ReuseHooks
 from foveate.runtime.samples import present_in
@@ -250,7 +251,7 @@ class DecoderHooks:
             hidden = add_deepstack(call, i - 1, hidden)
             if i - 1 in self.reads.wanted.left:
                 call.seen.left[i - 1] = hidden
-            hidden = self._sites(call, i, hidden, args, kwargs)
+            hidden = at_layer(call, self.context.tape, i, self._sites(call, i, hidden, args, kwargs))
             call.seen.forget(2 * i, self.reads.wanted.until)
             if i in self.reads.wanted.entered:
                 call.seen.entered[i] = hidden
@@ -370,11 +371,10 @@ class DecoderHooks:
         """One site: read, decide, and give the hidden states that go on."""
         layout, site = call.layout, action.site
         assert layout is not None
-        if site.action == "attend":
+        if site.action == "attend" or (site.action == "reduce" and recalls(call)):  # done when the image was encoded
             return hidden
         if site.action == "restore":
-            lot = call.lot
-            hidden = come_back(call, action, layout, hidden)
+            lot, hidden = call.lot, come_back(call, action, layout, hidden)
             if lot is not None:
                 call.layout, call.tower, call.members = lot.outer, lot.tower, lot.members
             return hidden

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,19 @@ from foveate.runtime.arrange import Order
 from foveate.runtime.context import Context, Record
 from foveate.runtime.features import pooled_of, with_pooled
 from foveate.runtime.hooks import Hooks
-from foveate.runtime.layout import frames, tokens_of
 from foveate.runtime.marks import holes, mark
 from foveate.runtime.memory import Encoding, Known, Remembered, encodings_of, frames_of, record_of
+from foveate.runtime.pieces import (
+    completed,
+    images_in,
+    in_form_of,
+    left_in,
+    pieces_of,
+    starts_of,
+    with_deepstack,
+    with_newlines,
+    without_holes,
+)
 from foveate.runtime.prompt import Prompt
 from foveate.runtime.state import Begun
 from foveate.tokens import Tokens
@@ -38,6 +48,29 @@ _FUNCTIONS = {"get_image_features": "pixel_values", "get_video_features": "pixel
 KINDS = {"pixel_values": "image", "pixel_values_videos": "video"}  # as stock code calls them
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 _TYPES = {"pixel_values": 1, "pixel_values_videos": 2}  # of tokens, in ``mm_token_type_ids``
+
+
+class Form(NamedTuple):
+    """How stock code has features.
+
+    Attributes:
+        width: features of each image, where all are in one tensor with an axis of images; None: they are not.
+        rows: all are in one tensor without it.
+        layers: how many tensors there are that layers of the language model add.
+        apart: whether an image has those in a tensor of its own.
+    """
+
+    width: int | None = None
+    rows: bool = False
+    layers: int = 0
+    apart: bool = False
+
+    @classmethod
+    def of(cls, features: Any, layers: Sequence[Any]) -> Form:
+        """Describe what a function returns."""
+        one = isinstance(features, Tensor)
+        apart = any(not isinstance(layer, Tensor) for layer in layers)
+        return cls(features.shape[1] if one and features.dim() == 3 else None, one, len(layers), apart)
 
 
 class Encodings:
@@ -61,9 +94,7 @@ class Encodings:
         self.model: Any = model
         self.left: Tokens | None = None
         self._memory, self._number, self._warned = Remembered(acts), itertools.count(), False
-        self._width: dict[
-            str, int | None
-        ] = {}  # features of each image, where stock code has all of them in one tensor
+        self.forms: dict[str, Form] = {}  # of features, by pixels
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the model: around what the tower's hooks make of features, and before the language model's hooks."""
@@ -97,25 +128,25 @@ class Encodings:
             return output
         whole = record.order.starts[-1]
         features, hole, number = pooled_of(output, whole), record.hole, next(self._number)
-        pieces = _pieces(features)
-        self._width[pixels] = features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
+        pieces = pieces_of(features)
+        self.forms[pixels] = Form.of(features, getattr(output, "deepstack_features", None) or ())
         starts = self._starts(pieces, record)
         if hole is not None:
             pieces = [mark(piece, hole[a : a + len(piece)], number, a) for piece, a in zip(pieces, starts)]
-        record.pixels, record.parts = pixels, tuple(_with_newlines(pieces, record))
-        encodings, images = encodings_of(record, number), _images(record)
+        record.pixels, record.parts = pixels, tuple(with_newlines(pieces, record))
+        encodings, images = encodings_of(record, number), images_in(record)
         self._memory.add(encodings, images, self._dtype)
         if self.context.prompt is not None:
-            return output if hole is None else with_pooled(output, _like(features, pieces), whole)
-        self.context.records, self.left = [], _left(record)
-        self.context.encoded = encodings, self._width[pixels]
+            return output if hole is None else with_pooled(output, in_form_of(features, pieces), whole)
+        self.context.records, self.left = [], left_in(record)
+        self.context.encoded = encodings, self.forms[pixels].width
         if hole is None:
             return output
-        self._memory.add(encodings, [_finite(image, e.hole) for e, image in zip(encodings, images)], self._dtype)
-        finite = [_finite(piece, hole[a : a + len(piece)]) for piece, a in zip(pieces, starts)]
-        return _with_deepstack(
-            with_pooled(output, _like(features, finite), whole),
-            lambda piece, a: _finite(piece, hole[a : a + len(piece)]),
+        self._memory.add(encodings, [without_holes(image, e.hole) for e, image in zip(encodings, images)], self._dtype)
+        finite = [without_holes(piece, hole[a : a + len(piece)]) for piece, a in zip(pieces, starts)]
+        return with_deepstack(
+            with_pooled(output, in_form_of(features, finite), whole),
+            lambda piece, a: without_holes(piece, hole[a : a + len(piece)]),
         )
 
     def _starts(self, pieces: Sequence[Tensor], record: Record) -> Sequence[int]:
@@ -126,17 +157,45 @@ class Encodings:
                 f"{type(self.base).__name__} returned {n} features of images, and the vision tower gave {starts[-1]}: mend "
                 f"what the family {self.family.name!r} says of its output module"
             )
-        return _offsets(pieces) if n == starts[-1] else starts
+        return starts_of(pieces) if n == starts[-1] else starts
 
     def adopt(self, pixels: str, images: Sequence[Encoding], parts: Sequence[Tensor], width: int | None) -> None:
         """Remember images that were encoded elsewhere, of which ``parts`` are left, as if it had been here.
 
         ``width``: features of each image, where stock code has all of them in one tensor.
         """
+        self._memory.add(self._numbered(images), parts, self._dtype)
+        self.forms[pixels] = Form(width)
+
+    def adopt_stored(
+        self,
+        pixels: str,
+        images: Sequence[Encoding],
+        rows: Sequence[Tensor],
+        stored: Sequence[Sequence[Tensor]],
+        width: int | None,
+    ) -> list[Tensor]:
+        """The same of images of whose patches no feature is left, but ``stored`` for each of their frames (`Record.stored`).
+
+        ``rows`` are those features of each that are no patch's, such as newlines.
+
+        Returns:
+            What stands for each of them in this call: rows ``(n, C)``, of which those of patches say that they have left.
+        """
+        known, marked = self._numbered(images), []
+        for e, own in zip(known, rows):
+            hole = (e.patch >= 0).to(own.device)
+            whole = own.new_zeros(len(hole), own.shape[-1])
+            whole[~hole] = own
+            marked.append(mark(whole, hole, e.number, e.start))
+        self._memory.add(known, marked, self._dtype)
+        self.forms[pixels] = Form(width)
+        self.context.stored |= {(e.number, e.start): parts for e, parts in zip(known, stored)}
+        return marked
+
+    def _numbered(self, images: Sequence[Encoding]) -> list[Encoding]:
         number, starts = next(self._number), offsets([len(image.patch) for image in images])
-        known = [replace(image, number=number, start=start) for image, start in zip(images, starts)]
-        self._memory.add(known, parts, self._dtype)
-        self._width[pixels] = width
+        return [replace(image, number=number, start=start) for image, start in zip(images, starts)]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -154,7 +213,7 @@ class Encodings:
         try:
             return stock(*args, **kwargs)
         finally:
-            self.context.prompt = None
+            self.context.prompt, self.context.stored = None, {}
 
     def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.context.prompt is not None:
@@ -163,7 +222,7 @@ class Encodings:
 
     def _forwarded(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.context.prompt is not None and self.context.prompt.alone:
-            self.context.prompt = None
+            self.context.prompt, self.context.stored = None, {}
 
     def _open(self, kwargs: dict[str, Any], ids: Any, alone: bool) -> dict[str, Any]:
         """A prompt begins: take in the features that come with it."""
@@ -192,7 +251,7 @@ class Encodings:
     def _adopt(self, kwargs: dict[str, Any], pixels: str, output: Any) -> dict[str, Any]:
         """Features come as such: note what they are; the arguments that change, as some are not at full length."""
         features = output if isinstance(output, (Tensor, list)) else output.pooler_output
-        pieces = _pieces(features)
+        pieces = pieces_of(features)
         known = self._find(kwargs, pixels, pieces)
         if known is None:
             self._note_unknown(kwargs, pixels, pieces, "give the pixels, or encode them with")
@@ -200,18 +259,18 @@ class Encodings:
         if all(len(encoding.patch) == where.stop - where.start for encoding, where in known):
             self._note(kwargs, pixels, known, pieces)
             return {}
-        whole = _complete(known, torch.cat(pieces), 0)
+        whole = completed(known, torch.cat(pieces), 0)
         self._note(kwargs, pixels, known, [whole])
-        width = self._width.get(pixels)
+        width = self.forms[pixels].width if pixels in self.forms else None
         if width is not None:
             given: Any = whole.view(-1, width, whole.shape[-1])
         elif isinstance(features, Tensor):
             given = whole
         else:
-            given = type(features)(_complete(known, piece, a) for piece, a in zip(pieces, _offsets(pieces)))
+            given = type(features)(completed(known, piece, a) for piece, a in zip(pieces, starts_of(pieces)))
         if output is not features:
             output.pooler_output = given
-            given = _with_deepstack(output, partial(_complete, known))
+            given = with_deepstack(output, partial(completed, known))
         if kwargs.get("mm_encoder_outputs") is None:
             return {"image_hidden_states": given}
         return {"mm_encoder_outputs": {**kwargs["mm_encoder_outputs"], KINDS[pixels]: given}}
@@ -220,7 +279,7 @@ class Encodings:
         said = self._said(kwargs, pixels)
         if not pieces:
             return None
-        ends = {*_offsets(pieces), sum(map(len, pieces))}
+        ends = {*starts_of(pieces), sum(map(len, pieces))}
         return self._memory.find(torch.cat(list(pieces)), ends, None if said is None else frames_of(said))
 
     def _find_merged(self, kwargs: dict[str, Any], pixels: str, ids: Any, embeds: Tensor) -> None:
@@ -297,7 +356,8 @@ class Encodings:
                 f"{_GRIDS[pixels]} says {_grids(said)}, but the features with it are of images of {_grids(grid)} (frames, "
                 "height and width in tokens): give the grids of these images, in their order"
             )
-        self._keep(record_of(found, pixels, rows))
+        stored = [part for e in found for part in self.context.stored.get((e.number, e.start), ())]
+        self._keep(record_of(found, pixels, rows, stored))
 
     def _note_unknown(self, kwargs: dict[str, Any], pixels: str, rows: Sequence[Tensor], way: str) -> None:
         """Features that were not encoded under this handle: what is known of them is what the caller says."""
@@ -351,88 +411,3 @@ def encoded_of(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _grids(grid: Grid) -> str:
     return ", ".join("x".join(map(str, entry)) for entry in grid)
-
-
-def _offsets(pieces: Sequence[Tensor]) -> list[int]:
-    return offsets([len(piece) for piece in pieces])
-
-
-def _pieces(features: Any) -> list[Tensor]:
-    """Features as stock code gives them, one tensor or several, in pieces ``(n, C)``."""
-    if isinstance(features, Tensor):
-        return [features] if features.dim() < 3 else list(features.flatten(1, -2))
-    return [piece.flatten(0, -2) for piece in features]
-
-
-def _like(features: Any, pieces: Sequence[Tensor]) -> Any:
-    """New pieces in the form that stock code gave; a list, where they do not fit into one tensor any more."""
-    if not isinstance(features, Tensor):
-        old = [piece.shape for piece in features]
-        return type(features)(
-            new.view(shape) if len(new) == shape[:-1].numel() else new for new, shape in zip(pieces, old)
-        )
-    if features.dim() < 3:
-        return pieces[0]
-    if len({len(piece) for piece in pieces}) > 1:
-        return list(pieces)
-    new = torch.stack(list(pieces))
-    return new.view(features.shape) if new.numel() == features.numel() else new
-
-
-def _with_newlines(pieces: Sequence[Tensor], record: Record) -> list[Tensor]:
-    """The same pieces with a row for every feature; newlines that stock code adds later are left open."""
-    starts = record.order.starts
-    if sum(map(len, pieces)) == starts[-1]:
-        return [piece.detach() for piece in pieces]
-    lengths = [b - a for a, b in zip(starts, starts[1:])]
-    return [
-        torch.cat([piece.detach(), piece.new_full((n - len(piece), piece.shape[-1]), torch.nan)])
-        for piece, n in zip(pieces, lengths)
-    ]
-
-
-def _images(record: Record) -> list[Tensor]:
-    """Return the features of each image or video."""
-    starts = record.order.starts
-    lengths = [b - a for a, b in zip(starts, starts[1:])]
-    if [len(part) for part in record.parts] == lengths:
-        return list(record.parts)
-    return list(record.features.split(lengths))
-
-
-def _left(record: Record) -> Tokens:
-    """Return the visual tokens that an encoding has left."""
-    stays = record.order.patch >= 0
-    if record.hole is not None:
-        stays &= ~record.hole.cpu()
-    kept = record.order.patch[stays].sort().values
-    full = tokens_of(frames(record.order.grid), "cpu" if record.hole is None else record.hole.device)
-    full = full if record.sizes is None else replace(full, sizes=record.sizes)
-    full = full if record.coords is None else replace(full, coords=record.coords)
-    counts = torch.bincount(full.segment.cpu()[kept], minlength=len(full.counts))
-    return full.select(kept.to(full.index.device), tuple(counts.tolist()))
-
-
-def _finite(rows: Tensor, hole: Tensor | None) -> Tensor:
-    return rows if hole is None else rows[~hole.to(rows.device)]
-
-
-def _complete(known: Known, rows: Tensor, start: int) -> Tensor:
-    """Return a piece of features at full length; ``start``: its first row among all those in which images are ``known``."""
-    here = [(encoding, where) for encoding, where in known if start <= where.start < start + len(rows)]
-    complete = [encoding.complete(rows[where.start - start : where.stop - start]) for encoding, where in here]
-    return torch.cat(complete) if complete else rows
-
-
-def _with_deepstack(output: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
-    """The same output, ``change(rows, number of the first)`` done to the features that the decoder's layers add."""
-    layers = getattr(output, "deepstack_features", None)
-    if layers is not None:
-        output.deepstack_features = [_changed(layer, change) for layer in layers]
-    return output
-
-
-def _changed(layer: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
-    if isinstance(layer, Tensor):
-        return change(layer, 0)
-    return type(layer)(change(piece, a) for piece, a in zip(layer, _offsets(layer)))

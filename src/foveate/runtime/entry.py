@@ -25,6 +25,7 @@ from foveate.runtime.layout import Rows, frames, tokens_of
 from foveate.runtime.marks import holes
 from foveate.runtime.positions import places_of
 from foveate.runtime.prompt import Inputs, Prompt
+from foveate.runtime.recalling import frames_of
 from foveate.runtime.samples import begins_in, samples_of
 from foveate.tokens import Reduction, Spans, Tokens
 
@@ -73,6 +74,7 @@ class Entry:
         for block in self.states if call.records and all(r.block_states for r in call.records) else ():
             states = torch.cat([record.block_states[block] for record in call.records])
             call.tower[block] = states[cell.to(states.device)]
+        call.frames = frames_of(call.layout.tokens, cell, call.records) if call.records else ()
         home = home_of(call, cell.to(embeds.device))
         if call.present is not None and not bool(present.all()):
             lengths = tuple(int(n) for n in present.sum(1))

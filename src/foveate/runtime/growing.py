@@ -27,12 +27,14 @@ class New:
             span (of a packed sequence, whose places are tokens', ``(S, 1)``).
         index: ``(S,)`` raster index of that token.
         coords: ``(M, 3)`` where the new tokens are.
+        bias: ``(M,)`` what is added to the attention logits of their keys, or None: nothing is.
     """
 
     counts: tuple[int, ...]
     place: Tensor
     index: Tensor
     coords: Tensor
+    bias: Tensor | None = None
 
     @property
     def span(self) -> Tensor:
@@ -102,9 +104,22 @@ def grown(layout: Rows, new: New) -> tuple[Rows, Tensor, Tensor]:
         index=with_new(index, place).gather(1, take),
         valid=None if min(lengths) == new_width else stays.gather(1, take),
         place=None if layout.place is None else torch.cat([layout.place, place])[packing],
-        bias=None if layout.bias is None else torch.cat([layout.bias, layout.bias.new_zeros(len(new.span))])[packing],
+        bias=_bias(layout, new, packing),
     )
     return made, take, packing
+
+
+def _bias(layout: Rows, new: New, packing: Tensor) -> Tensor | None:
+    """``(N',)`` what is added to the attention logits of each token's key."""
+    if layout.bias is None and new.bias is None:
+        return None
+    like = new.bias if layout.bias is None else layout.bias
+    assert like is not None
+    old, added = (
+        like.new_zeros(n) if each is None else each
+        for each, n in ((layout.bias, len(layout.tokens)), (new.bias, len(new.span)))
+    )
+    return torch.cat([old, added.to(old)])[packing]
 
 
 def columns(layout: Rows, counts: Sequence[int]) -> tuple[list[int], list[int]]:

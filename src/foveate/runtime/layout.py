@@ -271,6 +271,10 @@ class Rows:
         room = x.new_zeros(len(x), max(column) + 1, x.shape[-1])
         return torch.cat([x, room.index_put((at[0], at[1]), rows.reshape(-1, x.shape[-1]).to(x))], dim=1)
 
+    def of_sight(self, sight: Sight | None) -> Rows:
+        """The same with another sight in force."""
+        return replace(self, sight=sight)
+
     def of_tokens(self, tokens: Tokens) -> Rows:
         """The same of tokens of which something else is known."""
         return replace(self, tokens=tokens)

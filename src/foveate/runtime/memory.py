@@ -277,8 +277,9 @@ def encodings_of(record: Record, number: int) -> list[Encoding]:
     return found
 
 
-def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) -> Record:
-    """Return the record of a tower call that had encoded just these, in this order, with features ``rows``."""
+def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor], stored: Sequence[Tensor] = ()) -> Record:
+    """Return the record of a tower call that had encoded just these, in this order, with features ``rows``, and of which
+    ``stored`` was kept (`Record.stored`)."""
     device = rows[0].device
     grids = [entry for encoding in found for entry in encoding.grid]
     cells = offsets([sum(t * h * w for t, h, w in encoding.grid) for encoding in found])
@@ -296,4 +297,5 @@ def record_of(found: Sequence[Encoding], pixels: str, rows: Sequence[Tensor]) ->
     if any(e.home is not None for e in found):
         own = [torch.arange(len(t), device=device) if e.home is None else e.home for e, t in zip(found, complete)]
         home = torch.cat([torch.where(each < 0, -1, each + cell).to(device) for each, cell in zip(own, cells)])
-    return Record(order, hole, sizes, coords, pixels, tuple(row.detach() for row in rows), home=home)
+    parts = tuple(row.detach() for row in rows)
+    return Record(order, hole, sizes, coords, pixels, parts, home=home, stored=stored)

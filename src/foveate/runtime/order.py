@@ -70,6 +70,29 @@ def check_new_in_tower(actions: list[Action], outside: list[Action], merged: flo
                 )
 
 
+def check_sight_in_tower(actions: list[Action], merged: float) -> None:
+    """Who sees whom in the tower is said of all tokens that there will be, each with rows of its own, and none set aside."""
+    said: Action | None = None
+    for action in actions:
+        site, name = action.site, action.method.name()
+        if site.action == "sight" and site.layer <= merged < math.inf:
+            raise UnsupportedSiteError(
+                f"{name} says at {site} who sees whom, and this tower merges rows where block {merged} begins: say it at tower "
+                f"{merged + 1} or later"
+            )
+        if said is not None and site.action in ("append", "park"):
+            what = (
+                "appends tokens of which nothing is said"
+                if site.action == "append"
+                else "parks tokens that may be seen"
+            )
+            raise UnsupportedSiteError(
+                f"{said.method.name()} says at {said.site} who sees whom, and {name} {what} at {site}: use one of the two, "
+                "or let the other come first"
+            )
+        said = action if site.action == "sight" else said
+
+
 def check_signals_of_parked(actions: list[Action]) -> None:
     """Attention that did not see parked tokens says nothing of them once they are back; one that did says nothing of the parts
     of its layer, where they are not."""

@@ -9,6 +9,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from foveate.answers import Sight
 from foveate.runtime.growing import New
 from foveate.runtime.layout import patches_of, reduced
 from foveate.tokens import Reduction, Tokens
@@ -24,6 +25,7 @@ class Packed:
         tokens: those present now, in sequence order.
         index: ``(N,)`` place of each in the full sequence, ascending, or None: nothing was removed.
         merged, moved: some token stands for several; is not at its own place.
+        sight: who may attend to whom in an image, with the group of each token; None: all may.
     """
 
     unit: int
@@ -32,6 +34,7 @@ class Packed:
     index: Tensor | None = None
     merged: bool = False
     moved: bool = False
+    sight: Sight | None = None
 
     @property
     def width(self) -> int:
@@ -73,6 +76,8 @@ class Packed:
         layout = replace(self, tokens=tokens, merged=merged, moved=moved)
         if len(tokens) == len(self.tokens):
             return layout, None
+        if self.sight is not None:
+            layout = layout.of_sight(replace(self.sight, group=self.sight.group[reduction.keep]))
         index = reduction.keep if self.index is None else self.index[reduction.keep]
         return replace(layout, index=index), self._rows(reduction.keep)
 
@@ -117,6 +122,10 @@ class Packed:
     def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """``x (N * unit, C)`` and behind it the new tokens ``rows (M, unit * C)``."""
         return torch.cat([x, self.put(x, rows)])
+
+    def of_sight(self, sight: Sight | None) -> Packed:
+        """The same with another sight in force."""
+        return replace(self, sight=sight)
 
     def of_tokens(self, tokens: Tokens) -> Packed:
         """The same of tokens of which something else is known."""

@@ -13,6 +13,7 @@ from foveate.tokens import Reduction, Tokens
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from foveate.answers import Sight
     from foveate.runtime.growing import New
 
 
@@ -58,6 +59,10 @@ class Layout(Present, Protocol):
         """The same of all the batch."""
 
     @property
+    def sight(self) -> Sight | None:
+        """Who may attend to whom, with the group of each token; None: all may."""
+
+    @property
     def merged(self) -> bool:
         """Some token stands for several."""
 
@@ -98,6 +103,9 @@ class Layout(Present, Protocol):
 
     def beside(self, x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows ``x`` and behind them those of new tokens ``rows (M, unit * C)``, so many of each span."""
+
+    def of_sight(self, sight: Sight | None) -> Self:
+        """The same with another sight in force."""
 
     def of_tokens(self, tokens: Tokens) -> Self:
         """The same of tokens of which something else is known."""

@@ -6,7 +6,7 @@ is known: a token of text sees a part of it from the front, so nothing is copied
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.runtime.cache import joined_tokens, of_spans
-from foveate.tokens import Tokens
+from foveate.tokens import Spans, Tokens
 
 
 class Image(NamedTuple):
@@ -95,14 +95,23 @@ class Memory:
 
         Those of others wait for the next chunk.
         """
-        given = tokens
-        if self.waiting is not None:
-            tokens, _ = joined_tokens(self.waiting, tokens)
-        spans = tokens.spans
-        ends = [(row, clip) in ended for row, clip in zip(spans.row, spans.clip)]
-        here, later = ([s for s, end in enumerate(ends) if end is which] for which in (True, False))
-        self.waiting = _of(tokens, later) if later else None
-        return given if tokens is given and not later else _of(tokens, here)
+        here, self.waiting = complete(
+            self.waiting, tokens, lambda spans: [key in ended for key in zip(spans.row, spans.clip)]
+        )
+        return here
+
+
+def complete(
+    waiting: Tokens | None, tokens: Tokens, ended: Callable[[Spans], Sequence[bool]]
+) -> tuple[Tokens, Tokens | None]:
+    """Return the tokens of spans that have ``ended``, with those of them that were waiting; and those that wait on."""
+    given = tokens
+    if waiting is not None:
+        tokens, _ = joined_tokens(waiting, tokens)
+    ends = ended(tokens.spans)
+    here, later = ([s for s, end in enumerate(ends) if end is which] for which in (True, False))
+    still = _of(tokens, later) if later else None
+    return given if tokens is given and not later else _of(tokens, here), still
 
 
 def _of(tokens: Tokens, chosen: Sequence[int]) -> Tokens:

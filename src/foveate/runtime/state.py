@@ -15,6 +15,7 @@ from foveate.method import Method
 from foveate.runtime.cache import CompactMixin, KVIndex, compact
 from foveate.runtime.prompt import Denoised
 from foveate.runtime.remembering import Memory
+from foveate.tokens import Tokens
 
 State = MutableMapping[str, Any]
 
@@ -26,12 +27,15 @@ class States:
     Attributes:
         parts: the dict of each part, by its rank in the sum and its name.
         memories: what was remembered of images at each ``remember`` site, by `Action.memory`.
+        appending: by the rank of an ``append`` site: tokens of images and frames of which the last one has not come, and of
+            how many tokens of each clip, by row, it has.
         images: length of the full sequence up to its last visual token.
         denoised: how far an answer has come, where a site of the cache acts at a denoising step.
     """
 
     parts: dict[str, State] = field(default_factory=dict)
     memories: dict[str, Memory] = field(default_factory=dict)
+    appending: dict[int, tuple[Tokens | None, dict[tuple[int, int], int]]] = field(default_factory=dict)
     images: int = 0
     denoised: Denoised | None = None
     _changes: dict[str, list[Tensor | None]] = field(default_factory=dict)  # that a part has yet to follow
@@ -61,6 +65,7 @@ class States:
 
     def crop(self, length: int) -> None:
         """Follow a cache that now ends after ``length`` tokens of the full sequence."""
+        self.appending.clear()
         for memory in self.memories.values():
             memory.crop(length)
         for key, state in self.parts.items():
@@ -111,7 +116,8 @@ def keep_states(cache: Cache | None, states: States, length: int) -> None:
     compacted = (i for i, entry in layers if isinstance(entry, CompactMixin))
     # The last one, as stock code asks the first one that slides for the mask of all that do.
     others = (i for i, entry in reversed(layers) if isinstance(entry, DynamicLayer) and entry.is_initialized)
-    number = next(compacted, next(others, None) if any(states.parts.values()) or states.memories else None)
+    kept = any(states.parts.values()) or states.memories or states.appending
+    number = next(compacted, next(others, None) if kept else None)
     if number is not None:
         compact(cache, number, KVIndex(length, length)).states = states
     elif states.memories:  # (in a static cache a state may be lost without harm)

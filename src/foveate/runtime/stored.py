@@ -1,7 +1,8 @@
 """Images that are encoded once, kept in a file, and asked about in any number of prompts.
 
 `Memories` makes a `Memory` of what a method leaves of images, and takes one as ``memory=`` in ``generate()`` and in a call of
-the model: there it becomes ``mm_encoder_outputs``, which stock code takes in place of pixels.
+the model: there it becomes ``mm_encoder_outputs``, which stock code takes in place of pixels. What is left may be features, or
+what the language model has made of them (`foveate.runtime.recalling`); then the features say only that they have left.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,13 +21,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from foveate.errors import InputError, UnsupportedModelError, first_line
 from foveate.method import Host, Method
+from foveate.ops.segments import offsets
+from foveate.runtime.context import Record
 from foveate.runtime.encodings import KINDS, Encodings
 from foveate.runtime.hooks import Hooks
-from foveate.runtime.memory import Encoding
+from foveate.runtime.memory import Encoding, encodings_of
+from foveate.runtime.recalling import Reader, Tape, weights_of
 
 _FUNCTIONS = {"pixel_values": "get_image_features", "pixel_values_videos": "get_video_features"}
 _GEOMETRY = ("patch", "hole", "sizes", "coords", "home")  # tensors of an `Encoding`, some of which may be None
-_WEIGHTS = 32  # by which a projector is recognised, as if in half precision
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class Maker:
 
     Attributes:
         family, width: of the model, and channels of its language model.
-        method: the parts of the method that act before the language model, as Python writes them.
-        weights: some of the weights that made the last projection; (): they were not at hand.
+        method: the parts of the method that a memory depends on, as Python writes them: those that act before the language
+            model, and the one that appends what is kept.
+        weights: some of the weights that made what is kept; (): they were not at hand.
     """
 
     family: str
@@ -54,13 +58,13 @@ class Maker:
         if self.method != other.method:
             raise InputError(
                 f"this memory was made with {_names(other.method)}, and the method attached here is {_names(self.method)} "
-                "(as far as it acts before the language model): attach that one, or encode the images again"
+                "(as far as a memory depends on it): attach that one, or encode the images again"
             )
         mine, theirs = torch.tensor(self.weights), torch.tensor(other.weights)
         if len(mine) and len(theirs) and (len(mine) != len(theirs) or not torch.allclose(mine, theirs, 2e-2, 1e-3)):
             raise InputError(
-                f"this memory is of another {other.family}, whose projector has other weights: use it with the model that "
-                "encoded it"
+                f"this memory is of another {other.family}, whose projector or learned parts have other weights: use it with "
+                "the model that encoded it"
             )
 
 
@@ -90,6 +94,9 @@ class Memory:
         maker: the model and the method.
         width: features of each image, where stock code has all of them in one tensor; 0: in one of rows; None: in several.
         apart: whether stock code has an image's ``deepstack`` in a tensor of its own.
+        stored: of a method that appends tokens to an image which alone the text sees (`Method.stores`), of each image or
+            frame ``(L, m, C)``: what each decoder layer is given of these, of which it makes keys and values at their place in
+            a prompt. Then there are no features of patches. (): there are.
     """
 
     kind: Literal["image", "video"]
@@ -99,30 +106,41 @@ class Memory:
     maker: Maker
     width: int | None
     apart: bool
+    stored: tuple[Tensor, ...] = ()
 
     def __repr__(self) -> str:
         """Return a sentence: the features themselves would fill screens."""
         stock = sum(len(image.patch) for image in self.images)
+        left = f"{sum(self.counts)} tokens in place of" if self.stored else f"{len(self.features)} of"
         return (
-            f"<Memory of {_counted([self])}: {len(self.features)} of {stock} tokens, {self.nbytes / 1e6:.2f} MB, "
+            f"<Memory of {_counted([self])}: {left} {stock}{'' if self.stored else ' tokens'}, {self.nbytes / 1e6:.2f} MB, "
             f"from {self.maker.family} with {_names(self.maker.method)}>"
         )
 
     @property
     def counts(self) -> list[int]:
-        """How many features are left of each image."""
+        """How many tokens are left of each image, or stand for it."""
+        if self.stored:
+            return [sum(part.shape[1] for part in parts) for parts in self.by_image]
         return [len(e.patch) if e.hole is None else int((~e.hole).sum()) for e in self.images]
 
     @property
+    def by_image(self) -> list[tuple[Tensor, ...]]:
+        """What is ``stored`` of the frames of each image."""
+        ends = offsets([len(image.frames) for image in self.images])
+        return [self.stored[a:b] for a, b in zip(ends, ends[1:])]
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the features."""
-        return sum(each.nbytes for each in (self.features, *self.deepstack))
+        """Bytes of what is kept."""
+        return sum(each.nbytes for each in (self.features, *self.deepstack, *self.stored))
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the memory to a safetensors file."""
         from safetensors.torch import save_file
 
         tensors = {"features": self.features, **{f"deepstack.{i}": layer for i, layer in enumerate(self.deepstack)}}
+        tensors |= {f"stored.{i}": part for i, part in enumerate(self.stored)}
         for i, image in enumerate(self.images):
             own = {f"image.{i}.{name}": getattr(image, name) for name in _GEOMETRY}
             tensors |= {name: tensor for name, tensor in own.items() if tensor is not None}
@@ -130,6 +148,7 @@ class Memory:
             **{name: getattr(self, name) for name in ("kind", "width", "apart")},
             "maker": vars(self.maker),
             "layers": len(self.deepstack),
+            "stored": len(self.stored),
             "grids": [image.grid for image in self.images],
         }
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -149,9 +168,12 @@ class Memory:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
             images = tuple(_image(i, grid, tensors) for i, grid in enumerate(about["grids"]))
             deepstack = tuple(tensors[f"deepstack.{i}"] for i in range(about["layers"]))
+            stored = tuple(tensors[f"stored.{i}"] for i in range(about.get("stored", 0)))
             said = about["maker"]
             maker = Maker(said["family"], said["width"], tuple(said["method"]), tuple(said["weights"]))
-            return cls(about["kind"], tensors["features"], deepstack, images, maker, about["width"], about["apart"])
+            return cls(
+                about["kind"], tensors["features"], deepstack, images, maker, about["width"], about["apart"], stored
+            )
         except FileNotFoundError:
             raise InputError(f"there is no file {os.fspath(file)!r}: Memory.save writes one") from None
         except Exception as error:
@@ -166,19 +188,27 @@ class Memories:
         encodings: knows what was encoded.
         host: the model, as methods know it.
         methods: those that act before the language model.
+        reader: what keeps more than features, if anything does.
     """
 
     def __init__(
-        self, model: Any, base: nn.Module, encodings: Encodings, host: Host, methods: Sequence[Method]
+        self,
+        model: Any,
+        base: nn.Module,
+        encodings: Encodings,
+        host: Host,
+        methods: Sequence[Method],
+        reader: Reader | None = None,
     ) -> None:
-        self.model, self.base, self.encodings, self.host = model, base, encodings, host
-        self.methods = tuple(map(repr, methods))
+        self.model, self.base, self.encodings, self.host, self.reader = model, base, encodings, host, reader
+        self.methods = tuple(map(repr, [*methods, *([] if reader is None else [reader.method])]))
 
     @property
     def maker(self) -> Maker:
         """The model, as it is now, and the method."""
         projector = self.base.get_submodule(self.encodings.family.tower.output)
-        return Maker(self.host.family, self.host.width, self.methods, _weights_of(projector))
+        weights = weights_of(projector) if self.reader is None else self.reader.weights_with(projector)
+        return Maker(self.host.family, self.host.width, self.methods, weights)
 
     def attach(self, hooks: Hooks) -> None:
         """Take ``memory=`` where a prompt comes in, before `Encodings` looks at it."""
@@ -195,6 +225,8 @@ class Memories:
                 "the processor makes of one kind of them"
             )
         (pixels,) = found
+        if self.reader is not None:
+            return self._read(inputs, pixels, self.reader)
         function = getattr(self.base, _FUNCTIONS[pixels])
         known = inspect.signature(function).parameters
         with torch.no_grad():
@@ -217,6 +249,49 @@ class Memories:
                 "stock code adds others, so give the model the pixels"
             )
         return memory
+
+    def _read(self, inputs: Mapping[str, Any], pixels: str, reader: Reader) -> Memory:
+        """Let the language model read the images once, and keep what it makes of the tokens that are appended to them."""
+        reader.check()
+        if inputs.get("input_ids") is None:
+            raise InputError(
+                f"{reader.method.name()} keeps what the language model makes of an image, so encode() wants input_ids, too: "
+                "give what the processor makes of a prompt with the images, whatever it asks"
+            )
+        context, one = self.encodings.context, dict[str, int]()
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            one["logits_to_keep"] = 1
+        context.tape = tape = Tape(reader.method.name())
+        try:
+            with torch.no_grad():
+                given = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
+                self.model(**given, **one)
+        finally:
+            context.tape = None
+        found = [
+            (e, rows) for record in tape.records if record.pixels == pixels for e, rows in _without_patches(record)
+        ]
+        if len(tape.counts) != sum(len(image.frames) for image, _ in found):
+            raise InputError(
+                f"encode() was given {len(found)} {KINDS[pixels]}s, and its prompts have places for others: give what the "
+                "processor makes of images and prompts together"
+            )
+        form, features = self.encodings.forms[pixels], torch.cat([rows for _, rows in found])
+        if bool(features.isnan().any()):
+            raise UnsupportedModelError(
+                "stock code adds features to those of images, such as newlines, only in a prompt, so there is no memory of "
+                "them: give the model the pixels"
+            )
+        return Memory(
+            "video" if "videos" in pixels else "image",
+            features,
+            (torch.zeros_like(features),) * form.layers,
+            tuple(image for image, _ in found),
+            self.maker,
+            (form.width or 0) if form.rows else None,
+            form.apart,
+            tuple(tape.of_frames()),
+        )
 
     def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return stock(*args, **self._recalled(kwargs))
@@ -241,6 +316,8 @@ class Memories:
                 f"{type(self.model).__name__} of this transformers takes no features of images, so no memory: give it the "
                 "pixels, or install a later one"
             )
+        if self.reader is not None:
+            self.reader.check()
         mine = self.maker
         for each in memories:
             mine.refuse(each.maker)
@@ -273,15 +350,24 @@ class Memories:
             if not mine:
                 continue
             images = [image for memory in mine for image in memory.images]
-            counts = [n for memory in mine for n in memory.counts]
+            counts, width = [n for memory in mine for n in memory.counts], mine[0].width
             features, *layers = (
                 torch.cat([layer.to(weight.device, weight.dtype) for layer in each])
                 for each in zip(*((memory.features, *memory.deepstack) for memory in mine))
             )
-            parts, width = features.split(counts), mine[0].width
-            self.encodings.adopt(pixels, images, parts, width or None)
+            whole = all(image.hole is None for image in images)
+            parts: Sequence[Tensor]
+            if mine[0].stored:
+                stored = [part for memory in mine for part in memory.by_image]
+                rows = features.split([int((image.patch < 0).sum()) for image in images])
+                parts = self.encodings.adopt_stored(pixels, images, rows, stored, width or None)
+                features, counts, whole = torch.cat(parts), [len(part) for part in parts], True
+                layers = [torch.zeros_like(features) for _ in layers]
+            else:
+                parts = features.split(counts)
+                self.encodings.adopt(pixels, images, parts, width or None)
             given: Any = parts if width is None else features
-            if width and all(image.hole is None for image in images):
+            if width and whole:
                 given = features.view(-1, width, features.shape[-1])
             outputs[kind] = self._output(given, [layer.split(counts) if mine[0].apart else layer for layer in layers])
         return outputs
@@ -294,13 +380,15 @@ class Memories:
         return kind(pooler_output=features, deepstack_features=layers)
 
 
-def _weights_of(projector: nn.Module) -> tuple[float, ...]:
-    """Some weights of a projector, by which it is recognised in any precision."""
-    found = [p for p in projector.parameters() if p.is_floating_point() and not p.is_meta]
-    if not found:
-        return ()
-    largest = max(found, key=torch.numel)
-    return tuple(round(float(x), 4) for x in largest.detach().flatten()[:_WEIGHTS].float().cpu())
+def _without_patches(record: Record) -> list[tuple[Encoding, Tensor]]:
+    """Each image of a tower call, as if all of its patches had left, and its features that are no patch's, such as newlines."""
+    found = []
+    for image, end in zip(encodings_of(record, 0), record.order.starts[1:]):
+        patch = image.patch >= 0
+        rows = record.features[image.start : end][~patch.to(record.features.device)]
+        whole = replace(image, start=0, hole=patch, sizes=None, coords=None, home=None)
+        found.append((whole, rows))
+    return found
 
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from foveate.models.family import Arrangement, Family
 from foveate.runtime.appending import append_in_tower, own
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
-from foveate.runtime.blocks import block_arguments, key_bias, seqlens_of
+from foveate.runtime.blocks import block_arguments, key_bias, sight_of, trace_of
 from foveate.runtime.context import Action, Context, Record, Running, TowerPass, wants_gradients
 from foveate.runtime.facts import TowerFacts
 from foveate.runtime.features import (
@@ -53,13 +53,14 @@ from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.pixels import choose_grid
 from foveate.runtime.presence import Presence
 from foveate.runtime.protocol import Layout
+from foveate.runtime.sight import look_in_tower
 from foveate.runtime.signals.kernel import Probe, watch
 from foveate.runtime.signals.kind import Kind
 from foveate.runtime.signals.past import Wanted
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
-from foveate.runtime.trace import BlockTrace, Clock
+from foveate.runtime.trace import Clock
 from foveate.tokens import Parked
 
 
@@ -103,7 +104,7 @@ class TowerHooks:
         self.merges_at = merger.block(config) if merger is not None and merger.rows(config) > 1 else None
         self.attending, self.facts = AttendHooks(self.spec, context), TowerFacts(family, self.unit)
         self.sees = any("pixels" in kind.needs for a in actions for kind in a.asks)
-        self.parks = any(a.site.action == "park" for a in actions)
+        self.parks, self.sighted = (any(a.site.action == verb for a in actions) for verb in ("park", "sight"))
 
     @property
     def _pools(self) -> bool:
@@ -136,7 +137,7 @@ class TowerHooks:
                 hooks.pre(attention, self._mask_attention)
             if self._may_attend(i):
                 self.attending.attach(hooks, block)
-            if i in self.wanted.attention or self.proportional or self._may_attend(i):
+            if i in self.wanted.attention or self.proportional or self.sighted or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
 
     def _reading(self) -> Reading | None:
@@ -282,9 +283,9 @@ class TowerHooks:
         if lot is not None and shown[0] is not hidden:
             attending = self.attending.of(call.memo, lot, shown[0], kwargs)
         kinds = self.wanted.attention.get(i, [])
-        bias = key_bias(shown[1]) if self.proportional else None
-        if kinds or bias is not None or attending is not None:
-            reading = Reading(key_bias=bias, attending=attending, width=shown[0].shape[-2])
+        bias, sight = key_bias(shown[1]) if self.proportional else None, sight_of(layout)
+        if kinds or bias is not None or attending is not None or sight is not None:
+            reading = Reading(key_bias=bias, sight=sight, attending=attending, width=shown[0].shape[-2])
             reading.gradients = wants_gradients(self.actions, block)
             for kind in kinds:
                 kind.ask(reading, lambda rows: torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
@@ -293,13 +294,7 @@ class TowerHooks:
                 reading.valid, reading.parts = own.valid, own.pairs(shown[1] or own)
             if kinds:
                 call.seen.readings[i] = reading
-        rows, segments = hidden.shape[:-1].numel(), seqlens_of(self.spec, kwargs)
-        if segments is None:
-            segments = [hidden.shape[1]] * hidden.shape[0]
-        trace = BlockTrace(i, rows, rows, segments)
-        if attending is not None:
-            attending.note(trace, rows, segments)
-        call.trace.blocks.append(trace)
+        call.trace.blocks.append(trace_of(self.spec, i, hidden, kwargs, attending))
         call.block = Running(reading, attending, masks)
         return replace_first(args, kwargs, "hidden_states", hidden)
 
@@ -321,6 +316,9 @@ class TowerHooks:
         pixels = partial(patches_here, call, layout, self.unit)
         here = Presence(layout, hidden, call.seen, call.trace, join=self.join, pixels=pixels)
         tokens = here.tokens(action, state=state)
+        if site.action == "sight":
+            call.layout = look_in_tower(action, call, layout, tokens)
+            return hidden
         if site.action == "append":
             return append_in_tower(action, call, layout, self._complete(call, hidden), tokens, hidden)
         reduction = action.decide(call.trace, tokens)
@@ -359,6 +357,7 @@ class TowerHooks:
         call.layout, take = own(before)
         if take is None:
             return hidden
+        call.seen.appended = before.pick(hidden)[before.tokens.appended]
         call.seen.narrow(take, before.width)
         return take_rows(hidden, take)
 

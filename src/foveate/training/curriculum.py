@@ -127,7 +127,7 @@ class Progress(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Also asked for the summary at the end, which has no loss."""
         logs = kwargs.get("logs") or {}
-        if logs.get("loss") is None:
+        if logs.get("loss") is None or not state.is_world_process_zero:
             return
         own = {name: value for name, value in logs.items() if name != "loss" and name not in LOGGED}
         shown = {"loss": logs["loss"], **(own if len(own) > 1 else {})}  # a single one is the loss

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.answers import Answer, Remember
-from foveate.learning import Noted, Stage, keep_all
+from foveate.answers import Answer, Append, Remember
+from foveate.learning import Noted, Relaxation, Stage, keep_all
 from foveate.method import Host, Method, Site
 from foveate.ops.segments import offsets, ranges
 from foveate.signal import Signal
@@ -100,13 +100,24 @@ class Relaxed(Method):
         if self.tape.answered and tokens.text_counts:
             tokens = before_answers(tokens, self.tape.answered)
         relaxation = self.method.relaxation
-        if relaxation is None or site.action != "reduce":
+        if relaxation is not None and site.action == "append":
+            return self._append(relaxation, self.method.answer(tokens, site), tokens, site)
+        if relaxation is None or site.action != "reduce" or site.at == "cache":
             return self.method.answer(tokens, site)
         score = self.method.score(tokens, site)
         chosen, gates = tokens.keep_best(score, site), relaxation.gates(score, tokens, site)
         hard = torch.zeros_like(gates).index_fill(0, chosen.keep, 1.0)
-        self.tape.notes.append(Noted(score, gates, hard, tokens.counts, chosen.counts))
+        self.tape.notes.append(Noted(score, gates, hard, tokens.counts, chosen.counts, chosen.counts))
         return relaxation.apply(gates, tokens) if self.stage.soft else keep_all(tokens)
+
+    def _append(self, relaxation: Relaxation, answer: Answer, tokens: Tokens, site: Site) -> Answer:
+        """All tokens that the method may append: those that it would not fade."""
+        if not isinstance(answer, Append) or answer.score is None or answer.counts is None:
+            return answer
+        gates, hard = answer.score.float().sigmoid(), (answer.score >= 0).float()
+        kept = tuple(int(part.sum()) for part in hard.split(answer.counts))
+        self.tape.notes.append(Noted(answer.score, gates, hard, answer.counts, kept, tokens.budget(site)))
+        return relaxation.append(gates, answer) if self.stage.soft else replace(answer, score=None)
 
     # -- as in the method ---------------------------------------------------------------------------------------------
 

@@ -128,6 +128,11 @@ class Run:
         self._trainer.rates = [stage.lr if recipe.lr is None else recipe.lr for stage in method.stages]
         self._trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes, of several that train together."""
+        return bool(self._trainer.is_world_process_zero())
+
     def train(self, resume: bool = False) -> Trained:
         """Train, or go on from the last checkpoint in the folder, and write what was trained, the method and a card."""
         plan = self.plan
@@ -141,11 +146,13 @@ class Run:
             raise TrainingError(f"cannot train into {str(plan.out)!r}: {first_line(error)}") from None
         finally:
             self._pupil.leave()
-        if self._pupil.groups["lora"]:
-            self._adapted.peft_config["default"].base_model_name_or_path = plan.model
-        parts = {part_names(plan.method)[0]: self._pupil.parts} if len(self._pupil.parts) else {}
-        trained.save(plan.out, plan.method, self._host, nn.ModuleDict(parts), self._adapted)
-        card.write(plan.out, plan.model, self.chats.source, plan.method, self._name, done.global_step)
+        if self.is_main:
+            if self._pupil.groups["lora"]:
+                self._adapted.peft_config["default"].base_model_name_or_path = plan.model
+            parts = {part_names(plan.method)[0]: self._pupil.parts} if len(self._pupil.parts) else {}
+            trained.save(plan.out, plan.method, self._host, nn.ModuleDict(parts), self._adapted)
+            card.write(plan.out, plan.model, self.chats.source, plan.method, self._name, done.global_step)
+        self._trainer.accelerator.wait_for_everyone()
         logged = [entry for entry in self._trainer.state.log_history if "loss" in entry]
         losses = tuple(float(entry["loss"]) for entry in logged)
         agreement = tuple(float(entry["agreement"]) for entry in logged if "agreement" in entry)
@@ -226,6 +233,7 @@ def _arguments(plan: Plan) -> transformers.TrainingArguments:
         use_cpu=plan.device.type == "cpu",
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=plan.device.type == "cuda",
+        ddp_find_unused_parameters=True,  # of a stage that trains a part of what some stage trains
         remove_unused_columns=False,  # the collator wants whole chats
         label_names=["labels"],
         report_to="none",

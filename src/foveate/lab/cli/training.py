@@ -145,10 +145,10 @@ def method(name: str, says: str) -> Callable[..., None]:
         recipe = build(Recipe, words.assigned(Recipe, settings or [], "set"))
         asked = method_from_words(name, keep, option or [], None)
         request = face.Request(out, asked, model, data, split, samples, curriculum, recipe, seed, dtype, device)
-        found = face.train(request, overwrite, terminal.note)
-        if json:
+        found = face.train(request, overwrite, terminal.note if face.is_main() else lambda line: None)
+        if json and face.is_main():
             terminal.emit(face.to_dict(found))
-        else:
+        elif face.is_main():
             face.show(found, terminal.out)
 
     train.__doc__ = f"Train for {name}: {says}"

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
-from foveate.handle import compress
 from foveate.lab.asker import Asker
 from foveate.lab.checks import ANTIORACLE, BLIND, DENSE, ORACLE
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
@@ -154,7 +153,7 @@ def check_fit(method: Method, asker: Asker, words: int = 1) -> None:
         raise UnsupportedSiteError(
             f"{method.name()} acts on the tokens that follow the first one of an answer, and the answers here have one"
         )
-    compress(asker.model, method).remove()
+    asker.attach(method).remove()
 
 
 def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:

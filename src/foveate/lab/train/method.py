@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,13 +80,20 @@ def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Tra
     plan = Plan(request.out, request.model, method, request.curriculum, request.recipe, request.seed, device, bf16)
     run = Run(model, processor, chats, plan, tell)
     tell(f"training {method!r}")
-    if overwrite:
-        outputs.clear(request.out, WRITTEN)
-    _write(request.out, record)
+    if run.is_main:
+        if overwrite:
+            outputs.clear(request.out, WRITTEN)
+        _write(request.out, record)
     found = run.train(goes_on)
-    done = {name: getattr(found, name) for name in ("steps", "losses", "stages", "agreement")}
-    _write(request.out, {**record, **done})
+    if run.is_main:
+        done = {name: getattr(found, name) for name in ("steps", "losses", "stages", "agreement")}
+        _write(request.out, {**record, **done})
     return found
+
+
+def is_main() -> bool:
+    """Tell whether this process speaks, of several that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def to_dict(found: Trained) -> dict[str, Any]:

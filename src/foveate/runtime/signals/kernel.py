@@ -99,8 +99,8 @@ class Probe:
             query, mask, place = reading.attending.narrow(query, mask, kwargs)
         if reading.drop_positions:
             kwargs["position_ids"] = None
-        if reading.key_bias is not None:
-            mask = _biased(mask, reading, key, query, real_implementation(module.config))
+        if reading.key_bias is not None or reading.sight is not None:
+            mask = _told(mask, reading, key, query, real_implementation(module.config))
         if reading.before is not None:
             key = torch.cat([reading.before.to(key), key], dim=2)
         reading.note(query, key, value)
@@ -129,20 +129,38 @@ def _segments(query: Tensor, key: Tensor, mask: Any, kwargs: Any) -> Iterator[tu
         yield q, k, None
 
 
-def _biased(mask: Any, reading: Reading, key: Tensor, query: Tensor, implementation: str) -> Tensor:
-    """Return the mask with a bias per key (log sizes of merged tokens)."""
-    bias = reading.key_bias
-    assert bias is not None
+def _told(mask: Any, reading: Reading, key: Tensor, query: Tensor, implementation: str) -> Tensor:
+    """Return the mask with a bias per key (log sizes of merged tokens), without pairs of rows that do not see each other."""
+    bias, sight = reading.key_bias, reading.sight
     if "flash" in implementation or not (mask is None or isinstance(mask, Tensor)):
+        kernel = "flash attention" if "flash" in implementation else implementation
         raise UnsupportedModelError(
             "attention in proportion to the sizes of merged tokens adds to logits, which "
             f"{implementation} cannot do here: use sdpa or eager attention in the vision tower"
+            if sight is None
+            else f"{kernel} takes no mask of pairs of tokens, which a method asks for that says who may see whom: use sdpa or "
+            "eager attention in the vision tower"
         )
-    bias = bias[None] if bias.dim() == 1 else bias
-    if bias.shape[1] > key.shape[2]:
-        bias = bias[:, reading.offset : reading.offset + key.shape[2]]
-        reading.offset += key.shape[2]
-    bias = bias[:, None, None, :].to(query.dtype)
+    here = reading.next_part(key.shape[2])
+    if sight is not None:
+        mask = _sighted(mask, sight[0][..., here], sight[1], query.dtype)
+    return mask if bias is None else _biased(mask, bias[..., here], query)
+
+
+def _sighted(mask: Tensor | None, group: Tensor, sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask without pairs of rows that do not see each other, by the group of each."""
+    group = group[None] if group.dim() == 1 else group
+    known = torch.where(group < 0, len(sees) - 1, group)
+    seen = sees[known[:, :, None], known[:, None, :]] | torch.eye(known.shape[1], dtype=torch.bool, device=group.device)
+    if mask is None:
+        mask = torch.zeros((), dtype=dtype, device=group.device)
+    return (
+        mask & seen[:, None] if mask.dtype == torch.bool else mask.masked_fill(~seen[:, None], torch.finfo(dtype).min)
+    )
+
+
+def _biased(mask: Tensor | None, bias: Tensor, query: Tensor) -> Tensor:
+    bias = (bias[None] if bias.dim() == 1 else bias)[:, None, None, :].to(query.dtype)
     if mask is None:
         return bias.expand(-1, 1, query.shape[2], -1)
     if mask.dtype == torch.bool:

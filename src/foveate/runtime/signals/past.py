@@ -72,12 +72,14 @@ class Past:
         readings: layer -> what was read of its attention.
         entered, left: layer -> hidden states that it was given, and that it gave.
         leading: block -> ``(images, C)`` the CLS tokens that it was given.
+        appended: ``(M, C)`` tokens that were appended in the tower, at its end, where they leave; None: there are none.
     """
 
     readings: dict[int, Reading] = field(default_factory=dict)
     entered: dict[int, Tensor] = field(default_factory=dict)
     left: dict[int, Tensor] = field(default_factory=dict)
     leading: dict[int, Tensor] = field(default_factory=dict)
+    appended: Tensor | None = None
 
     def narrow(self, take: Tensor, width: int, step: Members | None = None) -> None:
         """Follow a reduction: ``take (B, P)`` of ``width`` rows stay, or ``take (rows,)`` of a packed tower's.
@@ -102,7 +104,7 @@ class Past:
     def copy(self) -> Past:
         """Return what is there now, whatever leaves later."""
         readings = {layer: copy.copy(reading) for layer, reading in self.readings.items()}
-        return Past(readings, dict(self.entered), dict(self.left), dict(self.leading))
+        return Past(readings, dict(self.entered), dict(self.left), dict(self.leading), self.appended)
 
 
 def _after(take: Tensor, leading: int) -> Tensor:

@@ -48,6 +48,8 @@ class Reading:
         pattern: ``(B, 1, Q, K)`` bool, what each query sees, where the kernel is told in another way than by a mask; or None.
         parts: queries and keys of each image, where several that do not see each other share a single row.
         key_bias: ``(B, K)`` or packed ``(K,)`` added to the logits of each key, or None.
+        sight: ``(B, K)`` or packed ``(K,)`` the group of each row, -1 for none, and ``(G + 1, G + 1)`` bool, which groups see
+            which; or None: all see all.
         drop_positions: hide ``position_ids`` from the kernel (gaps look like packed sequences to flash attention).
         attending: the rows that have queries among all rows of this attention, when some have none (they are parked, or
             skip it); or None.
@@ -69,6 +71,7 @@ class Reading:
     pattern: Tensor | None = None
     parts: tuple[tuple[int, int], ...] = ()
     key_bias: Tensor | None = None
+    sight: tuple[Tensor, Tensor] | None = None
     drop_positions: bool = False
     attending: Attending | Queries | None = None
     gradients: bool = False
@@ -79,6 +82,16 @@ class Reading:
     ahead: bool = False
     before: Tensor | None = None
     offset: int = 0  # keys already handled, when the kernel is called segment by segment
+
+    # -- before it runs ------------------------------------------------------------------------------------------------
+
+    def next_part(self, keys: int) -> slice:
+        """Return which rows the coming call of the kernel is about, where it is called segment by segment."""
+        known = self.sight[0] if self.key_bias is None and self.sight is not None else self.key_bias
+        if known is None or known.shape[-1] <= keys:
+            return slice(None)
+        start, self.offset = self.offset, self.offset + keys
+        return slice(start, self.offset)
 
     # -- while the attention runs -----------------------------------------------------------------------------------
 

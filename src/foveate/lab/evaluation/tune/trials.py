@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from foveate.errors import FoveateError
-from foveate.handle import compress
 from foveate.lab.asker import Asker, Cost
 from foveate.lab.evaluation.fidelity.table import kls
 from foveate.lab.evaluation.forced import Said, asked, hear
@@ -85,7 +84,7 @@ class Trials:
     def fits(self, method: Method) -> bool:
         """Whether a method can be attached."""
         try:
-            compress(self.asker.model, method).remove()
+            self.asker.attach(method).remove()
         except FoveateError:
             return False
         return True
@@ -93,7 +92,7 @@ class Trials:
     def _judge(self, name: str, method: Method) -> Trial:
         if not self._said:
             self._said = [asked(self.asker, group, self.new_tokens) for group in self.batches]
-        heard = [each for said in self._said for each in hear(self.asker.model, method, said)]
+        heard = [each for said in self._said for each in hear(self.asker, method, said)]
         costs = [each.cost for each in heard if each.cost is not None]
         mean = {key: fmean(getattr(cost, key) for cost in costs) for key in vars(costs[0])}
         return Trial(name, float(kls(heard).mean()), Cost(**mean))

@@ -16,19 +16,22 @@ class Hidden(Kind):
     that are here (as in ``tokens.hidden``).
 
     ``of="text"``: ``(M, C)`` of the text tokens, sample after sample (`Tokens.text_counts` each). ``of="cls"``: ``(S, C)`` of
-    the CLS token of each image (tile). ``at="tower"``: ``(N, unit * C)`` of a vision block, at a site of the language model.
-    They cost memory from their layer to the site, and nothing else.
+    the CLS token of each image (tile). ``of="appended"``, at the tower's output: ``(M, C)`` of the tokens that were appended in
+    the tower, image after image, and leave there. ``at="tower"``: ``(N, unit * C)`` of a vision block, at a site of the
+    language model. They cost memory from their layer to the site, and nothing else.
     """
 
     name = "hidden"
     places = frozenset({"tower", "tower_output", "lm_entry", "decoder"})
-    of = ("visual", "text", "cls")
+    of = ("visual", "text", "cls", "appended")
     paged: ClassVar[Paged] = "pieces"
 
     @property
     def needs(self) -> frozenset[Need]:
         if self.signal.at == "tower":
             return frozenset({"tower"})
+        if self.signal.of == "appended":
+            return frozenset()
         if self.signal.of == "cls":
             return frozenset() if self.inside and self.signal.layer is None else frozenset({"leading"})
         return frozenset() if self.signal.layer is None else frozenset({"entered"})
@@ -40,6 +43,10 @@ class Hidden(Kind):
     @classmethod
     def check(cls, signal: Signal, by: Asker) -> None:
         super().check(signal, by)
+        if signal.of == "appended" and (by.site.at != "tower_output" or signal.layer is not None):
+            raise by.refuse(
+                signal, "they are known at the tower's output, as they are there; before it they are among the tokens"
+            )
         if signal.at != "tower":
             return
         if by.site.at.startswith("tower"):
@@ -58,6 +65,8 @@ class Hidden(Kind):
     def read(self, here: Presence) -> Tensor:
         if self.signal.at == "tower":
             return here.of_tower(self.layer)
+        if self.signal.of == "appended":
+            return here.pick(here.hidden)[:0] if here.past.appended is None else here.past.appended
         if self.signal.of == "cls":
             return here.past.leading[self.layer] if self.needs else here.hidden[:, 0]
         state = here.past.entered[self.layer] if self.needs else here.hidden
