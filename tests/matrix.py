@@ -83,6 +83,8 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
         return "its tower takes images of one size"
     if spec.tower.merger is not None and "blocks before a merger" in kinds:
         return "its tower merges rows after them: see runtime/test_merger.py"
+    if spec.tower.merger is not None and ("tower", "before", "append") in kinds:
+        return "its tower merges rows after them, of which new ones are none: see answers/test_append_tower.py"
     if spec.tower.merger is not None and ("tower_output", "before", "restore") in kinds:
         return "parked where the tower merges: see runtime/test_merger.py"
     return ""
