@@ -73,7 +73,7 @@ def meter(asker: Asker, prompts: Sequence[Prompt], batch: int, new_tokens: int) 
         fixed, costs = all(part.has_fixed_budget for part in method.parts()), []
         for said, group, weight in probes(1 if fixed else PROBES):
             with told(group):
-                costs.append((hear(asker, method, said)[0].cost, weight))
+                costs.append((hear(asker.model, method, said, asker.learned)[0].cost, weight))
         return Cost.total((cost, weight) for cost, weight in costs if cost is not None)
 
     return measure

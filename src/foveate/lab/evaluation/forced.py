@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from foveate.handle import attach_learned
 from foveate.lab.asker import Asker, Cost
 from foveate.lab.evaluation.questions import Prompt
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
+from foveate.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,14 @@ def say(model: Any, tokenizer: Any, inputs: Any, ids: tuple[str, ...], new_token
     return Said(inputs, ids, tokens, lengths, logp, tuple(answers))
 
 
-def hear(asker: Asker, method: Method, said: Said) -> list[Heard]:
-    """Make the model with a method say the same, and compare.
+def hear(model: Any, method: Method, said: Said, learned: Trained | None = None) -> list[Heard]:
+    """Make the model with a method, and with what one of its kind has ``learned``, say the same, and compare.
 
     Raises:
         CommandError: probabilities are not numbers, as where half precision overflows.
     """
-    with asker.attach(method) as handle:
-        _, logp = _generate(asker.model, said.inputs, said.tokens.shape[1], said.tokens)
+    with attach_learned(model, method, learned) as handle:
+        _, logp = _generate(model, said.inputs, said.tokens.shape[1], said.tokens)
         cost = Cost.mean(handle.report(), len(said.ids))
     kl = divergence(said.logp, logp)
     agree = said.logp.argmax(-1) == logp.argmax(-1)

@@ -87,7 +87,7 @@ def listen(
 
     def compared(said: Said, entry: Entry) -> list[Heard]:
         assert entry.method is not None
-        return hear(asker, entry.method, said)
+        return hear(asker.model, entry.method, said, asker.learned)
 
     ask(grouped(prompts, request.batch_size), stores, say, compared, tell)
     return {entry: [store.records[prompt.id] for prompt in prompts] for entry, store in stores.items()}

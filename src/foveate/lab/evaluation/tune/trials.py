@@ -92,7 +92,7 @@ class Trials:
     def _judge(self, name: str, method: Method) -> Trial:
         if not self._said:
             self._said = [asked(self.asker, group, self.new_tokens) for group in self.batches]
-        heard = [each for said in self._said for each in hear(self.asker, method, said)]
+        heard = [each for said in self._said for each in hear(self.asker.model, method, said, self.asker.learned)]
         costs = [each.cost for each in heard if each.cost is not None]
         mean = {key: fmean(getattr(cost, key) for cost in costs) for key in vars(costs[0])}
         return Trial(name, float(kls(heard).mean()), Cost(**mean))
