@@ -33,8 +33,7 @@ def test_two_processes_make_what_one_makes(name: str, tmp_path: Path) -> None:
     settings = ["steps=1", "lr=1e-2", "warmup=0", "save_every=0"]
     words = ["-m", "foveate", "train", name, "--model", "reference-llava", "--samples", "2", "--device", "cpu"]
     words += [word for each in settings for word in ("--set", each)]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ways = {"one": [*words, "--set", "batch=2"], "two": [*launch, *words, "--set", "batch=1"]}
     for out, command in ways.items():
         asked = [sys.executable, *command, "--out", str(tmp_path / out)]

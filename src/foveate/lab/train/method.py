@@ -92,7 +92,7 @@ def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Tra
 
 
 def is_main() -> bool:
-    """Tell whether this process speaks, of several that `accelerate launch` has started."""
+    """Tell whether this process speaks, of several that were launched together."""
     return os.environ.get("RANK", "0") == "0"
 
 
