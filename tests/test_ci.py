@@ -108,6 +108,18 @@ def test_a_workflow_has_few_rights(path: Path) -> None:
     assert "secrets." not in path.read_text()
 
 
+def test_a_release_uploads_every_package() -> None:
+    """Each from a job and an environment of its own, as PyPI knows a publisher of new packages by them."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+    uploads = jobs["publish"]["strategy"]["matrix"]["include"]
+    projects = [ROOT / "pyproject.toml", *ROOT.glob("packages/*/pyproject.toml")]
+    names = {re.search(r'^name = "(.+)"$', path.read_text(), re.M)[1] for path in projects}  # type: ignore[index]
+    assert {upload["package"] for upload in uploads} == names
+    assert len({upload["environment"] for upload in uploads}) == len(names)
+    built = [step["with"] for step in jobs["build"]["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert {part["name"]: part["path"] for part in built} == {n: f"dist/{n.replace('-', '_')}-*" for n in names}
+
+
 def test_the_address_is_the_same_everywhere() -> None:
     address = re.search(r'^Repository = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert address is not None

@@ -372,17 +372,40 @@ def test_a_report_after_remove(family: str) -> None:
 @pytest.mark.parametrize(
     ("now", "full", "said"),
     [
-        (0, 0, "0 of 0 FLOPs"),
+        (0, 0, "none"),
         (7, 900, "7 of 900 FLOPs"),
         (500, 2_000, "0.5 of 2.0 kFLOPs"),
         (662_000_000, 887_500_000, "662.0 of 887.5 MFLOPs"),
         (3.2e12, 8e12, "3.2 of 8.0 TFLOPs"),
-        (1e9, 0, "1.0 of 0.0 GFLOPs"),
+        (1e9, 0, "1.0 GFLOPs, the stock model none"),
         (2e18, 2e18, "2,000.0 of 2,000.0 PFLOPs"),
     ],
 )
 def test_numbers_have_the_prefix_that_suits_them(now: float, full: float, said: str) -> None:
     assert scaled(now, full, "FLOPs") == said
+
+
+def test_counts_say_what_they_count() -> None:
+    """Of what the stock model does not do at all, there is no share."""
+    model = tiny.model("qwen2_5_vl")
+    with foveate.compress(model, IPCV(block=1, min_tokens=0) + DivPrune()) as handle, torch.inference_mode():
+        model(**tiny.inputs("qwen2_5_vl", [["image", 3]]))
+        report = handle.report()
+    seen = str(report)
+    assert re.search(r"tower 1 +ipcv: 48 -> 17 patches\n +tower_output +ipcv: 17 patches -> 12 tokens\n", seen)
+    assert re.search(r"lm_entry +divprune: \d+ -> \d+ tokens", seen)
+    units = [visit["units"] for visit in report.to_dict()["visits"]]
+    assert units == [("patches", "patches"), ("patches", "tokens"), ("tokens", "tokens")]
+    assert re.search(r"sites +[\d.]+ k?FLOPs, the stock model none", seen)
+
+
+def test_without_a_cache_there_is_no_share_of_it() -> None:
+    model = tiny.model("llava")
+    with foveate.compress(model, FastV()) as handle, torch.inference_mode():
+        model(**tiny.inputs("llava", [["image", 3]]), use_cache=False)
+        report = handle.report()
+    assert report.kv_ratio == 1.0
+    assert re.search(r"KV cache +none\n", str(report))
 
 
 def test_a_notebook_shows_what_the_screen_shows() -> None:

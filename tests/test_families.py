@@ -1,4 +1,4 @@
-"""What docs/families.md says of every family: its tables are those that are generated, and what they call refused is."""
+"""What the docs say of every family: their tables are those that are generated, and what they call refused is."""
 
 from __future__ import annotations
 
@@ -52,11 +52,19 @@ def test_every_family_is_in_the_matrix() -> None:
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    page = (ROOT / "docs" / "families.md").read_text()
     if not {family.model_type for family in list_families().values()} <= {*CONFIG_MAPPING}:
         pytest.skip("this transformers does not know all families")
-    assert TOOL["written"](page) == page, "run: python tools/family_tables.py"
-    assert all(f"`{family}`" in page for family in list_families())
+    families, sites = (page.read_text() for page in TOOL["PAGES"])
+    assert TOOL["written"](families) == families, "run: python tools/family_tables.py"
+    assert TOOL["written"](sites) == sites
+    assert all(f"`{name}`" in families for family in list_families().values() for name in (family.name, *family.types))
+    assert all(f"| `{family}`" in sites for family in list_families())
+
+
+def test_what_does_not_run_on_a_family_is_named() -> None:
+    found = {"fastv": {"options": {"layer": 4}}, "evs": {"options": None}, "luvc": {"options": {}}}
+    assert TOOL["without"](found) == "`EVS`; only with `layer=4`: `FastV`"
+    assert TOOL["without"]({}) == "none"
 
 
 def test_every_type_works_or_says_why() -> None:

@@ -1,13 +1,14 @@
-"""The tables of docs/families.md, from what families declare and sites give: ``python tools/family_tables.py`` writes them.
+"""The tables of docs/families.md and docs/sites.md, from what families declare and sites give.
 
+``python tools/family_tables.py`` writes them; ``python tools/pages/lists.py``, too, once it has asked which methods run where.
 Numbers of blocks are those of transformers' default config of a family, where that is one of its models; a model's own config
 says its own.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +16,17 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+from foveate.lab.declared import title
+from foveate.methods import own_methods
 from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
 from foveate.runtime.attach import kinds_of
 from foveate.runtime.signals.kind import KINDS, kinds_at
 
-PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+ROOT = Path(__file__).parents[1]
+PAGES = tuple(ROOT / "docs" / f"{name}.md" for name in ("families", "sites"))
+PAIRS = ROOT / "tools" / "pages" / "pairs.json"
 MARKED = re.compile(r"(<!-- (\w+): tools/family_tables.py -->\n).*?(<!-- end -->)", re.S)
 PLACES = {
     "pixels": "before patch embedding; every tile or frame of a call gets one size in padded towers",
@@ -77,9 +82,32 @@ def config_of(family: Family) -> Any:
 
 
 def family_table() -> str:
-    """One row per family."""
-    head = ("family", "model", "inputs", "one token is", "blocks with sites", "stock code in between", "refused")
-    return _table(head, map(_family, list_families().values()))
+    """One row per family, for whoever has a model."""
+    asked = json.loads(PAIRS.read_text(encoding="utf-8"))
+    rows = [
+        (title(family), _types(family), _inputs(family), without(asked.get(family.name, {})))
+        for family in list_families().values()
+    ]
+    return _table(("model", "`model_type`", "inputs", "methods that do not run"), rows)
+
+
+def built_table() -> str:
+    """One row per family, for whoever writes a method or a family."""
+    head = ("family", "one token is", "blocks with sites", "stock code in between", "refused")
+    return _table(head, map(_built, list_families().values()))
+
+
+def without(asked: dict[str, dict[str, Any]]) -> str:
+    """What of the methods does not run on a family, and what runs with other depths than its defaults only."""
+    classes = own_methods()
+    no = [f"`{classes[name].__name__}`" for name, told in asked.items() if name in classes and told["options"] is None]
+    depths: dict[str, list[str]] = {}
+    for name, told in asked.items():
+        for option, value in (told["options"] or {}).items():
+            if name in classes:
+                depths.setdefault(f"`{option}={value}`", []).append(f"`{classes[name].__name__}`")
+    parts = [", ".join(no), *(f"only with {said}: {', '.join(names)}" for said, names in depths.items())]
+    return "; ".join(filter(None, parts)) or "none"
 
 
 def site_table() -> str:
@@ -100,15 +128,24 @@ def signal_table() -> str:
     return _table(("signal", "what it is"), rows)
 
 
-def _family(family: Family) -> tuple[str, ...]:
+def _types(family: Family) -> str:
+    """What `config.json` says of its models."""
+    if family.name == family.model_type:
+        return ", ".join(f"`{name}`" for name in family.types)
+    return f"`{family.model_type}`, here called `{family.name}`"
+
+
+def _inputs(family: Family) -> str:
+    return ", ".join("videos" if "video" in name else "images" for name in family.modalities)
+
+
+def _built(family: Family) -> tuple[str, ...]:
     config = config_of(family)
     tower, vision = family.tower, config.vision_config
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
     return (
         ", ".join(f"`{name}`" for name in (family.name, *family.also)),
-        _title(family),
-        ", ".join("videos" if "video" in name else "images" for name in family.modalities),
         "a patch" if unit == 1 else f"{unit} patches",
         f"0 to {seen - 1} of {blocks}" if seen < blocks else f"all {blocks}",
         "; ".join(_between(family)) or "nothing",
@@ -156,7 +193,8 @@ def refused(family: Family) -> Iterable[str]:
     if family.tower.unit(config) > 1:
         yield "dropping single patches"
     if any("sliding" in kind for kind in kinds_of(config)):
-        yield "`decode` sites, `cache` sites of sliding layers"
+        yield "`decode` sites"
+        yield "`cache` sites of sliding layers"
     if family.decoder.recurrent:
         yield "signals of attention from decoder layers without"
     if family.decoder.shared:
@@ -174,11 +212,6 @@ def refusal_table() -> str:
     return _table(("model type", "because"), ((f"`{name}`", reason) for name, reason in sorted(REFUSED.items())))
 
 
-def _title(family: Family) -> str:
-    doc = importlib.import_module(f"foveate.models.{family.name}").__doc__ or ""
-    return doc.split(":")[0]
-
-
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -186,9 +219,21 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def written(page: str) -> str:
     """``page`` with its tables as they should be."""
-    tables = {"families": family_table, "sites": site_table, "signals": signal_table, "refused": refusal_table}
+    tables = {
+        "families": family_table,
+        "built": built_table,
+        "sites": site_table,
+        "signals": signal_table,
+        "refused": refusal_table,
+    }
     return MARKED.sub(lambda found: found[1] + "\n" + tables[found[2]]() + "\n" + found[3], page)
 
 
+def write() -> None:
+    """All tables into their pages."""
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(written(PAGE.read_text()))
+    write()

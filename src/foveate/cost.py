@@ -8,9 +8,9 @@ are left out, as they are there.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -24,6 +24,8 @@ from foveate.runtime.shared import sources_of
 from foveate.runtime.trace import BlockTrace, LayerTrace, SiteTrace, Trace
 from foveate.shares import of_blocks, of_layers
 
+Unit = Literal["tokens", "patches"]
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -31,10 +33,12 @@ class Visit:
 
     Attributes:
         site, method: their names.
-        before, after: visual tokens per span; patches, where single patches are parked.
-        shapes: token grid ``(height, width)`` of each span.
+        before, after: how many there were of each span, and are left.
+        shapes: grid ``(height, width)`` of each span.
         kept: raster indices of the survivors of each span, ``y * width + x``.
         says: what the method says here, where it is not which tokens survive.
+        units: what ``before`` and ``after`` count: ``tokens``, visual ones; or ``patches``, from where single ones are set
+            aside in the tower until whole tokens are back.
     """
 
     site: str
@@ -44,6 +48,7 @@ class Visit:
     shapes: tuple[tuple[int, int], ...]
     kept: tuple[tuple[int, ...], ...]
     says: str = ""
+    units: tuple[Unit, Unit] = ("tokens", "tokens")
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,14 @@ class Report:
 
     @property
     def flops_ratio(self) -> float:
-        """FLOPs of this call over those of the stock model."""
-        return sum(self.flops.values()) / max(sum(self.full_flops.values()), 1)
+        """FLOPs of this call over those of the stock model; 1 where that computes nothing."""
+        full = sum(self.full_flops.values())
+        return sum(self.flops.values()) / full if full else 1.0
 
     @property
     def kv_ratio(self) -> float:
-        """KV bytes of this call over those of the stock model."""
-        return self.kv_bytes / max(self.full_kv_bytes, 1)
+        """KV bytes of this call over those of the stock model; 1 where that holds none."""
+        return self.kv_bytes / self.full_kv_bytes if self.full_kv_bytes else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ratios included; without the indices of the survivors."""
@@ -184,7 +190,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
         images = sum(t for t, _, _ in trace.grid)
         shares["tower"] = of_blocks(trace.blocks or stock, stock, images, spec.leading, host_of(model, family).blocks)
     return Report(
-        visits=tuple(map(_visit, _distinct(trace.sites))),
+        visits=tuple(_visits(_distinct(trace.sites))),
         visual_tokens=sum(t * h * w for t, h, w in trace.views),
         layer_tokens=tuple(sum(entry.queries for entry in layer) for layer in zip(*chunks)),
         full_layer_tokens=tuple(sum(entry.full_queries for entry in layer) for layer in zip(*chunks)),
@@ -221,12 +227,20 @@ def _distinct(sites: list[SiteTrace]) -> list[SiteTrace]:
     return [site for site in sites if not site.name.startswith("decode ")] + list(last.values())
 
 
-def _visit(site: SiteTrace) -> Visit:
+def _visits(sites: Iterable[SiteTrace]) -> Iterator[Visit]:
+    waiting: Unit = "tokens"
+    for site in sites:
+        unit: Unit = "patches" if site.site.unit == "patch" else "tokens"
+        waiting = unit if site.site.action == "park" else waiting
+        yield _visit(site, (waiting if site.site.action == "restore" else unit, unit))
+
+
+def _visit(site: SiteTrace, units: tuple[Unit, Unit]) -> Visit:
     site = site.of_images()
     index = site.index.tolist()
     ends = offsets(site.after)
     kept = tuple(tuple(index[a:b]) for a, b in zip(ends, ends[1:]))
-    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.says)
+    return Visit(site.name, site.method, site.before, site.after, site.shapes, kept, site.says, units)
 
 
 def _weights(module: nn.Module | None) -> int:

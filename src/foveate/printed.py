@@ -49,10 +49,16 @@ def html(report: Report) -> str:
 
 
 def scaled(now: float, full: float, unit: str) -> str:
-    """``(6.6e8, 8.9e8, "FLOPs")`` -> ``"660 of 890 MFLOPs"``: two numbers in the prefix that suits the larger."""
+    """``(6.6e8, 8.9e8, "FLOPs")`` -> ``"662.0 of 887.5 MFLOPs"``: two numbers in the prefix that suits the larger.
+
+    Where the stock model spends nothing, there is nothing to be a share of, and one number is all.
+    """
     prefix, size = next(((p, s) for p, s in _PREFIXES if max(now, full) >= s), ("", 1.0))
     digits = 1 if size > 1 else 0
-    return f"{now / size:,.{digits}f} of {full / size:,.{digits}f} {prefix}{unit}"
+    spent, unit = f"{now / size:,.{digits}f}", f"{prefix}{unit}"
+    if full:
+        return f"{spent} of {full / size:,.{digits}f} {unit}"
+    return f"{spent} {unit}, the stock model none" if now else "none"
 
 
 def _tokens(report: Report) -> str:
@@ -63,7 +69,9 @@ def _sites(report: Report) -> list[tuple[str, str]]:
     found = []
     for site, visits in _runs(report.visits):
         before, after = (sum(sum(counts) for counts in each) for each in zip(*((v.before, v.after) for v in visits)))
-        found.append((site, f"{visits[0].method}: {visits[0].says or f'{before} -> {after}'}"))
+        unit, then = visits[0].units
+        counts = f"{before}{'' if unit == then else f' {unit}'} -> {after} {then}"
+        found.append((site, f"{visits[0].method}: {visits[0].says or counts}"))
     return found
 
 
@@ -73,7 +81,7 @@ def _left(report: Report) -> str:
 
 def _flops(report: Report) -> str:
     total, full = sum(report.flops.values()), sum(report.full_flops.values())
-    return f"{scaled(total, full, 'FLOPs')} ({report.flops_ratio:.1%})"
+    return _with_share(total, full, "FLOPs")
 
 
 def _stages(report: Report) -> list[tuple[str, str]]:
@@ -85,12 +93,16 @@ def _stages(report: Report) -> list[tuple[str, str]]:
 
 
 def _kv(report: Report) -> str:
-    return f"{scaled(report.kv_bytes, report.full_kv_bytes, 'B')} ({report.kv_ratio:.1%})"
+    return _with_share(report.kv_bytes, report.full_kv_bytes, "B")
+
+
+def _with_share(now: float, full: float, unit: str) -> str:
+    return scaled(now, full, unit) + (f" ({now / full:.1%})" if full else "")
 
 
 def _time(report: Report) -> str:
     times = ", ".join(f"{stage} {seconds * 1e3:.1f} ms" for stage, seconds in report.seconds.items())
-    return f"{times} ({report.decode_steps} decode steps)"
+    return f"{times} ({report.decode_steps} decode step{'' if report.decode_steps == 1 else 's'})"
 
 
 def _runs(visits: Sequence[Visit]) -> list[tuple[str, list[Visit]]]:

@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 
 _LARGEST = 2**63 - 1  # what a tensor, and a random generator, can hold
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+_EXAMPLES: dict[Any, str] = {int: "3", float: "0.5"}
 _OPTIONS: dict[type, Mapping[str, tuple[Any, Any]]] = {}  # reading annotations takes milliseconds
 
 
@@ -25,7 +28,8 @@ def from_json(text: str) -> Any:
     try:
         return json.loads(text, parse_int=_whole, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"not JSON: {error}") from None
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        raise ConfigError(f"not JSON: {error.msg}: {line}column {error.colno}") from None
     except RecursionError:
         raise ConfigError("not JSON that can be read: it is nested too deeply") from None
 
@@ -98,38 +102,64 @@ def _check(value: Any, hint: Any, where: str) -> Any:
                 return _check(value, option, where)
             except ConfigError:
                 continue
-        raise ConfigError(f"{where}={shown(value)}: expected {_describe(hint)}")
+        raise _wrong(value, hint, where)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}={shown(value)}: choose one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}={shown(value)}: expected a list")
+            raise _wrong(value, hint, where)
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_check(item, args[0], where) for item in value)
         if len(value) != len(args):
-            raise ConfigError(f"{where}={shown(value)}: expected {len(args)} items")
+            raise _wrong(value, hint, where)
         return tuple(_check(item, arg, where) for item, arg in zip(value, args))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:
-            raise ConfigError(f"{where}={shown(value)}: expected a number that is not infinite, too large or NaN")
+            raise ConfigError(f"{where}={shown(value)}: give a finite number, such as {_example(float)}")
         return float(value)
     if hint is int and isinstance(value, int) and abs(value) > _LARGEST:
-        raise ConfigError(f"{where}={shown(value)}: expected a whole number of at most {_LARGEST}")
+        raise ConfigError(f"{where}={shown(value)}: give a whole number of at most {_LARGEST}")
     if hint is type(None) or hint is None:
         if value is not None:
-            raise ConfigError(f"{where}={shown(value)}: expected null")
+            raise _wrong(value, hint, where)
         return None
     if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}={shown(value)}: expected {_describe(hint)}")
+        raise _wrong(value, hint, where)
     return value
 
 
-def _describe(hint: Any) -> str:
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(_describe, args))
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(map(repr, args))
-    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))
+def _wrong(value: Any, hint: Any, where: str) -> ConfigError:
+    """Say what was given, what is right, and an example of it as JSON and command lines spell it."""
+    example = _example(hint)
+    such = f", such as {example}" if example else ""
+    return ConfigError(f"{where}={shown(value)}: give {in_words(hint)}{such}")
+
+
+def in_words(hint: Any) -> str:
+    """``float | None`` -> ``a number``: what values of a type are, but for None."""
+    parts, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in parts if part is not type(None))
+    if origin is Literal:
+        *others, last = map(str, parts)
+        return f"{', '.join(others)} or {last}" if others else last
+    if origin is tuple and parts[-1] is Ellipsis:
+        return _MANY.get(parts[0]) or f"a list of {in_words(parts[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(in_words, parts))}]"
+    return _WORDS.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def _example(hint: Any) -> str:
+    """Return a value of a type as JSON has it; empty where the words for the type name its values, or there is none."""
+    parts, origin = typing.get_args(hint), typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return next(filter(None, map(_example, parts)), "")
+    if origin is tuple:
+        items = [
+            json.dumps(part.__args__[0]) if typing.get_origin(part) is Literal else _example(part) for part in parts
+        ]
+        return f"[{', '.join(filter(None, items))}]"
+    return _EXAMPLES.get(hint, "")

@@ -38,7 +38,7 @@ class Signal:
     """A signal has an address. In `Site.signals`, a string is short for ``Signal(kind)``.
 
     Attributes:
-        kind: what it is: ``keys``, ``cls_row``, ``received``, ... (docs/families.md lists them).
+        kind: what it is: ``keys``, ``cls_row``, ``received``, ... (docs/sites.md lists them).
         layer: the block or decoder layer that it is of; negative counts from the end. None: the last one before the site.
         of: whose it is: that of the ``visual`` tokens; of the ``text`` tokens, packed sample after sample; of the ``cls`` token
             of each image; or of the tokens ``appended`` to it in the vision tower.

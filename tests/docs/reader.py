@@ -2,9 +2,10 @@
 
     python tests/docs/reader.py PAGE ...        # in an empty folder: prints every block with what it printed
 
-A block with a title is a file. ``python`` blocks of a page share their names, ``bash`` blocks run in its folder. ``console``
-blocks are what a test cannot run (they install or download); of these only ``pip install -e .`` is done, as far as it
-registers entry points. A ``text`` block is what the block before it prints.
+A block with a title is a file. ``python`` blocks of a page share their names, ``bash`` blocks run in its folder; where one
+calls ``foveate`` alone, the entry point is called in this process, as importing torch again takes seconds. ``console`` blocks
+are what a test cannot run (they install or download); of these only ``pip install -e .`` is done, as far as it registers entry
+points. A ``text`` block is what the block before it prints.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +66,33 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n" + entries.replace('"', ""))
 
 
+def of_foveate(text: str) -> list[list[str]]:
+    """The words of every command, where all are calls of ``foveate`` alone; else none."""
+    commands = [shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines()]
+    plain = not re.search(r"[|<>$`;&]", text) and all(words[:1] == ["foveate"] for words in commands)
+    return commands if plain else []
+
+
+def call(words: list[str]) -> None:
+    """Call the entry point, as the installed command does; what it says on stderr is shown where it fails."""
+    from foveate.lab.cli import main as foveate
+
+    said, before = io.StringIO(), sys.argv
+    sys.argv = words
+    try:
+        with contextlib.redirect_stderr(said):
+            foveate()
+    except SystemExit as end:
+        if end.code:
+            raise SystemExit(f"{shlex.join(words)}\n{said.getvalue()}") from None
+    finally:
+        sys.argv = before
+
+
 def read(page: Path) -> list[tuple[Block, str]]:
     """Every block, and what it printed."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    found = []
+    found, installed = [], False
     for block in blocks(page):
         printed = io.StringIO()
         if block.file:
@@ -75,6 +101,10 @@ def read(page: Path) -> list[tuple[Block, str]]:
         elif block.language == "python":
             with contextlib.redirect_stdout(printed):
                 exec(compile(block.text, f"<{page.name}>", "exec"), names)
+        elif block.language == "bash" and not installed and (commands := of_foveate(block.text)):
+            with contextlib.redirect_stdout(printed):
+                for words in commands:
+                    call(words)
         elif block.language == "bash":
             here = {**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
             done = subprocess.run(["bash", "-euc", block.text], env=here, capture_output=True, text=True, check=False)
@@ -83,23 +113,31 @@ def read(page: Path) -> list[tuple[Block, str]]:
             printed.write(done.stdout)
         elif block.text == "pip install -e .\n":
             install(Path.cwd())
+            installed = True  # which only a process that starts after it sees
         found.append((block, printed.getvalue()))
     return found
 
 
-def main(pages: list[Path], as_json: bool) -> None:
-    """Read each page in a folder of its own; print what its blocks printed."""
+def read_all(pages: Sequence[Path]) -> dict[str, list[tuple[Block, str]]]:
+    """Read each page in a folder of its own; by its name what its blocks printed."""
     home, found = Path.cwd(), {}
-    sys.path.insert(0, "")
     for page in pages:
         (home / page.stem).mkdir()
         os.chdir(home / page.stem)
-        outcome = read(page)
-        found[page.stem] = [printed for _, printed in outcome]
-        if not as_json:
-            print("\n".join(f"{block.text}{'-' * 80}\n{printed}" for block, printed in outcome))
+        found[page.stem] = read(page)
+    os.chdir(home)
+    return found
+
+
+def main(pages: list[Path], as_json: bool) -> None:
+    """Read the pages, and print what their blocks printed."""
+    sys.path.insert(0, "")
+    found = read_all(pages)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({name: [printed for _, printed in outcome] for name, outcome in found.items()}))
+        return
+    for outcome in found.values():
+        print("\n".join(f"{block.text}{'-' * 80}\n{printed}" for block, printed in outcome))
 
 
 if __name__ == "__main__":

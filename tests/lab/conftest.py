@@ -1,12 +1,21 @@
-"""The reference model with a pretrained language model, tiny and untrained."""
+"""What tests of the lab share: what measures need, and the model with a pretrained language model, tiny and untrained."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_language
+
+
+@pytest.fixture
+def what_is_there_stays() -> Iterator[None]:
+    """Measurements collect garbage before each call, which takes a second where other tests have left a million objects."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -268,7 +268,7 @@ def test_generate_counts_the_steps_of_each_canvas() -> None:
     longest = max(n + left for n, left in zip(text, (4, 3 + 2, 0)))
     assert report.decode_steps == 8
     assert cache_of(out).layers[5].keys.shape[-2] == longest + tiny.CANVAS
-    assert "cache 1, 5 at step 2 late: 72 -> 36" in " ".join(str(report).split())
+    assert "cache 1, 5 at step 2 late: 72 -> 36 tokens" in " ".join(str(report).split())
 
 
 @pytest.mark.parametrize("method", [Stride(ratio=0.5, layers=(0, 2)), Late()], ids=["prompt", "steps"])

@@ -28,7 +28,7 @@ MADE: dict[str, Callable[[], str]] = {
 }
 
 #: Pages whose tables take the place of the table of contents; reports, too.
-WIDE = ("families.md", "leaderboard.md", "pairs.md")
+WIDE = ("families.md", "sites.md", "leaderboard.md", "pairs.md")
 #: The `offline` plugin's theme loads the first; we have written the second.
 FETCHED, WORKER = "https://unpkg.com/iframe-worker/shim", "assets/worker.js"
 

@@ -1,8 +1,8 @@
 """What is committed of what the code says of itself: ``python tools/pages/lists.py`` writes it.
 
 These are what ``foveate methods`` and ``foveate families`` say without importing torch, the list in README.md, the imports in
-foveate/__init__.py that tell type checkers what `foveate.FastV` is, which methods are served, in docs/serving.md, and what the
-site has from runs (`asked`).
+foveate/__init__.py that tell type checkers what `foveate.FastV` is, which methods are served, in docs/serving.md, what the
+site has from runs (`asked`), and of that the tables of docs/families.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from repository import ROOT
 
 from foveate.lab import declared, index
 from foveate.methods import own_methods
+from foveate.models import list_families
 from foveate.plugins import defined_in
 
 LIST = re.compile(r"(<!-- methods: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
@@ -59,7 +60,7 @@ def _described(folder: str, module: str) -> list[dict[str, Any]]:
     file = importlib.import_module(f"foveate.{folder}.{module}")
     if folder == "methods":
         return [declared.method(cls) for cls in defined_in(file)]
-    return [declared.family(file.FAMILY)] if hasattr(file, "FAMILY") else []
+    return [declared.family(family) for name, family in list_families().items() if name == module]
 
 
 #: The index is first: the list in README.md is made of it.
@@ -83,3 +84,4 @@ if __name__ == "__main__":
     for file, written in FILES.items():
         file.write_text(written(file.read_text(encoding="utf-8") if file.exists() else ""), encoding="utf-8")
     asked.write()
+    asked.FAMILY_TABLES["write"]()

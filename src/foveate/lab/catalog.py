@@ -50,7 +50,7 @@ def describe_method(name: str) -> dict[str, Any]:
     known = {facts["name"]: facts for facts in methods()}
     if name.lower() not in known:
         hint = nearest(name, known) if name else " (a sum has one on both sides of every +)"
-        raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
+        raise UnknownNameError(f"there is no method {name!r}{hint}; `foveate methods` lists all")
     return known[name.lower()]
 
 
@@ -125,13 +125,17 @@ def show_method(method: dict[str, Any], console: Console) -> None:
 def show_families(found: list[dict[str, Any]], console: Console) -> None:
     """All families as a table."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("family", "model_type", "tower", "CLS", "inputs"):
+    for column in ("model", "model_type", "inputs"):
         table.add_column(column)
     for family in found:
-        inputs = escape(", ".join(family["inputs"]))
-        names = escape(family["family"]), escape(family["model_type"])
-        table.add_row(*names, family["tower"], "yes" if family["has_cls"] else "no", inputs)
+        called = "" if family["family"] == family["model_type"] else f" (here {family['family']})"
+        table.add_row(escape(family["model"]), escape(", ".join(family["types"]) + called), ", ".join(family["inputs"]))
     console.print(table)
+    console.print(
+        "\nA model works if its config.json has one of these as `model_type`. `--inspect TYPE` proposes the file of another.",
+        style="dim",
+        markup=False,
+    )
 
 
 def _where(method: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from foveate.errors import first_line, nearest
-from foveate.lab import index
+from foveate.extras import REFERENCE
+from foveate.lab import index, needs
 from foveate.lab.terminal import CommandError
 
 #: The reference model that is put together of a language model and an adapter.
@@ -39,6 +40,16 @@ SHAPES = (
 )
 #: Of the reference benchmark's questions.
 SPLITS = ("train", "validation", "test")
+#: Its tasks, as `foveate_reference.TASKS` has them.
+TASKS = (
+    *("color", "shape", "count", "exist", "where", "side", "height", "read", "texture", "digit", "word", "cell", "odd"),
+    *("absent", "chart", "table", "document", "pair", "move", "appear"),
+)
+#: How `foveate train reference` trains.
+RECIPES = ("qwen2_5_vl", "llava", "large", SMOLLM2)
+#: What survivors may do with their position ids, where all methods do the same.
+POSITIONS = ("keep", "renumber")
+ENGINES = ("transformers", "vllm")
 #: How `foveate tune` searches.
 SEARCHES = ("auto", "dial", "greedy", "layers", "sigmoid", "options")
 
@@ -122,8 +133,7 @@ def check_asked_or_data(
 
 def check_engine(engine: str, engine_args: str, data: Path | None) -> None:
     """Raise `CommandError` unless a file of questions can be asked there."""
-    if engine not in ("transformers", "vllm"):
-        raise CommandError(f"--engine {engine!r}: choose transformers or vllm")
+    check_choice("engine", engine, ENGINES)
     if data is None and (engine != "transformers" or engine_args):
         raise CommandError("--engine is for a file of questions, --data: one question is asked in transformers")
 
@@ -146,6 +156,8 @@ def check_answers(out: Path, data: Path) -> None:
 
 def check_model(name: str) -> None:
     """Raise `CommandError` for a folder that is not there or has no model; an id of the hub may be anything else."""
+    if name in REFERENCES:
+        needs.check(REFERENCE, f"--model {name}")
     if name in REFERENCES or "://" in name:  # vLLM knows more places than the hub
         return
     if not name.strip():

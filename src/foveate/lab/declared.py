@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 from typing import Any
@@ -57,11 +58,18 @@ def method(cls: type[Method]) -> dict[str, Any]:
     }
 
 
+def title(spec: Family) -> str:
+    """The models of a family, as its file calls them."""
+    return (importlib.import_module(f"foveate.models.{spec.name}").__doc__ or spec.name).split(":")[0]
+
+
 def family(spec: Family) -> dict[str, Any]:
     """A family's facts."""
     return {
         "family": spec.name,
+        "model": title(spec),
         "model_type": spec.model_type,
+        "types": list(spec.types),
         "tower": spec.tower.layout,
         "has_cls": spec.tower.leading > 0,
         "inputs": ["video" if "video" in name else "image" for name in spec.modalities],

@@ -35,6 +35,7 @@ from foveate.methods import make
 QUESTIONS = 6  # per image
 BATCH = 2  # images
 SHOWN = 3  # images with a table of their own
+TIMED = 8  # images from which on times are said: of fewer, the fastest of a batch or two is chance
 SCENES_PER_SEED = 1_000
 DENSE = "dense"
 VISUAL_TOKENS = 100  # of an image of a reference model
@@ -61,7 +62,7 @@ class Score:
         tokens: visual tokens per image, before the first site and after each.
         mean_tokens: visual tokens per image and decoder layer.
         flops_ratio, kv_ratio, time_ratio: over those of the stock model; times are of whole ``generate`` calls, in the
-            fastest batch of each contender.
+            fastest batch of each contender; None: there were too few.
     """
 
     method: Method
@@ -71,7 +72,7 @@ class Score:
     mean_tokens: float
     flops_ratio: float
     kv_ratio: float
-    time_ratio: float
+    time_ratio: float | None
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
             overlays.append(_save(overlay.stack(rows_of_strips), folder / f"image-{number + 1:02d}-all.png"))
     tell("done", 1.0)
     dense = watch[DENSE].best
-    scores = {name: _score(rows, name, methods[name], reports[name], watch[name].best / dense) for name in methods}
+    ratios = {name: watch[name].best / dense if images >= TIMED else None for name in methods}
+    scores = {name: _score(rows, name, methods[name], reports[name], ratios[name]) for name in methods}
     right = sum(row.answers[DENSE] == row.question.answer for row in rows)
     pictures = tuple(Image.fromarray(scene.image) for scene in scenes)
     family = model.config.model_type
@@ -248,7 +250,7 @@ def show(demo: Demo, page: Path, console: Console) -> None:
     console.print(
         f"{total} questions about {len(numbers)} images that were never seen in training; one standard error is about "
         f"{50 / math.sqrt(total):.0f} points. Every method holds about "
-        f"{demo.keep:.0%} of the visual tokens per decoder layer. Times are those of a tiny model: see the benchmarks.",
+        f"{demo.keep:.0%} of the visual tokens per decoder layer. {_of_times(demo)}",
         style="dim",
     )
     console.print(f"\n{len(demo.overlays)} pictures of the surviving patches are in", end=" ")
@@ -257,6 +259,16 @@ def show(demo: Demo, page: Path, console: Console) -> None:
         f"and layer by layer, next to the answers, in [bold]{escape(str(page))}[/bold]: open it in a browser",
         soft_wrap=True,
     )
+
+
+def _timed(demo: Demo) -> bool:
+    return all(score.time_ratio is not None for score in demo.scores.values())
+
+
+def _of_times(demo: Demo) -> str:
+    if _timed(demo):
+        return "Times are those of a tiny model: see the benchmarks."
+    return f"Times are left out: of fewer than {TIMED} scenes they say nothing."
 
 
 def _scene_seeds(images: int, seed: int) -> list[int]:
@@ -307,7 +319,7 @@ def _record(rows: Sequence[Row], name: str, words: Sequence[str]) -> None:
         row.answers[name] = word
 
 
-def _score(rows: Sequence[Row], name: str, method: Method, report: Report, time_ratio: float) -> Score:
+def _score(rows: Sequence[Row], name: str, method: Method, report: Report, time_ratio: float | None) -> Score:
     """All images have one size, so the tokens of the last batch are those of every batch."""
     images = len(report.visits[0].before)
     counts = [report.visits[0].before, *(visit.after for visit in report.visits)]
@@ -353,10 +365,10 @@ def _summary(demo: Demo, total: int) -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("right", justify="right")
     table.add_column("visual tokens per site")
-    for name in ("tokens\nper layer", "FLOPs", "KV", "time"):
+    for name in ("tokens\nper layer", "FLOPs", "KV", *(["time"] if _timed(demo) else [])):
         table.add_column(name, justify="right")
-    full = str(demo.visual_tokens)
-    table.add_row(DENSE, f"{demo.dense_right / total:.1%}", full, full, "100%", "100%", "100%", end_section=True)
+    full, whole = str(demo.visual_tokens), ["100%"] * (len(table.columns) - 4)
+    table.add_row(DENSE, f"{demo.dense_right / total:.1%}", full, full, *whole, end_section=True)
     for name, score in demo.scores.items():
         table.add_row(
             name,
@@ -365,6 +377,6 @@ def _summary(demo: Demo, total: int) -> Table:
             f"{score.mean_tokens:.0f}",
             f"{score.flops_ratio:.0%}",
             f"{score.kv_ratio:.0%}",
-            f"{score.time_ratio:.0%}",
+            *([] if score.time_ratio is None else [f"{score.time_ratio:.0%}"]),
         )
     return table

@@ -38,14 +38,14 @@ MEANINGS = {
     "x": "absent: gone, or part of another token",
 }
 _WORDS = {
-    "reduce": "keeps {after} of {before}",
-    "merge": "merges {before} into {after}",
-    "resize": "shrinks {before} to {after}",
-    "park": "goes on with {after} of {before}",
-    "restore": "goes from {before} back to {after}",
-    "hide": "shows {after} of {before}",
-    "free": "caches {after} of {before}",
-    "skip": "sends {after} of {before} through a part",
+    "reduce": "keeps {after} of {before} {unit}",
+    "merge": "merges {before} into {after} {unit}",
+    "resize": "shrinks {before} to {after} {unit}",
+    "park": "goes on with {after} of {before} {unit}",
+    "restore": "goes from {before} back to {after} {unit}",
+    "hide": "shows {after} of {before} {unit}",
+    "free": "caches {after} of {before} {unit}",
+    "skip": "sends {after} of {before} {unit} through a part",
 }
 
 
@@ -91,9 +91,13 @@ def _says(acts: Sequence[Act]) -> str:
     return "; ".join(
         f"{act.method}: {act.says}"
         if act.says
-        else f"{act.method} {_WORDS[act.action].format(before=act.before, after=act.after)}"
+        else f"{act.method} {_WORDS[act.action].format(before=act.before, after=act.after, unit=_unit(act))}"
         for act in acts
     )
+
+
+def _unit(act: Act) -> str:
+    return "patches" if act.patches else "tokens"
 
 
 def _scaled(image: Image.Image) -> Image.Image:

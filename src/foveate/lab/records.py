@@ -60,13 +60,16 @@ def read(path: Path) -> list[Record]:
     Raises:
         CommandError: there is no such file, it is empty, or two records have the same id.
     """
-    found = [_record(number, line, path.parent) for number, line in lines(path)]
-    seen: set[str] = set()
-    for record in found:
-        if record.id in seen:
-            raise CommandError(f"{str(path)!r} has two records with the id {record.id!r}: give each its own, or none")
-        seen.add(record.id)
-    return found
+    found: dict[str, tuple[int, Record]] = {}
+    for number, line in lines(path):
+        record = _record(number, line, path.parent)
+        if record.id in found:
+            raise CommandError(
+                f"{str(path)!r} has two records with the id {record.id!r}, in lines {found[record.id][0]} and {number}: give "
+                "each its own; a line without one has its number"
+            )
+        found[record.id] = number, record
+    return [record for _, record in found.values()]
 
 
 def check(path: Path) -> None:
@@ -97,7 +100,7 @@ def fields(line: str) -> dict[str, Any]:
     try:
         data = from_json(line)
     except ConfigError as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(f"{error}; write a line such as {EXAMPLE}") from None
     if not isinstance(data, dict):
         raise CommandError(f"a prompt is an object, such as {EXAMPLE}")
     if not data.keys() & {*MEDIA, "messages"}:  # a text alone; other fields may be labels, unless they look like a slip

@@ -63,11 +63,6 @@ def profile(word: str) -> tuple[str, Method | None]:
     return name.strip(), found
 
 
-def check() -> None:
-    """Raise `CommandError` if there is no vLLM."""
-    needs.check("vllm", "foveate serve")
-
-
 def serve(argv: Sequence[str]) -> None:
     """Run ``vllm`` with these `words` until it is stopped."""
     from vllm.entrypoints.cli.main import main

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from textwrap import fill, wrap
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from foveate.lab import index
+from foveate.serialise import in_words
 
 #: What all methods have, and no docstring says again.
 SHARED = {
@@ -15,8 +15,6 @@ SHARED = {
     "positions": "what survivors do with position ids: keep them, or count anew as if the prompt had been shorter (renumber; "
     "native, for methods that act before the language model); virtual: a merged token stands at the places of all its members",
 }
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-MANY = {int: "whole numbers", float: "numbers", str: "texts"}
 
 _ATTRIBUTES = re.compile(r"\n*^Attributes:\n(.*)\Z", re.M | re.S)
 _ENTRY = re.compile(r"^    (\w[\w, ]*):(.*(?:\n {8}.*)*)", re.M)
@@ -57,24 +55,9 @@ def options(facts: dict[str, Any], width: int) -> list[str]:
 def takes(text: str) -> str:
     """``float | None`` -> ``a number``: what an option takes, in words."""
     try:
-        return _words(index.hint(text))
+        return in_words(index.hint(text))
     except (ValueError, KeyError, SyntaxError):  # a type of another package
         return text
-
-
-def _words(hint: Any) -> str:
-    parts, origin = get_args(hint), get_origin(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(_words(part) for part in parts if part is not NoneType)
-    if origin is Literal:
-        *others, last = map(str, parts)
-        return f"{', '.join(others)} or {last}" if others else last
-    if origin is tuple and parts[-1] is Ellipsis:
-        inner = parts[0]
-        return MANY.get(inner) or f"a list of {_words(inner)}"
-    if origin is tuple:
-        return f"[{', '.join(map(_words, parts))}]"
-    return WORDS.get(hint) or str(getattr(hint, "__name__", hint))
 
 
 def _said(doc: str) -> dict[str, str]:

@@ -14,33 +14,12 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from typer import Option
 
-from foveate.lab import checks, index
+from foveate.lab import checks, completion
+from foveate.lab.completion import among
 
 #: The parts of ``--help``, in this order.
 QUESTIONS, METHODS, BUDGETS, MACHINE, OUTPUT = "Questions", "Methods", "Budgets", "Model and machine", "Output"
 PANELS = (QUESTIONS, METHODS, BUDGETS, MACHINE, OUTPUT)
-
-
-def complete_method(begun: str) -> list[str]:
-    """Names for the tab key; of a sum, of its last part."""
-    others, plus, last = begun.rpartition("+")
-    names = [str(one["name"]) for one in index.methods() or ()]
-    return [f"{others}{plus}{name}" for name in names if name.startswith(last)]
-
-
-def complete_model(begun: str) -> list[str]:
-    """Names of the reference models, and folders."""
-    folders = [str(path) for path in sorted(Path().glob(f"{begun}*")) if path.is_dir()] if begun else []
-    return [*(name for name in checks.REFERENCES if name.startswith(begun)), *folders]
-
-
-def among(*names: str) -> Callable[[str], list[str]]:
-    """A few names, for the tab key."""
-
-    def complete(begun: str) -> list[str]:
-        return [name for name in names if name.startswith(begun)]
-
-    return complete
 
 
 Json = Annotated[bool, Option("--json", help="Print JSON on stdout and nothing else there.", rich_help_panel=OUTPUT)]
@@ -55,7 +34,7 @@ Model = Annotated[
         "-m",
         help="A folder, a hub id, 'reference', 'reference-llava' or 'reference-smollm2'.",
         rich_help_panel=MACHINE,
-        autocompletion=complete_model,
+        autocompletion=completion.a_model,
     ),
 ]
 OneMethod = Annotated[
@@ -63,9 +42,9 @@ OneMethod = Annotated[
     Option(
         "--method",
         "-M",
-        help="Its name; 'ipcv+adsc' for both at once.",
+        help="Its name, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
         rich_help_panel=METHODS,
-        autocompletion=complete_method,
+        autocompletion=completion.a_method(),
     ),
 ]
 ManyMethods = Annotated[
@@ -73,19 +52,30 @@ ManyMethods = Annotated[
     Option(
         "--method",
         "-M",
-        help="A method, or a sum as 'ipcv+adsc'; repeatable.",
+        help="A method, such as luvc (`foveate methods` lists all), or a sum as 'ipcv+adsc'; repeatable.",
         show_default="luvc, ipcv, adsc",
         rich_help_panel=METHODS,
-        autocompletion=complete_method,
+        autocompletion=completion.a_method(),
     ),
 ]
 Keep = Annotated[
     float | None,
-    Option("--keep", "-k", help="Share of visual tokens per decoder layer; of a sum, in all.", rich_help_panel=METHODS),
+    Option(
+        "--keep",
+        "-k",
+        help="Share of the visual tokens that stays, on average over the decoder layers: 0.5 is half; of a sum, in all.",
+        show_default="the method's own",
+        rich_help_panel=METHODS,
+    ),
 ]
 OptionsOfOne = Annotated[
     list[str] | None,
-    Option("--option", help="name=value, repeatable; method.name=value in a sum.", rich_help_panel=METHODS),
+    Option(
+        "--option",
+        help="An option of the method, such as layer=3; repeatable. In a sum, fastv.layer=3.",
+        rich_help_panel=METHODS,
+        autocompletion=completion.an_option,
+    ),
 ]
 OneAsJson = Annotated[
     str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
@@ -94,8 +84,9 @@ OptionsOfMany = Annotated[
     list[str] | None,
     Option(
         "--option",
-        help="name=value, repeatable; method.name=value where there are several.",
+        help="An option of a method, such as layer=3; repeatable. Where there are several, fastv.layer=3.",
         rich_help_panel=METHODS,
+        autocompletion=completion.an_option,
     ),
 ]
 ManyAsJson = Annotated[
@@ -113,12 +104,25 @@ Dtype = Annotated[
         autocompletion=among("auto", *checks.DTYPES),
     ),
 ]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps ...", rich_help_panel=MACHINE)]
+Device = Annotated[
+    str,
+    Option(
+        help="auto, cpu, cuda, cuda:1, mps ...",
+        rich_help_panel=MACHINE,
+        autocompletion=among("auto", "cpu", "cuda", "mps"),
+    ),
+]
 Attn = Annotated[
     str | None,
-    Option(help="Attention implementation: sdpa, eager, flash_attention_2 ...", rich_help_panel=MACHINE),
+    Option(
+        help="Attention implementation: sdpa, eager, flash_attention_2 ...",
+        rich_help_panel=MACHINE,
+        autocompletion=among("sdpa", "eager", "flash_attention_2"),
+    ),
 ]
-NewTokens = Annotated[int, Option("--new-tokens", "-n", help="Length of an answer at most.", rich_help_panel=QUESTIONS)]
+NewTokens = Annotated[
+    int, Option("--new-tokens", "-n", help="Length of an answer at most, in tokens.", rich_help_panel=QUESTIONS)
+]
 BatchSize = Annotated[
     int, Option("--batch-size", "-b", help="Questions that are asked together.", rich_help_panel=MACHINE)
 ]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import ConfigError, UnknownNameError, nearest
+from foveate.errors import ConfigError, UnknownNameError, nearest, shown
 from foveate.lab import checks, index
 from foveate.lab.terminal import CommandError, check_once
 from foveate.schedule import check_ratio
 from foveate.serialise import build, from_json, options_of
+
+#: What may follow a flag that takes ``name=value``.
+_EXAMPLES = {"option": "layer=3", "set": "steps=500"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def check_one(name: str | None, keep: float | None, assignments: Sequence[str], 
     if described is not None:
         if keep is not None or assignments:
             raise CommandError("--keep and --option belong to --method: write them into the JSON of --method-json")
-        _check_data(from_json(text_of(described)), known)
+        _check_data(_data_of(described), known)
         return
     asked = spelled(str(name), keep, assignments, lambda part: _class(part, known))
     single = len(asked.classes) == 1
@@ -181,6 +185,16 @@ def text_of(described: str) -> str:
         raise CommandError(f"cannot read {described}: {error}") from None
 
 
+def _data_of(described: str) -> Any:
+    """What JSON says, given as such or in a file."""
+    text = text_of(described)
+    try:
+        return from_json(text)
+    except ConfigError as error:
+        such = '; write it as {"method": "fastv", "layer": 3}' if str(error).startswith("not JSON:") else ""
+        raise CommandError(f"--method-json {shown(described)}: {error}{such}") from None
+
+
 def _known() -> Mapping[str, type]:
     """Name -> dataclass with the options, of every method: from the index, or the classes themselves."""
     facts = index.methods()
@@ -193,10 +207,21 @@ def _known() -> Mapping[str, type]:
 
 def _class(name: str, known: Mapping[str, type], others: Collection[str] = ()) -> type:
     if name.lower() not in known:
-        hint = nearest(name, [*known, *others]) if name else " (a sum has one on both sides of every +)"
-        hint = " (a model is given with --model, or -m)" if "/" in name else hint
-        raise UnknownNameError(f"there is no method {name!r}{hint}; there are {', '.join(known)}")
+        raise UnknownNameError(
+            f"there is no method {name!r}{_meant(name, [*known, *others])}; `foveate methods` lists all"
+        )
     return known[name.lower()]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant by a method that is none."""
+    if not name:
+        return " (a sum has one on both sides of every +)"
+    if "/" in name:
+        return " (a model is given with --model, or -m)"
+    if re.search("[:=(,]", name):
+        return " (options are given with --option, as in --method fastv --option layer=3)"
+    return nearest(name, known)
 
 
 def _check_data(data: Any, known: Mapping[str, type]) -> None:
@@ -224,7 +249,7 @@ def _split(
     option, equals, value = assignment.partition("=")
     option = option.strip()
     if not equals or not option:
-        raise CommandError(f"--{flag} {assignment!r} is not name=value")
+        raise CommandError(f"--{flag} {assignment!r} is not name=value, such as {_EXAMPLES[flag]}")
     if len(names) == 1:
         return 0, option, value.strip()
     if len(having) == 1:

@@ -12,8 +12,8 @@ from foveate.errors import ConfigError
 from foveate.method import Method
 from foveate.schedule import check_ratio
 from foveate.training.pupil import Pupil
+from foveate.training.recipe import CURRICULA
 
-NAMES = ("hard-to-easy", "easy-to-hard", "constant")
 LOGGED = ("grad_norm", "learning_rate", "epoch")  # by transformers, beside the loss
 
 
@@ -35,7 +35,7 @@ class Curriculum:
 
     @classmethod
     def parse(cls, text: str, target: float) -> Curriculum:
-        """A word of `NAMES`, which ends at ``target``, or the stages themselves, as ``0.1,0.2,0.3``.
+        """A word of `CURRICULA`, which ends at ``target``, or the stages themselves, as ``0.1,0.2,0.3``.
 
         ``hard-to-easy``, the paper's "reverse curriculum" as we read it, keeps a third of the target, two thirds, and the
         target: 88.9, 77.8 and 66.7 % removed. ``easy-to-hard`` begins with all tokens.
@@ -50,7 +50,7 @@ class Curriculum:
             keeps = tuple(float(word) for word in text.split(","))
         except ValueError:
             raise ConfigError(
-                f"curriculum {text!r}: choose {', '.join(NAMES)}, or give the shares kept, such as 0.1,0.2,0.3"
+                f"curriculum {text!r}: choose {', '.join(CURRICULA)}, or give the shares kept, such as 0.1,0.2,0.3"
             ) from None
         found = cls(keeps)
         if abs(keeps[-1] - target) > 0.005:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from foveate.errors import TrainingError
 from foveate.serialise import check
 
+#: What a curriculum may be called; `foveate.training.curriculum` says what each is.
+CURRICULA = ("hard-to-easy", "easy-to-hard", "constant")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -110,11 +110,8 @@ MISTAKES = {
     "answers over data": (("--data", "set/mine.jsonl", "--out", "set/../set/mine.jsonl"), "is the file of --data"),
     "answers nowhere": (("--data", "set/mine.jsonl", "--out", "none/x"), "cannot be written"),
     "two of a name": (
-        (
-            "--data",
-            "set/twice.jsonl",
-        ),
-        "has two records with the id '2'",
+        ("--data", "set/twice.jsonl"),
+        "has two records with the id '2', in lines 1 and 2: give each its own",
     ),
 }
 

@@ -1,22 +1,37 @@
-"""``foveate bench``: a run through another process, the same result shown again, and what a person may get wrong."""
+"""``foveate bench``: a run, the same result shown again, and what a person may get wrong."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
-from command import Here, as_json, foveate, needs_weights
+from command import Here, as_json, needs_weights
+
+from foveate.lab.bench import shapes
 
 needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is missing")
-SHORT = ("--method", "stride", "--tokens", "4", "--tokens", "9", "--repeats", "2", "--new-tokens", "2")
+SHORT = ("--method", "stride", "--tokens", "4", "--tokens", "9", "--repeats", "2", "--new-tokens", "2", "--steps", "2")
+QUICK = ("--repeats", "1", "--new-tokens", "2", "--steps", "2")
+
+
+@pytest.fixture
+def smaller(monkeypatch: pytest.MonkeyPatch, what_is_there_stays: None) -> Iterator[None]:
+    """The default shape is smaller than it is; `tests/lab/bench` measures it as it is."""
+    tiny = shapes.Shape(lambda: shapes.qwen2_5_small(64, 3, tower=64, blocks=4), "tests")
+    monkeypatch.setitem(shapes.SHAPES, "small-qwen2.5-vl", tiny)
+    shapes.skeleton.cache_clear()
+    yield
+    shapes.skeleton.cache_clear()
 
 
 @needs_matplotlib
+@pytest.mark.usefixtures("smaller")
 def test_measure_and_show_again(here: Here, tmp_path: Path) -> None:
-    done = foveate("bench", *SHORT, "--json", "--plot", "a.png", "--table", "a.md", cwd=tmp_path)
+    done = here("bench", *SHORT, "--json", "--plot", "a.png", "--table", "a.md")
     found = as_json(done)
     assert found == json.loads((tmp_path / "bench.json").read_text())
     assert [(case["tokens"], len(case["lines"]["dense"]["repeats"])) for case in found["cases"]] == [(4, 2), (9, 2)]
@@ -38,13 +53,15 @@ def test_measure_and_show_again(here: Here, tmp_path: Path) -> None:
 
 
 @needs_weights
+@pytest.mark.usefixtures("what_is_there_stays")
 def test_a_real_model(here: Here) -> None:
-    done = here("bench", "--model", "reference-llava", "--method", "vtw", "--tokens", "100", "--repeats", "1")
+    done = here("bench", "--model", "reference-llava", "--method", "vtw", "--tokens", "100", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "reference-llava: 100 visual tokens in 1 image" in done.stdout
     assert "vtw" in done.stdout
 
 
+@pytest.mark.usefixtures("what_is_there_stays")
 def test_a_folder_with_a_model(here: Here, tmp_path: Path) -> None:
     processor = tiny.processor("qwen2_5_vl")
     processor.chat_template = processor.tokenizer.chat_template = (
@@ -53,7 +70,7 @@ def test_a_folder_with_a_model(here: Here, tmp_path: Path) -> None:
     )
     processor.save_pretrained(tmp_path / "tiny")
     tiny.model("qwen2_5_vl").save_pretrained(tmp_path / "tiny")
-    words = ("--tokens", "16", "--repeats", "1", "--batch-size", "2", "--dtype", "bfloat16", "--attn", "eager")
+    words = ("--tokens", "16", *QUICK, "--batch-size", "2", "--dtype", "bfloat16", "--attn", "eager")
     done = here("bench", "--model", "tiny", "--method", "stride", *words)
     assert done.returncode == 0, done.stderr
     assert "tiny: 16 visual tokens in 1 image" in done.stdout

@@ -1,4 +1,4 @@
-"""``foveate eval``: a run through another process, and what a person may get wrong."""
+"""``foveate eval``: runs, and what a person may get wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from command import Here, as_json, foveate, needs_weights
+from command import Here, as_json, needs_weights
 
 import foveate_reference as reference
 from foveate.lab.evaluation.request import Fidelity
@@ -21,9 +21,8 @@ SHORT = ("--task", "color", "--per-task", "2", "--budget", "0.25", "--method", "
 
 @needs_weights
 @needs_matplotlib
-def test_json(tmp_path: Path) -> None:
-    done = foveate("eval", "reference", *SHORT, "--json", "--out", "out", cwd=tmp_path)
-    found = as_json(done)
+def test_json(here: Here, tmp_path: Path) -> None:
+    found = as_json(here("eval", "reference", *SHORT, "--json", "--out", "out"))
     rows = {row["label"]: row for row in found["rows"]}
     assert set(rows) == {"dense", "stride", "oracle"}
     assert rows["dense"]["spent"] == {"tokens": 1.0, "flops": 1.0, "kv": 1.0}
@@ -42,14 +41,14 @@ def test_a_table_for_a_person_and_a_second_budget(here: Here, tmp_path: Path) ->
     first = {path: path.read_bytes() for path in (tmp_path / "out" / "answers").iterdir()}
     done = here("eval", "reference", *SHORT, "--budget", "0.5", "--by", "tokens", "--out", "out")
     assert done.returncode == 0, done.stderr
-    for part in ("2 questions, 1 tasks, seeds 0", "Guessing at random: 12.5%", "stride", "0.5", "written: "):
+    for part in ("2 questions, 1 task, seeds 0", "Guessing at random: 12.5%", "stride", "0.5", "written: "):
         assert part in done.stdout
     assert all(path.read_bytes() == content for path, content in first.items()), "what was answered stays"
     assert len(list((tmp_path / "out" / "answers").iterdir())) == len(first) + 2
 
 
 MISTAKES = {
-    "unknown task": (("--task", "colour"), "'colour'; there are color"),
+    "unknown task": (("--task", "colour"), "--task 'colour' (the nearest is 'color'): choose color, shape"),
     "seed out of range": (("--seed", "0", "--seed", "99"), "seed 99"),
     "negative seed": (("--seed", "-1"), "seed -1"),
     "unknown split": (("--split", "dev"), "'dev'"),
@@ -171,7 +170,7 @@ def test_the_kinds_and_their_options(here: Here) -> None:
     for words in (("reference", "--max-kl", "3"), ("tasks", "--seed", "1"), ("fidelity", "--limit", "3")):
         done = here("eval", *words)
         assert done.returncode == 2
-        assert f"No such option: {words[1]}" in done.stderr.replace("'", "")
+        assert f"there is no option {words[1]}" in done.stderr
     done = here("eval", "tasks", "--method", "stride")
     assert (done.returncode, "say which benchmarks: --task mme" in done.stderr) == (2, True)
 

@@ -28,7 +28,7 @@ SAID = {
     "part of a sum": ([*ASK, "--method", "tome+fastvv"], "(the nearest is 'fastv')"),
     "method in JSON": ([*ASK, "--method-json", '{"method": "tom"}'], "(the nearest is 'tome')"),
     "option": ([*ASK, "--method", "fastv", "--option", "layr=3"], "no option 'layr' (the nearest is 'layer')"),
-    "type": ([*ASK, "--method", "fastv", "--option", "layer=two"], "FastV.layer='two': expected int"),
+    "type": ([*ASK, "--method", "fastv", "--option", "layer=two"], "FastV.layer='two': give a whole number"),
     "choice": ([*ASK, "--method", "v2drop", "--option", "positions=skip"], "choose one of 'keep'"),
     "keep": ([*ASK, "--method", "fastv", "--keep", "1.5"], "keep=1.5 is not a ratio"),
     "dtype": ([*ASK, "--method", "fastv", "--dtype", "bfloat"], "(the nearest is 'bfloat16')"),
@@ -60,6 +60,8 @@ SAID = {
     "image without a question": (["report", "-i", "one.png"], "1 --image and 0 --prompt"),
     "question without an image": (["tune", "-M", "fastv", "--budget", "0.5", "-p", "a"], "--prompt needs --image"),
     "no benchmark method": (["eval", "tasks", "-t", "mme"], "say what to measure: --method NAME"),
+    "task": (["eval", "reference", "-t", "colr"], "(the nearest is 'color')"),
+    "recipe": (["train", "reference", "-o", "x", "--recipe", "lava"], "(the nearest is 'llava')"),
     "split": (["eval", "reference", "--split", "tset"], "(the nearest is 'test')"),
     "adapter": (["eval", "reference", "--adapter", "nowhere"], "is neither a folder that is there"),
     "shape": (["bench", "--shape", "smal-llava"], "(the nearest is 'small-llava')"),
@@ -172,10 +174,13 @@ def test_methods_of_other_packages_are_checked_by_their_classes(monkeypatch: pyt
 
 def test_names_of_the_reference_models() -> None:
     import foveate_reference as reference
+    from foveate_reference.train import RECIPES
 
     assert set(checks.REFERENCES.values()) == set(reference.MODELS)
     assert {f"reference-{name}" for name in reference.MODELS} <= set(checks.REFERENCES)
     assert (checks.ADAPTER, checks.SMOLLM2) == (reference.language.ADAPTER, reference.language.NAME)
+    assert checks.TASKS == reference.TASKS
+    assert (*RECIPES, checks.SMOLLM2) == checks.RECIPES
 
 
 def test_names_of_places() -> None:

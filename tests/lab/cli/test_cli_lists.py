@@ -117,10 +117,13 @@ def test_a_budget_that_a_threshold_may_decide() -> None:
 def test_families(here: Here) -> None:
     found = as_json(here("families", "--json"))
     assert {family["family"] for family in found} == set(package.list_families())
-    llava = {"family": "llava", "model_type": "llava", "tower": "padded", "has_cls": True, "inputs": ["image"]}
-    assert llava in found
-    for name in ("llava_pixtral", "llava_siglip"):
-        assert {**llava, "family": name, "has_cls": False} in found
+    llava = {"model_type": "llava", "types": ["llava"], "tower": "padded", "inputs": ["image"]}
+    assert {"family": "llava", "model": "LLaVA-1.5", **llava, "has_cls": True} in found
+    assert {"family": "llava_pixtral", "model": "Pixtral", **llava, "has_cls": False} in found
+    assert {"family": "llava_siglip", "model": "LLaVA with SigLIP", **llava, "has_cls": False} in found
+    said = here("families").stdout
+    assert re.search(r"^GLM-4.1V, and GLM-OCR +glm4v, glm_ocr +image, video *$", said, re.M), "a name for each type"
+    assert re.search(r"^Pixtral +llava \(here llava_pixtral\) +image *$", said, re.M)
 
 
 def test_train_reference(here: Here, tmp_path: Path) -> None:

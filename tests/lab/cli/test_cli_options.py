@@ -107,12 +107,45 @@ def test_examples_can_be_typed(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "foveate bench --shape llava": {"llava-1.5-7b"},
         "foveate eval reference --by f": {"flops"},
         "foveate methods --site tower_": {"tower_output"},
+        "foveate eval reference -t co": {"color", "count"},
+        "foveate eval fidelity --split t": {"test", "train"},
+        "foveate eval reference --method anti": {"antioracle"},
+        "foveate eval tasks --positions r": {"renumber"},
+        "foveate tune --search d": {"dial"},
+        "foveate tune -M fastv --option la": {"layer="},
+        "foveate run -M ipcv+adsc --option ipcv.ch": {"ipcv.changed=most", "ipcv.changed=least"},
+        "foveate train adsc --option pattern=c": {"pattern=checker"},
+        "foveate train adsc --set l": {"lr="},
+        "foveate train adsc --curriculum c": {"constant"},
+        "foveate train reference --recipe s": {"smollm2"},
+        "foveate serve reference --profile fast=lu": {"fast=luvc"},
+        "foveate run --engine v": {"vllm"},
+        "foveate run --attn s": {"sdpa"},
     }.items(),
 )
 def test_the_tab_key(typed: str, offered: set[str]) -> None:
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split(" ")) - 1), "_FOVEATE_COMPLETE": "complete_bash"}
     done = CliRunner().invoke(app, [], env=words, prog_name="foveate")
     assert set(done.output.split()) == offered
+
+
+def test_every_option_whose_values_are_known_is_completed() -> None:
+    """What is left takes words of the user's own, or, of lmms-eval and of data sets, names that no command knows."""
+    free = {"--prompt", "--method-json", "--engine-args"}
+    of_one = {("methods", "--search"), ("eval tasks", "--task")}
+    trained = {(name, "--split") for name in COMMANDS if name.startswith("train ")} | {("train reference", "--set")}
+    for name, command in COMMANDS.items():
+        for option in command.params:
+            flag = next((word for word in option.opts if word.startswith("--")), option.opts[0])
+            if takes_words(option) and flag not in free and (name, flag) not in of_one | trained:
+                assert option._custom_shell_complete is not None, (name, flag)
+
+
+def takes_words(option: Any) -> bool:
+    """Whether values are text, no numbers or files; typer says it in one way or another."""
+    if hasattr(option, "type_descriptor"):
+        return not getattr(option, "is_flag", False) and option.type_descriptor.annotation in (str, list[str])
+    return bool(option.type.name == "text")
 
 
 def test_the_tab_key_is_fast() -> None:

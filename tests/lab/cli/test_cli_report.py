@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from command import Here, as_json, draw, foveate, needs_weights
+from command import Here, as_json, draw, needs_weights
 from PIL import Image
 
 TEMPLATE = (
@@ -27,8 +27,8 @@ def data_of(path: Path) -> Any:
 
 
 @needs_weights
-def test_drawn_scenes_with_their_questions(tmp_path: Path) -> None:
-    found = as_json(foveate("report", "--scenes", "2", "--results", str(RESULTS), "--json", cwd=tmp_path))
+def test_drawn_scenes_with_their_questions(here: Here, tmp_path: Path) -> None:
+    found = as_json(here("report", "--scenes", "2", "--results", str(RESULTS), "--json"))
     data = data_of(tmp_path / found["page"])
     assert [method["label"] for method in data["methods"]] == ["luvc", "ipcv", "adsc"]
     assert len(data["cases"]) == len(found["questions"]) == 8

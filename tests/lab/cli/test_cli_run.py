@@ -17,12 +17,14 @@ from foveate import method_from_dict
 
 @needs_weights
 def test_reference_model_with_a_sum_of_methods(tmp_path: Path) -> None:
+    """The whole way, in a process of its own; other tests of commands call the entry point in theirs."""
     scene = draw(tmp_path / "one.png")
     draw(tmp_path / "[two].png", 1, size=(200, 120))  # rich would take the brackets for markup
     words = ["run", "--image", "one.png", "--image", "[two].png", "--prompt", "texture of background ?"]
     words += ["--method", "divprune+fastv", "--option", "divprune.keep=0.75", "--option", "fastv.layer=3"]
     done = foveate(*words, "--overlay", "pictures", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "torchvision" not in done.stderr, "what transformers says about itself is noise here"
     assert "DivPrune(keep=0.75) + FastV(layer=3" in done.stdout
     assert "stock model" in done.stdout
     assert "decoder 3       fastv" in done.stdout

@@ -16,18 +16,21 @@ import typer
 from foveate.errors import FoveateError
 from foveate.lab import needs, terminal
 from foveate.lab.cli import asking, listing, measuring, training
-from foveate.lab.cli.once import Once
+from foveate.lab.cli.once import Commands, Once
 
 #: Commands that go on where they were stopped.
 GOING_ON = ("eval", "leaderboard", "tune", "bench", "train")
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Vision-language models with fewer vision tokens, without retraining.",
 )
-eval_app = typer.Typer(no_args_is_help=True, help="Measure what methods lose at given budgets.")
-train_app = typer.Typer(no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens.")
+eval_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Measure what methods lose at given budgets.")
+train_app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens."
+)
 
 
 def main() -> None:
@@ -65,7 +68,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.lab import checks, outputs, prompting, records, terminal, words
+from foveate.lab import checks, completion, needs, outputs, prompting, records, terminal, words
 from foveate.lab.typed import (
     MACHINE,
     METHODS,
@@ -30,7 +30,6 @@ from foveate.lab.typed import (
     OptionsOfMany,
     OptionsOfOne,
     Overwrite,
-    complete_model,
 )
 from foveate.schedule import check_ratio
 
@@ -112,6 +111,7 @@ def run(
         typer.Option(
             help="In place of a method: folder or hub id of what handle.save_pretrained or `foveate train` wrote.",
             rich_help_panel=METHODS,
+            autocompletion=completion.a_folder,
         ),
     ] = None,
     model: Model = "reference",
@@ -121,7 +121,11 @@ def run(
     attn: Attn = None,
     engine: Annotated[
         str,
-        typer.Option(help="With --data: transformers, or vllm, which fills its own batches.", rich_help_panel=MACHINE),
+        typer.Option(
+            help="With --data: transformers, or vllm, which fills its own batches.",
+            rich_help_panel=MACHINE,
+            autocompletion=completion.among(*checks.ENGINES),
+        ),
     ] = "transformers",
     engine_args: Annotated[
         str,
@@ -267,7 +271,7 @@ def serve(
         typer.Option(
             help="A folder, a hub id or 'reference'; or as `vllm serve` has it, the first word.",
             rich_help_panel=MACHINE,
-            autocompletion=complete_model,
+            autocompletion=completion.a_model,
         ),
     ] = None,
     limit: Annotated[
@@ -281,6 +285,7 @@ def serve(
         typer.Option(
             help="A method that a prompt may ask for: fast=luvc,keep=0.3, or exact=none; repeatable.",
             rich_help_panel=METHODS,
+            autocompletion=completion.a_profile,
         ),
     ] = None,
     show: Annotated[
@@ -296,11 +301,11 @@ def serve(
         model = rest.pop(0)
     checks.check_model(model)
     words.check_one(method, keep, option or [], method_json)
+    if not show:
+        needs.check("vllm", "foveate serve")
     from foveate.lab import serve as face
     from foveate.lab.options import method_from_words
 
-    if not show:
-        face.check()
     chosen = method_from_words(method, keep, option or [], method_json)
     terminal.check_once(profile=profile or [])
     argv = face.words(model, chosen, rest, limit, dict(map(face.profile, profile or [])))

@@ -8,13 +8,12 @@ import typer
 
 from foveate.lab import catalog as face
 from foveate.lab import terminal
-from foveate.lab.typed import Json, among, complete_method
+from foveate.lab.completion import a_folder, a_method, among
+from foveate.lab.typed import Json
 
 
 def methods(
-    name: Annotated[
-        str | None, typer.Argument(help="Tell more about this one.", autocompletion=complete_method)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Tell more about this one.", autocompletion=a_method())] = None,
     site: Annotated[
         str, typer.Option(help="Those that act at such a place: tower, decoder ...", autocompletion=among(*face.WHERE))
     ] = "",
@@ -35,7 +34,11 @@ def methods(
 def families(
     inspect: Annotated[
         str,
-        typer.Option(help="Propose the file of a family: a model type, a config or a folder with one.", metavar="TYPE"),
+        typer.Option(
+            help="Propose the file of a family: a model type, a config or a folder with one.",
+            metavar="TYPE",
+            autocompletion=a_folder,
+        ),
     ] = "",
     json: Json = False,
 ) -> None:

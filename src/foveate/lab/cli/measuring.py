@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from foveate.lab import checks, terminal, words
+from foveate.lab import checks, completion, terminal, words
 from foveate.lab.evaluation.request import Fidelity, Reference, Tasks, Tune
 from foveate.lab.leaderboard.request import Board
 from foveate.lab.typed import (
@@ -24,9 +24,6 @@ from foveate.lab.typed import (
     NewTokens,
     OptionsOfMany,
     Overwrite,
-    among,
-    complete_method,
-    complete_model,
     with_options_of,
 )
 
@@ -129,10 +126,10 @@ def bench(
         typer.Option(
             "--method",
             "-M",
-            help="A method or a sum; repeatable.",
+            help="A method, such as luvc (`foveate methods` lists all), or a sum; repeatable.",
             show_default="three controls, luvc, ipcv, adsc",
             rich_help_panel=METHODS,
-            autocompletion=complete_method,
+            autocompletion=completion.a_method(checks.DENSE),
         ),
     ] = None,
     keep: Annotated[
@@ -147,7 +144,7 @@ def bench(
             help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
             show_default="small-qwen2.5-vl",
             rich_help_panel=MACHINE,
-            autocompletion=among(*checks.SHAPES),
+            autocompletion=completion.among(*checks.SHAPES),
         ),
     ] = None,
     model: Annotated[
@@ -157,7 +154,7 @@ def bench(
             "-m",
             help="A real model: folder or hub id; repeatable.",
             rich_help_panel=MACHINE,
-            autocompletion=complete_model,
+            autocompletion=completion.a_model,
         ),
     ] = None,
     dtype: Dtype = "auto",

@@ -1,12 +1,13 @@
-"""A command that loses nothing of what it is told, and says what is wrong with it in a sentence."""
+"""Commands that lose nothing of what they are told, and say what is wrong with it in a sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from foveate.errors import nearest, shown
 from foveate.lab.terminal import CommandError
 
 
@@ -16,20 +17,111 @@ class Once(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:  # the tab key asks
             return super().parse_args(ctx, args)
+        values: Mapping[str, Any] = {}
         try:
-            _, _, said = self.make_parser(ctx).parse_args(args=list(args))
+            values, _, said = self.make_parser(ctx).parse_args(args=list(args))
             _check_once(said)
             return super().parse_args(ctx, args)
         except Exception as error:
-            if not hasattr(error, "format_message"):  # of click, wherever this version of typer has it from
-                raise
-            raise CommandError(f"{error.format_message().rstrip('.')} (see `{ctx.command_path} --help`)") from None
+            raise _in_a_sentence(error, ctx, values) from None
+
+
+class Commands(TyperGroup):
+    """Several commands under one name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            raise _in_a_sentence(error, ctx, {}) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not ctx.resilient_parsing:
+            raise CommandError(
+                f"there is no command {shown(args[0])}{nearest(args[0], known)}; there are {', '.join(known)} "
+                f"(see `{ctx.command_path} --help`)"
+            )
+        return super().resolve_command(ctx, args)
 
 
 def _check_once(said: Sequence[Any]) -> None:
     """Raise `CommandError` for options that are there more often than they count."""
     for option in said:
         if said.count(option) > 1 and not getattr(option, "multiple", True) and not getattr(option, "is_flag", False):
-            flag = next(word for word in option.opts if word.startswith("--"))
-            both = ": a sum, such as luvc+tome, is several methods at once" if flag == "--method" else ""
-            raise CommandError(f"{flag} is given {said.count(option)} times, and takes one{both}")
+            both = ": a sum, such as luvc+tome, is several methods at once" if _flag(option) == "--method" else ""
+            raise CommandError(f"{_flag(option)} is given {said.count(option)} times, and takes one{both}")
+
+
+def _in_a_sentence(error: Exception, ctx: Any, values: Mapping[str, Any]) -> Exception:
+    """What the parser finds wrong with the words of a command, said as we say it; any other error is as it was.
+
+    Its errors are known by the names of their classes, as some versions of typer have them from click and some from themselves.
+    """
+    kind = type(error).__name__
+    say = _SENTENCES.get(kind) or (_of_words if hasattr(error, "format_message") else None)
+    if say is None or kind == "NoArgsIsHelpError":
+        return error
+    return CommandError(f"{say(error, ctx, values)} (see `{ctx.command_path} --help`)")
+
+
+def _of_a_value(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
+    """A value of the wrong type."""
+    if error.param is None:
+        return _of_words(error, ctx, values)
+    given = values.get(error.param.name)
+    whole = "integer" in error.message
+    if given is None or not (whole or "number" in error.message or "float" in error.message):
+        return f"{_flag(error.param)}: {error.message.rstrip('.')}"
+    every = list(given) if isinstance(given, (list, tuple)) else [given]
+    wrong = next((value for value in every if not _is(int if whole else float, value)), every[0])
+    wanted = "a whole number, such as 16" if whole else "a number, such as 0.5"
+    return f"{_flag(error.param)} {shown(wrong)}: give {wanted}"
+
+
+def _of_a_missing_one(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
+    says = (getattr(error.param, "help", None) or "").rstrip(".")
+    return f"{_flag(error.param)} is missing{f': {says[:1].lower()}{says[1:]}' if says else ''}"
+
+
+def _of_no_option(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
+    if isinstance(ctx.command, Commands):  # `foveate eval --method fastv`
+        commands = ", ".join(ctx.command.list_commands(ctx))
+        return f"there is no option {error.option_name} here: options come after one of {commands}"
+    known = [word for option in ctx.command.params for word in option.opts]
+    return f"there is no option {error.option_name}{nearest(error.option_name, known)}"
+
+
+def _of_an_option(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
+    if "does not take" in error.message:
+        return f"{error.option_name} takes no value: write it alone"
+    return f"{error.option_name} needs a value after it"
+
+
+def _of_words(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
+    """Whatever else is wrong; most often words that belong to no option, as those of a text without quotes."""
+    if "unexpected extra argument" in error.format_message():
+        extra = error.format_message().rpartition(" (")[2].strip(").")
+        return f"{extra!r} belongs to no option: put what has spaces in it in quotes"
+    return str(error.format_message().rstrip("."))
+
+
+_SENTENCES: dict[str, Callable[[Any, Any, Mapping[str, Any]], str]] = {
+    "BadParameter": _of_a_value,
+    "MissingParameter": _of_a_missing_one,
+    "NoSuchOption": _of_no_option,
+    "BadOptionUsage": _of_an_option,
+}
+
+
+def _flag(option: Any) -> str:
+    """The long name of an option; that of an argument in capitals."""
+    return next((word for word in option.opts if word.startswith("--")), str(option.name).upper())
+
+
+def _is(kind: Callable[[str], object], text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True

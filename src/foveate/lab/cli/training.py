@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from foveate.lab import checks, outputs, terminal, words
+from foveate.extras import REFERENCE
+from foveate.lab import checks, completion, needs, outputs, terminal, words
 from foveate.lab.cli.asking import check_asked
 from foveate.lab.typed import MACHINE, METHODS, OUTPUT, QUESTIONS, Device, Dtype, Json, Model, OptionsOfOne, Overwrite
+from foveate.training.recipe import CURRICULA, Recipe
 
 RECIPE = "Recipe"
 
@@ -22,6 +24,7 @@ def reference(
         typer.Option(
             help="qwen2_5_vl, llava, large (47 M parameters, for a GPU), or smollm2 (a pretrained language model).",
             rich_help_panel=RECIPE,
+            autocompletion=completion.among(*checks.RECIPES),
         ),
     ] = "qwen2_5_vl",
     settings: Annotated[
@@ -29,7 +32,10 @@ def reference(
         typer.Option("--set", help="name=value of TrainConfig, or of SmolConfig, repeatable.", rich_help_panel=RECIPE),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.", rich_help_panel=RECIPE)] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=MACHINE)] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(help="cpu or cuda.", rich_help_panel=MACHINE, autocompletion=completion.among("cpu", "cuda")),
+    ] = "cpu",
     out: Annotated[
         Path,
         typer.Option(
@@ -42,7 +48,9 @@ def reference(
     """Train a reference model that ships with the package again."""
     outputs.check_folder("out", out)
     checks.check_seed(seed)
+    checks.check_choice("recipe", recipe, checks.RECIPES)
     checks.check_device(device)
+    needs.check(REFERENCE, "foveate train reference")
     from foveate.lab.train import reference as face
 
     terminal.quiet_libraries()
@@ -77,9 +85,10 @@ def method(name: str, says: str) -> Callable[..., None]:
                 "-d",
                 help="'reference', a folder, file or hub id of chats with columns `messages` and `images`.",
                 rich_help_panel=QUESTIONS,
+                autocompletion=completion.among("reference"),
             ),
         ] = "reference",
-        split: Annotated[str, typer.Option(help="Of the data.", rich_help_panel=QUESTIONS)] = "train",
+        split: Annotated[str, typer.Option(help="Which part of the data.", rich_help_panel=QUESTIONS)] = "train",
         samples: Annotated[
             int | None,
             typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS),
@@ -101,6 +110,7 @@ def method(name: str, says: str) -> Callable[..., None]:
                 help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.",
                 show_default="the paper's",
                 rich_help_panel=RECIPE,
+                autocompletion=completion.among(*CURRICULA),
             ),
         ] = None,
         settings: Annotated[
@@ -109,6 +119,7 @@ def method(name: str, says: str) -> Callable[..., None]:
                 "--set",
                 help="name=value of the recipe, repeatable: lr, epochs, steps, batch, rank ...",
                 rich_help_panel=RECIPE,
+                autocompletion=completion.a_setting,
             ),
         ] = None,
         seed: Annotated[
@@ -139,7 +150,6 @@ def method(name: str, says: str) -> Callable[..., None]:
         from foveate.lab.options import method_from_words
         from foveate.lab.train import method as face
         from foveate.serialise import build
-        from foveate.training.recipe import Recipe
 
         terminal.quiet_libraries()
         recipe = build(Recipe, words.assigned(Recipe, settings or [], "set"))

@@ -8,8 +8,10 @@ from typing import Annotated, TypeAlias
 
 from typer import Option
 
-from foveate.lab import checks, outputs, prompting, records, words
+from foveate.extras import REFERENCE
+from foveate.lab import checks, completion, needs, outputs, prompting, records, words
 from foveate.lab.checks import check_at_least_1
+from foveate.lab.completion import among
 from foveate.lab.terminal import CommandError, check_once
 from foveate.lab.typed import (
     BUDGETS,
@@ -24,8 +26,6 @@ from foveate.lab.typed import (
     NewTokens,
     OneMethod,
     Overwrite,
-    among,
-    complete_method,
 )
 
 Out: TypeAlias = Annotated[
@@ -37,6 +37,7 @@ Adapter: TypeAlias = Annotated[
     Option(
         help="Folder or hub id of what `foveate train` wrote for this model: weights and method.",
         rich_help_panel=METHODS,
+        autocompletion=completion.a_folder,
     ),
 ]
 By: TypeAlias = Annotated[
@@ -51,8 +52,9 @@ OptionsOfMethods: TypeAlias = Annotated[
     tuple[str, ...],
     Option(
         "--option",
-        help="name=value, repeatable; method.name=value where there are several.",
+        help="An option of a method, such as layer=3; repeatable. Where there are several, fastv.layer=3.",
         rich_help_panel=METHODS,
+        autocompletion=completion.an_option,
     ),
 ]
 MethodsAsJson: TypeAlias = Annotated[
@@ -61,7 +63,14 @@ MethodsAsJson: TypeAlias = Annotated[
 ]
 TasksOfBenchmark: TypeAlias = Annotated[
     tuple[str, ...],
-    Option("--task", "-t", help="Of the benchmark; repeatable.", show_default="all", rich_help_panel=QUESTIONS),
+    Option(
+        "--task",
+        "-t",
+        help="A task of the benchmark, such as color or read; repeatable.",
+        show_default="all",
+        rich_help_panel=QUESTIONS,
+        autocompletion=among(*checks.TASKS),
+    ),
 ]
 Plan: TypeAlias = Annotated[
     bool,
@@ -82,9 +91,9 @@ class Contest:
             "--method",
             "-M",
             help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
-            show_default="all that fit; of `tasks` none",
+            show_default="all that fit",
             rich_help_panel=METHODS,
-            autocompletion=complete_method,
+            autocompletion=completion.a_method(*checks.BOUNDS),
         ),
     ] = ()
     options: OptionsOfMethods = ()
@@ -94,7 +103,7 @@ class Contest:
         Option(
             "--budget",
             help="Share of what the stock model spends; repeatable.",
-            show_default="five from 0.5 to 0.1; of `tasks` none",
+            show_default="five from 0.5 to 0.1",
             rich_help_panel=BUDGETS,
         ),
     ] = ()
@@ -103,7 +112,14 @@ class Contest:
         bool,
         Option("--as-is", help="No budgets: every method as its options say.", rich_help_panel=BUDGETS),
     ] = False
-    positions: Annotated[str | None, Option(help="keep or renumber, for all methods.", rich_help_panel=METHODS)] = None
+    positions: Annotated[
+        str | None,
+        Option(
+            help="What tokens that stay do with their position ids, for all methods: keep or renumber.",
+            rich_help_panel=METHODS,
+            autocompletion=among(*checks.POSITIONS),
+        ),
+    ] = None
     overwrite: Overwrite = False
 
     def check(self) -> None:
@@ -112,7 +128,7 @@ class Contest:
         outputs.check_folder("out", self.out)
         checks.check_choice("by", self.by, checks.COUNTED)
         if self.positions is not None:
-            checks.check_choice("positions", self.positions, ("keep", "renumber"))
+            checks.check_choice("positions", self.positions, checks.POSITIONS)
         checks.check_budgets(self.budgets)
         check_once(budget=self.budgets, method=self.methods, option=self.options)
         if self.as_is and self.budgets:
@@ -122,6 +138,7 @@ class Contest:
         checks.check_model(self.model)
         if self.adapter is not None:
             checks.check_trained(self.adapter)
+        needs.check("scipy", "foveate eval, which has intervals and tests,")
 
 
 @dataclass(frozen=True)
@@ -131,13 +148,23 @@ class Questions:
     tasks: TasksOfBenchmark = ()
     per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
     seeds: Annotated[
-        tuple[int, ...], Option("--seed", help="Other questions; repeatable.", rich_help_panel=QUESTIONS)
+        tuple[int, ...],
+        Option("--seed", help="Another seed asks other questions; repeatable.", rich_help_panel=QUESTIONS),
     ] = (0,)
-    split: Annotated[str, Option(help="test, validation or train.", rich_help_panel=QUESTIONS)] = "test"
+    split: Annotated[
+        str,
+        Option(
+            help="Of the benchmark's questions: test, validation or train.",
+            rich_help_panel=QUESTIONS,
+            autocompletion=among(*checks.SPLITS),
+        ),
+    ] = "test"
 
     def check(self) -> None:
         check_once(seed=self.seeds, task=self.tasks)
         check_at_least_1("per-task", self.per_task)
+        for task in self.tasks:
+            checks.check_choice("task", task, checks.TASKS)
         checks.check_choice("split", self.split, checks.SPLITS)
         for seed in self.seeds:
             checks.check_seed(seed)
@@ -227,12 +254,32 @@ class Reference(Questions, Contest):
         check_at_least_1("best", self.best)
         if self.best_of is not None and not self.best_of.is_file():
             raise CommandError(f"--best-of {str(self.best_of)!r}: there is no such file")
+        needs.check(REFERENCE, "foveate eval reference")
 
 
 @dataclass(frozen=True)
 class Tasks(Running, Contest):
     """What ``foveate eval tasks`` is asked for."""
 
+    methods: Annotated[
+        tuple[str, ...],
+        Option(
+            "--method",
+            "-M",
+            help="A method, or a sum; repeatable.",
+            rich_help_panel=METHODS,
+            autocompletion=completion.a_method(*checks.BOUNDS),
+        ),
+    ] = ()
+    budgets: Annotated[
+        tuple[float, ...],
+        Option(
+            "--budget",
+            help="Set methods to this share of what the stock model spends; repeatable.",
+            show_default="none: as their options say",
+            rich_help_panel=BUDGETS,
+        ),
+    ] = ()
     batch_size: BatchSize = 1
     tasks: Annotated[
         tuple[str, ...],
@@ -261,6 +308,7 @@ class Tasks(Running, Contest):
         check_at_least_1("per-task", self.per_task)
         if self.include is not None and not self.include.is_dir():
             raise CommandError(f"--include-path {str(self.include)!r}: there is no such folder")
+        needs.check("lmms_eval", "a public benchmark")
 
 
 @dataclass(frozen=True)
@@ -291,24 +339,35 @@ class Search:
     method: OneMethod = None
     options: Annotated[
         tuple[str, ...],
-        Option("--option", help="name=value, repeatable; method.name=value in a sum.", rich_help_panel=METHODS),
+        Option(
+            "--option",
+            help="An option of the method, such as layer=3; repeatable. In a sum, fastv.layer=3.",
+            rich_help_panel=METHODS,
+            autocompletion=completion.an_option,
+        ),
     ] = ()
     described: Annotated[
         str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
     ] = None
     max_kl: Annotated[
         float | None,
-        Option(help="The cheapest setting within this divergence, in nats.", rich_help_panel=BUDGETS),
+        Option(
+            help="Find the cheapest setting that diverges no more than this, in nats: 0.01.", rich_help_panel=BUDGETS
+        ),
     ] = None
     budget: Annotated[
         float | None,
-        Option(help="The most faithful setting for this share of the cost.", rich_help_panel=BUDGETS),
+        Option(
+            help="Or the most faithful setting for this share of the stock model's cost: 0.5.", rich_help_panel=BUDGETS
+        ),
     ] = None
     by: By = "flops"
     search: Annotated[
         str,
         Option(
-            help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).", rich_help_panel=BUDGETS
+            help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).",
+            rich_help_panel=BUDGETS,
+            autocompletion=among(*checks.SEARCHES),
         ),
     ] = "auto"
     trials: Annotated[int, Option(help="Settings to judge at most.", rich_help_panel=BUDGETS)] = 100

@@ -69,7 +69,8 @@ class Evaluation(Result[Reference, Row]):
     def _summary(self) -> str:
         dense = self.rows[0]
         return (
-            f"{dense.accuracy.n} questions, {len(dense.tasks)} tasks, seeds {', '.join(map(str, self.request.seeds))} of "
+            f"{dense.accuracy.n} questions, {len(dense.tasks)} task{'' if len(dense.tasks) == 1 else 's'}, "
+            f"seeds {', '.join(map(str, self.request.seeds))} of "
             f"the {self.request.split} split. Guessing at random: {dense.chance[0]:.1%}; always the most frequent answer: "
             f"{dense.chance[1]:.1%}."
         )

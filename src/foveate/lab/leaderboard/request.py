@@ -8,7 +8,8 @@ from typing import Annotated
 
 from typer import Option
 
-from foveate.lab import checks, outputs, words
+from foveate.extras import REFERENCE
+from foveate.lab import checks, completion, needs, outputs, words
 from foveate.lab.checks import check_at_least_1
 from foveate.lab.evaluation.request import MethodsAsJson, OptionsOfMethods, Plan, TasksOfBenchmark
 from foveate.lab.terminal import CommandError, check_once
@@ -20,8 +21,6 @@ from foveate.lab.typed import (
     QUESTIONS,
     Model,
     Overwrite,
-    among,
-    complete_method,
     options,
 )
 
@@ -58,7 +57,7 @@ class Board:
             help="Measure this one only, beside the controls; other rows of the folder stay. Repeatable.",
             show_default="all that fit",
             rich_help_panel=METHODS,
-            autocompletion=complete_method,
+            autocompletion=completion.a_method(*checks.BOUNDS),
         ),
     ] = ()
     options: OptionsOfMethods = ()
@@ -69,6 +68,7 @@ class Board:
             "--adapter",
             help="Folder or hub id of what `foveate train` wrote for this model; repeatable.",
             rich_help_panel=METHODS,
+            autocompletion=completion.a_folder,
         ),
     ] = ()
     flops: Annotated[
@@ -107,7 +107,7 @@ class Board:
         Option(
             help="What is timed: random weights in this shape.",
             rich_help_panel=MACHINE,
-            autocompletion=among(*checks.SHAPES),
+            autocompletion=completion.among(*checks.SHAPES),
         ),
     ] = "small-qwen2.5-vl"
     tokens: Annotated[int, Option(help="Visual tokens of the call that is timed.", rich_help_panel=QUESTIONS)] = 256
@@ -134,6 +134,8 @@ class Board:
         words.check_many(self.methods, self.options, self.described, checks.BOUNDS)
         check_once(method=self.methods, option=self.options, adapter=self.adapters, flops=self.flops, kv=self.kv)
         check_once(task=self.tasks)
+        for task in self.tasks:
+            checks.check_choice("task", task, checks.TASKS)
         for by, budgets in self.budgets.items():
             checks.check_budgets(budgets, by)
         if not (self.flops or self.kv):
@@ -148,6 +150,8 @@ class Board:
         for option, count in (("best", self.best), ("repeats", self.repeats)):
             if count < 0:
                 raise CommandError(f"--{option} {count}: give a whole number, 0 or more")
+        needs.check(REFERENCE, "foveate leaderboard")
+        needs.check("scipy", "foveate leaderboard, which has intervals and tests,")
 
     def _check_shown(self) -> None:
         for name, flag, _, default in options(Board):

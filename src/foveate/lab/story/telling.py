@@ -212,10 +212,11 @@ class _Walk:
                 view.reduce(present[i], kept[i], groups[i] if groups else None, places[i] if places else {}, letter)
         action = site.action if site.action != "reduce" else _word(visit)
         before, after = (sum(map(len, each)) for each in (present, kept))
+        patches = site.unit == "patch"
         if site.action == "restore":  # it may have been patches that were parked
-            before, after = round(waiting), round(self._running())
+            before, after, patches = round(waiting), round(self._running()), False
         if before != after or visit.says:
-            yield Act(visit.method, action, before, after, site.unit == "patch", visit.says)
+            yield Act(visit.method, action, before, after, patches, visit.says)
 
     def _running(self) -> float:
         return sum(view.tokens() for view in self.views)

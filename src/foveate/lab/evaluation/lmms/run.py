@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import needs, outputs
+from foveate.lab import outputs
 from foveate.lab.asker import Asker, Cost, load_asker
 from foveate.lab.checks import DENSE
 from foveate.lab.evaluation.costs import Costs
@@ -27,11 +27,6 @@ LOG = "lmms-eval.log"
 PROBES = 8
 
 
-def require() -> None:
-    """Raise `CommandError` without lmms-eval."""
-    needs.check("lmms_eval", "a public benchmark")
-
-
 def evaluate(request: Tasks, tell: Tell) -> Public | None:
     """Measure, or go on measuring. ``tell`` gets what happens now and the share of the work that is done.
 
@@ -42,7 +37,6 @@ def evaluate(request: Tasks, tell: Tell) -> Public | None:
             measured is kept.
     """
     request.check()
-    require()
     with _logging(request.out) as log:
         return _evaluate(request, tell, log)
 
