@@ -56,6 +56,14 @@ def test_golden_values() -> None:
     assert diverse.without_duplicates(x, (2, 3), (1, 1), 8).tolist() == [1, 3]
 
 
+def test_many_rounds_choose_what_a_loop_chooses() -> None:
+    """So many that rows are left out of what is compared on the way; one image is smaller than the other."""
+    counts, k = (90, 61), (7, 5)
+    x = torch.randn(sum(counts), 16, generator=torch.Generator().manual_seed(0))
+    expected = unlike(x[:90], 7, 4) + [90 + i for i in unlike(x[90:], 5, 4)]
+    assert diverse.without_duplicates(x, counts, k, 4).tolist() == expected
+
+
 def test_options() -> None:
     with pytest.raises(ConfigError, match="step=0: give the tokens that leave in each round"):
         VisPruner(step=0)

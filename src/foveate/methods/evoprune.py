@@ -90,9 +90,9 @@ class EvoPrune(TowerReducer):
         """``(N,)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""
 
         def nearness(cosine: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor]:
-            other = (column < alike.n)[:, None] & (column[:, None] != row[:, :, None])
-            near = torch.exp(-(2 - 2 * cosine) / self.bandwidth**2).masked_fill(~other, 0.0)
-            return (near.topk(min(self.neighbours, near.shape[-1]), dim=-1).values.sum(-1),)
+            none = (column >= alike.n)[:, None] | (column[:, None] == row[:, :, None])
+            nearest = cosine.masked_fill(none, -torch.inf).topk(min(self.neighbours, cosine.shape[-1]), dim=-1).values
+            return (torch.exp(-(2 - 2 * nearest) / self.bandwidth**2).sum(-1),)
 
         (near,) = alike.ask(nearness)
         found = torch.tensor([min(max(n - 1, 1), self.neighbours) for n in counts]).to(near.device, non_blocking=True)

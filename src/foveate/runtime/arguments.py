@@ -16,7 +16,7 @@ from foveate.models.family import Family
 from foveate.ops.segments import offsets
 from foveate.runtime.appending import limit_of_new
 from foveate.runtime.cache import CompactMixin, KVIndex
-from foveate.runtime.context import DecoderPass, Settled
+from foveate.runtime.context import DecoderPass, Given, Settled
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import by_name, by_position, first_argument
 from foveate.runtime.layout import Rows, take_rows
@@ -34,6 +34,7 @@ class LayerArguments:
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
         self.family, self.spec, self.renumber, self.facts = family, family.decoder, renumber, Facts(family)
         self.rotary = model.get_submodule(family.decoder.rotary)
+        (self.mask,) = (name for name, axis in family.decoder.layer_args.items() if axis == "mask")
         self.whole: Any = model  # the one that computes the loss; `attach` says which that is
         config: Any = model.config
         self.kinds: Sequence[str] = getattr(config, self.spec.kinds) if self.spec.kinds else ()
@@ -163,18 +164,17 @@ class LayerArguments:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the arguments of layer ``i`` for a generated token; made once for all layers that see the same."""
-        keys, entry = settled.keys, settled.entry
+        """Return the arguments of layer ``i`` for a generated token; what changes is noted for layers that see the same."""
         positional = len(args)
         args, kwargs = by_name(layer, args, kwargs)
-        given = [kwargs.get(name) for name in self.spec.layer_args]
-        visible = entry.visible if isinstance(entry, CompactMixin) else None
-        same = (id(keys), id(visible), *map(id, given))
-        if same not in call.given:
-            new = self.derive(call, i, layer, entry, keys, first_argument(args, kwargs, "hidden_states"), args, kwargs)
+        mask, tables = kwargs.get(self.mask), kwargs.get("position_embeddings")
+        given = settled.given
+        if given is None or given.mask is not mask or given.tables is not tables:
+            hidden = first_argument(args, kwargs, "hidden_states")
+            new = self.derive(call, i, layer, settled.entry, settled.keys, hidden, args, kwargs)
             changed = {name: value for name, value in new.items() if value is not kwargs.get(name)}
-            call.given[same] = changed, (keys, visible, given)
-        return by_position(layer, positional, args, {**kwargs, **call.given[same][0]})
+            given = settled.given = Given(mask, tables, changed)
+        return by_position(layer, positional, args, {**kwargs, **given.changed})
 
     def tables(self, call: DecoderPass, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``(B, P, d)`` of the tokens present, if a layer that is called with ``kwargs`` is given such."""

@@ -84,8 +84,8 @@ class Runtime:
         self.memories = Memories(model, base, self.encodings, self.host, tuple(before), reader)
         self.hooks = Hooks()
         try:
-            self.hooks.pre(self.tower.tower, refuse_without_weights)
-            self.hooks.pre(base, refuse_without_weights)
+            for part in (self.tower.tower, base):
+                self.hooks.pre(part, refuse_without_weights(part))
             for part in (self.tower.tower, self.decoder.model):
                 self.hooks.pre(part, lambda *_: self.calls.check_begun(base))
             if self.beside:
@@ -99,6 +99,7 @@ class Runtime:
             self._count_head(model)
             for each in method.parts():
                 each.attach(base, self.host, self.hooks)
+            self.decoder.attach_norm(self.hooks)
             # They run before all others, so that these see whether the method was taken off while they waited, and come last,
             # so that a thread that enters meets all of them.
             self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"), first=True)

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from foveate.errors import UnsupportedCacheError
 from foveate.ops.segments import offsets
-from foveate.runtime.layout import Rows
+from foveate.runtime.layout import Rows, varied
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
 from foveate.runtime.slots import Shown, Slots, same
@@ -101,11 +101,9 @@ class KVIndex:
 
     def append(self, n: int) -> KVIndex:
         """After a forward whose ``n`` tokens all arrived."""
-        known = self._made.get(
-            "append"
-        )  # layers that hold the same share one object, so what is made of it is made once
+        known = self._made.get("append")  # layers that hold the same share one object: what is made of it is made once
         if known is None or known[0] != n:
-            new = replace(self, total=self.total + n, tail=self.tail + n, _made={}, _shown=[])
+            new = varied(self, total=self.total + n, tail=self.tail + n, _made={}, _shown=[])
             known = self._made["append"] = (n, new, n)
         return known[1]
 
@@ -175,7 +173,7 @@ class KVIndex:
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._made.get("select")
-        if known is not None and same(known[0], rows):
+        if known is not None and (known[0] is rows or same(known[0], rows)):
             return known[1]
         new = KVIndex(
             self.total,
@@ -277,19 +275,18 @@ class CompactMixin:
     record_past: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        coming = self.coming
-        if coming is None:
+        if self.coming is None:
             raise UnsupportedCacheError(
                 "this cache was filled under a foveate handle and holds fewer tokens than the model believes, or no keys: go "
                 "on with it while the method is attached, or start with a new cache"
             )
-        self.kv, self.coming = coming, None
+        self.kv, self.coming = self.coming, None
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
-        if self.window is not None:  # one that records its past may give more of it (transformers 5.16)
-            seen = self.window + key_states.shape[-2]
+        if self.is_sliding:  # one that records its past may give more of it (transformers 5.16)
+            seen = self.sliding_window - 1 + key_states.shape[-2]
             keys, values = keys[..., -seen:, :], values[..., -seen:, :]
         if self.visible is not None:
-            keys, values = self.visible.take(keys), self.visible.take(values)
+            return self.visible.take(keys), self.visible.take(values)
         return keys, values
 
     def held(self) -> KVIndex:
@@ -379,6 +376,14 @@ def entry_of(cache: Cache | None, layer: int) -> Any | None:
     return cache.layers[layer]
 
 
+def held_by(entry: Any) -> Any:
+    """Return what is one object for entries that hold the same, and so are told and see the same in a step of decoding; for
+    one of which that cannot be known, the entry itself."""
+    if isinstance(entry, CompactMixin):
+        return entry if entry.is_sliding else entry.kv
+    return DynamicLayer if type(entry) is DynamicLayer else entry
+
+
 def is_led(entry: Any, cache: Cache | None) -> bool:
     """Tell whether stock code asks a compact entry for the mask of this plain one: the first that slides, for all that do."""
     if cache is None or isinstance(entry, CompactMixin) or not getattr(entry, "is_sliding", False):
@@ -386,15 +391,15 @@ def is_led(entry: Any, cache: Cache | None) -> bool:
     return isinstance(next(each for each in cache.layers if getattr(each, "is_sliding", False)), CompactMixin)
 
 
-def check_whole(cache: Cache, past: int, told: int | None) -> None:
+def check_whole(cache: Cache, past: int, told: int | None, known: bool) -> None:
     """Raise `UnsupportedCacheError` for a cache that was made of the tensors of a reduced one, without what they stand for.
 
     Args:
-        past: tokens that it says it holds.
+        past: tokens that it says it holds; every entry was found to hold as many, if it is ``known``.
         told: tokens that the attention mask has before those of this forward, or None: nobody says.
     """
-    plain = [entry for entry in cache.layers if isinstance(entry, DynamicLayer) and not entry.is_sliding]
-    lengths = {_length(entry) for entry in plain} - {0}
+    plain = [e for e in cache.layers if isinstance(e, DynamicLayer) and not e.is_sliding] if not known else []
+    lengths = {int(entry.get_seq_length()) for entry in plain} - {0}
     if lengths - {past} or (told is not None and told > past > 0):
         seen = " and ".join(map(str, sorted(lengths)))
         mask = "" if told is None else f", and the attention mask tells of {told}"
@@ -404,17 +409,11 @@ def check_whole(cache: Cache, past: int, told: int | None) -> None:
         )
 
 
-def _length(entry: Any) -> int:
-    """Tokens that an entry stands for."""
-    if isinstance(entry, CompactMixin):
-        return entry.kv.total
-    return int(entry.get_seq_length())
-
-
 def window_of(entry: Any) -> int:
     """Tell how many tokens of the past an entry of its kind holds at most in the stock model."""
-    slides = isinstance(entry, DynamicSlidingWindowLayer) and not entry.record_past
-    return int(entry.sliding_window) - 1 if slides else sys.maxsize
+    if type(entry) is DynamicLayer or not isinstance(entry, DynamicSlidingWindowLayer) or entry.record_past:
+        return sys.maxsize
+    return int(entry.sliding_window) - 1
 
 
 def compact(cache: Cache, layer: int, kv: KVIndex) -> CompactMixin:

@@ -22,7 +22,7 @@ from foveate.runtime.context import DecoderPass
 from foveate.runtime.decoder import DecoderHooks
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument
-from foveate.runtime.notes import log_layer
+from foveate.runtime.notes import note_of
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.kernel import Probe, watch
 from foveate.runtime.signals.reading import Reading
@@ -119,7 +119,8 @@ class CanvasHooks:
         entry: Any = entry_of(cache_among(kwargs.values()), i)
         keys = self._keys(call, entry)
         held = entry.keys.shape[-2]
-        noted = log_layer(call, call.length, keys, entry, log=call.trace.canvas)
+        noted = note_of(call, call.length, keys, entry)
+        call.trace.canvas.append(noted)
         if isinstance(entry, CompactMixin) and entry.kv.visual is not None:
             noted.visual = len(entry.kv.visual.tokens)
         self._ask(call, i, held, hidden.device)

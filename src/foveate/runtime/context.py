@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ from foveate.runtime.calls import Calls
 from foveate.runtime.checks import check_members, check_pools, check_shapes, flops_of, watched
 from foveate.runtime.ffn import Split
 from foveate.runtime.images import Images
-from foveate.runtime.layout import Rows
+from foveate.runtime.layout import Rows, varied
 from foveate.runtime.members import Members
 from foveate.runtime.memo import Memo
 from foveate.runtime.parking import Attending, Lot
@@ -34,7 +34,7 @@ from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
 from foveate.runtime.taken import Taken
-from foveate.runtime.trace import Clock, Trace, visit_of
+from foveate.runtime.trace import Clock, LayerTrace, Trace, visit_of
 from foveate.tokens import Reduction, Tokens
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Action:
         own = tokens.history[len(tokens.history) - self.after :] if self.after else ()
         check_pools(self.method, self.site, tokens)
         try:
-            shown = replace(tokens, strict=look, history=own, scope=self.method.scope, pooled=self.method.pooled)
+            shown = varied(tokens, strict=look, history=own, scope=self.method.scope, pooled=self.method.pooled)
             answer = self.method.answer(shown, self.site)
         except Exception as error:
             asked = "remember" if self.site.action == "remember" else "reduce"
@@ -190,18 +190,31 @@ class TowerPass:
     home: Tensor | None = None
 
 
-class Settled(NamedTuple):
-    """What is known of a layer of a step before it runs.
+class Given(NamedTuple):
+    """What stock code passes to a layer of a step, a ``mask`` and rotary ``tables``, and what is ``changed`` for that."""
+
+    mask: Any
+    tables: Any
+    changed: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Settled:
+    """What is known of a layer of a step before it runs: one object for all layers whose cache entries hold the same.
 
     Attributes:
         keys: what its attention sees of the cache, or None: all of the sequence.
-        entry: its cache entry, or None.
+        entry: its cache entry, or the first one that holds the same; None: there is none.
         all: its token sees every key that it is given, at the positions of the stock model.
+        note: of it, for the trace.
+        given: what the last of these layers was given, or None: none has run whose arguments change.
     """
 
     keys: KVIndex | None
     entry: Any
     all: bool
+    note: LayerTrace
+    given: Given | None = None
 
 
 @dataclass
@@ -238,7 +251,6 @@ class DecoderPass:
         lent: layer -> the queries and keys that its kernel was given, for layers that reuse them.
         settled: what is known of layers of a step before they run, the first ones when it begins.
         cache: of a step whose layers are settled as far as can be, else None.
-        given: what changes in the arguments of a step's layers that see the same.
         embeds: ``(B, L, C)`` what the language model was given, where a site asks what it makes of the text alone.
         prompt, step: of a denoising step: what it is a part of, where it runs all of the prompt, and which step it is.
     """
@@ -278,7 +290,6 @@ class DecoderPass:
     left: Tensor | None = None
     settled: dict[int, Settled] = field(default_factory=dict)
     cache: Any = None
-    given: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = field(default_factory=dict)
     embeds: Tensor | None = None
     prompt: Prompt | None = None
     step: int = 0

@@ -31,7 +31,7 @@ from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, r
 from foveate.runtime.injecting import remember
 from foveate.runtime.layers import LayerCalls
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.notes import log_layer, log_layers
+from foveate.runtime.notes import log_of, log_stock, note_of
 from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
@@ -94,16 +94,14 @@ class DecoderHooks:
             for i, of_layer in inside.items()
             if of_layer
         }
+        #: whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer
+        self.reduces = any((holes, self.first, self.step, self.caches, self.reuse, self.parts, *self.before.values()))
         self.virtual = VirtualHooks(self.layers, self.spec, context)
         self.stand_for_members = False  # merged tokens do, in attention
         self.apart: Callable[[], tuple[int, ...] | None] = torch.compiler.disable(self._apart)
-        self.calls = LayerCalls(self.layers, context, self.arguments, self._before_layer, self.step, not self.reuse)
-
-    @property
-    def reduces(self) -> bool:
-        """Whether the language model may hold fewer tokens anywhere, or leave some out of a part of a layer."""
-        acts = (self.holes, self.first, self.step, self.caches, self.reuse, self.parts, *self.before.values())
-        return any(map(bool, acts))
+        self.calls = LayerCalls(
+            self.layers, context, self.arguments, self._before_layer, self.reads, self.step, not self.reuse
+        )
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
@@ -135,9 +133,11 @@ class DecoderHooks:
         self.reuse.attach(hooks)
         if self.stand_for_members:
             self.virtual.attach(hooks)
-        norm = self.model.get_submodule(self.spec.norm)
-        hooks.pre(norm, self._before_norm)
-        hooks.post(norm, self._scatter, first=True)
+
+    def attach_norm(self, hooks: Hooks) -> None:
+        """Wrap the norm, around what a method has changed of it by hand."""
+        if self.reduces:
+            self.calls.attach_norm(hooks, self.model.get_submodule(self.spec.norm), self._at_norm)
 
     def _some_ask(self, i: int) -> bool:
         """Tell whether only some rows of a layer may have queries."""
@@ -172,11 +172,12 @@ class DecoderHooks:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
         plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
         if self.reduces and cache is not None:
-            check_whole(cache, past, None if plain is None else plain.shape[1] - call.length)
+            told = None if plain is None else plain.shape[1] - call.length
+            check_whole(cache, past, told, known=call.trace.kv.is_of(cache, call.batch, past))
         self.context.decoder = call
         if not self.reduces:
             unseen = range(0 if self.spec.shared else len(self.layers))  # no layer is hooked: all of them are stock
-            log_layers(call, call.length, [(None, entry_of(cache, i) if past else None) for i in unseen])
+            log_stock(call, [entry_of(cache, i) if past else None for i in unseen])
             if inputs.modalities:
                 call.trace.placeholders.append(self.entry.count(inputs))
             for record in self.context.records if inputs.modalities else []:
@@ -261,7 +262,7 @@ class DecoderHooks:
             return by_position(layer, positional, args, kwargs)
         keys, entry = self._keys(call, i, layer, kwargs)
         borrows = i in call.reusing
-        log_layer(call, hidden.shape[1], keys, entry, call.reusing.get(i))
+        log_of(call).append(note_of(call, hidden.shape[1], keys, entry, call.reusing.get(i)))
         self.reads.begin(call, i, hidden, keys, entry)
         self.virtual.refuse_replay(call, layer)
         if keys is None and hidden is given and not borrows and call.fewer is call.reduced:
@@ -284,7 +285,8 @@ class DecoderHooks:
         self.reads.begin(call, i, rows, keys, entry)
         new = self.arguments.derive(call, i, layer, entry, keys, rows, args, kwargs)
         call.layout = layout
-        log_layer(call, hidden.shape[1], keys, entry, lent=len(lot.outer.tokens) - len(layout.tokens))
+        lent = len(lot.outer.tokens) - len(layout.tokens)
+        log_of(call).append(note_of(call, hidden.shape[1], keys, entry, lent=lent))
         self.lends[i][0].lend(call, lot, rows)
         return new | self.arguments.of_rows(call, kwargs, hidden.shape[1])
 
@@ -344,7 +346,7 @@ class DecoderHooks:
         if (source := self.sources[i]) != i:
             call.rows = rows_of(self.spec, kwargs)
         entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
-        log_layer(call, first_argument(args, kwargs, "hidden_states").shape[1], None, entry)
+        log_of(call).append(note_of(call, first_argument(args, kwargs, "hidden_states").shape[1], None, entry))
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         lengths = self.apart()
@@ -436,14 +438,12 @@ class DecoderHooks:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _before_norm(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _at_norm(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The norm gets what is present; what it gives is full length again."""
         call = self.context.decoder
         if call is None or call.layout is None:
-            return None
-        hidden = first_argument(args, kwargs, "hidden_states")
-        return replace_first(args, kwargs, "hidden_states", add_deepstack(call, len(self.layers) - 1, hidden))
-
-    def _scatter(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        call = self.context.decoder
-        layout = call.reduced if call is not None else None
-        return None if call is None or layout is None else layout.scatter(output, length=call.rows)
+            return stock(*args, **kwargs)
+        hidden = add_deepstack(call, len(self.layers) - 1, first_argument(args, kwargs, "hidden_states"))
+        args, kwargs = replace_first(args, kwargs, "hidden_states", hidden)
+        output = stock(*args, **kwargs)
+        return output if call.reduced is None else call.reduced.scatter(output, length=call.rows)

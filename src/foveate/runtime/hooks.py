@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -47,11 +48,27 @@ class Hooks:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._before: dict[tuple[nn.Module, bool], list[Callable[..., Any]]] = {}
         self.removed = False
 
     def pre(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
-        """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module; ``first``: before other hooks."""
-        self._keep(module.register_forward_pre_hook(_hook_type()(self, hook), with_kwargs=True, prepend=first))
+        """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module; ``first``: before other hooks.
+
+        Those of one module are a single hook for torch, which takes long to call one.
+        """
+        chain = self._before.setdefault((module, first), [])
+        chain.insert(0 if first else len(chain), hook)
+        if len(chain) == 1:
+            run = _hook_type()(self, partial(self._in_turn, chain))
+            self._keep(module.register_forward_pre_hook(run, with_kwargs=True, prepend=first))
+
+    def _in_turn(self, chain: list[Callable[..., Any]], module: nn.Module, args: Any, kwargs: Any) -> Any:
+        changed = None
+        for hook in chain:
+            new = None if self.removed else hook(module, args, kwargs)
+            if new is not None:
+                args, kwargs = changed = new
+        return changed
 
     def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
         """Call ``hook(module, args, output) -> None | output`` after a module.
@@ -153,14 +170,18 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return args[:1], {**dict(zip(names[1:], args[1:])), **kwargs}
 
 
-def refuse_without_weights(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Raise `UnsupportedModelError` if weights are on no device, and nothing will bring them there."""
-    for each in module.modules():
-        weight = next(each.parameters(recurse=False), None)
-        if weight is not None:  # one tells of all, as this is asked in every forward
-            if weight.device.type == "meta" and not hasattr(each, "_hf_hook"):
-                raise UnsupportedModelError(
-                    f"the weights of {type(module).__name__} are on the device 'meta', where nothing is computed: load the "
-                    "model on a device that is there, as from_pretrained does by default"
-                )
-            return
+def refuse_without_weights(module: nn.Module) -> Callable[..., None]:
+    """Return a hook of a module that raises `UnsupportedModelError` if weights are on no device, and nothing will bring them
+    there. One tells of all, as this is asked in every forward."""
+    named = ((each, name) for each in module.modules() for name, _ in each.named_parameters(recurse=False))
+    owner, name = next(named, (module, ""))
+
+    def ask(*_: Any) -> None:
+        weight = getattr(owner, name, None)
+        if weight is not None and weight.device.type == "meta" and not hasattr(owner, "_hf_hook"):
+            raise UnsupportedModelError(
+                f"the weights of {type(owner).__name__} are on the device 'meta', where nothing is computed: load the model "
+                "on a device that is there, as from_pretrained does by default"
+            )
+
+    return ask

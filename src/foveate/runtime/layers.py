@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, KVIndex, entry_of
+from foveate.runtime.cache import CompactMixin, entry_of, held_by
 from foveate.runtime.context import Context, DecoderPass, Settled
-from foveate.runtime.hooks import Hooks, refuse_copy
+from foveate.runtime.hooks import Hooks, first_argument, refuse_copy
 from foveate.runtime.layout import take_rows
-from foveate.runtime.notes import log_layers
+from foveate.runtime.notes import log_of, note_of
+from foveate.runtime.reads import Reads
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.kernel import is_flash
 from foveate.runtime.steps import DecodeSite
@@ -30,17 +31,19 @@ class Cut(NamedTuple):
     """What a mask of the full sequence keeps for a generated token.
 
     Attributes:
-        places: ``(B, P)`` those before ``start``.
+        places: ``(B, P)`` those before ``start``; None: none of them.
         start: all places from there on stay.
         valid: ``(B, P)`` bool, False for padding of ours; None: there is none.
     """
 
-    places: Tensor
+    places: Tensor | None
     start: int
     valid: Tensor | None
 
     def of(self, mask: Tensor) -> Tensor:
         """``(B, 1, 1, P')`` of a mask ``(B or 1, 1, 1, T)``."""
+        if self.places is None:
+            return mask[..., self.start :]
         mask = mask.expand(len(self.places), -1, -1, -1)
         kept = take_rows(mask[..., : self.start], self.places, 3)
         if self.valid is not None:
@@ -79,10 +82,11 @@ class Steady:
 
 
 class LayerCalls:
-    """Calls the decoder layers.
+    """Calls the decoder layers, and the norm after the last one.
 
     Args:
         before: ``(layer, module, args, kwargs)`` -> arguments of a layer that has not been settled, or None: as they are.
+        reads: what is read of the layers.
         step: the site that chooses what generated tokens see, or None.
         settles: whether all that layers see of a step is in their cache entries.
     """
@@ -93,16 +97,17 @@ class LayerCalls:
         context: Context,
         arguments: LayerArguments,
         before: Callable[..., Any],
+        reads: Reads,
         step: DecodeSite | None,
         settles: bool,
     ) -> None:
-        self.layers, self.context, self.arguments, self.before, self.step = layers, context, arguments, before, step
+        self.layers, self.context, self.arguments, self.before = layers, context, arguments, before
+        self.reads, self.step = reads, step
         spec = arguments.spec
         self.attentions = [attention_of(layer, spec) for layer in layers]
         self.settles, self.steady = settles and not spec.shared, Steady()
         #: an attention whose kernel may count a window in keys that are there, or None
         self.slides: Any = next((a for a in self.attentions if getattr(a, "sliding_window", None) is not None), None)
-        (self.mask,) = (name for name, axis in spec.layer_args.items() if axis == "mask")
         self.given: Callable[..., Any] = torch.compiler.disable(self.changed)
 
     def attach(self, hooks: Hooks) -> None:
@@ -110,38 +115,43 @@ class LayerCalls:
         for i, layer in enumerate(self.layers):
             hooks.swap(layer, "forward", _Layer(self, i, layer))
 
+    def attach_norm(self, hooks: Hooks, norm: nn.Module, last: Callable[..., Any]) -> None:
+        """Wrap that of the norm, which ``last(stock, *args, **kwargs)`` calls wherever tokens may be missing."""
+        hooks.swap(norm, "forward", _Norm(self.steady, norm, last))
+
     def begin(self, call: DecoderPass, cache: Any) -> None:
         """Say of a forward that begins what its layers will see, if it brings one token to a cache."""
         step = cache is not None and call.past > 0 and call.length == 1 and call.layout is None
         if step and self.settles and (self.slides is None or not is_flash(self.slides)):
-            self._settle(call, cache, 0, len(self.layers) if self.step is None else self.step.layer - 1)
+            self._settle(call, cache, 0, len(self.layers) if self.step is None else self.step.layer)
             call.cache = cache
         settled = call.settled.values()
-        known = len(settled) == len(self.layers)
-        by_mask = known and all(each.keys is None or each.keys.at_home for each in settled)
-        cuts = [_cut(each.keys) for each in settled] if by_mask else []
-        self.steady.enter(known and all(each.all for each in settled), cuts)
+        kinds, known = {*settled}, len(settled) == len(self.layers)
+        cuts = {each: _cut(each) for each in kinds} if known and all(_only_masks(each) for each in kinds) else {}
+        self.steady.enter(known and all(each.all for each in kinds), [cuts[each] for each in settled] if cuts else [])
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
-        alike: dict[int, tuple[KVIndex, Any, bool]] = {}  # by what entries hold: of one, what it comes to
+        """Look at what these layers will see. Those whose entries hold the same are looked at once."""
+        alike: dict[Any, Settled] = {}
         for i in range(start, end):
             entry: Any = None if self.attentions[i] is None else entry_of(cache, i)
-            held = entry.kv if isinstance(entry, CompactMixin) and not entry.is_sliding else None
-            if entry is not None and id(held) in alike:
-                coming, shown, sees_all = alike[id(held)]
-                entry.coming, entry.visible = coming, shown
-                call.settled[i] = Settled(coming, entry, sees_all)
-                continue
-            keys = self.arguments.advance(call, entry, False)
-            visible = None
-            if isinstance(entry, CompactMixin) and keys is not None:
-                visible = None if self.step is None else self.step.show(call, i, entry, keys, cache)
-                entry.visible = visible
-            sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
-            call.settled[i] = Settled(keys, entry, sees_all)
-            if held is not None and keys is not None:
-                alike[id(held)] = keys, visible, sees_all
-        log_layers(call, 1, [(call.settled[i].keys, call.settled[i].entry) for i in range(start, end)])
+            kind = held_by(entry)
+            if kind not in alike:
+                alike[kind] = self._look(call, i, entry, cache)
+            elif alike[kind].keys is not None:
+                first: Any = alike[kind].entry
+                entry.coming, entry.visible = first.coming, first.visible
+            call.settled[i] = alike[kind]
+        log_of(call).extend([call.settled[i].note for i in range(start, end)])
+
+    def _look(self, call: DecoderPass, i: int, entry: Any, cache: Any) -> Settled:
+        keys = self.arguments.advance(call, entry, False)
+        visible = None
+        if isinstance(entry, CompactMixin) and keys is not None:
+            visible = None if self.step is None else self.step.show(call, i, entry, keys, cache)
+            entry.visible = visible
+        sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
+        return Settled(keys, entry, sees_all, note_of(call, 1, keys, entry))
 
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what layer ``i`` is called with, in place of these arguments; None: with these."""
@@ -149,41 +159,79 @@ class LayerCalls:
         if call is None:
             return None
         if i not in call.settled:
-            if call.cache is None or self.step is None or i < self.step.layer:
+            if call.cache is None:
                 return self.before(i, layer, args, kwargs)
             self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
-            self.steady.enter(all(each.all for each in call.settled.values()), [])
+            self.steady.enter(all(each.all for each in {*call.settled.values()}), [])
         settled = call.settled[i]
-        if settled.keys is None or (settled.all and len(args) < 2 and kwargs.get(self.mask) is None):
+        if self.step is not None and i == self.step.layer - 1:  # whose attention chooses
+            self.reads.begin(call, i, first_argument(args, kwargs, "hidden_states"), settled.keys, settled.entry)
+        if settled.keys is None:
             return None
+        if len(args) < 2:
+            mask, known = kwargs.get(self.arguments.mask), settled.given
+            if mask is None and settled.all:
+                return None
+            if known is not None and known.mask is mask and known.tables is kwargs.get("position_embeddings"):
+                return args, {**kwargs, **known.changed}
         return self.arguments.of_step(call, i, layer, settled, args, kwargs)
 
 
-def _cut(keys: KVIndex | None) -> Cut | None:
-    """Return what a mask keeps for a token that sees ``keys``; None: all."""
-    return None if keys is None or keys.index is None else Cut(keys.index, keys.total - keys.tail, keys.valid)
+def _only_masks(settled: Settled) -> bool:
+    """Tell whether no more than a mask is to be cut for a layer, and that is one of the full sequence: no window has ended."""
+    keys, entry = settled.keys, settled.entry
+    return keys is None or (keys.at_home and (entry.window is None or keys.total <= entry.window + 1))
 
 
-class _Layer:
-    """The forward of a decoder layer while a method is attached."""
+def _cut(settled: Settled) -> Cut | None:
+    """Return what a mask keeps for the token of a step; None: all."""
+    keys = settled.keys
+    return None if keys is None or keys.whole else Cut(keys.index, keys.total - keys.tail, keys.valid)
 
-    def __init__(self, calls: LayerCalls, i: int, layer: nn.Module) -> None:
-        self.calls, self.i, self.layer, self.stock = calls, i, layer, layer.forward
-        self.steady, self.mask = calls.steady, calls.mask
+
+class _Forward:
+    """The forward of a module while a method is attached."""
+
+    def __init__(self, steady: Steady, module: nn.Module) -> None:
+        self.steady, self.module, self.stock = steady, module, module.forward
         update_wrapper(self, self.stock)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        compiling = torch.compiler.is_compiling()
-        if len(args) < 2:
-            mask = kwargs.get(self.mask)
-            if mask is None and self.steady.now:
-                return self.stock(*args, **kwargs)
-            if compiling and self.steady.cuts and isinstance(mask, Tensor) and mask.dim() == 4:  # in the graph itself
-                if (cut := self.steady.cuts[self.i]) is not None:
-                    kwargs = {**kwargs, self.mask: cut.of(mask)}
-                return self.stock(*args, **kwargs)
-        changed = (self.calls.given if compiling else self.calls.changed)(self.i, self.layer, args, kwargs)
-        return self.stock(*args, **kwargs) if changed is None else self.stock(*changed[0], **changed[1])
+        return self.stock(*args, **kwargs)
 
     def __reduce__(self) -> NoReturn:
         refuse_copy()
+
+
+class _Layer(_Forward):
+    """That of a decoder layer."""
+
+    def __init__(self, calls: LayerCalls, i: int, layer: nn.Module) -> None:
+        super().__init__(calls.steady, layer)
+        self.calls, self.i, self.mask = calls, i, calls.arguments.mask
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        named = len(args) < 2
+        mask = kwargs.get(self.mask)
+        if named and mask is None and self.steady.now:
+            return self.stock(*args, **kwargs)
+        compiling = torch.compiler.is_compiling()
+        if compiling and named and self.steady.cuts and isinstance(mask, Tensor) and mask.dim() == 4:
+            if (cut := self.steady.cuts[self.i]) is not None:  # in the graph itself
+                kwargs = {**kwargs, self.mask: cut.of(mask)}
+            return self.stock(*args, **kwargs)
+        changed = (self.calls.given if compiling else self.calls.changed)(self.i, self.module, args, kwargs)
+        return self.stock(*args, **kwargs) if changed is None else self.stock(*changed[0], **changed[1])
+
+
+class _Norm(_Forward):
+    """That of the norm after the last layer, before which tokens may be missing."""
+
+    def __init__(self, steady: Steady, norm: nn.Module, last: Callable[..., Any]) -> None:
+        super().__init__(steady, norm)
+        self.last: Callable[..., Any] = torch.compiler.disable(last)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.steady.now or self.steady.cuts:
+            return self.stock(*args, **kwargs)
+        return self.last(self.stock, *args, **kwargs)

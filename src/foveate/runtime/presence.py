@@ -6,7 +6,7 @@ The sites of the tower and of the language model, those of decode steps and thos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from foveate.errors import UnsupportedSiteError
+from foveate.runtime.layout import varied
 from foveate.runtime.protocol import Present
 from foveate.runtime.signals.kind import Kind, of_units
 from foveate.runtime.signals.past import Past
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.trace import Trace
+from foveate.signal import Signals
 from foveate.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Presence:
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
             facts["hidden"] = self.pick(self.hidden)
-        return replace(self.layout.tokens, signals=signals, **facts)
+        return varied(self.layout.tokens, signals=Signals(signals), **facts)
 
     def _value(self, kind: Kind) -> Tensor:
         value = kind.read(self)

@@ -17,29 +17,30 @@ class Slots(View):
     """The slots of a cache entry that a step sees.
 
     Attributes:
-        rows: ``(B * H * P,)`` which rows of its keys ``(B, H, T, d)`` these are, ``(B * H * T, d)``; None: see ``index``.
-        shape: ``(B, H, T)`` of these keys.
+        shape: ``(B, H, T)`` of its keys ``(B, H, T, d)``.
+        rows: ``(B * H * P,)`` which of their rows ``(B * H * T, d)`` these are; if B is 1, ``(P,)`` of each head.
     """
 
-    rows: Tensor | None = None
-    shape: tuple[int, int, int] = (0, 0, 0)
+    shape: tuple[int, int, int]
+    rows: Tensor
 
     @classmethod
     def of(cls, view: View, heads: int, length: int) -> Slots:
         """Return the slots of ``view`` in an entry of so many ``heads`` that will hold ``length`` tokens."""
         batch = len(view.index)
         if batch == 1:
-            return cls(view.index, view.valid)
+            return cls(view.index, view.valid, (1, heads, length), view.index[0])
         start = torch.arange(0, batch * heads * length, length, device=view.index.device).view(batch, heads, 1)
-        return cls(view.index, view.valid, (view.index[:, None] + start).flatten(), (batch, heads, length))
+        return cls(view.index, view.valid, (batch, heads, length), (view.index[:, None] + start).flatten())
 
     def take(self, x: Tensor) -> Tensor:
         """Return their rows of ``x (B, H, T, d)``."""
-        if len(x) == 1:
-            return x.index_select(2, self.index[0].to(x.device))
-        if self.rows is None or x.shape[:3] != self.shape or not x.is_contiguous():
+        rows = self.rows if self.rows.device == x.device else self.rows.to(x.device)
+        if self.shape[0] == 1:
+            return x.index_select(2, rows)
+        if x.shape[:3] != self.shape or not x.is_contiguous():
             return take_rows(x, self.index, 2)
-        return x.view(-1, x.shape[3]).index_select(0, self.rows.to(x.device)).view(*x.shape[:2], -1, x.shape[3])
+        return x.view(-1, x.shape[3]).index_select(0, rows).view(*x.shape[:2], -1, x.shape[3])
 
 
 class Shown(NamedTuple):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import Action, DecoderPass
+from foveate.runtime.layout import varied
 from foveate.runtime.masks import View
 from foveate.runtime.presence import Presence
 from foveate.runtime.slots import Shown, Slots, same
@@ -67,19 +68,18 @@ class DecodeSite:
     def _choose(self, call: DecoderPass, kv: KVIndex, cache: Cache) -> Reduction:
         method, visual = self.action.method, kv.visual
         assert visual is not None
-        before, slots = cache.layers[self.layer - 1], replace(visual, width=kv.length)
+        before, slots = cache.layers[self.layer - 1], varied(visual, width=kv.length)
         reading = call.seen.readings.get(self.layer - 1)
         if reading is not None and isinstance(before, CompactMixin) and before.kv.visual is not None:
-            slots = replace(before.kv.visual, width=before.kv.length)
-            if len(slots.tokens) != len(visual.tokens):
+            slots = varied(before.kv.visual, width=before.kv.length, tokens=visual.tokens)
+            if len(before.kv.visual.tokens) != len(visual.tokens):
                 raise UnsupportedSiteError(
                     f"{method.name()}: the prompt is reduced at layer {self.layer}, and the choice made there reads the "
                     "attention of the layer before: choose at a layer after the last reduction"
                 )
             reading.width = slots.width
-        known = {f.name: getattr(visual.tokens, f.name) for f in fields(visual.tokens) if f.name != "signals"}
-        known["state"] = call.states.of(method, self.action.part)
-        tokens = Presence(slots, None, call.seen, call.trace).tokens(self.action, **known)
+        here = Presence(slots, None, call.seen, call.trace)
+        tokens = here.tokens(self.action, state=call.states.of(method, self.action.part))
         return self.action.decide(call.trace, tokens)
 
 

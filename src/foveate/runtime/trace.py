@@ -146,11 +146,11 @@ def visit_of(
     visit = SiteTrace(site, method, n, n, flops, index, tokens.spans.shape, index, says=says, marks=new)
     if reduction is None:
         return visit
-    keep, resized, coords, groups = reduction.keep, reduction.shape, reduction.coords, reduction.groups
-    new = None if marks is None else (marks, marks[keep])
-    return replace(
-        visit, after=reduction.counts, index=index[keep], resized=resized, coords=coords, groups=groups, marks=new
-    )
+    keep = reduction.keep
+    visit.after, visit.index = reduction.counts, index[keep]
+    visit.resized, visit.coords, visit.groups = reduction.shape, reduction.coords, reduction.groups
+    visit.marks = None if marks is None else (marks, marks[keep])
+    return visit
 
 
 def _own(counts: tuple[int, ...], own: Tensor) -> tuple[int, ...]:
@@ -179,6 +179,10 @@ class Weight:
     stock: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
     full_row: list[int] = field(default_factory=list)
+
+    def is_of(self, cache: Any, batch: int, length: int) -> bool:
+        """Tell whether it is known to be that of a cache that stands for so many rows and tokens of the full sequence."""
+        return self.of is not None and self.of() is cache and (self.batch, self.length + self.grown) == (batch, length)
 
     def add(self, layer: int, measured: int, stock: int, row: int, full_row: int) -> None:
         """Add the entry of a layer."""
@@ -266,10 +270,11 @@ class Trace:
         if self.detailed:
             self.sites.append(visit)
             return
-        visit = replace(visit, present=None, resized=None, coords=None, groups=None)
+        visit.present = visit.resized = visit.coords = visit.groups = None
         last = self.sites[-1] if visit.site.at == "decode" and self.sites else None
         if last is not None and (last.site, last.method) == (visit.site, visit.method):
-            self.sites[-1] = replace(visit, flops=visit.flops + last.flops)
+            visit.flops += last.flops
+            self.sites[-1] = visit
         else:
             self.sites.append(visit)
 

@@ -20,13 +20,8 @@ def weigh(trace: Trace, cache: Any, batch: int, length: int) -> None:
     Args:
         batch, length: rows, and tokens of the full sequence that the cache now stands for.
     """
-    known = trace.kv
-    if (
-        known.of is not None
-        and known.of() is cache
-        and (known.batch, known.length + known.grown + 1) == (batch, length)
-    ):
-        known.grown += 1
+    if trace.kv.is_of(cache, batch, length - 1):
+        trace.kv.grown += 1
         return
     trace.kv = Weight(weakref.ref(cache) if _only_grows(cache) else None, batch, length)
     for i, entry in enumerate(getattr(cache, "layers", [])):
