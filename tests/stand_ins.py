@@ -79,7 +79,7 @@ class Flash:
             return torch.cat(parts, dim=1).transpose(0, 1)[None], None
         ids = kwargs.get("position_ids")
         if attention_mask is None and ids is not None and len(query) == 1 and query.shape[2] > 1:
-            ids = ids if ids.dim() == 2 else ids[0]
+            assert ids.dim() == 2, "positions of several axes look like packed sequences"
             starts = (ids[0] == 0).nonzero().flatten().tolist()
             if len(starts) > 1:  # samples that are packed into the row
                 ends = zip(starts, [*starts[1:], query.shape[2]])

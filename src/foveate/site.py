@@ -266,6 +266,8 @@ class Host:
         width: channels of a token in the language model; 0 where only the config is known.
         tower_width: the same in the tower, all patches of a token together.
         output_width: the same at its output, where a block may have merged them; of features of one block.
+        output_rows: patches of a token there, side by side.
+        source: folder or name that the model was loaded from; "": nobody knows.
         depth: all decoder layers, those that attend to the keys of earlier ones too: what a mean per layer is over.
         steps: denoising steps in which the model writes an answer, at most; 0: it writes word by word.
         reads_cache: such a step reads the KV cache of the prompt, where sites of the cache act. Else it runs the prompt again,
@@ -281,6 +283,8 @@ class Host:
     width: int = 0
     tower_width: int = 0
     output_width: int = 0
+    output_rows: int = 1
+    source: str = ""
     depth: int = 0
     steps: int = 0
     reads_cache: bool = False

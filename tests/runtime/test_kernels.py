@@ -109,16 +109,27 @@ def test_flash_of_packed_samples(plan: str) -> None:
             with_flash("llava")(**two, use_cache=False)
 
 
-# Stock glm4v_moe hands the positions of all three axes to the kernel, where a lone prompt then counts as packed ones: wrong
-# in stock as well, and not for a layer that no method has touched yet to mend.
-COUNTS_AS_PACKED = {("glm4v_moe", "adsc")}
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("plan", ["ipcv", "adsc"])
+def test_positions_of_several_axes_are_no_borders(plan: str) -> None:
+    """Stock code hands kernels those of all axes, in which a lone prompt looks like many packed ones: with a method it does
+    not, in layers that have all tokens neither, and packed samples still have their borders."""
+    family = "glm4v_moe"
+    model, alone = with_flash(family), tiny.inputs(family, ROWS[family], only=0)
+    with pytest.raises(AssertionError, match="look like packed sequences"):
+        model(**alone)
+    row, samples = packed(family, tiny.model(family))
+    found = []
+    for each in (model, tiny.model(family)):
+        with torch.no_grad(), foveate.compress(each, PLANS[plan]):
+            together = text_of(family, each(**row, use_cache=False).logits, samples)
+            found.append(torch.cat([tiny.text_logits(each, alone), *together]))
+    close(*found)
 
 
 @pytest.mark.parametrize("plan", ["cascade", "luvc", "adsc", "visionzip"])
 def test_flash_stays_free_of_padding(family: str, plan: str, flash: Flash) -> None:
     """Alone, a row has no mask in any layer, however many tokens each has; in a batch, keys present in two dimensions."""
-    if (family, plan) in COUNTS_AS_PACKED:
-        pytest.skip("stock code takes its positions for packed sequences before the first cut")
     model, rows = with_flash(family), ROWS[family]
     with torch.no_grad(), foveate.compress(model, PLANS[plan]):
         model(**tiny.inputs(family, rows, only=0))

@@ -245,6 +245,8 @@ class Decoder:
         shared: name, under ``attention``, of the flag of layers that have no keys and values of their own and attend to those
             of the last layer of their kind that has; "" where all have. They are the last ones, and stock code may go on from
             there with the last rows of the sequence alone (``logits_to_keep``).
+        all_axes: layers are given position ids of all axes, ``(3, B, L)``, where those of text belong. Flash kernels, which
+            alone read them, take them for borders of samples that are packed into a row.
         complete: fields of what the language model returns, if asked to, that must have a row for every token in every layer.
         recurrent: name, under a layer, of the module that some layers have in place of ``attention``, if any do. It carries a
             state from token to token, takes a ``(B, L)`` mask, and has a cache entry that holds this state and no keys.
@@ -271,6 +273,7 @@ class Decoder:
     kinds: str = ""
     deepstack: tuple[str, str] | tuple[()] = ()
     shared: str = ""
+    all_axes: bool = False
     complete: tuple[str, ...] = ()
     recurrent: str = ""
     recurrence: Callable[[Any, int], int] = lambda module, tokens: 0

@@ -12,6 +12,7 @@ from torch import nn
 from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
+from foveate.runtime.axes import count_text
 from foveate.runtime.calls import Calls
 from foveate.runtime.canvas import CanvasHooks
 from foveate.runtime.compiled import forget_compiled, refuse_compiled
@@ -94,6 +95,7 @@ class Runtime:
             self.tower.attach(self.hooks)
             self.encodings.attach(self.hooks)
             self.memories.attach(self.hooks)
+            count_text(self.decoder.model, list(layers), family.decoder, self.hooks)
             self.decoder.attach(self.hooks)
             self.canvas.attach(self.hooks)
             self._count_head(model)
@@ -178,7 +180,9 @@ def host_of(model: Any, family: Family) -> Host:
     patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
     merged = unit if merger is None else unit // merger.rows(model.config)
     host = host if family.denoising is None else replace(host, steps=family.denoising.steps(model))
-    return replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, output_width=patch * merged)
+    source = str(getattr(model.config, "_name_or_path", None) or "")
+    host = replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, source=source)
+    return replace(host, output_width=patch * merged, output_rows=merged)
 
 
 def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
