@@ -19,7 +19,9 @@ from foveate.serialise import check
 
 #: Kinds that are known before any layer has run: of the hidden states that are here, or of the layer to come. (A test compares
 #: this with what each kind needs.)
-KNOWN_BEFORE = frozenset({"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_pass", "text_place"})
+KNOWN_BEFORE = frozenset(
+    {"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_ids", "text_pass", "text_place"}
+)
 
 #: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it. (A test
 #: asks each kind.)

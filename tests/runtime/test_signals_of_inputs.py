@@ -15,8 +15,8 @@ from refusals import refused
 from torch import Tensor
 
 import foveate
-from foveate import Host, Method, Reduction, Site, Tokens
-from foveate.errors import UnsupportedSiteError
+from foveate import Host, Method, Reduction, Signal, Site, Tokens
+from foveate.errors import InputError, UnsupportedSiteError
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,30 @@ def test_text_pass_of_samples_of_one_row_and_of_a_later_turn() -> None:
     close(packed.text_pass, torch.cat(expected))
     close(first.text_pass, expected[0])
     close(later.text_pass, expected[1])
+
+
+def test_ids_of_the_text() -> None:
+    """Those of the text that is there, sample after sample; embeddings have none."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
+    heard = hear(
+        model, batch, Site.entry(signals=("text_ids",)), Site.decoder(1, 0.5), Site.decoder(2, signals=("text_ids",))
+    )
+    for tokens in heard:
+        assert tokens.text_ids.tolist() == batch["input_ids"][text_of("llava", batch)].tolist()
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    with pytest.raises(InputError, match="brings embeddings in place of them: give input_ids"):
+        hear(model, {**batch, "inputs_embeds": embeds}, Site.entry(signals=("text_ids",)))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_siglip", "qwen2_5_vl", "internvl"])
+def test_what_the_tower_has_put_out(family: str) -> None:
+    """At a site of the language model it is what the site at the tower's output has left."""
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5]])
+    late, early = Signal("hidden", at="tower"), Signal("hidden")
+    (outside,) = hear(model, batch, Site.entry(signals=(late,)))
+    (inside,) = hear(model, batch, Site.output(signals=(early,)))
+    order = (1000 * inside.segment + inside.index).argsort()  # some towers have one of their own
+    close(outside.signal(late), inside.signal(early)[order])
 
 
 @dataclass(frozen=True)

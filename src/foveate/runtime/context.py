@@ -231,6 +231,7 @@ class DecoderPass:
         queries, ffn: of the layer that runs now, where its attention or its FFN does not work on all rows alike.
         added: of that layer, what is added to the output of its FFN, and to which rows of the flattened batch.
         rank: ``(B, L)`` which row of ``deepstack`` a visual token has.
+        ids: ``(B, L)`` token ids that the model was given, or None.
         records, names: of the tower; ``(record, row, clip)`` of each span, when the prompt comes in chunks.
         frames: which image or frame of the records each span is; (): there are none.
         recalled: ``(L, M, C)`` what each layer is given of the appended tokens, where they come from a memory.
@@ -269,6 +270,7 @@ class DecoderPass:
     names: list[tuple[int, int, int]] | None = None
     frames: tuple[int, ...] = ()
     recalled: Tensor | None = None
+    ids: Tensor | None = None
     present: Tensor | None = None
     samples: Samples | None = None
     position_ids: Tensor | None = None
@@ -333,7 +335,7 @@ class DecoderPass:
         samples = self.samples
         assert samples is not None
         return self.memo.once(
-            "text", (layout,), lambda: Text(layout, samples, self.real(layout), partial(self._slots, layout))
+            "text", (layout,), lambda: Text(layout, samples, self.real(layout), partial(self._slots, layout), self.ids)
         )
 
     def sizes(self, layout: Rows | None) -> Tensor | None:

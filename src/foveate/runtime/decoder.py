@@ -188,7 +188,7 @@ class DecoderHooks:
             self.caches.follow(call, self.context.prompt, plain)
             return None
         begin(call, self.context.prompt, self.family.denoising)
-        call.records = self.context.records
+        call.records, call.ids = self.context.records, inputs.input_ids
         call.present = present_in(inputs.mask, call.batch, call.length, past)
         kwargs = {**kwargs, "inputs_embeds": self.entry.arrive(call, inputs, embeds, kwargs)}
         call.embeds = embeds if self.reads.text_pass else None

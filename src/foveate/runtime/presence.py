@@ -67,7 +67,7 @@ class Presence:
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
-        if any(kind.signal.of == "text" or kind.name in ("text", "text_pass", "text_place") for kind in action.asks):
+        if any(kind.signal.of == "text" or kind.name.startswith("text") for kind in action.asks):
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
             facts["hidden"] = self.pick(self.hidden)
@@ -121,16 +121,16 @@ class Presence:
         """``(N, C)`` hidden states that vision block ``block`` was given."""
         if block not in self.tower:
             raise UnsupportedSiteError(
-                f"hidden states of vision block {block} are asked for, and the vision tower has not run in this call: the "
-                "features came from elsewhere"
+                f"hidden states that the vision tower has before block {block} are asked for, and it has not run in this call: "
+                "the features came from elsewhere"
             )
         return self.tower[block]
 
-    def rotary(self) -> Tensor:
-        """``(N, 2, d)`` cosines and sines of the tokens."""
+    def rotary(self, *, of_text: bool) -> Tensor:
+        """``(N, 2, d)`` cosines and sines of the tokens, or ``(M, 2, d)`` of the text."""
         tables = self.tables() if self.tables is not None else None
         if tables is None:
             raise UnsupportedSiteError(
                 "rotary tables are asked for, and stock code gives this layer none of the usual form"
             )
-        return torch.stack([self.layout.attended(table) for table in tables], dim=1)
+        return torch.stack([self.text.packed(x) if of_text else self.layout.attended(x) for x in tables], dim=1)

@@ -346,9 +346,10 @@ class TowerHooks:
     def _outputs(self, call: TowerPass, hidden: Tensor) -> Tensor:
         """The sites at the output of the tower, which know of the images' own tokens alone."""
         for action in self.outputs:
-            hidden = hidden if action.site.action == "restore" else self._own(call, hidden)
-            hidden = self._act(call, action, hidden)
-        return self._own(call, hidden)
+            hidden = self._act(call, action, hidden if action.site.action == "restore" else self._own(call, hidden))
+        hidden = self._own(call, hidden)
+        call.seen.entered |= {self.last + 1: hidden} if self.last + 1 in self.kept else {}
+        return hidden
 
     def _own(self, call: TowerPass, hidden: Tensor) -> Tensor:
         before = call.layout

@@ -145,7 +145,7 @@ def before_answers(tokens: Tokens, answered: Sequence[int]) -> Tokens:
     def shown(signal: Signal, value: Tensor) -> Tensor:
         if signal.kind == "text_place":  # of the tokens that are shown
             return torch.where(value < 0, -1, number[value.clamp(min=0)]) if len(number) else value
-        of_text = signal.of == "text" or signal.kind in ("text", "text_pass")
+        of_text = signal.of == "text" or signal.kind in ("text", "text_ids", "text_pass")
         return value[stays.to(value.device)] if of_text else value
 
     signals = {signal: shown(signal, value) for signal, value in tokens.signals.items()}

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.runtime.layout import Rows
 from foveate.runtime.samples import Samples
 
@@ -20,10 +21,18 @@ class Text:
         samples: what is packed into each row.
         real: ``(B, P)`` bool, False for padding; None: there is none.
         where: places ``(B, ...)`` in the full sequence -> where these tokens are now, -1 for a place that is none.
+        given: ``(B, L)`` token ids of the full sequence; None: the call has none.
     """
 
-    def __init__(self, layout: Rows, samples: Samples, real: Tensor | None, where: Callable[[Tensor], Tensor]) -> None:
-        self.layout, self.samples, self.real, self.where = layout, samples, real, where
+    def __init__(
+        self,
+        layout: Rows,
+        samples: Samples,
+        real: Tensor | None,
+        where: Callable[[Tensor], Tensor],
+        given: Tensor | None = None,
+    ) -> None:
+        self.layout, self.samples, self.real, self.where, self.given = layout, samples, real, where, given
 
     @cached_property
     def mask(self) -> Tensor:
@@ -39,6 +48,16 @@ class Text:
         if not self.samples.several:
             return tuple(int(n) for n in self.mask.sum(1).tolist())
         return tuple(int(n) for n in self.samples.count(self.layout.index, self.mask).flatten().tolist())
+
+    @property
+    def ids(self) -> Tensor:
+        """``(M,)`` token ids, sample after sample."""
+        if self.given is None:
+            raise InputError(
+                "the method reads the words of the question, and this call brings embeddings in place of them: give input_ids"
+            )
+        given = self.given.to(self.layout.row.device)
+        return self.packed(given if self.layout.index is None else self.layout.of_full(given, 1))
 
     def packed(self, x: Tensor) -> Tensor:
         """``(M, ...)`` the text tokens of ``x (B, P, ...)``, sample after sample."""

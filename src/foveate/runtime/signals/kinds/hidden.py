@@ -18,7 +18,8 @@ class Hidden(Kind):
     ``of="text"``: ``(M, C)`` of the text tokens, sample after sample (`Tokens.text_counts` each). ``of="cls"``: ``(S, C)`` of
     the CLS token of each image (tile). ``of="appended"``, at the tower's output: ``(M, C)`` of the tokens that were appended in
     the tower, image after image, and leave there. ``at="tower"``: ``(N, unit * C)`` of a vision block, at a site of the
-    language model. They cost memory from their layer to the site, and nothing else.
+    language model; without a layer, those that the tower has put out, which the projector was given. They cost memory from
+    their layer to the site, and nothing else.
     """
 
     name = "hidden"
@@ -38,7 +39,7 @@ class Hidden(Kind):
 
     @classmethod
     def usual_layer(cls, signal: Signal, by: Asker) -> int:
-        return by.last + 1  # which is given what is here now
+        return by.host.blocks if signal.at == "tower" else by.last + 1  # which is given what is here now
 
     @classmethod
     def check(cls, signal: Signal, by: Asker) -> None:
@@ -53,8 +54,6 @@ class Hidden(Kind):
             raise by.refuse(signal, 'the site is in the tower itself: leave at="tower" out')
         if signal.of != "visual":
             raise by.refuse(signal, "only the hidden states of visual tokens are kept for the language model")
-        if signal.layer is None:
-            raise by.refuse(signal, "it must say of which block: give a layer")
         if by.family.tower.arrangements:
             raise by.refuse(
                 signal,

@@ -12,12 +12,14 @@ from foveate.signal import Signal
 class Rope(Kind):
     """Rotary tables ``(N, 2, d)`` of the tokens, cosines and sines, with which the coming layer turns their queries and keys.
 
-    It costs a copy of the tokens' rows.
+    ``of="text"``: ``(M, 2, d)`` of the text tokens. Stock code may count padding on the left: what a method makes of angles is
+    the same in a batch if they are those from another token of the sample on. It costs a copy of the tokens' rows.
     """
 
     name = "rope"
     places = frozenset({"lm_entry", "decoder"})
     layered = False
+    of = ("visual", "text")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -34,7 +36,7 @@ class Rope(Kind):
             raise by.refuse(signal, f'with positions="{by.positions}" they are known only once the site has answered')
 
     def read(self, here: Presence) -> Tensor:
-        return here.rotary()
+        return here.rotary(of_text=self.signal.of == "text")
 
     def made_up(self, draw: Draw) -> Tensor:
         return draw(2, 8)
