@@ -21,9 +21,9 @@ videos = st.lists(st.tuples(st.integers(1, 10), st.integers(1, 3), st.integers(1
 
 
 def peaks(x: dict[int, torch.Tensor], k: int) -> list[int]:
-    """The ``k`` densest tokens that are far from what is denser, by four neighbours, or as many as there are peaks."""
+    """The ``k`` densest tokens that are far from what is denser, by four neighbours, however many peaks there are."""
     away = {i: {j: float((x[i] - x[j]).norm()) / len(x[i]) ** 0.5 for j in x} for i in x}
-    near = min(4, k)
+    near = min(4, len(x))
     dense = {i: sum(each**2 for each in sorted(away[i].values())[:near]) / max(near, 1) for i in x}
     widest = max((max(row.values()) for row in away.values()), default=0.0)
     denser = {i: [j for j in x if (dense[j], j) < (dense[i], i)] for i in x}

@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 from by_loops import best, kept
+from packed import tokens_at
 
-from foveate import SparseVLM
+from foveate import Host, Site, SparseVLM
 from foveate.errors import ConfigError
 
 PAIR = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -53,3 +54,13 @@ def test_it_is_the_loop_of_its_paper(family: str) -> None:
 def test_a_share_that_is_none_is_refused(tau: float) -> None:
     with pytest.raises(ConfigError, match="is not a ratio"):
         SparseVLM(tau=tau)
+
+
+def test_layers_and_counts_are_those_of_the_authors_code() -> None:
+    """It drops after layers 2, 6 and 15; of 276 dropped tokens it recycles 83, in 9 clusters."""
+    host = Host("llava", 23, 32, True)
+    assert [site.layer for site in SparseVLM().sites(host)] == [3, 7, 16]
+    tokens = tokens_at([(1, 24, 24)], 0)
+    assert SparseVLM()._counts(tokens, Site.decoder(3, 309 / 576)) == ([300], [83], [9])
+    tokens = tokens_at([(1, 1, 309)], 0)
+    assert SparseVLM()._counts(tokens, Site.decoder(7, 207 / 309)) == ([203], [32], [4])

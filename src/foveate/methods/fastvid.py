@@ -76,7 +76,7 @@ class FastVID(EntryPruner):
         salient, anchors, scenes = self._plan(tokens, site)
         best = select.top_k(tokens.received, counts, salient) if sum(salient) else tokens.index[:0]
         others = tokens.segment.index_fill(0, best, len(counts))
-        centres, _ = clusters.around_peaks(x, counts, others, [*anchors, 0], neighbours=4)
+        centres, _ = clusters.around_peaks(x, counts, others, [*anchors, 0], neighbours=4, up_to_centres=False)
         near = merge.nearest_target(x, [n for n, _ in scenes], centres, [k for _, k in scenes])
         centre = pad(centres, (0, 1), value=n)[near].index_copy(0, best, best)
         keep = torch.cat([best, centres]).sort().values

@@ -20,15 +20,16 @@ class HiPrune(EntryPruner):
     """At the tower's output keep anchors that a middle block attends to, the cells around them, and registers of the last one.
 
     From the paper: middle blocks attend to objects, deep ones to global registers; attention received, mean over heads and all
-    queries, so no CLS token is needed; an anchor and its 4 neighbours are a tenth of the budget. From the authors' code: block
-    9 of 24 in CLIP, 16 of 32 in Qwen2.5-VL; the registers are those that the last used block attends to most, of what is not
-    chosen yet. A third stays. Ours: the same share of the depth in other towers; neighbours do not go on at the other end of a
-    row; where a small budget has no place for all neighbours the best registers among them stay; all images of the batch at
-    once; with a 2x2 merger a token is the 2x2 block; original positions (the code renumbers LLaVA's).
+    queries, so no CLS token is needed; an anchor and its 4 neighbours are a tenth of the budget. From the authors' code: the
+    9th block of 24 in CLIP, the 16th of 32 in Qwen2.5-VL (they count from 1); the registers are those that the last used block
+    attends to most, of what is not chosen yet. A third stays. Ours: the same share of the depth in other towers; neighbours do
+    not go on at the other end of a row; where a small budget has no place for all neighbours the best registers among them
+    stay; all images of the batch at once; with a 2x2 merger a token is the 2x2 block; original positions (the code renumbers
+    LLaVA's).
 
     Attributes:
         alpha: share of the budget that is for anchors and their neighbours.
-        block: vision block that finds anchors; by default see above. Negative: from the end.
+        block: vision block that finds anchors, from 0 on; by default 8 of 24, or 15 of 32. Negative: from the end.
     """
 
     alpha: float = 0.1
@@ -49,7 +50,7 @@ class HiPrune(EntryPruner):
         check_ratio("alpha", self.alpha)
 
     def sites(self, host: Host) -> Sequence[Site]:
-        usual = min(round(host.blocks * (9 / 23 if host.has_cls else 1 / 2)), host.blocks - 1)
+        usual = min(round(host.blocks * (8 / 23 if host.has_cls else 15 / 32)), host.blocks - 1)
         block = usual if self.block is None else self.block
         if not -host.blocks <= block < host.blocks:
             raise UnsupportedSiteError(

@@ -24,9 +24,10 @@ class SparseVLM(DecoderPruner):
     """Keep what the raters among the words attend to; merge the best of the rest into a few tokens.
 
     From the paper: raters are the text tokens that are at least as similar to the image as the mean, by embeddings; their mean
-    attention ranks visual tokens; a share ``tau`` of those pruned is clustered and merged. From the authors' code: layers 2, 6
-    and 15 of 32 with 300, 200 and 110 of 576 tokens; a cluster for ten recycled tokens, and one, around density peaks of as
-    many neighbours as there are clusters; a cluster becomes its mean. Ours: the words of the question rate; clusters are part
+    attention ranks visual tokens; a share ``tau`` of those pruned is clustered and merged. From the authors' code: 300, 200
+    and 110 of 576 tokens are left after layers 2, 6 and 15 of 32, counted from 0, by their attention; one more token is
+    recycled, in a cluster for ten of them, and one, around density peaks of as many neighbours as there are clusters; a
+    cluster becomes its mean. Ours: the words of the question rate; clusters are part
     of the budget, at most half of it, and stand where their centre was (the code adds them behind the others); equal densities
     are apart (the code: by noise); sizes count in means; shares are fixed (the first version took them from the rank of the
     attention); original positions (the code renumbers; SparseVLM+, which is another method, does not).
@@ -55,7 +56,7 @@ class SparseVLM(DecoderPruner):
         check_ratio("tau", self.tau)
 
     def usual(self, host: Host) -> Schedule:
-        return Schedule.scaled((2, 6, 15), (300 / 576, 200 / 300, 110 / 200), 32, host.layers, first=1)
+        return Schedule.scaled((3, 7, 16), (300 / 576, 200 / 300, 110 / 200), 32, host.layers, first=1)
 
     def raters(self, tokens: Tokens, sample: Tensor) -> Tensor:
         """Which columns of ``text_rows`` rate, ``(B, R)``."""
@@ -74,9 +75,16 @@ class SparseVLM(DecoderPruner):
         """Of every image how many are kept as they are, how many more are recycled, and how many are left of these."""
         left = tokens.budget(site)
         pruned = [n - k for n, k in zip(tokens.counts, left)]
-        into = [min(int(self.tau * n) // 10 + 1, k // 2) if n else 0 for n, k in zip(pruned, left)]
-        recycled = [c and max(c, int(self.tau * (n + c))) for n, c in zip(pruned, into)]
+        into = [min(self._clusters(n), k // 2) if n else 0 for n, k in zip(pruned, left)]
+        recycled = [c and min(n + c, max(c, int(self.tau * (n + c)) + 1)) for n, c in zip(pruned, into)]
         return [k - c for k, c in zip(left, into)], recycled, into
+
+    def _clusters(self, gone: int) -> int:
+        """How many clusters there are if so many tokens fewer are left: one for ten of those recycled, and one."""
+        clusters = 0
+        while clusters < (again := (int(self.tau * (gone + clusters)) + 1) // 10 + 1):
+            clusters = again
+        return clusters
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         score, (best, again, into) = self.score(tokens, site), self._counts(tokens, site)

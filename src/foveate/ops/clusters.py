@@ -144,7 +144,13 @@ def followed(link: Tensor, centres: Tensor) -> Tensor:
 
 
 def around_peaks(
-    features: Tensor, counts: Sequence[int], group: Tensor, n_centres: Sequence[int], neighbours: int
+    features: Tensor,
+    counts: Sequence[int],
+    group: Tensor,
+    n_centres: Sequence[int],
+    neighbours: int,
+    *,
+    up_to_centres: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Find the centres of each group of tokens in a segment, by the density of a few neighbours, and whom each token joins.
 
@@ -153,7 +159,8 @@ def around_peaks(
         counts: tokens per segment, sums to ``N``.
         group: ``(N,)`` int64; a group is in one segment, but for those without centres.
         n_centres: per group, at most its members.
-        neighbours: that a density is of, and not more than there are centres.
+        neighbours: that a density is of, at most as many as a group has members.
+        up_to_centres: nor more than it has centres.
 
     Returns:
         the centres, packed indices ``(sum(n_centres),)``, ascending; and ``(N,)`` the nearest one of its group for each token,
@@ -161,7 +168,9 @@ def around_peaks(
     """
     apart = distances(features, counts, group, unit=features.shape[-1] ** 0.5)
     wanted = torch.tensor(n_centres, dtype=torch.long).to(group.device, non_blocking=True)
-    near, most = pad(wanted.clamp(max=neighbours)[group], (0, 1)), min(neighbours, max(n_centres, default=0))
+    limit = wanted if up_to_centres else segment_sum(torch.ones_like(group), group, len(n_centres))
+    near = pad(limit.clamp(max=neighbours)[group], (0, 1))
+    most = min(neighbours, max(n_centres, default=0)) if up_to_centres else neighbours
 
     def density_and_reach(away: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
         return density_of_nearest(away, near[row], most), away.masked_fill(away.isinf(), 0).amax(-1)
