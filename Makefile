@@ -4,7 +4,7 @@
 #   make test           the test suite: probes of every kind of site on a family of each structure, published methods on two
 #                       families; TESTS=tests/ops narrows it, PYTEST_ARGS=-x replaces "-n 2"
 #   make test-method NAME=fastv  the tests of one method: its own file, and what is asked of every method
-#   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of it, by weekday
+#   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of the families, by weekday
 #   make test-browser   the pages of `foveate report` and `leaderboard` in a real Chromium; installs Debian's where it may
 #   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
@@ -48,6 +48,7 @@ demo: .venv-demo/.stamp
 
 test test-method test-matrix test-nightly: export OMP_NUM_THREADS = 1
 test-matrix test-nightly: WHICH = --matrix
+test-matrix test-nightly: PYTEST_ARGS += --dist loadgroup
 test-nightly: PYTEST_ARGS += --part $(shell date +%u)/7
 test test-matrix test-nightly: .venv/.stamp
 	.venv/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) $(TESTS) --ignore tests/examples $(BROWSER:%=--ignore %)

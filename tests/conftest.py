@@ -53,24 +53,34 @@ def impl(request: pytest.FixtureRequest) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix", action="store_true", help="what is left out without it: all methods on all families")
     parser.addoption("--method", help="only the tests of one method, by its name")
-    parser.addoption("--part", default="1/1", help="only a part of the tests: the first of seven is 1/7")
+    parser.addoption(
+        "--part", default="1/1", help="only a part of the tests, and of the families: the first of seven is 1/7"
+    )
     parser.addoption("--lean", action="store_true", help="the contract on few families, and each test of a family once")
 
 
 @pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        family, kinds, _ = _asked(item, Method)
+    families = [_asked(item, Method)[:2] for item in items]
+    for item, (family, kinds) in zip(items, families):
         reason = refused(family, kinds)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+        if (
+            family is not None
+        ):  # with --dist loadgroup one process has all tests of a family, and builds its models once
+            item.add_marker(pytest.mark.xdist_group(family))
     if any("[" in name for name in config.args):  # a test was named
         return
     seen: dict[Hashable, set[Hashable]] = {}
     matrix, method = config.getoption("--matrix"), config.getoption("--method")
     part, of = map(int, config.getoption("--part").split("/"))
     runs = [_is_left_to_the_matrix(item, seen) == matrix for item in items]
-    runs = [run and zlib.crc32(item.nodeid.encode()) % of == part - 1 for run, item in zip(runs, items)]
+    parts = [
+        zlib.crc32(item.nodeid.encode()) if family is None else tiny.FAMILIES.index(family)
+        for item, (family, _) in zip(items, families)
+    ]  # a family is in one of them
+    runs = [run and each % of == part - 1 for run, each in zip(runs, parts)]
     if method:
         runs = [run and _is_of_method(item, method) for run, item in zip(runs, items)]
     if config.getoption("--lean"):

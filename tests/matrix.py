@@ -12,6 +12,8 @@ from foveate import Host, Method, Site
 from foveate.errors import FoveateError
 from foveate.runtime.attach import kinds_of as layer_kinds
 
+#: signals that are read of the attention of a layer
+OF_ATTENTION = {"keys", "values", "last_row", "text_rows", "received"}
 LLAVA = Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)
 
 
@@ -27,7 +29,7 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
     asked = [(site.at, site.layer, each) for site in sites for each in site.asked]
     reads = {layer for at, layer, each in asked if at == "decoder" and each.kind == "last_row"}
     more: set[Hashable] = {"attention in many layers"} if len(reads) > 2 else set()
-    if any((at, layer) == ("decoder", 1) and each.kind in ("keys", "last_row") for at, layer, each in asked):
+    if any((at, layer) == ("decoder", 1) and each.kind in OF_ATTENTION for at, layer, each in asked):
         more.add("attention of layer 0")
     blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]
     if any(0 <= block < tiny.BLOCKS - 1 for block in blocks):

@@ -17,8 +17,9 @@ Families that are built alike have a file together (`GROUPS`), which says what i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import tiny_cpm as cpm
@@ -142,7 +143,14 @@ def inputs(
     *,
     only: int | None = None,
 ) -> dict[str, Tensor]:
-    """Inputs of a padded batch of ``rows``, or of one of them; see the top of this file."""
+    """Inputs of a padded batch of ``rows``, or of one of them; see the top of this file. Whoever asks may change them."""
+    return copy.deepcopy(_inputs(family, tuple(map(tuple, rows)), seed, padding_side, only))
+
+
+@lru_cache(maxsize=256)
+def _inputs(
+    family: str, rows: tuple[tuple[Item, ...], ...], seed: int, padding_side: str, only: int | None
+) -> dict[str, Tensor]:
     texts: list[str] = []
     images: list[list[Image.Image]] = []
     videos: list[Tensor] = []
