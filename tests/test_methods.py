@@ -32,6 +32,7 @@ NUMBERS = {
     "dymu": ("threshold",),
     "evoprune": ("bandwidth", "diversity"),
     "gsearch": ("steepness",),
+    "mmtok": ("alpha",),
     "prumerge": ("threshold",),
 }
 every_ratio = pytest.mark.parametrize(

@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from foveate.methods.fastervlm import FasterVLM as FasterVLM
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.fastvid import FastVID as FastVID
+    from foveate.methods.framefusion import FrameFusion as FrameFusion
     from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.hiprune import HiPrune as HiPrune
     from foveate.methods.holitom import HoliTom as HoliTom
     from foveate.methods.holov import HoloV as HoloV
     from foveate.methods.ipcv import IPCV as IPCV
+    from foveate.methods.ivcprune import IVCPrune as IVCPrune
     from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
+    from foveate.methods.mmtok import MMTok as MMTok
     from foveate.methods.oim import OIM as OIM
     from foveate.methods.parvts import ParVTS as ParVTS
     from foveate.methods.prumerge import PruMerge as PruMerge

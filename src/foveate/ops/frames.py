@@ -60,6 +60,40 @@ def cosine_with(features: Tensor, other: Tensor, missing: float) -> Tensor:
     return torch.where(other < n, alike, missing)
 
 
+def before_in_video(index: Tensor, videos: Sequence[int], cells: int) -> Tensor:
+    """Find for each token the one before it at the same cell of its video, in the last frame that has one.
+
+    Args:
+        index: ``(N,)`` int64, the cell of each token in its frame, below ``cells``; frames stand one after another.
+        videos: tokens per video, sums to ``N``.
+
+    Returns:
+        ``(N,)`` int64, packed indices; ``N`` where there is no such token.
+    """
+    place = segment_ids(videos, index.device) * cells + index
+    order = place.argsort(stable=True)
+    same = place[order][1:] == place[order][:-1]
+    found = torch.where(same, order[:-1], len(order))
+    return torch.full_like(order, len(order)).index_copy(0, order[1:], found)
+
+
+def first_of_runs(before: Tensor, joining: Tensor, longest: int) -> Tensor:
+    """Tell which token each one becomes part of when some join the one before them, and that one the one before it.
+
+    Args:
+        before: ``(N,)`` of `before_in_video`.
+        joining: packed indices of those that join, each of which has one before it.
+        longest: tokens of a run, at most: frames of a video.
+
+    Returns:
+        ``(N,)`` int64 packed indices, its own for a token that joins none.
+    """
+    into = torch.arange(len(before), device=before.device).index_copy(0, joining, before[joining])
+    for _ in range(longest.bit_length()):  # each time twice as far
+        into = into[into]
+    return into
+
+
 def stillest(alike: Tensor, threshold: float) -> Windows:
     """Cut a video into windows so that as many cells as can be need not be repeated.
 

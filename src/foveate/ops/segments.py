@@ -106,6 +106,22 @@ def segment_softmax(x: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     return parts / segment_sum(parts, segment, n_segments)[segment]
 
 
+def attention_to(keys: Tensor, segment: Tensor, n_segments: int, queries: Tensor, own: Tensor) -> Tensor:
+    """How much some queries attend to each key of their segment, the mean over heads and the sum over queries: ``(N,)``.
+
+    Args:
+        keys: ``(N, H, d)``.
+        segment: ``(N,)`` int64 of each key; a query attends to those of one segment.
+        queries: ``(Q, H, d)``.
+        own: ``(N, K)`` int64 which queries attend to each key, the same for all of a segment; -1: none.
+    """
+    alike_ = torch.einsum("nhd,qhd->nqh", keys.float(), queries.float()) / keys.shape[-1] ** 0.5
+    alike_ = torch.nn.functional.pad(alike_, (0, 0, 0, 1))  # the last one: none
+    index = torch.where(own < 0, alike_.shape[1] - 1, own)[..., None].expand(-1, -1, alike_.shape[2])
+    paid = segment_softmax(alike_.gather(1, index), segment, n_segments).mean(-1)
+    return paid.masked_fill(own < 0, 0).sum(1)
+
+
 def pool(x: Tensor, counts: Sequence[int], width: int) -> Tensor:
     """Largest of ``x (N,)`` among each row and its ``width // 2`` neighbours of the same segment on either side: ``(N,)``."""
     if not len(x):

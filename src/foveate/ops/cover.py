@@ -1,0 +1,122 @@
+"""Subsets that cover: each pick is the token that brings most to those that are least represented by the picks so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.ops.segments import alike, offsets, padded_index, rows_of, to_padded
+
+_CELLS = 1 << 25  # coverages held at once (128 MB); where all of them are more, they are computed for each pick
+
+
+def covering(
+    features: Tensor,
+    counts: Sequence[int],
+    k: Sequence[int],
+    words: Tensor,
+    place: Tensor,
+    *,
+    sharp: tuple[float, float],
+    weight: float,
+    cells: int = _CELLS,
+) -> Tensor:
+    """Greedily choose the tokens of each segment that cover its words and, ``weight`` times as much, all of its tokens.
+
+    How much a token covers a word is the softmax over the tokens of their cosines divided by ``sharp[0]``, and how much it
+    covers a token the same divided by ``sharp[1]``. A set covers what the best of it does; words count as one in the mean, and
+    so do tokens. Ties go to the earlier token.
+
+    Args:
+        features: ``(N, C)``.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+        words: ``(M, C)``.
+        place: ``(S, R)`` int64 which words each segment has, -1 where it has fewer.
+        cells: coverages held at once; at least those of one row.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
+    x, said = normalize(features.detach().float(), dim=-1), normalize(words.detach().float(), dim=-1)
+    said = torch.nn.functional.pad(said, (0, 0, 0, 1))  # the last one: none
+    for members in alike(counts):
+        few, own = [counts[s] for s in members], [k[s] for s in members]
+        if sum(own):
+            rows, which = rows_of(members, counts, x.device), place[torch.tensor(members, device=place.device)]
+            targets = _Targets(
+                x[rows], few, said[torch.where(which < 0, len(said) - 1, which)], which >= 0, sharp, weight, cells
+            )
+            chosen.append(rows[_pick(targets, few, own)])
+    return torch.cat(chosen).sort().values
+
+
+def covering_flops(counts: Sequence[int], k: Sequence[int], n_words: int, width: int, cells: int = _CELLS) -> int:
+    """Floating-point operations of the matrix products in `covering`, where a segment has up to ``n_words``."""
+    total = 0
+    for members in alike(counts):
+        longest, picks = max((counts[s] for s in members), default=0), max((k[s] for s in members), default=0)
+        pairs = len(members) * (longest + n_words) * longest
+        total += pairs * width * ((1 if pairs <= cells else 2 * picks) if picks else 0)
+    return 2 * total
+
+
+class _Targets:
+    """What is to be covered in segments of like lengths: words first, then tokens, ``T`` rows of each segment."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        counts: list[int],
+        words: Tensor,
+        there: Tensor,
+        sharp: tuple[float, float],
+        weight: float,
+        cells: int,
+    ) -> None:
+        self.x = to_padded(x, counts)  # (S, n, C)
+        n = torch.tensor(counts).to(x.device, non_blocking=True)[:, None]
+        self.exists = torch.arange(self.x.shape[1], device=x.device) < n
+        self.rows = torch.cat([words, self.x], 1)  # (S, T, C)
+        of_words = there / there.sum(1, keepdim=True).clamp(min=1)
+        self.weight = torch.cat([of_words, weight * self.exists / n.clamp(min=1)], 1)
+        self.scale = x.new_tensor(sharp).repeat_interleave(torch.tensor([words.shape[1], self.x.shape[1]]).to(x.device))
+        width = self.rows.shape[1]
+        pairs = len(counts) * width * self.x.shape[1]
+        self.step = width if pairs <= cells else max(1, cells // (len(counts) * self.x.shape[1]))
+        self.held: Tensor | None = None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """How much each token covers some of the rows, ``(S, t, n)``, times the weight of these rows."""
+        for start in range(0, self.rows.shape[1], self.step):
+            at = slice(start, start + self.step)
+            if self.held is not None:
+                yield at, self.held
+                continue
+            alike_ = self.rows[:, at] @ self.x.transpose(1, 2) / self.scale[at, None]
+            covered = alike_.masked_fill(~self.exists[:, None], -torch.inf).softmax(-1) * self.weight[:, at, None]
+            if self.step >= self.rows.shape[1]:
+                self.held = covered
+            yield at, covered
+
+
+def _pick(targets: _Targets, counts: list[int], k: list[int]) -> Tensor:
+    """Return the tokens that `covering` picks, segment after segment."""
+    device, segment = targets.x.device, torch.arange(len(counts), device=targets.x.device)
+    so_far = targets.weight.new_zeros(targets.weight.shape)
+    free, picks = targets.exists.clone(), []
+    for _ in range(max(k)):
+        gain = targets.x.new_zeros(free.shape)
+        for at, covered in targets.blocks():
+            gain += (covered - so_far[:, at, None]).clamp(min=0).sum(1)
+        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
+        for at, covered in targets.blocks():
+            so_far[:, at] = torch.maximum(so_far[:, at], covered[segment, :, pick])
+        free = free.scatter(1, pick[:, None], False)
+        picks.append(pick)
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
+    return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]
