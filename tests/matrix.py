@@ -29,8 +29,10 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
     asked = [(site.at, site.layer, each) for site in sites for each in site.asked]
     reads = {layer for at, layer, each in asked if at == "decoder" and each.kind == "last_row"}
     more: set[Hashable] = {"attention in many layers"} if len(reads) > 2 else set()
-    if any((at, layer) == ("decoder", 1) and each.kind in OF_ATTENTION for at, layer, each in asked):
-        more.add("attention of layer 0")
+    here = [(layer - 1, each) for at, layer, each in asked if at == "decoder" and each.kind in OF_ATTENTION]
+    here += [(layer, each) for at, layer, each in asked if at == "decoder" and each.kind in ("next_row", "next_rows")]
+    if any((layer if each.layer is None else each.layer) in tiny.packed.LINEAR for layer, each in here):
+        more.add("attention of a recurrent layer")
     blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]
     if any(0 <= block < tiny.BLOCKS - 1 for block in blocks):
         more.add("blocks before a merger")
@@ -74,7 +76,7 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
         return "neighbouring layers are of different kinds: see answers/test_reuse.py"
     if ("decoder", "before", "channels") in kinds and _has_experts(family):
         return "a mixture of experts has no channels to choose"
-    if recurrent and (virtual or {"attention in many layers", "attention of layer 0"} & set(kinds)):
+    if recurrent and (virtual or {"attention in many layers", "attention of a recurrent layer"} & set(kinds)):
         return "some layers carry a state and have no attention"
     if virtual and ("tower", "mid", "reduce") in kinds and spec.tower.arrangements:
         return "features are rearranged after the tower: see answers/test_virtual.py"

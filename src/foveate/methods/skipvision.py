@@ -60,7 +60,7 @@ class SkipVision(SingleRatio):
         skips = [Site.skip(layer, "ffn", ratio) for layer in range(host.layers)]
         if ratio == 1:
             return skips
-        caches = [Site.cache(layer, ratio) for layer in range(host.layers)] if self.free else []
+        caches = [Site.cache(layer, ratio) for layer in host.growing_caches] if self.free else []
         return [Site.append(), *skips, *caches]
 
     def answer(self, tokens: Tokens, site: Site) -> SaidAnswer:
