@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from foveate.runtime.context import Action
 
 
+#: kinds that are of the text tokens, or tell their places
+OF_TEXT = ("text", "text_ids", "text_pass", "text_place")
+
+
 @dataclass
 class Presence:
     """The tokens that are present at a site.
@@ -67,7 +71,7 @@ class Presence:
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
         self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
-        if any(kind.signal.of == "text" or kind.name.startswith("text") for kind in action.asks):
+        if any(kind.signal.of == "text" or kind.name in OF_TEXT for kind in action.asks):
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
             facts["hidden"] = self.pick(self.hidden)
