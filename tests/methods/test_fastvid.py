@@ -87,7 +87,7 @@ def test_what_stays_by_loops(grid: Any, seed: int, keep: float, attends: bool) -
                     i
                 )
             for i, others in members.items():
-                expected[i] = 0.6 * hidden[i] + 0.4 * hidden[others].mean(0) if others else hidden[i]
+                expected[i] = 0.6 * hidden[i] + 0.4 * hidden[[i, *others]].mean(0)  # the mean is of itself, too
         span, start = span + n_frames, start + n_frames * cells
     assert sorted(found) == sorted(expected)
     for i, x in expected.items():

@@ -27,7 +27,7 @@ class FastVID(EntryPruner):
     From the paper and the authors' code: frames of a scene follow each other with a cosine of mean tokens of at least ``tau``,
     and the 7 least alike neighbours are of two scenes in any case; 0.6 of a frame's budget are its tokens with most attention;
     the rest is for a scene's last frame and every fourth before it, whose anchors are density peaks of 4 neighbours; other
-    tokens of the scene join the anchor most like them, and it becomes 0.6 of itself and the mean of these; a tenth stays, in
+    tokens of the scene join the anchor most like them, and it becomes 0.6 of itself and the mean of all; a tenth stays, in
     place. Ours: global features are mean tokens, and attention received in the tower's last block says what is salient, before
     the projector (as the code has it for Qwen2.5-VL); where frames are known only as they enter the language model, all
     survivors are anchors; a token joins one anchor of its scene (the code: one in each such frame); equal densities are apart
@@ -82,7 +82,8 @@ class FastVID(EntryPruner):
         keep = torch.cat([best, centres]).sort().values
         group = pad(select.rank(keep, n), (0, 1), value=len(keep))[centre]
         reduction = tokens.merge_into(keep, tuple(a + b for a, b in zip(salient, anchors)), group)
-        return replace(reduction, hidden=merge.blended(x, centre, 0.6)[keep])
+        mean = segment_mean(x, group, len(keep) + 1)[:-1]
+        return replace(reduction, hidden=torch.lerp(x[keep], mean, 0.4))
 
     def _plan(self, tokens: Tokens, site: Site) -> tuple[list[int], list[int], list[tuple[int, int]]]:
         """How many tokens of each frame are salient, and how many anchors; the tokens and anchors of each scene."""
