@@ -10,7 +10,7 @@ import tiny
 import foveate
 from foveate import Host, Method, Site
 from foveate.errors import FoveateError
-from foveate.runtime.attach import kinds_of as layer_kinds
+from foveate.runtime.hosts import kinds_of as layer_kinds
 
 #: signals that are read of the attention of a layer
 OF_ATTENTION = {"keys", "values", "last_row", "text_rows", "received"}

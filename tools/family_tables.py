@@ -21,7 +21,7 @@ from foveate.methods import own_methods
 from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.models.refused import REFUSED
-from foveate.runtime.attach import kinds_of
+from foveate.runtime.hosts import kinds_of
 from foveate.runtime.signals.kind import KINDS, kinds_at
 
 ROOT = Path(__file__).parents[1]

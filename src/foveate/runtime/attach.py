@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from foveate.errors import ConfigError, UnsupportedModelError, UnsupportedSiteError
+from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Host, Method, Site
 from foveate.models.family import Family
 from foveate.runtime.axes import count_text
@@ -22,6 +22,9 @@ from foveate.runtime.denoising import check_step
 from foveate.runtime.encodings import Encodings
 from foveate.runtime.facts import Facts
 from foveate.runtime.hooks import Hooks, refuse_without_weights
+from foveate.runtime.hosts import base_of, kinds_of
+from foveate.runtime.hosts import host_of as host_of
+from foveate.runtime.hosts import host_with as host_with
 from foveate.runtime.learned import Beside, with_modules
 from foveate.runtime.order import (
     check_new_in_tower,
@@ -35,7 +38,7 @@ from foveate.runtime.parts import check_parts
 from foveate.runtime.recalling import Reader
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
-from foveate.runtime.shared import own, sources_of
+from foveate.runtime.shared import sources_of
 from foveate.runtime.signals import kinds as _kinds  # noqa: F401 - finds them
 from foveate.runtime.signals.kind import KINDS, Asker
 from foveate.runtime.stored import Memories
@@ -49,7 +52,7 @@ class Runtime:
 
     def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
         config: Any = model.config
-        base = _base(model, family)
+        base = base_of(model, family)
         refuse_compiled(model)
         Facts(family).check_names(base, config)
         self.calls = Calls()
@@ -157,48 +160,6 @@ def _beside(method: Method, actions: list[Action], blocks: Any, layers: Any) -> 
         for number, part in enumerate(method.parts())
         if "_learned" in vars(part)
     ]
-
-
-def _base(model: nn.Module, family: Family) -> nn.Module:
-    try:
-        return model.get_submodule(family.base)
-    except AttributeError:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a part of a {family.model_type!r} model: give the whole one, with its language-model "
-            "head (AutoModelForImageTextToText)"
-        ) from None
-
-
-def host_of(model: Any, family: Family) -> Host:
-    """Return what a method may know about a model."""
-    base = _base(model, family)
-    decoder: Any = base.get_submodule(family.decoder.module)
-    layers: Any = decoder.get_submodule(family.decoder.layers)
-    host = host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)), len(layers))
-    tower, merger, unit = family.tower, family.tower.merger, family.tower.unit(model.config)
-    blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
-    patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
-    merged = unit if merger is None else unit // merger.rows(model.config)
-    host = host if family.denoising is None else replace(host, steps=family.denoising.steps(model))
-    source = str(getattr(model.config, "_name_or_path", None) or "")
-    host = replace(host, width=decoder.config.hidden_size, tower_width=patch * unit, source=source)
-    return replace(host, output_width=patch * merged, output_rows=merged)
-
-
-def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
-    """The same of a model that is not there, but its config is; its decoder has ``layers`` with keys of their own.
-
-    In all there are ``depth``; 0: no others.
-    """
-    blocks = family.tower.last_block(config) + 1
-    frames = family.frames if family.takes_videos else frozenset()
-    fixed = tuple(i for i, kind in enumerate(kinds_of(config)) if kind.startswith(("sliding", "linear")))
-    steps = 0 if family.denoising is None else family.denoising.steps(config)
-    cached = family.denoising is not None and bool(family.denoising.canvas)
-    cls = family.tower.leading > 0
-    return Host(
-        family.name, blocks, layers, cls, frames, depth=depth, steps=steps, reads_cache=cached, fixed_caches=fixed
-    )
 
 
 def plan(
@@ -447,8 +408,3 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         raise ConfigError(
             f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
         )
-
-
-def kinds_of(config: Any) -> Sequence[str]:
-    """Return the kind of attention of every decoder layer, where the config says so."""
-    return getattr(config.get_text_config(), "layer_types", None) or ()
