@@ -66,9 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         reason = refused(family, kinds)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-        if (
-            family is not None
-        ):  # with --dist loadgroup one process has all tests of a family, and builds its models once
+        # With --dist loadgroup one process has all tests of a family, and builds its models once.
+        if family is not None:
             item.add_marker(pytest.mark.xdist_group(family))
     if any("[" in name for name in config.args):  # a test was named
         return

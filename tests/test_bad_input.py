@@ -152,7 +152,7 @@ def test_unknown_method(family: str) -> None:
     model = tiny.model(family)
     with left_as_it_was(model, tiny.inputs(family, ROWS)):
         for name in ("fastw", "", "FastV2", "fastv+", "stride, vtw"):
-            refused(model, name, UnknownNameError, "there are adsc, .*dycoke, .*fastv, .*ipcv")
+            refused(model, name, UnknownNameError, "there are adaptivevoco, adsc, .*dycoke, .*fastv, .*ipcv")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ REFUSED: list[tuple[Made, str]] = [
     (lambda: RedundancyLens(keep=0.3, layers=(2,)), LEAST),
     (lambda: AIR(keep=0.5), "air removes nothing that a share could be of"),
     # numbers that are none
-    (lambda: DyMU(threshold=float("nan")), "expected a number that is not infinite"),
+    (lambda: DyMU(threshold=float("nan")), "give a finite number, such as"),
     (lambda: DyCoke(threshold=2.0), "threshold=2.0 is not a ratio"),
     (lambda: HoliTom(tau=-1.0), "tau=-1.0 is not a ratio"),
     (lambda: LFTR(floor=-0.1), "no weight of a frame: give 0 to 1"),

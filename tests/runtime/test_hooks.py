@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
+import tiny
 import torch
 from torch import nn
 
+import foveate
 from foveate.runtime.hooks import Hooks
 
 
@@ -43,3 +47,20 @@ def test_hooks_that_are_removed_on_the_way_do_nothing() -> None:
     hooks.pre(module, lambda *_: hooks.remove())
     hooks.pre(module, lambda module, args, kwargs: (args, {"more": 1.0}))
     assert module(torch.zeros(())) == 0.0
+
+
+def test_a_removed_handle_is_gone_with_its_last_reference() -> None:
+    """What it remembers of images, and their memory, must not wait until Python looks for cycles."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image", 5]])
+    gc.collect()
+    gc.disable()
+    try:
+        handle = foveate.compress(model, foveate.VisionZip(keep=0.5))
+        with torch.no_grad():
+            model(**batch)
+        runtime = weakref.ref(handle._runtime)
+        handle.remove()
+        del handle
+        assert runtime() is None
+    finally:
+        gc.enable()

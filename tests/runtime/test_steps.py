@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -98,10 +99,14 @@ def calls_of_a_step(layers: int, method: foveate.Method | None, rows: int) -> in
         forwards[0] += 1
         sys.setprofile(note if forwards[0] == 5 else None)
 
+    gc.collect()  # or what others have left would be collected in this step
+    gc.disable()
+
     model.register_forward_pre_hook(begin)
     model.register_forward_hook(lambda *_: sys.setprofile(None))
     with contextlib.nullcontext() if method is None else foveate.compress(model, method):
         model.generate(**batch, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    gc.enable()
     return found[0]
 
 

@@ -80,9 +80,8 @@ class FrameFusion(DecoderPruner):
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         x, n, first, last = tokens.hidden, tokens.pool_counts, site.at == "lm_entry", site.keep < 1
-        state: Any = (
-            tokens.state
-        )  # of each video: its tokens, those held so far, and whether it merges, is to be pruned, is done
+        # Of each video: its tokens, those held so far, and whether it merges (True), is to be pruned (False), is done (None).
+        state: Any = tokens.state
         if first:
             state |= {"all": n, "held": [0] * len(n), "merges": [True] * len(n)}
         elif "held" not in state:  # nothing is to leave

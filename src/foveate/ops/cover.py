@@ -47,7 +47,8 @@ def covering(
     for members in alike(counts):
         few, own = [counts[s] for s in members], [k[s] for s in members]
         if sum(own):
-            rows, which = rows_of(members, counts, x.device), place[torch.tensor(members, device=place.device)]
+            rows = rows_of(members, counts, x.device)
+            which = place[torch.tensor(members).to(place.device, non_blocking=True)]
             targets = _Targets(
                 x[rows], few, said[torch.where(which < 0, len(said) - 1, which)], which >= 0, sharp, weight, cells
             )
@@ -84,7 +85,9 @@ class _Targets:
         self.rows = torch.cat([words, self.x], 1)  # (S, T, C)
         of_words = there / there.sum(1, keepdim=True).clamp(min=1)
         self.weight = torch.cat([of_words, weight * self.exists / n.clamp(min=1)], 1)
-        self.scale = x.new_tensor(sharp).repeat_interleave(torch.tensor([words.shape[1], self.x.shape[1]]).to(x.device))
+        self.scale = x.new_tensor(sharp).repeat_interleave(
+            torch.tensor([words.shape[1], self.x.shape[1]]).to(x.device, non_blocking=True)
+        )
         width = self.rows.shape[1]
         pairs = len(counts) * width * self.x.shape[1]
         self.step = width if pairs <= cells else max(1, cells // (len(counts) * self.x.shape[1]))

@@ -122,6 +122,7 @@ class Hooks:
     def remove(self) -> None:
         """Undo everything; calling it again does nothing."""
         self.removed = True
+        self._before.clear()  # hooks know those who gave them, who know this: all that is left would wait for the collector
         while self._undo:
             self._undo.pop()()
 

@@ -191,7 +191,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "layers": (dict(method=ADSC(layers=(99,))), "no decoder layer 99"),
     "model": (dict(model="./nowhere"), "no model folder"),
     "dtype": (dict(dtype="int8"), "--dtype 'int8'"),
-    "another method": (dict(method=foveate.Stride()), r"has nothing to train; what has: adsc, "),
+    "another method": (dict(method=foveate.Stride()), r"has nothing to train; what has: adaptivevoco, adsc, "),
     "no token": (dict(method=ADSC(keep=0.0)), "keeps no token, so there is nothing to choose"),
 }
 
