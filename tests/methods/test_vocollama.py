@@ -110,6 +110,7 @@ def test_text_knows_an_image_by_its_voco_tokens_alone() -> None:
     assert not torch.allclose(found[1], before, atol=1e-2)
 
 
+@modern
 def test_what_no_memory_can_be_of_is_refused() -> None:
     model, batch = tiny.model("llava"), tiny.inputs("llava", [[3, "image", 5]])
     text = without_pixels(batch)
