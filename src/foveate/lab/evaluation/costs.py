@@ -37,15 +37,24 @@ class Spending:
 class Costs:
     """What is measured of methods, on disk."""
 
-    def __init__(self, measure: Callable[[Method], Cost], path: Path, header: dict[str, Any]) -> None:
+    def __init__(
+        self, measure: Callable[[Method], Cost], path: Path, header: dict[str, Any], alone: bool = False
+    ) -> None:
         """
         Args:
             measure: what a method spends.
             path: of the file.
             header: what it is measured on; a file about something else is refused.
+            alone: no answers rest on it, as where a plan was printed and no more: then it is replaced.
         """
         self._measure = measure
-        self._store = Store(path, header, Spending)
+        try:
+            self._store = Store(path, header, Spending)
+        except CommandError:
+            if not alone or not path.is_file():
+                raise
+            path.unlink()
+            self._store = Store(path, header, Spending)
         if any(record.cost is None for record in self._store.records.values()):
             raise CommandError(f"{str(path)!r} has a method without what it spends: delete the file")
 

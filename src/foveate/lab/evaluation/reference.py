@@ -110,7 +110,8 @@ class Run:
         check_folder(request.out / "answers", identity, request.overwrite)
         probed = {**identity, "seed": request.seeds[0], "questions": digest(prompts)}
         measure = meter(asker, prompts, PROBED, asker.speech.longest)
-        costs = Costs(measure, request.out / f"costs-seed{request.seeds[0]}.jsonl", probed)
+        alone = not any((request.out / "answers").glob("*.jsonl"))
+        costs = Costs(measure, request.out / f"costs-seed{request.seeds[0]}.jsonl", probed, alone)
         found, missed = entries(
             methods, budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
         )
