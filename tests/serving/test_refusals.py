@@ -28,7 +28,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "unknown method": ({"method": "luvcc"}, {}, "there is no method 'luvcc' (the nearest is 'luvc'); there are"),
     "unknown option": ({**LUVC, "share": 0.5}, {}, "LUVC has no option 'share'; it has"),
     "keep above one": ({**LUVC, "keep": 1.5}, {}, "keep=1.5 is not a ratio"),
-    "keep of the wrong type": ({**LUVC, "keep": "half"}, {}, "LUVC.keep='half': expected float"),
+    "keep of the wrong type": ({**LUVC, "keep": "half"}, {}, "LUVC.keep='half': give a number"),
     "no such layer": ({"method": "random", "layer": 9}, {}, "there is no decoder layer 9: the model has 6"),
     "decoding": ({"method": "dycoke"}, {}, "acts on the KV cache while decoding"),
     "positions": (Random(positions="renumber").to_dict(), {}, 'positions="renumber" is not served'),
