@@ -133,6 +133,20 @@ def everything(*results: dict[str, Any]) -> str:
     return table(["", *heads], lines)
 
 
+def settings(*results: dict[str, Any]) -> str:
+    """Methods as their options say, the models side by side: points against the stock model, FLOPs and KV memory."""
+    labels = dict.fromkeys(row["label"] for found in results for row in found["rows"] if row["label"] != "dense")
+    lines = []
+    for label in labels:
+        cells = [f"`{label}`"]
+        for found in results:
+            row = _row(found, label, None)
+            spent = None if row is None else row["spent"]
+            cells += [_difference(row), *(["-", "-"] if spent is None else [f"{spent[key]:.2f}" for key in ("flops", "kv")])]
+        lines.append(cells)
+    return table(["", *(head for found in results for head in (MODELS[found["model"]], "FLOPs", "KV"))], lines)
+
+
 def systems(found: dict[str, Any]) -> str:
     """Accuracy at every budget, in brackets the FLOPs that were really spent."""
     rows = found["rows"]
