@@ -74,8 +74,9 @@ def step_ratios(model: Any, inputs: Inputs, method: Method, pairs: int, **how: A
     theirs = twin(model)
     with compress(theirs, method):
         stock, ours = Writer(model, inputs, **how), Writer(theirs, inputs, **how)
-        for _ in range(WARM):
-            stock.seconds(), ours.seconds()
+        for writer in (stock, ours):  # one after the other: code compiled for both in turn asks each time for which it is
+            for _ in range(WARM):
+                writer.seconds()
         ratios = []
         for pair in range(pairs):  # A B B A: neither side is always the later one
             if pair % 2:
