@@ -77,6 +77,35 @@ SAID = {
         "so long a name",
     ),
     "endless name of a page": (["report", "-o", "x" * 300], "is no name for a file"),
+    "a method and an image": (
+        ["run", "-i", "none.png", "-p", "a", "-M", "fstv", "--dtype", "int8"],
+        "(the nearest is 'fastv'); `foveate methods` lists all\nalso: --dtype 'int8': choose auto, float32, bfloat16, float16\n"
+        "also: there is no image 'none.png'",
+    ),
+    "a task and a budget": (
+        ["eval", "reference", "-t", "colr", "--budget", "2"],
+        "above 0 and up to 1\nalso: --task 'colr'",
+    ),
+    "a shape and a size": (
+        ["bench", "--shape", "x", "--tokens", "0", "-M", "fstv"],
+        "\nalso: --tokens 0: give a number",
+    ),
+    "an image alone": (
+        ["run", "photo.JPG", "What is", "it?", "-M", "fastv"],
+        "say --image photo.JPG --prompt 'What is' ",
+    ),
+    "words behind an image": (
+        ["run", "photo.jpg", "what", "now", "-M", "vtw"],
+        "say --image photo.jpg --prompt 'what now' (",
+    ),
+    "an image of a page alone": (["report", "a b.png"], "'a b.png' belongs to no option: say --image 'a b.png' (see `"),
+    "questions alone": (["run", "mine.jsonl", "-M", "vtw"], "'mine.jsonl' belongs to no option: say --data mine.jsonl"),
+    "a method alone": (
+        ["eval", "reference", "tome+fastv"],
+        "'tome+fastv' belongs to no option: say --method tome+fastv",
+    ),
+    "a model alone": (["tune", "reference"], "'reference' belongs to no option: say --model reference"),
+    "a type alone": (["families", "aya_vision"], "'aya_vision' belongs to no option: say --inspect aya_vision"),
     "no model to serve": (["serve", "-M", "luvc"], "say which model"),
     "command": (["metods"], "methods"),
     "methods": (["methods"], ""),
