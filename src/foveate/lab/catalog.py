@@ -91,10 +91,11 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
         said = method["doc"].partition("\n")[0].replace("``", "`")
         notes = [] if method["training_free"] else ["needs training"]
         notes += [_source(method).partition(",")[0]] if _source(method) else []
-        text = f"{said} ({', '.join(notes)})" if notes else said
+        source = f"({', '.join(notes)})".replace(" ", "\u00a0") if notes else ""  # which stays in one line
         start = f"  {method['name']}".ljust(column)
+        text = f"{said} {source}".rstrip()
         lines = wrap(text, width, initial_indent=start, subsequent_indent=" " * column, break_on_hyphens=False)
-        groups.setdefault(_where(method), []).extend(lines)
+        groups.setdefault(_where(method), []).extend(line.replace("\u00a0", " ") for line in lines)
     for where in sorted(groups, key=_order):
         console.print(f"[bold]{escape(where)}[/bold]")
         console.print("\n".join(map(escape, groups[where])), soft_wrap=True)

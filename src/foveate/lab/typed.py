@@ -42,7 +42,7 @@ OneMethod = Annotated[
     Option(
         "--method",
         "-M",
-        help="Its name, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
+        help="A method, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
         rich_help_panel=METHODS,
         autocompletion=completion.a_method(),
     ),

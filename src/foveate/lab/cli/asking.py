@@ -132,7 +132,7 @@ def run(
     ] = "transformers",
     engine_args: Annotated[
         str,
-        typer.Option(help="Of --engine vllm: options of `vllm serve`, in quotes.", rich_help_panel=MACHINE),
+        typer.Option(help="With --engine vllm: options of `vllm serve`, in quotes.", rich_help_panel=MACHINE),
     ] = "",
     out: Annotated[
         Path | None,

@@ -51,7 +51,7 @@ def reference(request: Reference, json: bool) -> None:
 def leaderboard(request: Board, json: bool) -> None:
     """Compare all methods at equal measured cost, on the reference benchmark, in two rounds, and write a page that ranks them.
 
-    With --method, these alone beside the controls; other rows that the folder has stay.
+    With --method, only these are measured, beside the controls; other rows in the folder stay.
     """
     request.check()
     if request.plan:
