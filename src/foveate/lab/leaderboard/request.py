@@ -147,9 +147,10 @@ class Board:
     def says(self) -> str:
         """What is asked, for a person who waits: nothing has been loaded yet."""
         who = ", ".join(self.methods) or ("the methods given" if self.described else "all methods that fit")
-        budgets = [f"{share:g} of the {checks.COUNTED[by]}" for by, shares in self.budgets.items() for share in shares]
+        shares = {by: ", ".join(f"{share:g}" for share in some) for by, some in self.budgets.items() if some}
+        budgets = " and ".join(f"{some} of the {checks.COUNTED[by]}" for by, some in shares.items())
         first = Questions(self.tasks, self.per_task).says()
-        said = f"first round: {first} to {who}, the controls, the oracles and the stock model, at {', '.join(budgets)}"
+        said = f"first round: {first} to {who}, the controls, the oracles and the stock model, at {budgets}"
         if not self.best:
             return said
         second = Questions(self.tasks, self.per_task * self.more).says()
