@@ -11,12 +11,16 @@ KEEP = 0.5
 
 
 def numbers(speed: dict[str, Any], accuracy: dict[str, Any]) -> str:
-    """The prefill with LUVC over the stock model's, and what it keeps of the accuracy, each with where it was measured."""
-    prefill = speed["runs"][0]["cases"]["LUVC()"]["ratios"]["prefill"]
+    """The gain of LUVC in prefill and first token, and what it keeps of the accuracy, each with where it was measured."""
+    ratios = speed["runs"][0]["cases"]["LUVC()"]["ratios"]
     [row] = [row for row in accuracy["rows"] if (row["label"], row["budget"]) == ("luvc", KEEP)]
     kept = row["retention"]
     panels = (
-        (f"{prefill:.1f}×", f"the speed of reading the prompt with `LUVC()`: {where(speed)}"),
+        (
+            f"{ratios['prefill']:.1f}×",
+            f"the speed of reading the prompt with `LUVC()`, and the first token {ratios['first']:.1f} times as soon: "
+            f"{where(speed)}",
+        ),
         (
             f"{kept['value']:.0%}",
             f"of the accuracy with {row['spent']['tokens']:.0%} of the visual tokens, LUVC again (95 % interval "

@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from foveate.cost import Report, Visit
 
+#: What a unit counts (`foveate.units`), in words.
+_COUNTED = {
+    "tokens": "visual tokens in a decoder layer, on average",
+    "tower": "patches in a vision block, on average",
+    "decode": "visual keys and values that a step reads",
+    "cache": "visual keys and values in the cache after the prompt",
+    "compute": "visual tokens' work in FFNs",
+}
 _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
@@ -16,10 +24,10 @@ def text(report: Report) -> str:
     """Lines of a word and what it says."""
     lines = [f"visual tokens   {_tokens(report)}"]
     lines += [f"  {site:<15} {said}" for site, said in _sites(report)]
-    fewer = _left(report)
-    if fewer:
-        lines.append(f"left of stock   {fewer}")
-    lines.append(f"FLOPs           {_flops(report)}")
+    shares = _left(report)
+    lines += ["left of stock   of what `keep` may count, text left out"] if shares else []
+    lines += [f"  {unit:<14}{said}" for unit, said in shares]
+    lines.append(f"FLOPs           {_flops(report)} for the whole call, text included")
     lines += [f"  {stage:<14}{said}" for stage, said in _stages(report)]
     lines.append(f"KV cache        {_kv(report)}")
     if report.thread is not None:
@@ -32,9 +40,10 @@ def html(report: Report) -> str:
     """The same as a table."""
     rows = [("visual tokens", _tokens(report), True)]
     rows += [(site, said, False) for site, said in _sites(report)]
-    if _left(report):
-        rows.append(("left of stock", _left(report), True))
-    rows.append(("FLOPs", _flops(report), True))
+    shares = _left(report)
+    rows += [("left of stock", "of what `keep` may count, text left out", True)] if shares else []
+    rows += [(unit, said, False) for unit, said in shares]
+    rows.append(("FLOPs", f"{_flops(report)} for the whole call, text included", True))
     rows += [(stage, said, False) for stage, said in _stages(report)]
     rows.append(("KV cache", _kv(report), True))
     if report.thread is not None:
@@ -75,8 +84,12 @@ def _sites(report: Report) -> list[tuple[str, str]]:
     return found
 
 
-def _left(report: Report) -> str:
-    return ", ".join(f"{share:.1%} of {unit}" for unit, share in report.shares.items() if share < 1)
+def _left(report: Report) -> list[tuple[str, str]]:
+    """What is left of each unit; work in FFNs is said where it is not that of the tokens which are there."""
+    shares = {unit: share for unit, share in report.shares.items() if share < 1}
+    if "compute" in shares and shares["compute"] == shares.get("tokens"):
+        del shares["compute"]
+    return [(unit, f"{share:.1%} of {_COUNTED[unit]}") for unit, share in shares.items()]
 
 
 def _flops(report: Report) -> str:

@@ -34,7 +34,7 @@ def in_readme(text: str) -> str:
     """README.md with the list of methods, under the headings that the site has."""
     blocks = []
     for heading, names in methods.groups().items():
-        blocks.append(f"{heading}:\n\n" + "\n".join(map(_line, names)) + "\n\n")
+        blocks.append(f"{heading}:\n" + "\n".join(map(_line, names)) + "\n\n")
     return LIST.sub(lambda found: f"{found[1]}\n{''.join(blocks)}{found[2]}", text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textwrap import fill, shorten
+from textwrap import fill, wrap
 from typing import Any
 
 from rich.console import Console
@@ -83,22 +83,25 @@ def _check_place(site: str) -> None:
 
 
 def show_methods(found: list[dict[str, Any]], console: Console) -> None:
-    """One line a method, by where in the model it acts; as much of its description as the screen is wide."""
-    heads = [(method["name"], _source(method).partition(",")[0]) for method in found]
-    name_width, source_width = (max(map(len, column)) for column in zip(*heads))
+    """What each method does, by where in the model it acts; what is wider than the screen goes on in the next line."""
+    column = max(len(method["name"]) for method in found) + 4
+    width = max(console.width - 1, column + 20)
     groups: dict[str, list[str]] = {}
-    for method, (name, source) in zip(found, heads):
-        said = "" if method["training_free"] else "(needs training) "
-        said += method["doc"].partition("\n")[0].replace("``", "`")
-        start = f"  {name:<{name_width}}  {source:<{source_width}}  "
-        line = start + shorten(said, max(console.width - len(start) - 1, 20), placeholder=" ...")
-        groups.setdefault(_where(method), []).append(line)
+    for method in found:
+        said = method["doc"].partition("\n")[0].replace("``", "`")
+        notes = [] if method["training_free"] else ["needs training"]
+        notes += [_source(method).partition(",")[0]] if _source(method) else []
+        source = f"({', '.join(notes)})".replace(" ", "\u00a0") if notes else ""  # which stays in one line
+        start = f"  {method['name']}".ljust(column)
+        text = f"{said} {source}".rstrip()
+        lines = wrap(text, width, initial_indent=start, subsequent_indent=" " * column, break_on_hyphens=False)
+        groups.setdefault(_where(method), []).extend(line.replace("\u00a0", " ") for line in lines)
     for where in sorted(groups, key=_order):
         console.print(f"[bold]{escape(where)}[/bold]")
         console.print("\n".join(map(escape, groups[where])), soft_wrap=True)
     console.print(
-        "\nAll take --keep. `foveate methods NAME` has the sites, the paper and the options of one; --site and --search find "
-        "some.",
+        "\nAll take --keep. `foveate methods NAME` has the sites, the paper and the options of one;\n--site and --search find "
+        "some. Layers and vision blocks count from 0.",
         style="dim",
         markup=False,
     )
@@ -110,7 +113,8 @@ def show_method(method: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
     width = min(console.width, 100)
     console.print(sheet.about(method["doc"], width), markup=False)
-    sites = f"{group_sites(method['sites'])}, in a model with {BLOCKS} vision blocks and {LAYERS} decoder layers"
+    depths = f"{BLOCKS} vision blocks and {LAYERS} decoder layers, counted from 0"
+    sites = f"{group_sites(method['sites'])}, in a model with {depths}"
     facts = {"sites": sites, "training": "not needed" if method["training_free"] else "needed"}
     facts["budget"] = sheet.budget(method)
     if method["mean"] is not None:

@@ -44,8 +44,8 @@ def about_method(name: str, method: Method, host: Host) -> list[str]:
             if _blind(site):
                 later = f"say --option layer={LOOKS + 1}" if hasattr(part, "layer") else "choose a later layer"
                 return [
-                    f"warning: {part.name()} ranks by the attention of text before layer {site.layer}, and the text of {name} "
-                    f"begins to look at the image at its fourth layer: {later}, or ask another model"
+                    f"warning: {part.name()} ranks by the attention of text before layer {site.layer} (the first is 0); the "
+                    f"text of {name} begins to look at the image at its fourth layer: {later}, or ask another model"
                 ]
     return []
 

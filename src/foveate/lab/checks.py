@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from foveate.errors import first_line, nearest
+from foveate.errors import FoveateError, first_line, nearest
 from foveate.extras import REFERENCE
 from foveate.lab import index, needs
 from foveate.lab.terminal import CommandError
@@ -29,6 +29,12 @@ COUNTED: dict[str, str] = {
     "tokens": "visual tokens per decoder layer",
     "flops": "FLOPs of the whole call",
     "kv": "bytes of the KV cache",
+}
+#: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
+BUDGETS: dict[str, tuple[float, ...]] = {
+    "tokens": (0.5, 0.35, 0.25, 0.15, 0.1),
+    "flops": (0.9, 0.8, 0.7, 0.6, 0.5),
+    "kv": (0.5, 0.35, 0.25, 0.15, 0.1),
 }
 DENSE, BLIND, ORACLE, ANTIORACLE = "dense", "blind", "oracle", "antioracle"
 #: What can be measured besides the methods.
@@ -52,6 +58,20 @@ POSITIONS = ("keep", "renumber")
 ENGINES = ("transformers", "vllm")
 #: How `foveate tune` searches.
 SEARCHES = ("auto", "dial", "greedy", "layers", "sigmoid", "options")
+
+
+def check_all(*each: Callable[[], object]) -> None:
+    """Make every check, and raise one error with the sentences of all that fail: one mistake should not hide another."""
+    found: dict[str, FoveateError] = {}
+    for check in each:
+        try:
+            check()
+        except FoveateError as error:
+            found.setdefault(str(error), error)
+    if len(found) == 1:
+        raise next(iter(found.values()))
+    if found:
+        raise CommandError("\nalso: ".join(found))
 
 
 def check_choice(option: str, value: str, choices: Collection[str]) -> None:

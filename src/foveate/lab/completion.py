@@ -28,7 +28,7 @@ def a_method(*others: str) -> Callable[[str], list[str]]:
 
     def complete(begun: str) -> list[str]:
         parts, plus, _ = begun.rpartition("+")
-        names = [*_methods(), *(() if plus else others)]
+        names = [*names_of_methods(), *(() if plus else others)]
         return _that_begin([f"{parts}{plus}{name}" for name in names], begun)
 
     return complete
@@ -47,14 +47,14 @@ def a_folder(begun: str) -> list[str]:
 def a_profile(begun: str) -> list[str]:
     """``name=`` is the user's own; the method after it is one that there is."""
     name, equals, _ = begun.partition("=")
-    return _that_begin([f"{name}={method}" for method in (*_methods(), "none")], begun) if equals else []
+    return _that_begin([f"{name}={method}" for method in (*names_of_methods(), "none")], begun) if equals else []
 
 
 def an_option(context: Context, begun: str) -> list[str]:
     """``name=`` of the options of every method that is asked for; where values are few, ``name=value``."""
     said = context.params.get("method") or context.params.get("methods") or context.info_name or ""
     parts = [part.strip() for name in ([said] if isinstance(said, str) else said) for part in name.split("+")]
-    known, found = _methods(), list[str]()
+    known, found = names_of_methods(), list[str]()
     for part in dict.fromkeys(parts):
         for name, option in known[part]["options"].items() if part in known else ():
             values = _values(index.hint(option["type"])) or [""]
@@ -67,7 +67,7 @@ def a_setting(begun: str) -> list[str]:
     return _that_begin([f"{name}=" for name in options_of(Recipe)], begun)
 
 
-def _methods() -> dict[str, dict[str, Any]]:
+def names_of_methods() -> dict[str, dict[str, Any]]:
     """Facts of every method by name; none where a method is of another package, and asking would import it."""
     return {str(facts["name"]): facts for facts in index.methods() or ()}
 

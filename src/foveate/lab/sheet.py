@@ -29,11 +29,12 @@ def about(doc: str, width: int) -> str:
 def budget(facts: dict[str, Any]) -> str:
     """Whether the image decides how many tokens stay."""
     if not facts["fixed_budget"]:
-        return "by content: how many tokens stay depends on the image"
+        return "by content: how many tokens stay depends on what is in the image"
+    fixed = "fixed: how many tokens stay follows from the size of the image alone"
     threshold = facts["options"].get("threshold")
     if threshold is not None and threshold["default"] is None:
-        return "fixed; with a threshold by content: how many tokens stay depends on the image"
-    return "fixed"
+        return f"{fixed}; with a threshold, on what is in it"
+    return fixed
 
 
 def options(facts: dict[str, Any], width: int) -> list[str]:

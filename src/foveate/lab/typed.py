@@ -42,7 +42,7 @@ OneMethod = Annotated[
     Option(
         "--method",
         "-M",
-        help="Its name, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
+        help="A method, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
         rich_help_panel=METHODS,
         autocompletion=completion.a_method(),
     ),
@@ -68,31 +68,24 @@ Keep = Annotated[
         rich_help_panel=METHODS,
     ),
 ]
-OptionsOfOne = Annotated[
-    list[str] | None,
-    Option(
-        "--option",
-        help="An option of the method, such as layer=3; repeatable. In a sum, fastv.layer=3.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.an_option,
-    ),
-]
-OneAsJson = Annotated[
-    str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
-]
-OptionsOfMany = Annotated[
-    list[str] | None,
-    Option(
-        "--option",
-        help="An option of a method, such as layer=3; repeatable. Where there are several, fastv.layer=3.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.an_option,
-    ),
-]
-ManyAsJson = Annotated[
-    list[str] | None,
-    Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
-]
+OPTION_OF_ONE = Option(
+    "--option",
+    help="An option of the method, such as layer=3 (the first layer is 0); repeatable. In a sum, fastv.layer=3.",
+    rich_help_panel=METHODS,
+    autocompletion=completion.an_option,
+)
+OptionsOfOne = Annotated[list[str] | None, OPTION_OF_ONE]
+ONE_AS_JSON = Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
+OneAsJson = Annotated[str | None, ONE_AS_JSON]
+OPTION_OF_MANY = Option(
+    "--option",
+    help="An option of a method, such as layer=3 (the first layer is 0); repeatable. Of several methods, fastv.layer=3.",
+    rich_help_panel=METHODS,
+    autocompletion=completion.an_option,
+)
+OptionsOfMany = Annotated[list[str] | None, OPTION_OF_MANY]
+MANY_AS_JSON = Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS)
+ManyAsJson = Annotated[list[str] | None, MANY_AS_JSON]
 Images = Annotated[
     list[Path] | None, Option("--image", "-i", help="An image file; repeatable.", rich_help_panel=QUESTIONS)
 ]
@@ -121,10 +114,10 @@ Attn = Annotated[
     ),
 ]
 NewTokens = Annotated[
-    int, Option("--new-tokens", "-n", help="Length of an answer at most, in tokens.", rich_help_panel=QUESTIONS)
+    int, Option("--new-tokens", "-n", help="The longest answer, in tokens.", rich_help_panel=QUESTIONS)
 ]
 BatchSize = Annotated[
-    int, Option("--batch-size", "-b", help="Questions that are asked together.", rich_help_panel=MACHINE)
+    int, Option("--batch-size", "-b", help="How many questions are asked together.", rich_help_panel=MACHINE)
 ]
 Scenes = Annotated[int | None, Option("--scenes", help="How many scenes to draw.", rich_help_panel=QUESTIONS)]
 

@@ -14,6 +14,8 @@ from command import as_json, draw, foveate
 
 from foveate.errors import ConfigError, UnknownNameError
 from foveate.lab import catalog, checks, declared, index, words
+from foveate.lab.evaluation.request import Reference
+from foveate.lab.leaderboard.request import Board
 from foveate.methods import list_methods
 from foveate.serialise import options_of
 from foveate.site import Place
@@ -77,6 +79,35 @@ SAID = {
         "so long a name",
     ),
     "endless name of a page": (["report", "-o", "x" * 300], "is no name for a file"),
+    "a method and an image": (
+        ["run", "-i", "none.png", "-p", "a", "-M", "fstv", "--dtype", "int8"],
+        "(the nearest is 'fastv'); `foveate methods` lists all\nalso: --dtype 'int8': choose auto, float32, bfloat16, float16\n"
+        "also: there is no image 'none.png'",
+    ),
+    "a task and a budget": (
+        ["eval", "reference", "-t", "colr", "--budget", "2"],
+        "above 0 and up to 1\nalso: --task 'colr'",
+    ),
+    "a shape and a size": (
+        ["bench", "--shape", "x", "--tokens", "0", "-M", "fstv"],
+        "\nalso: --tokens 0: give a number",
+    ),
+    "an image alone": (
+        ["run", "photo.JPG", "What is", "it?", "-M", "fastv"],
+        "say --image photo.JPG --prompt 'What is' ",
+    ),
+    "words behind an image": (
+        ["run", "photo.jpg", "what", "now", "-M", "vtw"],
+        "say --image photo.jpg --prompt 'what now' (",
+    ),
+    "an image of a page alone": (["report", "a b.png"], "'a b.png' belongs to no option: say --image 'a b.png' (see `"),
+    "questions alone": (["run", "mine.jsonl", "-M", "vtw"], "'mine.jsonl' belongs to no option: say --data mine.jsonl"),
+    "a method alone": (
+        ["eval", "reference", "tome+fastv"],
+        "'tome+fastv' belongs to no option: say --method tome+fastv",
+    ),
+    "a model alone": (["tune", "reference"], "'reference' belongs to no option: say --model reference"),
+    "a type alone": (["families", "aya_vision"], "'aya_vision' belongs to no option: say --inspect aya_vision"),
     "no model to serve": (["serve", "-M", "luvc"], "say which model"),
     "command": (["metods"], "methods"),
     "methods": (["methods"], ""),
@@ -170,6 +201,20 @@ def test_methods_of_other_packages_are_checked_by_their_classes(monkeypatch: pyt
         words.check_one("fstv", None, [], None)
     with pytest.raises(ConfigError, match="the nearest is 'layer'"):
         words.check_one("fastv", None, ["layr=1"], None)
+
+
+def test_what_a_plan_says_before_it_loads_anything() -> None:
+    request = Reference(methods=("luvc",), budgets=(0.5,), tasks=("color",), seeds=(0, 1))
+    assert request.says() == (
+        "200 questions (100 of one task and 2 seeds) to luvc, at 0.5 of visual tokens per decoder layer, and to the stock model"
+    )
+    first, second = Board().says().splitlines()
+    assert first.startswith("first round: 200 questions (10 of each of 20 tasks) to all methods that fit, the controls")
+    assert second.startswith(
+        "second round: 400 questions (20 of each of 20 tasks) more to the best 8 and the controls; then"
+    )
+    shares = ", ".join(f"{share:g}" for share in checks.BUDGETS["flops"])
+    assert f"at {shares} of FLOPs of the whole call" in Reference(by="flops").says()
 
 
 def test_names_of_the_reference_models() -> None:

@@ -49,18 +49,22 @@ def test_methods(here: Here) -> None:
 
 
 def test_the_list_of_methods_fits_a_narrow_screen(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line each, under the part of a model where they act."""
+    """Each is said to its end, under the part of a model where it acts."""
     monkeypatch.setattr(terminal.out, "width", 80)
     lines = here("methods").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    names = [line.split()[0] for line in lines if re.match(r"  \S", line)]
     assert sorted(names) == sorted(package.list_methods())
     place = lines.index("in the vision tower")
-    inside = [line.split()[0] for line in lines[place + 1 : lines.index("at the end of the vision tower")]]
+    said = lines[place + 1 : lines.index("at the end of the vision tower")]
+    inside = [line.split()[0] for line in said if re.match(r"  \S", line)]
     assert inside == sorted(inside)
     assert {"ipcv", "oim", "tome"} <= set(inside)
     assert "in the vision tower and in the language model" in lines
-    assert "(needs training)" in next(line for line in lines if line.startswith("  adsc"))
+    text = " ".join(" ".join(lines).split())
+    for name, cls in package.list_methods().items():
+        assert f" {name} {(cls.__doc__ or '').partition(chr(10))[0].replace('``', '`')} (" in text
+    assert "before each of a few decoder layers. (needs training, IEEE BigData 2025)" in text
 
 
 def test_methods_that_fit(here: Here) -> None:
@@ -109,9 +113,10 @@ def test_what_an_option_takes() -> None:
 
 def test_a_budget_that_a_threshold_may_decide() -> None:
     facts = {"fixed_budget": True, "options": {"threshold": {"type": "float | None", "default": None}}}
-    assert sheet.budget(facts).startswith("fixed; with a threshold by content")
+    assert sheet.budget(facts).endswith("the size of the image alone; with a threshold, on what is in it")
     assert sheet.budget({**facts, "fixed_budget": False}).startswith("by content")
-    assert sheet.budget(catalog.describe_method("dycoke")) == "fixed", "its threshold says when to choose anew"
+    alone = "fixed: how many tokens stay follows from the size of the image alone"
+    assert sheet.budget(catalog.describe_method("dycoke")) == alone, "its threshold says when to choose anew"
 
 
 def test_families(here: Here) -> None:

@@ -13,7 +13,7 @@ from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError
 from foveate.lab.asker import Asker
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
 from foveate.lab.evaluation.costs import meter
-from foveate.lab.evaluation.plan import BOUNDS, By, Entry, Missed, contenders, entries, label
+from foveate.lab.evaluation.plan import BOUNDS, Entry, Missed, contenders, entries, label
 from foveate.lab.evaluation.questions import of_benchmark
 from foveate.lab.evaluation.reference import Batch, answer
 from foveate.lab.evaluation.request import Contest
@@ -34,14 +34,14 @@ def asked() -> list[Sample]:
 
 
 def planned(
-    methods: dict[str, Method | None], budgets: tuple[float, ...], by: By, subject: Asker, asked: list[Sample]
+    methods: dict[str, Method | None], budgets: tuple[float, ...], by: str, subject: Asker, asked: list[Sample]
 ) -> tuple[list[Entry], list[Missed]]:
     """`entries` at what methods spend on ``asked``."""
     measure = meter(subject, of_benchmark(asked, subject.side), 8, 1)
     return entries(methods, budgets, subject.host, lambda method: measure(method).share(by), lambda what, done: None)
 
 
-def spent(subject: Asker, asked: list[Sample], method: Method, by: By) -> float:
+def spent(subject: Asker, asked: list[Sample], method: Method, by: str) -> float:
     """Over that of the stock model, one question after another: what a run would report."""
     now = full = 0.0
     for sample in asked:
@@ -54,7 +54,7 @@ def spent(subject: Asker, asked: list[Sample], method: Method, by: By) -> float:
 
 @pytest.mark.parametrize("name", DIALS)
 @pytest.mark.parametrize(("by", "budget"), [("tokens", 0.3), ("flops", 0.8)])
-def test_a_budget_is_met(subject: Asker, asked: list[Sample], name: str, by: By, budget: float) -> None:
+def test_a_budget_is_met(subject: Asker, asked: list[Sample], name: str, by: str, budget: float) -> None:
     if name in FRAMES and not subject.host.frames:
         with pytest.raises(UnsupportedSiteError, match="which frames are of one video is known nowhere"):
             contenders(Contest(methods=(name,)), subject)

@@ -46,7 +46,7 @@ def test_of_other_questions(tmp_path: Path) -> None:
         Costs(Measure(), tmp_path / "costs.jsonl", {"weights": "def"})
     again = Measure()
     Costs(again, tmp_path / "costs.jsonl", {"weights": "def"}, alone=True)(Stride(keep=0.1))
-    assert len(again.asked) == 1, "what a plan of other questions has left is no hindrance"
+    assert len(again.asked) == 1, "what a run that answered nothing has left is no hindrance"
 
 
 def test_a_file_that_was_edited(tmp_path: Path) -> None:

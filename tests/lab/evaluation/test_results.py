@@ -123,3 +123,12 @@ def test_the_report(table: dict[str, Row]) -> None:
 
 def test_aligned() -> None:
     assert aligned([("a", "b"), ("long", "1")]) == ["a     b", "long  1"]
+
+
+def test_one_question_of_each_task_has_no_interval(tmp_path: Path) -> None:
+    few = {key: question for key, question in QUESTIONS.items() if key[0] == 0 and key[1].endswith("1")}
+    found = tuple(rows([DENSE, STRIDE], few, {entry: answers(entry) for entry in (DENSE, STRIDE)}))
+    report = Evaluation(Reference(tmp_path), "tiny", {}, found, (), ()).report()
+    table = report.tables[0]
+    assert [row[table.columns.index("95 % CI")] for row in table.rows] == ["-", "-"]
+    assert "With one question of each task there are too few for an interval (-)" in " ".join(report.remarks)

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from foveate.lab.asker import Asker
+from foveate.lab.evaluation import costs as measured
 from foveate.lab.evaluation import reference as protocol
 from foveate.lab.evaluation.best import with_best
-from foveate.lab.evaluation.reference import evaluate, plan
+from foveate.lab.evaluation.forecast import Forecast, Line
+from foveate.lab.evaluation.planning import plan
+from foveate.lab.evaluation.reference import evaluate
 from foveate.lab.evaluation.request import Reference
 from foveate.lab.evaluation.table import Evaluation
 from foveate.lab.terminal import CommandError
@@ -28,14 +31,26 @@ def first(tmp_path_factory: pytest.TempPathFactory, qwen: Asker) -> Evaluation:
     request = Reference(out, methods=("stride", "divprune", "vtw"), budgets=(0.5,), tasks=("color", "pair"), per_task=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocol, "load_subject", lambda name, adapter: qwen)
-        planned = plan(request, silent)
+        with pytest.MonkeyPatch.context() as unmeasured:
+            unmeasured.setattr(measured, "hear", None)
+            planned = plan(request, silent)
         entries = ("dense", "stride at 0.5", "divprune at 0.5", "vtw at 0.5")
         assert {line.entry: line.left for line in planned.lines} == dict.fromkeys(entries, 4)
         assert planned.hours > 0
         assert "16 questions to ask, in 4 lines" in str(planned)
-        assert not any(path.read_text().count("\n") > 1 for path in (out / "answers").glob("*.jsonl"))
+        assert planned.unmeasured == 3
+        assert "to find the budgets of 3 methods: what these spend has not been measured here" in str(planned)
+        assert not list(out.iterdir())
         found = evaluate(request, silent)
-        assert plan(request, silent).hours == 0
+        assert plan(request, silent) == Forecast(tuple(Line(name, "nothing", 0, 0.0) for name in entries))
+        more = plan(replace(request, budgets=(0.9,), by="flops", methods=("stride", "vtw")), silent)
+        assert [(line.entry, line.left) for line in more.lines] == [
+            ("dense", 0),
+            ("stride at 0.9", 4),
+            ("vtw at 0.9", 4),
+        ]
+        assert plan(replace(request, overwrite=True), silent).lines[0].left == 4
+        assert len(list((out / "answers").iterdir())) == 4
     return found
 
 

@@ -51,6 +51,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
         kv=(0.5,),
         tasks=("color", "count"),
         per_task=2,
+        more=1,
         best=1,
         tokens=64,
         repeats=1,

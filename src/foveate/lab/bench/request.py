@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from foveate.lab import needs, outputs
-from foveate.lab.checks import DENSE, check_device, check_dtype, check_model, check_shape
+from foveate.lab.checks import DENSE, check_all, check_device, check_dtype, check_model, check_shape
 from foveate.lab.terminal import CommandError, check_once
 
 #: Without sizes: what a CPU does in a few minutes.
@@ -27,7 +28,7 @@ class Request:
     """What to measure.
 
     Attributes:
-        out: the JSON file of the result; a run stopped there goes on.
+        out: the JSON file of the result; a run that was stopped goes on there.
         shapes, models: what to measure it on: `checks.SHAPES` with random weights; folders, hub ids or reference models.
         methods, options, described: by name, ``name=value`` for them, and as JSON or files of it.
         keeps: values of the option ``keep`` that every method by name is measured at; none: its default.
@@ -75,23 +76,25 @@ class Request:
 
 def check(request: Request) -> None:
     """Raise `CommandError` for what cannot be meant or written: nobody should wait for torch to hear it."""
-    _check_shown(request)
-    if request.source is None:
-        _check_measured(request)
-    else:
-        _check_source(request)
+    described = _check_measured if request.source is None else _check_source
+    check_all(lambda: _check_shown(request), lambda: described(request))
 
 
 def _check_measured(request: Request) -> None:
-    check_methods(request)
-    check_dtype(request.dtype)
-    check_device(request.device)
-    for name in request.shapes:
-        check_shape(name)
-    for name in request.models:
-        check_model(name)
-    check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options)
-    check_once(keep=request.keeps, tokens=request.tokens, **{"batch-size": request.batches})
+    check_all(
+        lambda: check_methods(request),
+        lambda: check_dtype(request.dtype),
+        lambda: check_device(request.device),
+        *(partial(check_shape, name) for name in request.shapes),
+        *(partial(check_model, name) for name in request.models),
+        lambda: check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options),
+        lambda: check_once(keep=request.keeps, tokens=request.tokens, **{"batch-size": request.batches}),
+        lambda: _check_numbers(request),
+        lambda: _check_writable("out", request.out),
+    )
+
+
+def _check_numbers(request: Request) -> None:
     numbers: dict[str, Sequence[int]] = {"tokens": request.tokens, "batch-size": request.batches}
     numbers |= {"repeats": [request.repeats], "new-tokens": [request.new_tokens]}
     for name, counts in numbers.items():
@@ -104,7 +107,6 @@ def _check_measured(request: Request) -> None:
         raise CommandError(f"--steps {request.steps}: give a number from 0 to {MOST}")
     if not 0 <= request.seed < 2**63:
         raise CommandError(f"--seed {request.seed}: give a number from 0 to 2**63 - 1")
-    _check_writable("out", request.out)
 
 
 def check_methods(request: Request) -> None:

@@ -74,7 +74,10 @@ def step_ratios(model: Any, inputs: Inputs, method: Method, pairs: int, **how: A
     theirs = twin(model)
     with compress(theirs, method):
         stock, ours = Writer(model, inputs, **how), Writer(theirs, inputs, **how)
-        for writer in (stock, ours):  # one after the other: code compiled for both in turn asks each time for which it is
+        for writer in (
+            stock,
+            ours,
+        ):  # one after the other: code compiled for both in turn asks each time for which it is
             for _ in range(WARM):
                 writer.seconds()
         ratios = []

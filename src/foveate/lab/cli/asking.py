@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +48,7 @@ def demo(
         typer.Option(
             "--keep",
             "-k",
-            help="Visual tokens per decoder layer, on average, for every method.",
+            help="Share of the visual tokens that every method keeps, on average over the decoder layers.",
             rich_help_panel=METHODS,
         ),
     ] = 0.5,
@@ -60,16 +62,17 @@ def demo(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Ask a reference model about scenes it has never seen, whole and compressed."""
+    """Ask a reference model about scenes that it has never seen, with methods and without."""
     page_at = out / "report.html"
-    outputs.check_folder("out", out)
-    for path in (page_at, out / "image-01-all.png"):
-        outputs.check_new("out", path, overwrite)
     count = scenes if scenes is not None else 2 if quick else 16
-    checks.check_scenes(count, 1000)
-    checks.check_seed(seed)
-    check_ratio("keep", keep)
-    checks.check_model(model)
+    checks.check_all(
+        lambda: outputs.check_folder("out", out),
+        *(partial(outputs.check_new, "out", path, overwrite) for path in (page_at, out / "image-01-all.png")),
+        lambda: checks.check_scenes(count, 1000),
+        lambda: checks.check_seed(seed),
+        lambda: check_ratio("keep", keep),
+        lambda: checks.check_model(model),
+    )
     from foveate.lab import demo as face
     from foveate.lab.report import page
 
@@ -86,7 +89,7 @@ def demo(
 def run(
     image: Images = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="What to ask about them.", rich_help_panel=QUESTIONS)
+        str | None, typer.Option("--prompt", "-p", help="What to ask about the images.", rich_help_panel=QUESTIONS)
     ] = None,
     data: Annotated[
         Path | None,
@@ -99,7 +102,7 @@ def run(
     ] = None,
     new_tokens: NewTokens = 64,
     frames: Annotated[
-        int, typer.Option(help="With --data: frames of a video at most.", rich_help_panel=QUESTIONS)
+        int, typer.Option(help="With --data: how many frames of a video are used at most.", rich_help_panel=QUESTIONS)
     ] = 32,
     compare: Annotated[bool, typer.Option(help="Ask the stock model, too.", rich_help_panel=QUESTIONS)] = True,
     method: OneMethod = None,
@@ -109,7 +112,7 @@ def run(
     adapter: Annotated[
         str | None,
         typer.Option(
-            help="In place of a method: folder or hub id of what handle.save_pretrained or `foveate train` wrote.",
+            help="In place of --method: folder or hub id of what handle.save_pretrained or `foveate train` wrote.",
             rich_help_panel=METHODS,
             autocompletion=completion.a_folder,
         ),
@@ -129,14 +132,14 @@ def run(
     ] = "transformers",
     engine_args: Annotated[
         str,
-        typer.Option(help="Of --engine vllm: options of `vllm serve`, in quotes.", rich_help_panel=MACHINE),
+        typer.Option(help="With --engine vllm: options of `vllm serve`, in quotes.", rich_help_panel=MACHINE),
     ] = "",
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            help="With --data: the answers; a run stopped goes on.",
+            help="With --data: the file of the answers; a run that was stopped goes on there.",
             show_default="answers.jsonl",
             rich_help_panel=OUTPUT,
         ),
@@ -148,20 +151,18 @@ def run(
     json: Json = False,
 ) -> None:
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
-    asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
-    checks.check_engine(engine, engine_args, data)
-    for name, count in (("new-tokens", new_tokens), ("frames", frames), ("batch-size", batch_size)):
-        checks.check_at_least_1(name, count)
-    words.check_one_or_trained(method, keep, option or [], method_json, adapter)
-    check_asked(model, dtype, device, image or [], [] if prompt is None else [prompt])
-    if overlay is not None:
-        outputs.check_folder("overlay", overlay)
     answers = out or Path("answers.jsonl")
-    if data is not None:
-        checks.check_answers(answers, data)
-        if not answers.with_name(answers.name + ".settings.json").is_file():  # else they may be this run's
-            outputs.check_new("out", answers, overwrite)
-        records.check(data)
+    counts = {"new-tokens": new_tokens, "frames": frames, "batch-size": batch_size}
+    checks.check_all(
+        lambda: checks.check_asked_or_data(image, prompt, data, out, overlay),
+        lambda: checks.check_engine(engine, engine_args, data),
+        *(partial(checks.check_at_least_1, *each) for each in counts.items()),
+        lambda: words.check_one_or_trained(method, keep, option or [], method_json, adapter),
+        lambda: check_asked(model, dtype, device, image or [], [] if prompt is None else [prompt]),
+        *(partial(outputs.check_folder, "overlay", folder) for folder in (overlay,) if folder is not None),
+        *(partial(_check_files, file, answers, overwrite) for file in (data,) if file is not None and isfile(file)),
+    )
+    asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
     from foveate.lab.options import method_from_words
 
     terminal.quiet_libraries(bars=True)
@@ -228,7 +229,9 @@ def report(
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page.", rich_help_panel=OUTPUT)] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page is written.", rich_help_panel=OUTPUT)] = Path(
+        "report.html"
+    ),
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -236,13 +239,15 @@ def report(
     from foveate.lab.report import bench as measured
     from foveate.lab.report import plots
 
-    words.check_many(method or [], option or [], method_json or [], keep=keep)
-    checks.check_at_least_1("new-tokens", new_tokens)
-    check_asked(model, dtype, device, image or [], prompt or [])
-    checks.check_images_and_prompts(image or [], prompt or [])
-    checks.check_scenes(scenes, 100)
-    checks.check_seed(seed)
-    outputs.check_new("out", out, overwrite)
+    checks.check_all(
+        lambda: words.check_many(method or [], option or [], method_json or [], keep=keep),
+        lambda: checks.check_at_least_1("new-tokens", new_tokens),
+        lambda: check_asked(model, dtype, device, image or [], prompt or []),
+        lambda: checks.check_images_and_prompts(image or [], prompt or []),
+        lambda: checks.check_scenes(scenes, 100),
+        lambda: checks.check_seed(seed),
+        lambda: outputs.check_new("out", out, overwrite),
+    )
     curves = [plots.of_results(path) for path in results or ()]
     measurements = [group for path in bench or () for group in measured.of_bench(path)]
     from foveate.lab.report import collect, page
@@ -269,7 +274,7 @@ def serve(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A folder, a hub id or 'reference'; or as `vllm serve` has it, the first word.",
+            help="A folder, a hub id or 'reference'; or give it as the first word, as `vllm serve` has it.",
             rich_help_panel=MACHINE,
             autocompletion=completion.a_model,
         ),
@@ -299,8 +304,8 @@ def serve(
         if not rest or rest[0].startswith("-"):
             raise terminal.CommandError("say which model, first of all or with --model, e.g. `foveate serve reference`")
         model = rest.pop(0)
-    checks.check_model(model)
-    words.check_one(method, keep, option or [], method_json)
+    at = model
+    checks.check_all(lambda: checks.check_model(at), lambda: words.check_one(method, keep, option or [], method_json))
     if not show:
         needs.check("vllm", "foveate serve")
     from foveate.lab import serve as face
@@ -317,10 +322,18 @@ def serve(
 
 def check_asked(model: str, dtype: str, device: str, images: list[Path], prompts: list[str]) -> None:
     """What can be said of a question without a model: nobody should wait for torch to hear it."""
-    for prompt in prompts:
-        prompting.check(prompt)
-    checks.check_model(model)
-    checks.check_dtype(dtype)
-    checks.check_device(device)
-    for image in images:
-        prompting.open_image(image)
+    checks.check_all(
+        *(partial(prompting.check, prompt) for prompt in prompts),
+        lambda: checks.check_model(model),
+        lambda: checks.check_dtype(dtype),
+        lambda: checks.check_device(device),
+        *(partial(prompting.open_image, image) for image in images),
+    )
+
+
+def _check_files(data: Path, answers: Path, overwrite: bool) -> None:
+    """What can be said of a file of questions, and of the one of their answers."""
+    checks.check_answers(answers, data)
+    if not answers.with_name(answers.name + ".settings.json").is_file():  # else they may be this run's
+        outputs.check_new("out", answers, overwrite)
+    records.check(data)

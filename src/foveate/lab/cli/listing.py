@@ -13,11 +13,16 @@ from foveate.lab.typed import Json
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Tell more about this one.", autocompletion=a_method())] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method: all that there is to know about it.", autocompletion=a_method())
+    ] = None,
     site: Annotated[
-        str, typer.Option(help="Those that act at such a place: tower, decoder ...", autocompletion=among(*face.WHERE))
+        str,
+        typer.Option(help="Only methods that act at this place: tower, decoder ...", autocompletion=among(*face.WHERE)),
     ] = "",
-    search: Annotated[str, typer.Option(help="Those with these words in name, title or description.")] = "",
+    search: Annotated[
+        str, typer.Option(help="Only methods with these words in their name, title or description.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """List the methods: paper, sites, trained or not, budget, options."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -33,20 +34,28 @@ R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
 
 @with_options_of(Reference)
 def reference(request: Reference, json: bool) -> None:
-    """Accuracy on questions that the reference models can answer, beside an oracle and controls."""
+    """Measure accuracy on questions that the reference models can answer, next to an oracle and controls."""
     request.check()
+    if request.plan:
+        terminal.note(request.says())
+        from foveate.lab.evaluation import planning
+
+        _planned(planning.plan, request, json)
+        return
     from foveate.lab.evaluation import reference as face
 
-    if not request.plan:
-        _measured(face.evaluate, request, json)
-        return
-    _planned(face.plan, request, json)
+    _measured(face.evaluate, request, json)
 
 
 @with_options_of(Board)
 def leaderboard(request: Board, json: bool) -> None:
-    """All methods at equal measured cost, on the reference benchmark, in two rounds; and a page that ranks them."""
+    """Compare all methods at equal measured cost, on the reference benchmark, in two rounds, and write a page that ranks them.
+
+    With --method, only these are measured, beside the controls; other rows in the folder stay.
+    """
     request.check()
+    if request.plan:
+        terminal.note(request.says())
     from foveate.lab.evaluation.store import JSON
     from foveate.lab.leaderboard import board, page, rounds
 
@@ -71,7 +80,7 @@ def leaderboard(request: Board, json: bool) -> None:
 
 @with_options_of(Tasks)
 def tasks(request: Tasks, json: bool) -> None:
-    """Accuracy on public benchmarks, asked and scored by lmms-eval."""
+    """Measure accuracy on public benchmarks, which lmms-eval asks and scores."""
     request.check()
     from foveate.lab.evaluation.lmms.run import evaluate
 
@@ -80,7 +89,7 @@ def tasks(request: Tasks, json: bool) -> None:
 
 @with_options_of(Fidelity)
 def fidelity(request: Fidelity, json: bool) -> None:
-    """How far methods move next-token distributions, without labels: on your images, or the reference benchmark's."""
+    """Measure how far methods change what the model would say next, on your images or the benchmark's; no labels are needed."""
     request.check()
     from foveate.lab.evaluation.fidelity.measuring import measure
 
@@ -89,7 +98,7 @@ def fidelity(request: Fidelity, json: bool) -> None:
 
 @with_options_of(Tune)
 def tune(request: Tune, json: bool) -> None:
-    """Search a method's layer, options or schedule, by fidelity: no labels are needed."""
+    """Search the layer, options or schedule with which a method changes answers least; no labels are needed."""
     request.check()
     from foveate.lab.evaluation.tune import tuning
 
@@ -100,7 +109,7 @@ def bench(
     tokens: Annotated[
         list[int] | None,
         typer.Option(
-            help="Visual tokens of a row, about; repeatable.",
+            help="About how many visual tokens a row has; repeatable.",
             show_default="256, 1024, 4096",
             rich_help_panel=QUESTIONS,
         ),
@@ -108,19 +117,29 @@ def bench(
     batch_size: Annotated[
         list[int] | None,
         typer.Option(
-            "--batch-size", "-b", help="Rows of a call; repeatable.", show_default="1", rich_help_panel=QUESTIONS
+            "--batch-size",
+            "-b",
+            help="How many rows a call has; repeatable.",
+            show_default="1",
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     new_tokens: NewTokens = 16,
     steps: Annotated[
         int,
-        typer.Option(help="Pairs of single steps, stock and method in turn; 0: none.", rich_help_panel=QUESTIONS),
+        typer.Option(
+            help="How many pairs of single steps, stock model and method in turn; 0: none.", rich_help_panel=QUESTIONS
+        ),
     ] = 16,
     repeats: Annotated[
         int,
-        typer.Option(help="Rounds in which the stock model and every method run once.", rich_help_panel=QUESTIONS),
+        typer.Option(
+            help="How many rounds; in each the stock model and every method run once.", rich_help_panel=QUESTIONS
+        ),
     ] = 5,
-    seed: Annotated[int, typer.Option(help="Of weights, pixels and order.", rich_help_panel=QUESTIONS)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Decides the weights, the pixels and the order.", rich_help_panel=QUESTIONS)
+    ] = 0,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -134,7 +153,9 @@ def bench(
     ] = None,
     keep: Annotated[
         list[float] | None,
-        typer.Option("--keep", "-k", help="Each method at this share of tokens; repeatable.", rich_help_panel=METHODS),
+        typer.Option(
+            "--keep", "-k", help="Measure each method at this share of the tokens; repeatable.", rich_help_panel=METHODS
+        ),
     ] = None,
     option: OptionsOfMany = None,
     method_json: ManyAsJson = None,
@@ -165,12 +186,12 @@ def bench(
         typer.Option(
             "--out",
             "-o",
-            help="JSON of every measurement; a run stopped there goes on.",
+            help="JSON of every measurement; a run that was stopped goes on there.",
             rich_help_panel=OUTPUT,
         ),
     ] = Path("bench.json"),
     source: Annotated[
-        Path | None, typer.Option("--from", help="Measure nothing: show this JSON.", rich_help_panel=OUTPUT)
+        Path | None, typer.Option("--from", help="Measure nothing, and show this result.", rich_help_panel=OUTPUT)
     ] = None,
     plot: Annotated[
         Path | None,
@@ -182,10 +203,7 @@ def bench(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Measure time and memory of the stock model and of methods, in turn, over visual tokens, batch and keep."""
-    shares: list[float | None] = [*keep] if keep else [None]
-    for share in shares:
-        words.check_many(method or [], option or [], method_json or [], (checks.DENSE,), share)
+    """Measure time and memory of the stock model and of methods, in turn, for several sizes of prompts and batches."""
     from foveate.lab.bench.request import Request, check
 
     request = Request(
@@ -210,7 +228,9 @@ def bench(
         table=table,
         overwrite=overwrite,
     )
-    check(request)
+    shares: list[float | None] = [*keep] if keep else [None]
+    methods = method or [], option or [], method_json or [], (checks.DENSE,)
+    checks.check_all(*(partial(words.check_many, *methods, share) for share in shares), lambda: check(request))
     from foveate.lab.bench import show, sweep
 
     terminal.quiet_libraries()

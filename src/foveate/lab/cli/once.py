@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from foveate.errors import nearest, shown
+from foveate.lab import checks, completion
 from foveate.lab.terminal import CommandError
+
+
+def _ends(*kinds: str) -> Callable[[str], bool]:
+    return lambda word: word.lower().endswith(kinds)
+
+
+#: What a word without an option was meant for, by its form, where the command has such an option.
+MEANT: dict[str, Callable[[str], bool]] = {
+    "--image": _ends(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "--data": _ends(".jsonl", ".json", ".parquet"),
+    "--model": lambda word: word in checks.REFERENCES or word.count("/") == 1,
+    "--method": lambda word: all(part in completion.names_of_methods() for part in word.split("+")),
+    "--prompt": lambda word: " " in word or word.endswith("?"),
+    "--inspect": str.isidentifier,
+}
 
 
 class Once(TyperCommand):
@@ -18,10 +35,15 @@ class Once(TyperCommand):
         if ctx.resilient_parsing:  # the tab key asks
             return super().parse_args(ctx, args)
         values: Mapping[str, Any] = {}
+        rest: Sequence[str] = ()
         try:
-            values, _, said = self.make_parser(ctx).parse_args(args=list(args))
+            values, rest, said = self.make_parser(ctx).parse_args(args=list(args))
             _check_once(said)
+            if rest and not ctx.allow_extra_args:
+                raise _of_extra_words(rest, values, self)
             return super().parse_args(ctx, args)
+        except CommandError as error:
+            raise CommandError(f"{error} (see `{ctx.command_path} --help`)") from None
         except Exception as error:
             raise _in_a_sentence(error, ctx, values) from None
 
@@ -51,6 +73,22 @@ def _check_once(said: Sequence[Any]) -> None:
         if said.count(option) > 1 and not getattr(option, "multiple", True) and not getattr(option, "is_flag", False):
             both = ": a sum, such as luvc+tome, is several methods at once" if _flag(option) == "--method" else ""
             raise CommandError(f"{_flag(option)} is given {said.count(option)} times, and takes one{both}")
+
+
+def _of_extra_words(words: Sequence[str], values: Mapping[str, Any], command: Any) -> CommandError:
+    """What to say of words that belong to no option: which ones they were meant for, where their form tells that."""
+    known = {word for option in command.params for word in option.opts}
+    told, others = [], []
+    for word in words:
+        flag = next((flag for flag, fits in MEANT.items() if flag in known and fits(word)), None)
+        told += [f"{flag} {shlex.quote(word)}"] if flag else []
+        others += [] if flag else [word]
+    if not told:
+        return CommandError(f"{' '.join(others)!r} belongs to no option: put what has spaces in it in quotes")
+    if others:
+        text = shlex.quote(" ".join(others))
+        told.append(f"--prompt {text}" if "--prompt" in known and not values.get("prompt") else text)
+    return CommandError(f"{shown(words[0])} belongs to no option: say {' '.join(told)}")
 
 
 def _in_a_sentence(error: Exception, ctx: Any, values: Mapping[str, Any]) -> Exception:
@@ -99,10 +137,7 @@ def _of_an_option(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
 
 
 def _of_words(error: Any, ctx: Any, values: Mapping[str, Any]) -> str:
-    """Whatever else is wrong; most often words that belong to no option, as those of a text without quotes."""
-    if "unexpected extra argument" in error.format_message():
-        extra = error.format_message().rpartition(" (")[2].strip(").")
-        return f"{extra!r} belongs to no option: put what has spaces in it in quotes"
+    """Whatever else is wrong."""
     return str(error.format_message().rstrip("."))
 
 

@@ -29,7 +29,9 @@ def reference(
     ] = "qwen2_5_vl",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="name=value of TrainConfig, or of SmolConfig, repeatable.", rich_help_panel=RECIPE),
+        typer.Option(
+            "--set", help="name=value, a setting of TrainConfig or SmolConfig; repeatable.", rich_help_panel=RECIPE
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.", rich_help_panel=RECIPE)] = 0,
     device: Annotated[
@@ -39,18 +41,23 @@ def reference(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="Folder for checkpoint and model; a run stopped there goes on.", rich_help_panel=OUTPUT
+            "--out",
+            "-o",
+            help="Folder for checkpoint and model; a run that was stopped goes on there.",
+            rich_help_panel=OUTPUT,
         ),
     ],
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Train a reference model that ships with the package again."""
-    outputs.check_folder("out", out)
-    checks.check_seed(seed)
-    checks.check_choice("recipe", recipe, checks.RECIPES)
-    checks.check_device(device)
-    needs.check(REFERENCE, "foveate train reference")
+    checks.check_all(
+        lambda: outputs.check_folder("out", out),
+        lambda: checks.check_seed(seed),
+        lambda: checks.check_choice("recipe", recipe, checks.RECIPES),
+        lambda: checks.check_device(device),
+        lambda: needs.check(REFERENCE, "foveate train reference"),
+    )
     from foveate.lab.train import reference as face
 
     terminal.quiet_libraries()
@@ -91,7 +98,9 @@ def method(name: str, says: str) -> Callable[..., None]:
         split: Annotated[str, typer.Option(help="Which part of the data.", rich_help_panel=QUESTIONS)] = "train",
         samples: Annotated[
             int | None,
-            typer.Option(help="Chats to use.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS),
+            typer.Option(
+                help="How many chats are used.", show_default="all; 8000 of 'reference'", rich_help_panel=QUESTIONS
+            ),
         ] = None,
         keep: Annotated[
             float | None,
@@ -107,7 +116,7 @@ def method(name: str, says: str) -> Callable[..., None]:
         curriculum: Annotated[
             str | None,
             typer.Option(
-                help="hard-to-easy, easy-to-hard, constant, or shares kept: 0.1,0.2,0.3.",
+                help="How the share changes in training: hard-to-easy, easy-to-hard, constant, or shares: 0.1,0.2,0.3.",
                 show_default="the paper's",
                 rich_help_panel=RECIPE,
                 autocompletion=completion.among(*CURRICULA),
@@ -117,13 +126,14 @@ def method(name: str, says: str) -> Callable[..., None]:
             list[str] | None,
             typer.Option(
                 "--set",
-                help="name=value of the recipe, repeatable: lr, epochs, steps, batch, rank ...",
+                help="name=value, a setting of the recipe (lr, epochs, steps, batch, rank ...); repeatable.",
                 rich_help_panel=RECIPE,
                 autocompletion=completion.a_setting,
             ),
         ] = None,
         seed: Annotated[
-            int, typer.Option(help="Of data order, first weights and dropout.", rich_help_panel=RECIPE)
+            int,
+            typer.Option(help="Decides the order of the data, the first weights and dropout.", rich_help_panel=RECIPE),
         ] = 0,
         model: Model = "reference",
         dtype: Dtype = "auto",
@@ -133,20 +143,21 @@ def method(name: str, says: str) -> Callable[..., None]:
             typer.Option(
                 "--out",
                 "-o",
-                help="Folder for what is trained, which foveate.compress takes; a run stopped there goes on.",
+                help="Folder for what is trained, which foveate.compress takes; a run that was stopped goes on there.",
                 rich_help_panel=OUTPUT,
             ),
         ],
         overwrite: Overwrite = False,
         json: Json = False,
     ) -> None:
-        words.check_one(name, keep, option or [], None)
-        check_asked(model, dtype, device, [], [])
-        checks.check_at_least_1("samples", samples)
-        checks.check_seed(seed)
-        if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
-            raise terminal.CommandError(f"there is no file {data!r}")
-        outputs.check_folder("out", out)
+        checks.check_all(
+            lambda: words.check_one(name, keep, option or [], None),
+            lambda: check_asked(model, dtype, device, [], []),
+            lambda: checks.check_at_least_1("samples", samples),
+            lambda: checks.check_seed(seed),
+            lambda: _check_data(data),
+            lambda: outputs.check_folder("out", out),
+        )
         from foveate.lab.options import method_from_words
         from foveate.lab.train import method as face
         from foveate.serialise import build
@@ -161,5 +172,10 @@ def method(name: str, says: str) -> Callable[..., None]:
         elif face.is_main():
             face.show(found, terminal.out)
 
-    train.__doc__ = f"Train for {name}: {says}"
+    train.__doc__ = f"Train a model for {name}: {says}"
     return train
+
+
+def _check_data(data: str) -> None:
+    if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
+        raise terminal.CommandError(f"there is no file {data!r}")

@@ -13,7 +13,7 @@ from foveate.lab.asker import Asker, Cost
 from foveate.lab.evaluation.bounds import told
 from foveate.lab.evaluation.forced import Said, asked, hear
 from foveate.lab.evaluation.questions import Prompt, layouts
-from foveate.lab.evaluation.store import Store
+from foveate.lab.evaluation.store import Store, kept
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
 
@@ -45,7 +45,7 @@ class Costs:
             measure: what a method spends.
             path: of the file.
             header: what it is measured on; a file about something else is refused.
-            alone: no answers rest on it, as where a plan was printed and no more: then it is replaced.
+            alone: no answers rest on it, as where a run was stopped before the first one: then it is replaced.
         """
         self._measure = measure
         try:
@@ -60,29 +60,66 @@ class Costs:
 
     def __call__(self, method: Method) -> Cost:
         """As it is known, or measured now."""
-        name = json.dumps(method.to_dict())
+        name = _name(method)
         if name not in self._store.records:
             self._store.add([Spending(name, self._measure(method))])
         return self._store.records[name].cost
 
 
-def meter(asker: Asker, prompts: Sequence[Prompt], batch: int, new_tokens: int) -> Callable[[Method], Cost]:
-    """Measures what a method spends on prompts of the most frequent layouts, with answers as long as the stock model's.
+class UnmeasuredError(Exception):
+    """Nobody has measured yet what a method spends."""
 
-    One whose counts follow from the grid alone is measured on one prompt of each.
+
+class Known:
+    """What was measured of methods before, as `Costs` has kept it; the file stays as it is."""
+
+    def __init__(self, path: Path, header: dict[str, Any], alone: bool = False) -> None:
+        """As for `Costs`."""
+        self._costs: dict[str, Cost] = {}
+        try:
+            self._costs = {each.id: each.cost for each in kept(path, header, Spending)} if path.is_file() else {}
+        except CommandError:
+            if not alone:
+                raise
+
+    def __call__(self, method: Method) -> Cost:
+        """As it is known; `UnmeasuredError` if it is not."""
+        if (name := _name(method)) not in self._costs:
+            raise UnmeasuredError(name)
+        return self._costs[name]
+
+
+def probes(method: Method | None, prompts: Sequence[Prompt], most: int) -> list[list[Prompt]]:
+    """The prompts on which a method is measured, up to ``most`` of each of the most frequent layouts.
+
+    Where counts follow from the grid alone, one of each says all.
     """
-    frequent = sorted(layouts(prompts), key=len, reverse=True)[:LAYOUTS]
+    fixed = method is None or all(part.has_fixed_budget for part in method.parts())
+    return [layout[: min(1 if fixed else PROBES, most)] for layout in _frequent(prompts)]
+
+
+def meter(asker: Asker, prompts: Sequence[Prompt], batch: int, new_tokens: int) -> Callable[[Method], Cost]:
+    """Measures what a method spends on its `probes`, with answers as long as the stock model's."""
+    weights = list(map(len, _frequent(prompts)))
 
     @cache
-    def probes(each: int) -> list[tuple[Said, Sequence[Prompt], int]]:
-        groups = [(layout[: min(each, batch)], len(layout)) for layout in frequent]
-        return [(asked(asker, group, new_tokens), group, weight) for group, weight in groups]
+    def said(group: tuple[Prompt, ...]) -> Said:
+        return asked(asker, group, new_tokens)
 
     def measure(method: Method) -> Cost:
-        fixed, costs = all(part.has_fixed_budget for part in method.parts()), []
-        for said, group, weight in probes(1 if fixed else PROBES):
+        costs = []
+        for group, weight in zip(probes(method, prompts, batch), weights):
             with told(group):
-                costs.append((hear(asker.model, method, said, asker.learned)[0].cost, weight))
+                heard = hear(asker.model, method, said(tuple(group)), asker.learned)
+            costs.append((heard[0].cost, weight))
         return Cost.total((cost, weight) for cost, weight in costs if cost is not None)
 
     return measure
+
+
+def _frequent(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    return sorted(layouts(prompts), key=len, reverse=True)[:LAYOUTS]
+
+
+def _name(method: Method) -> str:
+    return json.dumps(method.to_dict())

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.lab.asker import Asker
 from foveate.lab.evaluation.plan import Entry
 from foveate.lab.evaluation.questions import Prompt
-from foveate.lab.evaluation.sharing import shared_by
-from foveate.lab.evaluation.store import Kept, Store
-from foveate.method import Method
 
 #: Questions that are timed where each is asked alone.
 TIMED = 8
 
-Key = tuple[tuple[tuple[int, int], ...], bool]
-"""The sizes of a question's images, and whether it shares a prompt."""
-Seconds = dict[Key, float]
-"""Of a question to the stock model."""
+Sizes = tuple[tuple[int, int], ...]
+"""Of a question's images."""
+Seconds = Mapping[tuple[Sizes, bool], float]
+"""Of a question to the stock model, by the sizes of its images, and by whether it shares a prompt."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """What an entry of the plan has yet to be asked.
+
+    Attributes:
+        shares: what its questions about the same images share.
+        left: how many it has not answered yet, by the sizes of their images.
+        flops: what it spends of the stock model's FLOPs, about.
+    """
+
+    entry: Entry
+    shares: str
+    left: Counter[Sizes]
+    flops: float
+
+    @property
+    def wanted(self) -> set[tuple[Sizes, bool]]:
+        """What has to be timed."""
+        return {(sizes, self.shares == "prompt") for sizes, count in self.left.items() if count}
+
+    def seconds(self, of_one: Seconds) -> float:
+        """What it will take, about; layouts that were not timed count as the slowest one."""
+        slowest = max(of_one.values(), default=0.0)
+        shared = self.shares == "prompt"
+        return self.flops * sum(count * of_one.get((sizes, shared), slowest) for sizes, count in self.left.items())
 
 
 @dataclass(frozen=True)
@@ -39,25 +63,56 @@ class Line:
     left: int
     seconds: float
 
+    @classmethod
+    def of(cls, due: Due, of_one: Seconds, name: str = "") -> Line:
+        return cls(name or str(due.entry), due.shares, due.left.total(), due.seconds(of_one))
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """A plan, and how long it takes on this machine."""
+    """A plan, and how long it takes on this machine.
+
+    Attributes:
+        unmeasured: methods of which nobody has measured yet what they spend; the run begins with that.
+        finding: seconds that it takes to find their budgets, about.
+    """
 
     lines: tuple[Line, ...]
+    unmeasured: int = 0
+    finding: float = 0.0
+
+    @classmethod
+    def of(cls, due: Iterable[Due], of_one: Seconds) -> Forecast:
+        return cls(tuple(Line.of(each, of_one) for each in due))
+
+    def __add__(self, other: Forecast) -> Forecast:
+        return Forecast(self.lines + other.lines, self.unmeasured + other.unmeasured, self.finding + other.finding)
 
     @property
     def hours(self) -> float:
         """All of it."""
-        return sum(line.seconds for line in self.lines) / 3600
+        return (sum(line.seconds for line in self.lines) + self.finding) / 3600
 
     def __str__(self) -> str:
         left = sum(line.left for line in self.lines)
-        return f"about {self.hours:.2g} hours: {left:,} questions to ask, in {len(self.lines)} lines of the table"
+        said = f"{_time(self.hours)}: {left:,} questions to ask, in {len(self.lines)} lines of the table"
+        if not self.unmeasured:
+            return said
+        methods = "1 method" if self.unmeasured == 1 else f"{self.unmeasured} methods"
+        return (
+            f"{said}\n{_time(self.finding / 3600)} of it to find the budgets of {methods}: what these spend has not been "
+            "measured here. Until then, a line is reckoned at its budget of FLOPs, or else at the stock model's time, and "
+            "budgets that a method cannot reach are counted."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"hours": self.hours, "lines": [asdict(line) for line in self.lines]}
+        return {
+            "hours": self.hours,
+            "lines": [asdict(line) for line in self.lines],
+            "unmeasured": self.unmeasured,
+            "hours_to_find_budgets": self.finding / 3600,
+        }
 
     def table(self) -> list[tuple[str, ...]]:
         """For a person: a head, and a row for each entry."""
@@ -75,45 +130,29 @@ class Forecast:
         return [head, *rows]
 
 
-def forecast(
-    asker: Asker,
+def timed(
     groups: Sequence[Sequence[Prompt]],
-    stores: Mapping[Entry, Store[Any]],
-    share: Callable[[Method], float],
+    due: Iterable[Due],
     ask: Callable[[Sequence[Prompt]], object],
-) -> Forecast:
-    """Time the stock model, and reckon what each entry will take.
+    tell: Callable[[str, float], None],
+) -> Seconds:
+    """Time the stock model on a batch of each layout, as it is; or on some of its questions, no two about the same images.
 
     Args:
-        asker: the model.
         groups: the batches.
-        stores: what each entry has answered.
-        share: FLOPs of a method over those of the stock model.
+        due: what is left; other layouts are not timed.
         ask: asks the stock model a batch, as an evaluation does.
+        tell: gets what happens now, and the share of this that is done.
     """
-    ways = {entry: "prompt" if entry.method is None else shared_by(entry.method, asker.host) for entry in stores}
-    if not asker.speech.english:
-        ways = dict.fromkeys(stores, "nothing")
-    left = {
-        entry: [each for group in groups for each in group if not _known(store, each)]
-        for entry, store in stores.items()
-    }
-    wanted = {(prompt.sizes, ways[entry] == "prompt") for entry, some in left.items() for prompt in some}
-    seconds = _timed(groups, wanted, ask) if wanted else {}
-    lines = []
-    for entry, some in left.items():
-        each = sum(seconds[prompt.sizes, ways[entry] == "prompt"] for prompt in some)
-        factor = 1.0 if entry.method is None or not some else share(entry.method)
-        lines.append(Line(str(entry), ways[entry], len(some), each * factor))
-    return Forecast(tuple(lines))
-
-
-def _timed(groups: Sequence[Sequence[Prompt]], wanted: set[Key], ask: Callable[[Sequence[Prompt]], object]) -> Seconds:
-    """A batch of each layout, as it is; or some of its questions, no two about the same images."""
-    found: Seconds = {}
-    ask(groups[0][:1])  # the first call warms up
-    for sizes, shared in sorted(wanted):
+    wanted = sorted(set[tuple[Sizes, bool]]().union(*(each.wanted for each in due)))
+    found: dict[tuple[Sizes, bool], float] = {}
+    for number, (sizes, shared) in enumerate(wanted):
         alike = [group for group in groups if group[0].sizes == sizes]
+        if not alike:
+            continue
+        tell(f"timing the stock model on a few questions: {number + 1} of {len(wanted)} layouts", number / len(wanted))
+        if not found:
+            ask(alike[0][:1])  # the first call warms up
         asked = list(alike[0])
         if not shared:
             asked = list({prompt.seen: prompt for group in alike for prompt in group}.values())[:TIMED]
@@ -123,6 +162,5 @@ def _timed(groups: Sequence[Sequence[Prompt]], wanted: set[Key], ask: Callable[[
     return found
 
 
-def _known(store: Store[Any], prompt: Prompt) -> bool:
-    records: Mapping[str, Kept] = store.records
-    return prompt.id in records
+def _time(hours: float) -> str:
+    return f"about {hours:.2g} hours" if hours >= 1 else f"about {60 * hours:.2g} minutes"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
@@ -21,10 +21,6 @@ from foveate.method import Host, Method, Positions
 from foveate.methods import list_methods
 from foveate.sums import Composed
 
-By = Literal["tokens", "flops", "kv"]
-#: Budgets where none is given. A model's tower may cost half of its FLOPs, so those do not go as low.
-BUDGETS: dict[By, tuple[float, ...]] = {"tokens": (0.5, 0.35, 0.25, 0.15, 0.1), "flops": (0.9, 0.8, 0.7, 0.6, 0.5)}
-BUDGETS["kv"] = BUDGETS["tokens"]
 #: What can be measured besides the methods; None: the stock model.
 BOUNDS: dict[str, Method | None] = {DENSE: None, BLIND: None, ORACLE: Oracle(), ANTIORACLE: AntiOracle()}
 
@@ -103,11 +99,6 @@ def contenders(
             raise CommandError(f"{name} is given twice{why}")
         labelled[name] = method
     return labelled, notes
-
-
-def budgets_of(request: Contest) -> tuple[float, ...]:
-    """What every method is set to; none: it stays as it is."""
-    return () if request.as_is else request.budgets or BUDGETS[cast(By, request.by)]
 
 
 def entries(

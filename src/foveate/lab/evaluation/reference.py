@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,14 +19,14 @@ from foveate.lab.checks import REFERENCES
 from foveate.lab.evaluation.best import with_best
 from foveate.lab.evaluation.bounds import told
 from foveate.lab.evaluation.costs import Costs, meter
-from foveate.lab.evaluation.forecast import Forecast, Line, forecast
-from foveate.lab.evaluation.plan import Entry, Missed, budgets_of, contenders, entries
+from foveate.lab.evaluation.forecast import Due, Forecast, Seconds, Sizes, timed
+from foveate.lab.evaluation.plan import Entry, Missed, contenders, entries
 from foveate.lab.evaluation.questions import Prompt, check_questions, digest, layouts, of_benchmark, samples_of
-from foveate.lab.evaluation.request import Reference
+from foveate.lab.evaluation.request import Reference, budgets_of
 from foveate.lab.evaluation.results import Key, Question, rows
-from foveate.lab.evaluation.runner import Tell, ask, store_of, versions
-from foveate.lab.evaluation.sharing import Shared, answers
-from foveate.lab.evaluation.store import Record, Store, check_folder
+from foveate.lab.evaluation.runner import Tell, ask, place_of, store_of, versions
+from foveate.lab.evaluation.sharing import Shared, answers, shared_by
+from foveate.lab.evaluation.store import Record, Store, check_folder, kept
 from foveate.lab.evaluation.table import Evaluation
 from foveate.lab.speech import unknown
 from foveate.lab.terminal import CommandError, note
@@ -51,48 +52,51 @@ def evaluate(request: Reference, tell: Tell) -> Evaluation:
         return run.through(tell)
 
 
-def plan(request: Reference, tell: Tell) -> Forecast:
-    """What would be asked, and how long it takes here; what methods spend is kept for the run itself."""
-    with running(request, tell) as run:
-        return run.forecast(tell)
-
-
 @contextmanager
 def running(request: Reference, tell: Tell) -> Iterator[Run]:
     """A run that has begun, on as many threads as its models can use."""
+    check(request)
+    with few_threads():
+        yield Run.begin(request, tell)
+
+
+def check(request: Reference) -> None:
+    """Raise a `FoveateError` for what is wrong before anything is loaded."""
     request.check()
     check_questions(request)
+
+
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """No more threads than the models can use."""
     threads = torch.get_num_threads()
     torch.set_num_threads(min(THREADS, threads))
     try:
-        yield Run.begin(request, tell)
+        yield
     finally:
         torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What is asked of which model, with which methods.
+class Ground:
+    """What is asked of which model, before any method is set to a budget.
 
     Attributes:
         identity: what the answers of all entries depend on.
-        costs: what a method spends on the questions of the first seed.
-        entries, missed, notes: the plan, budgets out of reach, and what was left out.
+        contenders: methods by label, their dials not yet set; ``notes``: what was left out.
         first: the questions of the first seed.
     """
 
     request: Reference
     asker: Asker
     identity: dict[str, Any]
-    costs: Costs
-    entries: list[Entry]
-    missed: list[Missed]
+    contenders: dict[str, Method | None]
     notes: list[str]
     first: list[Prompt]
 
     @classmethod
-    def begin(cls, request: Reference, tell: Tell) -> Run:
-        """Load the model, and set every method to every budget."""
+    def load(cls, request: Reference, tell: Tell) -> Ground:
+        """Load the model, see which methods fit it, and draw the questions of the first seed."""
         from foveate_reference import TASKS
 
         tell("loading the model", 0.0)
@@ -107,52 +111,117 @@ class Run:
             "per_task": request.per_task,
             "versions": versions(),
         }
-        check_folder(request.out / "answers", identity, request.overwrite)
-        probed = {**identity, "seed": request.seeds[0], "questions": digest(prompts)}
-        measure = meter(asker, prompts, PROBED, asker.speech.longest)
-        alone = not any((request.out / "answers").glob("*.jsonl"))
-        costs = Costs(measure, request.out / f"costs-seed{request.seeds[0]}.jsonl", probed, alone)
-        found, missed = entries(
-            methods, budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
-        )
-        return cls(request, asker, identity, costs, found, missed, notes, prompts)
+        return cls(request, asker, identity, methods, notes, prompts)
 
-    def asked(self, seed: int) -> tuple[list[Prompt], dict[Entry, Store[Record]]]:
-        """The questions of a seed, and what each entry has answered already."""
-        prompts = self.first
-        if seed != self.request.seeds[0]:
-            prompts = of_benchmark(samples_of(self.request, seed, self.asker.speech), self.asker.side)
-        about = {"seed": seed, "questions": digest(prompts)}
-        return prompts, {entry: store_of(self.request, self.identity, entry, Record, **about) for entry in self.entries}
+    @property
+    def answers(self) -> Path:
+        """The folder of what is answered."""
+        return self.request.out / "answers"
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing has been answered yet."""
+        return not any(self.answers.glob("*.jsonl"))
+
+    def costs(self) -> tuple[Path, dict[str, Any]]:
+        """Where what methods spend is kept, and what that depends on."""
+        seed = self.request.seeds[0]
+        return self.request.out / f"costs-seed{seed}.jsonl", {
+            **self.identity,
+            "seed": seed,
+            "questions": digest(self.first),
+        }
+
+    def questions(self, seed: int) -> list[Prompt]:
+        """Those of a seed."""
+        if seed == self.request.seeds[0]:
+            return self.first
+        return of_benchmark(samples_of(self.request, seed, self.asker.speech), self.asker.side)
 
     def grouped(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, ...]]:
         """In batches."""
         return batches(prompts, by_view=True) if self.asker.speech.english else batches(prompts)
 
-    def forecast(self, tell: Tell) -> Forecast:
-        """How long all seeds take."""
-        tell("timing a few questions", 0.0)
+    def due(self, entries: Mapping[Entry, float]) -> list[Due]:
+        """What every entry has not answered yet, of all seeds; ``entries`` has the FLOPs of each. Nothing is written."""
+        left: dict[Entry, Counter[Sizes]] = {entry: Counter() for entry in entries}
+        for seed in self.request.seeds:
+            prompts = self.questions(seed)
+            about = {"seed": seed, "questions": digest(prompts)}
+            for entry, sizes in left.items():
+                path, header = place_of(self.request, self.identity, entry, **about)
+                there = path.is_file() and not self.request.overwrite
+                known = {record.id for record in kept(path, header, Record)} if there else set()
+                sizes.update(prompt.sizes for prompt in prompts if prompt.id not in known)
+        return [Due(entry, self._shared(entry), sizes, entries[entry]) for entry, sizes in left.items()]
+
+    def timed(self, due: Sequence[Due], tell: Tell) -> Seconds:
+        """What a question takes the stock model."""
 
         def ask_stock(prompts: Sequence[Prompt]) -> None:
             answer(self.asker, Batch.of(self.asker, prompts), None)
 
-        found: list[Line] = []
-        for seed in self.request.seeds:
-            prompts, stores = self.asked(seed)
-            share = partial(_share, self.costs)
-            found += forecast(self.asker, self.grouped(prompts), stores, share, ask_stock).lines
-        return Forecast(tuple(found))
+        return timed(self.grouped(self.first), due, ask_stock, tell)
+
+    def _shared(self, entry: Entry) -> str:
+        """What its questions about the same images share."""
+        if not self.asker.speech.english:
+            return "nothing"
+        return "prompt" if entry.method is None else shared_by(entry.method, self.asker.host)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that has begun.
+
+    Attributes:
+        costs: what a method spends on the questions of the first seed.
+        entries, missed: every method at every budget, and budgets out of reach.
+    """
+
+    ground: Ground
+    costs: Costs
+    entries: list[Entry]
+    missed: list[Missed]
+
+    @classmethod
+    def begin(cls, request: Reference, tell: Tell) -> Run:
+        """Load the model, and set every method to every budget."""
+        ground = Ground.load(request, tell)
+        asker = ground.asker
+        check_folder(ground.answers, ground.identity, request.overwrite)
+        costs = Costs(meter(asker, ground.first, PROBED, asker.speech.longest), *ground.costs(), ground.alone)
+        found, missed = entries(
+            ground.contenders, budgets_of(request), asker.host, lambda method: costs(method).share(request.by), tell
+        )
+        return cls(ground, costs, found, missed)
+
+    def asked(self, seed: int) -> tuple[list[Prompt], dict[Entry, Store[Record]]]:
+        """The questions of a seed, and what each entry has answered already."""
+        ground, prompts = self.ground, self.ground.questions(seed)
+        about = {"seed": seed, "questions": digest(prompts)}
+        return prompts, {e: store_of(ground.request, ground.identity, e, Record, **about) for e in self.entries}
+
+    def forecast(self, tell: Tell) -> Forecast:
+        """How long all seeds take."""
+        due = self.ground.due(
+            {e: 1.0 if e.method is None else self.costs(e.method).share("flops") for e in self.entries}
+        )
+        return Forecast.of(due, self.ground.timed(due, tell))
 
     def through(self, tell: Tell) -> Evaluation:
         """Ask what has not been asked yet, and add up."""
         questions, known = self.answered(tell)
         tell("adding up", 1.0)
         lines = tuple(rows(self.entries, questions, known))
-        return Evaluation(self.request, self.asker.name, self.identity, lines, tuple(self.missed), tuple(self.notes))
+        ground = self.ground
+        return Evaluation(
+            ground.request, ground.asker.name, ground.identity, lines, tuple(self.missed), tuple(ground.notes)
+        )
 
     def answered(self, tell: Tell) -> tuple[dict[Key, Question], dict[Entry, dict[Key, Record]]]:
         """Ask what has not been asked yet: the questions, and what each entry has answered to them."""
-        request, asker = self.request, self.asker
+        request, asker = self.ground.request, self.ground.asker
         if asker.speech.english:
             note(str(self.forecast(tell)))
         questions: dict[Key, Question] = {}
@@ -164,15 +233,11 @@ class Run:
             def share(what: str, done: float, number: int = number) -> None:
                 tell(what, (number + done) / len(request.seeds))
 
-            ask(self.grouped(prompts), stores, partial(_prepared, asker), partial(_answered, asker), share)
+            ask(self.ground.grouped(prompts), stores, partial(_prepared, asker), partial(_answered, asker), share)
             questions |= {(seed, prompt.id): Question.of(prompt) for prompt in prompts}
             for entry, store in stores.items():
                 known[entry] |= {(seed, prompt.id): store.records[prompt.id] for prompt in prompts}
         return questions, known
-
-
-def _share(costs: Costs, method: Method) -> float:
-    return costs(method).share("flops")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from typer import Option
 
@@ -15,7 +16,10 @@ from foveate.lab.completion import among
 from foveate.lab.terminal import CommandError, check_once
 from foveate.lab.typed import (
     BUDGETS,
+    MANY_AS_JSON,
     METHODS,
+    OPTION_OF_MANY,
+    OPTION_OF_ONE,
     OUTPUT,
     QUESTIONS,
     Attn,
@@ -24,43 +28,60 @@ from foveate.lab.typed import (
     Dtype,
     Model,
     NewTokens,
+    OneAsJson,
     OneMethod,
     Overwrite,
 )
 
 Out: TypeAlias = Annotated[
     Path,
-    Option("--out", "-o", help="Folder for answers and report; a run stopped there goes on.", rich_help_panel=OUTPUT),
-]
-Adapter: TypeAlias = Annotated[
-    str | None,
     Option(
-        help="Folder or hub id of what `foveate train` wrote for this model: weights and method.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.a_folder,
+        "--out",
+        "-o",
+        help="Folder for answers and report; a run that was stopped goes on there.",
+        rich_help_panel=OUTPUT,
     ),
 ]
+Methods: TypeAlias = Annotated[
+    tuple[str, ...],
+    Option(
+        "--method",
+        "-M",
+        help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
+        show_default="all that fit",
+        rich_help_panel=METHODS,
+        autocompletion=completion.a_method(*checks.BOUNDS),
+    ),
+]
+
+
+def _adapter(which: str) -> Any:
+    return Option(
+        "--adapter",
+        help=f"Folder or hub id of what `foveate train` wrote for this model{which}.",
+        rich_help_panel=METHODS,
+        autocompletion=completion.a_folder,
+    )
+
+
+def _seed(which: str) -> Any:
+    return Option("--seed", help=f"Another seed asks other questions{which}.", rich_help_panel=QUESTIONS)
+
+
+Adapter: TypeAlias = Annotated[str | None, _adapter(": weights and method")]
+Adapters: TypeAlias = Annotated[tuple[str, ...], _adapter("; repeatable")]
+Seeds: TypeAlias = Annotated[tuple[int, ...], _seed("; repeatable")]
+FirstSeed: TypeAlias = Annotated[int, _seed("; this is the first round's")]
 By: TypeAlias = Annotated[
     str,
     Option(
-        help="What a budget counts: tokens, flops or kv.",
+        help="What a budget counts: tokens, flops or kv (the KV cache).",
         rich_help_panel=BUDGETS,
         autocompletion=among(*checks.COUNTED),
     ),
 ]
-OptionsOfMethods: TypeAlias = Annotated[
-    tuple[str, ...],
-    Option(
-        "--option",
-        help="An option of a method, such as layer=3; repeatable. Where there are several, fastv.layer=3.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.an_option,
-    ),
-]
-MethodsAsJson: TypeAlias = Annotated[
-    tuple[str, ...],
-    Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS),
-]
+OptionsOfMethods: TypeAlias = Annotated[tuple[str, ...], OPTION_OF_MANY]
+MethodsAsJson: TypeAlias = Annotated[tuple[str, ...], MANY_AS_JSON]
 TasksOfBenchmark: TypeAlias = Annotated[
     tuple[str, ...],
     Option(
@@ -74,7 +95,7 @@ TasksOfBenchmark: TypeAlias = Annotated[
 ]
 Plan: TypeAlias = Annotated[
     bool,
-    Option("--plan", help="Say what would be asked and how long it takes; ask no more.", rich_help_panel=OUTPUT),
+    Option("--plan", help="Say what would be asked and about how long it takes, and stop.", rich_help_panel=OUTPUT),
 ]
 
 
@@ -85,17 +106,7 @@ class Contest:
     out: Out = Path("eval-output")
     model: Model = "reference"
     adapter: Adapter = None
-    methods: Annotated[
-        tuple[str, ...],
-        Option(
-            "--method",
-            "-M",
-            help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
-            show_default="all that fit",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_method(*checks.BOUNDS),
-        ),
-    ] = ()
+    methods: Methods = ()
     options: OptionsOfMethods = ()
     described: MethodsAsJson = ()
     budgets: Annotated[
@@ -115,7 +126,7 @@ class Contest:
     positions: Annotated[
         str | None,
         Option(
-            help="What tokens that stay do with their position ids, for all methods: keep or renumber.",
+            help="Position ids of the tokens that stay, for all methods: keep or renumber.",
             rich_help_panel=METHODS,
             autocompletion=among(*checks.POSITIONS),
         ),
@@ -124,21 +135,29 @@ class Contest:
 
     def check(self) -> None:
         """Raise a `FoveateError` for what is wrong with the words alone: nobody should wait for torch to hear it."""
-        words.check_many(self.methods, self.options, self.described, checks.BOUNDS)
-        outputs.check_folder("out", self.out)
-        checks.check_choice("by", self.by, checks.COUNTED)
-        if self.positions is not None:
-            checks.check_choice("positions", self.positions, checks.POSITIONS)
-        checks.check_budgets(self.budgets)
-        check_once(budget=self.budgets, method=self.methods, option=self.options)
+        checks.check_all(
+            lambda: words.check_many(self.methods, self.options, self.described, checks.BOUNDS),
+            lambda: outputs.check_folder("out", self.out),
+            lambda: checks.check_choice("by", self.by, checks.COUNTED),
+            lambda: checks.check_choice("positions", self.positions or "keep", checks.POSITIONS),
+            lambda: checks.check_budgets(self.budgets),
+            lambda: check_once(budget=self.budgets, method=self.methods, option=self.options),
+            self._check_as_is,
+            lambda: checks.check_model(self.model),
+            *(partial(checks.check_trained, adapter) for adapter in (self.adapter,) if adapter is not None),
+            lambda: needs.check("scipy", "foveate eval, which has intervals and tests,"),
+        )
+
+    def _check_as_is(self) -> None:
         if self.as_is and self.budgets:
             raise CommandError(
                 "--as-is takes methods as their options say, and --budget sets them: give one of the two"
             )
-        checks.check_model(self.model)
-        if self.adapter is not None:
-            checks.check_trained(self.adapter)
-        needs.check("scipy", "foveate eval, which has intervals and tests,")
+
+
+def budgets_of(request: Contest) -> tuple[float, ...]:
+    """What every method is set to; none: it stays as it is."""
+    return () if request.as_is else request.budgets or checks.BUDGETS[request.by]
 
 
 @dataclass(frozen=True)
@@ -147,27 +166,31 @@ class Questions:
 
     tasks: TasksOfBenchmark = ()
     per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
-    seeds: Annotated[
-        tuple[int, ...],
-        Option("--seed", help="Another seed asks other questions; repeatable.", rich_help_panel=QUESTIONS),
-    ] = (0,)
+    seeds: Seeds = (0,)
     split: Annotated[
         str,
         Option(
-            help="Of the benchmark's questions: test, validation or train.",
+            help="Which part of the benchmark's questions: test, validation or train.",
             rich_help_panel=QUESTIONS,
             autocompletion=among(*checks.SPLITS),
         ),
     ] = "test"
 
     def check(self) -> None:
-        check_once(seed=self.seeds, task=self.tasks)
-        check_at_least_1("per-task", self.per_task)
-        for task in self.tasks:
-            checks.check_choice("task", task, checks.TASKS)
-        checks.check_choice("split", self.split, checks.SPLITS)
-        for seed in self.seeds:
-            checks.check_seed(seed)
+        checks.check_all(
+            lambda: check_once(seed=self.seeds, task=self.tasks),
+            lambda: check_at_least_1("per-task", self.per_task),
+            *(partial(checks.check_choice, "task", task, checks.TASKS) for task in self.tasks),
+            lambda: checks.check_choice("split", self.split, checks.SPLITS),
+            *(partial(checks.check_seed, seed) for seed in self.seeds),
+        )
+
+    def says(self) -> str:
+        """How many questions there are."""
+        tasks, seeds = len(self.tasks) or len(checks.TASKS), len(self.seeds)
+        every = "of one task" if tasks == 1 else f"of each of {tasks} tasks"
+        each = f"{self.per_task} {every}" + (f" and {seeds} seeds" if seeds > 1 else "")
+        return f"{tasks * self.per_task * seeds:,} questions ({each})"
 
 
 @dataclass(frozen=True)
@@ -180,9 +203,11 @@ class Running:
     attn: Attn = None
 
     def check(self) -> None:
-        checks.check_dtype(self.dtype)
-        checks.check_device(self.device)
-        check_at_least_1("batch-size", self.batch_size)
+        checks.check_all(
+            lambda: checks.check_dtype(self.dtype),
+            lambda: checks.check_device(self.device),
+            lambda: check_at_least_1("batch-size", self.batch_size),
+        )
 
 
 @dataclass(frozen=True)
@@ -210,7 +235,7 @@ class Own:
     ] = ()
     samples: Annotated[
         int | None,
-        Option(help="Prompts to use, drawn by the seed.", show_default="all", rich_help_panel=QUESTIONS),
+        Option(help="How many prompts are used; the seed draws them.", show_default="all", rich_help_panel=QUESTIONS),
     ] = None
     new_tokens: NewTokens = 32
 
@@ -222,15 +247,14 @@ class Own:
     def check(self) -> None:
         if self.data is not None and (self.images or self.prompts):
             raise CommandError("--data has images and prompts: leave out --image and --prompt")
-        check_at_least_1("new-tokens", self.new_tokens)
-        check_at_least_1("samples", self.samples)
-        checks.check_images_and_prompts(self.images, self.prompts)
-        for prompt in self.prompts:
-            prompting.check(prompt)
-        for image in self.images:
-            prompting.open_image(image)
-        if self.data is not None:
-            records.check(self.data)
+        checks.check_all(
+            lambda: check_at_least_1("new-tokens", self.new_tokens),
+            lambda: check_at_least_1("samples", self.samples),
+            lambda: checks.check_images_and_prompts(self.images, self.prompts),
+            *(partial(prompting.check, prompt) for prompt in self.prompts),
+            *(partial(prompting.open_image, image) for image in self.images),
+            *(partial(records.check, data) for data in (self.data,) if data is not None),
+        )
 
 
 @dataclass(frozen=True)
@@ -241,7 +265,7 @@ class Reference(Questions, Contest):
         Path | None,
         Option(
             "--best-of",
-            help="A results.json of this command: its best methods, and the controls.",
+            help="Ask the best methods of this results.json of the same command, and the controls.",
             rich_help_panel=METHODS,
         ),
     ] = None
@@ -249,12 +273,26 @@ class Reference(Questions, Contest):
     plan: Plan = False
 
     def check(self) -> None:
-        Contest.check(self)
-        Questions.check(self)
-        check_at_least_1("best", self.best)
+        checks.check_all(
+            lambda: Contest.check(self),
+            lambda: Questions.check(self),
+            lambda: check_at_least_1("best", self.best),
+            self._check_best_of,
+            lambda: needs.check(REFERENCE, "foveate eval reference"),
+        )
+
+    def says(self) -> str:
+        """What is asked, for a person who waits: nothing has been loaded yet."""
+        shares = ", ".join(f"{budget:g}" for budget in budgets_of(self))
+        at = f"at {shares} of {checks.COUNTED[self.by]}" if shares else "as their options say"
+        who = ", ".join(self.methods) or (
+            "the methods given" if self.described or self.adapter else "all methods that fit"
+        )
+        return f"{Questions.says(self)} to {who}, {at}, and to the stock model"
+
+    def _check_best_of(self) -> None:
         if self.best_of is not None and not self.best_of.is_file():
             raise CommandError(f"--best-of {str(self.best_of)!r}: there is no such file")
-        needs.check(REFERENCE, "foveate eval reference")
 
 
 @dataclass(frozen=True)
@@ -294,7 +332,7 @@ class Tasks(Running, Contest):
         int | None, Option(help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
     ] = None
     include: Annotated[
-        Path | None, Option("--include-path", help="Folder of further tasks.", rich_help_panel=QUESTIONS)
+        Path | None, Option("--include-path", help="A folder with more tasks.", rich_help_panel=QUESTIONS)
     ] = None
 
     def check(self) -> None:
@@ -302,13 +340,18 @@ class Tasks(Running, Contest):
             raise CommandError("say which benchmarks: --task mme, as often as you like")
         if not (self.methods or self.described or self.adapter):
             raise CommandError("say what to measure: --method NAME, as often as you like (see `foveate methods`)")
-        Contest.check(self)
-        Running.check(self)
-        check_once(task=self.tasks)
-        check_at_least_1("per-task", self.per_task)
+        checks.check_all(
+            lambda: Contest.check(self),
+            lambda: Running.check(self),
+            lambda: check_once(task=self.tasks),
+            lambda: check_at_least_1("per-task", self.per_task),
+            self._check_include,
+            lambda: needs.check("lmms_eval", "a public benchmark"),
+        )
+
+    def _check_include(self) -> None:
         if self.include is not None and not self.include.is_dir():
             raise CommandError(f"--include-path {str(self.include)!r}: there is no such folder")
-        needs.check("lmms_eval", "a public benchmark")
 
 
 @dataclass(frozen=True)
@@ -316,8 +359,7 @@ class Fidelity(Own, Questions, Running, Contest):
     """What ``foveate eval fidelity`` is asked for."""
 
     def check(self) -> None:
-        for part in (Contest, Questions, Running, Own):
-            part.check(self)
+        checks.check_all(*(partial(part.check, self) for part in (Contest, Questions, Running, Own)))
 
 
 @dataclass(frozen=True)
@@ -330,35 +372,27 @@ class Search:
         Option(
             "--out",
             "-o",
-            help="Folder for method.json, trials and report; a run stopped there goes on.",
+            help="Folder for method.json, trials and report; a run that was stopped goes on there.",
             rich_help_panel=OUTPUT,
         ),
     ] = Path("tune-output")
     model: Model = "reference"
     adapter: Adapter = None
     method: OneMethod = None
-    options: Annotated[
-        tuple[str, ...],
-        Option(
-            "--option",
-            help="An option of the method, such as layer=3; repeatable. In a sum, fastv.layer=3.",
-            rich_help_panel=METHODS,
-            autocompletion=completion.an_option,
-        ),
-    ] = ()
-    described: Annotated[
-        str | None, Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
-    ] = None
+    options: Annotated[tuple[str, ...], OPTION_OF_ONE] = ()
+    described: OneAsJson = None
     max_kl: Annotated[
         float | None,
         Option(
-            help="Find the cheapest setting that diverges no more than this, in nats: 0.01.", rich_help_panel=BUDGETS
+            help="Find the cheapest setting whose KL divergence is at most this, in nats, e.g. 0.01.",
+            rich_help_panel=BUDGETS,
         ),
     ] = None
     budget: Annotated[
         float | None,
         Option(
-            help="Or the most faithful setting for this share of the stock model's cost: 0.5.", rich_help_panel=BUDGETS
+            help="Or find the most faithful setting for this share of the stock model's cost, e.g. 0.5.",
+            rich_help_panel=BUDGETS,
         ),
     ] = None
     by: By = "flops"
@@ -370,11 +404,13 @@ class Search:
             autocompletion=among(*checks.SEARCHES),
         ),
     ] = "auto"
-    trials: Annotated[int, Option(help="Settings to judge at most.", rich_help_panel=BUDGETS)] = 100
+    trials: Annotated[int, Option(help="How many settings are tried at most.", rich_help_panel=BUDGETS)] = 100
     held_out: Annotated[
         float, Option(help="Share of the prompts that the search does not see.", rich_help_panel=QUESTIONS)
     ] = 0.5
-    seed: Annotated[int, Option(help="Draws the prompts, and those held out.", rich_help_panel=QUESTIONS)] = 0
+    seed: Annotated[
+        int, Option(help="Decides which prompts are used, and which of them are held out.", rich_help_panel=QUESTIONS)
+    ] = 0
     overwrite: Overwrite = False
 
 
@@ -385,14 +421,23 @@ class Tune(Own, Running, Search):
     new_tokens: NewTokens = 16
     samples: Annotated[
         int | None,
-        Option(help="Prompts to use.", show_default="all; 80 of the benchmark", rich_help_panel=QUESTIONS),
+        Option(help="How many prompts are used.", show_default="all; 80 of the benchmark", rich_help_panel=QUESTIONS),
     ] = None
 
     def check(self) -> None:
-        words.check_one(self.method, None, self.options, self.described)
-        checks.check_choice("by", self.by, checks.COUNTED)
-        checks.check_choice("search", self.search, checks.SEARCHES)
-        outputs.check_folder("out", self.out)
+        checks.check_all(
+            lambda: words.check_one(self.method, None, self.options, self.described),
+            lambda: checks.check_choice("by", self.by, checks.COUNTED),
+            lambda: checks.check_choice("search", self.search, checks.SEARCHES),
+            lambda: outputs.check_folder("out", self.out),
+            self._check_search,
+            lambda: check_at_least_1("trials", self.trials),
+            lambda: checks.check_model(self.model),
+            lambda: Running.check(self),
+            lambda: Own.check(self),
+        )
+
+    def _check_search(self) -> None:
         if (self.max_kl is None) == (self.budget is None):
             raise CommandError(
                 "say what to look for: either --max-kl 0.01, the most divergence, or --budget 0.5, the most cost"
@@ -407,9 +452,5 @@ class Tune(Own, Running, Search):
         if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers")):
             goal, other = ("--max-kl", "dial, greedy or layers") if by_kl else ("--budget", "sigmoid or options")
             raise CommandError(f"--search {self.search} does not look for {goal}: choose {other}, or auto")
-        check_at_least_1("trials", self.trials)
         if not 0 < self.held_out < 1:
             raise CommandError(f"--held-out {self.held_out}: give a share of the prompts, above 0 and below 1")
-        checks.check_model(self.model)
-        Running.check(self)
-        Own.check(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import foveate
@@ -42,10 +43,15 @@ def about(entry: Entry, by: str) -> dict[str, Any]:
     }
 
 
-def store_of(request: Contest, identity: dict[str, Any], entry: Entry, kind: Callable[..., R], **more: Any) -> Store[R]:
-    """Where the answers of an entry are kept; ``more`` is what else they depend on, such as a seed."""
+def place_of(request: Contest, identity: dict[str, Any], entry: Entry, **more: Any) -> tuple[Path, dict[str, Any]]:
+    """The file of an entry's answers, and its header; ``more`` is what else they depend on, such as a seed."""
     name = file_name(str(entry), None if entry.budget is None else request.by, more.get("seed"))
-    return Store(request.out / "answers" / name, {**identity, **about(entry, request.by), **more}, kind)
+    return request.out / "answers" / name, {**identity, **about(entry, request.by), **more}
+
+
+def store_of(request: Contest, identity: dict[str, Any], entry: Entry, kind: Callable[..., R], **more: Any) -> Store[R]:
+    """Where the answers of an entry are kept, as `place_of` has it."""
+    return Store(*place_of(request, identity, entry, **more), kind)
 
 
 def ask(

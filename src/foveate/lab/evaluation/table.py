@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -14,6 +14,7 @@ from foveate.lab.evaluation.results import Judged, Result, Row
 from foveate.lab.evaluation.statistics import Share
 
 FEW = 5  # questions of a task
+ALONE = "With one question of each task there are too few for an interval (-), and nothing can be concluded: raise --per-task."
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV")
 AGAINST = ("against stock", "95 % CI")
 
@@ -44,7 +45,7 @@ class Evaluation(Result[Reference, Row]):
             (*COLUMNS, *(AGAINST if self._paired else ()), *(["seeds"] if several else [])),
             [
                 (
-                    *cells(row),
+                    *cells(row, one_each(row.tasks.values())),
                     *(_against(row) if self._paired else ()),
                     *([_range(row.seeds.values())] if several else []),
                 )
@@ -101,11 +102,13 @@ class Evaluation(Result[Reference, Row]):
                 )
         if len(self.request.seeds) > 1:
             lines.append("Seeds are pooled; the last column has the lowest and the highest accuracy of a single one.")
-        few = [share.n for share in self.rows[0].tasks.values()]
-        if few and min(few) < FEW:
+        few = min((share.n for share in self.rows[0].tasks.values()), default=FEW)
+        if one_each(self.rows[0].tasks.values()):
+            lines.append(ALONE)
+        elif few < FEW:
             lines.append(
-                f"{min(few)} questions of a task say little: below {FEW}, intervals are too narrow and the most frequent "
-                "answer guesses too well; raise --per-task."
+                f"{'One question' if few == 1 else f'{few} questions'} of a task say little: below {FEW}, intervals "
+                "are too narrow and the most frequent answer guesses too well; raise --per-task."
             )
         return [*lines, *self.left_out()]
 
@@ -117,27 +120,31 @@ def ordered(rows: Sequence[J]) -> list[J]:
     )
 
 
-def cells(row: Judged) -> tuple[str, ...]:
-    """Of the first table."""
+def one_each(tasks: Iterable[Share]) -> bool:
+    """Whether there is a single question of every task, so that nothing says how far another one would be off."""
+    return {share.n for share in tasks} == {1}
+
+
+def cells(row: Judged, alone: bool = False) -> tuple[str, ...]:
+    """Of the first table; ``alone``: there is one question of each task, and no interval."""
     kept = "-" if row.retention is None else percent(row.retention.value)
     costs = (percent(value) for value in (row.spent.tokens, row.spent.flops, row.spent.kv))
-    accuracy = (percent(row.accuracy.value), interval(row.accuracy))
+    accuracy = (percent(row.accuracy.value), interval(row.accuracy, alone))
     return row.label, short(row.budget), *accuracy, kept, p_value(row.paired.p), group(row.group_a), *costs
 
 
-def _against(row: Judged) -> tuple[str, ...]:
+def _against(row: Row) -> tuple[str, ...]:
     """Points more or less than the stock model, and from where to where."""
     share = row.difference
-    return (
-        ("-", "-")
-        if share is None
-        else (f"{100 * share.value:+.1f}", f"{100 * share.low:+.1f} to {100 * share.high:+.1f}")
-    )
+    if share is None:
+        return "-", "-"
+    within = f"{100 * share.low:+.1f} to {100 * share.high:+.1f}"
+    return f"{100 * share.value:+.1f}", "-" if one_each(row.tasks.values()) else within
 
 
-def interval(share: Share) -> str:
-    """In %."""
-    return _range((share.low, share.high))
+def interval(share: Share, alone: bool = False) -> str:
+    """In %; ``alone``: there is none."""
+    return "-" if alone else _range((share.low, share.high))
 
 
 def group(share: Share | None) -> str:

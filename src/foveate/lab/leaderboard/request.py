@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,16 @@ from typer import Option
 from foveate.extras import REFERENCE
 from foveate.lab import checks, completion, needs, outputs, words
 from foveate.lab.checks import check_at_least_1
-from foveate.lab.evaluation.request import MethodsAsJson, OptionsOfMethods, Plan, TasksOfBenchmark
+from foveate.lab.evaluation.request import (
+    Adapters,
+    FirstSeed,
+    Methods,
+    MethodsAsJson,
+    OptionsOfMethods,
+    Plan,
+    Questions,
+    TasksOfBenchmark,
+)
 from foveate.lab.terminal import CommandError, check_once
 from foveate.lab.typed import (
     BUDGETS,
@@ -36,7 +46,7 @@ class Board:
         Option(
             "--out",
             "-o",
-            help="Folder for answers, results.json and the page; a run stopped there goes on.",
+            help="Folder for answers, results.json and the page; a run that was stopped goes on there.",
             rich_help_panel=OUTPUT,
         ),
     ] = Path("leaderboard-output")
@@ -44,33 +54,15 @@ class Board:
         tuple[Path, ...],
         Option(
             "--from",
-            help="Measure nothing: put what is in this folder, or this results.json, on the page; repeatable.",
+            help="Measure nothing: show what is in this folder, or in this results.json; repeatable.",
             rich_help_panel=OUTPUT,
         ),
     ] = ()
     model: Model = "reference"
-    methods: Annotated[
-        tuple[str, ...],
-        Option(
-            "--method",
-            "-M",
-            help="Measure this one only, beside the controls; other rows of the folder stay. Repeatable.",
-            show_default="all that fit",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_method(*checks.BOUNDS),
-        ),
-    ] = ()
+    methods: Methods = ()
     options: OptionsOfMethods = ()
     described: MethodsAsJson = ()
-    adapters: Annotated[
-        tuple[str, ...],
-        Option(
-            "--adapter",
-            help="Folder or hub id of what `foveate train` wrote for this model; repeatable.",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_folder,
-        ),
-    ] = ()
+    adapters: Adapters = ()
     flops: Annotated[
         tuple[float, ...],
         Option(
@@ -90,15 +82,19 @@ class Board:
         ),
     ] = (0.5, 0.25)
     tasks: TasksOfBenchmark = ()
-    per_task: Annotated[int, Option(help="Questions of each task in the first round.", rich_help_panel=QUESTIONS)] = 25
+    per_task: Annotated[int, Option(help="Questions of each task in the first round.", rich_help_panel=QUESTIONS)] = 10
     more: Annotated[
-        int, Option(help="How many times as many the second round asks besides.", rich_help_panel=QUESTIONS)
-    ] = 1
-    seed: Annotated[int, Option(help="Of the first round's questions.", rich_help_panel=QUESTIONS)] = 0
+        int,
+        Option(
+            help="Other questions in the second round: so many times as many as in the first.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = 2
+    seed: FirstSeed = 0
     best: Annotated[
         int,
         Option(
-            help="Methods of the second round, which are timed, too, beside the controls; 0: there is none.",
+            help="Methods that go on to the second round, and are timed, with the controls; 0: none does.",
             rich_help_panel=METHODS,
         ),
     ] = 8
@@ -111,7 +107,7 @@ class Board:
         ),
     ] = "small-qwen2.5-vl"
     tokens: Annotated[int, Option(help="Visual tokens of the call that is timed.", rich_help_panel=QUESTIONS)] = 256
-    repeats: Annotated[int, Option(help="Timed rounds; 0: nothing is timed.", rich_help_panel=QUESTIONS)] = 3
+    repeats: Annotated[int, Option(help="How many rounds are timed; 0: none.", rich_help_panel=QUESTIONS)] = 3
     plan: Plan = False
     overwrite: Overwrite = False
 
@@ -131,27 +127,39 @@ class Board:
         if self.source:
             self._check_shown()
             return
-        words.check_many(self.methods, self.options, self.described, checks.BOUNDS)
-        check_once(method=self.methods, option=self.options, adapter=self.adapters, flops=self.flops, kv=self.kv)
-        check_once(task=self.tasks)
-        for task in self.tasks:
-            checks.check_choice("task", task, checks.TASKS)
-        for by, budgets in self.budgets.items():
-            checks.check_budgets(budgets, by)
+        checks.check_all(
+            lambda: words.check_many(self.methods, self.options, self.described, checks.BOUNDS),
+            lambda: check_once(
+                method=self.methods, option=self.options, adapter=self.adapters, flops=self.flops, kv=self.kv
+            ),
+            lambda: Questions(self.tasks, self.per_task, (self.seed,)).check(),
+            *(partial(checks.check_budgets, budgets, by) for by, budgets in self.budgets.items()),
+            self._check_spending,
+            lambda: checks.check_model(self.model),
+            lambda: checks.check_shape(self.shape),
+            *(partial(checks.check_trained, adapter) for adapter in self.adapters),
+            *(partial(check_at_least_1, *each) for each in (("more", self.more), ("tokens", self.tokens))),
+            *(partial(_check_count, *each) for each in (("best", self.best), ("repeats", self.repeats))),
+            lambda: needs.check(REFERENCE, "foveate leaderboard"),
+            lambda: needs.check("scipy", "foveate leaderboard, which has intervals and tests,"),
+        )
+
+    def says(self) -> str:
+        """What is asked, for a person who waits: nothing has been loaded yet."""
+        who = ", ".join(self.methods) or ("the methods given" if self.described else "all methods that fit")
+        shares = {by: ", ".join(f"{share:g}" for share in some) for by, some in self.budgets.items() if some}
+        budgets = " and ".join(f"{some} of the {checks.COUNTED[by]}" for by, some in shares.items())
+        first = Questions(self.tasks, self.per_task).says()
+        said = f"first round: {first} to {who}, the controls, the oracles and the stock model, at {budgets}"
+        if not self.best:
+            return said
+        second = Questions(self.tasks, self.per_task * self.more).says()
+        timed = "; then their times, which the plan leaves out" if self.repeats else ""
+        return f"{said}\nsecond round: {second} more to the best {self.best} and the controls{timed}"
+
+    def _check_spending(self) -> None:
         if not (self.flops or self.kv):
             raise CommandError("say what methods may spend: --flops 0.5 or --kv 0.5, as often as you like")
-        checks.check_model(self.model)
-        checks.check_shape(self.shape)
-        for adapter in self.adapters:
-            checks.check_trained(adapter)
-        for option, count in (("per-task", self.per_task), ("more", self.more), ("tokens", self.tokens)):
-            check_at_least_1(option, count)
-        checks.check_seed(self.seed)
-        for option, count in (("best", self.best), ("repeats", self.repeats)):
-            if count < 0:
-                raise CommandError(f"--{option} {count}: give a whole number, 0 or more")
-        needs.check(REFERENCE, "foveate leaderboard")
-        needs.check("scipy", "foveate leaderboard, which has intervals and tests,")
 
     def _check_shown(self) -> None:
         for name, flag, _, default in options(Board):
@@ -161,3 +169,8 @@ class Board:
                 )
         check_once(**{"from": self.source})
         outputs.check_new("out", self.out / PAGE, self.overwrite)
+
+
+def _check_count(option: str, count: int) -> None:
+    if count < 0:
+        raise CommandError(f"--{option} {count}: give a whole number, 0 or more")

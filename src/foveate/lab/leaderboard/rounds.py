@@ -16,7 +16,7 @@ from typing import get_args
 from foveate.errors import FoveateError
 from foveate.lab import needs, outputs, typed
 from foveate.lab.checks import ANTIORACLE, BOUNDS
-from foveate.lab.evaluation import reference, statistics, store
+from foveate.lab.evaluation import planning, reference, statistics, store
 from foveate.lab.evaluation.best import BESIDE, CONTROLS, best_of
 from foveate.lab.evaluation.forecast import Forecast, Line
 from foveate.lab.evaluation.plan import Entry, shipped
@@ -68,20 +68,27 @@ def measure(request: Board, tell: Tell) -> Leaderboard:
 
 
 def plan(request: Board, tell: Tell) -> Forecast:
-    """What would be asked in both rounds, and how long it takes here. The second round is guessed before the first is done."""
+    """What would be asked in both rounds, and how long it takes here. The second round is guessed before the first is done.
+
+    Nothing is measured of methods, and nothing is written.
+    """
     request.check()
-    first, _ = _first(request, tell)
-    lines = [line for ask in first for line in _forecast(ask, tell)]
-    board = _there(request)
+
+    def planned(asks: Sequence[Reference]) -> Forecast:
+        return planning.plan_all([replace(ask, overwrite=request.overwrite) for ask in asks], tell)
+
+    found = first = planned(_first(request, tell)[0])
+    for adapter in request.adapters:
+        found += planned(_trained(request, adapter))
+    board = None if request.overwrite else _there(request)
     if not request.best:
-        return Forecast(tuple(lines))
-    if board is not None and not any(line.left for line in lines):
-        return Forecast((*lines, *(line for ask in _second(request, board) for line in _forecast(ask, tell))))
-    each = [line.seconds / line.left for line in lines if line.left]
+        return found
+    if board is not None and not any(line.left for line in first.lines):
+        return found + planned(_second(request, board))
+    each = [line.seconds / line.left for line in first.lines if line.left]
     budgets, tasks = sum(map(len, request.budgets.values())), request.tasks or needs.reference().TASKS
     left = (request.best + len(BESIDE)) * budgets * request.more * request.per_task * len(tasks)
-    guess = Line("second round", "", left, left * sum(each) / max(1, len(each)))
-    return Forecast((*lines, guess))
+    return found + Forecast((Line("second round", "", left, left * sum(each) / max(1, len(each))),))
 
 
 def _first(request: Board, tell: Tell) -> tuple[list[Reference], tuple[str, ...]]:
@@ -150,7 +157,8 @@ def _there(request: Board) -> Leaderboard | None:
 def _asked(ask: Reference, board: Leaderboard | None, request: Board, tell: Tell) -> Leaderboard:
     """The rows of an evaluation, among those that are there; they are in the folder when this is done."""
     with reference.running(ask, tell) as run:
-        common = {**run.identity, "model": run.asker.name, "seed": request.seed}
+        ground = run.ground
+        common = {**ground.identity, "model": ground.asker.name, "seed": request.seed}
         if board is None:
             groups = {group: tuple(t for t in tasks if t in common["tasks"]) for group, tasks in _groups().items()}
             board = Leaderboard("", common, {group: tasks for group, tasks in groups.items() if tasks})
@@ -171,7 +179,7 @@ def _asked(ask: Reference, board: Leaderboard | None, request: Board, tell: Tell
                     None if entry.budget is None else ask.by,
                     entry.budget,
                     None if entry.method is None else entry.method.to_dict(),
-                    _kind(entry, run.asker.host, ask.adapter is not None),
+                    _kind(entry, ground.asker.host, ask.adapter is not None),
                     ask.seeds,
                     _compared(about, mine, theirs),
                     _by_group(board.groups, about, mine, theirs),
@@ -229,18 +237,6 @@ def _command(ask: Reference, entry: Entry) -> str:
     if entry.method is None or entry.label in BOUNDS or entry.label in list_methods():
         return typed.command("foveate eval reference", replace(alone, methods=(entry.label,)))
     return typed.command("foveate eval reference", replace(alone, described=(json.dumps(entry.method.to_dict()),)))
-
-
-def _forecast(ask: Reference, tell: Tell) -> list[Line]:
-    """A line for each entry; those without a budget are asked once, by whichever evaluation comes first."""
-    with reference.running(ask, tell) as run:
-        lines = run.forecast(tell).lines
-        entries = run.entries * len(ask.seeds)
-        return [
-            replace(line, entry=f"{line.entry} of {ask.by}" if entry.budget else line.entry)
-            for entry, line in zip(entries, lines)
-            if entry.budget or ask.by == "flops"
-        ]
 
 
 def _time(request: Board, board: Leaderboard, tell: Tell) -> None:

@@ -11,9 +11,9 @@ from foveate.lab.evaluation import questions
 from foveate.lab.evaluation.costs import Costs, meter
 from foveate.lab.evaluation.fidelity.table import Faithful, Line
 from foveate.lab.evaluation.forced import Heard, Said, asked, hear
-from foveate.lab.evaluation.plan import Entry, budgets_of, contenders, entries
+from foveate.lab.evaluation.plan import Entry, contenders, entries
 from foveate.lab.evaluation.questions import Prompt, drawn, from_file, from_words, grouped, of_benchmark
-from foveate.lab.evaluation.request import Fidelity
+from foveate.lab.evaluation.request import Fidelity, budgets_of
 from foveate.lab.evaluation.runner import Tell, ask, store_of, versions
 from foveate.lab.evaluation.store import Store, check_folder
 from foveate.lab.terminal import CommandError

@@ -100,7 +100,9 @@ class Faithful(Result[Fidelity, Line]):
             f"tokens, FLOPs, KV: prompt and answer, over those of the stock model{spent}",
             "Near the stock model is not right: where it errs, so does what is faithful to it.",
         ]
-        if self.prompts < FEW:
+        if self.prompts == 1:
+            lines.append("One prompt is too few for an interval (-), and nothing can be concluded: give more.")
+        elif self.prompts < FEW:
             lines.append(f"{self.prompts} prompts say little: below {FEW}, intervals are too narrow; give more.")
         return [*lines, *self.left_out()]
 
@@ -132,5 +134,5 @@ def nats(value: float) -> str:
 
 
 def interval(share: Share) -> str:
-    """In nats."""
-    return f"{nats(share.low)} to {nats(share.high)}"
+    """In nats; of a single prompt there is none."""
+    return "-" if share.n == 1 else f"{nats(share.low)} to {nats(share.high)}"

@@ -148,6 +148,11 @@ class Tuned:
         ]
         lines.append(f"`--method-json {METHOD}` hands what was found to `foveate run`, `eval`, `bench` and `serve`.")
         few = self.held_out[-1].kl.n
+        if few == 1:
+            return [
+                *lines,
+                "One prompt held out is too few for an interval (-), and nothing can be concluded: give more.",
+            ]
         return [*lines, f"{few} prompts held out say little: give more."] if few < FEW else lines
 
 
