@@ -108,7 +108,7 @@ class Model:
         if kind.name in ("keys", "values"):
             own = heads if tower else text.num_key_value_heads
             return noise.states(rows, own, width // heads)
-        if kind.name in ("last_row", "next_row", "cls_row"):
+        if kind.name in ("last_row", "next_row", "unrotated_row", "cls_row"):
             return noise.shares(n, heads)
         if kind.name in ("text_rows", "next_rows"):
             return noise.shares(n, heads, TEXT // 2) if signal.heads else noise.shares(n, TEXT // 2)

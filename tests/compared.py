@@ -32,7 +32,17 @@ def sites_of(method: Method) -> list[Site]:
 
 def depends_on_text(method: Method) -> bool:
     """Whether a longer prompt may choose other tokens: the choice follows its text, or is made anew at every step."""
-    guides = {"last_row", "text_rows", "text", "received", "next_row", "next_rows", "text_pass", "text_ids"}
+    guides = {
+        "last_row",
+        "text_rows",
+        "text",
+        "received",
+        "next_row",
+        "next_rows",
+        "text_pass",
+        "text_ids",
+        "unrotated_row",
+    }
     return any(
         site.at in ("decode", "cache")
         or site.into == "generated"  # which a longer prompt has no more of

@@ -13,6 +13,7 @@ from foveate.errors import FoveateError
 from foveate.runtime.hosts import kinds_of as layer_kinds
 
 #: signals that are read of the attention of a layer
+AHEAD = {"next_row", "next_rows", "unrotated_row"}
 OF_ATTENTION = {"keys", "values", "last_row", "text_rows", "received"}
 LLAVA = Host("llava", tiny.BLOCKS, tiny.LAYERS, has_cls=True)
 
@@ -30,7 +31,7 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
     reads = {layer for at, layer, each in asked if at == "decoder" and each.kind == "last_row"}
     more: set[Hashable] = {"attention in many layers"} if len(reads) > 2 else set()
     here = [(layer - 1, each) for at, layer, each in asked if at == "decoder" and each.kind in OF_ATTENTION]
-    here += [(layer, each) for at, layer, each in asked if at == "decoder" and each.kind in ("next_row", "next_rows")]
+    here += [(layer, each) for at, layer, each in asked if at == "decoder" and each.kind in AHEAD]
     if any((layer if each.layer is None else each.layer) in tiny.packed.LINEAR for layer, each in here):
         more.add("attention of a recurrent layer")
     blocks = [each.layer for at, _, each in asked if at == "tower_output" and each.layer is not None]

@@ -29,10 +29,13 @@ every_keeping_method = pytest.mark.parametrize(
 #: options that are numbers, and no shares
 NUMBERS = {
     "air": ("tau", "epsilon", "strength"),
+    "autoprune": ("steepness", "gamma"),
     "dymu": ("threshold",),
     "evoprune": ("bandwidth", "diversity"),
     "gsearch": ("steepness",),
     "mmtok": ("alpha",),
+    "mustdrop": ("threshold",),
+    "otprune": ("gamma",),
     "prumerge": ("threshold",),
 }
 every_ratio = pytest.mark.parametrize(

@@ -69,7 +69,11 @@ REFUSED: list[tuple[str, Site, str]] = [
     ("llava", Site("decoder", 2, signals=(Signal("text_rows", rows="all"),)), "has rows of question or text"),
     ("llava", Site("decoder", 2, signals=(Signal("keys", heads=True),)), "leave heads=True out"),
     ("llava", Site("decoder", 2, signals=(Signal("rope", 1),)), "rope is of no layer"),
-    ("llava", Site("decoder", 2, signals=(Signal("keys", 1, at="tower"),)), "only the hidden states of vision blocks"),
+    (
+        "llava",
+        Site("decoder", 2, signals=(Signal("keys", 1, at="tower"),)),
+        "only cls_row and hidden and received of vision blocks",
+    ),
     ("llava", Site("lm_entry", signals=(Signal("hidden", tiny.BLOCKS, at="tower"),)), "no vision block"),
     ("llava", Site("tower_output", signals=(Signal("hidden", 1, at="tower"),)), "leave at=.tower. out"),
     ("llava_next", Site("lm_entry", signals=(Signal("hidden", 1, at="tower"),)), "cut into tiles"),

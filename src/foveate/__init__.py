@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from foveate.methods.adaptivevoco import AdaptiveVoCo as AdaptiveVoCo
     from foveate.methods.adsc import ADSC as ADSC
     from foveate.methods.air import AIR as AIR
+    from foveate.methods.anchorprune import AnchorPrune as AnchorPrune
+    from foveate.methods.apet import ApET as ApET
+    from foveate.methods.autoprune import AutoPrune as AutoPrune
     from foveate.methods.cdpruner import CDPruner as CDPruner
     from foveate.methods.covipal import CoViPAL as CoViPAL
     from foveate.methods.dart import DART as DART
     from foveate.methods.divprune import DivPrune as DivPrune
     from foveate.methods.dmllm import DMLLM as DMLLM
     from foveate.methods.downsample import Downsample as Downsample
+    from foveate.methods.duetvlm import DuetVLM as DuetVLM
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU
     from foveate.methods.evoprune import EvoPrune as EvoPrune
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from foveate.methods.fastervlm import FasterVLM as FasterVLM
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.fastvid import FastVID as FastVID
+    from foveate.methods.feather import Feather as Feather
+    from foveate.methods.flashvid import FlashVID as FlashVID
+    from foveate.methods.flowcut import FlowCut as FlowCut
     from foveate.methods.framefusion import FrameFusion as FrameFusion
     from foveate.methods.gsearch import GSearch as GSearch
     from foveate.methods.hiprune import HiPrune as HiPrune
@@ -47,10 +54,14 @@ if TYPE_CHECKING:
     from foveate.methods.lftr import LFTR as LFTR
     from foveate.methods.luvc import LUVC as LUVC
     from foveate.methods.mmtok import MMTok as MMTok
+    from foveate.methods.mustdrop import MustDrop as MustDrop
     from foveate.methods.oim import OIM as OIM
+    from foveate.methods.otprune import OTPrune as OTPrune
+    from foveate.methods.ottvid import OTTVid as OTTVid
     from foveate.methods.parvts import ParVTS as ParVTS
     from foveate.methods.prumerge import PruMerge as PruMerge
     from foveate.methods.prunesid import PruneSID as PruneSID
+    from foveate.methods.prunevid import PruneVid as PruneVid
     from foveate.methods.pyramiddrop import PyramidDrop as PyramidDrop
     from foveate.methods.qcache import QCache as QCache
     from foveate.methods.quecc import QueCC as QueCC
@@ -69,6 +80,7 @@ if TYPE_CHECKING:
     from foveate.methods.vispruner import VisPruner as VisPruner
     from foveate.methods.vistog import VisToG as VisToG
     from foveate.methods.vitcop import ViTCoP as ViTCoP
+    from foveate.methods.vlmpruner import VLMPruner as VLMPruner
     from foveate.methods.vocollama import VoCoLLaMA as VoCoLLaMA
     from foveate.methods.vscan import VScan as VScan
     from foveate.methods.vtccls import VTCCLS as VTCCLS

@@ -324,6 +324,24 @@ def _bisect(mean: Callable[[float], float], keep: float, low: float, high: float
     return high
 
 
+def times_factor(curve: Sequence[float], like: Schedule, depth: int) -> list[float]:
+    """Multiply a curve by the one factor with which it leaves the mean share of a schedule, where no share is above 1.
+
+    Args:
+        curve: what is left from each layer of ``like`` on, above 0.
+        like: the schedule.
+        depth: layers that its mean is over.
+    """
+    held = [b - a for a, b in pairwise([*like.layers, depth])]
+    wanted = sum(n * share for n, (_, share) in zip(held, like.stages))
+    low, high = 0.0, 1 / max(min(curve, default=1.0), sys.float_info.min)
+    for _ in range(200):
+        factor = (low + high) / 2
+        less = sum(n * min(1.0, factor * share) for n, share in zip(held, curve)) < wanted
+        low, high = (factor, high) if less else (low, factor)
+    return [min(1.0, high * share) for share in curve]
+
+
 def halving(layers: int, every: int | None = None) -> list[Stage]:
     """Half of those present leave at 1/4, 1/2 and 3/4 of the depth (or every so many layers), the rest before the last."""
     last = layers - 1

@@ -20,7 +20,18 @@ from foveate.serialise import check
 #: Kinds that are known before any layer has run: of the hidden states that are here, or of the layer to come. (A test compares
 #: this with what each kind needs.)
 KNOWN_BEFORE = frozenset(
-    {"hidden", "next_row", "next_rows", "patches", "rope", "text", "text_ids", "text_pass", "text_place"}
+    {
+        "hidden",
+        "next_row",
+        "next_rows",
+        "patches",
+        "rope",
+        "text",
+        "text_ids",
+        "text_pass",
+        "text_place",
+        "unrotated_row",
+    }
 )
 
 #: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it. (A test
@@ -29,7 +40,7 @@ OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "residual", "rope
 
 #: Kinds that are attention weights, which a fused kernel does not give: whoever asks pays for them. (A test compares this with
 #: what each kind says of itself.)
-OF_ATTENTION = frozenset({"cls_row", "last_row", "next_row", "next_rows", "received", "text_rows"})
+OF_ATTENTION = frozenset({"cls_row", "last_row", "next_row", "next_rows", "received", "text_rows", "unrotated_row"})
 
 _KINDS = Path(__file__).parent / "runtime" / "signals" / "kinds"
 _OTHERS: dict[str, Callable[[Signal], bool]] = {}  # kinds of other packages: are they known before any layer has run?

@@ -15,7 +15,7 @@ from foveate.signal import Signal
 #: In the small reference models, the first decoder layer whose text attends to the image.
 LOOKS = 3
 #: Kinds of signals that say what text attends to in the layer before the site, and in that to come.
-_BEHIND, _AHEAD = ("last_row", "text_rows"), ("next_row", "next_rows")
+_BEHIND, _AHEAD = ("last_row", "text_rows"), ("next_row", "next_rows", "unrotated_row")
 
 
 def about_model(name: str, model: Any, processor: Any, prompts: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import clusters, frames, merge, select
@@ -106,12 +106,8 @@ class FastVID(EntryPruner):
 
     def _scenes(self, tokens: Tokens) -> list[list[int]]:
         """The frames of each scene; asks the device."""
-        if not self.temporal:
-            return [[span] for span in range(len(tokens.counts))]
-        mean = normalize(segment_mean(tokens.hidden.float(), tokens.segment, len(tokens.counts)), dim=-1)
-        return frames.scenes(
-            (mean * mean.roll(1, 0)).sum(-1).tolist(), list(map(len, tokens.spans.clips)), self.tau, CUTS
-        )
+        videos = list(map(len, tokens.spans.clips))
+        return frames.scenes_of(tokens.hidden, tokens.counts, videos, self.tau if self.temporal else 2.0, CUTS)
 
     def flops(self, tokens: Tokens, site: Site) -> int:
         _, _, scenes = self._plan(tokens, site)

@@ -123,3 +123,53 @@ def _pick(targets: _Targets, counts: list[int], k: list[int]) -> Tensor:
         picks.append(pick)
     start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
     return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]
+
+
+def represented(features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+    """Greedily choose the tokens of each segment that represent all of its tokens best (facility location).
+
+    A token is represented as well as the largest cosine that it has with one that is chosen, 0 or more; what is maximised is
+    the sum of that over the segment, weighted. Ties go to the earlier token.
+
+    Args:
+        features: ``(N, C)``.
+        weight: ``(N,)``, 0 or more.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
+    unit = normalize(features.detach().float(), dim=-1)
+    for members in alike(counts):
+        few, own = [counts[s] for s in members], [k[s] for s in members]
+        if sum(own):
+            rows = rows_of(members, counts, features.device)
+            chosen.append(rows[_represented(unit[rows], weight[rows].float(), few, own)])
+    return torch.cat(chosen).sort().values
+
+
+def represented_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `represented` (2 per multiply-add)."""
+    total = 0
+    for members in alike(counts):
+        longest, picks = max((counts[s] for s in members), default=0), max((k[s] for s in members), default=0)
+        total += len(members) * longest * longest * (width + picks) if picks else 0
+    return 2 * total
+
+
+def _represented(unit: Tensor, weight: Tensor, counts: list[int], k: list[int]) -> Tensor:
+    """Find what `represented` says, in segments of like lengths."""
+    x, weight = to_padded(unit, counts), to_padded(weight, counts)[:, None]
+    device, segment, picks = x.device, torch.arange(len(counts), device=x.device), []
+    cosine = (x @ x.transpose(1, 2)).clamp(min=0)
+    so_far, free = weight.new_zeros(weight.shape[0], x.shape[1]), to_padded(torch.ones_like(unit[:, 0]), counts) > 0
+    for _ in range(max(k)):
+        gain = torch.bmm(weight, (cosine - so_far[:, :, None]).clamp(min=0))[:, 0]
+        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
+        so_far = torch.maximum(so_far, cosine[segment, :, pick])
+        free = free.scatter(1, pick[:, None], False)
+        picks.append(pick)
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
+    return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]

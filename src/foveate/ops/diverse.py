@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
-from foveate.ops.segments import alike, offsets, padded_index, padded_pairs, rows_of, to_padded
+from foveate.ops.pairs import best_column, cosines
+from foveate.ops.pairs import products as products_of_pairs
+from foveate.ops.segments import (
+    alike,
+    offsets,
+    padded_index,
+    padded_pairs,
+    rows_of,
+    segment_ids,
+    to_padded,
+)
 from foveate.ops.select import rank_within
 
 #: A token adds nothing to a set where it spans less than this share of what the first one does, which is rounding.
@@ -169,24 +179,188 @@ def determinantal_flops(counts: Sequence[int], k: Sequence[int], width: int) -> 
 
 def _determinantal(features: Tensor, quality: Tensor, counts: list[int], k: list[int]) -> Tensor:
     """Find what `determinantal` says, in segments of like lengths."""
-    device, picks = features.device, []
     x = to_padded(normalize(features.detach().float(), dim=-1), counts)  # (S, n, C)
     quality = to_padded(quality.detach().float(), counts)
-    free = to_padded(torch.ones(sum(counts), dtype=torch.bool, device=device), counts, False)
+    segment = torch.arange(len(counts), device=x.device)
     spans = quality.square() * (x != 0).any(-1)  # what each token would multiply the determinant by
     least = (_NOTHING * spans.amax(1, keepdim=True)).clamp(min=torch.finfo(spans.dtype).tiny)
-    factor = x.new_zeros(len(counts), max(k), x.shape[1])
+
+    def row(pick: Tensor) -> Tensor:
+        alike_ = torch.bmm(x, x[segment, pick][:, :, None])[..., 0]
+        return alike_ * quality * quality[segment, pick][:, None]
+
+    return _greedily(row, spans, least, -1 / (1 + quality), counts, k)
+
+
+def log_determinant(features: Tensor, strength: float, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+    """Greedily choose the tokens of each segment with the largest ``log det(I + strength * G @ G)``, of their rows and columns.
+
+    ``G`` are the products of all pairs of tokens of the segment. Ties go to the earlier token.
+
+    Args:
+        features: ``(N, C)``.
+        strength: above 0.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
+    for members in alike(counts):
+        rows, own = rows_of(members, counts, features.device), [k[s] for s in members]
+        if sum(own):
+            few = [counts[s] for s in members]
+            chosen.append(rows[_log_determinant(features[rows], strength, few, own)])
+    return torch.cat(chosen).sort().values
+
+
+def log_determinant_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `log_determinant` (2 per multiply-add)."""
+    products = 0
+    for members in alike(counts):
+        picks = max((k[s] for s in members), default=0)
+        longest = max((counts[s] for s in members), default=0)
+        if picks:
+            work = longest * longest * (width + picks) + longest * picks * (picks - 1) // 2
+            products += len(members) * work
+    return 2 * products
+
+
+def _log_determinant(features: Tensor, strength: float, counts: list[int], k: list[int]) -> Tensor:
+    """Find what `log_determinant` says, in segments of like lengths."""
+    x = to_padded(features.detach().float(), counts)
+    gram, segment = x @ x.transpose(1, 2), torch.arange(len(counts), device=x.device)
+    spans = 1 + strength * gram.square().sum(-1)  # it is never less than 1, however many are chosen
+
+    def row(pick: Tensor) -> Tensor:  # without the 1 of its own column, which nobody asks for again
+        return strength * torch.bmm(gram, gram[segment, pick][:, :, None])[..., 0]
+
+    return _greedily(row, spans, spans.new_full((len(counts), 1), 0.5), spans, counts, k)
+
+
+def _greedily(
+    row: Callable[[Tensor], Tensor], spans: Tensor, least: Tensor, instead: Tensor, counts: list[int], k: list[int]
+) -> Tensor:
+    """Return the tokens that multiply a determinant most, one after another, in segments of like lengths.
+
+    Args:
+        row: gives the row ``(S, n)`` of the kernel of the token ``(S,)`` of each segment.
+        spans: ``(S, n)`` the diagonal of the kernel.
+        least: ``(S, 1)``; a token that spans no more adds nothing, and counts by its value ``instead (S, n)``, below 0.
+    """
+    device, picks = spans.device, []
+    free = to_padded(torch.ones(sum(counts), dtype=torch.bool, device=device), counts, False)
+    factor = spans.new_zeros(len(counts), max(k), spans.shape[1])
     segment = torch.arange(len(counts), device=device)
     for i in range(max(k)):
-        score = torch.where(spans > least, spans, -1 / (1 + quality)).masked_fill(~free, -torch.inf)
-        pick = score.argmax(1)
-        row = torch.bmm(x, x[segment, pick][:, :, None])[..., 0] * quality * quality[segment, pick][:, None]
+        pick = torch.where(spans > least, spans, instead).masked_fill(~free, -torch.inf).argmax(1)
+        column = row(pick)
         if i:
-            row = row - torch.bmm(factor[segment, :i, pick][:, None], factor[:, :i])[:, 0]
+            column = column - torch.bmm(factor[segment, :i, pick][:, None], factor[:, :i])[:, 0]
         left = spans[segment, pick][:, None]
-        factor[:, i] = torch.where(left > least, row / left.clamp(min=least).sqrt(), 0.0)
+        factor[:, i] = torch.where(left > least, column / left.clamp(min=least).sqrt(), 0.0)
         spans = spans - factor[:, i].square()
         free = free.scatter(1, pick[:, None], False)
+        picks.append(pick)
+    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)
+    return (torch.stack(picks, 1) + start[:, None]).flatten()[padded_index(k, device)]
+
+
+def weighted_spread(
+    features: Tensor,
+    weight: Tensor,
+    counts: Sequence[int],
+    k: Sequence[int],
+    first: Tensor | None = None,
+    n_first: Sequence[int] = (),
+    most: float = torch.inf,
+    ahead: Tensor | None = None,
+) -> Tensor:
+    """Greedily choose tokens of each segment: each is the one with the largest product of its weight and its distance.
+
+    The distance is 1 minus the cosine, to the nearest token chosen so far; for the first choice of a segment, to the nearest
+    other token. Ties go to the earlier token.
+
+    Args:
+        features: ``(N, C)``.
+        weight: ``(N,)``, 0 or more.
+        counts: tokens per segment, sums to ``N``.
+        k: survivors per segment, ``n_first[s] <= k[s] <= counts[s]``.
+        first: packed indices, ascending, which are chosen beforehand; None: none.
+        n_first: how many of these are of each segment.
+        most: distances above count as this one.
+        ahead: ``(N,)`` bool, which tokens are chosen before all others, no more than are wanted.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending, the first ones among them.
+    """
+    n_first = [0] * len(counts) if first is None else list(n_first)
+    wanted = [total - begun for total, begun in zip(k, n_first)]
+    none = torch.empty(0, dtype=torch.long, device=features.device)
+    first = none if first is None else first
+    if not sum(wanted):
+        return first
+    n, chosen, device = len(features), [first], features.device
+    taken = torch.zeros(n + 1, dtype=torch.bool, device=device).index_fill(0, first, True)
+    begun = torch.tensor(n_first, dtype=torch.long).to(device, non_blocking=True)[segment_ids(counts, device)] > 0
+    begun = pad(begun, (0, 1), value=True)
+
+    def nearest(cosine: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor]:
+        others = (column[:, None] != row[..., None]) & (column < n)[:, None]
+        found, _ = best_column(cosine, others & (taken[column][:, None] | ~begun[row][..., None]), column)
+        return (found,)
+
+    (cosine,) = cosines(features, counts).ask(nearest)
+    reach = (1 - cosine.clamp(min=-1.0)).clamp(max=most)  # of a token that is alone it is that of an opposite one
+    for members in alike(counts):
+        own = [wanted[s] for s in members]
+        if sum(own):
+            rows, few = rows_of(members, counts, features.device), [counts[s] for s in members]
+            here = features[rows], weight[rows], reach[rows], taken[rows], None if ahead is None else ahead[rows]
+            chosen.append(rows[_weighted_spread(*here, [n_first[s] for s in members], few, own, most)])
+    return torch.cat(chosen).sort().values
+
+
+def weighted_spread_flops(
+    counts: Sequence[int], k: Sequence[int], width: int, n_first: Sequence[int] | None = None
+) -> int:
+    """Floating-point operations of the matrix products in `weighted_spread` (2 per multiply-add)."""
+    wanted = list(k) if n_first is None else [total - begun for total, begun in zip(k, n_first)]
+    if not sum(wanted):
+        return 0
+    rows = 0
+    for members in alike(counts):
+        picks = max((wanted[s] for s in members), default=0)
+        rows += len(members) * max((counts[s] for s in members), default=0) * picks
+    return products_of_pairs(counts, width, questions=1) + 2 * rows * width
+
+
+def _weighted_spread(
+    features: Tensor,
+    weight: Tensor,
+    reach: Tensor,
+    taken: Tensor,
+    ahead: Tensor | None,
+    n_first: list[int],
+    counts: list[int],
+    k: list[int],
+    most: float,
+) -> Tensor:
+    """Find what `weighted_spread` adds to the first ones, in segments of like lengths."""
+    device, picks = features.device, []
+    x = to_padded(normalize(features.detach().float(), dim=-1), counts)
+    weight, reach = to_padded(weight.detach().float(), counts), to_padded(reach, counts)
+    free = to_padded(~taken, counts, False)
+    ahead = None if ahead is None else to_padded(ahead, counts, False)
+    segment = torch.arange(len(counts), device=device)
+    begun = torch.tensor(n_first).to(device, non_blocking=True)[:, None] > 0
+    for i in range(max(k)):
+        score = weight * reach if ahead is None else (weight * reach).masked_fill(ahead, torch.inf)
+        pick = score.masked_fill(~free, -torch.inf).argmax(1)
+        free = free.scatter(1, pick[:, None], False)
+        away = (1 - torch.bmm(x, x[segment, pick][:, :, None])[..., 0]).clamp(max=most)
+        reach = torch.where(begun | (i > 0), torch.minimum(reach, away), away)
         picks.append(pick)
     start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)
     return (torch.stack(picks, 1) + start[:, None]).flatten()[padded_index(k, device)]

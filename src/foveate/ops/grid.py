@@ -134,6 +134,19 @@ def around(index: Tensor, counts: Sequence[int], shapes: Shapes, centres: Tensor
     return found
 
 
+def relative(index: Tensor, counts: Sequence[int], shapes: Shapes) -> Tensor:
+    """Return where each token is in its rectangle, from corner to corner, in units of that diagonal: ``(N, 2)``.
+
+    Args:
+        index: ``(N,)`` raster place of each token in its rectangle, where others may be missing.
+        counts: tokens per rectangle, sums to ``N``.
+        shapes: rectangles.
+    """
+    facts = torch.tensor([(w, max(h - 1, 1), max(w - 1, 1)) for h, w in shapes], dtype=torch.long).view(-1, 3)
+    width, down, across = facts.to(index.device, non_blocking=True)[segment_ids(counts, index.device)].unbind(1)
+    return torch.stack([index // width / down, index % width / across], 1) / 2**0.5
+
+
 def _whole(share: float) -> int:
     """Return the nearest whole number, halves up, as in `foveate.schedule.survivors`."""
     return math.floor(share + 0.5)

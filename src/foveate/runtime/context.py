@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -112,7 +112,7 @@ class Record:
         seen: tokens per (action, row, clip) that earlier chunks of the prompt brought to a site.
         progress: feature row where each batch row goes on, once chunked prefill has met it.
         numbers: of spans and of videos, by kind, batch row, and which of the record's they are.
-        block_states: block -> ``(cells, C)`` hidden states that it was given, where sites of the language model ask.
+        block_states: ``(cells, ...)`` what vision blocks have left, by its name, where sites of the language model ask.
         home: ``(N,)`` the cell that each cell has become part of, -1: none; None where nobody wants to know.
         stored: of each image or frame ``(L, m, C)`` what decoder layers are given of the tokens appended to it, where that is
             what was kept of it (`foveate.runtime.recalling`); else empty.
@@ -128,7 +128,7 @@ class Record:
     seen: dict[tuple[int, int, int], int] = field(default_factory=dict)
     progress: dict[int, int] = field(default_factory=dict)
     numbers: dict[tuple[str, int, int], int] = field(default_factory=dict)
-    block_states: dict[int, Tensor] = field(default_factory=dict)
+    block_states: dict[Hashable, Tensor] = field(default_factory=dict)
     home: Tensor | None = None
     stored: Sequence[Tensor] = ()
 
@@ -239,7 +239,7 @@ class DecoderPass:
         samples: what is packed into each row, and where its last tokens are.
         position_ids: ``(A, B, L)`` that the rotary embedding was given, if positions are renumbered.
         seen: what layers so far have left for sites that ask.
-        tower: block -> ``(N, C)`` hidden states that the tower has left of the visual tokens, for sites that ask.
+        tower: ``(N, ...)`` what the tower has left of the visual tokens, by its name, for sites that ask.
         ahead: what is read of the attention of a layer that runs for that alone, or None.
         keys: layer -> what its attention sees, and the layout that it ran on, for layers that attend to the same.
         rows: with how many of the last rows of the sequence stock code goes on, or None: all.
@@ -279,7 +279,7 @@ class DecoderPass:
     ffn: Split | None = None
     added: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     seen: Past = field(default_factory=Past)
-    tower: dict[int, Tensor] = field(default_factory=dict)
+    tower: dict[Hashable, Tensor] = field(default_factory=dict)
     ahead: Reading | None = None
     keys: dict[int, tuple[KVIndex | None, Rows | None]] = field(default_factory=dict)
     rows: int | None = None

@@ -8,7 +8,7 @@ arithmetic on one boolean mask: the one device synchronisation of a prefill.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ class Entry:
 
     def __init__(self, base: nn.Module, config: Any, family: Family, holes: bool) -> None:
         self.base, self.config, self.family, self.holes = base, config, family, holes
-        self.states: frozenset[int] = frozenset()  # vision blocks of which sites ask for hidden states
+        self.states: frozenset[Hashable] = frozenset()  # what sites ask of vision blocks
 
     def inputs(self, prompt: Prompt | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the base model was called with, as a part of ``prompt``."""
@@ -71,9 +71,9 @@ class Entry:
                 record.seen.clear()
                 record.progress.clear()
         call.layout, call.names, cell = visual_rows(visual, call.records, embeds)
-        for block in self.states if call.records and all(r.block_states for r in call.records) else ():
-            states = torch.cat([record.block_states[block] for record in call.records])
-            call.tower[block] = states[cell.to(states.device)]
+        for name in self.states if call.records and all(r.block_states for r in call.records) else ():
+            states = torch.cat([record.block_states[name] for record in call.records])
+            call.tower[name] = states[cell.to(states.device)]
         call.frames = frames_of(call.layout.tokens, cell, call.records) if call.records else ()
         home = home_of(call, cell.to(embeds.device))
         if call.present is not None and not bool(present.all()):

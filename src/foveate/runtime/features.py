@@ -4,7 +4,7 @@ with holes, and as the record from which the language model's side learns about 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -211,18 +211,6 @@ def patches_here(call: TowerPass, layout: Layout, unit: int) -> Tensor:
     patches, tokens = call.now.patches(unit), layout.tokens
     cell = starts(tokens.spans, tokens.index.device)[tokens.segment] + tokens.index
     return patches[cell.to(patches.device)]
-
-
-def states_of(call: TowerPass, blocks: Iterable[int]) -> dict[int, Tensor]:
-    """``(cells, C)`` the hidden states that some blocks were given, for sites of the language model: each unit at its cell."""
-    layout, found = call.layout, dict[int, Tensor]()
-    for block in blocks:
-        assert layout is not None, "as the output has left it"
-        x, tokens = layout.pick(call.seen.entered[block]), layout.tokens
-        cell = starts(tokens.spans, x.device)[tokens.segment.to(x.device)] + tokens.index.to(x.device)
-        cell = cell if call.now.cells is None else call.now.cells.to(x.device)[cell]
-        found[block] = x.new_zeros(units(call.full.grid), x.shape[-1]).index_copy_(0, cell, x)
-    return found
 
 
 def note(call: TowerPass, record: Record, unit: int, padded: bool) -> None:

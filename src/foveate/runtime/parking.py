@@ -7,7 +7,7 @@ would get if the attention ran over all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -54,7 +54,7 @@ class Lot(Generic[L]):
     kept: Tensor
     leading: int
     seen: Past
-    tower: dict[int, Tensor] = field(default_factory=dict)
+    tower: dict[Hashable, Tensor] = field(default_factory=dict)
     members: Members | None = None
 
     def all_rows(self, layout: Layout, hidden: Tensor, site: Site) -> Tensor:

@@ -5,9 +5,8 @@ The sites of the tower and of the language model, those of decode steps and thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +42,7 @@ class Presence:
         trace: where the cost of reading is noted.
         samples: packed into a row, each of which has queries of its own; see `foveate.tokens.Spans.sample`.
         text_of: gives the text tokens; None: there are none on this side.
-        tower: block -> ``(N, C)`` states that the vision tower has left of these tokens.
+        tower: ``(N, ...)`` what the vision tower has left of these tokens, by its name.
         ahead: reads the attention of the coming layer for some signals.
         tables: gives the rotary tables ``(cos, sin)`` of all rows, ``(B or 1, P, d)`` each, or None.
         join: makes a signal of all heads from that of this process, where each has some.
@@ -57,7 +56,7 @@ class Presence:
     trace: Trace
     samples: int = 1
     text_of: Callable[[], Text] | None = None
-    tower: dict[int, Tensor] = field(default_factory=dict)
+    tower: dict[Hashable, Tensor] = field(default_factory=dict)
     ahead: Callable[[Sequence[Kind]], Reading] | None = None
     tables: Callable[[], tuple[Tensor, Tensor] | None] | None = None
     join: Callable[[Kind, Tensor], Tensor] | None = None
@@ -65,12 +64,13 @@ class Presence:
     alone: Callable[[], Tensor] = lambda: torch.empty(0)
     _kinds: tuple[Kind, ...] = ()
     _read: list[Reading] = field(default_factory=list)
+    _coming: dict[bool, Reading] = field(default_factory=dict)
 
     def tokens(self, action: Action, **facts: Any) -> Tokens:
         """Return the tokens that the method of ``action`` is shown; ``facts`` are further fields of them."""
         self._kinds = action.asks
         signals = {kind.signal: self._value(kind) for kind in action.asks}
-        self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
+        self.note_cost()
         if any(kind.signal.of == "text" or kind.name in OF_TEXT for kind in action.asks):
             facts["text_counts"] = self.text.counts
         if self.hidden is not None:
@@ -79,20 +79,27 @@ class Presence:
 
     def _value(self, kind: Kind) -> Tensor:
         value = kind.read(self)
+        return value if self.join is None or kind.signal.at else self.join(kind, value)
+
+    def heard_in_tower(self, kind: Kind) -> Tensor:
+        """What the end of the tower keeps of a signal for the language model, of all heads."""
+        value = kind.read_in_tower(self)
         return value if self.join is None else self.join(kind, value)
 
     # -- what kinds of signals are read from ------------------------------------------------------------------------
 
     def reading(self, kind: Kind) -> Reading:
         """Return what was read of the attention that a signal is of."""
-        reading = self._ahead if "ahead" in kind.needs else self.past.readings[kind.layer]
+        reading = self._ahead("unrotated" in kind.needs) if "ahead" in kind.needs else self.past.readings[kind.layer]
         self._read.append(reading)
         return reading
 
-    @cached_property
-    def _ahead(self) -> Reading:
+    def _ahead(self, unrotated: bool) -> Reading:
         assert self.ahead is not None, "attach refuses such signals elsewhere"
-        return self.ahead([kind for kind in self._kinds if "ahead" in kind.needs])
+        if unrotated not in self._coming:
+            alike = [kind for kind in self._kinds if "ahead" in kind.needs and ("unrotated" in kind.needs) == unrotated]
+            self._coming[unrotated] = self.ahead(alike)
+        return self._coming[unrotated]
 
     def pick(self, x: Tensor) -> Tensor:
         """Hidden states of all rows as tokens ``(N, C)``."""
@@ -121,14 +128,18 @@ class Presence:
         assert self.text_of is not None, "attach refuses signals of the text elsewhere"
         return self.text_of()
 
-    def of_tower(self, block: int) -> Tensor:
-        """``(N, C)`` hidden states that vision block ``block`` was given."""
-        if block not in self.tower:
+    def of_tower(self, kind: Kind) -> Tensor:
+        """``(N, ...)`` what a vision block has left of the tokens."""
+        if kind.kept_as not in self.tower:
             raise UnsupportedSiteError(
-                f"hidden states that the vision tower has before block {block} are asked for, and it has not run in this call: "
-                "the features came from elsewhere"
+                f"{kind.signal} is asked for, of block {kind.layer}, and the vision tower has not run in this call: the "
+                "features came from elsewhere"
             )
-        return self.tower[block]
+        return self.tower[kind.kept_as]
+
+    def note_cost(self) -> None:
+        """Note what reading has cost since the last time."""
+        self.trace.signal_flops += sum(reading.take_flops() for reading in self._read)
 
     def rotary(self, *, of_text: bool) -> Tensor:
         """``(N, 2, d)`` cosines and sines of the tokens, or ``(M, 2, d)`` of the text."""

@@ -124,9 +124,22 @@ class Reads:
         n_before = keys.length - width if keys is not None else min(call.past, window_of(entry))
         reading = self._reading(call, attention_of(layer, self.spec), kinds, hidden)
         given = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
+        if any("unrotated" in kind.needs for kind in kinds):
+            given = _without_rotation(given, kinds[0])
         call.ahead = reading
         try:
             read_ahead(reading, layer, hidden, given, entry, n_before)
         finally:
             call.ahead = None
         return reading
+
+
+def _without_rotation(given: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Arguments of a layer whose rotary embeddings turn nothing."""
+    tables = given.get("position_embeddings")
+    if not isinstance(tables, tuple) or len(tables) != 2:
+        raise UnsupportedSiteError(
+            f"{kind.signal} is asked for, and stock code gives this layer no rotary tables of the usual form"
+        )
+    cos, sin = tables
+    return {**given, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}

@@ -7,7 +7,6 @@ module, they are put back at the end of the tower; where it rearranges them afte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,13 +36,13 @@ from foveate.runtime.features import (
     patches_here,
     pooled_of,
     present_units,
-    states_of,
     with_pooled,
     with_rows,
     without_missing,
 )
 from foveate.runtime.hooks import Hooks, by_name, device_of, first_argument, replace_first
 from foveate.runtime.images import images_of, units
+from foveate.runtime.kept import left_by_tower
 from foveate.runtime.layout import HOLE, frames, take_rows, tokens_of, whole, with_padding
 from foveate.runtime.members import moved
 from foveate.runtime.merger import attach_merger
@@ -95,9 +94,10 @@ class TowerHooks:
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
         self.virtual = any(a.method.positions == "virtual" for a in actions)
         self.wanted = Wanted((a.site, a.asks) for a in actions)
-        self.kept = Wanted((a.site, a.asks) for a in outside).tower
-        self.reduces, self.last = bool(actions or self.kept), self.spec.last_block(config)
-        self.until = self.wanted.until | dict.fromkeys(self.kept, math.inf)
+        self.asked = Wanted((a.site, a.asks) for a in outside)
+        self.kept, self.last = self.asked.blocks, self.spec.last_block(config)
+        self.reduces = bool(actions or self.asked.tower)
+        self.wanted.keep_for(self.asked)
         self.proportional = any(a.method.proportional_attention for a in actions)
         merger = self.spec.merger
         #: the block whose sites a merger visits; one that merges nothing is not called
@@ -222,7 +222,7 @@ class TowerHooks:
         self._close(call, in_tower_order(call, rows.device, kept_rows))
 
     def _close(self, call: TowerPass, record: Record) -> None:
-        record.block_states = states_of(call, self.kept)
+        record.block_states = left_by_tower(call, self.asked, self.join)
         note(call, record, self.unit, self.spec.layout == "padded" and self.spec.canvas)
         # One call per modality makes a prompt; features encoded for later use must not pile up here.
         self.context.records = [*self.context.records, record][-self.modalities :]
@@ -269,7 +269,7 @@ class TowerHooks:
         if i in self.wanted.leading:
             call.seen.leading[i] = hidden[:, 0]
         hidden = hidden if i == self.merges_at else self._visit(call, i, hidden)
-        call.seen.forget(2 * i, self.until)
+        call.seen.forget(2 * i, self.wanted.until)
         if i in self.wanted.entered or i in self.kept:
             call.seen.entered[i] = hidden
         layout, lot = call.layout, call.lot
@@ -385,7 +385,7 @@ class TowerHooks:
     def _full_rows(self, call: TowerPass, x: Tensor) -> Tensor:
         x = self._outputs(call, x)
         layout = self._layout(call, x)
-        call.layout = layout if self.kept else call.layout
+        call.layout = layout if self.asked.tower else call.layout
         return full_rows(call, x, layout, self.spec)
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -403,7 +403,7 @@ class TowerHooks:
         if x.shape[-2] == layout.width - self.spec.leading:
             layout = layout.without_leading(self.spec.leading)
             call.lot = None if call.lot is None else call.lot.without_leading()
-        if call.layout is not None or self.outputs or self.kept:
+        if call.layout is not None or self.outputs or self.asked.tower:
             call.layout = layout
         return (self._outputs(call, x), *args[1:]), kwargs
 

@@ -6,7 +6,7 @@ before it runs, `Kind.read` makes the signal of the tokens that are present at t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,8 +30,9 @@ CHANNELS = 8
 Paged = Literal["", "pieces", "whole"]
 #: What must be there when a signal is read: an ``attention`` read before; hidden states that have ``entered`` a layer, or
 #: ``left`` it; the CLS tokens (``leading``) that have entered a block; the attention of the layer ``ahead``; states of blocks
-#: of the ``tower``; ``pixels`` of the images; a ``text_pass`` of the language model.
-Need = Literal["attention", "entered", "left", "leading", "ahead", "tower", "pixels", "text_pass"]
+#: of the ``tower``; ``pixels`` of the images; a ``text_pass`` of the language model. What is ahead may be wanted ``unrotated``,
+#: as if nothing had a position.
+Need = Literal["attention", "entered", "left", "leading", "ahead", "unrotated", "tower", "pixels", "text_pass"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Kind:
     layered: ClassVar[bool] = True
     #: queries that it can be asked of; the first ones by default
     rows: ClassVar[tuple[str, ...]] = ()
+    #: of a vision block it can be kept for sites of the language model (``at="tower"``)
+    outlives: ClassVar[bool] = False
     #: heads can be kept apart
     heads: ClassVar[bool] = False
     #: whether an engine with a paged cache can give it: of a prompt that comes in ``pieces``, of a ``whole`` one, or not ("")
@@ -121,6 +124,11 @@ class Kind:
         return frozenset({"attention"})
 
     @property
+    def kept_as(self) -> Hashable:
+        """The name by which it is kept for the language model."""
+        return self.name, self.layer
+
+    @property
     def queries(self) -> str:
         """The name of the queries whose attention it is."""
         return self.signal.rows or (self.rows[0] if self.rows else "")
@@ -130,6 +138,10 @@ class Kind:
 
     def read(self, here: Presence) -> Tensor:
         """The signal of the tokens that are present."""
+        raise NotImplementedError
+
+    def read_in_tower(self, here: Presence) -> Tensor:
+        """What is kept of the tower, of the tokens that are present at its end, where the signal is ``at="tower"``."""
         raise NotImplementedError
 
     def made_up(self, draw: Draw) -> Tensor:
@@ -160,10 +172,11 @@ class Kind:
     def check(cls, signal: Signal, by: Asker) -> None:
         """Raise `UnsupportedSiteError` if no layer of this model gives the signal at this place."""
         site = by.site
-        if site.at not in cls.places or (signal.of == "text" and site.at.startswith("tower")):
+        places = cls.places | {"lm_entry", "decoder"} if signal.at and cls.outlives else cls.places
+        if site.at not in places or (signal.of == "text" and site.at.startswith("tower")):
             can = ", ".join(sorted(kinds_at(site.at))) or "no signal"
             note = "; no text reaches the vision tower" if site.at.startswith("tower") else ""
-            what = signal if site.at in cls.places else signal.kind
+            what = signal if site.at in places else signal.kind
             raise UnsupportedSiteError(f"{by.name}: {site} cannot give {what}, only {can}{note}")
         if site.part and "ahead" in cls(signal).needs:
             raise by.refuse(signal, "that layer has begun: ask before a layer")
@@ -183,9 +196,24 @@ class Kind:
             raise by.refuse(signal, f"the heads of {cls.name} are not for choice: leave heads=True out")
         if signal.layer is not None and not cls.layered:
             raise by.refuse(signal, f"{cls.name} is of no layer: leave layer={signal.layer} out")
-        if signal.at and "tower" not in cls(signal).needs:
+        if signal.at:
+            cls._check_kept(signal, by)
+
+    @classmethod
+    def _check_kept(cls, signal: Signal, by: Asker) -> None:
+        """Raise `UnsupportedSiteError` if a site cannot have what a vision block has left."""
+        if not cls.outlives:
+            can = " and ".join(sorted(name for name, kind in KINDS.items() if kind.outlives))
+            raise by.refuse(signal, f"only {can} of vision blocks are kept for the language model, not {cls.name}")
+        if by.site.at.startswith("tower"):
+            raise by.refuse(signal, 'the site is in the tower itself: leave at="tower" out')
+        if signal.of != "visual":
+            raise by.refuse(signal, f"only {cls.name} of visual tokens is kept for the language model")
+        if by.family.tower.arrangements:
             raise by.refuse(
-                signal, f"only the hidden states of vision blocks are kept for the language model, not {cls.name}"
+                signal,
+                f"in {by.host.family!r} images are cut into tiles, which are put together after the tower: its rows are no "
+                "tokens of the language model",
             )
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,7 +33,8 @@ class Wanted:
     Attributes:
         attention, ahead: layer -> what is asked of its attention, after it has run, or before.
         entered, left, leading: layers whose hidden states are asked for, as they enter and leave, and CLS tokens as they enter.
-        tower: blocks whose states the language model asks for.
+        tower: what the language model asks of vision blocks, by its name (`Kind.kept_as`); paid: of these, what is read of
+            their attention.
     """
 
     def __init__(self, asked: Iterable[tuple[Site, Sequence[Kind]]]) -> None:
@@ -42,7 +43,8 @@ class Wanted:
         self.entered: set[int] = set()
         self.left: set[int] = set()
         self.leading: set[int] = set()
-        self.tower: set[int] = set()
+        self.tower: set[Hashable] = set()
+        self.paid: dict[Hashable, Kind] = {}
         self.until: dict[int, float] = {}
         for site, kinds in asked:
             for kind in kinds:
@@ -53,11 +55,26 @@ class Wanted:
         for name in ("attention", "ahead"):
             if name in needs:
                 getattr(self, name).setdefault(kind.layer, []).append(kind)
-        for name in ("entered", "left", "leading", "tower"):
+        for name in ("entered", "left", "leading"):
             if name in needs:
                 getattr(self, name).add(kind.layer)
-        if "tower" not in needs:
+        if "tower" in needs:
+            self.tower.add(kind.kept_as)
+            self.paid |= {} if kind.kept_as == kind.layer else {kind.kept_as: kind}
+        else:
             self.until[kind.layer] = max(when, self.until.get(kind.layer, when))
+
+    @property
+    def blocks(self) -> set[int]:
+        """Vision blocks whose hidden states the language model asks for."""
+        return {name for name in self.tower if isinstance(name, int)}
+
+    def keep_for(self, outside: Wanted) -> None:
+        """Ask of the tower what sites of the language model want of it, until its end."""
+        for kind in outside.paid.values():
+            self.attention.setdefault(kind.layer, []).append(kind)
+            self.until[kind.layer] = math.inf
+        self.until |= dict.fromkeys(outside.blocks, math.inf)
 
     def reads(self, layer: int) -> bool:
         """Tell whether something is read of the attention of a layer."""

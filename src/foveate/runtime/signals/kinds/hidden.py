@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import ClassVar
 
 from torch import Tensor
@@ -25,6 +26,7 @@ class Hidden(Kind):
     name = "hidden"
     places = frozenset({"tower", "tower_output", "lm_entry", "decoder"})
     of = ("visual", "text", "cls", "appended")
+    outlives: ClassVar[bool] = True
     paged: ClassVar[Paged] = "pieces"
 
     @property
@@ -48,22 +50,14 @@ class Hidden(Kind):
             raise by.refuse(
                 signal, "they are known at the tower's output, as they are there; before it they are among the tokens"
             )
-        if signal.at != "tower":
-            return
-        if by.site.at.startswith("tower"):
-            raise by.refuse(signal, 'the site is in the tower itself: leave at="tower" out')
-        if signal.of != "visual":
-            raise by.refuse(signal, "only the hidden states of visual tokens are kept for the language model")
-        if by.family.tower.arrangements:
-            raise by.refuse(
-                signal,
-                f"in {by.host.family!r} images are cut into tiles, which are put together after the tower: its rows are no "
-                "tokens of the language model",
-            )
+
+    @property
+    def kept_as(self) -> Hashable:
+        return self.layer
 
     def read(self, here: Presence) -> Tensor:
         if self.signal.at == "tower":
-            return here.of_tower(self.layer)
+            return here.of_tower(self)
         if self.signal.of == "appended":
             return here.pick(here.hidden)[:0] if here.past.appended is None else here.past.appended
         if self.signal.of == "cls":
