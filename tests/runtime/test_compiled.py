@@ -49,8 +49,8 @@ def test_a_step_is_compiled_once_for_all_tokens() -> None:
 
 @pytest.mark.parametrize("rows", [3])
 def test_layers_are_no_graphs_of_their_own(rows: int) -> None:
-    """A deeper model has no more graphs. Compiled stock code makes masks always; they are cut inside the graph, also where rows
-    hold different numbers of tokens."""
+    """A step is one graph, as in the stock model: hooks inside have nothing to do. Compiled stock code makes masks always; they
+    are cut inside the graph, also where rows hold different numbers of tokens."""
     counts = []
     for layers in (4, 6):
         torch.compiler.reset()
@@ -66,7 +66,7 @@ def test_layers_are_no_graphs_of_their_own(rows: int) -> None:
         for ours, theirs in zip(out.logits, expected.logits):
             close(ours, theirs)
         counts.append(counter.frame_count)
-    assert counts[0] == counts[1] > 0
+    assert counts == [1, 1]
 
 
 def _step(plain: Any, compiled: Any, *args: Any, **kwargs: Any) -> Any:
