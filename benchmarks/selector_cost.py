@@ -4,9 +4,10 @@
 
 Every method of the registry, with its default options, is asked at all of its sites of one prompt: scores, selection, merging,
 and what brings parked tokens back; not the gathers of the runtime, nor the signals, which are attention and hidden states of
-the right shapes and random values. A site gets the tokens that the one before it has left. The time of the stock model is that
-of one decoder layer with random weights, at all tokens of the prompt, times the number of layers. Hidden states and weights are
-bfloat16, in which a CPU with the instructions for it is more than twice as fast as in float32: the harder comparison.
+the right shapes and random values; learned parts are new ones. A site gets the tokens that the one before it has left. The
+time of the stock model is that of one decoder layer with random weights, at all tokens of the prompt, times the number of
+layers. Hidden states and weights are bfloat16, in which a CPU with the instructions for it is more than twice as fast as in
+float32: the harder comparison.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from foveate.models import family_of
 from foveate.runtime.attach import plan
 from foveate.runtime.context import Action
 from foveate.runtime.layout import frames, tokens_of
+from foveate.runtime.learned import with_modules
 from foveate.runtime.signals.kind import Kind
 from foveate.site import Host
 from foveate.tokens import Parked, Reduction, Spans, Tokens
@@ -94,13 +96,15 @@ class Model:
         layout = Shaped(self.config).layout(tokens)
         return frames([(1, *layout.size)] * layout.images, rows=[0] * layout.images)
 
-    def signal(self, kind: Kind, n: int, noise: Noise, tower: bool, patch: bool, samples: int = 1) -> Tensor:
+    def signal(
+        self, kind: Kind, n: int, noise: Noise, tower: bool, patch: bool, samples: int = 1, appended: int = 0
+    ) -> Tensor:
         """A signal of ``n`` tokens of so many prompts, in the shape that its kind says it has in this model."""
         signal, text, vision = kind.signal, self.config.get_text_config(), self.config.vision_config
         side = vision if tower else text
         heads = int(getattr(side, "num_attention_heads", 0) or side.num_heads)
         width = self.width(tower or signal.at == "tower", patch)
-        rows = {"text": TEXT * samples, "cls": 1}.get(signal.of, n)
+        rows = {"text": TEXT * samples, "cls": 1, "appended": appended}.get(signal.of, n)
         if kind.name in ("hidden", "residual"):
             return noise.states(rows, width)
         if kind.name in ("text", "text_pass"):
@@ -135,12 +139,15 @@ class Walk:
     def __init__(self, model: Model, method: Method, spans: Spans, noise: Noise) -> None:
         self.model, self.spans, self.noise = model, spans, noise
         host = model.host
+        method, modules = with_modules(method.resolve(host), host)
+        modules.to(torch.bfloat16)
         self.actions = plan(method, host, family_of(model.config), model.config, host.blocks, host.layers)
         self.seconds: dict[str, float] = {}
         self.left: list[int] = []  # tokens after each site that drops some
         self._states: dict[int, dict[str, Any]] = {}
         self._parked: dict[int, Parked] = {}
         self._memory: dict[int, Tensor] = {}
+        self._appended = 0  # tokens
 
     def run(self) -> dict[str, float]:
         """Seconds by site."""
@@ -180,6 +187,8 @@ class Walk:
         answer, here = self._ask(action, now)
         if site.action == "remember":
             self._memory[part] = answer.packed()[0]
+        if site.action == "append":
+            self._appended = len(answer.packed()[0])
         if site.action == "park":
             self._parked[part] = Parked(here, answer.keep)
         if site.action not in ("reduce", "park"):
@@ -198,7 +207,10 @@ class Walk:
         """The tokens as the method gets them."""
         tower, n = action.site.at in ("pixels", "tower", "tower_output"), len(now)
         samples, channels = len({*self.spans.row}), self.model.config.get_text_config().intermediate_size
-        signals = {kind.signal: self.model.signal(kind, n, self.noise, tower, patch, samples) for kind in action.asks}
+        signals = {
+            kind.signal: self.model.signal(kind, n, self.noise, tower, patch, samples, self._appended)
+            for kind in action.asks
+        }
         return replace(
             now,
             hidden=self.noise.states(n, self.model.width(tower, patch)),
@@ -263,9 +275,9 @@ def measure(model: Model, tokens: int, methods: dict[str, Method], noise: Noise)
 
 
 def chosen(names: list[str]) -> Iterator[tuple[str, Method]]:
-    """Methods of the registry that remove or change something by default; learned parts are made for a model, not here."""
+    """Methods of the registry, with their default options."""
     for name, cls in foveate.list_methods().items():
-        if name in names if names else cls.modules is Method.modules:
+        if name in (names or [name]):
             yield name, cls()
 
 

@@ -8,6 +8,7 @@ from tables.cells import table
 
 #: Seconds below which a growth is that of noise, and how much more than attention's an exponent may be for the same reason.
 NOISE, SLACK = 5e-3, 0.15
+AIM = 0.02  # the largest share of the decoder layers that decisions should cost
 NAMES = {"qwen2.5-vl-7b": "Qwen2.5-VL-7B", "llava-1.5-7b": "LLaVA-1.5-7B"}
 
 
@@ -28,14 +29,23 @@ def selectors(found: dict[str, Any]) -> str:
 
 def most(found: dict[str, Any]) -> str:
     """The method whose decisions cost most, and how much, in a few words."""
-    shares = [
-        (row["share"], name, run)
-        for run in found["runs"]
-        for name, row in run["methods"].items()
-        if "refused" not in row
-    ]
-    share, name, run = max(shares, key=lambda each: each[0])
-    return f"{_percent(share)} (`{name}`, {NAMES[run['model']]}, {run['visual']:,} visual tokens)"
+    return _dearest(found)[0][1]
+
+
+def above(found: dict[str, Any]) -> str:
+    """The methods whose decisions cost more than they should somewhere, the dearest first; or ``none``."""
+    return ", ".join(said for share, said in _dearest(found) if share > AIM) or "none"
+
+
+def _dearest(found: dict[str, Any]) -> list[tuple[float, str]]:
+    """Of each method the largest share, and that in words, the largest of all first."""
+    shares: dict[str, tuple[float, str]] = {}
+    for run in found["runs"]:
+        where = f"{NAMES[run['model']]}, {run['visual']:,} visual tokens"
+        for name, row in run["methods"].items():
+            share = row.get("share", 0.0)  # (some are refused)
+            shares[name] = max(shares.get(name, (0.0, "")), (share, f"{_percent(share)} (`{name}`, {where})"))
+    return sorted(shares.values(), reverse=True)
 
 
 def _percent(share: float) -> str:

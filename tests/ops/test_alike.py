@@ -91,3 +91,11 @@ def test_groups_of_like_lengths() -> None:
     assert alike([]) == [[]]
     assert alike([64, 1, 3, 2, 1, 1, 1, 1]) == [[0], [1, 4, 5, 6, 7], [2, 3]]
     assert padded_pairs([64, 1, 3, 2, 1, 1, 1, 1]) == 64 * 64 + 5 + 2 * 9
+
+
+def test_the_largest_of_long_rows() -> None:
+    value = torch.randn(2, 3, 1100).masked_fill(torch.rand(2, 3, 1100) < 0.1, -torch.inf)
+    value[0, 0, :800] = 1.0
+    for k in (1, 4, 5):
+        assert torch.equal(pairs.largest(value, k), value.topk(k).values)
+    assert pairs.largest(value[..., :3], 5).shape == (2, 3, 3)

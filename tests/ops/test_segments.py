@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from segment_cases import cloud, lengths, quick, rows, seeds
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.ops import segments
 
@@ -112,3 +113,15 @@ def test_gradients() -> None:
     segments.segment_mean(x, segment, 3).sum().backward()
     share = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2])[:, None].expand(5, 2)
     torch.testing.assert_close(x.grad, share.double(), rtol=1e-6, atol=1e-6)  # means are taken in single precision
+
+
+@pytest.mark.parametrize("n", [0, 3, 4, 5, 13])
+def test_products_of_all_rows_are_computed_once_for_a_pair(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_STRIP", 4)
+    x = torch.randn(2, n, 3)
+    with FlopCounterMode(display=False) as counter:
+        found = segments.gram(x)
+    torch.testing.assert_close(found, x @ x.transpose(1, 2))
+    assert torch.equal(found, found.transpose(1, 2)) or n <= 4
+    assert counter.get_total_flops() == 2 * 3 * segments.gram_pairs([n, n])
+    assert segments.gram_pairs([n, n]) <= 2 * n * n

@@ -20,7 +20,7 @@ from foveate import DyCoke, Stride
 from foveate.errors import UnsupportedModelError
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.decoder import DecoderHooks
-from foveate.runtime.layers import Steady
+from foveate.runtime.steady import Steady
 
 
 @pytest.fixture
@@ -168,8 +168,8 @@ def test_where_a_window_has_ended_compiled_layers_cut_no_mask(monkeypatch: pytes
     """A mask of a layer that slides begins later than the sequence then; before, it is cut as all are."""
     model, found, enter = tiny.model("gemma3"), list[bool](), Steady.enter
 
-    def note(self: Any, steady: bool, cuts: Any) -> None:
-        enter(self, steady, cuts)
+    def note(self: Any, *entered: Any) -> None:
+        enter(self, *entered)
         found.append(bool(self.cuts))
 
     monkeypatch.setattr(Steady, "enter", note)

@@ -90,8 +90,7 @@ class EvoPrune(TowerReducer):
         """``(N,)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""
 
         def nearness(cosine: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor]:
-            none = (column >= alike.n)[:, None] | (column[:, None] == row[:, :, None])
-            nearest = cosine.masked_fill(none, -torch.inf).topk(min(self.neighbours, cosine.shape[-1]), dim=-1).values
+            nearest = pairs.largest(cosine, self.neighbours)
             return (torch.exp(-(2 - 2 * nearest) / self.bandwidth**2).sum(-1),)
 
         (near,) = alike.ask(nearness)

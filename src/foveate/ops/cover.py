@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from foveate.ops.segments import alike, offsets, padded_index, rows_of, to_padded
 
+_BITS = 48  # of a coverage of 1
 _CELLS = 1 << 25  # coverages held at once (128 MB); where all of them are more, they are computed for each pick
 
 
@@ -62,7 +63,7 @@ def covering_flops(counts: Sequence[int], k: Sequence[int], n_words: int, width:
     for members in alike(counts):
         longest, picks = max((counts[s] for s in members), default=0), max((k[s] for s in members), default=0)
         pairs = len(members) * (longest + n_words) * longest
-        total += pairs * width * ((1 if pairs <= cells else 2 * picks) if picks else 0)
+        total += pairs * width * (min(picks, 1) if pairs <= cells else picks)
     return 2 * total
 
 
@@ -108,21 +109,45 @@ class _Targets:
 
 
 def _pick(targets: _Targets, counts: list[int], k: list[int]) -> Tensor:
-    """Return the tokens that `covering` picks, segment after segment."""
+    """Return the tokens that `covering` picks, segment after segment.
+
+    What each token would bring is kept from pick to pick: a pick lessens it by what it has brought to the same rows.
+    """
     device, segment = targets.x.device, torch.arange(len(counts), device=targets.x.device)
     so_far = targets.weight.new_zeros(targets.weight.shape)
-    free, picks = targets.exists.clone(), []
-    for _ in range(max(k)):
-        gain = targets.x.new_zeros(free.shape)
-        for at, covered in targets.blocks():
-            gain += (covered - so_far[:, at, None]).clamp(min=0).sum(1)
-        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
-        for at, covered in targets.blocks():
-            so_far[:, at] = torch.maximum(so_far[:, at], covered[segment, :, pick])
-        free = free.scatter(1, pick[:, None], False)
+    gain = sum(_counted(covered).sum(1) for _, covered in targets.blocks())
+    free, picks = targets.exists.clone(), list[Tensor]()
+    while True:
+        pick = torch.where(free, gain, -1).argmax(1)
         picks.append(pick)
+        if len(picks) == max(k):
+            break
+        free = free.scatter(1, pick[:, None], False)
+        for at, covered in targets.blocks():
+            old, new = so_far[:, at], covered[segment, :, pick]
+            gain = gain - _brought(covered, old, new)
+            so_far[:, at] = torch.maximum(old, new)
     start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
     return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]
+
+
+def _brought(covered: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """What each token cannot bring any more, ``(S, n)``, once rows that it ``covered (S, t, n)`` have ``new``, not ``old``.
+
+    Few rows are covered better than by all picks before. On a CPU, where finding them keeps nobody waiting, no others are read.
+    """
+    if not covered.is_cpu:
+        old, new = _counted(old)[:, :, None], _counted(torch.maximum(old, new))[:, :, None]
+        return (_counted(covered).clamp(old, new) - old).sum(1)
+    segment, row = (new > old).nonzero(as_tuple=True)
+    old, new = (_counted(each[segment, row])[:, None] for each in (old, new))
+    brought = _counted(covered[segment, row]).clamp_(old, new).sub_(old)
+    return brought.new_zeros(len(covered), covered.shape[2]).index_add_(0, segment, brought)
+
+
+def _counted(covered: Tensor) -> Tensor:
+    """Coverage as whole numbers: what is added to a sum and taken from it again leaves nothing, and ties are ties."""
+    return (covered * 2.0**_BITS).long()
 
 
 def represented(features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:

@@ -10,15 +10,7 @@ from torch.nn.functional import normalize, pad
 
 from foveate.ops.pairs import best_column, cosines
 from foveate.ops.pairs import products as products_of_pairs
-from foveate.ops.segments import (
-    alike,
-    offsets,
-    padded_index,
-    padded_pairs,
-    rows_of,
-    segment_ids,
-    to_padded,
-)
+from foveate.ops.segments import alike, gram, gram_pairs, offsets, padded_index, rows_of, segment_ids, to_padded
 from foveate.ops.select import rank_within
 
 #: A token adds nothing to a set where it spans less than this share of what the first one does, which is rounding.
@@ -54,7 +46,7 @@ def without_duplicates_flops(counts: Sequence[int], k: Sequence[int], width: int
     pairs = 0
     for members in alike(counts):
         if any(k[s] < counts[s] for s in members):
-            pairs += len(members) * max(counts[s] for s in members) ** 2
+            pairs += gram_pairs([counts[s] for s in members])
     return 2 * pairs * width
 
 
@@ -64,12 +56,16 @@ def _without_duplicates(features: Tensor, counts: list[int], k: list[int], step:
         return torch.arange(sum(k), device=features.device)
     device, left = features.device, list(counts)
     x = to_padded(normalize(features.detach().float(), dim=-1), counts)
-    cosine = x @ x.transpose(1, 2)
+    cosine = gram(x)
     segment = torch.arange(len(counts), device=device)[:, None, None]
+    half = (x.shape[1] + 1) // 2
+    room = cosine.new_empty(
+        len(counts) * half * x.shape[1]
+    )  # once, as new memory costs more than what is written there
     order = name = torch.arange(x.shape[1], device=device).repeat(len(counts), 1)
     while left != k:
         order = order[:, : max(left)]
-        if 2 * order.shape[1] <= cosine.shape[1]:  # half of them have gone: look at the others alone
+        if 4 * order.shape[1] <= 3 * cosine.shape[1]:  # a quarter of them has gone: look at the others alone
             cosine = cosine[segment, order[:, :, None], order[:, None]]
             name, order = name.gather(1, order), torch.arange(order.shape[1], device=device).repeat(len(counts), 1)
         first, second = order[:, 0::2], order[:, 1::2]
@@ -77,7 +73,7 @@ def _without_duplicates(features: Tensor, counts: list[int], k: list[int], step:
         gone = [min(step, n - kept, most) for n, kept, most in zip(left, k, n_first)]
         facts = torch.tensor([left, n_first, gone], dtype=torch.long)
         n, odd, go = facts.to(device, non_blocking=True)[:, :, None]
-        match = _best_match(cosine, first, second, torch.arange(second.shape[1], device=device) < n - odd)
+        match = _best_match(cosine, first, second, torch.arange(second.shape[1], device=device) < n - odd, room)
         match = match.masked_fill(torch.arange(first.shape[1], device=device) >= odd, -torch.inf)
         ranked = first.gather(1, match.argsort(dim=1, descending=True, stable=True))
         place = torch.arange(order.shape[1], device=device)
@@ -90,13 +86,15 @@ def _without_duplicates(features: Tensor, counts: list[int], k: list[int], step:
     return (order + start).flatten()[padded_index(k, device)]
 
 
-def _best_match(cosine: Tensor, first: Tensor, second: Tensor, there: Tensor) -> Tensor:
+def _best_match(cosine: Tensor, first: Tensor, second: Tensor, there: Tensor, room: Tensor) -> Tensor:
     """``(S, a)``: of each of ``first (S, a)``, its largest ``cosine (S, n, n)`` with those of ``second (S, b)`` that are
-    ``there (S, b)``, -inf if none is. Whole rows are read, which is much faster than single cells."""
+    ``there (S, b)``, -inf if none is. Whole rows are read, into ``room``, which is much faster than single cells."""
     segments, n = cosine.shape[:2]
     hidden = cosine.new_full((segments, n + 1), -torch.inf).scatter(1, second.where(there, n), 0.0)[:, None, :n]
     rows = first + torch.arange(0, segments * n, n, device=first.device)[:, None]
-    return cosine.flatten(0, 1).index_select(0, rows.flatten()).view(*first.shape, n).add_(hidden).amax(-1)
+    read = room[: rows.numel() * n].view(-1, n)
+    torch.index_select(cosine.flatten(0, 1), 0, rows.flatten(), out=read)
+    return read.view(*first.shape, n).add_(hidden).amax(-1)
 
 
 def not_redundant(
@@ -120,7 +118,7 @@ def not_redundant(
             continue
         rows = rows_of(members, counts, features.device)
         x = to_padded(normalize(features.detach().float()[rows], dim=-1), few)
-        cosine = x @ x.transpose(1, 2)
+        cosine = gram(x)
         off = cosine.sum((1, 2)) - cosine.diagonal(0, 1, 2).sum(1)
         pairs = torch.tensor([[max(n * (n - 1), 1), times[s]] for n, s in zip(few, members)], dtype=x.dtype)
         pairs, factor = pairs.to(x.device, non_blocking=True).unbind(1)
@@ -139,7 +137,7 @@ def not_redundant(
 
 def not_redundant_flops(counts: Sequence[int], width: int) -> int:
     """Floating-point operations of the matrix products in `not_redundant` (2 per multiply-add)."""
-    return 2 * padded_pairs(counts) * width
+    return 2 * gram_pairs(counts) * width
 
 
 def determinantal(features: Tensor, quality: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:

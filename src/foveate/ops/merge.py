@@ -19,7 +19,6 @@ from foveate.ops.segments import (
     segment_mean,
     segment_sum,
     to_padded,
-    within,
 )
 from foveate.ops.select import complement, rank_in_groups, top_k
 
@@ -129,13 +128,17 @@ def strongest(
         score: says how good pairs are, ``(S, r, n)``, by their values, rows and columns (`foveate.ops.pairs.Question`).
         counts, r: as for `bipartite_match`, which says what comes out.
     """
-    odd = torch.nn.functional.pad(within(counts) % 2, (0, 1)).bool().to(values.device, non_blocking=True)
 
     def partner(value: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        return best_column(score(value, row, column), odd[column][:, None], column)
+        best, target = torch.full_like(value[:, :, 0], -torch.inf), row.clone()
+        even, odd = row[:, ::2], column[:, 1::2]
+        if odd.shape[1]:
+            of_even = best_column(score(value[:, ::2, 1::2], even, odd), (odd < values.n)[:, None], odd)
+            best[:, ::2], target[:, ::2] = of_even
+        return best, target
 
     best, target = values.ask(partner)
-    source = top_k(best.masked_fill(odd[:-1], -torch.inf), counts, r)
+    source = top_k(best, counts, r)
     return source, target[source]
 
 

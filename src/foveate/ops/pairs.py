@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import alike, padded_index, padded_pairs, rows_of, to_padded
+from foveate.ops.segments import alike, gram, gram_pairs, padded_index, padded_pairs, rows_of, to_padded
 
 #: Pairs that are held at once: where all of a call are no more (64 MB), they are made once for all questions.
 HELD = 1 << 24
@@ -59,15 +59,18 @@ class Pairs:
         return tuple(torch.empty_like(each).index_copy(0, order, each) for each in joined)
 
     def _blocks(self, part: int, rows: Tensor, counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Values, rows and columns of some segments of like lengths, ``rows`` of all tokens."""
+        """Values, rows and columns of some segments of like lengths, ``rows`` of all tokens. The first row of each of these
+        blocks is an even one of its segment."""
         column, x = to_padded(rows, counts, self.n), to_padded(self._x[rows], counts)
         width = x.shape[1]
-        step = width if self._held is not None else max(1, HELD // 4 // column.numel())  # questions need memory, too
+        step = (
+            width if self._held is not None else max(2, HELD // 8 // column.numel() * 2)
+        )  # questions need memory, too
         for start in range(0, width, step):
             at = slice(start, start + step)
             value = None if self._held is None else self._held.get(part)
             if value is None:
-                value = x[:, at] @ x.transpose(1, 2)
+                value = x[:, at] @ x.transpose(1, 2) if self._held is None else gram(x)
                 value = value if self._finish is None else self._finish(value, column[:, at], column)
                 if self._held is not None:
                     self._held[part] = value
@@ -76,12 +79,33 @@ class Pairs:
 
 def products(counts: Sequence[int], width: int, questions: int) -> int:
     """Floating-point operations of the matrix products of `Pairs` for so many questions (2 per multiply-add)."""
-    return 2 * padded_pairs(counts) * width * (min(questions, 1) if _are_held(counts) else questions)
+    return (
+        2 * width * (gram_pairs(counts) * min(questions, 1) if _are_held(counts) else padded_pairs(counts) * questions)
+    )
 
 
 def cosines(x: Tensor, counts: Sequence[int]) -> Pairs:
-    """Cosines of the tokens of each segment, in fp32."""
-    return Pairs(torch.nn.functional.normalize(x.detach().float(), dim=-1), counts)
+    """Cosines of each token with the others of its segment, in fp32; -inf with itself, and where there is none."""
+
+    def others(product: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        product.masked_fill_(row[:, :, None] == column[:, None], -torch.inf)
+        return product.masked_fill_((column == len(x))[:, None], -torch.inf)
+
+    return Pairs(torch.nn.functional.normalize(x.detach().float(), dim=-1), counts, others)
+
+
+def largest(value: Tensor, k: int) -> Tensor:
+    """Return the ``k`` largest values of each row, ``(S, r, k)`` of ``(S, r, n)``, or all there are; as a part of a `Question`.
+
+    They are in those parts of a long row that have the largest maxima, and these are much faster to find.
+    """
+    n, width = value.shape[-1], 64
+    if n < 4 * k * width:
+        return value.topk(min(k, n), dim=-1).values
+    parts = value[..., : n // width * width].unflatten(-1, (-1, width))
+    best = parts.amax(-1).topk(k, dim=-1).indices
+    few = parts.gather(2, best[..., None].expand(-1, -1, -1, width)).flatten(2)
+    return torch.cat([few, value[..., n // width * width :]], dim=-1).topk(k, dim=-1).values
 
 
 def best_column(value: Tensor, allowed: Tensor, column: Tensor, *, largest: bool = True) -> tuple[Tensor, Tensor]:

@@ -181,3 +181,30 @@ def padded_pairs(counts: Sequence[int], others: Sequence[int] | None = None) -> 
         for members in alike(counts, others)
         if members
     )
+
+
+#: rows of a matrix whose products with the rows up to them are computed at once
+_STRIP = 512
+
+
+def gram(x: Tensor) -> Tensor:
+    """Products ``(S, n, n)`` of the rows of ``x (S, n, C)`` with each other, of two rows once where there are many."""
+    n = x.shape[1]
+    if n <= _STRIP:
+        return x @ x.transpose(1, 2)
+    out = x.new_empty(len(x), n, n)
+    for start in range(0, n, _STRIP):
+        end = min(start + _STRIP, n)
+        out[:, start:end, :end] = x[:, start:end] @ x[:, :end].transpose(1, 2)
+        out[:, :start, start:end] = out[:, start:end, :start].transpose(1, 2)
+    return out
+
+
+def gram_pairs(counts: Sequence[int]) -> int:
+    """Pairs of tokens of which `gram` computes products, when each group of `alike` is padded by itself."""
+    total = 0
+    for members in alike(counts):
+        n = max((counts[s] for s in members), default=0)
+        whole, rest = divmod(n, _STRIP)
+        total += len(members) * (_STRIP**2 * whole * (whole + 1) // 2 + rest * n)
+    return total

@@ -8,7 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, segment_ids, to_padded, within
+from foveate.ops.segments import (
+    alike,
+    gram,
+    gram_pairs,
+    offsets,
+    padded_index,
+    ranges,
+    rows_of,
+    segment_ids,
+    to_padded,
+    within,
+)
 
 _CELLS = 1 << 26  # distances held at once (256 MB), or so many times as much as the features themselves
 _TIMES = 8
@@ -205,10 +216,14 @@ def farthest_point_flops(counts: Sequence[int], k: Sequence[int], width: int, ce
         return 0
     pairs = 0
     for members in alike(counts):
-        n, picks = max(counts[s] for s in members), max(k[s] for s in members)
-        most = _held([counts[s] for s in members], width, cells)
-        rows = n if len(members) * n * n <= most else n + picks - 1  # those of the picks once more
-        pairs += len(members) * rows * n if picks else 0
+        few, picks = [counts[s] for s in members], max(k[s] for s in members)
+        n, most = max(few), _held(few, width, cells)
+        if picks and len(few) * n * n <= most:
+            pairs += gram_pairs(few)
+        elif picks:  # those to the picks once more
+            step = max(1, most // (len(few) * n))
+            ends = [min(start + step, n) for start in range(0, n, step)]
+            pairs += len(few) * (sum((end - start) * end for start, end in zip([0, *ends], ends)) + (picks - 1) * n)
     return 2 * pairs * width
 
 
@@ -219,21 +234,24 @@ def _held(counts: Sequence[int], width: int, cells: int | None) -> int:
 
 def _distances(x: Tensor, exists: Tensor, cells: int) -> tuple[Tensor | None, Tensor]:
     """Cosine distances ``(S * n, n)`` of ``x (S, n, C)`` to each other, -inf to themselves, or None where these are more than
-    ``cells``; and those to the nearest neighbour that ``exists (S, n)``, as ``(S, n)``, in parts of as many.
+    ``cells``; and those to the nearest neighbour that ``exists (S, n)``, as ``(S, n)``.
     """
     n_segments, n = exists.shape
-    held = n_segments * n * n <= cells
-    step = n if held else max(1, cells // (n_segments * n))
-    nearest = []
-    distance = None
-    for start in range(0, n, step):
-        part = x[:, start : start + step]
-        distance = (part @ x.transpose(1, 2)).neg_().add_(1)  # (S, step, n)
-        own = distance.diagonal(start, 1, 2)
-        own.fill_(torch.inf)
-        nearest.append(distance.masked_fill(~exists[:, None], torch.inf).amin(-1))
-        own.fill_(-torch.inf)
-    return (distance.flatten(0, 1) if held and distance is not None else None), torch.cat(nearest, dim=1)
+    if n_segments * n * n <= cells:
+        distance = gram(x).neg_().add_(1)
+        distance.diagonal(0, 1, 2).fill_(torch.inf)
+        nearest = distance.masked_fill(~exists[:, None], torch.inf).amin(-1)
+        distance.diagonal(0, 1, 2).fill_(-torch.inf)
+        return distance.flatten(0, 1), nearest
+    nearest, step = x.new_full((n_segments, n), torch.inf), max(1, cells // (n_segments * n))
+    for start in range(0, n, step):  # each with those up to it: of two tokens that are near, both are told
+        end = min(start + step, n)
+        part = (x[:, start:end] @ x[:, :end].transpose(1, 2)).neg_().add_(1)
+        part.diagonal(start, 1, 2).fill_(torch.inf)
+        part = part.masked_fill_(~exists[:, None, :end], torch.inf).masked_fill_(~exists[:, start:end, None], torch.inf)
+        nearest[:, start:end] = part.amin(-1)
+        nearest[:, :start] = torch.minimum(nearest[:, :start], part[:, :, :start].amin(1))
+    return None, nearest
 
 
 def _to_picked(x: Tensor, pick: Tensor, at: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import alike, offsets, padded_index, ranges, rows_of, to_padded
+from foveate.ops.segments import alike, gram, gram_pairs, offsets, padded_index, ranges, rows_of, to_padded
 
 
 def gain(frequency: Tensor, cutoff: float, kind: str) -> Tensor:
@@ -119,7 +119,7 @@ def component_of(features: Tensor, counts: Sequence[int], k: Sequence[int]) -> T
         wide = features.detach().float()[rows := rows_of(members, counts, features.device)]
         x = to_padded(wide - wide.mean(-1, keepdim=True), few)
         if x.shape[1] <= x.shape[2]:
-            variance, loading = torch.linalg.eigh(x @ x.transpose(1, 2))
+            variance, loading = torch.linalg.eigh(gram(x))
         else:
             variance, loading = torch.linalg.eigh(x.transpose(1, 2) @ x)
             loading = x @ loading / variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()[:, None]
@@ -137,6 +137,7 @@ def component_flops(counts: Sequence[int], width: int) -> int:
     """Floating-point operations of the matrix products in `component_of` (2 per multiply-add)."""
     products = 0
     for members in alike(counts):
-        n = max((counts[s] for s in members), default=0)
-        products += len(members) * (n * n * width if n <= width else 2 * n * width * width)
+        few = [counts[s] for s in members]
+        n = max(few, default=0)
+        products += (gram_pairs(few) if n <= width else len(members) * 2 * n * width) * width
     return 2 * products

@@ -35,6 +35,7 @@ from foveate.runtime.order import (
     with_memories,
 )
 from foveate.runtime.parts import check_parts
+from foveate.runtime.ready import ReadySteps
 from foveate.runtime.recalling import Reader
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.reuse import check_reuse
@@ -86,18 +87,19 @@ class Runtime:
         before = {a.part: a.method for a in inside}.values()
         reader = _reader(outside, layers, attends)
         self.memories = Memories(model, base, self.encodings, self.host, tuple(before), reader)
-        self.hooks = Hooks()
+        self.hooks = Hooks(self.decoder.calls.steady)
         try:
             for part in (self.tower.tower, base):
-                self.hooks.pre(part, refuse_without_weights(part))
+                self.hooks.pre(part, refuse_without_weights(part), rests=part is base)
             for part in (self.tower.tower, self.decoder.model):
-                self.hooks.pre(part, lambda *_: self.calls.check_begun(base))
+                self.hooks.pre(part, lambda *_: self.calls.check_begun(base), rests=part is self.decoder.model)
             if self.beside:
                 self.hooks.pre(self.tower.tower, self._follow)
                 self.hooks.pre(base, self._follow)
             self.tower.attach(self.hooks)
             self.encodings.attach(self.hooks)
             self.memories.attach(self.hooks)
+            ReadySteps(self.decoder, self.hooks).attach(model)
             count_text(self.decoder.model, list(layers), family.decoder, self.hooks)
             self.decoder.attach(self.hooks)
             self.canvas.attach(self.hooks)
@@ -108,7 +110,7 @@ class Runtime:
             # They run before all others, so that these see whether the method was taken off while they waited, and come last,
             # so that a thread that enters meets all of them.
             self.hooks.pre(self.tower.tower, lambda *_: self.calls.enter("tower"), first=True)
-            self.hooks.pre(base, lambda *_: self.calls.enter("model"), first=True)
+            self.hooks.pre(base, lambda *_: self.calls.enter("model"), first=True, rests=True)
         except BaseException:
             self.hooks.remove()
             raise
@@ -121,7 +123,7 @@ class Runtime:
             self.context.trace.head_rows += args[0].shape[:-1].numel()
 
         if head is not None:
-            self.hooks.pre(head, count)
+            self.hooks.pre(head, count, rests=True)
 
     def _follow(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         for each in self.beside:

@@ -253,6 +253,7 @@ class DecoderPass:
         settled: what is known of layers of a step before they run, the first ones when it begins.
         cache: of a step whose layers are settled as far as can be, else None.
         embeds: ``(B, L, C)`` what the language model was given, where a site asks what it makes of the text alone.
+        ready: all that hooks inside of the model would do was done where the whole model is called (`foveate.runtime.ready`).
         prompt, step: of a denoising step: what it is a part of, where it runs all of the prompt, and which step it is.
     """
 
@@ -293,6 +294,7 @@ class DecoderPass:
     settled: dict[int, Settled] = field(default_factory=dict)
     cache: Any = None
     embeds: Tensor | None = None
+    ready: bool = False
     prompt: Prompt | None = None
     step: int = 0
     memo: Memo = field(default_factory=Memo)

@@ -31,7 +31,7 @@ from foveate.runtime.hooks import Hooks, by_name, by_position, first_argument, r
 from foveate.runtime.injecting import remember
 from foveate.runtime.layers import LayerCalls
 from foveate.runtime.layout import Rows, take_rows
-from foveate.runtime.notes import log_of, log_stock, note_of
+from foveate.runtime.notes import log_called, log_of, log_stock, note_of
 from foveate.runtime.parking import Lot, come_back
 from foveate.runtime.parts import PartHooks
 from foveate.runtime.presence import Presence
@@ -105,13 +105,13 @@ class DecoderHooks:
 
     def attach(self, hooks: Hooks) -> None:
         """Hook the base model, the language model, its layers and its norm."""
-        hooks.pre(self.base, self._inputs)
-        hooks.post(self.base, self._finish, always=True)
-        hooks.pre(self.model, self._begin)
-        hooks.post(self.model, self._end, first=True, always=True)
+        hooks.pre(self.base, self._inputs, rests=True)
+        hooks.post(self.base, self._finish, always=True, rests=True)
+        hooks.pre(self.model, self._begin, rests=True)
+        hooks.post(self.model, self._end, first=True, always=True, rests=True)
         if not self.reduces:
             for i, layer in enumerate(self.layers if self.spec.shared else ()):
-                hooks.pre(layer, partial(self._note_stock, i))
+                hooks.pre(layer, partial(log_called, self.context, self.spec, i, self.sources[i]))
             return
         if self.arguments.renumber:
             hooks.pre(self.arguments.rotary, self._positions)
@@ -171,21 +171,13 @@ class DecoderHooks:
         if inputs.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
             inputs.mask = mask  # (else what the base model was given says more than the pattern that it makes)
         plain = inputs.mask if isinstance(inputs.mask, Tensor) and inputs.mask.dim() == 2 else None
-        if self.reduces and cache is not None:
-            told = None if plain is None else plain.shape[1] - call.length
-            check_whole(cache, past, told, known=call.trace.kv.is_of(cache, call.batch, past))
-        self.context.decoder = call
+        self.begin(call, cache, plain, brings=bool(inputs.modalities))
+        if not inputs.modalities:
+            return None
         if not self.reduces:
-            unseen = range(0 if self.spec.shared else len(self.layers))  # no layer is hooked: all of them are stock
-            log_stock(call, [entry_of(cache, i) if past else None for i in unseen])
-            if inputs.modalities:
-                call.trace.placeholders.append(self.entry.count(inputs))
-            for record in self.context.records if inputs.modalities else []:
+            call.trace.placeholders.append(self.entry.count(inputs))
+            for record in self.context.records:
                 record.consumed = True
-        if self.reduces:
-            self.calls.begin(call, None if inputs.modalities else cache)
-        if not (self.reduces and inputs.modalities):
-            self.caches.follow(call, self.context.prompt, plain)
             return None
         begin(call, self.context.prompt, self.family.denoising)
         call.records, call.ids = self.context.records, inputs.input_ids
@@ -204,6 +196,21 @@ class DecoderHooks:
             call.deepstack = kwargs.pop(features, None) or ()
             call.rank = None if mask is None else (mask.flatten().cumsum(0) - 1).view_as(mask)
         return args, kwargs
+
+    def begin(self, call: DecoderPass, cache: Any, mask: Tensor | None, brings: bool) -> None:
+        """Look at what the layers will see, in a forward that ``brings`` images or not; ``mask (B, past + L)``: of padding."""
+        if self.reduces and cache is not None:
+            told = None if mask is None else mask.shape[1] - call.length
+            check_whole(cache, call.past, told, known=call.trace.kv.is_of(cache, call.batch, call.past))
+        self.context.decoder = call
+        if self.reduces:
+            self.calls.begin(call, None if brings else cache)
+        else:
+            unseen = range(0 if self.spec.shared else len(self.layers))  # no layer is hooked: all of them are stock
+            log_stock(call, [entry_of(cache, i) if call.past else None for i in unseen])
+            self.calls.steady.enter(True, [], call.ready)
+        if not (self.reduces and brings):
+            self.caches.follow(call, self.context.prompt, mask)
 
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.context.decoder
@@ -228,6 +235,10 @@ class DecoderHooks:
                     f"output_{name} wants a row for every token in every layer, and this method leaves fewer: set "
                     f"output_{name}=False (losses that are made of it go with it)"
                 )
+        self.end(call, output)
+
+    def end(self, call: DecoderPass, output: Any) -> None:
+        """Note what a forward has left, by the output of the language model or the whole; let the sites of its cache act."""
         decoding = bool(call.past) and call.layout is None
         call.trace.clocks.setdefault("decode" if decoding else "prefill", []).append(
             (call.start, tick(output[0].device))
@@ -336,17 +347,6 @@ class DecoderHooks:
     def _watches(self, layer: int) -> bool:
         """Tell whether the cache entry of a layer must know which of its tokens are visual."""
         return self.caches.watches(layer) or (self.step is not None and self.step.watches(layer))
-
-    def _note_stock(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A layer of a model that holds every token, where only the call tells how many rows there are."""
-        call = self.context.decoder
-        if call is None:
-            return
-        args, kwargs = by_name(layer, args, kwargs)
-        if (source := self.sources[i]) != i:
-            call.rows = rows_of(self.spec, kwargs)
-        entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
-        log_of(call).append(note_of(call, first_argument(args, kwargs, "hidden_states").shape[1], None, entry))
 
     def _recur(self, i: int, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         lengths = self.apart()

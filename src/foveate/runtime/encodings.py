@@ -103,8 +103,8 @@ class Encodings:
                 hooks.around(self.base, name, partial(self._begin, pixels), self._end)
         if hasattr(self.model, "generate"):
             hooks.instead(self.model, "generate", self._generate)
-        hooks.pre(self.base, self._forward)
-        hooks.post(self.base, self._forwarded, always=True)
+        hooks.pre(self.base, self._forward, rests=True)
+        hooks.post(self.base, self._forwarded, always=True, rests=True)
 
     # -- features that are made ---------------------------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.errors import UnsupportedModelError
+from foveate.runtime.steady import Steady
 
 
 @functools.cache
-def _hook_type() -> type[Any]:
-    """Make the class of hooks when the first one is needed: `torch.compiler.disable` imports the compiler, which takes long."""
+def _hook_types() -> tuple[type[Any], type[Any]]:
+    """Make the classes of hooks when one is needed: `torch.compiler.disable` imports the compiler, which takes long."""
 
     class Hook:
         """A hook as it is registered: outside of graphs that are compiled later, and inert once removed (they may keep it)."""
@@ -32,7 +33,37 @@ def _hook_type() -> type[Any]:
         def __reduce__(self) -> NoReturn:
             refuse_copy()
 
-    return Hook
+    class RestingHook(Hook):
+        """One that has nothing to do in a step of decoding which was made ready: a graph of that step goes on through it."""
+
+        def __call__(self, *args: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                return self._unless_ready(*args)
+            return None if self._hooks.steady.ready and _is_of_one_token(args) else self._apart(*args)
+
+        def _unless_ready(self, *args: Any) -> Any:
+            ready = self._hooks.steady.is_ready() and _is_of_one_token(args)
+            return None if ready or self._hooks.removed else self._hook(*args)
+
+        _apart = torch.compiler.disable(_unless_ready)
+
+    return Hook, RestingHook
+
+
+def _is_of_one_token(args: tuple[Any, ...]) -> bool:
+    """Tell whether a hook is given, with its module, the arguments or the output of a forward for one token a row.
+
+    A step is known by its thread. This tells it from a prompt with which a part of the model is called by another thread, in
+    a graph, which does not know threads, or by the same one after a step that was interrupted.
+    """
+    _, given, last = args
+    if given:
+        x = given[0]
+    elif type(last) is dict:
+        x = last.get("inputs_embeds") if last.get("inputs_embeds") is not None else last.get("input_ids")
+    else:
+        x = None if last is None else last[0]  # None: an error is on its way
+    return x is not None and x.shape[1] == 1
 
 
 def refuse_copy() -> NoReturn:
@@ -44,22 +75,26 @@ def refuse_copy() -> NoReturn:
 
 
 class Hooks:
-    """Hooks and other changes of a model, undone in reverse order."""
+    """Hooks and other changes of a model, undone in reverse order.
 
-    def __init__(self) -> None:
+    Args:
+        steady: forwards of its language model; hooks that ``rest`` are not called in a step for which all is done.
+    """
+
+    def __init__(self, steady: Steady | None = None) -> None:
         self._undo: list[Callable[[], None]] = []
-        self._before: dict[tuple[nn.Module, bool], list[Callable[..., Any]]] = {}
-        self.removed = False
+        self._before: dict[tuple[nn.Module, bool, bool], list[Callable[..., Any]]] = {}
+        self.removed, self.steady = False, steady or Steady()
 
-    def pre(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False) -> None:
+    def pre(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, rests: bool = False) -> None:
         """Call ``hook(module, args, kwargs) -> None | (args, kwargs)`` before a module; ``first``: before other hooks.
 
         Those of one module are a single hook for torch, which takes long to call one.
         """
-        chain = self._before.setdefault((module, first), [])
+        chain = self._before.setdefault((module, first, rests), [])
         chain.insert(0 if first else len(chain), hook)
         if len(chain) == 1:
-            run = _hook_type()(self, partial(self._in_turn, chain))
+            run = _hook_types()[rests](self, partial(self._in_turn, chain))
             self._keep(module.register_forward_pre_hook(run, with_kwargs=True, prepend=first))
 
     def _in_turn(self, chain: list[Callable[..., Any]], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -70,12 +105,21 @@ class Hooks:
                 args, kwargs = changed = new
         return changed
 
-    def post(self, module: nn.Module, hook: Callable[..., Any], *, first: bool = False, always: bool = False) -> None:
+    def post(
+        self,
+        module: nn.Module,
+        hook: Callable[..., Any],
+        *,
+        first: bool = False,
+        always: bool = False,
+        rests: bool = False,
+    ) -> None:
         """Call ``hook(module, args, output) -> None | output`` after a module.
 
         ``first``: before other hooks. ``always``: after errors, too.
         """
-        self._keep(module.register_forward_hook(_hook_type()(self, hook), prepend=first, always_call=always))
+        run = _hook_types()[rests](self, hook)
+        self._keep(module.register_forward_hook(run, prepend=first, always_call=always))
 
     def around(self, module: nn.Module, name: str, before: Callable[..., None], after: Callable[[Any], Any]) -> None:
         """Wrap a function of ``module``: ``before(*args, **kwargs)``; ``after(output) -> output``, with None after an error."""

@@ -7,10 +7,9 @@ there is one; a layer without is called as if no method were there.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,66 +18,12 @@ from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, entry_of, held_by
 from foveate.runtime.context import Context, DecoderPass, Settled
 from foveate.runtime.hooks import Hooks, first_argument, refuse_copy
-from foveate.runtime.layout import take_rows
 from foveate.runtime.notes import log_of, note_of
 from foveate.runtime.reads import Reads
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.kernel import is_flash
+from foveate.runtime.steady import Cut, Steady
 from foveate.runtime.steps import DecodeSite
-
-
-class Cut(NamedTuple):
-    """What a mask of the full sequence keeps for a generated token.
-
-    Attributes:
-        places: ``(B, P)`` those before ``start``; None: none of them.
-        start: all places from there on stay.
-        valid: ``(B, P)`` bool, False for padding of ours; None: there is none.
-    """
-
-    places: Tensor | None
-    start: int
-    valid: Tensor | None
-
-    def of(self, mask: Tensor) -> Tensor:
-        """``(B, 1, 1, P')`` of a mask ``(B or 1, 1, 1, T)``."""
-        if self.places is None:
-            return mask[..., self.start :]
-        mask = mask.expand(len(self.places), -1, -1, -1)
-        kept = take_rows(mask[..., : self.start], self.places, 3)
-        if self.valid is not None:
-            hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-            kept = kept.masked_fill(~self.valid[:, None, None, :], hidden)
-        return torch.cat([kept, mask[..., self.start :]], -1)
-
-
-class Steady:
-    """What forwards in flight leave to do for the layers, as plain attributes, which compiled code can be chosen by.
-
-    Attributes:
-        now: no thread is in a forward that changes more than the masks of its layers.
-        cuts: of one thread that is alone, if nothing but their masks changes: for each layer what its mask keeps, or None: all.
-            Nothing here, if there are several threads.
-    """
-
-    def __init__(self) -> None:
-        self.now = True
-        self.cuts: list[Cut | None] = []
-        self._lock = threading.Lock()
-        self._inside: dict[int, bool] = {}
-
-    def enter(self, steady: bool, cuts: list[Cut | None]) -> None:
-        """This thread begins a forward."""
-        with self._lock:
-            self._inside[threading.get_ident()] = steady
-            self.now = all(self._inside.values())
-            self.cuts = cuts if len(self._inside) == 1 else []
-
-    def leave(self) -> None:
-        """Its forward has ended."""
-        with self._lock:
-            self._inside.pop(threading.get_ident(), None)
-            self.now, self.cuts = all(self._inside.values()), []
 
 
 class LayerCalls:
@@ -128,13 +73,15 @@ class LayerCalls:
         settled = call.settled.values()
         kinds, known = {*settled}, len(settled) == len(self.layers)
         cuts = {each: _cut(each) for each in kinds} if known and all(_only_masks(each) for each in kinds) else {}
-        self.steady.enter(known and all(each.all for each in kinds), [cuts[each] for each in settled] if cuts else [])
+        steady = known and all(each.all for each in kinds)
+        self.steady.enter(steady, [cuts[each] for each in settled] if cuts else [], call.ready)
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
         """Look at what these layers will see. Those whose entries hold the same are looked at once."""
         alike: dict[Any, Settled] = {}
-        for i in range(start, end):
-            entry: Any = None if self.attentions[i] is None else entry_of(cache, i)
+        entry_of(cache, end - 1)  # which makes all before it
+        for i, entry in enumerate(cache.layers[start:end], start):
+            entry = None if self.attentions[i] is None else entry
             kind = held_by(entry)
             if kind not in alike:
                 alike[kind] = self._look(call, i, entry, cache)
@@ -162,7 +109,7 @@ class LayerCalls:
             if call.cache is None:
                 return self.before(i, layer, args, kwargs)
             self._settle(call, call.cache, i, len(self.layers))  # the choice has been made
-            self.steady.enter(all(each.all for each in {*call.settled.values()}), [])
+            self.steady.enter(all(each.all for each in {*call.settled.values()}), [], call.ready)
         settled = call.settled[i]
         if self.step is not None and i == self.step.layer - 1:  # whose attention chooses
             self.reads.begin(call, i, first_argument(args, kwargs, "hidden_states"), settled.keys, settled.entry)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from foveate.runtime.cache import CompactMixin, KVIndex, window_of
-from foveate.runtime.context import DecoderPass
+from torch import nn
+
+from foveate.models.family import Decoder
+from foveate.runtime.cache import CompactMixin, KVIndex, cache_among, entry_of, window_of
+from foveate.runtime.context import Context, DecoderPass
+from foveate.runtime.hooks import by_name, first_argument
+from foveate.runtime.shared import rows_of
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import LayerTrace
 
@@ -36,6 +41,30 @@ def log_stock(call: DecoderPass, entries: Sequence[Any]) -> None:
         if window not in known:
             known[window] = note_of(call, call.length, None, entry)
     log_of(call).extend([known[window] for window in windows])
+
+
+def log_called(
+    context: Context,
+    spec: Decoder,
+    i: int,
+    source: int,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Note layer ``i`` of a model that holds every token, where only the call tells how many rows there are.
+
+    Args:
+        source: the layer whose keys and values it attends to.
+    """
+    call = context.decoder
+    if call is None:
+        return
+    args, kwargs = by_name(layer, args, kwargs)
+    if source != i:
+        call.rows = rows_of(spec, kwargs)
+    entry = entry_of(cache_among(kwargs.values()), source) if call.past else None
+    log_of(call).append(note_of(call, first_argument(args, kwargs, "hidden_states").shape[1], None, entry))
 
 
 def log_of(call: DecoderPass) -> list[LayerTrace]:

@@ -214,7 +214,7 @@ class Memories:
         """Take ``memory=`` where a prompt comes in, before `Encodings` looks at it."""
         if hasattr(self.model, "generate"):
             hooks.instead(self.model, "generate", self._generate)
-        hooks.pre(self.model, lambda module, args, kwargs: (args, self._recalled(kwargs)))
+        hooks.pre(self.model, self._forward)
 
     def encode(self, inputs: Mapping[str, Any]) -> Memory:
         """Return what the method leaves of the images, or of the videos, among the ``inputs`` that a processor gives."""
@@ -295,6 +295,9 @@ class Memories:
 
     def _generate(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return stock(*args, **self._recalled(kwargs))
+
+    def _forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (args, self._recalled(kwargs)) if "memory" in kwargs else None
 
     def _recalled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of a call, with features in place of memories."""
