@@ -9,6 +9,7 @@
 #   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
+#   make soak           a server under an hour of random requests (benchmarks/soak.py); MINUTES=3
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
 #                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
@@ -40,7 +41,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 DOCS := $(shell sed -n '/^docs = \[/{s/^docs = \[//;s/\]$$//;s/", "/" "/g;p}' pyproject.toml)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
-.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm soak test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -74,6 +75,9 @@ test-oldest: .venv-oldest/.stamp
 
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving
+
+soak: .venv-vllm/.stamp
+	.venv-vllm/bin/python -u benchmarks/soak.py --minutes $(or $(MINUTES),60)
 
 test-lmms: export OMP_NUM_THREADS = 1
 test-hosts: export OMP_NUM_THREADS = 1
