@@ -1,4 +1,4 @@
-"""A real server for a benchmark, `vllm serve` or `foveate serve`, a Qwen2.5-VL with random weights, and pictures to ask about."""
+"""A real server for a benchmark, `vllm serve` or `foveate serve`; a Qwen2.5-VL with random weights; pictures to ask about."""
 
 from __future__ import annotations
 

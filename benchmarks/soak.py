@@ -3,10 +3,10 @@
     python benchmarks/soak.py [--minutes 60] [--seed 0] [--json FILE]
 
 `foveate serve` runs the reference model with a method inside the language model, budgets by image and by request, profiles
-and prefix caching. Clients ask at random: text, one image or several, long answers; some hang up in the middle or give up early,
-some send broken images or budgets that there are not. Every few minutes all is quiet for a moment and is looked at; every few of
-these times the server is stopped, or killed, and started again. What is right is what the first server answers to each request
-alone.
+and prefix caching. Clients ask at random: text, one image or several, long answers; some hang up in the middle or give up
+early, some send broken images or budgets that there are not. Every few minutes all is quiet for a moment and is looked at;
+every few of these times the server is stopped, or killed, and started again. What is right is what the first server answers to
+each request alone.
 It ends with exit code 1 at the first thing that is wrong, with the seed and what was asked.
 """
 

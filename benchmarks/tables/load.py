@@ -20,7 +20,7 @@ FIGURES = {
 
 
 def curve(found: dict[str, Any]) -> str:
-    """For each number of open requests, the stock model's figures and what methods are over these: median, smallest, largest."""
+    """For each number of open requests, the stock figures and what methods are over these: median, smallest, largest."""
     rows = []
     for n, stock in found["methods"]["stock"].items():
         for name, loads in found["methods"].items():
