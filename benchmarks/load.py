@@ -69,12 +69,12 @@ class Size:
     words: tuple[str, ...]
 
 
-COMMON = ("--max-model-len", "4096", "--max-num-seqs", "64", "--no-enable-prefix-caching")
+COMMON: tuple[str, ...] = ("--max-model-len", "4096", "--max-num-seqs", "64", "--no-enable-prefix-caching")
 COMMON += ("--limit-mm-per-prompt", '{"image": 3, "video": 0}')
 ON_CPU = (*COMMON, "--dtype", "float32", "--max-num-batched-tokens", "2048", "--enforce-eager")
 ON_GPU = (*COMMON, "--dtype", "bfloat16", "--max-num-batched-tokens", "8192", "--kv-cache-memory-bytes", "4G")
 CPU = Size(512, 8, 320, {1: 5, 8: 16, 32: 32, 64: 64}, ON_CPU)
-GPU = Size(2048, 24, 896, {1: 10, 8: 40, 32: 128, 64: 192}, ON_GPU)
+GPU = Size(2048, 24, 512, {1: 10, 8: 40, 32: 128, 64: 192}, ON_GPU)
 SMALL = Size(256, 4, 112, {1: 3, 4: 10}, ON_CPU)
 
 
@@ -228,7 +228,8 @@ def main() -> None:
         visual = tokens_of(work / "model", size.image)
         minutes = forecast(size, len(contestants), options.repeats, visual, device)
         print(f"this takes about {minutes:.0f} minutes, and ends after {options.minutes:.0f}", flush=True)
-        ports, warm = {}, requests(4, size.image, 0)
+        ports: dict[str, int] = {}
+        warm = requests(4, size.image, 0)
         answers: dict[str, list[str]] = {}
         for each in contestants:
             words = (*size.words, *(word for word in each.words if word not in size.words))

@@ -38,7 +38,16 @@ METHODS: dict[str, Method | None] = {
 }
 CONCURRENCY = (1, 8, 32)
 NEW = 16
-WORDS = ("--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "32", "--max-num-batched-tokens", "2048")
+WORDS: tuple[str, ...] = (
+    "--dtype",
+    "float32",
+    "--max-model-len",
+    "2048",
+    "--max-num-seqs",
+    "32",
+    "--max-num-batched-tokens",
+    "2048",
+)
 WORDS += ("--no-enable-prefix-caching", "--enforce-eager")
 
 

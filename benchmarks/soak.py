@@ -33,7 +33,7 @@ from servers import begin, metric, picture, wait
 import foveate_reference as reference
 from foveate import ADSC
 
-WORDS = (
+WORDS: tuple[str, ...] = (
     "--dtype",
     "float32",
     "--enforce-eager",
@@ -167,7 +167,13 @@ class Soak:
         """Wait until nothing runs; then no block may be in use, and memory may be what it was."""
         until = time.monotonic() + SETTLED
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-        while any(left := [sum(metric(self.port, name)) for name in names]):
+        while True:
+            # A server says what it holds when it has run a step, and nothing runs after the last cancelled request.
+            httpx.post(
+                f"http://127.0.0.1:{self.port}/v1/chat/completions", json=BODIES[0], timeout=300
+            ).raise_for_status()
+            if not any(left := [sum(metric(self.port, name)) for name in names]):
+                break
             if time.monotonic() > until:
                 raise WrongError(f"nobody asks, and after {SETTLED:.0f} s there are {dict(zip(names, left))}")
             time.sleep(0.5)

@@ -104,8 +104,8 @@ def _cells(frame: Any) -> NDArray[np.float32]:
     side = CELLS * PIXELS
     small = _image(frame).convert("L").resize((side, side), Image.Resampling.BOX)
     bright = np.asarray(small, dtype=np.float32) / 255
-    cut = bright.reshape(CELLS, PIXELS, CELLS, PIXELS).swapaxes(1, 2)
-    return cut.reshape(CELLS * CELLS, PIXELS * PIXELS)
+    cells: NDArray[np.float32] = bright.reshape(CELLS, PIXELS, CELLS, PIXELS).swapaxes(1, 2)
+    return cells.reshape(CELLS * CELLS, PIXELS * PIXELS)
 
 
 def _image(frame: Any) -> Image.Image:
