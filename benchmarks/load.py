@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import statistics
 import sys
 import tempfile
@@ -66,13 +67,13 @@ class Size:
     layers: int
     image: int
     requests: dict[int, int]
-    words: tuple[str, ...]
+    words: list[str]
 
 
-COMMON: tuple[str, ...] = ("--max-model-len", "4096", "--max-num-seqs", "64", "--no-enable-prefix-caching")
-COMMON += ("--limit-mm-per-prompt", '{"image": 3, "video": 0}')
-ON_CPU = (*COMMON, "--dtype", "float32", "--max-num-batched-tokens", "2048", "--enforce-eager")
-ON_GPU = (*COMMON, "--dtype", "bfloat16", "--max-num-batched-tokens", "8192", "--kv-cache-memory-bytes", "4G")
+COUNTS = '{"image": 3, "video": 0}'
+COMMON = f"--max-model-len 4096 --max-num-seqs 64 --no-enable-prefix-caching --limit-mm-per-prompt '{COUNTS}'"
+ON_CPU = shlex.split(f"{COMMON} --dtype float32 --max-num-batched-tokens 2048 --enforce-eager")
+ON_GPU = shlex.split(f"{COMMON} --dtype bfloat16 --max-num-batched-tokens 8192 --kv-cache-memory-bytes 4G")
 CPU = Size(512, 8, 320, {1: 5, 8: 16, 32: 32, 64: 64}, ON_CPU)
 GPU = Size(2048, 24, 512, {1: 10, 8: 40, 32: 128, 64: 192}, ON_GPU)
 SMALL = Size(256, 4, 112, {1: 3, 4: 10}, ON_CPU)

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import statistics
 import tempfile
 import time
@@ -38,17 +39,10 @@ METHODS: dict[str, Method | None] = {
 }
 CONCURRENCY = (1, 8, 32)
 NEW = 16
-WORDS: tuple[str, ...] = (
-    "--dtype",
-    "float32",
-    "--max-model-len",
-    "2048",
-    "--max-num-seqs",
-    "32",
-    "--max-num-batched-tokens",
-    "2048",
+WORDS = shlex.split(
+    "--dtype float32 --max-model-len 2048 --max-num-seqs 32 --max-num-batched-tokens 2048 --no-enable-prefix-caching "
+    "--enforce-eager"
 )
-WORDS += ("--no-enable-prefix-caching", "--enforce-eager")
 
 
 async def load(port: int, concurrency: int, images: list[str]) -> dict[str, float]:

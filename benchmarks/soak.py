@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -33,20 +34,11 @@ from servers import begin, metric, picture, wait
 import foveate_reference as reference
 from foveate import ADSC
 
-WORDS: tuple[str, ...] = (
-    "--dtype",
-    "float32",
-    "--enforce-eager",
-    "--max-model-len",
-    "2048",
-    "--max-num-seqs",
-    "16",
-    "--block-size",
-    "32",
+WORDS = shlex.split(
+    "--dtype float32 --enforce-eager --max-model-len 2048 --max-num-seqs 16 --max-num-batched-tokens 1024 --block-size 32 "
+    """--limit-mm-per-prompt '{"image": 3, "video": 0}' --limit 0.8 --adaptive 0.4 --profile early=divprune,keep=0.3 """
+    "--profile exact=none --trust-request-mm-kwargs"
 )
-WORDS += ("--max-num-batched-tokens", "1024", "--limit-mm-per-prompt", '{"image": 3, "video": 0}')
-WORDS += ("--limit", "0.8", "--adaptive", "0.4", "--profile", "early=divprune,keep=0.3", "--profile", "exact=none")
-WORDS += ("--trust-request-mm-kwargs",)
 METHOD = ADSC(layers=(2, 4), keep=0.6)
 SYSTEM = "color of circle ? shape of square ? " * 16  # so long that blocks of it are shared
 CLIENTS = 12
