@@ -64,7 +64,7 @@ config = vLLMEngineProcessorConfig(
     placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": args.gpus}},
     concurrency=args.workers,
     batch_size=args.batch_size,
-    prepare_multimodal_stage=True,
+    prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai"},
     tokenize_stage=False,
     detokenize_stage=False,
 )
