@@ -36,6 +36,7 @@ from foveate import ADSC
 
 WORDS = shlex.split(
     "--dtype float32 --enforce-eager --max-model-len 2048 --max-num-seqs 16 --max-num-batched-tokens 1024 --block-size 32 "
+    "--num-gpu-blocks-override 600 "  # so few that some requests are preempted, and all are soon in memory
     """--limit-mm-per-prompt '{"image": 3, "video": 0}' --limit 0.8 --adaptive 0.4 --profile early=divprune,keep=0.3 """
     "--profile exact=none --trust-request-mm-kwargs"
 )
@@ -169,7 +170,10 @@ class Soak:
             if time.monotonic() > until:
                 raise WrongError(f"nobody asks, and after {SETTLED:.0f} s there are {dict(zip(names, left))}")
             time.sleep(0.5)
-        self.looks.append({"asked": sum(self.asked.values()), "memory": round(self.memory()), "port": self.port})
+        counters = ("vllm:num_preemptions_total", "vllm:prefix_cache_hits_total")
+        counted = {name.split(":")[1]: round(sum(metric(self.port, name))) for name in counters}
+        seen = {"asked": sum(self.asked.values()), "memory": round(self.memory()), **counted}
+        self.looks.append({**seen, "port": self.port})
         print(f"{self.looks[-1]}, {dict(self.asked)}", flush=True)
         same = [each["memory"] for each in self.looks if each["port"] == self.port]
         if len(same) > 2 and same[-1] > GROWTH[0] * same[1] + GROWTH[1]:  # caches of images fill up until the second

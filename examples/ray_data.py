@@ -9,11 +9,10 @@ own, up to --limit. foveate must be installed wherever workers run, as vLLM find
 """
 
 import argparse
-import base64
-import mimetypes
 from pathlib import Path
 
 import ray
+from PIL import Image
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,11 +34,9 @@ FOLDER, TOKENS = args.data.parent.resolve(), args.max_tokens  # what workers are
 
 
 def ask(row: dict) -> dict:
-    """A question as a chat, its image within it."""
-    kind = mimetypes.guess_type(row["image"])[0] or "image/png"
-    data = base64.b64encode((FOLDER / row["image"]).read_bytes()).decode()
-    image = {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
-    asked = {"messages": [{"role": "user", "content": [image, {"type": "text", "text": row["prompt"]}]}]}
+    """A question as the stages expect it: a chat with a place for the image, which goes to vLLM as it is."""
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["prompt"]}]}]
+    asked = {"messages": chat, "multimodal_data": {"image": Image.open(FOLDER / row["image"]).convert("RGB")}}
     asked["sampling_params"] = {"temperature": 0, "max_tokens": TOKENS}
     keep = row.get("keep")
     if keep is not None and keep == keep:  # a column has NaN where a line says nothing
@@ -60,11 +57,15 @@ def tell(row: dict) -> dict:
 foveate = {"method": args.method, "keep": args.keep} | ({} if args.limit is None else {"limit": args.limit})
 config = vLLMEngineProcessorConfig(
     model_source=args.model,
-    engine_kwargs={"additional_config": {"foveate": foveate}, "dtype": args.dtype, "max_model_len": args.max_model_len},
+    engine_kwargs={
+        "additional_config": {"foveate": foveate},
+        "dtype": args.dtype,
+        "max_model_len": args.max_model_len,
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+    },
     placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": args.gpus}},
-    concurrency=args.workers,
+    concurrency=(args.workers, args.workers),
     batch_size=args.batch_size,
-    prepare_multimodal_stage={"enabled": True, "chat_template_content_format": "openai"},
     tokenize_stage=False,
     detokenize_stage=False,
 )

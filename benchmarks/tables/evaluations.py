@@ -142,7 +142,10 @@ def settings(*results: dict[str, Any]) -> str:
         for found in results:
             row = _row(found, label, None)
             spent = None if row is None else row["spent"]
-            cells += [_difference(row), *(["-", "-"] if spent is None else [f"{spent[key]:.2f}" for key in ("flops", "kv")])]
+            cells += [
+                _difference(row),
+                *(["-", "-"] if spent is None else [f"{spent[key]:.2f}" for key in ("flops", "kv")]),
+            ]
         lines.append(cells)
     return table(["", *(head for found in results for head in (MODELS[found["model"]], "FLOPs", "KV"))], lines)
 
