@@ -9,6 +9,8 @@
 #   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
+#   make test-ray       examples/ray_data.py with two workers, against a real Ray
+#   make soak           a server under an hour of random requests (benchmarks/soak.py); MINUTES=3
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
 #                       models; with TRANSFORMERS=/path/to/checkout the real ones of our families
 #   make test-lmms      the tests of public benchmarks, with a real lmms-eval
@@ -31,6 +33,9 @@ PYTEST_ARGS ?= -n 2
 # What opens pages.
 BROWSER = tests/lab/report/test_browser.py tests/lab/leaderboard/test_board_in_browser.py
 
+# What Ray Data needs besides.
+RAY = jsonref msgpack pandas pyarrow python-dateutil six
+
 # What has to do with transformers.
 OLDEST ?= $(addprefix tests/,answers methods runtime training lab/cli/test_cli_run.py) $(filter-out \
 	$(patsubst %,tests/test_%.py,ci house methods plugins readme scale),$(wildcard tests/test_*.py))
@@ -40,7 +45,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 DOCS := $(shell sed -n '/^docs = \[/{s/^docs = \[//;s/\]$$//;s/", "/" "/g;p}' pyproject.toml)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
-.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-ray soak test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -74,6 +79,12 @@ test-oldest: .venv-oldest/.stamp
 
 test-vllm: .venv-vllm/.stamp
 	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving
+
+test-ray: .venv-vllm/.ray
+	PYTHONPATH=$(CURDIR)/.venv-vllm/ray .venv-vllm/bin/python -m pytest tests/serving/test_ray.py
+
+soak: .venv-vllm/.stamp
+	.venv-vllm/bin/python -u benchmarks/soak.py --minutes $(or $(MINUTES),60)
 
 test-lmms: export OMP_NUM_THREADS = 1
 test-hosts: export OMP_NUM_THREADS = 1
@@ -147,6 +158,11 @@ venv: .venv/.stamp
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . -e ./packages/reference av hypothesis pytest pytest-xdist
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
+	touch $@
+
+# Beside that environment, as Ray's own requirements would bring an older vLLM and another torch.
+.venv-vllm/.ray: .venv-vllm/.stamp
+	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt --target .venv-vllm/ray --upgrade ray $(RAY)
 	touch $@
 
 .venv-lmms/.stamp: pyproject.toml packages/reference/pyproject.toml constraints.txt

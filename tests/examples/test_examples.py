@@ -1,4 +1,4 @@
-"""The programs in examples/ run as a user starts them, on a tiny model on disk. `serve_client.py` is in tests/serving."""
+"""The programs in examples/ run as a user starts them, on a tiny model on disk; those that need vLLM are in tests/serving."""
 
 from __future__ import annotations
 

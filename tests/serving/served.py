@@ -123,10 +123,15 @@ def requests(family: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def engine(
-    family: str, method: Method | None, limit: float | None = None, profiles: Any = None, **options: Any
+    family: str,
+    method: Method | None,
+    limit: float | None = None,
+    profiles: Any = None,
+    adaptive: Any = None,
+    **options: Any,
 ) -> Iterator[Any]:
-    """A vLLM in this process, with the method if there is one, and up to which budget a prompt may ask for its own, or which
-    profiles."""
+    """A vLLM in this process, with the method if there is one, and up to which budget a prompt may ask for its own, which
+    profiles, or budgets by the detail of images."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -135,7 +140,7 @@ def engine(
     if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
         usual["max_num_batched_tokens"] = 8192
     usual["trust_remote_code"] = family == "internvl_chat"
-    more = {"limit": limit, "profiles": profiles}
+    more = {"limit": limit, "profiles": profiles, "adaptive": adaptive}
     asked = {name: value for name, value in more.items() if value is not None}
     config = {} if method is None else {"foveate": method.to_dict() | asked}
     llm: Any = LLM(str(folder(family)), additional_config=config, **(usual | options))

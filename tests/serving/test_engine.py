@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from served import Answer, ask, engine, expected, request
 
-from foveate import ADSC, IPCV, LUVC, OIM, SPU, VTW, FastV, Method, Random
+from foveate import ADSC, IPCV, LUVC, OIM, VTW, FastV, Method, Random
 
 FAMILY = "qwen2_5_vl"
 INNER: dict[str, Method] = {"luvc": LUVC(), "ipcv + adsc": IPCV() + ADSC(keep=0.4)}
@@ -79,15 +79,37 @@ def test_preemption(name: str) -> None:
     assert sum(preempted) > 0, "nothing was preempted"
 
 
+def hits(llm: Any) -> int:
+    """Tokens that were found in the prefix cache."""
+    return sum(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:prefix_cache_hits")
+
+
 def test_shared_prefixes() -> None:
-    """A method before the language model leaves them on; one inside it turns them off."""
+    """With a method before the language model, an image and the text behind it are shared, too."""
     wanted = [request(FAMILY, "the cat " * 40 + "@ " + word, (48, 48), seed=1) for word in ("dog", "bird", "cat")]
     want = expected(FAMILY, OIM(), wanted)
-    with engine(FAMILY, OIM(), block_size=32) as llm:
+    with engine(FAMILY, OIM(), block_size=32, disable_log_stats=False) as llm:
         agree([ask(llm, [each])[0] for each in wanted], want)
-        assert llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
-    with engine(FAMILY, SPU(), block_size=32) as llm:
-        assert not llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+        assert hits(llm) > 2 * 80
+
+
+def test_the_text_before_an_image_is_shared() -> None:
+    """With a method inside the language model, whose deeper layers have other slots behind an image: text alone, the same
+    image with other words behind it, another image, and a budget of its own, one after another and at once."""
+    method, system = IPCV() + ADSC(keep=0.4), "the cat " * 40
+    wanted = [request(FAMILY, system + "@ " + word * 20, (48, 48), seed=1) for word in ("dog ", "bird ", "dog ")]
+    wanted += [request(FAMILY, system + "the dog " * 20), request(FAMILY, system + "@ the", (40, 24), seed=2)]
+    wanted += [request(FAMILY, system + "the dog " * 20 + "@", (40, 24), seed=2)]
+    want = expected(FAMILY, method, wanted)
+    with engine(FAMILY, method, block_size=32, disable_log_stats=False) as llm:
+        length = want[0].prompt
+        agree([ask(llm, [each])[0] for each in wanted], want)
+        text = len(llm.get_tokenizer().encode("user: " + system)) // 32 * 32
+        longer = len(llm.get_tokenizer().encode("user: " + system + "the dog " * 20)) // 32 * 32
+        assert 32 <= text < longer < length
+        assert hits(llm) == 4 * text + longer
+        agree(ask(llm, wanted), want)
+        agree(ask(llm, wanted[::-1]), want[::-1])
 
 
 @pytest.mark.parametrize("name", INNER)
@@ -106,3 +128,4 @@ def test_a_score_of_the_question_wants_whole_prompts() -> None:
     options: dict[str, Any] = dict(enable_chunked_prefill=False, max_num_batched_tokens=1024, block_size=32)
     with engine(FAMILY, FastV(ratio=0.5), num_gpu_blocks_override=216, **options) as llm:
         agree(ask(llm, wanted), want)
+        assert not llm.llm_engine.vllm_config.cache_config.enable_prefix_caching  # or a beginning might be missing

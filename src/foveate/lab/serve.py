@@ -25,6 +25,7 @@ def words(
     rest: Sequence[str],
     limit: float | None = None,
     profiles: Mapping[str, Method | None] | None = None,
+    adaptive: Mapping[str, float] | None = None,
 ) -> list[str]:
     """What follows ``vllm``.
 
@@ -34,6 +35,7 @@ def words(
         rest: further words for ``vllm serve``. Its own ``--additional-config`` is kept, but for the key ``foveate``.
         limit: up to which budget a prompt may ask for its own; None: it may not.
         profiles: methods that it may ask for by name; None: the stock model.
+        adaptive: the ``least`` that an image keeps whose budget follows from its pixels, and the ``threshold`` of their detail.
     """
     others, config = _taken(list(rest))
     if "foveate" in config:
@@ -43,6 +45,8 @@ def words(
     check_in_one_folder(model)
     folder = str(needs.reference().PATHS[REFERENCES[model]]) if model in REFERENCES else model
     asked = {**method.to_dict(), **({} if limit is None else {"limit": limit})}
+    if adaptive:
+        asked["adaptive"] = dict(adaptive)
     if profiles:
         asked["profiles"] = {name: "none" if each is None else each.to_dict() for name, each in profiles.items()}
     return ["serve", folder, *others, OPTION, json.dumps({**config, "foveate": asked})]

@@ -1,5 +1,6 @@
 """What a prompt asks for: ``mm_processor_kwargs={"foveate": {"keep": 0.3}}``, a budget of its own up to a limit that the server
-has; or ``{"profile": "fast"}``, one of the methods that the server was started with beside its own.
+has; or ``{"profile": "fast"}``, one of the methods that the server was started with beside its own. Where it asks for nothing,
+the server may leave the budget to each image (`foveate.serving.detail`).
 
 A budget says how many tokens stay. Where they leave, and so which layers have their own blocks, an engine sets up at its start.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from foveate.errors import ConfigError, FoveateError, InputError, nearest, shown
 from foveate.method import Host, Method
 from foveate.models import list_families
+from foveate.serving.detail import Adaptive
 
 if TYPE_CHECKING:
     from foveate.serving.plan import Plan
@@ -45,6 +47,7 @@ class Budgets:
     Attributes:
         method, host, config: what they are made of.
         limit: the largest `keep` that a prompt may ask for.
+        adaptive: the budgets of images whose prompts ask for nothing; None: the server's own.
         shared: as of the server's plan.
     """
 
@@ -52,6 +55,7 @@ class Budgets:
     host: Host
     config: Any
     limit: float
+    adaptive: Adaptive | None = None
     shared: tuple[int, ...] = ()
 
     def at(self, keep: float) -> Plan:
@@ -81,6 +85,27 @@ def check_limit(plan: Plan) -> None:
             "that a prompt may ask for"
         )
     plan.budgets.fits(limit, plan)
+
+
+def with_adaptive(plan: Plan, given: Any) -> Plan:
+    """Return a plan that leaves budgets to images, as a server was told to with ``given``.
+
+    Raises:
+        FoveateError: it is no such thing, or some budget is none that the server can be set up for.
+    """
+    if plan.budgets is None:
+        raise ConfigError('"adaptive" needs a "limit" beside it: the most that an image may keep')
+    adaptive = Adaptive.read(given, plan.budgets.limit)
+    for keep in adaptive.budgets:
+        plan.budgets.fits(keep, plan)
+    return replace(plan, budgets=replace(plan.budgets, adaptive=adaptive))
+
+
+def of_picture(choice: Choice, plan: Plan, picture: Any) -> Choice:
+    """Return what an image gets whose prompt asks for ``choice``: that, or a budget by its pixels."""
+    if choice != SERVERS or plan.budgets is None or plan.budgets.adaptive is None:
+        return choice
+    return Choice(keep=plan.budgets.adaptive.keep(picture))
 
 
 def asked(given: Any, plan: Plan) -> Choice:

@@ -120,6 +120,10 @@ class Plan:
         """Say it in a line, for a log."""
         layers = f" (before layer {', '.join(map(str, self.own_layers))})" if self.own_layers else ""
         most = f", up to {self.budgets.limit:.3g} where a prompt asks for it" if self.budgets else ""
+        if self.budgets and self.budgets.adaptive:
+            most = (
+                f", or {self.budgets.adaptive.least:.3g} to {self.budgets.limit:.3g} by the detail of each image{most}"
+            )
         named = "".join(f"; profile {name}: {plan}" for name, plan in self.profiles.items())
         if not self.places:
             return f"no method{named}"

@@ -285,6 +285,20 @@ def serve(
             help="The largest keep that a prompt may ask for; without it none may ask.", rich_help_panel=METHODS
         ),
     ] = None,
+    adaptive: Annotated[
+        float | None,
+        typer.Option(
+            help="Give each image a keep by how much detail it has, from this up to --limit.", rich_help_panel=METHODS
+        ),
+    ] = None,
+    detail: Annotated[
+        float | None,
+        typer.Option(
+            help="From which standard deviation of brightness, 0 to 0.5, a part of an image has detail.",
+            show_default="0.02",
+            rich_help_panel=METHODS,
+        ),
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option(
@@ -306,6 +320,12 @@ def serve(
         model = rest.pop(0)
     at = model
     checks.check_all(lambda: checks.check_model(at), lambda: words.check_one(method, keep, option or [], method_json))
+    if adaptive is not None and limit is None:
+        raise terminal.CommandError("--adaptive says the least that an image keeps: add --limit, the most")
+    if detail is not None and adaptive is None:
+        raise terminal.CommandError(
+            "--detail is of budgets by the detail of each image: add --adaptive, the least of them"
+        )
     if not show:
         needs.check("vllm", "foveate serve")
     from foveate.lab import serve as face
@@ -313,7 +333,8 @@ def serve(
 
     chosen = method_from_words(method, keep, option or [], method_json)
     terminal.check_once(profile=profile or [])
-    argv = face.words(model, chosen, rest, limit, dict(map(face.profile, profile or [])))
+    by_detail = {name: x for name, x in (("least", adaptive), ("threshold", detail)) if x is not None}
+    argv = face.words(model, chosen, rest, limit, dict(map(face.profile, profile or [])), by_detail)
     if show:
         print(shlex.join(["vllm", *argv]))
     else:

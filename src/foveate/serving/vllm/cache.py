@@ -1,4 +1,4 @@
-"""KV memory: layers that hold fewer tokens hold fewer blocks.
+"""KV memory: layers that hold fewer tokens hold fewer blocks, and which of these requests may share.
 
 vLLM gives each *group* of layers blocks of its own, out of one pool, and lets others register kinds of groups. A block has the
 same size in every group, so groups are of equally many layers: successive ones, with blocks for the tokens of the first.
@@ -6,6 +6,7 @@ same size in every group, so groups are of equally many layers: successive ones,
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -151,3 +152,23 @@ def share_prompts(manager: Any, read: Callable[[Any], Prompt]) -> None:
         return freed
 
     manager.allocate_slots, manager.free, manager.pop_blocks_for_free = allocate_for, forget(free), forget(pop)
+
+
+def share_text(manager: Any) -> None:
+    """Let requests share blocks of the text before their first image, and no others (vLLM's prefix caching).
+
+    Up to there every layer has every token, so a block of any layer holds what vLLM says it does. Behind an image a layer that
+    dropped ``n`` of its tokens is ``n`` slots ahead: its last block is full in part, and whoever goes on writes into it.
+
+    Args:
+        manager: vLLM's, of the cache.
+    """
+    coordinator = manager.coordinator
+    stock = coordinator.cache_blocks
+
+    @functools.wraps(stock)
+    def known(request: Any, num_computed_tokens: int) -> None:
+        text = min((feature.mm_position.offset for feature in request.mm_features or ()), default=num_computed_tokens)
+        stock(request, min(num_computed_tokens, text))
+
+    coordinator.cache_blocks = known

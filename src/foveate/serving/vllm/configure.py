@@ -14,7 +14,7 @@ from foveate.errors import ConfigError, UnsupportedModelError
 from foveate.method import Method
 from foveate.methods import method_from_dict
 from foveate.runtime.engines import host_with
-from foveate.serving.budgets import KEY, Budgets, check_limit
+from foveate.serving.budgets import KEY, Budgets, check_limit, with_adaptive
 from foveate.serving.plan import Plan, make_plan
 from foveate.serving.profiles import with_profiles
 from foveate.serving.vllm.engine import PREFIX
@@ -23,6 +23,7 @@ from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
 
 LIMIT = "limit"  # beside the method's options: up to which budget a prompt may ask for its own
+ADAPTIVE = "adaptive"  # beside that: images whose prompts do not ask get budgets by their pixels
 PROFILES = "profiles"  # beside them, too: other methods that it may ask for, by name
 
 
@@ -67,6 +68,8 @@ def configure(vllm_config: Any) -> None:
     if LIMIT in asked:
         plan = replace(plan, budgets=Budgets(method, host, known, asked[LIMIT]))
         check_limit(plan)
+    if ADAPTIVE in asked:
+        plan = with_adaptive(plan, asked[ADAPTIVE])
     if PROFILES in asked:
         plan = with_profiles(plan, asked[PROFILES], lambda method: make_plan(method, host, family, known))
     for each in plan.plans:
@@ -79,7 +82,7 @@ def configure(vllm_config: Any) -> None:
 
 
 def _method(asked: dict[str, Any]) -> Method:
-    return method_from_dict({name: value for name, value in asked.items() if name not in (LIMIT, PROFILES)})
+    return method_from_dict({name: value for name, value in asked.items() if name not in (LIMIT, ADAPTIVE, PROFILES)})
 
 
 def _check(vllm_config: Any, plan: Plan) -> None:
@@ -130,10 +133,6 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
         )
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(f"{name} acts inside the language model, whose cache others cannot read: no KV transfer")
-    if vllm_config.speculative_config is not None:
-        raise ConfigError(
-            f"{name} acts inside the language model, where drafts are not supported: no speculative decoding"
-        )
     if vllm_config.parallel_config.use_ubatching:
         raise ConfigError(f"{name} acts inside the language model, which must have a step whole: no micro-batches")
     scheduler = vllm_config.scheduler_config
@@ -152,9 +151,8 @@ def _for_inner(vllm_config: Any, plan: Plan) -> None:
     if compilation.cudagraph_mode is not None and compilation.cudagraph_mode.has_full_cudagraphs():
         none, pieces = type(compilation.cudagraph_mode).NONE, type(compilation.cudagraph_mode).PIECEWISE
         compilation.cudagraph_mode = pieces if compilation.cudagraph_mode.has_piecewise_cudagraphs() else none
-    # Slots of deeper layers are compact: where a token's keys are depends on what has left before it, so two prompts that begin
-    # alike cannot share blocks.
-    vllm_config.cache_config.enable_prefix_caching = False
+    if plan.whole:  # of a prompt whose beginning was cached, a step has the rest alone
+        vllm_config.cache_config.enable_prefix_caching = False
     scheduler.disable_chunked_mm_input = True
 
 

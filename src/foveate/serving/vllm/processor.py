@@ -12,10 +12,11 @@ import torch
 from prometheus_client import Counter, Gauge
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalSharedField
+from vllm.multimodal.parse import ProcessorBatchItems
 from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from foveate.errors import InputError
-from foveate.serving.budgets import KEY, SERVERS, Choice, asked
+from foveate.serving.budgets import KEY, SERVERS, Choice, asked, of_picture
 from foveate.serving.plan import Item, Plan
 from foveate.serving.profiles import most_asked
 from foveate.serving.vllm.prompt import CHOICE, INSIDE, chosen
@@ -98,11 +99,18 @@ class Shortener:
         choice = asked(hf_kwargs.get(KEY), self.plan)
         return {
             modality: [
-                [self._shorter(update, modality, out[modality][i], choice) for update in each]
-                for i, each in enumerate(items)
+                [self._shorter(update, modality, out[modality][i], own) for update in each]
+                for i, (each, own) in enumerate(zip(items, self._choices(choice, mm_items, modality)))
             ]
             for modality, items in stock(mm_items, _others(hf_kwargs), out).items()
         }
+
+    def _choices(self, choice: Choice, mm_items: Any, modality: str) -> list[Choice]:
+        """Return what each image or video of a prompt gets that asks for ``choice``; ready-made features have no pixels."""
+        items = mm_items.get(modality, ())
+        if not isinstance(items, ProcessorBatchItems):
+            return [choice] * len(items)
+        return [of_picture(choice, self.plan, items.get(i)) for i in range(len(items))]
 
     def _shorter(self, update: Any, modality: str, kwargs: Any, choice: Choice) -> Any:
         full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(choice)

@@ -1,4 +1,4 @@
-"""The seam in vLLM's scheduler: what workers are told of images, which pieces of a prompt they get, and how many blocks.
+"""The seam in vLLM's scheduler: what workers are told of images, which pieces of a prompt they get, and which blocks.
 
 One constructor is wrapped; what it adds is of that scheduler alone, and of one whose model has a method.
 """
@@ -50,7 +50,7 @@ def _whole_images(scheduler: Any) -> None:
 
 
 def _own_blocks(scheduler: Any, model: Any) -> None:
-    from foveate.serving.vllm.cache import share_prompts
+    from foveate.serving.vllm.cache import share_prompts, share_text
     from foveate.serving.vllm.prompt import Prompt
 
     settings = settings_of(model)
@@ -59,3 +59,4 @@ def _own_blocks(scheduler: Any, model: Any) -> None:
         return Prompt.read(settings.plan, settings.engine, model.hf_config, request.mm_features)
 
     share_prompts(scheduler.kv_cache_manager, read)
+    share_text(scheduler.kv_cache_manager)
