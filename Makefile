@@ -8,7 +8,7 @@
 #   make test-browser   the pages of `foveate report` and `leaderboard` in a real Chromium; installs Debian's where it may
 #   make lint           ruff, mypy, and import-linter: who may import whom
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
-#   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU
+#   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU; test-vllm-matrix: the engines that it leaves out
 #   make test-ray       examples/ray_data.py with two workers, against a real Ray
 #   make soak           a server under an hour of random requests (benchmarks/soak.py); MINUTES=3
 #   make test-hosts     transformers' own tests with a method on the models (tools/hosts/run.py): its common ones on our tiny
@@ -28,7 +28,7 @@
 
 PYTHON ?= python3
 TESTS ?= tests
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 
 # What opens pages.
 BROWSER = tests/lab/report/test_browser.py tests/lab/leaderboard/test_board_in_browser.py
@@ -45,7 +45,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 DOCS := $(shell sed -n '/^docs = \[/{s/^docs = \[//;s/\]$$//;s/", "/" "/g;p}' pyproject.toml)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
-.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-ray soak test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-vllm-matrix test-ray soak test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -77,8 +77,9 @@ test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/python -m pytest $(PYTEST_ARGS) --lean $(OLDEST)
 
-test-vllm: .venv-vllm/.stamp
-	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) tests/serving
+test-vllm-matrix: WHICH = --matrix
+test-vllm test-vllm-matrix: .venv-vllm/.stamp
+	.venv-vllm/bin/python -m pytest $(PYTEST_ARGS) $(WHICH) tests/serving
 
 test-ray: .venv-vllm/.ray
 	PYTHONPATH=$(CURDIR)/.venv-vllm/ray .venv-vllm/bin/python -m pytest tests/serving/test_ray.py

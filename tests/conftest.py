@@ -1,13 +1,14 @@
 """Fixtures for all tests: every family and every attention implementation; one thread, as tiny models want it.
 
 And which pairs are left to the matrix (``--matrix`` runs these, and nothing else). Of a test for all families (the fixture
-``family``) those in `STRUCTURES` run, one for each way to build a model, with sdpa; if it is for many methods as well, those in
-`WHOLE`, one with a padded tower and one with a packed one. Of a test that names its families all run, with one method for
-each kind of site. ``--lean`` runs a part of that, for an old transformers: see `_lean`.
+``family``) those in `STRUCTURES` run, one for each way to build a model, with sdpa, or those that the mark ``families`` names;
+if it is for many methods as well, those in `WHOLE`, one with a padded tower and one with a packed one. Of a test that names its
+families all run, with one method for each kind of site. ``--lean`` runs a part of that, for an old transformers: see `_lean`.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from collections.abc import Hashable
@@ -21,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import tiny
 import torch
-from contract import CORE, PROPERTIES
-from matrix import kinds_of, refused
+from contract import CORE, PROPERTIES, turn
+from matrix import kinds_of, refused, structure
 from tiny import SIBLINGS, STRUCTURES, WHOLE
 from transformers import logging
 
@@ -40,8 +41,9 @@ torch.set_num_threads(1)
 logging.set_verbosity_error()
 
 
-@pytest.fixture(params=tiny.FAMILIES)
+@pytest.fixture
 def family(request: pytest.FixtureRequest) -> str:
+    """Each family: see `pytest_generate_tests`."""
     return str(request.param)
 
 
@@ -59,6 +61,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--lean", action="store_true", help="the contract on few families, and each test of a family once")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "families(*names): those of the fixture `family` in `make test`, for STRUCTURES")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make the tests of the fixture `family`: a hundred thousand that the matrix alone runs are made for nothing else."""
+    marks = list(metafunc.definition.iter_markers())
+    by_hand = any(mark.name == "parametrize" and "family" in str(mark.args[0]) for mark in marks)
+    if "family" not in metafunc.fixturenames or by_hand or hasattr(metafunc.module, "family"):
+        return
+    few = next((mark.args for mark in marks if mark.name == "families"), tiny.STRUCTURES)
+    everything = metafunc.config.getoption("--matrix") or _is_named(metafunc.config)
+    metafunc.parametrize("family", tiny.FAMILIES if everything else few, indirect=True)
+
+
+def _is_named(config: pytest.Config) -> bool:
+    """Whether the command line names a test with its parameters, which then runs whatever they are."""
+    return any("[" in name for name in config.args)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what importing and collecting has made out of every later collection of garbage: a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(trylast=True)  # after -k: what is asked for alone runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     families = [_asked(item, Method)[:2] for item in items]
@@ -69,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # With --dist loadgroup one process has all tests of a family, and builds its models once.
         if family is not None:
             item.add_marker(pytest.mark.xdist_group(family))
-    if any("[" in name for name in config.args):  # a test was named
+    if _is_named(config):
         return
     seen: dict[Hashable, set[Hashable]] = {}
     matrix, method = config.getoption("--matrix"), config.getoption("--method")
@@ -80,7 +108,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item, (family, _) in zip(items, families)
     ]  # a family is in one of them
     runs = [run and each % of == part - 1 for run, each in zip(runs, parts)]
-    if method:
+    if method:  # alone it has time for what the matrix asks of these two families
+        runs = [run or family in WHOLE for run, (family, _) in zip(runs, families)]
         runs = [run and _is_of_method(item, method) for run, item in zip(runs, items)]
     if config.getoption("--lean"):
         runs = _lean(items, runs)
@@ -120,6 +149,13 @@ def _is_of_method(item: Any, method: str) -> bool:
     return method in about or item.path.name == f"test_{method}.py"
 
 
+def _planned(item: Any) -> set[Hashable]:
+    """What the runtime makes of the published methods that a test calls by a name."""
+    given: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    meant = [_meant(item, name, given[name]) for name in ("plan", "full") if name in given]
+    return {part for method in meant if isinstance(method, Method) for part in structure(method)}
+
+
 def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bool:
     """Whether `make test` can do without this pair; the test's own file may say so, in a function `leaves_to_the_matrix`.
 
@@ -129,11 +165,16 @@ def _is_left_to_the_matrix(item: Any, seen: dict[Hashable, set[Hashable]]) -> bo
     if hasattr(item.module, "leaves_to_the_matrix") and hasattr(item, "callspec"):
         return bool(item.module.leaves_to_the_matrix(**item.callspec.params))
     check = item.callspec.params.get("check") if hasattr(item, "callspec") else None
-    if check in PROPERTIES and check not in CORE and family in WHOLE:  # by turns on the one and on the other
-        return WHOLE[PROPERTIES.index(check) % len(WHOLE)] != family
+    if check in PROPERTIES and check not in CORE and family in WHOLE:
+        return turn(check) != family
     eager = ("impl", "eager") in rest
     if eager and kinds:  # that it says what sdpa says is in the contract
         return True
+    if "runtime" in item.path.parts and (plans := _planned(item)):  # which knows no method: of one kind, one
+        met = seen.setdefault((item.location[0], item.originalname, "plans", family, *rest), set())
+        if plans <= met:
+            return True
+        met |= plans
     if family is None or family in WHOLE:
         return False
     if eager:

@@ -62,6 +62,8 @@ Property = Callable[[str, Method], None]
 PROPERTIES: list[Property] = []
 #: those of them without which nothing else is worth a look
 CORE: list[Property] = []
+#: those that are a matter of the kinds of a method's sites and signals (`matrix.structure`), whatever it chooses there
+BY_KINDS: list[Property] = []
 
 
 def always(check: Property) -> Property:
@@ -462,3 +464,25 @@ def _keeps_its_promise(model: Any, method: Method, report: foveate.Report) -> No
 
 
 CORE += [a_batch_is_its_rows, a_cached_step_is_a_full_forward, the_report_counts_what_ran]
+BY_KINDS += [
+    beams_of_a_batch_are_those_of_its_rows,
+    a_later_turn_goes_on_with_the_cache,
+    rows_of_the_cache_may_be_exchanged,
+    eager_attention_agrees,
+    flash_attention_agrees,
+    flex_attention_agrees,
+    outer_shapes_are_stock,
+    text_alone_is_stock,
+    removal_leaves_nothing,
+    the_report_counts_what_is_generated,
+]
+
+
+def turn(check: Property, number: int = 0) -> str:
+    """The one of `tiny.WHOLE` that a property beside `CORE` is asked of in `make test`.
+
+    By turns, over properties and over methods, which are numbered; but for what says something of one of the two alone.
+    """
+    alone = {flex_attention_agrees: stand_ins.FLEX, a_video_beside_an_image_is_what_it_is_alone: tiny.VIDEO}
+    families = [family for family in tiny.WHOLE if family in alone.get(check, tiny.WHOLE)]
+    return families[(PROPERTIES.index(check) + number) % len(families)]

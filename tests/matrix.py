@@ -47,6 +47,24 @@ def kinds_of(acting: Method | Site) -> frozenset[Hashable]:
 
 
 @functools.cache
+def structure(method: Method) -> frozenset[Hashable]:
+    """What the runtime makes of a method, whatever it chooses: kinds of sites, what is read there, how it ranks and weighs."""
+    try:
+        sites = method.sites(LLAVA)
+    except FoveateError:
+        return kinds_of(method)
+    reads = {(site.at, "reads", each.kind) for site in sites for each in site.asked}
+    places = [site.at for site in sites if site.action == "reduce"]
+    cuts = {(at, "several") for at in places if places.count(at) > 1} | {
+        (site.at, "nothing is left") for site in sites if site.keep == 0
+    }
+    parts = [
+        (part.proportional_attention, part.pooled, part.fixed_budget, part.training_free) for part in method.parts()
+    ]
+    return kinds_of(method).union(reads, cuts, parts)
+
+
+@functools.cache
 def _slides(family: str) -> bool:
     """Whether some decoder layers of its tiny model slide."""
     return any("sliding" in kind for kind in layer_kinds(tiny.config(family)))

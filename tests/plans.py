@@ -8,6 +8,7 @@ from probes.synthetic import DropBlocks, ParkHalf, Received
 import foveate
 from foveate import (
     ADSC,
+    AIR,
     IPCV,
     LUVC,
     OIM,
@@ -21,6 +22,7 @@ from foveate import (
     PruMerge,
     PyramidDrop,
     Random,
+    RedundancyLens,
     Stride,
     ToMe,
     V2Drop,
@@ -79,6 +81,8 @@ METHODS: dict[str, Method] = {
     "prumerge-plus": PruMerge(keep=0.4, plus=True),
     "pyramiddrop": PyramidDrop(),
     "pyramiddrop-renumbered": PyramidDrop(positions="renumber"),
+    "air": AIR(layers=(3, 4, 5), outliers=4, window=2, into="text"),
+    "redundancylens": RedundancyLens(window=3),
     "ipcv+visionzip+fastv": IPCV() + VisionZip(keep=0.4) + FastV(),
 }
 

@@ -12,8 +12,7 @@ import torch
 from calls import ROWS, close, counted, generate, text_of
 from compared import depends_on_text
 from matrix import kinds_of, refused
-from probes.skip_vision import SkipVision
-from probes.synthetic import EVERYTHING, PROBES
+from probes.synthetic import EVERYTHING, PROBES, Skips
 
 import foveate
 from foveate import Method
@@ -87,7 +86,7 @@ def test_a_part_that_is_skipped_adds_nothing(name: str, part: Literal["ffn", "at
     model, rows = tiny_alike.model(name), ROWS[tiny_alike.ALIKE[name].like]
     spec, method, batch = (
         family_of(model.config).decoder,
-        SkipVision(ratio=0.0, part=part),
+        Skips(ratio=0.0, part=part),
         tiny_alike.inputs(name, rows),
     )
     if part == "attention" and (spec.recurrent or not spec.attention_norm):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from contract import CORE, PROPERTIES, Property, keeping_everything_is_stock
+from contract import CORE, PROPERTIES, Property, keeping_everything_is_stock, turn
 from probes.synthetic import EVERYTHING, PROBES
 
 
@@ -17,15 +17,27 @@ def test_probe(family: str, probe: str, check: Property) -> None:
     check(family, PROBES[probe])
 
 
+BESIDE = [family for family in tiny.FAMILIES if family not in tiny.STRUCTURES]
+
+
+@pytest.mark.parametrize("check", CORE)
+@pytest.mark.parametrize("family", BESIDE)
+def test_families_beside_these(family: str, check: Property) -> None:
+    """One probe, with what is at the core."""
+    check(family, PROBES["tower and decoder"])
+
+
 def leaves_to_the_matrix(family: str, probe: str = "", check: Property | None = None) -> bool:
-    """Two families have all of it. Others of `STRUCTURES` have every probe with what is at the core and a fourth of the rest,
-    and every property with a fourth of the probes; and the families beside them one probe, with what is at the core."""
-    if family in tiny.WHOLE or check is None:
-        return False
-    if family not in tiny.STRUCTURES:
-        return probe != "tower and decoder" or check not in CORE
-    return check not in CORE and (list(PROBES).index(probe) + PROPERTIES.index(check)) % 4 > 0
+    """All of `STRUCTURES` have every probe with what is at the core. The rest two of them have by turns, and the others with an
+    eighth of the probes."""
+    if check is None or check in CORE or not probe:
+        return bool(probe) and family not in tiny.STRUCTURES
+    number = list(PROBES).index(probe)
+    if family in tiny.WHOLE:
+        return turn(check, number) != family
+    return family not in tiny.STRUCTURES or (number + PROPERTIES.index(check)) % 8 > 0
 
 
+@pytest.mark.families(*tiny.FAMILIES)
 def test_keeping_everything_is_stock(family: str) -> None:
     keeping_everything_is_stock(family, EVERYTHING)

@@ -1,6 +1,6 @@
 """What the next forty methods and families cost `make test`, in tests and in forwards of a model, which no machine changes.
 
-A forward of a tiny model with a method takes about 10 ms on a fast, quiet machine: 400 are the four seconds of a method.
+A forward of a tiny model with a method takes about 10 ms on a fast, quiet machine: 250 are two and a half seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from contract import CORE, PROPERTIES
+from contract import CORE, PROPERTIES, turn
 from probes.synthetic import PROBES, Cascade
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -60,9 +60,10 @@ def test_a_method_adds_few_tests(collected: list[str]) -> None:
     of_stubs = Counter(found for line in collected for found in set(re.findall(r"\bstub\d+\b", line.lower())))
     assert len(of_stubs) == STUBS
     assert set(of_stubs.values()) == {of_stubs["stub0"]}
-    contract = [line for line in collected if "test_contract[" in line and "-stub0-" in line]
-    assert len(contract) == len(PROPERTIES) * len(tiny.WHOLE)
-    assert of_stubs["stub0"] - len(contract) <= 65  # that call no model: options, JSON, pages
+    contract = [line for line in collected if "test_contract[" in line]
+    of_the_first = [line for line in contract if re.search(r"\bstub0\b", line)]
+    assert len(CORE) * len(tiny.WHOLE) < len(of_the_first) <= len(PROPERTIES) + len(CORE)
+    assert of_stubs["stub0"] - len(of_the_first) <= 30  # that call no model: options, JSON, pages
 
 
 def test_a_family_adds_few_tests(collected: list[str]) -> None:
@@ -92,11 +93,13 @@ def test_the_contract_of_a_method_takes_few_forwards() -> None:
     with forwards() as count:
         for family in tiny.WHOLE:
             for check in PROPERTIES:
+                if check not in CORE and turn(check) != family:
+                    continue
                 try:
                     check(family, Cascade())
                 except pytest.skip.Exception:
                     continue
-    assert 100 < count[0] <= 400, "four seconds"
+    assert 60 < count[0] <= 250, "two and a half seconds"
 
 
 def test_the_contract_of_a_family_takes_few_forwards() -> None:

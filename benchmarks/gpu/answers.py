@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate import ADSC, IPCV, LUVC, DyCoke, FastV, Method, QCache, Stride, ToMe, VisionZip
+from foveate import ADSC, AIR, IPCV, LUVC, DyCoke, FastV, Method, QCache, RedundancyLens, Stride, ToMe, VisionZip
 from foveate.answers import Append, Channels, Remember, Sight
 from foveate.tokens import Reduction
 
@@ -45,17 +45,17 @@ def answers() -> dict[str, Method]:
         "park and restore in the tower": IPCV(block=1, stabilise=1),
         "park and restore in the decoder": probe("layer_skip", "LayerSkip", first=2, last=4, ratio=0.3),
         "park and attend in the decoder": probe("layer_skip", "LayerSkip", first=2, last=4, ratio=0.3, read=True),
-        "skip": probe("skip_vision", "SkipVision", first=1),
+        "skip": probe("synthetic", "Skips", first=1),
         "channels": probe("dynamic_ffn", "DynamicFfn", layers=(1, 2)),
-        "sight": probe("parvts", "ParallelPaths", layer=3),
-        "sight in a window": probe("redundancylens", "HollowAttention", window=8),
+        "sight": probe("synthetic", "Paths", layer=3),
+        "sight in a window": RedundancyLens(layers=(), hollow_layers=(1, 2, 3, 4), window=8),
         "append": probe("voco", "VoCo", layer=3, hides=False),
         "append in the tower": probe("registers", "Registers"),
         "reuse": QCache(),
-        "virtual positions": probe("dymu", "DyMU", positions="virtual"),
+        "virtual positions": probe("synthetic", "Alike", positions="virtual"),
         "cache": probe("snapkv", "SnapKV"),
         "append, sight and cache": probe("voco", "VoCo"),
-        "inject": probe("air", "AIR", layers=(2, 3)),
+        "inject": AIR(layers=(2, 3), outliers=4, window=2, into="text"),
         "decode": DyCoke(layer=2),
     }
 

@@ -12,8 +12,7 @@ import pytest
 import tiny
 import torch
 from calls import LOGITS, ROWS, chunks, close, counted, generate, held
-from contract import PROPERTIES, Property, a_prompt_in_chunks_is_the_whole_prompt, keeping_everything_is_stock
-from probes.ivc_prune import IVCPrune
+from contract import CORE, PROPERTIES, Property, a_prompt_in_chunks_is_the_whole_prompt, keeping_everything_is_stock
 from probes.snapkv import SnapKV
 from refusals import refused
 from stand_ins import lossless
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate import DyCoke, Host, Method, QCache, Site, Stride, Tokens
+from foveate import DyCoke, Host, IVCPrune, Method, QCache, Site, Stride, Tokens
 from foveate.errors import ConfigError, InputError, UnsupportedCacheError, UnsupportedSiteError
 from foveate.handle import host_of
 
@@ -165,8 +164,8 @@ def test_contract(family: str, check: Property) -> None:
 
 
 @PAIR
-@pytest.mark.parametrize("check", PROPERTIES)
-def test_contract_of_a_sum(family: str, check: Property) -> None:
+@pytest.mark.parametrize("check", CORE)
+def test_a_sum_keeps_what_is_at_the_core(family: str, check: Property) -> None:
     check(family, Stride(ratio=0.6, layers=(1,)) + IVCPrune(ratio=0.5, layer=3))
 
 

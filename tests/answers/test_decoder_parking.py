@@ -19,7 +19,7 @@ from contract import (
     generation_of_a_batch_is_that_of_its_rows,
 )
 from probes.layer_skip import LayerSkip
-from probes.skip_vision import SkipVision
+from probes.synthetic import Skips
 from refusals import At, refused
 from torch import Tensor
 
@@ -103,7 +103,7 @@ def test_cache_and_flops(family: str, impl: str, read: bool) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
     for method in (
         LayerSkip(ratio=0.3, read=read),
-        LayerSkip(ratio=0.3, read=read) + SkipVision(first=1) + FastV(layer=5),
+        LayerSkip(ratio=0.3, read=read) + Skips(first=1) + FastV(layer=5),
     ):
         with torch.no_grad(), foveate.compress(model, method) as handle:
             flops = counted(impl, lambda: model(**batch))
@@ -197,7 +197,7 @@ def test_refusals() -> None:
     refused(model, LayerSkip() + FastV(layer=3), UnsupportedSiteError, "are parked since decoder 2")
     unseen = at(park(2), Site.sight(3), restore(4))  # which would say nothing of those that come back
     refused(model, unseen, UnsupportedSiteError, "are parked since decoder 2")
-    both = LayerSkip(read=True) + SkipVision(part="attention")
+    both = LayerSkip(read=True) + Skips(part="attention")
     refused(model, both, UnsupportedSiteError, "some of these skip it")
     hybrid = tiny.model("qwen3_5")
     state = next(i for i, layer in enumerate(tiny.lm(hybrid).layers) if not hasattr(layer, "self_attn"))

@@ -13,9 +13,8 @@ import pytest
 import tiny
 import torch
 from calls import HOOKS_AROUND_CHECKPOINTS, LOGITS, ROWS, chunks, close, generate, text_of
-from contract import CORE, PROPERTIES, Property
-from probes.air import AIR
-from probes.skip_vision import SkipVision
+from contract import CORE, Property
+from probes.synthetic import Skips
 from refusals import left_as_it_was, refused
 from torch import Tensor
 
@@ -27,21 +26,26 @@ from foveate.lab.story import tell
 from foveate.models import family_of
 from foveate.runtime.attach import host_of
 from foveate.serving.plan import make_plan
+from foveate.site import Into
 
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 
 
-@pytest.mark.parametrize("check", PROPERTIES)
-@whole
-def test_properties(family: str, check: Property) -> None:
-    check(family, AIR())
+@dataclass(frozen=True)
+class AIR(foveate.AIR):
+    """The published method with a small memory, in layers that a tiny model has, for all text after an image."""
+
+    layers: tuple[int, ...] | None = (3, 4, 5)
+    outliers: int = 4
+    window: int = 2
+    into: Into = "text"
 
 
 @pytest.mark.parametrize("check", CORE)
 @whole
 def test_beside_methods_that_remove(family: str, check: Property) -> None:
     """What leaves later is remembered; tokens that skip the same FFN do not change what text gets."""
-    check(family, AIR(layers=(1, 3)) + FastV(layer=2, ratio=0.4) + SkipVision(keep=0.5, part="ffn"))
+    check(family, AIR(layers=(1, 3)) + FastV(layer=2, ratio=0.4) + Skips(keep=0.5, part="ffn"))
 
 
 # -- what it computes ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import tiny
 import torch
 from calls import ROWS, close, counted, generate
 from contract import PROPERTIES, Property
-from probes.skip_vision import SkipVision
+from probes.synthetic import Skips
 from refusals import At, left_as_it_was, refused
 from torch import Tensor, nn
 
@@ -26,9 +26,9 @@ kinds = pytest.mark.parametrize("family", tiny.STRUCTURES)
 
 @pytest.mark.parametrize("check", PROPERTIES)
 @whole
-@part
-def test_properties(family: str, check: Property, part: str) -> None:
-    check(family, SkipVision(ratio=0.3, part=part))
+def test_properties(family: str, check: Property) -> None:
+    """Of tokens that skip attention; methods that skip the FFN have them in methods/test_contract.py."""
+    check(family, Skips(ratio=0.3, part="attention"))
 
 
 def first(family: str) -> int:
@@ -41,7 +41,7 @@ def skip(family: str, part: str, keep: float = 0.3) -> Any:
     if part == "attention" and family in tiny.RECURRENT:
         layers = [i for i, x in enumerate(tiny.lm(tiny.model(family)).layers) if hasattr(x, "self_attn")]
         return At(tuple(Site("decoder", i, keep, action="skip", part="attention") for i in layers))
-    return SkipVision(ratio=keep, part=part)
+    return Skips(ratio=keep, part=part)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def test_skipping_is_adding_nothing(family: str, impl: str, part: str) -> None:
     model, batch = tiny.model(family, impl), tiny.inputs(family, ROWS[family])
     with silenced(model, part, skipping(family, batch, 0.3)):
         expected = tiny.text_logits(model, batch)
-    with foveate.compress(model, SkipVision(ratio=0.3, part=part)):
+    with foveate.compress(model, Skips(ratio=0.3, part=part)):
         close(tiny.text_logits(model, batch), expected)
     assert (tiny.text_logits(model, batch) - expected).abs().max() > 1e-2
 
@@ -107,7 +107,7 @@ def test_every_structure(family: str, part: str) -> None:
 @part
 def test_keeping_all_is_stock(family: str, part: str) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    with left_as_it_was(model, batch) as stock, foveate.compress(model, SkipVision(ratio=1.0, part=part)):
+    with left_as_it_was(model, batch) as stock, foveate.compress(model, Skips(ratio=1.0, part=part)):
         assert torch.equal(tiny.text_logits(model, batch), stock)
 
 
@@ -116,10 +116,10 @@ def test_keeping_all_is_stock(family: str, part: str) -> None:
 def test_with_pruners(family: str, part: str) -> None:
     """Beside methods that drop tokens, at the same layer and at others; with new positions, beams, and no cache."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    probe = SkipVision(ratio=0.4, part=part)
+    probe = Skips(ratio=0.4, part=part)
     with torch.no_grad():
         cuts = At((Site("decoder", 0), Site("decoder", 3)), positions="renumber")
-        renumbered = SkipVision(part=part, positions="renumber") + cuts
+        renumbered = Skips(part=part, positions="renumber") + cuts
         for method in (probe + FastV(layer=2, ratio=0.5), renumbered):
             with foveate.compress(model, method) as handle:
                 out = generate(model, batch, num_beams=2)
@@ -161,7 +161,7 @@ def test_training(family: str, part: str) -> None:
     batch = tiny.inputs(family, ROWS[family], padding_side="right")
     with silenced(model, part, skipping(family, batch, 0.3)):
         loss, gradients = loss_and_gradients(model, batch)
-    with foveate.compress(model, SkipVision(ratio=0.3, part=part)):
+    with foveate.compress(model, Skips(ratio=0.3, part=part)):
         ours, same = loss_and_gradients(model, batch)
         close(ours, loss)
         for a, b in zip(same, gradients, strict=True):

@@ -10,10 +10,9 @@ import pytest
 import tiny
 import torch
 from calls import CHUNKS, HANDS_OVER_FEATURES, HOOKS_AROUND_CHECKPOINTS, close
-from contract import PROPERTIES, Property
-from probes.dymu import DyMU
+from contract import CORE, PROPERTIES, Property
 from probes.layer_skip import LayerSkip
-from probes.skip_vision import SkipVision
+from probes.synthetic import Alike, Skips
 from torch import Tensor
 from virtually import in_full
 
@@ -31,7 +30,7 @@ def test_is_a_full_sequence_whose_members_are_averaged(family: str, at: Any) -> 
     model, batch = tiny.model(family), tiny.inputs(family, ROWS, only=1)
     seen: list[Tensor] = []
     with torch.no_grad():
-        with foveate.compress(model, DyMU(at=at, positions="virtual")) as handle, handle.trace() as trace:
+        with foveate.compress(model, Alike(at=at, positions="virtual")) as handle, handle.trace() as trace:
             norm = tiny.lm(model).layers[0].input_layernorm
             hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
             logits = model(**batch).logits
@@ -69,25 +68,30 @@ class Loud(Method):
 
 
 METHODS = {
-    "entry": DyMU(positions="virtual"),
-    "tower": DyMU(at="tower_output", positions="virtual"),
-    "and a cut": DyMU(positions="virtual") + Loud(positions="virtual"),
+    "entry": Alike(positions="virtual"),
+    "tower": Alike(at="tower_output", positions="virtual"),
+    "and a cut": Alike(positions="virtual") + Loud(positions="virtual"),
 }
 
 
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", tiny.WHOLE)
-def test_properties(family: str, method: str, check: Property) -> None:
+def test_properties(family: str, check: Property) -> None:
+    """Where tokens have merged before the language model, and a cut inside takes some of them away."""
+    check(family, METHODS["and a cut"])
+
+
+@pytest.mark.parametrize("check", CORE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("method", ["entry", "tower"])
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_what_is_at_the_core(family: str, method: str, check: Property) -> None:
     check(family, METHODS[method])
 
 
 @pytest.mark.parametrize("family", [family for family in tiny.STRUCTURES if family not in tiny.RECURRENT])
 def test_other_families(family: str) -> None:
-    """A batch is its rows, and a cached step is a full forward."""
-    for check in PROPERTIES:
-        if check.__name__ in ("a_batch_is_its_rows", "a_cached_step_is_a_full_forward", "the_report_counts_what_ran"):
-            check(family, METHODS["entry"])
+    for check in CORE:
+        check(family, METHODS["entry"])
 
 
 def test_a_cut_drops_all_members() -> None:
@@ -102,7 +106,7 @@ def test_a_cut_drops_all_members() -> None:
             return tokens.keep_indices(torch.arange(len(tokens) - 1, device=tokens.index.device))
 
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS, only=0)
-    method = DyMU(positions="virtual") + Last(positions="virtual")
+    method = Alike(positions="virtual") + Last(positions="virtual")
     with torch.no_grad(), foveate.compress(model, method) as handle, handle.trace() as recorded:
         model(**batch)
         merged, trace = handle.report(), recorded().sites[0]
@@ -121,7 +125,7 @@ def test_nothing_merges_nothing_changes(positions: Any) -> None:
         with foveate.compress(model, Loud(positions=positions)):
             assert torch.equal(model(**batch).logits, expected)
         stock = model(**batch).logits
-        with foveate.compress(model, DyMU(share=1.0, positions="virtual")):
+        with foveate.compress(model, Alike(share=1.0, positions="virtual")):
             assert torch.equal(model(**batch).logits, stock)
 
 
@@ -163,7 +167,7 @@ REFUSED = {
         UnsupportedSiteError,
         "a row of keys and values each",
     ),
-    "skip": ("llava", SkipVision(part="attention", positions="virtual"), UnsupportedSiteError, "have one row each"),
+    "skip": ("llava", Skips(part="attention", positions="virtual"), UnsupportedSiteError, "have one row each"),
     "reuse": ("llava", QCache(positions="virtual"), UnsupportedSiteError, "takes queries and keys of tokens"),
     "policies": ("llava", METHODS["entry"] + Random(), ConfigError, "must agree on positions"),
 }

@@ -10,20 +10,18 @@ import pytest
 import tiny
 import torch
 from calls import LOGITS, close, generate
-from contract import PROPERTIES, Property
-from probes.air import AIR
-from probes.dymu import DyMU
+from contract import CORE, PROPERTIES, Property
 from probes.layer_skip import LayerSkip
-from probes.redundancylens import HollowAttention
-from probes.skip_vision import SkipVision
+from probes.synthetic import Alike, Skips
 from probes.voco import VoCo
 from torch import Tensor
 
 import foveate
-from foveate import Host, Method, Reduction, Signal, Site, Tokens
+from foveate import AIR, Host, Method, Reduction, RedundancyLens, Signal, Site, Tokens
 
 ROWS: list[list[tiny.Item]] = [[2, "image", 4, "image", 7]]
 ENTRY = Site("lm_entry")
+V: Any = dict(positions="virtual")
 whole = pytest.mark.parametrize("family", tiny.WHOLE)
 
 
@@ -243,7 +241,9 @@ def test_attention_that_was_paid_before_tokens_merged_further(family: str) -> No
 def test_a_sight_is_that_of_members(family: str, order: int) -> None:
     """Whether tokens have merged before or after somebody said who sees whom."""
     batch, stock = full(family)
-    parts = [Merge(layer=2 if order < 0 else None), HollowAttention(4, 1, 4, positions="virtual")][::order]
+    parts = [Merge(layer=2 if order < 0 else None), RedundancyLens(layers=(), hollow_layers=(1, 2, 3), window=4, **V)][
+        ::order
+    ]
     of, visual, places = stock.groups(3), stock.rank >= 0, torch.arange(len(stock.rank))
     far = ((places[:, None] - places).abs() > 4) & visual[:, None] & visual
     alone = torch.arange(len(of))
@@ -279,9 +279,7 @@ def test_merged_tokens_skip_an_ffn(family: str) -> None:
     batch, stock = full(family)
     of = stock.groups(3)
     expected, _ = stock.run(lambda i: of, silent=lambda i: stock.rank >= 0 if i >= 1 else None)
-    close(
-        text_logits(family, batch, Merge() + SkipVision(ratio=0.0, first=1, positions="virtual")), expected[stock.text]
-    )
+    close(text_logits(family, batch, Merge() + Skips(ratio=0.0, first=1, positions="virtual")), expected[stock.text])
 
 
 @whole
@@ -304,23 +302,28 @@ def test_the_cache_holds_members_one_by_one(family: str, at: Any) -> None:
 
 # -- all at once --------------------------------------------------------------------------------------------------------
 
-V: Any = dict(positions="virtual")
 METHODS = {
-    "all": DyMU(**V)
-    + HollowAttention(4, 1, 2, **V)
+    "all": Alike(**V)
+    + RedundancyLens(layers=(), hollow_layers=(1,), window=4, **V)
     + LayerSkip(ratio=0.4, first=2, last=4, **V)
-    + SkipVision(ratio=0.4, first=4, **V)
+    + Skips(ratio=0.4, first=4, **V)
     + foveate.FastV(layer=5, **V)
     + Odd(Site("cache", 2)),
-    "appended": DyMU(**V) + VoCo(2, 3, **V),
-    "injected": DyMU(**V) + AIR(**V),
-    "in the tower": foveate.IPCV(min_tokens=0, **V) + DyMU(**V),
-    "decode": DyMU(**V) + foveate.DyCoke(ratio=1.0, **V),
+    "appended": Alike(**V) + VoCo(2, 3, **V),
+    "injected": Alike(**V) + AIR(layers=(3, 4, 5), outliers=4, window=2, into="text", **V),
+    "in the tower": foveate.IPCV(min_tokens=0, **V) + Alike(**V),
+    "decode": Alike(**V) + foveate.DyCoke(ratio=1.0, **V),
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
 @whole
-def test_properties(family: str, name: str, check: Property) -> None:
+def test_properties_of_all(family: str, check: Property) -> None:
+    check(family, METHODS["all"])
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "all"])
+@pytest.mark.parametrize("check", CORE, ids=lambda check: check.__name__)
+@whole
+def test_what_is_at_the_core_of_two(family: str, name: str, check: Property) -> None:
     check(family, METHODS[name])

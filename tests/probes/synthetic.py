@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from foveate import Host, Method, Reduction, Site, Tokens
-from foveate.ops import segments, select
+from foveate.answers import Answer, Sight
+from foveate.ops import merge, segments, select
+from foveate.pruners import SingleRatio
 from foveate.tokens import Parked
+from foveate.units import Unit
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,65 @@ class Nothing(Method):
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         return tokens.index.float()
+
+
+@dataclass(frozen=True)
+class Skips(SingleRatio):
+    """Only the last ``ratio`` of each image's tokens go through a part of the decoder layers from ``first`` on."""
+
+    first: int = 0
+    part: Literal["ffn", "attention"] = "ffn"
+
+    unit: ClassVar[Unit] = "compute"
+    usual: ClassVar[float] = 0.25
+
+    def at(self, ratio: float, host: Host) -> Sequence[Site]:
+        return [Site.skip(i, self.part, ratio) for i in range(self.first, host.layers)]
+
+    def score(self, tokens: Tokens, site: Site) -> Tensor:
+        return tokens.index.float()
+
+
+@dataclass(frozen=True)
+class Paths(Method):
+    """Two groups of tokens do not see each other up to a layer, where one leaves; ``blind``: text does not see it either."""
+
+    layer: int = 3
+    blind: bool = False
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site("lm_entry", action="sight"), Site("decoder", self.layer)]
+
+    def answer(self, tokens: Tokens, site: Site) -> Answer:
+        if site.action == "reduce":
+            return self.reduce(tokens, site)
+        first, second, text = range(3)
+        sees = torch.ones(3, 3, dtype=torch.bool)
+        sees[first, second] = sees[second, first] = False
+        sees[text, second] = not self.blind
+        return Sight(tokens.index % 2, sees)
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        return tokens.keep_mask(tokens.index % 2 == 0)
+
+
+@dataclass(frozen=True)
+class Alike(Method):
+    """The most similar pairs of an image become one token each, at one place, and say which tokens they are made of."""
+
+    share: float = 0.6
+    at: Literal["tower_output", "lm_entry"] = "lm_entry"
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return [Site(self.at, keep=self.share)]
+
+    def reduce(self, tokens: Tokens, site: Site) -> Reduction:
+        merges = [n - max(kept, n - n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return tokens.merge_pairs(*merge.bipartite_match(tokens.hidden, tokens.counts, merges), merges)
+
+    def flops(self, tokens: Tokens, site: Site) -> int:
+        merges = [min(n - kept, n // 2) for kept, n in zip(tokens.budget(site), tokens.counts)]
+        return merge.bipartite_flops(tokens.counts, merges, tokens.hidden.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import tiny
 import torch
 from calls import close
 from plans import PLANS
-from probes.air import AIR
 from torch import Tensor
 
 import foveate
@@ -22,7 +21,7 @@ METHODS = {
     "signals": PLANS["signals"],
     "stride": foveate.Stride(layers=(0, 2)),
     "divprune": foveate.DivPrune(keep=0.5),
-    "remembered": AIR(layers=(2, 4)) + foveate.Stride(layers=(1,)),
+    "remembered": foveate.AIR(layers=(2, 4), outliers=4, window=2, into="text") + foveate.Stride(layers=(1,)),
     "ipcv+fastv": foveate.IPCV() + foveate.FastV(layer=2),
 }
 

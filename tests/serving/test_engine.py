@@ -33,9 +33,14 @@ def agree(found: list[Answer], want: list[Answer]) -> None:
     assert all(a.agrees(b) for a, b in zip(found, want, strict=True))
 
 
+def leaves_to_the_matrix(name: str) -> bool:
+    """Of two that act before the language model alone, `make test-vllm` asks one."""
+    return name == "random"
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_many_at_once_say_what_each_says_alone(name: str) -> None:
-    wanted = many(64)
+    wanted = many(40)
     want = expected(FAMILY, EVERY[name], wanted)
     with engine(FAMILY, EVERY[name], max_num_seqs=16) as llm:
         agree(ask(llm, wanted), want)

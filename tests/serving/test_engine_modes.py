@@ -35,8 +35,14 @@ MODES = {
         dict(OMP_NUM_THREADS="1", VLLM_ENABLE_V1_MULTIPROCESSING="1", VLLM_CPU_OMP_THREADS_BIND="0|1"),
     ),
 }
-METHODS = ['{"method": "luvc"}', '{"method": "fastv", "keep": 0.5}']
+INNER = '{"method": "fastv", "keep": 0.5}'  # reads attention of all heads of the language model
+METHODS = ['{"method": "luvc"}', INNER]
 HEADS = '{"method": "visionzip", "keep": 0.5}'  # reads keys and attention of all heads of the tower
+
+
+def leaves_to_the_matrix(method: str, mode: str) -> bool:
+    """A method that acts inside without reading anything has nothing that one which reads has not."""
+    return method not in (INNER, HEADS)
 
 
 @pytest.mark.parametrize(("method", "mode"), [*product(METHODS, MODES), (HEADS, "two processes")])

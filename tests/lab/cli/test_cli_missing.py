@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -15,58 +16,70 @@ from command import draw
 from foveate import extras
 
 ROOT = Path(__file__).parents[3]
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "demo": ("foveate_reference", ("demo", "--quick")),
+    "run": ("foveate_reference", ("run", "--image", "one.png", "--prompt", "what ?", "--method", "fastv")),
+    "eval reference": ("foveate_reference", ("eval", "reference", "--per-task", "1")),
+    "train reference": ("foveate_reference", ("train", "reference", "--out", "x")),
+    "serve": ("vllm", ("serve", "nobody/nothing", "--method", "fastv")),
+    "eval fidelity": ("scipy", ("eval", "fidelity", "--method", "fastv")),
+    "eval tasks": ("lmms_eval", ("eval", "tasks", "--task", "mme", "--model", "nobody/nothing", "--method", "fastv")),
+}
+#: Models of others can be asked, measured and trained without reference models.
+MODULES = [
+    *("run", "serve", "catalog", "report.collect", "report.page", "bench.sweep", "bench.show", "train.method"),
+    *("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run"),
+]
+#: Each meets a foveate that nothing has been imported of, where no module of the missing package can be.
 WITHOUT = """
-import sys
-missing, sys.argv = sys.argv[1], ["foveate", *sys.argv[2:]]
-sys.modules[missing] = None
-from foveate.lab.cli import main
-main()
+import contextlib, importlib, io, json, sys, torch, transformers
+
+@contextlib.contextmanager
+def without(missing):
+    for loaded in list(sys.modules):
+        if loaded.split(".")[0] in ("foveate", missing):
+            del sys.modules[loaded]
+    sys.modules[missing] = None
+    yield
+    del sys.modules[missing]
+
+cases, modules, found = *json.load(sys.stdin), {}
+for name, (missing, words) in cases.items():
+    sys.argv, said = ["foveate", *words], io.StringIO()
+    with without(missing), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            importlib.import_module("foveate.lab.cli").main()
+        except SystemExit as stop:
+            found[name] = stop.code, said.getvalue()
+with without("foveate_reference"):
+    for module in modules:
+        importlib.import_module(f"foveate.lab.{module}")
+print(json.dumps(found))
 """
 
 
-def without(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT, module, *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200, check=False)
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """The exit status of every command of `CASES` without its package, and what it says on stderr, one after another in a
+    process of their own, which imports `MODULES` as well."""
+    folder = tmp_path_factory.mktemp("here")
+    draw(folder / "one.png")
+    given = json.dumps([CASES, MODULES])
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    {
-        "foveate_reference": ("demo", "--quick"),
-        "foveate_reference ": ("run", "--image", "one.png", "--prompt", "what ?", "--method", "fastv"),
-        "foveate_reference  ": ("eval", "reference", "--per-task", "1"),
-        "foveate_reference   ": ("train", "reference", "--out", "x"),
-        "vllm": ("serve", "nobody/nothing", "--method", "fastv"),
-        "scipy": ("eval", "fidelity", "--method", "fastv"),
-        "lmms_eval": ("eval", "tasks", "--task", "mme", "--model", "nobody/nothing", "--method", "fastv"),
-    }.items(),
-)
-def test_one_sentence(module: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    draw(tmp_path / "one.png")
-    done = without(module.strip(), *words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+@pytest.mark.parametrize("name", CASES)
+def test_one_sentence(name: str, said: dict[str, tuple[int, str]]) -> None:
+    status, text = said[name]
+    assert status == 2, text
+    assert "Traceback" not in text
+    last = text.strip().splitlines()[-1]
     assert last.startswith("Error: ")
-    assert extras.install(module.strip()) in last
-
-
-def test_only_who_asks_a_reference_model_needs_them() -> None:
-    """Models of others can be asked, measured and trained without."""
-    modules: tuple[str, ...] = (
-        "run",
-        "serve",
-        "catalog",
-        "report.collect",
-        "report.page",
-        "bench.sweep",
-        "bench.show",
-        "train.method",
-    )
-    modules += ("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run")
-    imports = "; ".join(f"import foveate.lab.{module}" for module in modules)
-    program = f"import sys; sys.modules['foveate_reference'] = None; {imports}"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    assert extras.install(CASES[name][0]) in last
 
 
 @pytest.mark.parametrize("module", extras.EXTRAS)

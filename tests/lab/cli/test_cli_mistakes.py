@@ -6,6 +6,7 @@ Most are tried by calling the entry point in this process; a few go the whole wa
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,19 +18,26 @@ ADSC = ("train", "adsc", "--out", "new")
 FASTV = (*ASK, "--method", "fastv")
 
 
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image, and things that are not."""
+    made = tmp_path_factory.mktemp("things")
+    draw(made / "one.png")
+    draw(made / "wide.png", size=(3000, 10))
+    (made / "text.png").write_text("not an image")
+    (made / "cut.png").write_bytes((made / "one.png").read_bytes()[:3000])
+    (made / "empty").mkdir()
+    (made / "gpt2").mkdir()
+    (made / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (made / "file").write_text("here first")
+    (made / "deep.json").write_text("[" * 3000 + "]" * 3000)
+    return made
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where the commands run: an image, and things that are not."""
-    draw(tmp_path / "one.png")
-    draw(tmp_path / "wide.png", size=(3000, 10))
-    (tmp_path / "text.png").write_text("not an image")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "one.png").read_bytes()[:3000])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    (tmp_path / "file").write_text("here first")
-    (tmp_path / "deep.json").write_text("[" * 3000 + "]" * 3000)
-    return tmp_path
+def folder(things: Path, tmp_path: Path) -> Path:
+    """Where the commands run: a copy of these."""
+    return Path(shutil.copytree(things, tmp_path, dirs_exist_ok=True))
 
 
 MISTAKES = {

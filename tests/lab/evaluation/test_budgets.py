@@ -17,6 +17,7 @@ from foveate.lab.evaluation.plan import BOUNDS, Entry, Missed, contenders, entri
 from foveate.lab.evaluation.questions import of_benchmark
 from foveate.lab.evaluation.reference import Batch, answer
 from foveate.lab.evaluation.request import Contest
+from foveate_reference import ARCHITECTURES
 from foveate_reference.data import Sample, samples
 
 #: methods that save nothing before the first word of an answer
@@ -50,6 +51,12 @@ def spent(subject: Asker, asked: list[Sample], method: Method, by: str) -> float
         now += cost.of(by)[0]
         full += cost.of(by)[1]
     return now / full
+
+
+def leaves_to_the_matrix(subject: str = "", name: str = "", by: str = "", budget: float = 0.0) -> bool:
+    """A method is set to a budget of tokens on the one model and of FLOPs on the other, by turns."""
+    turn = DIALS.index(name) + (by == "flops") if name else 0
+    return bool(name) and subject != ARCHITECTURES[turn % len(ARCHITECTURES)]
 
 
 @pytest.mark.parametrize("name", DIALS)

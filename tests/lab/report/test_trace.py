@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from probes.dymu import DyMU
+from probes.synthetic import Alike
 from torch import Tensor
 
 import foveate
@@ -25,7 +25,7 @@ class Costly(foveate.DyCoke):
 
 METHODS = {
     "cuts": foveate.ToMe(keep=0.7) + foveate.FastV(layer=2, ratio=0.5),
-    "virtual": DyMU(at="tower_output", positions="virtual"),
+    "virtual": Alike(at="tower_output", positions="virtual"),
     "decode": Costly(ratio=1.0, decode_ratio=0.8),
 }
 
