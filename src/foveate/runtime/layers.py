@@ -80,8 +80,8 @@ class LayerCalls:
         """Look at what these layers will see. Those whose entries hold the same are looked at once."""
         alike: dict[Any, Settled] = {}
         entry_of(cache, end - 1)  # which makes all before it
-        for i, entry in enumerate(cache.layers[start:end], start):
-            entry = None if self.attentions[i] is None else entry
+        for i, held in enumerate(cache.layers[start:end], start):
+            entry: Any = None if self.attentions[i] is None else held
             kind = held_by(entry)
             if kind not in alike:
                 alike[kind] = self._look(call, i, entry, cache)
