@@ -38,7 +38,7 @@ class ReadySteps:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids, cache, context = kwargs.get("input_ids"), cache_among(kwargs.values()), self.context
-        if args or cache is None or ids is None or ids.shape[1] != 1 or context.aside:
+        if args or cache is None or ids is None or ids.shape[1:] != (1,) or context.aside:
             return
         if any(kwargs.get(name) is not None for name in self.brings) or (context.prompt and context.prompt.spans):
             return  # (the last chunk of a prompt may be a single token)
