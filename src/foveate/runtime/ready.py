@@ -59,9 +59,13 @@ class ReadySteps:
             return
         context.decoder = None
         self.decoder.calls.steady.leave()
-        if output is None:  # an error is on its way
-            context.tower = None
-        else:
-            self.decoder.end(call, output)
-            call.trace.head_rows += self.heads * call.batch
-        context.calls.leave("model", None if output is None else call.trace)
+        ended = None
+        try:
+            if output is None:  # an error is on its way
+                context.tower = None
+            else:
+                self.decoder.end(call, output)
+                call.trace.head_rows += self.heads * call.batch
+                ended = call.trace
+        finally:
+            context.calls.leave("model", ended)
