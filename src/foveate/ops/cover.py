@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.ops.segments import alike, offsets, padded_index, rows_of, to_padded
+from foveate.ops.segments import alike, gram, gram_pairs, offsets, padded_index, rows_of, to_padded
 
 _BITS = 48  # of a coverage of 1
 _CELLS = 1 << 25  # coverages held at once (128 MB); where all of them are more, they are computed for each pick
@@ -53,7 +53,7 @@ def covering(
             targets = _Targets(
                 x[rows], few, said[torch.where(which < 0, len(said) - 1, which)], which >= 0, sharp, weight, cells
             )
-            chosen.append(rows[_pick(targets, few, own)])
+            chosen.append(rows[_pick(targets.blocks, targets.exists, few, own)])
     return torch.cat(chosen).sort().values
 
 
@@ -108,25 +108,32 @@ class _Targets:
             yield at, covered
 
 
-def _pick(targets: _Targets, counts: list[int], k: list[int]) -> Tensor:
-    """Return the tokens that `covering` picks, segment after segment.
+def _pick(
+    blocks: Callable[[], Iterable[tuple[slice, Tensor]]], free: Tensor, counts: list[int], k: list[int]
+) -> Tensor:
+    """Return the tokens that bring most, one after another, segment after segment.
 
     What each token would bring is kept from pick to pick: a pick lessens it by what it has brought to the same rows.
+
+    Args:
+        blocks: give for some of the rows of a segment how much each token covers them, ``(S, t, n)``, all together no more
+            than a few times 1.
+        free: ``(S, n)`` bool, where there is a token.
     """
-    device, segment = targets.x.device, torch.arange(len(counts), device=targets.x.device)
-    so_far = targets.weight.new_zeros(targets.weight.shape)
-    gain = sum(_counted(covered).sum(1) for _, covered in targets.blocks())
-    free, picks = targets.exists.clone(), list[Tensor]()
+    device, segment, picks = free.device, torch.arange(len(counts), device=free.device), list[Tensor]()
+    gain = sum(_counted(covered).sum(1) for _, covered in blocks())
+    so_far: dict[int, Tensor] = {}  # how far the rows of each block are covered
     while True:
         pick = torch.where(free, gain, -1).argmax(1)
         picks.append(pick)
         if len(picks) == max(k):
             break
         free = free.scatter(1, pick[:, None], False)
-        for at, covered in targets.blocks():
-            old, new = so_far[:, at], covered[segment, :, pick]
+        for at, covered in blocks():
+            new = covered[segment, :, pick]
+            old = so_far.get(at.start, torch.zeros_like(new))
             gain = gain - _brought(covered, old, new)
-            so_far[:, at] = torch.maximum(old, new)
+            so_far[at.start] = torch.maximum(old, new)
     start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
     return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]
 
@@ -179,22 +186,14 @@ def represented_flops(counts: Sequence[int], k: Sequence[int], width: int) -> in
     """Floating-point operations of the matrix products in `represented` (2 per multiply-add)."""
     total = 0
     for members in alike(counts):
-        longest, picks = max((counts[s] for s in members), default=0), max((k[s] for s in members), default=0)
-        total += len(members) * longest * longest * (width + picks) if picks else 0
-    return 2 * total
+        total += gram_pairs([counts[s] for s in members]) if any(k[s] for s in members) else 0
+    return 2 * total * width
 
 
 def _represented(unit: Tensor, weight: Tensor, counts: list[int], k: list[int]) -> Tensor:
     """Find what `represented` says, in segments of like lengths."""
-    x, weight = to_padded(unit, counts), to_padded(weight, counts)[:, None]
-    device, segment, picks = x.device, torch.arange(len(counts), device=x.device), []
-    cosine = (x @ x.transpose(1, 2)).clamp(min=0)
-    so_far, free = weight.new_zeros(weight.shape[0], x.shape[1]), to_padded(torch.ones_like(unit[:, 0]), counts) > 0
-    for _ in range(max(k)):
-        gain = torch.bmm(weight, (cosine - so_far[:, :, None]).clamp(min=0))[:, 0]
-        pick = gain.masked_fill(~free, -torch.inf).argmax(1)
-        so_far = torch.maximum(so_far, cosine[segment, :, pick])
-        free = free.scatter(1, pick[:, None], False)
-        picks.append(pick)
-    start = torch.tensor(offsets(counts)[:-1]).to(device, non_blocking=True)[:, None]
-    return (torch.stack(picks, 1) + start).flatten()[padded_index(k, device)]
+    weight = to_padded(weight, counts)
+    share = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+    covered = gram(to_padded(unit, counts)).clamp_(min=0).mul_(share[:, :, None])
+    free = to_padded(torch.ones(len(unit), dtype=torch.bool, device=unit.device), counts, False)
+    return _pick(lambda: [(slice(0, None), covered)], free, counts, k)

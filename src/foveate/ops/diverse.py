@@ -220,19 +220,19 @@ def log_determinant_flops(counts: Sequence[int], k: Sequence[int], width: int) -
         picks = max((k[s] for s in members), default=0)
         longest = max((counts[s] for s in members), default=0)
         if picks:
-            work = longest * longest * (width + picks) + longest * picks * (picks - 1) // 2
-            products += len(members) * work
+            work = longest * longest * picks + longest * picks * (picks - 1) // 2
+            products += len(members) * work + gram_pairs([counts[s] for s in members]) * width
     return 2 * products
 
 
 def _log_determinant(features: Tensor, strength: float, counts: list[int], k: list[int]) -> Tensor:
     """Find what `log_determinant` says, in segments of like lengths."""
     x = to_padded(features.detach().float(), counts)
-    gram, segment = x @ x.transpose(1, 2), torch.arange(len(counts), device=x.device)
-    spans = 1 + strength * gram.square().sum(-1)  # it is never less than 1, however many are chosen
+    products, segment = gram(x), torch.arange(len(counts), device=x.device)
+    spans = 1 + strength * products.square().sum(-1)  # it is never less than 1, however many are chosen
 
     def row(pick: Tensor) -> Tensor:  # without the 1 of its own column, which nobody asks for again
-        return strength * torch.bmm(gram, gram[segment, pick][:, :, None])[..., 0]
+        return strength * torch.bmm(products, products[segment, pick][:, :, None])[..., 0]
 
     return _greedily(row, spans, spans.new_full((len(counts), 1), 0.5), spans, counts, k)
 
