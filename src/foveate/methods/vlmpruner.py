@@ -102,4 +102,4 @@ class VLMPruner(DecoderPruner):
         if kept == counts:
             return 0
         pivots = bases.farthest_flops(counts, [min(self.pivots, k) for k in kept], tokens.keys[0].numel())
-        return pivots + merge.products(counts, kept, width) + 2 * width * sum(n * k for n, k in zip(counts, kept))
+        return pivots + merge.products(counts, kept, width) + outward.outward_flops(counts, kept, width)

@@ -54,18 +54,28 @@ def outward(
     return torch.nonzero(chosen).flatten()
 
 
+def outward_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
+    """Floating-point operations of the matrix products in `outward` (2 per multiply-add)."""
+    return sum(
+        2 * len(members) * max(counts[s] for s in members) ** 2 * width
+        for members in alike(counts)
+        if any(k[s] for s in members)
+    )
+
+
 class _Grow:
     """Sets of tokens that grow, in segments of like lengths."""
 
     def __init__(
         self, features: Tensor, place: Tensor, counts: list[int], k: list[int], chosen: Tensor, far: float
     ) -> None:
-        self.x = to_padded(normalize(features.detach().float(), dim=-1), counts)
+        x = to_padded(normalize(features.detach().float(), dim=-1), counts)
+        self.cosine = x @ x.transpose(1, 2)
         self.place, self.far = to_padded(place, counts), far
         self.chosen = to_padded(chosen, counts, False)
         self.exists = to_padded(torch.ones_like(chosen), counts, False)
         self.left = torch.tensor(k).to(place.device, non_blocking=True) - self.chosen.sum(1)
-        self.like = self.x.new_full(self.chosen.shape, -torch.inf)
+        self.like = x.new_full(self.chosen.shape, -torch.inf)
         self.near = torch.full_like(self.like, torch.inf)
         begun = self.chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(self.chosen.sum(1).max())]
         if begun.shape[1]:
@@ -93,7 +103,7 @@ class _Grow:
     def _add(self, at: Tensor, able: Tensor) -> None:
         """Note those of the tokens ``at (S, b)`` that are ``able`` as chosen."""
         segment = torch.arange(len(at), device=at.device)[:, None]
-        cosine = self.x @ self.x[segment, at].transpose(1, 2)
+        cosine = self.cosine[segment, at].transpose(1, 2)
         away = torch.linalg.vector_norm(self.place[:, :, None] - self.place[segment, at][:, None], dim=-1)
         self.like = torch.maximum(self.like, cosine.masked_fill(~able[:, None], -torch.inf).amax(-1))
         self.near = torch.minimum(self.near, away.masked_fill(~able[:, None], torch.inf).amin(-1))
