@@ -75,6 +75,7 @@ def test_sums_of_methods_have_adapters_too(tmp_path: Path) -> None:
         assert handle.method == foveate.ToMe() + ADSC()
 
 
+@pytest.mark.families(*tiny.WHOLE, *tiny.cpm.FAMILIES)
 def test_an_adapter_in_a_sum(family: str, tmp_path: Path) -> None:
     """What was trained for the language model, behind something in the tower."""
     source, batch = folder_of(family, tmp_path / "run"), tiny.inputs(family, ROWS)

@@ -177,7 +177,7 @@ def test_ipcv_in_the_tower_of_a_large_model(keep: float, patches: int, expected:
     assert (now + search) / dense == pytest.approx(expected, abs=0.006)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
 @pytest.mark.parametrize(
     "method", [Stride(), FastV(), VisionZip(keep=0.4), DyCoke(ratio=1.0, decode_ratio=0.5)], ids=lambda m: m.name()
 )
@@ -199,7 +199,8 @@ def test_flops_of_videos(family: str, impl: str) -> None:
     rows: list[list[tiny.Item]] = [[3, (2, 4, 8), 5, *beside, 2], [2, (3, 4, 4), 4]]
     model, batch = tiny.model(family, impl), tiny.inputs(family, rows)
     stock = counted(impl, lambda: forward(model, batch))
-    for method in (Stride(), VisionZip(keep=0.5), ToMe(), Downsample()):
+    methods = (VisionZip(keep=0.5), Stride(), ToMe(), Downsample())
+    for method in methods if family in tiny.WHOLE else methods[:1]:
         with foveate.compress(model, method) as handle:
             compressed = counted(impl, lambda: forward(model, batch))
             report = handle.report()

@@ -1,4 +1,4 @@
-"""What the next forty methods and families cost `make test`, in tests and in forwards of a model, which no machine changes.
+"""What the next methods and families cost `make test`, in tests and in forwards of a model, which no machine changes.
 
 A forward of a tiny model with a method takes about 10 ms on a fast, quiet machine: 250 are two and a half seconds.
 """
@@ -21,7 +21,7 @@ from probes.synthetic import PROBES, Cascade
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-STUBS = 40
+STUBS = 8
 STUB = """
 from dataclasses import dataclass
 from foveate import Method, Site
@@ -40,7 +40,7 @@ class {name}(Method):
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The tests of `make test` where forty methods more are installed."""
+    """The tests of `make test` where some methods more are installed."""
     folder = tmp_path_factory.mktemp("stubs")
     for number in range(STUBS):
         (folder / f"stub{number}.py").write_text(STUB.format(name=f"Stub{number}"))

@@ -160,7 +160,7 @@ def test_attention_implementations_agree(batch: dict[str, Tensor], method: fovea
 
 
 @pytest.mark.parametrize("rows", [None, [2, 1]], ids=["batch", "alone"])
-@pytest.mark.parametrize("n", [1, 3, 13, 32, 100])
+@pytest.mark.parametrize("n", [1, 12, 32, 100])
 def test_the_last_rows_are_those_of_all(model: Any, batch: dict[str, Tensor], n: int, rows: list[int] | None) -> None:
     """However many are asked for: text alone, some of the image, all that there is."""
     if rows is not None:
