@@ -46,11 +46,11 @@ NEW = of_new_kinds()
 
 
 def leaves_to_the_matrix(family: str, plan: str = "", check: Property | None = None, full: str = "") -> bool:
-    """The first plan of a method has what is at the core on both families; all else is by turns on the one or the other: of
-    the first plan the rest, if it is no matter of kinds that others have as well, and of other plans what is at the core."""
+    """A plan of a new kind has what is at the core on both families; all else is by turns on the one or the other: what is at
+    the core of other plans, and of the first plan of each method the rest, if it is no matter of kinds that others have."""
     if family not in tiny.WHOLE:
         return True
-    if check is None or (check in CORE and plan in FIRST.values()):
+    if check is None or (check in CORE and plan in NEW):
         return False
     runs = check in CORE or plan in (NEW if check in BY_KINDS else FIRST.values())
     return not runs or turn(check, list(METHODS).index(plan)) != family

@@ -54,9 +54,9 @@ def spent(subject: Asker, asked: list[Sample], method: Method, by: str) -> float
 
 
 def leaves_to_the_matrix(subject: str = "", name: str = "", by: str = "", budget: float = 0.0) -> bool:
-    """A method is set to a budget of tokens on the one model and of FLOPs on the other, by turns."""
-    turn = DIALS.index(name) + (by == "flops") if name else 0
-    return bool(name) and subject != ARCHITECTURES[turn % len(ARCHITECTURES)]
+    """A method is set to a budget of tokens or of FLOPs, on the one model or the other, by turns."""
+    turn = DIALS.index(name) if name else 0
+    return bool(name) and (subject, by) != (ARCHITECTURES[turn // 2 % 2], ("tokens", "flops")[turn % 2])
 
 
 @pytest.mark.parametrize("name", DIALS)
