@@ -190,8 +190,9 @@ class Tokens:
                 schedule is rounded, not each of its cuts.
         """
         share = keep if isinstance(keep, (int, float)) else keep.shares or keep.keep
-        # Of a share of what is present, parts of an image add up whatever the whole will be.
-        total = self.total if isinstance(share, tuple) else ()
+        # Of a share of what is present, parts of an image add up whatever the whole will be. What the whole brings to the first
+        # cut of a schedule is not known where other cuts of the method come before.
+        total = self.total if isinstance(share, tuple) and len(self.history) < len(share) else ()
         return budget(self.counts, share, self.seen, clips=self.pools, history=self.history, total=total)
 
     def select(self, keep: Tensor, counts: tuple[int, ...]) -> Tokens:

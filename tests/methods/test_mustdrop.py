@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -19,6 +21,11 @@ from foveate.errors import ConfigError
 PAID = Signal("received", at="tower")
 
 
+def _runs(counts: Sequence[int]) -> list[list[int]]:
+    starts = [0, *accumulate(counts)]
+    return [list(range(start, end)) for start, end in pairwise(starts)]
+
+
 @settings(max_examples=20, deadline=None)
 @given(grids, st.integers(0, 1000), st.floats(0.0, 0.5), st.booleans())
 def test_who_stays_by_loops(grid: Any, seed: int, key: float, first: bool) -> None:
@@ -27,16 +34,15 @@ def test_who_stays_by_loops(grid: Any, seed: int, key: float, first: bool) -> No
     paid = torch.rand(len(tokens), generator=generator)
     seen = replace(tokens, signals={"text_rows": rows, PAID: paid}, state={})
     site = Site.decoder(2, signals=("text_rows", PAID) if first else ("text_rows",))
-    method, start, expected = MustDrop(together=0.04, alone=0.3, key=key), 0, list[int]()
+    method, expected, never = MustDrop(together=0.04, alone=0.3, key=key), list[int](), set[int]()
     found = method.reduce(seen, site).keep.tolist()
-    for n in tokens.counts:
-        own = list(range(start, start + n))
+    for own in _runs(tokens.counts) if first else []:  # of each frame
+        never |= set(sorted(own, key=lambda i: -float(paid[i]))[: -int(-key * len(own) // 1)])
+    for own in _runs(tokens.pool_counts):
         total = float(rows[own].sum())
         stays = {i for i in own if float(rows[i].sum()) >= 0.04 * total or float(rows[i].max()) >= 0.3}
-        never = sorted(own, key=lambda i: -float(paid[i]))[: -int(-key * n // 1)] if first else []
         score = {i: max(float(rows[i].sum()) / total / 0.04, float(rows[i].max()) / 0.3) for i in own}
-        expected += sorted(stays | set(never) or {max(own, key=lambda i: score[i])})
-        start += n
+        expected += sorted(stays | never & {*own} or {max(own, key=lambda i: score[i])})
     assert found == expected
 
 

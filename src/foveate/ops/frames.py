@@ -80,7 +80,7 @@ def alike_in_place(
     other, segment = same_cell(index, counts, cells, before), segment_ids(counts, index.device)
     alike, there = cosine_with(features, other, missing=0.0), (other < n).float()
     total, size = segment_sum(torch.stack([alike, there], 1), segment, len(counts)).unbind(1)
-    return (total / size.clamp(min=1))[torch.tensor([later for _, later in pairs]).to(total.device)]
+    return (total / size.clamp(min=1))[torch.tensor([later for _, later in pairs]).to(total.device, non_blocking=True)]
 
 
 def before_in_video(index: Tensor, videos: Sequence[int], cells: int) -> Tensor:

@@ -209,6 +209,8 @@ def check(done: subprocess.CompletedProcess[str], sentence: str) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert sentence in last
+    start, error, said = done.stderr.rpartition("Error: ")
+    assert error
+    assert not start or start.endswith("\n")
+    assert all(line.startswith("also: ") for line in said.strip().splitlines()[1:])  # of several mistakes
+    assert sentence in said
