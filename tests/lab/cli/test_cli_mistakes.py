@@ -112,7 +112,7 @@ MISTAKES = {
     "a command that is none": (("rnu",), "there is no command 'rnu' (the nearest is 'run'); there are demo, run, "),
     "a command of several that is none": (("eval", "refrence"), "(the nearest is 'reference'); there are reference, "),
     "option of a method that is not in the sum": (
-        ("run", "--image", "a.png", "--prompt", "x", "--method", "tome+fastv", "--option", "fasty.layer=4"),
+        (*ASK, "--method", "tome+fastv", "--option", "fasty.layer=4"),
         "there is no method 'fasty' in the sum (the nearest is 'fastv')",
     ),
     "keep twice": ((*FASTV, "--keep", "0.5", "--option", "keep=0.4"), "keep is given twice"),

@@ -273,12 +273,12 @@ class Reference(Questions, Contest):
     plan: Plan = False
 
     def check(self) -> None:
+        needs.check(REFERENCE, "foveate eval reference")
         checks.check_all(
             lambda: Contest.check(self),
             lambda: Questions.check(self),
             lambda: check_at_least_1("best", self.best),
             self._check_best_of,
-            lambda: needs.check(REFERENCE, "foveate eval reference"),
         )
 
     def says(self) -> str:

@@ -127,6 +127,7 @@ class Board:
         if self.source:
             self._check_shown()
             return
+        needs.check(REFERENCE, "foveate leaderboard")
         checks.check_all(
             lambda: words.check_many(self.methods, self.options, self.described, checks.BOUNDS),
             lambda: check_once(
@@ -140,7 +141,6 @@ class Board:
             *(partial(checks.check_trained, adapter) for adapter in self.adapters),
             *(partial(check_at_least_1, *each) for each in (("more", self.more), ("tokens", self.tokens))),
             *(partial(_check_count, *each) for each in (("best", self.best), ("repeats", self.repeats))),
-            lambda: needs.check(REFERENCE, "foveate leaderboard"),
             lambda: needs.check("scipy", "foveate leaderboard, which has intervals and tests,"),
         )
 
