@@ -100,7 +100,7 @@ class MustDrop(DecoderPruner):
         score = torch.maximum((all_ / total).nan_to_num() / self.together, alone)
         for each in (each for each in site.asked if each.at):
             looked_at = tokens.signal(each)[..., None].float().flatten(1).mean(1)  # over heads, if there are
-            best = select.top_k(looked_at, tokens.counts, [math.ceil(self.key * k) for k in tokens.counts])
+            best = select.top_k(looked_at, pools, [math.ceil(self.key * k) for k in pools])
             tokens.state.setdefault("key", []).append(tokens.name[best])
         key = [tokens.name[:0], *tokens.state.get("key", ())]
         return score.masked_fill(torch.isin(tokens.name, torch.cat(key)), torch.inf)
