@@ -66,6 +66,7 @@ config = vLLMEngineProcessorConfig(
     placement_group_config={"bundle_per_worker": {"CPU": 1, "GPU": args.gpus}},
     concurrency=(args.workers, args.workers),
     batch_size=args.batch_size,
+    log_engine_metrics=False,  # they need more of what ray[llm] would install
     tokenize_stage=False,
     detokenize_stage=False,
 )
