@@ -42,7 +42,7 @@ def test_two_workers_say_what_transformers_says(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), *map(str, words), "--out", "answers"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.endswith("6 answers in answers\n")
+    assert "6 answers in answers\n" in done.stdout  # among what workers log
     found = {}
     for path in (tmp_path / "answers").iterdir():
         lines = map(json.loads, path.read_text().splitlines())
