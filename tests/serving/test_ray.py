@@ -46,6 +46,6 @@ def test_two_workers_say_what_transformers_says(tmp_path: Path) -> None:
     found = {}
     for path in (tmp_path / "answers").iterdir():
         lines = map(json.loads, path.read_text().splitlines())
-        found.update({line["image"]: line["answer"] for line in lines})
+        found.update({line["image"]: line["answer"].strip() for line in lines})  # as `foveate run` does
     _, want = asked(data, "stock.jsonl", method=foveate.LUVC(keep=0.5))
     assert [found[row["image"]] for row in rows] == [row["answer"] for row in want]
