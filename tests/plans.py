@@ -9,6 +9,7 @@ import foveate
 from foveate import (
     ADSC,
     AIR,
+    DMLLM,
     IPCV,
     LUVC,
     OIM,
@@ -17,7 +18,10 @@ from foveate import (
     DivPrune,
     Downsample,
     DyCoke,
+    DyMU,
+    EvoPrune,
     FastV,
+    HoliTom,
     Method,
     PruMerge,
     PyramidDrop,
@@ -27,6 +31,7 @@ from foveate import (
     ToMe,
     V2Drop,
     VisionZip,
+    VScan,
 )
 
 FULL = {  # every method with nothing removed
@@ -90,6 +95,17 @@ METHODS: dict[str, Method] = {
 for name, cls in foveate.list_methods().items():
     if not any(isinstance(part, cls) for method in METHODS.values() for part in method.parts()):
         METHODS[name] = cls()
+
+#: other ways to run of some of them, which the matrix alone asks for
+MORE: dict[str, Method] = {
+    "dymu-threshold": DyMU(threshold=0.5),
+    "holitom-alone": HoliTom(segments="none"),
+    "holitom-similarity": HoliTom(segments="similarity"),
+    "vscan-qwen": VScan(scan="qwen"),
+    "vscan-llava": VScan(scan="llava"),
+    "evoprune-mean": EvoPrune(schedule="mean"),
+    "dmllm-last": DMLLM(layer=2, last=4),
+}
 
 #: and probes that are at hand by a name
 PLANS = METHODS | {"park": ParkHalf(), "park-mid": ParkHalf(mid=True), "blocks": DropBlocks(), "signals": Received()}

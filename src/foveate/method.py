@@ -94,6 +94,8 @@ class Method:
     fixed_budget: ClassVar[bool] = True
     #: the paper says which scores survive, and not how many: what an unset ``threshold`` is where nothing else says how much
     usual_threshold: ClassVar[float | None] = None
+    #: where no serving engine can have the defaults: the option, as it is written, with which one can; ``""``: none helps
+    served_with: ClassVar[str] = ""
     #: add log(size) of merged tokens to the tower's attention logits (ToMe's proportional attention)
     proportional_attention: ClassVar[bool] = False
     #: what `foveate.Handle.encode` keeps of an image: its ``features``; or ``appended``, what the language model makes of the

@@ -105,9 +105,21 @@ def _nearest(numerator: int, denominator: int) -> int:
 
 
 def check_ratio(name: str, value: float) -> None:
-    """Raise `ConfigError` unless ``0 <= value <= 1``."""
+    """Raise `ConfigError` unless a share of tokens kept is one: ``0 <= value <= 1``."""
     if not 0.0 <= value <= 1.0:
         raise ConfigError(f"{name}={shown(value)} is not a ratio: give the share of tokens kept, from 0.0 to 1.0")
+
+
+#: What a cosine between two tokens is compared with, as `check_within` says it.
+COSINE = "a limit for cosines"
+
+
+def check_within(what: str, most: float = 1.0, /, **options: float | None) -> None:
+    """Raise `ConfigError` unless each of the ``options`` that is given is from 0 to ``most``, as ``what`` it is must be."""
+    for name, value in options.items():
+        if value is not None and not 0.0 <= value <= most:
+            upward = "or more" if most == math.inf else f"to {most}"
+            raise ConfigError(f"{name}={shown(value)} is not {what}: give 0.0 {upward}")
 
 
 # -- schedules: the share of an image's tokens that is left at each depth ------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_long_scene_has_anchors_in_every_fourth_frame() -> None:
 
 
 def test_options_and_serving() -> None:
-    with pytest.raises(ConfigError, match=r"context=1\.5 is not a ratio"):
+    with pytest.raises(ConfigError, match=r"context=1\.5 is not a share of the survivors"):
         FastVID(context=1.5)
     family: Any = foveate.list_families()["qwen2_5_vl"]
     host = Host("qwen2_5_vl", tiny.BLOCKS, tiny.LAYERS, False, frames=frozenset({"tower_output", "lm_entry"}))

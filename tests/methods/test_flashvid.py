@@ -79,6 +79,6 @@ def test_a_tree_is_the_mean_of_all_its_members() -> None:
 
 def test_options() -> None:
     for options in (dict(tau=1.5), dict(diverse=-1.0)):
-        with pytest.raises(ConfigError, match="is not a ratio"):
+        with pytest.raises(ConfigError, match=r"is not a (limit for cosines|share of the survivors)"):
             FlashVID(**options)  # type: ignore[arg-type]
     assert FlashVID().mean(Host("qwen2_vl", 32, 28, False)) == pytest.approx(0.25)

@@ -89,7 +89,10 @@ def test_layers_hold_as_much_as_was_said() -> None:
 
 
 def test_what_it_refuses() -> None:
-    for options, sentence in ((dict(tau=1.5), "tau=1.5 is not a ratio"), (dict(depth=0), "give the decoder layers")):
+    for options, sentence in (
+        (dict(tau=1.5), "tau=1.5 is not a limit for cosines"),
+        (dict(depth=0), "give the decoder layers"),
+    ):
         with pytest.raises(ConfigError, match=sentence):
             FrameFusion(**options)
     with pytest.raises(ConfigError, match="least"):

@@ -196,7 +196,7 @@ def test_where_it_acts() -> None:
     with pytest.raises(FoveateError, match=r"lm_entry has no attention: contextual=0.5 has to be 1"):
         HoliTom(contextual=0.5).sites(later)
     for options in ({"tau": 1.5}, {"beta": -0.1}, {"contextual": 2.0}):
-        with pytest.raises(ConfigError, match="is not a ratio"):
+        with pytest.raises(ConfigError, match=r"is not a (limit for cosines|share): give 0.0 to 1.0"):
             HoliTom(**options)  # type: ignore[arg-type]
 
 

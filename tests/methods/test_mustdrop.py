@@ -83,7 +83,12 @@ def test_caches_hold_what_is_left_in_the_end(method: MustDrop) -> None:
 
 
 def test_options() -> None:
-    for options, sentence in ((dict(alone=0.0), "a limit of 0 is none"), (dict(key=2.0), r"key=2\.0 is not a ratio")):
+    for options, sentence in (
+        (dict(alone=0.0), "a limit of 0 is none"),
+        (dict(together=2.0), r"together=2\.0 is not a share of attention"),
+        (dict(alike=2.0), r"alike=2\.0 is not a limit for cosines"),
+        (dict(key=2.0), r"key=2\.0 is not a share of the tokens"),
+    ):
         with pytest.raises(ConfigError, match=sentence):
             MustDrop(**options)  # type: ignore[arg-type]
     host = Host("llava", 23, 32, True)

@@ -99,5 +99,5 @@ def test_golden_values() -> None:
 
 
 def test_options() -> None:
-    with pytest.raises(ConfigError, match=r"temporal_share=2\.0 is not a ratio"):
+    with pytest.raises(ConfigError, match=r"temporal_share=2\.0 is not a share of the reduction"):
         OTTVid(temporal_share=2.0)

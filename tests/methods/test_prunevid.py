@@ -112,5 +112,5 @@ def test_caches_hold_what_was_chosen() -> None:
 
 
 def test_options() -> None:
-    with pytest.raises(ConfigError, match=r"tau=1\.5 is not a ratio"):
+    with pytest.raises(ConfigError, match=r"tau=1\.5 is not a limit for cosines"):
         PruneVid(tau=1.5)

@@ -14,6 +14,7 @@ import foveate
 from foveate import (
     ADSC,
     AIR,
+    DMLLM,
     LFTR,
     VTCCLS,
     DyCoke,
@@ -36,6 +37,7 @@ DECODER, BLOCK = r"no decoder layer {}: the model has 6", r"no vision block {}"
 BOTH = "methods of one sum must agree on positions"
 SAME = "the two layers must hold the same tokens"
 FRAMES = "compares frames of one video, and in 'llava' which frames are of one video is known nowhere"
+ONE_SAYS = "only one method of a sum can say who sees whom, and {} do: choose one of them"
 LEAST = "cannot be reached: .* is the least"
 
 
@@ -55,6 +57,8 @@ REFUSED: list[tuple[Made, str]] = [
     *beyond(QCache, "layers", several=True),
     *beyond(AIR, "layers", several=True),
     *beyond(ParVTS, "layer"),
+    *beyond(DMLLM, "layer"),
+    *beyond(DMLLM, "last"),
     *beyond(RedundancyLens, "layers", several=True),
     *beyond(RedundancyLens, "hollow_layers", several=True),
     (lambda: VScan(layers=(0, 99)), DECODER.format(99)),
@@ -69,6 +73,13 @@ REFUSED: list[tuple[Made, str]] = [
     (lambda: GSearch(schedule=((2, 0.3), (3, 0.5))), "tokens that have left do not come back"),
     (lambda: DyCoke(layer=0), "decode sites start at layer 1"),
     (lambda: QCache(layers=(0,)), "layer 0 has no layer before it"),
+    (lambda: DMLLM(layer=4, last=4), "last=4: tokens skip from layer 4 on, so give a layer after"),
+    (lambda: DMLLM(layer=-2, last=2), "last=2: tokens skip from layer 4 on"),
+    (
+        lambda: DMLLM(steps=(3,), last=4),
+        "steps say when tokens leave, and last where they skip layers: give one of them",
+    ),
+    (lambda: DMLLM(steps=(3,)), "how='late' says at which denoising steps"),
     (lambda: DyMU(threshold=()), "threshold has 0 numbers, and 4 vision blocks merge"),
     (lambda: DyMU(threshold=(0.1, 0.2)), "threshold has 2 numbers, and 4 vision blocks merge"),
     # too little
@@ -82,8 +93,13 @@ REFUSED: list[tuple[Made, str]] = [
     (lambda: AIR(keep=0.5), "air removes nothing that a share could be of"),
     # numbers that are none
     (lambda: DyMU(threshold=float("nan")), "give a finite number, such as"),
-    (lambda: DyCoke(threshold=2.0), "threshold=2.0 is not a ratio"),
-    (lambda: HoliTom(tau=-1.0), "tau=-1.0 is not a ratio"),
+    (lambda: DyCoke(threshold=2.0), "threshold=2.0 is not a limit for cosines: give 0.0 to 1.0"),
+    (lambda: HoliTom(tau=-1.0), "tau=-1.0 is not a limit for cosines: give 0.0 to 1.0"),
+    (lambda: HoliTom(beta=2.0), "beta=2.0 is not a share: give 0.0 to 1.0"),
+    (lambda: ViTCoP(cutoff=-2.0), "cutoff=-2.0 is not a distance: give 0.0 or more"),
+    (lambda: ViTCoP(reach=0.0), "reach=0 leaves no cluster: give more than 0"),
+    (lambda: ViTCoP(clusters=1.5), "clusters=1.5 is not a share of the tokens"),
+    (lambda: EvoPrune(protect=1.5), "protect=1.5 is not a share of the tokens"),
     (lambda: LFTR(floor=-0.1), "no weight of a frame: give 0 to 1"),
     (lambda: RedundancyLens(sample=0.0), "no share of tokens to probe"),
     (lambda: EvoPrune(bandwidth=0.0), "a bandwidth above 0"),
@@ -102,6 +118,11 @@ REFUSED: list[tuple[Made, str]] = [
     (lambda: QCache() + HoliTom(segments="none"), SAME),
     (lambda: QCache(tokens="visual") + FastV(layer=2), SAME),
     (lambda: QCache() + QCache(), "layer 1 reuses already"),
+    (lambda: ParVTS(layer=4, ratio=0.5) + ParVTS(layer=4, ratio=0.9), ONE_SAYS.format("parvts and parvts")),
+    (
+        lambda: RedundancyLens(layers=(), hollow_layers=(2,)) + RedundancyLens(layers=(), hollow_layers=(4,)),
+        ONE_SAYS.format("redundancylens and redundancylens"),
+    ),
 ]
 
 
@@ -136,6 +157,9 @@ EXTREMES: list[tuple[Method, float | None]] = [
     (GSearch(keep=0.5, steepness=0.0), 0.5),
     (EvoPrune(protect=1.0, neighbours=10**6, bandwidth=1e-30, diversity=1e30), None),
     (ViTCoP(clusters=1e-9, cutoff=1e-9, reach=1e-9), None),
+    (ViTCoP(cutoff=2.0, reach=1.5), None),
+    (DMLLM(ratio=1.0), None),
+    (DMLLM(ratio=0.0, last=-1), None),
     (VScan(window=10**6), None),
 ]
 

@@ -52,7 +52,7 @@ def test_it_is_the_loop_of_its_paper(family: str) -> None:
 
 @pytest.mark.parametrize("tau", [-0.1, 1.5])
 def test_a_share_that_is_none_is_refused(tau: float) -> None:
-    with pytest.raises(ConfigError, match="is not a ratio"):
+    with pytest.raises(ConfigError, match="is not a share of the pruned tokens"):
         SparseVLM(tau=tau)
 
 

@@ -104,7 +104,9 @@ def test_recipes() -> None:
     qwen = Host("qwen2_5_vl", blocks=32, layers=28, has_cls=False)
     output, decoder = VScan().sites(qwen)
     assert output.asked == (Signal("received", 7), Signal("received", 31))
-    assert (decoder.layer, str(decoder.asked[0])) == (14, "next_row")
+    assert (decoder.layer, str(decoder.asked[0])) == (14, "unrotated_row")
+    assert str(VScan(scan="llava").sites(qwen)[1].asked[0]) == "next_row"
+    assert str(VScan(scan="qwen").sites(HOST)[1].asked[0]) == "unrotated_row"
     assert VScan(keep=0.5).mean(qwen) == pytest.approx(0.5)
     tower, inner = (
         math.log(site.keep) / math.log(share) for site, share in zip(VScan(keep=0.5).sites(qwen), (1 / 6, 1 / 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
 import foveate.ops
-from foveate import ADSC, IPCV, OIM, SPU, FastV, Method, Random, Stride, V2Drop
+from foveate import (
+    ADSC,
+    IPCV,
+    OIM,
+    SPU,
+    DyMU,
+    EvoPrune,
+    FastV,
+    GSearch,
+    Method,
+    Random,
+    RedundancyLens,
+    Stride,
+    V2Drop,
+)
 
 WAITS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
+
+
+@contextmanager
+def lists() -> Iterator[list[str]]:
+    """What is asked in a way that a CPU, where all is at hand, does not dispatch: values as a list, or on the host."""
+    asked: list[str] = []
+
+    def watched(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda x, *args, **kwargs: asked.append(name) or plain(x, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tolist", "cpu", "numpy"):
+            patch.setattr(torch.Tensor, name, watched(name, getattr(torch.Tensor, name)))
+        yield asked
 
 
 class Questions(TorchDispatchMode):
@@ -64,14 +94,33 @@ def questions(model: Any, batch: Any, method: Method) -> list[str]:
         (ADSC(layers=(1,)), ADSC(layers=(1, 2, 4))),
         (ADSC(layers=(1,), pattern="2d"), ADSC(layers=(1, 2, 4), pattern="2d")),
         (Stride(layers=(0,), positions="renumber"), Stride(layers=(0, 2, 4), positions="renumber")),
+        (GSearch(schedule=((4, 0.5),)), GSearch(schedule=((4, 0.7), (5, 0.5)))),
+        # (Who sees whom is a small table on the host, which is looked at there.)
+        (RedundancyLens(layers=(2,), hollow_layers=()), RedundancyLens(layers=(2, 4), hollow_layers=())),
     ],
     ids=lambda method: type(method.parts()[0]).__name__,
 )
 def test_sites_ask_nothing(family: str, few: Method, many: Method) -> None:
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    asked = questions(model, batch, few)
-    assert questions(model, batch, many) == asked
+    with lists() as values:
+        asked, listed = questions(model, batch, few), list(values)
+        values.clear()
+        assert questions(model, batch, many) == asked
+        assert isinstance(few, OIM) or values == listed, "OIM lists the sizes of grids, on the host"
     assert "_local_scalar_dense" in asked  # the mode sees what it looks for: entry asks, once per prefill
+
+
+@pytest.mark.families(*tiny.WHOLE)
+@pytest.mark.parametrize("method", [EvoPrune(keep=0.5, schedule="mean"), DyMU(keep=0.5, positions="keep")], ids=repr)
+def test_merging_in_all_blocks_asks_what_every_second_asks(family: str, method: Method) -> None:
+    """But for where windows or frames begin, once for each way to segment."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+    with lists() as values:
+        few, listed = questions(model, batch, EvoPrune(keep=0.5)), list(values)
+        values.clear()
+        many = questions(model, batch, method)
+    assert len(many) <= len(few) + dict.fromkeys(tiny.packed.WINDOWS, 2).get(family, 0)
+    assert len(values) <= len(listed)
 
 
 def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from foveate.ops import diverse, select
 from foveate.ops.pairs import best_column, cosines, products
 from foveate.ops.segments import offsets, ranges
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio, survivors
+from foveate.schedule import check_within, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -58,8 +59,8 @@ class AnchorPrune(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("anchors", "most", "tau"):
-            check_ratio(name, getattr(self, name))
+        check_within("a share of the budget", anchors=self.anchors, most=self.most)
+        check_within("a distance", inf, tau=self.tau)
         if self.patience < 1:
             raise ConfigError(f"anchorprune: patience={self.patience}: give at least 1, the new token that ends it")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.method import Host, Paper, Site, Unit
-from foveate.pruners import SingleRatio
+from foveate.pruners import SingleRatio, from_the_start
 from foveate.signal import Signal
 from foveate.tokens import Tokens
 
@@ -37,7 +37,7 @@ class DMLLM(SingleRatio):
 
     Attributes:
         how: ``late``, ``progressive`` or ``skip``; by default ``late`` where every step runs the prompt again, as in models
-            trained as diffusion models, and ``skip`` in all others, also those that write word by word.
+            trained as diffusion models, and ``skip`` in all others, also those that write word by word, and with ``last``.
         ratio: share of an image's tokens that is left in the end; by default 0.25, and 0 of ``skip``.
         steps: denoising steps at which tokens leave, an equal share of those present at each; by default see above.
         layer: decoder layer before which they leave in such a step (3), or from which on they skip (15/28 of the depth).
@@ -56,10 +56,10 @@ class DMLLM(SingleRatio):
     signals: ClassVar[tuple[Signal | str, ...]] = ("received",)
     paper: ClassVar[Paper] = Paper(
         "A Comprehensive Study on Visual Token Redundancy for Discrete Diffusion-based Multimodal Large Language Models",
-        "arXiv",
-        2025,
+        "CVPR Findings",
+        2026,
         "2511.15098",
-        "Yrdal3910/dMLLM",
+        "Yrdal3910/dMLLM-Visual-Token-Redundancy-Analysis",
     )
 
     def __post_init__(self) -> None:
@@ -69,12 +69,15 @@ class DMLLM(SingleRatio):
             raise ConfigError(f"dmllm: {wrong} says nothing where how={self.how!r}: leave it out")
         if self.steps is not None and (not self.steps or sorted({*self.steps}) != [*self.steps]):
             raise ConfigError(f"dmllm: steps={self.steps}: give at least one step, in ascending order, each once")
+        if self.steps is not None and self.last is not None:
+            raise ConfigError("dmllm: steps say when tokens leave, and last where they skip layers: give one of them")
 
     def schedule_of(self, host: Host) -> str:
         """Choose the schedule for a model like ``host``."""
         if self.how is not None:
             return self.how
-        return "late" if self.steps is not None or (host.steps and not host.reads_cache) else "skip"
+        late = self.last is None and host.steps and not host.reads_cache
+        return "late" if self.steps is not None or late else "skip"
 
     def sites(self, host: Host) -> Sequence[Site]:
         if self.keep is None and self.ratio is None and self.schedule_of(host) == "skip":
@@ -101,12 +104,17 @@ class DMLLM(SingleRatio):
         return [Site.decoder(before, each, step=n, signals=self.signals) for n in steps]
 
     def _skipping(self, ratio: float, host: Host) -> Sequence[Site]:
-        first = min(round(host.layers * 15 / 28), host.layers - 1) if self.layer is None else self.layer
+        first = min(round(host.layers * 15 / 28), host.layers - 1)
+        first = first if self.layer is None else from_the_start(self.layer, host)
         signals = self.signals if 0 < ratio < 1 else ()
         if self.last is None:
             return [Site.decoder(first, ratio, signals=signals)]
-        back = Site.decoder(self.last, action="restore")
-        return [Site.decoder(first, ratio, action="park", signals=signals), back]
+        last = from_the_start(self.last, host)
+        if last <= first:
+            raise ConfigError(
+                f"dmllm: last={self.last}: tokens skip from layer {first} on, so give a layer after that one"
+            )
+        return [Site.decoder(first, ratio, action="park", signals=signals), Site.decoder(last, action="restore")]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         return tokens.received if site.signals else torch.zeros_like(tokens.sizes)  # all stay, or all go

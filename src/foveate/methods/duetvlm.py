@@ -14,7 +14,7 @@ from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
 from foveate.ops.segments import offsets, ranges
 from foveate.pruners import StagedPruner
-from foveate.schedule import Schedule, check_ratio, spread, survivors
+from foveate.schedule import Schedule, check_within, spread, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -56,7 +56,7 @@ class DuetVLM(StagedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("contextual", self.contextual)
+        check_within("a share of the survivors", contextual=self.contextual)
         if self.width < 1:
             raise ConfigError(f"duetvlm: width={self.width}: give the tokens of a cluster, at least 1")
 

@@ -13,11 +13,10 @@ from foveate.method import Host, Method, Paper, Site
 from foveate.ops import frames, select
 from foveate.ops.segments import segment_cosine, segment_ids
 from foveate.pruners import from_the_start
-from foveate.schedule import check_ratio, spread, survivors
+from foveate.schedule import COSINE, check_ratio, check_within, spread, survivors
 from foveate.tokens import Reduction, Tokens
 
-#: With which frame before it each frame of a window of four is compared; the first with none.
-BACK = (0, 1, 2, 1)
+BACK = (0, 1, 2, 1)  # how far before a frame of a window is the one that it is compared with; the first has none
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,11 @@ class DyCoke(Method):
     From the paper: of four frames the first stays whole, the third is compared with it, the second and fourth with the one
     before, place by place, and the least similar tokens stay (section 3.2); a step of decoding sees, from layer 3 on, the 30 %
     that the layer before attends to, chosen anew where that attention has turned (cosine below 0.9; section 3.3). From the
-    authors' code: 30 % of the three frames stay, none is merged, hidden keys stay, frames share a ranking. Ours: a last window
-    is cut like others, no frame is lost, four or fewer do not fail (see ``exact``); nearest counts; raster order, positions as
-    they were; if attention has not turned the last choice stays (the code shows all). An image, a video of one frame, stays
-    whole; where ``keep`` is too little for that, first frames are thinned evenly. Without known frames, decoding is reduced
-    alone by default.
+    authors' code: 30 % of the three frames stay (K=P=0.7 in the README; the loader's defaults 0.3 and 0.8 leave 70 and
+    20 %), none is merged, hidden keys stay, frames share a ranking. Ours: a last window is cut like others, no frame
+    is lost, four or fewer do not fail (see ``exact``); nearest counts; raster order, positions as they were; if attention has
+    not turned the last choice stays (the code shows all). An image, a video of one frame, stays whole; where ``keep`` is too
+    little for that, first frames are thinned evenly. Without known frames, decoding is reduced alone by default.
 
     Attributes:
         ratio: share of the second to fourth frame of a window that stays; by default 0.3; of 1 there is no such stage.
@@ -48,6 +47,7 @@ class DyCoke(Method):
     exact: bool = False
 
     how_much: ClassVar[tuple[str, ...]] = ("ratio",)
+    served_with: ClassVar[str] = "ratio=0.3 and decode_ratio=1.0"
     paper: ClassVar[Paper] = Paper(
         "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
         "CVPR",
@@ -58,7 +58,7 @@ class DyCoke(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("threshold", self.threshold)
+        check_within(COSINE, threshold=self.threshold)
         check_ratio("decode_ratio", self.decode_ratio or 0.0)
         if self.exact and self.keep is not None:
             raise ConfigError(f"dycoke: exact=True has counts of its own, not keep={self.keep:.4g}: give ratio")

@@ -15,7 +15,7 @@ from foveate.ops import merge, pairs, select
 from foveate.ops.pairs import Pairs
 from foveate.ops.segments import segment_ids
 from foveate.pruners import TowerReducer, merging
-from foveate.schedule import check_ratio
+from foveate.schedule import check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -57,7 +57,7 @@ class EvoPrune(TowerReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("protect", self.protect)
+        check_within("a share of the tokens", protect=self.protect)
         if self.neighbours < 1 or self.bandwidth <= 0 or self.diversity < 0:
             raise ConfigError(
                 f"{self.name()}: give at least 1 neighbour, a bandwidth above 0 and a diversity of 0 or more, not "

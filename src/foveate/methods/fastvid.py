@@ -13,7 +13,7 @@ from foveate.method import Host, Method, Paper, Site
 from foveate.ops import clusters, frames, merge, select
 from foveate.ops.segments import segment_mean
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio, spread
+from foveate.schedule import COSINE, check_within, spread
 from foveate.tokens import Reduction, Tokens
 
 BEFORE = {"tower_output", "lm_entry"}
@@ -56,8 +56,8 @@ class FastVID(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("tau", self.tau)
-        check_ratio("context", self.context)
+        check_within(COSINE, tau=self.tau)
+        check_within("a share of the survivors", context=self.context)
 
     @property
     def temporal(self) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import clusters, diverse, frames, select
 from foveate.pruners import StagedPruner
-from foveate.schedule import Schedule, check_ratio, survivors
+from foveate.schedule import COSINE, Schedule, check_within, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -60,8 +60,8 @@ class FlashVID(StagedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("tau", self.tau)
-        check_ratio("diverse", self.diverse)
+        check_within(COSINE, tau=self.tau)
+        check_within("a share of the survivors", diverse=self.diverse)
 
     @property
     def temporal(self) -> bool:

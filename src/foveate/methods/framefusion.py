@@ -13,7 +13,7 @@ from foveate.method import Host, Method, Paper, Site
 from foveate.ops import frames, select
 from foveate.ops.segments import segment_ids, segment_sum
 from foveate.pruners import DecoderPruner
-from foveate.schedule import Schedule, check_ratio
+from foveate.schedule import COSINE, Schedule, check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -57,7 +57,7 @@ class FrameFusion(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("tau", self.tau)
+        check_within(COSINE, tau=self.tau)
         if self.depth is not None and self.depth < 1:
             raise ConfigError(f"framefusion: depth={self.depth}: give the decoder layers of the model, or leave it out")
 

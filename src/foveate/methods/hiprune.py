@@ -10,7 +10,7 @@ from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Paper, Site
 from foveate.ops import grid, select
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio, survivors
+from foveate.schedule import check_within, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -47,7 +47,7 @@ class HiPrune(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("alpha", self.alpha)
+        check_within("a share of the budget", alpha=self.alpha)
 
     def sites(self, host: Host) -> Sequence[Site]:
         usual = min(round(host.blocks * (8 / 23 if host.has_cls else 15 / 32)), host.blocks - 1)

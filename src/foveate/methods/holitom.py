@@ -12,7 +12,7 @@ from foveate.method import Host, Method, Paper, Site
 from foveate.ops import clusters, frames, merge, select
 from foveate.ops.segments import segment_mean
 from foveate.pruners import StagedPruner
-from foveate.schedule import Schedule, check_ratio, spread, survivors
+from foveate.schedule import COSINE, Schedule, check_within, spread, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -30,14 +30,13 @@ class HoliTom(StagedPruner):
     layer 18 of 28 half of the video stays, by the last token's attention, and the others are averaged into those most like
     them, one by one. Ours: features of the tower, with 2x2 blocks as tokens (the code: projected ones); where frames are known
     only as they enter the language model, those there, and what moves becomes clusters, too; where still cells alone would
-    leave less than the budget, the most alike merge; exact counts; equal densities are apart (the code: by noise). An image is
-    a video of one frame, as is one of unknown videos. Serving engines take ``segments="none"``.
+    leave less than the budget, the most alike merge; exact counts; no noise parts equal densities. An image is one frame.
 
     Attributes:
         layers: where tokens leave: 0 is before the language model, others in the decoder; by default 0 and 9/14 of the depth.
         ratios: share of the tokens present that survives at each of them; by default 0.15 and 0.5.
-        segments: ``optimal`` windows, the default; runs of frames of a mean ``similarity`` above tau; ``none``, as of images.
-        tau: cosine above which a cell stands still from one frame to the next.
+        segments: ``optimal`` windows; runs of frames of a mean ``similarity`` above tau; ``none``, usual where none are known.
+        tau: cosine above which a cell stands still from one frame to the next; 0.8 at any budget (the code: 0.65 at a tenth).
         contextual: share of moving survivors that are centres of clusters; by default 0, or 1 without attention (see above).
         beta: share of a centre in its cluster.
     """
@@ -51,6 +50,7 @@ class HoliTom(StagedPruner):
 
     signals: ClassVar[tuple[Signal | str, ...]] = ("last_row",)
     fixed_budget: ClassVar[bool] = False  # of a frame
+    served_with: ClassVar[str] = 'segments="none"'
     paper: ClassVar[Paper] = Paper(
         "HoliTom: Holistic Token Merging for Fast Video Large Language Models",
         "NeurIPS",
@@ -61,8 +61,8 @@ class HoliTom(StagedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tau", "contextual", "beta"):
-            check_ratio(name, 1.0 if getattr(self, name) is None else getattr(self, name))
+        check_within(COSINE, tau=self.tau)
+        check_within("a share", contextual=self.contextual, beta=self.beta)
 
     @property
     def temporal(self) -> bool:

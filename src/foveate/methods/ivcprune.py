@@ -13,7 +13,7 @@ from foveate.method import Host, Paper, Site, Unit
 from foveate.ops import select
 from foveate.ops.segments import attention_to, offsets
 from foveate.pruners import SingleRatio, from_the_start
-from foveate.schedule import check_ratio, survivors
+from foveate.schedule import check_within, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -56,7 +56,7 @@ class IVCPrune(SingleRatio):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("coordinates", self.coordinates)
+        check_within("a share of the survivors", coordinates=self.coordinates)
 
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
         caches, usual = host.growing_caches, 4 / 7 * host.layers

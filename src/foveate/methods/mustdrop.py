@@ -16,7 +16,7 @@ from foveate.method import Host, Paper, Site
 from foveate.ops import select, windows
 from foveate.ops.segments import segment_ids, segment_sum
 from foveate.pruners import DecoderPruner
-from foveate.schedule import Schedule, check_ratio
+from foveate.schedule import COSINE, Schedule, check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -64,8 +64,9 @@ class MustDrop(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("together", "alone", "alike", "key"):
-            check_ratio(name, getattr(self, name))
+        check_within("a share of attention", together=self.together, alone=self.alone)
+        check_within(COSINE, alike=self.alike)
+        check_within("a share of the tokens", key=self.key)
         if not (self.together and self.alone):
             raise ConfigError("mustdrop: a limit of 0 is none: give more, of `together` and of `alone`")
 

@@ -12,7 +12,7 @@ import torch
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import cover, frames, grid, select, transport
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio, spread, survivors
+from foveate.schedule import check_within, spread, survivors
 from foveate.tokens import Reduction, Tokens
 
 BEFORE = {"tower_output", "lm_entry"}
@@ -52,7 +52,7 @@ class OTTVid(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("temporal_share", self.temporal_share)
+        check_within("a share of the reduction", temporal_share=self.temporal_share)
 
     @property
     def temporal(self) -> bool:

@@ -13,7 +13,7 @@ from foveate.method import Host, Method, Paper, Site
 from foveate.ops import clusters, frames, select, stills
 from foveate.ops.segments import segment_sum
 from foveate.pruners import StagedPruner
-from foveate.schedule import Schedule, check_ratio, spread
+from foveate.schedule import COSINE, Schedule, check_within, spread
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -57,7 +57,7 @@ class PruneVid(StagedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("tau", self.tau)
+        check_within(COSINE, tau=self.tau)
 
     @property
     def temporal(self) -> bool:

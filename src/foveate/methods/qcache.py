@@ -19,12 +19,12 @@ class QCache(SingleRatio):
     From the paper, at second hand (no code is public): neighbouring layers attend alike, so consecutive layers whose
     last-row attention differs little (Jensen-Shannon divergence on some samples) are a block, of which the first layer
     computes queries and keys, in the prompt and while decoding, and the others only values; sharing for all tokens, or for
-    visual ones alone (``tokens="visual"``); at best more than 35 % of the cache saved.
-    Ours, as its epsilon is not known: unset, the blocks are as equal as can be, so many that 0.3 of the layers compute their
-    own, which saves 35 % of the cache; ``foveate.dial.attention_changes`` measures the divergences, and ``layers`` takes the
-    layers whose own is small (`foveate tune --search layers` finds them by the answers). Sharing is for all tokens by default:
-    with ``tokens="visual"`` text computes its own keys and an entry stores the shared ones beside them, so projections are
-    saved and no memory; nor is any with ``of="q"``.
+    visual ones alone (``tokens="visual"``), of which the headline figures are; at best more than 35 % of the cache saved.
+    Ours, as its epsilon is not known: unset, the blocks are as equal as can be, so many that 0.3 of the layers compute
+    their own, which saves 35 % of the cache; ``foveate.dial.attention_changes`` measures the divergences, and ``layers``
+    takes the layers whose own is small (`foveate tune --search layers` finds them by the answers). Sharing is for all
+    tokens by default, not for visual ones alone: there text computes its own keys, and an entry stores the shared ones
+    beside them, so projections are saved and no memory; nor is any with ``of="q"``.
 
     Attributes:
         layers: the lazy layers, in place of equal blocks. All of a block must hold the same tokens: no cut is inside one.

@@ -92,7 +92,7 @@ class RedundancyLens(SingleRatio):
         of = tuple(clip for clip, spans in enumerate(clips) for _ in spans)
         image = torch.tensor(of).to(probes.device, non_blocking=True)[tokens.segment[probes]]
         means = segment_mean(strength, image, len(clips))
-        used = max(1, round(site.keep * means.shape[1]))
+        used = max(1, survivors(means.shape[1], site.keep))
         return Channels(means.topk(used).indices.sort().values, of)
 
     def _layers(self, host: Host) -> list[int]:

@@ -12,7 +12,7 @@ from foveate.method import Host, Paper, Site
 from foveate.ops import clusters, select
 from foveate.ops.segments import offsets, ranges, segment_ids, segment_mean
 from foveate.pruners import DecoderPruner
-from foveate.schedule import Schedule, check_ratio
+from foveate.schedule import Schedule, check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -53,7 +53,7 @@ class SparseVLM(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("tau", self.tau)
+        check_within("a share of the pruned tokens", tau=self.tau)
 
     def usual(self, host: Host) -> Schedule:
         return Schedule.scaled((3, 7, 16), (300 / 576, 200 / 300, 110 / 200), 32, host.layers, first=1)

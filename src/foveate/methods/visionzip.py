@@ -11,7 +11,7 @@ import torch
 from foveate.method import Host, Paper, Site
 from foveate.ops import merge, select
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio, spread, survivors
+from foveate.schedule import check_within, spread, survivors
 from foveate.tokens import Reduction, Tokens
 
 
@@ -45,7 +45,7 @@ class VisionZip(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("contextual", self.contextual)
+        check_within("a share of the survivors", contextual=self.contextual)
 
     def sites(self, host: Host) -> Sequence[Site]:
         attention = "cls_row" if host.has_cls else "received"

@@ -18,7 +18,7 @@ from foveate.ops import select
 from foveate.ops.relax import assigned_pairs, soft_assign
 from foveate.ops.segments import segment_sum, within
 from foveate.pruners import EntryPruner
-from foveate.schedule import check_ratio
+from foveate.schedule import check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -58,7 +58,7 @@ class VisToG(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("noise", self.noise)
+        check_within("a share of the noise that would make the choice a draw", noise=self.noise)
 
     def sites(self, host: Host) -> Sequence[Site]:
         if self.share in (0, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -13,7 +14,7 @@ from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site
 from foveate.ops import clusters, select
 from foveate.pruners import StagedPruner
-from foveate.schedule import Schedule, check_ratio, survivors
+from foveate.schedule import Schedule, check_within, survivors
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -60,8 +61,9 @@ class ViTCoP(StagedPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_within("a share of the tokens", clusters=self.clusters)
+        check_within("a distance", math.inf, cutoff=self.cutoff, reach=self.reach)
         for name in ("clusters", "cutoff", "reach"):
-            check_ratio(name, 1.0 if getattr(self, name) is None else getattr(self, name))
             if getattr(self, name) == 0:
                 raise ConfigError(f"vitcop: {name}=0 leaves no cluster: give more than 0")
 

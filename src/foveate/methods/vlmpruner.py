@@ -13,7 +13,7 @@ from foveate.method import Host, Paper, Site
 from foveate.ops import bases, merge, outward
 from foveate.ops.segments import segment_ids, segment_mean, segment_sum
 from foveate.pruners import DecoderPruner
-from foveate.schedule import Schedule, check_ratio
+from foveate.schedule import Schedule, check_within
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
 
@@ -58,8 +58,8 @@ class VLMPruner(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio("blend", self.blend)
-        check_ratio("far", self.far)
+        check_within("a share", blend=self.blend)
+        check_within("a weight of the distance", far=self.far)
         if self.pivots < 1:
             raise ConfigError(f"vlmpruner: pivots={self.pivots}: give at least 1")
 

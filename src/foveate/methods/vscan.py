@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,20 +23,21 @@ from foveate.tokens import Reduction, Tokens
 class VScan(StagedPruner):
     """Keep the tokens that a local and a global scan of the tower choose, merge the others into them, and prune in the decoder.
 
-    From the paper and the authors' code: half of the survivors are the best of each window in a shallow block, the rest those
-    of the whole image in the last one; each of the others is averaged into the kept token that is most like it; before layer
-    16 of 32 (14 of 28 in Qwen2.5-VL) stays a third of these, by the attention that the last token pays with that layer's norm
-    and projections. With a CLS token (LLaVA): its attention, mean over heads, in block 5, 6x6 windows that get equally many;
-    without (Qwen2.5-VL): attention received, block 7, 4x4 windows (what is over at the edges belongs to the last one) of which
-    each gives at most its part, rounded up, and the best half in all. 1/6 of the tokens after the tower, so 1/9 on average.
-    Ours: tokens merge before the projector, where the code merges after it (so that merged ones need not be projected); the
-    scan block at the same share of the depth; images smaller than a window are one; original positions (the code renumbers
-    LLaVA's); that attention has RoPE (the code has it in LLaVA only); nearest counts.
+    From the paper and the authors' code: half of the survivors are the best of each window in a shallow block, the rest
+    those of the whole image in the last one; each of the others is averaged into the kept token that is most like it;
+    before layer 16 of 32 (14 of 28 in Qwen2.5-VL) stays a third of these, by the attention that the last token pays with
+    that layer's norm and projections, and with RoPE in LLaVA alone. With a CLS token (LLaVA): its attention, mean over
+    heads, in block 5, 6x6 windows that get equally many; without (Qwen2.5-VL): attention received, block 7, 4x4 windows
+    (what is over at the edges belongs to the last one) of which each gives at most its part, rounded up, and the best half
+    in all. 1/6 of the tokens after the tower, so 1/9 on average. Ours: tokens merge before the projector, where the code
+    merges after it (so that merged ones need not be projected); the scan block at the same share of the depth; images
+    smaller than a window are one; original positions (the code renumbers LLaVA's); nearest counts.
 
     Attributes:
         layers: where tokens leave: 0 is the tower's output, others are decoder layers; by default 0 and half of the depth.
         ratios: share of the tokens present that survives at each of them; by default 1/6 and 1/3.
-        scan: how local tokens are chosen: as in ``llava`` or as in ``qwen``; by default as the tower has a CLS token or not.
+        scan: how tokens are chosen, in the tower and in the decoder: as in ``llava`` or as in ``qwen``; by default as the tower
+            has a CLS token or not.
         window: side of a window in tokens; by default 6 in ``llava``, 4 in ``qwen``.
         block: vision block of the local scan; by default at 7/32 of the depth.
     """
@@ -69,8 +71,17 @@ class VScan(StagedPruner):
         block = min(round(host.blocks * 7 / 32), host.blocks - 1) if self.block is None else self.block
         return Signal(kind, block), Signal(kind, host.blocks - 1)
 
+    def sites(self, host: Host) -> Sequence[Site]:
+        row = "next_row" if self.scan_of(host) == "llava" else "unrotated_row"
+        found = super().sites(host)
+        return [replace(each, signals=(row,)) if each.at == "decoder" and each.signals else each for each in found]
+
+    def scan_of(self, host: Host) -> str:
+        """Tell as in which model tokens are chosen in one like ``host``."""
+        return self.scan or ("llava" if host.has_cls else "qwen")
+
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        return tokens.next_row.mean(-1)
+        return tokens.signal(site.asked[0]).mean(-1)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         if site.at == "decoder":

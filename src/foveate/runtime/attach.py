@@ -217,10 +217,11 @@ def plan(
     check_parking(in_decoder, math.inf)
     check_signals_of_parked(in_order)
     for side in (in_tower, [a for a in actions if a not in in_tower]):
-        sighted = {action.method.name(): action.part for action in side if action.site.action == "sight"}
-        if len(set(sighted.values())) > 1:
+        sighted = {action.part: action.method.name() for action in side if action.site.action == "sight"}
+        if len(sighted) > 1:
+            names = " and ".join(sighted.values())
             raise UnsupportedSiteError(
-                f"only one method of a sum can say who sees whom, and {' and '.join(sighted)} do: choose one of them"
+                f"only one method of a sum can say who sees whom, and {names} do: choose one of them"
             )
     _check_caches(actions)
     _check_appended(actions)

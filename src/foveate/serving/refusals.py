@@ -16,7 +16,8 @@ def check(parts: Sequence[Method], actions: Sequence[Action], family: Family) ->
     for part in parts:
         _raise(_part(part))
     for action in actions:
-        says = _action(action) or next(filter(None, (_signal(action, kind) for kind in action.asks)), "")
+        signals = (_signal(action, kind) for kind in action.asks)
+        says = _action(action, action.method.served_with) or next(filter(None, signals), "")
         _raise(UnsupportedSiteError(f"{action.method.name()} {says}") if says else None)
     for part in parts:
         if part.scope == "sample" or part.pooled:
@@ -56,9 +57,10 @@ def _part(part: Method) -> FoveateError | None:
             "engine must know before: give keep in its place"
         )
     if not part.has_fixed_budget:
+        instead = "use a method whose budget is fixed (`foveate methods` lists them)"
         return ConfigError(
-            f"{name} decides by the content of an image how many tokens stay, and a serving engine must know before: use a "
-            "method whose budget is fixed (`foveate methods` lists them)"
+            f"{name} decides by the content of an image how many tokens stay, and a serving engine must know before: "
+            f"{f'give {part.served_with}' if part.served_with else instead}"
         )
     if part.across_images:
         return ConfigError(
@@ -81,8 +83,8 @@ def _part(part: Method) -> FoveateError | None:
     return None
 
 
-def _action(action: Action) -> str:
-    """Say why an engine cannot let a method act at a site; empty: it can."""
+def _action(action: Action, option: str) -> str:
+    """Say why an engine cannot let a method act at a site; empty: it can. ``option``: with which it does not act there."""
     site = action.site
     if site.action == "sight":
         return f"says at {site} who may attend to whom, and kernels of this engine take no such mask"
@@ -99,10 +101,8 @@ def _action(action: Action) -> str:
         )
     if site.at in ("decode", "cache"):
         when = "while decoding" if site.at == "decode" else "when a prompt has ended"
-        return (
-            f"acts on the KV cache {when}, and in this engine other requests may share its blocks: use a method that acts "
-            "before or inside the language model"
-        )
+        instead = f"give {option}" if option else "use a method that acts before or inside the language model"
+        return f"acts on the KV cache {when}, and in this engine other requests may share its blocks: {instead}"
     if site.at == "decoder" and site.action in ("park", "attend", "restore"):
         return (
             f"parks tokens in the decoder, at {site}, and in this engine a token that has left it does not come back: use a "
