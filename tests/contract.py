@@ -302,6 +302,10 @@ def flex_attention_agrees(family: str, method: Method) -> None:
     """And the uncompiled one does, in a prompt and with a cache."""
     if family not in stand_ins.FLEX:
         pytest.skip("stock code has no flex attention here, or this family takes long")
+    if any(part.proportional_attention and part.cut is not None for part in method.parts()):
+        pytest.skip(
+            "images keep different counts, so there is a mask, to which flex attention cannot add sizes: it is refused"
+        )
     batch, model, expected = tiny.inputs(family, ROWS[family]), stand_ins.with_flex(family), usual(family, method)
     with torch.no_grad(), stand_ins.uncompiled(), foveate.compress(model, method):
         out = two_words(model, batch)
