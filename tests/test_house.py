@@ -9,6 +9,7 @@ import ast
 import functools
 import inspect
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -136,3 +137,18 @@ def test_packages_are_not_hidden() -> None:
 
 def test_a_runtime_file_fits_in_the_head() -> None:
     assert not [name_of(path) for path in files("runtime") if length(path) >= 450]
+
+
+def test_seeded_faults_are_of_this_code() -> None:
+    """What `tools/faults` replaces is there exactly once, and so are the tests that should notice."""
+    root = Path(__file__).parent.parent
+    gone = []
+    for fault in runpy.run_path(str(root / "tools" / "faults" / "chosen.py"))["CHOSEN"]:
+        if (SRC / fault.file).read_text().count(fault.old) != 1:
+            gone.append(f"{fault.name}: {fault.file} does not have its text once")
+        gone += [
+            f"{fault.name}: there is no {test}"
+            for test in fault.tests
+            if test.endswith(".py") and not (root / test).is_file()
+        ]
+    assert not gone, "\n".join(gone)

@@ -46,8 +46,8 @@ CHOSEN = [
     Fault(
         "2: a row's padding is seen by its tokens",
         "runtime/masks.py",
-        "hidden = outside if keys.valid is None else outside | ~keys.valid",
-        "hidden = outside",
+        "column, hidden = keys.index, None if keys.valid is None else ~keys.valid",
+        "column, hidden = keys.index, None",
         probes("batch_is_its_rows"),
     ),
     Fault(
@@ -60,8 +60,8 @@ CHOSEN = [
     Fault(
         "4: an entry tells what it holds in place of what it stands for",
         "runtime/cache.py",
-        "new = replace(self, total=self.total + n, tail=self.tail + n, _made={})",
-        "new = replace(self, total=self.total + n, tail=self.tail, _made={})",
+        "new = varied(self, total=self.total + n, tail=self.tail + n, _made={}, _shown=[])",
+        "new = varied(self, total=self.total + n, tail=self.tail, _made={}, _shown=[])",
         probes("cached_step"),
     ),
     Fault(
@@ -193,8 +193,8 @@ CHOSEN = [
     Fault(
         "sight: text sees what is hidden from it once it is cached",
         "runtime/sight.py",
-        "return Groups(number, (number >= 0) & ~text_sees[number])",
-        "return Groups(number, torch.zeros_like(number, dtype=torch.bool))",
+        "return Groups(number, (number >= 0) & ~text_sees[number], span)",
+        "return Groups(number, torch.zeros_like(number, dtype=torch.bool), span)",
         ("tests/answers/test_sight.py",),
     ),
     Fault(
@@ -207,8 +207,8 @@ CHOSEN = [
     Fault(
         "skip: tokens that skip an FFN are given what their neighbours got",
         "runtime/ffn.py",
-        "rows = rows.index_copy(0, self.whole.to(made.device), made.flatten(0, -2))",
-        "rows = rows.index_copy(0, self.whole.to(made.device).flip(0), made.flatten(0, -2))",
+        "rows.index_copy_(0, self.whole.to(made.device), made.flatten(0, -2))",
+        "rows.index_copy_(0, self.whole.to(made.device).flip(0), made.flatten(0, -2))",
         ("tests/answers/test_skip.py",),
     ),
     Fault(
@@ -305,8 +305,8 @@ CHOSEN = [
     Fault(
         "trace: a decode site costs what its last step costs",
         "runtime/trace.py",
-        "flops=visit.flops + last.flops",
-        "flops=visit.flops",
+        "visit.flops += last.flops",
+        "visit.flops += 0",
         ("tests/lab/report/test_trace.py",),
     ),
     Fault(
