@@ -179,11 +179,25 @@ class LayerArguments:
     def tables(self, call: DecoderPass, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines ``(B, P, d)`` of the tokens present, if a layer that is called with ``kwargs`` is given such."""
         given, axis = kwargs.get("position_embeddings"), self.spec.layer_args.get("position_embeddings")
-        if not isinstance(given, tuple) or axis is None or any(x.dim() != 3 for x in given):
+        if not isinstance(given, tuple) or axis is None:
             return None
         layout = call.reduced
-        cos, sin = given if layout is None else _take(given, axis, layout, layout.width)
+        given = given if layout is None else _take(given, axis, layout, layout.width)
+        if all(x.dim() == 4 for x in given):
+            given = self._of_sections(given)
+        if any(x.dim() != 3 for x in given):
+            return None
+        cos, sin = given
         return cos.expand(call.batch, -1, -1), sin.expand(call.batch, -1, -1)
+
+    def _of_sections(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """``(B, P, d)`` of tables of time, height and width, ``(3, B, P, d)``, which attention joins in older transformers (5.16)."""
+        rope = getattr(getattr(self.rotary, "config", None), "rope_parameters", None) or {}
+        if not (sections := rope.get("mrope_section")):
+            return tables
+        return tuple(
+            torch.cat([part[i % 3] for i, part in enumerate(x.split([*sections, *sections], -1))], -1) for x in tables
+        )
 
     def of_rows(self, call: DecoderPass, kwargs: dict[str, Any], width: int) -> dict[str, Any]:
         """Those arguments that a layer needs for its own rows, where its attention sees others as well."""
