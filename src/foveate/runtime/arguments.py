@@ -191,7 +191,7 @@ class LayerArguments:
         return cos.expand(call.batch, -1, -1), sin.expand(call.batch, -1, -1)
 
     def _of_sections(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """``(B, P, d)`` of tables of time, height and width, ``(3, B, P, d)``, which attention joins in older transformers (5.16)."""
+        """``(B, P, d)`` of tables of time, height and width, ``(3, B, P, d)``; attention joins them in transformers 5.16."""
         rope = getattr(getattr(self.rotary, "config", None), "rope_parameters", None) or {}
         if not (sections := rope.get("mrope_section")):
             return tables
