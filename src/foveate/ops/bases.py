@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.ops.segments import alike, offsets, padded_index, rows_of, segment_ids, segment_mean, to_padded
+from foveate.ops.segments import (
+    alike,
+    choose_alike,
+    offsets,
+    padded_index,
+    rows_of,
+    segment_ids,
+    segment_mean,
+    to_padded,
+)
 
 _RIDGE = 1e-5
 #: A direction of a basis with less than this share of the first one's length is rounding (of two tokens that are the same).
@@ -31,13 +40,12 @@ def farthest(features: Tensor, counts: Sequence[int], k: Sequence[int], score: T
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
-    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
-    for members in alike(counts):
-        rows, own = rows_of(members, counts, features.device), [k[s] for s in members]
-        if sum(own):
-            few = [counts[s] for s in members]
-            chosen.append(rows[_farthest(features[rows], few, own, None if score is None else score[rows])])
-    return torch.cat(chosen).sort().values
+    return choose_alike(
+        lambda at: _farthest(features[at.rows], at.counts, at.k, None if score is None else score[at.rows]),
+        counts,
+        k,
+        features.device,
+    )
 
 
 def farthest_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.ops.segments import alike, gram, gram_pairs, offsets, padded_index, rows_of, to_padded
+from foveate.ops.segments import alike, choose_alike, gram, gram_pairs, offsets, padded_index, rows_of, to_padded
 
 _BITS = 48  # of a coverage of 1
 _CELLS = 1 << 25  # coverages held at once (128 MB); where all of them are more, they are computed for each pick
@@ -172,14 +172,10 @@ def represented(features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequ
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
-    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
     unit = normalize(features.detach().float(), dim=-1)
-    for members in alike(counts):
-        few, own = [counts[s] for s in members], [k[s] for s in members]
-        if sum(own):
-            rows = rows_of(members, counts, features.device)
-            chosen.append(rows[_represented(unit[rows], weight[rows].float(), few, own)])
-    return torch.cat(chosen).sort().values
+    return choose_alike(
+        lambda at: _represented(unit[at.rows], weight[at.rows].float(), at.counts, at.k), counts, k, features.device
+    )
 
 
 def represented_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:

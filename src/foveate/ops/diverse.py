@@ -10,7 +10,17 @@ from torch.nn.functional import normalize, pad
 
 from foveate.ops.pairs import best_column, cosines
 from foveate.ops.pairs import products as products_of_pairs
-from foveate.ops.segments import alike, gram, gram_pairs, offsets, padded_index, rows_of, segment_ids, to_padded
+from foveate.ops.segments import (
+    alike,
+    choose_alike,
+    gram,
+    gram_pairs,
+    offsets,
+    padded_index,
+    rows_of,
+    segment_ids,
+    to_padded,
+)
 from foveate.ops.select import rank_within
 
 #: A token adds nothing to a set where it spans less than this share of what the first one does, which is rounding.
@@ -156,13 +166,9 @@ def determinantal(features: Tensor, quality: Tensor, counts: Sequence[int], k: S
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
-    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
-    for members in alike(counts):
-        rows, own = rows_of(members, counts, features.device), [k[s] for s in members]
-        if sum(own):
-            few = [counts[s] for s in members]
-            chosen.append(rows[_determinantal(features[rows], quality[rows], few, own)])
-    return torch.cat(chosen).sort().values
+    return choose_alike(
+        lambda at: _determinantal(features[at.rows], quality[at.rows], at.counts, at.k), counts, k, features.device
+    )
 
 
 def determinantal_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:
@@ -204,13 +210,9 @@ def log_determinant(features: Tensor, strength: float, counts: Sequence[int], k:
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
-    chosen = [torch.empty(0, dtype=torch.long, device=features.device)]
-    for members in alike(counts):
-        rows, own = rows_of(members, counts, features.device), [k[s] for s in members]
-        if sum(own):
-            few = [counts[s] for s in members]
-            chosen.append(rows[_log_determinant(features[rows], strength, few, own)])
-    return torch.cat(chosen).sort().values
+    return choose_alike(
+        lambda at: _log_determinant(features[at.rows], strength, at.counts, at.k), counts, k, features.device
+    )
 
 
 def log_determinant_flops(counts: Sequence[int], k: Sequence[int], width: int) -> int:

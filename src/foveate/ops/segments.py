@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,6 +171,38 @@ def rows_of(members: Sequence[int], counts: Sequence[int], device: torch.device 
     """Packed rows of the segments ``members``, one after another: ``(sum of their counts,)`` int64."""
     start = offsets(counts)
     return ranges([start[s] for s in members], [counts[s] for s in members], device)
+
+
+class Alike(NamedTuple):
+    """Segments of like lengths: which they are, the packed rows of their tokens, how many these are, and how many to choose."""
+
+    members: list[int]
+    rows: Tensor
+    counts: list[int]
+    k: list[int]
+
+
+def choose_alike(
+    choose: Callable[[Alike], Tensor], counts: Sequence[int], k: Sequence[int], device: torch.device
+) -> Tensor:
+    """Choose tokens in segments of like lengths together, which are padded to the same one.
+
+    Args:
+        choose: returns the places of ``sum(k)`` tokens among the rows of such segments.
+        counts: tokens per segment.
+        k: how many to choose of each; where it is none of any, nobody is asked.
+        device: of the rows.
+
+    Returns:
+        ``(sum(k),)`` int64, ascending.
+    """
+    chosen = [torch.empty(0, dtype=torch.long, device=device)]
+    for members in alike(counts):
+        few, own = [counts[s] for s in members], [k[s] for s in members]
+        if sum(own):
+            at = Alike(list(members), rows_of(members, counts, device), few, own)
+            chosen.append(at.rows[choose(at)])
+    return torch.cat(chosen).sort().values
 
 
 def padded_pairs(counts: Sequence[int], others: Sequence[int] | None = None) -> int:

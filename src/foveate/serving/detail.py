@@ -19,10 +19,8 @@ from PIL import Image
 
 from foveate.errors import ConfigError, shown
 
-CELLS, PIXELS = (
-    24,
-    8,
-)  # cells a side, and pixels a side of each: a larger picture is averaged, so that grain is no detail
+CELLS = 24  # a side
+PIXELS = 8  # a side of each cell: a larger picture is averaged, so that grain is no detail
 FRAMES = 16  # of a longer video as many are looked at
 STEPS = 20  # budgets are multiples of 1 / STEPS, so that there are few plans and few series of metrics
 
