@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from foveate_reference.batches import GRID, IGNORED, LABEL_SIZES, Recipe, batches_ahead, make_batch
 from foveate_reference.exhibits import EXHIBITS
 from foveate_reference.model import ARCHITECTURES, export, make_config, make_model
+from foveate_reference.muon import Muon
 from foveate_reference.scenes import MAX_QUESTIONS
 from foveate_reference.train import CHECKPOINT, RECIPES, Learner, TrainConfig, train
 from foveate_reference.vocabulary import TASKS
@@ -132,3 +133,30 @@ def test_large_weights_are_saved_in_small_files(tmp_path):
     assert len(files) > 1
     assert max(path.stat().st_size for path in files) <= 16.1e6
     assert AutoModelForImageTextToText.from_pretrained(folder).num_parameters() > 14e6
+
+
+def test_muon_in_float32_does_what_torch_does_in_bfloat16():
+    torch.manual_seed(0)
+    shapes = [(8, 8), (24, 8), (8, 24), (8, 8)]
+    mine, theirs = ([torch.nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    for a, b in zip(mine, theirs, strict=True):
+        a.data.copy_(b.data)
+    ours, torchs = Muon(mine, lr=0.1, weight_decay=0.01), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        for a, b in zip(mine, theirs, strict=True):
+            a.grad = torch.randn(a.shape)
+            b.grad = a.grad.clone()
+        before = [a.detach().clone() for a in mine]
+        ours.step()
+        torchs.step()
+        for a, b, old in zip(mine, theirs, before, strict=True):
+            torch.testing.assert_close(a, b, atol=0.004, rtol=0.0)
+            assert (a - old).norm() > 0.1 * min(a.shape) ** 0.5 * 0.6
+            b.data.copy_(a.data)
+    assert all(state["momentum_buffer"].dtype == torch.float32 for state in ours.state.values())
+
+
+def test_muon_leaves_alone_what_has_no_gradient():
+    matrix = torch.nn.Parameter(torch.ones(3, 2))
+    Muon([matrix]).step()
+    assert matrix.equal(torch.ones(3, 2))

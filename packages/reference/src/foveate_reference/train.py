@@ -31,6 +31,7 @@ from .batches import IGNORED, LABEL_SIZES, Batch, Recipe, batches_ahead
 from .evaluate import accuracy, exhibits, layer_profile
 from .fast import FastForward
 from .model import END, TOKEN_ID, Model, export, make_config, make_model
+from .muon import Muon
 from .scenes import SPLITS, split_seed
 from .vocabulary import TASKS
 
@@ -208,7 +209,7 @@ class Learner:
             matrices.append({"part": part, "params": [parameters[name] for name in parameters if name in inner]})
             others.append({"part": part, "params": [p for name, p in parameters.items() if name not in inner]})
         self.optimisers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] = (
-            torch.optim.Muon(matrices, weight_decay=0.01),
+            Muon(matrices, weight_decay=0.01),
             torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
         )
 
