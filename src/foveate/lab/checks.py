@@ -57,7 +57,7 @@ RECIPES = ("qwen2_5_vl", "llava", "large", SMOLLM2)
 POSITIONS = ("keep", "renumber")
 ENGINES = ("transformers", "vllm")
 #: How `foveate tune` searches.
-SEARCHES = ("auto", "dial", "greedy", "layers", "sigmoid", "options")
+SEARCHES = ("auto", "dial", "greedy", "layers", "withdrawal", "sigmoid", "options")
 
 
 def check_all(*each: Callable[[], object]) -> None:

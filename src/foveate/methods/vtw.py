@@ -22,10 +22,11 @@ class VTW(DecoderPruner):
     From the authors' code: original position ids are kept, and decoding counts on from the full length. The layer is the
     first one, from layer 5 on (counted from 0), without whose visual tokens the first token of the answer stays near the
     stock model's: KL(compressed || stock), a mean over some 20 samples, is at most eta (0.0005 for LLaVA-1.5-13B, 0.0001
-    for LLaVA-NeXT-7B, 0.003 for all others; LLaVA-1.5-7B has 15 of 32). Ours: by default that share of the depth, for
-    models nobody has searched; ``foveate tune --method vtw --max-kl`` begins at layer 0 and takes KL(stock || compressed),
-    a mean over the whole answer, so those etas are none for it. The layer is all there is to turn, so ``keep`` is met to
-    the nearest one, within half a layer.
+    for LLaVA-NeXT-7B, 0.003 for all others; LLaVA-1.5-7B has 15 of 32). ``foveate tune --method vtw --search withdrawal``
+    finds it by that rule. Ours: by default that share of the depth, for models nobody has searched; without ``--search``,
+    ``foveate tune --method vtw --max-kl`` begins at layer 0 and takes KL(stock || compressed), a mean over the whole answer,
+    so those etas are none for it. The layer is all there is to turn, so ``keep`` is met to the nearest one, within half a
+    layer.
 
     Attributes:
         layer: decoder layer before which all visual tokens leave (K); by default at 15/32 of the depth.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import fields, replace
 from typing import Literal
 
 import pytest
@@ -26,17 +28,23 @@ from foveate import (
 )
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
-from foveate.lab.asker import Asker
+from foveate.lab.asker import Asker, Cost
+from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.tune.search import (
     along_sigmoids,
     along_the_dial,
     among_options,
+    by_withdrawal,
     greedy,
     moves,
     ranked,
     takes_layers,
     takes_schedule,
 )
+from foveate.lab.evaluation.tune.trials import Trial
+from foveate.lab.evaluation.tune.tuning import _best
+from foveate.lab.options import method_from_words
+from foveate.lab.terminal import CommandError
 from foveate.schedule import Schedule, sigmoid
 
 HOST = Host(family="llava", blocks=4, layers=12, has_cls=True)
@@ -72,6 +80,16 @@ def test_vtw_is_tried_from_the_cheap_end() -> None:
     assert list(judge.judged.values())[-1] == pytest.approx(0.4)
 
 
+def test_vtw_is_withdrawn_from_layer_5_on() -> None:
+    """Whatever layer or share was given, up to the first layer that is good enough; a model of fewer layers has none."""
+    for given in (VTW(), VTW(layer=2), VTW(keep=0.3)):
+        judge = Judge([0.1] * 12)
+        by_withdrawal(given, HOST, anything, judge, 0.45)
+        assert list(judge.judged) == [VTW(layer=layer) for layer in (5, 6, 7, 8)]
+    with pytest.raises(CommandError, match="begins at layer 5, counted from 0, and the model has 5 layers"):
+        by_withdrawal(VTW(), replace(HOST, layers=5), anything, judge, 0.45)
+
+
 def test_layers_are_added_in_the_order_in_which_they_hurt() -> None:
     """Alone and together; layers where the method cannot act are left out, and other options stay as they are."""
     hurts = {1: 0.5, 2: 0.1, 3: 9.0, 4: 0.2, 5: 0.1}
@@ -93,7 +111,37 @@ def test_layers_are_added_in_the_order_in_which_they_hurt() -> None:
         assert judged[:5] == [(1,), (2,), (3,), (4,), (5,)]
         assert judged[5:9] == [(1, 2), (2, 3), (2, 4), (2, 5)]
         assert len(judged) == 5 + 4 + 3 + 2
-    assert [takes_layers(each) for each in (QCache(), RedundancyLens(), FastV(), IPCV())] == [True, True, False, False]
+    assert [takes_layers(each) for each in (QCache(), RedundancyLens(), FastV(), IPCV())] == [
+        "layers",
+        "layers",
+        None,
+        None,
+    ]
+
+
+def test_layers_of_hollow_attention_have_a_ranking_of_their_own() -> None:
+    """That of FFNs has no part in it: where they are whole, the layers of the mask are ranked."""
+    hurts = [0.4, 0.1, 0.2, 0.9]
+    judged: list[RedundancyLens] = []
+
+    def judge(method: Method) -> float:
+        assert isinstance(method, RedundancyLens)
+        judged.append(method)
+        return sum(hurts[layer] for layer in method.hollow_layers or ())
+
+    given = method_from_words("redundancylens", None, ["layers=[]", "hollow_layers=[3]", "window=5"], None)
+    ranked(given, Host("llava", blocks=4, layers=4, has_cls=True), anything, judge, most=0.5)
+    assert {(each.layers, each.window) for each in judged} == {((), 5)}
+    tried = [each.hollow_layers for each in judged]
+    assert tried[:4] == [(0,), (1,), (2,), (3,)]
+    assert tried[4:7] == [(0, 1), (1, 2), (1, 3)]
+    assert tried[7:] == [(0, 1, 2), (1, 2, 3)]
+    cost = Cost(**{each.name: 1.0 for each in fields(Cost)})
+    trials = [Trial(json.dumps(each.to_dict()), judge(each), cost) for each in (given, *judged)]
+    request = Tune(described=json.dumps(given.to_dict()), max_kl=0.5, search="layers")
+    assert _best(request, given, trials).method == replace(given, hollow_layers=(1, 2)), (
+        "a mask saves nothing by itself"
+    )
 
 
 def test_layers_that_do_not_fit_are_not_tried() -> None:

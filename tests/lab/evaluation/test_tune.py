@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from foveate import IPCV, VTW, DivPrune, FastV, Method, method_from_dict
+from foveate import IPCV, VTW, DivPrune, FastV, Method, compress, method_from_dict
 from foveate.lab.asker import Asker
 from foveate.lab.evaluation import questions
 from foveate.lab.evaluation.fidelity import measuring
 from foveate.lab.evaluation.fidelity.table import kls
 from foveate.lab.evaluation.forced import asked, hear
 from foveate.lab.evaluation.questions import Prompt, drawn, of_benchmark
-from foveate.lab.evaluation.report import write
+from foveate.lab.evaluation.report import markdown, write
 from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.search import eta
 from foveate.lab.evaluation.tune.tuning import asking, tune
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
@@ -68,6 +72,51 @@ def test_the_layer_of_vtw(tmp_path: Path, qwen: Asker) -> None:
     assert last.kl.value == pytest.approx(mean_kl(qwen, prompts[:3], found.method), rel=1e-2, abs=1e-6)
     assert (last.kl.n, found.calibration[-1].kl.n, found.gain) == (3, 3, None)
     assert "On prompts held out its KL is" in (tmp_path / "results.md").read_text()
+
+
+def test_the_layer_of_vtw_by_its_authors_rule(tmp_path: Path, qwen: Asker) -> None:
+    """By a plain loop over layers: the logits behind the prompt, the divergence of one prompt after the other, their mean."""
+    prompts = drawn(of_benchmark(colours(), 0), 4, 0)
+    inputs = [qwen.prepare([prompt.chat()]) for prompt in prompts]
+
+    @torch.no_grad()
+    def probabilities(inputs: Any) -> list[float]:
+        found: list[float] = qwen.model(**inputs).logits[0, -1].double().softmax(-1).tolist()
+        return found
+
+    stock = [probabilities(each) for each in inputs]
+
+    def kl(layer: int, prompts: tuple[int, int]) -> float:
+        with compress(qwen.model, VTW(layer=layer)):
+            pairs = [zip(probabilities(inputs[i]), stock[i], strict=True) for i in prompts]
+        return fmean(sum(q * math.log(q / p) for q, p in pair if q) for pair in pairs)
+
+    curve = {layer: kl(layer, (2, 3)) for layer in (5, 6, 7)}
+    limit = 1.01 * min(curve[6], curve[7])
+    wanted = min(layer for layer in curve if curve[layer] <= limit)
+    assert wanted in (6, 7)
+    found = tune(request(tmp_path / "found", VTW(keep=0.1), search="withdrawal", max_kl=limit, samples=4), silent)
+    assert (found.method, found.search, found.trials) == (VTW(layer=wanted), "withdrawal", wanted - 4)
+    calibrated, held_out = found.calibration[-1], found.held_out[-1]
+    assert calibrated.first_kl.value == pytest.approx(curve[wanted], rel=1e-2, abs=1e-6)
+    assert held_out.first_kl.value == pytest.approx(kl(wanted, (0, 1)), rel=1e-2, abs=1e-6)
+    assert "On prompts held out its KL of the first token is" in found.verdict()[0]
+    assert "KL(setting || stock)" in markdown(found.report())
+    with pytest.raises(CommandError, match=r"no layer that was tried, from layer 5 on, has a KL within 1e-09 nats"):
+        tune(request(tmp_path / "none", search="withdrawal", max_kl=1e-9, trials=1, samples=2), silent)
+
+
+def test_the_limits_of_the_authors_of_vtw() -> None:
+    """By the names of their checkpoints, as they and as others call them; of all other models one."""
+    for name, limit in (
+        ("liuhaotian/llava-v1.5-13b", 0.0005),
+        ("llava-hf/llava-1.5-13b-hf", 0.0005),
+        ("liuhaotian/llava-v1.5-7b", 0.003),
+        ("/models/LLaVA-v1.6-vicuna-7b-hf", 0.0001),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", 0.003),
+        ("reference", 0.003),
+    ):
+        assert eta(name) == limit
 
 
 def test_a_schedule_at_a_budget(tmp_path: Path) -> None:
@@ -131,12 +180,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "budget of all": ({"max_kl": None, "budget": 1.0}, "--budget 1.0: give a share"),
     "unknown cost": ({"by": "seconds"}, "choose tokens, flops, kv"),
     "unknown search": ({"search": "best"}, "choose auto, dial"),
-    "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial, greedy or layers"),
+    "search of the other goal": ({"search": "sigmoid"}, "does not look for --max-kl: choose dial, greedy"),
     "no trials": ({"trials": 0}, "--trials 0"),
     "nothing held out": ({"held_out": 0.0}, "--held-out 0.0"),
     "one prompt": ({"samples": 1}, "one side has none: give more prompts"),
     "no schedule": ({"search": "greedy"}, "vtw follows no schedule"),
     "no layers": ({"search": "layers"}, "vtw has no layers to rank"),
+    "nothing withdrawn": (
+        {"search": "withdrawal", "method": FastV()},
+        "--search withdrawal is the rule of vtw's authors for its layer: fastv has none",
+    ),
+    "withdrawal at a budget": (
+        {"search": "withdrawal", "max_kl": None, "budget": 0.5},
+        "--search withdrawal does not look for --budget",
+    ),
+    "withdrawal with two goals": ({"search": "withdrawal", "budget": 0.5}, "either --max-kl 0.01"),
     "too strict": (
         {"max_kl": 1e-12, "trials": 1},
         "no setting of vtw that was tried has a KL within 1e-12: the least was",

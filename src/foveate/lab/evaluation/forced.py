@@ -29,7 +29,7 @@ class Heard:
 
     Attributes:
         id: of the prompt.
-        kl: KL(stock || compressed) of the next token in nats, at each position of the stock model's answer.
+        kl: KL(stock || compressed) of the next token in nats, or the reverse, at each position of the stock model's answer.
         agree: whether both find the same token likeliest there. If so at all of them, both give the same greedy answer: they
             differ first where they disagree first.
         answer: the stock model's.
@@ -86,8 +86,10 @@ def say(model: Any, tokenizer: Any, inputs: Any, ids: tuple[str, ...], new_token
     return Said(inputs, ids, tokens, lengths, logp, tuple(answers))
 
 
-def hear(model: Any, method: Method, said: Said, learned: Trained | None = None) -> list[Heard]:
+def hear(model: Any, method: Method, said: Said, learned: Trained | None = None, reverse: bool = False) -> list[Heard]:
     """Make the model with a method, and with what one of its kind has ``learned``, say the same, and compare.
+
+    ``reverse``: by KL(compressed || stock).
 
     Raises:
         CommandError: probabilities are not numbers, as where half precision overflows.
@@ -95,7 +97,7 @@ def hear(model: Any, method: Method, said: Said, learned: Trained | None = None)
     with attach_learned(model, method, learned) as handle:
         _, logp = _generate(model, said.inputs, said.tokens.shape[1], said.tokens)
         cost = Cost.mean(handle.report(), len(said.ids))
-    kl = divergence(said.logp, logp)
+    kl = divergence(logp, said.logp) if reverse else divergence(said.logp, logp)
     agree = said.logp.argmax(-1) == logp.argmax(-1)
     found = []
     for row, length in enumerate(said.lengths):

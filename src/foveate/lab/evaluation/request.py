@@ -399,7 +399,7 @@ class Search:
     search: Annotated[
         str,
         Option(
-            help="auto, dial, greedy or layers (for --max-kl), sigmoid or options (--budget).",
+            help="auto, dial, greedy, layers or withdrawal (for --max-kl), sigmoid or options (--budget).",
             rich_help_panel=BUDGETS,
             autocompletion=among(*checks.SEARCHES),
         ),
@@ -438,7 +438,7 @@ class Tune(Own, Running, Search):
         )
 
     def _check_search(self) -> None:
-        if (self.max_kl is None) == (self.budget is None):
+        if (self.max_kl is None) == (self.budget is None) and (self.budget is not None or self.search != "withdrawal"):
             raise CommandError(
                 "say what to look for: either --max-kl 0.01, the most divergence, or --budget 0.5, the most cost"
             )
@@ -448,9 +448,11 @@ class Tune(Own, Running, Search):
             raise CommandError(
                 f"--budget {self.budget}: give a share of what the stock model spends, above 0 and below 1"
             )
-        by_kl = self.max_kl is not None
-        if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers")):
-            goal, other = ("--max-kl", "dial, greedy or layers") if by_kl else ("--budget", "sigmoid or options")
+        by_kl = self.budget is None
+        if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers", "withdrawal")):
+            goal, other = (
+                ("--max-kl", "dial, greedy, layers or withdrawal") if by_kl else ("--budget", "sigmoid or options")
+            )
             raise CommandError(f"--search {self.search} does not look for {goal}: choose {other}, or auto")
         if not 0 < self.held_out < 1:
             raise CommandError(f"--held-out {self.held_out}: give a share of the prompts, above 0 and below 1")

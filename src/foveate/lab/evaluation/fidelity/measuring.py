@@ -78,7 +78,12 @@ def identity_of(request: Fidelity, asker: Asker, prompts: Sequence[Prompt]) -> d
 
 
 def listen(
-    asker: Asker, prompts: Sequence[Prompt], stores: dict[Entry, Store[Heard]], request: Fidelity, tell: Tell
+    asker: Asker,
+    prompts: Sequence[Prompt],
+    stores: dict[Entry, Store[Heard]],
+    request: Fidelity,
+    tell: Tell,
+    reverse: bool = False,
 ) -> dict[Entry, list[Heard]]:
     """What every entry hears, in the order of the prompts. The stock model answers a batch once for all of them."""
 
@@ -87,7 +92,7 @@ def listen(
 
     def compared(said: Said, entry: Entry) -> list[Heard]:
         assert entry.method is not None
-        return hear(asker.model, entry.method, said, asker.learned)
+        return hear(asker.model, entry.method, said, asker.learned, reverse)
 
     ask(grouped(prompts, request.batch_size), stores, say, compared, tell)
     return {entry: [store.records[prompt.id] for prompt in prompts] for entry, store in stores.items()}

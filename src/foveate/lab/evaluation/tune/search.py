@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from foveate.errors import FoveateError
 from foveate.lab.evaluation.plan import on_the_dial
+from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method, Site
+from foveate.methods.vtw import VTW
 from foveate.schedule import Schedule, sigmoid
 from foveate.serialise import options_of
 from foveate.sums import Composed
@@ -31,6 +33,9 @@ STEEPNESS = (0.0, 3.0, 6.0, 12.0, 24.0, 48.0)
 ROUNDS = 2  # of a finer look around the best steepness
 FINEST = 0.01  # less of a gain, relative to KL, ends the moving of options
 OFFSETS = 8.0  # a share this far from the middle of a sigmoid is 0 or 1
+FIRST = 5  # layer, counted from 0, at which VTW's authors begin
+ETA = 0.003  # their limit for KL, but for these models
+ETAS = {"llava-1.5-13b": 0.0005, "llava-1.6-vicuna-7b": 0.0001}
 
 
 def takes_schedule(method: Method, host: Host, fits: Fits) -> int | None:
@@ -70,9 +75,39 @@ def along_the_dial(method: Method, host: Host, fits: Fits, judge: Judge, most: f
     judge(places[high])
 
 
-def takes_layers(method: Method) -> bool:
-    """Tell whether the option ``layers`` says in which layers a method saves something, so that more of them save more."""
-    return method.unit in ("cache", "compute") and "layers" in options_of(type(method))
+def eta(model: str) -> float:
+    """What KL may reach, in nats, in the authors' code of VTW: by the name of a model, or of its folder."""
+    return next((most for name, most in ETAS.items() if name in model.lower().replace("llava-v", "llava-")), ETA)
+
+
+def by_withdrawal(method: VTW, host: Host, fits: Fits, judge: Judge, most: float) -> None:
+    """The rule of VTW's authors (arXiv 2405.05803): the first layer, from layer 5 on, whose KL is at most ``most``.
+
+    Of the published: the layers and their order. Ours: layers after that one are not judged.
+
+    Raises:
+        CommandError: the model has no such layer.
+    """
+    if host.layers <= FIRST:
+        raise CommandError(
+            f"--search withdrawal begins at layer {FIRST}, counted from 0, and the model has {host.layers} layers: choose "
+            "--search dial"
+        )
+    for layer in range(FIRST, host.layers):
+        withdrawn = replace(method, layer=layer, keep=None)
+        if fits(withdrawn) and judge(withdrawn) <= most:
+            return
+
+
+def takes_layers(method: Method) -> str | None:
+    """The option that says in which layers a method saves something, so that more of them save more; None: it has none.
+
+    Of several the first one that is not ``()``: each is ranked by itself.
+    """
+    if method.unit not in ("cache", "compute"):
+        return None
+    names = [name for name in options_of(type(method)) if name == "layers" or name.endswith("_layers")]
+    return next((name for name in names if getattr(method, name) != ()), None)
 
 
 def ranked(method: Method, host: Host, fits: Fits, judge: Judge, most: float) -> None:
@@ -81,6 +116,7 @@ def ranked(method: Method, host: Host, fits: Fits, judge: Judge, most: float) ->
     Of the published: the greedy rounds. Ours: KL on unlabelled prompts in place of scores on a validation set; layers where the
     method cannot act are left out.
     """
+    option = takes_layers(method) or "layers"
     chosen: tuple[int, ...] = ()
     free = list(range(host.layers))
     instead = method.how_much if "layers" in method.how_much else ()  # else how much each of them saves is as given
@@ -88,7 +124,7 @@ def ranked(method: Method, host: Host, fits: Fits, judge: Judge, most: float) ->
     while free:
         found: dict[int, float] = {}
         for layer in free:
-            options = {**unset, "layers": tuple(sorted((*chosen, layer)))}
+            options = {**unset, option: tuple(sorted((*chosen, layer)))}
             try:
                 tried = replace(method, **options)
             except FoveateError:

@@ -14,6 +14,7 @@ from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, Line, cells, int
 from foveate.lab.evaluation.report import Content, Report, Table
 from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
+from foveate.lab.evaluation.tune.search import FIRST
 from foveate.method import Method
 from foveate.methods import method_from_dict
 
@@ -105,8 +106,18 @@ class Tuned:
             tuple(self.verdict()),
         )
 
+    @property
+    def _withdrawal(self) -> bool:
+        """Whether the layer was searched as VTW's authors do, by another divergence."""
+        return self.search == "withdrawal"
+
     def _summary(self) -> str:
         request, counted = self.request, COUNTED[self.request.by]
+        if self._withdrawal:
+            return (
+                f"Looked for the first layer, from layer {FIRST} on, before which all visual tokens can leave with a KL of at "
+                f"most {request.max_kl:.3g} nats of the first token: {self.trials} settings judged (search: {self.search})."
+            )
         wanted = (
             f"the fewest {counted} with a KL of at most {request.max_kl:.3g} nats"
             if request.max_kl is not None
@@ -120,9 +131,10 @@ class Tuned:
         lines, last, most = [], self.held_out[-1], self.request.max_kl
         if most is not None:
             share = float(getattr(last.spent, self.request.by))
-            said = "within" if last.kl.value <= most else "above"
+            asked, of = (last.first_kl, " of the first token") if self._withdrawal else (last.kl, "")
+            said = "within" if asked.value <= most else "above"
             lines.append(
-                f"On prompts held out its KL is {nats(last.kl.value)} ({interval(last.kl)}), {said} the {most:.3g} that was "
+                f"On prompts held out its KL{of} is {nats(asked.value)} ({interval(asked)}), {said} the {most:.3g} that was "
                 f"asked for; it spends {share:.1%} of the {COUNTED[self.request.by]}."
             )
             if share > 0.99:
@@ -141,8 +153,9 @@ class Tuned:
         return lines
 
     def _remarks(self) -> list[str]:
+        sides = "KL(setting || stock)" if self._withdrawal else "KL(stock || setting)"
         lines = [
-            "KL: KL(stock || setting) of the next token in nats, the mean over the positions of the stock model's greedy "
+            f"KL: {sides} of the next token in nats, the mean over the positions of the stock model's greedy "
             "answer; over prompts the mean with a 95 % bootstrap interval. tokens, FLOPs, KV: over those of the stock model.",
             f"{FOUND!r} was chosen on the prompts of the search, so only those held out tell what it is worth.",
         ]

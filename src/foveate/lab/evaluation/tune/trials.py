@@ -26,7 +26,7 @@ class Trial:
 
     Attributes:
         id: the method as JSON.
-        kl: mean over the prompts of the search, in nats.
+        kl: mean over the prompts of the search, in nats; by ``withdrawal``, of the first token, KL(compressed || stock).
         cost: of a prompt, the mean over them.
     """
 
@@ -59,8 +59,10 @@ class Trials:
         header: dict[str, Any],
         most: int,
         tell: Tell,
+        reverse: bool = False,
     ) -> None:
         self.asker, self.batches, self.new_tokens, self.most, self.tell = asker, batches, new_tokens, most, tell
+        self.reverse = reverse
         self.store = Store(path, header, Trial)
         self.judged: dict[str, Trial] = {}  # in this search, in order
         self._said: list[Said] = []
@@ -92,7 +94,8 @@ class Trials:
     def _judge(self, name: str, method: Method) -> Trial:
         if not self._said:
             self._said = [asked(self.asker, group, self.new_tokens) for group in self.batches]
-        heard = [each for said in self._said for each in hear(self.asker.model, method, said, self.asker.learned)]
+        told = (hear(self.asker.model, method, said, self.asker.learned, self.reverse) for said in self._said)
+        heard = [each for some in told for each in some]
         costs = [each.cost for each in heard if each.cost is not None]
         mean = {key: fmean(getattr(cost, key) for cost in costs) for key in vars(costs[0])}
         return Trial(name, float(kls(heard).mean()), Cost(**mean))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import cast
 
 from foveate.dial import TOLERANCE, Dial
@@ -24,6 +25,7 @@ from foveate.lab.evaluation.tune.trials import Enough, Trial, Trials
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.method import Host, Method
+from foveate.methods.vtw import VTW
 
 #: Prompts of the reference benchmark, where no number is given.
 SAMPLES = 80
@@ -38,6 +40,9 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     """
     request.check()
     given = method_from_words(request.method, None, request.options, request.described)
+    withdrawal = request.search == "withdrawal"
+    if withdrawal and request.max_kl is None:
+        request = replace(request, max_kl=search.eta(request.model))
     if not (request.out / "trials.jsonl").exists():
         outputs.check_new("out", request.out / METHOD, request.overwrite)
     asked = asking(request)
@@ -53,7 +58,16 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     header = {**identity_of(asked, asker, prompts), "goal": goal, "given": given.to_dict()}
     check_folder(request.out / "answers", header, request.overwrite)
     batches, length = grouped(seen, request.batch_size), request.new_tokens
-    trials = Trials(asker, batches, length, request.out / "trials.jsonl", header, request.trials, tell)
+    trials = Trials(
+        asker,
+        batches,
+        1 if withdrawal else length,
+        request.out / "trials.jsonl",
+        header,
+        request.trials,
+        tell,
+        withdrawal,
+    )
     costs = Costs(meter(asker, seen, request.batch_size, length), request.out / "costs.jsonl", header)
 
     def cost(method: Method) -> float:
@@ -68,7 +82,7 @@ def tune(request: Tune, tell: Tell) -> Tuned:
         for entry in entries:
             name = file_name(f"{entry.label} {part}", None)
             stores[entry] = Store(folder / name, {**header, "part": part, **about(entry, request.by)}, Heard)
-        return listen(asker, prompts, stores, asked, tell)
+        return listen(asker, prompts, stores, asked, tell, reverse=withdrawal)
 
     folder = request.out / "answers"
     on_seen, on_unseen = heard(seen, "calibration"), heard(unseen, "held-out")
@@ -98,7 +112,7 @@ def asking(request: Tune) -> Fidelity:
 
 
 def _search(request: Tune, method: Method, host: Host, trials: Trials, cost: Cost) -> tuple[str, bool]:
-    """How was searched, and whether there was more to judge than may be. What was given is always judged, too."""
+    """How was searched, and whether there was more to judge than may be. What was given is judged, too, but by `withdrawal`."""
     most = request.max_kl
     first = search.takes_schedule(method, host, trials.fits)
     how = request.search
@@ -110,10 +124,14 @@ def _search(request: Tune, method: Method, host: Host, trials: Trials, cost: Cos
         raise CommandError(
             f"{method.name()} has no layers to rank: --search layers is for methods whose option `layers` says where they save"
         )
+    if how == "withdrawal" and not isinstance(method, VTW):
+        raise CommandError(f"--search withdrawal is the rule of vtw's authors for its layer: {method.name()} has none")
     if how in ("dial", "options") and not has_dial(method, host):
         raise CommandError(f"{method.name()} has no dial, so it cannot be turned until it spends less")
     try:
-        if most is not None:
+        if how == "withdrawal":
+            search.by_withdrawal(cast(VTW, method), host, trials.fits, trials, cast(float, most))
+        elif most is not None:
             trials(method)
             if how == "layers":
                 search.ranked(method, host, trials.fits, trials, most)
@@ -161,13 +179,25 @@ def _best(request: Tune, given: Method, judged: Sequence[Trial]) -> Trial:
         return min(judged, key=lambda trial: trial.kl)
     good = [trial for trial in judged if trial.kl <= request.max_kl]
     if not good:
-        least = min(trial.kl for trial in judged)
+        least = min((trial.kl for trial in judged), default=math.inf)
+        if request.search == "withdrawal":
+            raise CommandError(
+                f"without the visual tokens of {name}, no layer that was tried, from layer {search.FIRST} on, has a KL within "
+                f"{request.max_kl:.3g} nats: the least was {least:.3g}; raise --max-kl or --trials, or give more prompts"
+            )
         raise CommandError(
             f"no setting of {name} that was tried has a KL within {request.max_kl:.3g}: the least was {least:.3g}; raise "
             "--max-kl or --trials"
         )
-    # Of equals rather the one that says its layer than a default that leaves it to the model.
-    return min(good, key=lambda trial: (trial.spent(request.by), trial.kl, trial.method == given))
+    listed = search.takes_layers(given) if request.search == "layers" else None
+
+    def price(trial: Trial) -> tuple[float, int, float, bool]:
+        # A mask saves nothing that is counted, so of what costs the same it is in as many layers as can be. Of equals rather
+        # the one that says its layer than a default that leaves it to the model.
+        layers = getattr(trial.method, listed) or () if listed else ()
+        return trial.spent(request.by), -len(layers), trial.kl, trial.method == given
+
+    return min(good, key=price)
 
 
 def _compared(request: Tune, given: Method, best: Trial, host: Host, cost: Cost, how: str) -> list[Entry]:
@@ -176,7 +206,7 @@ def _compared(request: Tune, given: Method, best: Trial, host: Host, cost: Cost,
     same: Method | None = None
     if request.max_kl is None:
         same = _at(request, given, host, cost)
-    elif how != "dial" and has_dial(given, host):
+    elif how not in ("dial", "withdrawal") and has_dial(given, host):
         setting = Dial(given, host, cost).set(cost(best.method))
         same = setting.method if setting.reachable else None
     entries += [] if same is None else [Entry(SAME_COST, same)]
