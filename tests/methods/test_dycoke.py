@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from calls import CHUNKS, generate
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from packed import tokens_at
 
@@ -95,6 +95,43 @@ def test_the_same_cell_of_a_frame_that_lost_some() -> None:
     tokens = five_frames()
     tokens = tokens.select(torch.tensor([0, 2, 3, 5, 8]), (1, 2, 1, 0, 1))
     assert cut(DyCoke(ratio=0.5), tokens) == [[0], [1], [1], [], [0]]
+
+
+@quick
+@given(videos, st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.3, 0.7]), st.sampled_from([0.0, 0.8, 0.9]))
+def test_steps_of_decoding_by_loops(
+    grid: list[tuple[int, int, int]], seed: int, ratio: float, threshold: float
+) -> None:
+    """Ragged videos and images, each with a ranking of its own; few different values, so that many are equal; steps whose
+    attention is that of an earlier one, turned in one video alone, or new."""
+    tokens, draw = tokens_at(grid, seed), torch.Generator().manual_seed(seed)
+    method = DyCoke(ratio=1.0, decode_ratio=ratio, threshold=threshold)
+    (site,) = method.sites(HOST)
+    first, new = torch.randint(1, 5, (2, len(tokens), 2), generator=draw).float() / 8
+    clip = torch.repeat_interleave(torch.arange(len(tokens.clip_counts)), torch.tensor(tokens.clip_counts))
+    steps = first, first, torch.where((clip == 0)[:, None], new, first), new, first
+    before: list[list[float] | None] = [None] * len(tokens.clip_counts)
+    chosen: list[list[int]] = [[] for _ in before]
+    for rows in steps:
+        start = 0
+        for video, n in enumerate(tokens.clip_counts):
+            paid, earlier = [float(row[0] + row[1]) / 2 for row in rows[start : start + n]], before[video]
+            likeness = 0.0 if earlier is None else cosine(paid, earlier)
+            assume(abs(likeness - threshold) > 1e-5 or threshold == 0)
+            if earlier is None or likeness < threshold:
+                k = 0 if ratio == 0 else max(1, int(n * ratio + 0.5))
+                chosen[video] = sorted(start + i for i in sorted(range(n), key=lambda i: (-paid[i], i))[:k])
+            before[video] = paid
+            start += n
+        found = method.reduce(replace(tokens, signals={"last_row": rows}), site)
+        assert found.keep.tolist() == [i for each in chosen for i in each]
+        assert list(found.counts) == [
+            sum(int(tokens.segment[i]) == span for i in found.keep.tolist()) for span in range(len(tokens.counts))
+        ]
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
 
 
 def test_a_video_is_cut_before_the_language_model_and_an_image_is_not() -> None:

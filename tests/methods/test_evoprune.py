@@ -48,11 +48,20 @@ def plainly(method: EvoPrune, tokens: Tokens, keep: float) -> list[int]:
 
 
 @quick
-@given(grids, st.integers(0, 1000), st.sampled_from([{}, {"protect": 0.8}, {"diversity": 3.0, "neighbours": 1}]))
-def test_merges_by_loops(grid: list[tuple[int, int, int]], seed: int, options: dict[str, Any]) -> None:
-    """Also where the protected leave too few pairs; a group is the mean of its members by size."""
+@given(
+    grids,
+    st.integers(0, 1000),
+    st.sampled_from([{}, {"protect": 0.8}, {"diversity": 3.0, "neighbours": 1}]),
+    st.booleans(),
+)
+def test_merges_by_loops(grid: list[tuple[int, int, int]], seed: int, options: dict[str, Any], ties: bool) -> None:
+    """Also where the protected leave too few pairs, and where many are equal: the earlier token merges, into the earlier
+    partner; a group is the mean of its members by size."""
     tokens = tokens_at(grid, seed)
     received = torch.rand(len(tokens), generator=torch.Generator().manual_seed(seed))
+    if ties:
+        kinds = torch.nn.functional.one_hot(tokens.hidden[:, :3].argmax(-1), 6).float()
+        tokens, received = replace(tokens, hidden=kinds), (received * 4).floor() / 4
     tokens, method = replace(tokens, signals={"received": received}), EvoPrune(**options)
     for keep in (0.9, 0.6, 0.5):
         found = method.reduce(tokens, Site.tower(1, keep, mid=True))

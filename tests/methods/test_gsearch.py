@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packed import grids, tokens_at
 
 import foveate
 from foveate import GSearch, Host
@@ -39,6 +43,28 @@ def test_shares_are_a_sigmoid_of_the_mean_that_is_asked_for(steepness: float | N
         low, high = (middle, high) if mean(middle) < wanted else (low, middle)
     for i in range(1, 32):
         assert shares[i] == pytest.approx(1 / (1 + math.exp(k * i / 31 - high)), abs=0.03)
+
+
+@settings(max_examples=20, deadline=None)
+@given(grids, st.integers(0, 1000), st.sampled_from([0.2, 0.5, 0.8]), st.sampled_from([0.0, 12.0, 400.0]))
+def test_cuts_by_loops(grid: list[tuple[int, int, int]], seed: int, keep: float, steepness: float) -> None:
+    """Before each layer, among those that are there; few different values, so that many are equal: the earlier token stays."""
+    tokens, draw = tokens_at(grid, seed), torch.Generator().manual_seed(seed)
+    method, whole = GSearch(keep=keep, steepness=steepness), tokens.clip_counts
+    left = list(range(len(tokens)))  # of the tokens that there were at the start
+    for site in method.sites(replace(HOST, layers=10)):
+        rows = torch.randint(0, 4, (len(tokens), 2), generator=draw).float() / 4
+        paid = [float(row[0] + row[1]) / 2 for row in rows]
+        counts, start, stay = tokens.budget(site), 0, []
+        for n, k in zip(tokens.counts, counts):
+            stay += sorted(sorted(range(start, start + n), key=lambda i: (-paid[i], i))[:k])
+            start += n
+        found = method.reduce(replace(tokens, signals={"last_row": rows}), site)
+        assert (found.keep.tolist(), found.counts) == (stay, counts)
+        left, tokens = [left[i] for i in stay], tokens.select(found.keep, found.counts)
+        share = site.shares[-1]
+        assert tokens.clip_counts == tuple(max(1, int(n * share + 0.5)) if share else 0 for n in whole)
+    assert left == sorted(left)
 
 
 @pytest.mark.parametrize("family", tiny.WHOLE)

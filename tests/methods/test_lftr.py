@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed import grids, tokens_at
 
-from foveate import LFTR, Site
+from foveate import LFTR, Host, Site
 from foveate.errors import ConfigError
 from foveate.handle import host_of
 from foveate.models import family_of
@@ -38,6 +38,22 @@ def test_scores_by_loops(grid: list[tuple[int, int, int]], seed: int, floor: flo
             expected.append(weight * (1 - sum(cosines) / n))
         start, before = start + n, mean
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(grids, st.integers(0, 1000), st.sampled_from([0.0, 0.25, 0.7]), st.booleans())
+def test_one_ranking_by_loops(grid: list[tuple[int, int, int]], seed: int, keep: float, still: bool) -> None:
+    """All frames of a video compete, images do not; of frames and tokens that are all alike the first ones stay."""
+    tokens, method = replace(tokens_at(grid, seed), pooled=True), LFTR(keep=keep)
+    if still:
+        tokens = replace(tokens, hidden=torch.ones_like(tokens.hidden))
+    (site,) = method.sites(Host("qwen2_5_vl", 4, 6, has_cls=False))
+    score, start, expected = method.score(tokens, site).tolist(), 0, []
+    for n in tokens.clip_counts:
+        k = max(1, int(n * keep + 0.5)) if keep else 0
+        expected += sorted(sorted(range(start, start + n), key=lambda i: (-score[i], i))[:k])
+        start += n
+    assert method.reduce(tokens, site).keep.tolist() == expected
 
 
 def test_a_frame_that_is_the_same_as_the_one_before_gives_way() -> None:

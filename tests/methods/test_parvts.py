@@ -25,10 +25,15 @@ HOST = Host("llava", blocks=23, layers=32, has_cls=True)
 
 
 @settings(max_examples=40, deadline=None)
-@given(grids, st.integers(0, 1000), st.sampled_from([0.1, 0.5, 0.9]), st.booleans())
-def test_groups_by_loops(grid: list[tuple[int, int, int]], seed: int, ratio: float, thinned: bool) -> None:
-    """The subject is farthest from the mean of its image or frame, and stays at the cut, though tokens have left in between."""
+@given(grids, st.integers(0, 1000), st.sampled_from([0.1, 0.5, 0.9]), st.booleans(), st.booleans())
+def test_groups_by_loops(grid: list[tuple[int, int, int]], seed: int, ratio: float, thinned: bool, ties: bool) -> None:
+    """The subject is farthest from the mean of its image or frame, and stays at the cut, though tokens have left in between; of
+    tokens that are equally far the earlier one is it."""
     tokens, method = tokens_at(grid, seed), ParVTS(layer=2, ratio=ratio)
+    if ties:
+        tokens = replace(
+            tokens, hidden=tokens.hidden[:, :1].round().clamp(0, 2) ** 2 * torch.tensor([1.0, 0, 0, 0, 2, 0])
+        )
     sight = method.answer(tokens, Site.sight(keep=ratio))
     assert isinstance(sight, Sight)
     start, subject = 0, []

@@ -146,6 +146,37 @@ def test_golden_values() -> None:
     assert score.tolist() == [-5, -10, -15, -20, -25, -30], "the norm of the mean key"
 
 
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_key_norms_are_those_before_rotary_embeddings(family: str) -> None:
+    """At one position all heads are turned alike, so the norm of the mean key does not know where a token stands: rotated keys
+    rank as what the layer's projection gives would."""
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5], [2, "image", 4, "image", 7]])
+    scores: list[torch.Tensor] = []
+    turned: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
+
+    class Spy(ViTCoP):
+        def score(self, tokens: Tokens, site: Site) -> torch.Tensor:
+            if site.at == "decoder" and len(site.shares) > 1:
+                turned.append(tokens.keys)
+            scores.append(super().score(tokens, site))
+            return scores[-1]
+
+    visual = tiny.visual_mask(family, batch)
+    attention = tiny.lm(model).layers[3].self_attn
+
+    def keys(module: Any, args: Any, out: torch.Tensor) -> None:
+        heads = out.unflatten(-1, (-1, attention.head_dim))  # (B, L, H, d)
+        plain.append(heads[visual])
+
+    hook = attention.k_proj.register_forward_hook(keys)
+    with torch.no_grad(), foveate.compress(model, Spy(layers=(0, 2, 4), ratios=(1.0, 1.0, 0.5))):
+        model(**batch)
+    hook.remove()
+    torch.testing.assert_close(scores[-1], -plain[0].mean(1).norm(dim=-1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(turned[0], plain[0], atol=1e-3), "these are rotated"
+
+
 @pytest.mark.parametrize(
     ("mean", "counts", "share"),
     [(1 / 3, (288, 253, 51), 0.18), (2 / 9, (230, 165, 33), 0.15), (1 / 9, (172, 77, 15), 0.12)],

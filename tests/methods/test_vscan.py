@@ -80,6 +80,40 @@ def test_scans_by_loops(grid: Any, seed: int, keep: float, scan: Any, has_cls: b
     torch.testing.assert_close(reduction.hidden, torch.stack(merged) if merged else reduction.hidden)
 
 
+@quick
+@given(images, st.integers(0, 1000), st.floats(0.02, 1.0), st.sampled_from(["llava", "qwen"]))
+def test_each_window_gives_its_part_and_the_whole_image_the_rest(grid: Any, seed: int, keep: float, scan: Any) -> None:
+    """Every window of LLaVA's recipe has its equal part of half of the survivors, though a single one has all of the attention;
+    in both recipes what the deep block likes best stays in any case, and no image changes another one."""
+    tokens, draw = tokens_at(grid, seed), torch.Generator().manual_seed(seed)
+    side = 2 if scan == "llava" else 3
+    method = VScan(ratios=(keep, 1.0), layers=(0, 2), scan=scan, window=side)
+    site = Site.output(keep, signals=method.tower_signals(replace(HOST, has_cls=False)))
+    one_corner = (tokens.index == 0).float() * 50 + torch.rand(len(tokens), generator=draw)
+    deep = torch.rand(len(tokens), generator=draw)
+    kept = method.reduce(shown(tokens, site, one_corner, deep), site).keep.tolist()
+    start = 0
+    for n, k, (height, width) in zip(tokens.counts, tokens.budget(keep), tokens.spans.shape):
+        here = [i for i in kept if start <= i < start + n]
+        down, across = max(height // side, 1), max(width // side, 1)
+        cells = [
+            (min(i // width // side, down - 1), min(i % width // side, across - 1))
+            for i in tokens.index[start : start + n].tolist()
+        ]
+        part = (k // 2 // (down * across)) if scan == "llava" else 0
+        for cell in set(cells):
+            assert sum(cells[i - start] == cell for i in here) >= min(part, cells.count(cell))
+        by_depth = sorted(range(start, start + n), key=lambda i: -float(deep[i]))
+        assert set(by_depth[: k - k // 2]) <= set(here)
+        alone = tokens_at([(1, height, width)], 0)
+        own = slice(start, start + n)
+        alone = replace(alone, index=tokens.index[own], hidden=tokens.hidden[own], sizes=tokens.sizes[own])
+        if k == alone.budget(keep)[0]:  # (frames of a video share a budget)
+            by_itself = method.reduce(shown(alone, site, one_corner[own], deep[own]), site).keep.tolist()
+            assert [start + i for i in by_itself] == here
+        start += n
+
+
 def test_golden_values() -> None:
     """Two windows: one has all of the attention. The local scan takes one of each, the global scan the best of the rest."""
     tokens = replace(tokens_of(frames([(1, 2, 4)])), hidden=torch.eye(8) + torch.eye(8).roll(1, 1) * 0.5)

@@ -30,7 +30,8 @@ class RedundancyLens(SingleRatio):
     From a port by others: a tenth of the tokens as probes, evenly spaced; activations are ``|act(gate) * up|``. (The port
     trims only the down projection; here gate, up and down of the visual rows shrink.)
     Ours: each image or video has probes of its own; without a ranking, the deepest half of the layers, or more where ``keep``
-    asks for it, and the same ones for both; `foveate tune --search layers --max-kl` ranks them, on unlabelled prompts.
+    asks for it, and the same ones for both; `foveate tune --search layers --max-kl` ranks them on unlabelled prompts: those
+    of FFNs, or with ``layers=()`` those of hollow attention.
     Hollow attention is a mask, which saves no time by itself; tokens and cache stay as they are.
 
     Attributes:
@@ -93,7 +94,10 @@ class RedundancyLens(SingleRatio):
         image = torch.tensor(of).to(probes.device, non_blocking=True)[tokens.segment[probes]]
         means = segment_mean(strength, image, len(clips))
         used = max(1, survivors(means.shape[1], site.keep))
-        return Channels(means.topk(used).indices.sort().values, of)
+        best = means.argsort(dim=1, descending=True, stable=True)[
+            :, :used
+        ]  # of equal channels the first, on any device
+        return Channels(best.sort().values, of)
 
     def _layers(self, host: Host) -> list[int]:
         """Layers whose FFN is used in part."""

@@ -85,7 +85,10 @@ class VLMPruner(DecoderPruner):
         x, n = tokens.hidden.float(), len(tokens.counts)
         segment = segment_ids(tokens.counts, x.device)
         spread = segment_mean((x - segment_mean(x, segment, n)[segment]).square(), segment, n)
-        return x.gather(1, spread.topk(min(CHANNELS, x.shape[1]), dim=1).indices[segment])
+        most = spread.argsort(dim=1, descending=True, stable=True)[
+            :, :CHANNELS
+        ]  # of equal ones the first, on any device
+        return x.gather(1, most[segment])
 
     def _merged(self, hidden: Tensor, x: Tensor, keep: Tensor, group: Tensor) -> Tensor:
         k = len(keep)
