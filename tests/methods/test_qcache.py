@@ -34,8 +34,24 @@ def test_blocks_are_as_equal_as_can_be() -> None:
     assert sources(QCache(ratio=0.5), 6) == {1: 0, 3: 2, 5: 4}
     assert sources(QCache(ratio=0.3), 10) == {1: 0, 2: 0, 4: 3, 5: 3, 7: 6, 8: 6, 9: 6}
     assert sources(QCache(ratio=0.0), 4) == {1: 0, 2: 0, 3: 0}
+    for ratio, layers, own in ((0.5, 5, 3), (0.25, 10, 3), (0.25, 2, 1), (0.01, 6, 1), (0.99, 3, 3)):  # halves up
+        assert layers - len(sources(QCache(ratio=ratio), layers)) == own
     assert sources(QCache(), 32).keys() == sources(QCache(ratio=10 / 32), 32).keys()
     assert sources(QCache(layers=(-1, 2, 3)), 8) == {2: 1, 3: 1, 7: 6}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3]), min_size=2, max_size=12), st.sampled_from([0.0, 0.1, 0.2]))
+def test_lazy_blocks_by_loops(changes: list[float], epsilon: float) -> None:
+    """A layer that attends as the one before, up to epsilon, is lazy (the paper); all of a block take from its head."""
+    lazy = tuple(layer for layer in range(1, len(changes)) if changes[layer] <= epsilon)
+    owner, head = {}, 0
+    for layer in range(1, len(changes)):
+        if changes[layer] > epsilon:
+            head = layer
+        owner[layer] = head
+    expected = {layer: head for layer, head in owner.items() if head != layer}
+    assert (sources(QCache(layers=lazy), len(changes)) if lazy else {}) == expected
 
 
 @pytest.mark.parametrize("family", tiny.WHOLE)

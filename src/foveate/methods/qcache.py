@@ -10,6 +10,7 @@ from foveate.answers import Reuse
 from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site, Unit
 from foveate.pruners import SingleRatio, from_the_start
+from foveate.schedule import survivors
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QCache(SingleRatio):
 
     Attributes:
         layers: the lazy layers, in place of equal blocks. All of a block must hold the same tokens: no cut is inside one.
-        ratio: share of the layers that compute their own; by default 0.3.
+        ratio: share of the layers that compute their own; by default 0.3. The nearest number of layers, at least one.
         tokens: whose queries and keys are reused: ``all``, or only those of ``visual`` tokens.
         of: what is reused: queries and keys, or queries alone.
     """
@@ -55,7 +56,7 @@ class QCache(SingleRatio):
             raise ConfigError(f"{self.name()}: layers=() has no lazy layer: name one, or give keep=1")
 
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
-        blocks = max(1, round(ratio * host.layers))
+        blocks = max(1, survivors(host.layers, ratio))
         own = {host.layers * block // blocks for block in range(blocks)}
         return self._reusing([layer for layer in range(host.layers) if layer not in own])
 
