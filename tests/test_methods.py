@@ -137,6 +137,20 @@ def test_wrong_ratio_in_a_list(ratios: list[float]) -> None:
         from_json(V2Drop, ratios=ratios)
 
 
+def test_lists_are_tuples() -> None:
+    """Also lists in lists, so that a method can be hashed, is what its JSON gives, and says what it says of tuples."""
+    for listed, tupled in (
+        (foveate.QCache(layers=[1, 2]), foveate.QCache(layers=(1, 2))),  # type: ignore[arg-type]
+        (foveate.DyMU(threshold=[0.1, 0.2]), foveate.DyMU(threshold=(0.1, 0.2))),  # type: ignore[arg-type]
+        (FastV(schedule=[[1, 0.5]]), FastV(schedule=((1, 0.5),))),  # type: ignore[arg-type]
+    ):
+        assert listed == tupled
+        assert hash(listed) == hash(tupled)
+        assert foveate.method_from_dict(listed.to_dict()) == listed
+    with pytest.raises(ConfigError, match=r"ratios=1\.5 is not a ratio"):
+        foveate.VScan(layers=(0, 2), ratios=[1.5, 0.5])  # type: ignore[arg-type]
+
+
 def test_one_ratio_per_layer() -> None:
     for method in (V2Drop(layers=(1, 2)), V2Drop(ratios=(0.5, 0.5))):
         with pytest.raises(ConfigError, match="one ratio per layer"):

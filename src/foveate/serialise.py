@@ -66,10 +66,13 @@ def build(cls: type[T], data: dict[str, Any]) -> T:
 
 
 def check(instance: Any) -> None:
-    """Raise `ConfigError` if a plain field of a dataclass instance is not what its annotation says."""
+    """Raise `ConfigError` if a plain field of a dataclass instance is not what its annotation says; make a list a tuple."""
     for name, (hint, _) in options_of(type(instance)).items():
         if _is_plain(hint):
-            _check(getattr(instance, name), hint, f"{type(instance).__name__}.{name}")
+            value = getattr(instance, name)
+            checked = _check(value, hint, f"{type(instance).__name__}.{name}")
+            if isinstance(value, (list, tuple)):  # lists are in it, or it is one
+                object.__setattr__(instance, name, checked)
 
 
 def plain(value: Any) -> Any:
