@@ -12,12 +12,14 @@ from served import ask, engine, expected, request, requests
 
 from foveate import (
     ADSC,
+    DMLLM,
     IPCV,
     LUVC,
     OIM,
     VTW,
     DivPrune,
     Downsample,
+    DyMU,
     FastV,
     HoliTom,
     Random,
@@ -47,9 +49,10 @@ METHODS = {
     "vscan": VScan(keep=0.4),  # the attention of a layer to come
     "vitcop": ViTCoP(keep=0.5),  # hidden states of a layer long before
     "holitom": HoliTom(keep=0.5, segments="none"),
+    "dymu + dmllm": DyMU(keep=0.6, positions="keep") + DMLLM(ratio=0.5, layer=3),  # no unmerging, no steps
 }
 #: by the question's attention, for which a prompt has to come in one piece
-WHOLE = {"fastv", "vscan", "holitom"}
+WHOLE = {"fastv", "vscan", "holitom", "dymu + dmllm"}
 EVERYTHING = IPCV(ratio=1.0) + ADSC(keep=1.0)
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")
@@ -65,7 +68,7 @@ CASES = [
 ] + [(family, name) for family in SIBLINGS for name in ("ipcv", "luvc")]
 
 #: what `make test-vllm` asks of Qwen2.5-VL: one method of each kind, and sums in place of their parts
-KINDS = tuple(name for name in METHODS if name not in ("divprune", "ipcv", "adsc", "vtw"))
+KINDS = tuple(name for name in METHODS if name not in ("divprune", "ipcv", "adsc", "vtw", "tome"))
 #: and of others, one in the tower and the decoder, one that merges in both, one between them
 BOTH = ("random", "luvc", "ipcv + adsc")
 IN_TEST = {"qwen2_5_vl": KINDS, "qwen3_vl": BOTH, "llava": BOTH, "internvl": BOTH, "llava_next": BOTH}

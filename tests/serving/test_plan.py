@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import foveate
 from foveate import (
     ADSC,
+    DMLLM,
     IPCV,
     LUVC,
     OIM,
@@ -24,6 +25,7 @@ from foveate import (
     DivPrune,
     Downsample,
     DyCoke,
+    DyMU,
     FastV,
     HoliTom,
     Host,
@@ -61,6 +63,8 @@ METHODS: list[Method] = [
     ViTCoP(),
     VScan(),
     HoliTom(segments="none"),
+    DyMU(positions="keep"),
+    DMLLM(),
 ]
 SIZES = [(6, 8), (4, 12), (10, 6)]  # patches
 
@@ -174,6 +178,9 @@ class Remembers(Stride):
             UnsupportedSiteError,
             "gives signals of the visual tokens themselves and of the attention to them",
         ),
+        (DyMU(), ConfigError, r'positions="virtual" is not served, .*: use positions="keep"'),
+        (DMLLM(layer=2, last=4), UnsupportedSiteError, "a token that has left it does not come back"),
+        (DMLLM(how="late"), UnsupportedSiteError, "writes its answer word by word: use how='skip'"),
         (HoliTom(), ConfigError, r'holitom decides by the content of an image .*: give segments="none"'),
         (IPCV(across="budget"), ConfigError, "decides across all images of a call"),
         (IPCV(across="neighbours"), ConfigError, "decides across all images of a call"),
