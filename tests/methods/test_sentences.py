@@ -34,7 +34,7 @@ from foveate.errors import FoveateError
 
 Made = Callable[[], Method]
 DECODER, BLOCK = r"no decoder layer {}: the model has 6", r"no vision block {}"
-BOTH = "methods of one sum must agree on positions"
+BOTH = "methods of one sum must agree on positions, not .*: give all of them the same"
 SAME = "the two layers must hold the same tokens"
 FRAMES = "compares frames of one video, and in 'llava' which frames are of one video is known nowhere"
 ONE_SAYS = "only one method of a sum can say who sees whom, and {} do: choose one of them"
@@ -112,6 +112,9 @@ REFUSED: list[tuple[Made, str]] = [
     # sums
     (lambda: DyMU() + FastV(), BOTH),
     (lambda: DyMU() + ADSC(positions="renumber"), BOTH),
+    (lambda: QCache() + ParVTS(positions="renumber"), BOTH),
+    (lambda: AIR(positions="native"), 'positions exist already: use positions="keep" or "renumber"'),
+    (lambda: DyCoke() + DyCoke(), "only one decode site can act on a model"),
     (lambda: DyMU() + QCache(positions="virtual"), "takes queries and keys of tokens from another layer"),
     (lambda: QCache() + FastV(layer=2), SAME),
     (lambda: FastV(layer=3) + QCache(layers=(2, 3)), SAME),

@@ -181,7 +181,9 @@ def plan(
     parts = method.resolve(host).parts()
     policies = {part.positions for part in parts}
     if len(policies) > 1:
-        raise ConfigError(f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}")
+        raise ConfigError(
+            f"methods of one sum must agree on positions, not {', '.join(sorted(policies))}: give all of them the same"
+        )
     actions: list[Action] = []
     for number, part in enumerate(parts):
         sites = part.sites(host)
@@ -409,5 +411,5 @@ def _check(method: Method, site: Site, host: Host, family: Family, config: Any) 
         )
     if method.positions == "native" and site.at in ("decoder", "decode", "cache"):
         raise ConfigError(
-            f'{name} reduces inside the language model, where positions exist already: use positions="renumber"'
+            f'{name} acts inside the language model, where positions exist already: use positions="keep" or "renumber"'
         )
