@@ -113,8 +113,9 @@ def takes_layers(method: Method) -> str | None:
 def ranked(method: Method, host: Host, fits: Fits, judge: Judge, most: float) -> None:
     """RedundancyLens's ranking (arXiv 2501.19036): every round adds the layer that hurts least, until KL is out of bounds.
 
-    Of the published: the greedy rounds. Ours: KL on unlabelled prompts in place of scores on a validation set; layers where the
-    method cannot act are left out.
+    Of the published: the greedy rounds, and that FFNs and attention have rankings of their own. Ours: KL on unlabelled prompts
+    in place of scores on a validation set, of which drops count double; all layers are searched, where the paper puts the
+    deepest ones first without asking; layers where the method cannot act are left out.
     """
     option = takes_layers(method) or "layers"
     chosen: tuple[int, ...] = ()
