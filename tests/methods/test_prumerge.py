@@ -89,6 +89,12 @@ def test_an_image_that_stays_whole_is_as_it_was() -> None:
     assert torch.equal(reduction.hidden, tokens.hidden)
 
 
+def test_no_fewer_than_none_are_taken_in() -> None:
+    assert PruMerge(near=0).near == 0
+    with pytest.raises(ConfigError, match="near=-1 is no number of tokens: give 0 or more"):
+        PruMerge(near=-1)
+
+
 def test_what_is_served() -> None:
     with pytest.raises(ConfigError, match="prumerge decides by the content of an image how many tokens stay"):
         make_plan(PruMerge(), HOST, FAMILY, tiny.config("llava"))

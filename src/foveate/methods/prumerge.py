@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
+from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site
 from foveate.ops import neighbours, select
 from foveate.ops.segments import normalise, offsets, quantile, segment_ids, segment_sum
@@ -49,6 +50,11 @@ class PruMerge(EntryPruner):
         "2403.15388",
         "42Shawn/LLaVA-PruMerge",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near < 0:
+            raise ConfigError(f"prumerge: near={self.near} is no number of tokens: give 0 or more")
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site.output(self.share, signals=("cls_row" if host.has_cls else "received", "keys"))]
