@@ -102,7 +102,9 @@ def test_the_layer_of_vtw_by_its_authors_rule(tmp_path: Path, qwen: Asker) -> No
     assert held_out.first_kl.value == pytest.approx(kl(wanted, (0, 1)), rel=1e-2, abs=1e-6)
     assert "On prompts held out its KL of the first token is" in found.verdict()[0]
     assert "KL(setting || stock)" in markdown(found.report())
-    with pytest.raises(CommandError, match=r"no layer that was tried, from layer 5 on, has a KL within 1e-09 nats"):
+    with pytest.raises(
+        CommandError, match=r"no layer that was tried, from layer 5 on, has a KL of the first token within 1e-09 nats"
+    ):
         tune(request(tmp_path / "none", search="withdrawal", max_kl=1e-9, trials=1, samples=2), silent)
 
 

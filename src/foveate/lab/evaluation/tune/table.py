@@ -14,7 +14,7 @@ from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, Line, cells, int
 from foveate.lab.evaluation.report import Content, Report, Table
 from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
-from foveate.lab.evaluation.tune.search import FIRST
+from foveate.lab.evaluation.tune.search import FIRST, takes_layers
 from foveate.method import Method
 from foveate.methods import method_from_dict
 
@@ -111,6 +111,11 @@ class Tuned:
         """Whether the layer was searched as VTW's authors do, by another divergence."""
         return self.search == "withdrawal"
 
+    @property
+    def _masked(self) -> bool:
+        """Whether layers of a mask were ranked."""
+        return self.search == "layers" and takes_layers(self.given) != "layers"
+
     def _summary(self) -> str:
         request, counted = self.request, COUNTED[self.request.by]
         if self._withdrawal:
@@ -119,7 +124,7 @@ class Tuned:
                 f"most {request.max_kl:.3g} nats of the first token: {self.trials} settings judged (search: {self.search})."
             )
         wanted = (
-            f"the fewest {counted} with a KL of at most {request.max_kl:.3g} nats"
+            f"{'the most layers' if self._masked else f'the fewest {counted}'} with a KL of at most {request.max_kl:.3g} nats"
             if request.max_kl is not None
             else f"the least KL for {request.budget:.3g} of the {counted}"
         )
@@ -137,7 +142,9 @@ class Tuned:
                 f"On prompts held out its KL{of} is {nats(asked.value)} ({interval(asked)}), {said} the {most:.3g} that was "
                 f"asked for; it spends {share:.1%} of the {COUNTED[self.request.by]}."
             )
-            if share > 0.99:
+            if self._masked:
+                lines.append("A mask saves nothing that is counted.")
+            elif share > 0.99:
                 lines.append("That saves nothing: this method cannot be so faithful here.")
         if self.gain is None:
             return lines

@@ -182,7 +182,7 @@ def _best(request: Tune, given: Method, judged: Sequence[Trial]) -> Trial:
         least = min((trial.kl for trial in judged), default=math.inf)
         if request.search == "withdrawal":
             raise CommandError(
-                f"without the visual tokens of {name}, no layer that was tried, from layer {search.FIRST} on, has a KL within "
+                f"{name}: no layer that was tried, from layer {search.FIRST} on, has a KL of the first token within "
                 f"{request.max_kl:.3g} nats: the least was {least:.3g}; raise --max-kl or --trials, or give more prompts"
             )
         raise CommandError(
