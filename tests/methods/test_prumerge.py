@@ -91,7 +91,7 @@ def test_an_image_that_stays_whole_is_as_it_was() -> None:
 
 def test_no_fewer_than_none_are_taken_in() -> None:
     assert PruMerge(near=0).near == 0
-    with pytest.raises(ConfigError, match="near=-1 is no number of tokens: give 0 or more"):
+    with pytest.raises(ConfigError, match=r"near=-1 is not a number of tokens: give 0\.0 or more"):
         PruMerge(near=-1)
 
 

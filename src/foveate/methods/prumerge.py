@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from foveate.errors import ConfigError
 from foveate.method import Host, Paper, Site
 from foveate.ops import neighbours, select
 from foveate.ops.segments import normalise, offsets, quantile, segment_ids, segment_sum
 from foveate.pruners import EntryPruner
-from foveate.schedule import survivors
+from foveate.schedule import check_within, survivors
 from foveate.tokens import Reduction, Tokens
 
 
@@ -53,8 +53,7 @@ class PruMerge(EntryPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.near < 0:
-            raise ConfigError(f"prumerge: near={self.near} is no number of tokens: give 0 or more")
+        check_within("a number of tokens", inf, near=self.near)
 
     def sites(self, host: Host) -> Sequence[Site]:
         return [Site.output(self.share, signals=("cls_row" if host.has_cls else "received", "keys"))]
@@ -110,10 +109,8 @@ class PruMerge(EntryPruner):
         keys, near = normalize(tokens.keys.float().flatten(1), dim=-1), self.near + 1  # itself is one
         index = neighbours.nearest(keys[best.keep], best.counts, keys, tokens.counts, near)
         bags = neighbours.bags(best.counts, tokens.counts, near)
-        some = torch.tensor([float(k < n) for k, n in zip(best.counts, tokens.counts)]).to(
-            paid.device, non_blocking=True
-        )
-        weight = (paid * some[tokens.segment])[index]
+        some = torch.tensor([float(k < n) for k, n in zip(best.counts, tokens.counts)])
+        weight = (paid * some.to(paid.device, non_blocking=True)[tokens.segment])[index]
         weight = torch.where(index == best.keep[segment_ids(bags, index.device)], 0.0, weight)
         starts = torch.tensor(offsets(bags)[:-1], dtype=torch.long).to(index.device, non_blocking=True)
         return embedding_bag(index, tokens.hidden.float(), starts, mode="sum", per_sample_weights=weight)
