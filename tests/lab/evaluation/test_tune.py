@@ -18,7 +18,7 @@ from foveate.lab.evaluation.fidelity.table import kls
 from foveate.lab.evaluation.forced import asked, hear
 from foveate.lab.evaluation.questions import Prompt, drawn, of_benchmark
 from foveate.lab.evaluation.report import write
-from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.tuning import asking, tune
 from foveate.lab.terminal import CommandError
 from foveate_reference.data import samples
