@@ -91,9 +91,9 @@ def mean(tasks: Sequence[str], right: Scores) -> float:
 def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | None:
     """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing, or less.
 
-    Where all draws are alike, the interval is that of the difference, for ``dense`` as it is.
+    Where all draws are alike, ``dense`` is taken as it is, and the interval is that of the macro-average over it.
     """
-    stock = mean(tasks, dense)
+    own, stock, n = mean(tasks, right), mean(tasks, dense), len(right)
     if stock <= 0:
         return None
 
@@ -105,10 +105,9 @@ def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | Non
     both = np.stack([right, dense]).astype(np.float64)
     low, high = _interval(tasks, lambda rows: both[:, rows], ratio)
     if low < high:
-        return Share(mean(tasks, right) / stock, low, high, len(right))
-    apart = difference(tasks, right, dense)
-    ends = (None if end is None else max(0.0, 1 + end / stock) for end in (apart.low, apart.high))
-    return Share(mean(tasks, right) / stock, *ends, len(right))
+        return Share(own / stock, low, high, n)
+    alike = _alike(own, n, (0.0, 1.0) if _are_shares(right) else None)
+    return Share(own / stock, *(None if end is None else end / stock for end in (alike.low, alike.high)), n)
 
 
 def average(values: Floats) -> Share:
@@ -144,8 +143,11 @@ def _macro(tasks: Sequence[str], scores: Scores, within: tuple[float, float] | N
     """``within``: the scores that are possible, if there is a limit."""
     value, n = mean(tasks, scores), len(scores)
     low, high = _interval(tasks, scores.__getitem__, _mean_of_means)
-    if low < high:
-        return Share(value, low, high, n)
+    return Share(value, low, high, n) if low < high else _alike(value, n, within)
+
+
+def _alike(value: float, n: int, within: tuple[float, float] | None) -> Share:
+    """A mean of scores of which no draw has another one."""
     if within is None:
         return Share(value, None, None, n)
     unseen = stats.binomtest(0, n).proportion_ci(method="wilson").high
