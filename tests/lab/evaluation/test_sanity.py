@@ -58,4 +58,4 @@ def test_without_the_asked_objects_it_is_chance(found: Evaluation) -> None:
 def test_even_spacing_loses_clearly_at_a_quarter(found: Evaluation) -> None:
     dense, stride = row(found, "dense"), row(found, "stride", 0.25)
     assert stride.accuracy.value < dense.accuracy.value - 0.05
-    assert stride.paired.p < 0.01
+    assert stride.paired.p < 0.05

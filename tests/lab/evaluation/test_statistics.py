@@ -119,7 +119,7 @@ def test_no_task_of_one_question_is_taken_for_sure() -> None:
     assert lone.high - lone.low > 2 * (without.high - without.low)
 
 
-@pytest.mark.parametrize("n", [1, 2, 19, 400])
+@pytest.mark.parametrize("n", [1, 2, 19])
 @pytest.mark.parametrize("per_task", [1, 2])
 def test_answers_that_are_all_alike_leave_room(n: int, per_task: int) -> None:
     """As much as a proportion of none has by Wilson, on both sides of a difference."""
