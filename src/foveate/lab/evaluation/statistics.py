@@ -147,7 +147,7 @@ def _macro(tasks: Sequence[str], scores: Scores, within: tuple[float, float] | N
 
 
 def _alike(value: float, n: int, within: tuple[float, float] | None) -> Share:
-    """A mean of scores of which no draw has another one."""
+    """The interval of a mean where all draws are alike: see `macro`."""
     if within is None:
         return Share(value, None, None, n)
     unseen = stats.binomtest(0, n).proportion_ci(method="wilson").high
