@@ -44,10 +44,16 @@ def compare(model: Any, batch: dict[str, torch.Tensor], method: Method, pairs: i
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Order statistics between which the median is, with this confidence."""
+    """Order statistics between which the median is, with this confidence.
+
+    Raises:
+        ValueError: there are so few values that not even all of them reach it: below 6, for 95 %.
+    """
     ordered, n = sorted(values), len(values)
     below = int(stats.binom.ppf((1 - level) / 2, n, 0.5)) - 1
-    return ordered[max(below, 0)], ordered[min(n - 1 - below, n - 1)]
+    if below < 0:
+        raise ValueError(f"{n} ratios have no {level:.0%} interval: measure more --pairs")
+    return ordered[below], ordered[n - 1 - below]
 
 
 def main() -> None:

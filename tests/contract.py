@@ -469,6 +469,7 @@ def _keeps_its_promise(model: Any, method: Method, report: foveate.Report) -> No
 
 CORE += [a_batch_is_its_rows, a_cached_step_is_a_full_forward, the_report_counts_what_ran]
 BY_KINDS += [
+    generation_of_a_batch_is_that_of_its_rows,
     beams_of_a_batch_are_those_of_its_rows,
     a_later_turn_goes_on_with_the_cache,
     rows_of_the_cache_may_be_exchanged,

@@ -29,13 +29,13 @@ def test_families_beside_these(family: str, check: Property) -> None:
 
 def leaves_to_the_matrix(family: str, probe: str = "", check: Property | None = None) -> bool:
     """Two of `STRUCTURES` have every probe with what is at the core, and the rest by turns. The others have every probe with
-    two thirds of the core, and an eighth of the probes with the rest."""
+    a third of the core, and an eighth of the probes with the rest."""
     if check is None or not probe or family not in tiny.STRUCTURES:
         return bool(probe)
     number = list(PROBES).index(probe)
     if check in CORE:
-        left_out = (number + tiny.STRUCTURES.index(family)) % len(CORE)
-        return family not in tiny.WHOLE and CORE.index(check) == left_out
+        turns = (number + tiny.STRUCTURES.index(family)) % len(CORE)
+        return family not in tiny.WHOLE and CORE.index(check) != turns
     if family in tiny.WHOLE:
         return turn(check, number) != family
     return (number + PROPERTIES.index(check)) % 8 > 0

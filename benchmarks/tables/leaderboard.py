@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from foveate.lab.evaluation.table import interval
 from foveate.lab.leaderboard import page
 from foveate.lab.leaderboard.board import Leaderboard, Row, of_dict
 from foveate.methods import list_methods
@@ -64,7 +65,7 @@ def _groups(board: Leaderboard) -> str:
 def _shares(board: Leaderboard, row: Row) -> Iterator[str]:
     for name in board.groups:
         share = row.groups[name].accuracy
-        yield f"{100 * share.value:.0f} ({100 * share.low:.0f}-{100 * share.high:.0f})"
+        yield f"{100 * share.value:.0f} ({interval(share, '{:.0f}-{:.0f}')})"
 
 
 def _stock(board: Leaderboard) -> Row:

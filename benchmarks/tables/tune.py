@@ -9,8 +9,8 @@ from foveate import method_from_dict
 from foveate.lab import typed
 from foveate.lab.evaluation import report
 from foveate.lab.evaluation.fidelity.table import interval, nats
-from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.table import Tuned
 from foveate.lab.options import method_from_words
 

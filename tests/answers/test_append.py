@@ -90,7 +90,7 @@ def really_inserted(family: str, model: Any, batch: dict[str, Tensor], method: V
     return logits[torch.tensor([kind != "new" for kind in kinds])]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "impl"), [*((case, "sdpa") for case in CASES), ("cut", "eager")])
 @pytest.mark.parametrize("family", tiny.WHOLE)
 def test_logits_are_those_of_a_prompt_that_has_them(family: str, case: str, impl: str) -> None:
     model, method = tiny.model(family, impl), CASES[case]

@@ -96,7 +96,7 @@ def test_layers_leave_them_alone(family: str, impl: str, read: bool) -> None:
     assert lengths[2] == lengths[3] < lengths[4] == lengths[0]
 
 
-@whole
+@pytest.mark.parametrize(("family", "impl"), [("llava", "eager"), ("qwen2_5_vl", "sdpa")])
 @read
 def test_cache_and_flops(family: str, impl: str, read: bool) -> None:
     """The layers between hold fewer, unless they read them; FLOPs by formula as counted; the report and the story say so."""

@@ -25,18 +25,13 @@ def mean_of_core(found):
 
 
 def test_a_shipped_model_looks_at_the_image(shipped):
-    """Core tasks on the fast path, seeing and blind."""
-    fast = FastForward(shipped[0])
-    batch = make_batch([Recipe("scene", reference.split_seed("test", index)) for index in range(48)])
-    assert mean_of_core(accuracy(fast, [batch])) > 0.85
-    assert mean_of_core(accuracy(fast, [batch], blind=True)) < 0.4
-
-
-def test_visual_tokens_matter_into_the_middle_layers(shipped):
+    """Core tasks on the fast path, blind, seeing, and while the visual tokens are there for a few layers only."""
     fast = FastForward(shipped[0])
     batch = make_batch([Recipe("scene", reference.split_seed("test", index)) for index in range(32)])
+    assert mean_of_core(accuracy(fast, [batch], blind=True)) < 0.4
     means = [mean_of_core(accuracy(fast, [batch], leave_at=layer)) for layer in (3, 5, 10)]
     assert means[0] < means[1] + 0.01 < means[2] - 0.05, means
+    assert means[2] > 0.85
 
 
 def test_a_shipped_model_ends_its_turn(shipped):

@@ -29,8 +29,8 @@ TINY = TrainConfig(
     tower_depth=2,
     tower_hidden=96,
     warmup=2,
-    checkpoint_every=3,
-    validation_images=2,
+    checkpoint_every=4,
+    validation_images=1,
 )
 
 
@@ -86,7 +86,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
         raise StopRunError(line)
 
     whole = train(tmp_path / "whole", config=TINY, log=lines.append)
-    with pytest.raises(StopRunError):  # the first line comes after the checkpoint of step 3
+    with pytest.raises(StopRunError):  # the first line comes after the checkpoint of step 4
         train(tmp_path / "part", config=TINY, log=stop)
     resumed = train(tmp_path / "part", config=TINY, resume=True, log=lines.append)
     one, other = load_file(tmp_path / "whole" / CHECKPOINT), load_file(tmp_path / "part" / CHECKPOINT)

@@ -21,8 +21,9 @@ FEW = ["fastv", "tome", "visionzip", "luvc", "ipcv", "downsample", "renumber"]
 
 
 def few(family: str) -> list[str]:
-    """All of them where every method is asked; elsewhere by turns a part, so that each has another family."""
-    return FEW if family in tiny.WHOLE else FEW[FAMILIES.index(family) - 2 :: 3]
+    """By turns a part of them, so that each has one of the two families that every method is asked of, and another one."""
+    among = tiny.WHOLE if family in tiny.WHOLE else tuple(each for each in FAMILIES if each not in tiny.WHOLE)
+    return FEW[among.index(family) :: len(among)]
 
 
 LOGITS: dict[str, Any] = dict(output_logits=True, return_dict_in_generate=True)

@@ -37,27 +37,27 @@ Model = Annotated[
         autocompletion=completion.a_model,
     ),
 ]
-OneMethod = Annotated[
-    str | None,
-    Option(
-        "--method",
-        "-M",
-        help="A method, such as luvc (`foveate methods` lists all); 'ipcv+adsc' is both at once.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.a_method(),
-    ),
-]
-ManyMethods = Annotated[
-    list[str] | None,
-    Option(
-        "--method",
-        "-M",
-        help="A method, such as luvc (`foveate methods` lists all), or a sum as 'ipcv+adsc'; repeatable.",
-        show_default="luvc, ipcv, adsc",
-        rich_help_panel=METHODS,
-        autocompletion=completion.a_method(),
-    ),
-]
+
+
+def method_option(which: str, *besides: str, default: str | bool = True) -> Any:
+    """``--method``, which may also name what stands ``besides`` the methods."""
+    says, complete = f"A method, {which}.", completion.a_method(*besides)
+    return Option("--method", "-M", help=says, show_default=default, rich_help_panel=METHODS, autocompletion=complete)
+
+
+def adapter_option(says: str) -> Any:
+    """``--adapter``."""
+    return Option("--adapter", help=says, rich_help_panel=METHODS, autocompletion=completion.a_folder)
+
+
+def seed_option(decides: str, panel: str = QUESTIONS) -> Any:
+    """``--seed``."""
+    return Option("--seed", help=decides, rich_help_panel=panel)
+
+
+_FOR_EXAMPLE = "such as luvc (`foveate methods` lists all)"
+OneMethod = Annotated[str | None, method_option(f"{_FOR_EXAMPLE}; 'ipcv+adsc' is both at once")]
+SUMS_TOO = f"{_FOR_EXAMPLE}, or a sum as 'ipcv+adsc'; repeatable"
 Keep = Annotated[
     float | None,
     Option(

@@ -30,7 +30,7 @@ MODULES = [
     *("run", "serve", "catalog", "report.collect", "report.page", "bench.sweep", "bench.show", "train.method"),
     *("evaluation.table", "evaluation.fidelity.table", "evaluation.tune.table", "evaluation.lmms.run"),
 ]
-#: Each meets a foveate that nothing has been imported of, where no module of the missing package can be.
+#: For each package foveate is imported anew, where no module of that package can be.
 WITHOUT = """
 import contextlib, importlib, io, json, sys, torch, transformers
 
@@ -44,16 +44,19 @@ def without(missing):
     del sys.modules[missing]
 
 cases, modules, found = *json.load(sys.stdin), {}
-for name, (missing, words) in cases.items():
-    sys.argv, said = ["foveate", *words], io.StringIO()
-    with without(missing), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            importlib.import_module("foveate.lab.cli").main()
-        except SystemExit as stop:
-            found[name] = stop.code, said.getvalue()
-with without("foveate_reference"):
-    for module in modules:
-        importlib.import_module(f"foveate.lab.{module}")
+for missing in dict.fromkeys(package for package, _ in cases.values()):
+    with without(missing):
+        for name, (package, words) in cases.items():
+            if package != missing:
+                continue
+            sys.argv, said = ["foveate", *words], io.StringIO()
+            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+                try:
+                    importlib.import_module("foveate.lab.cli").main()
+                except SystemExit as stop:
+                    found[name] = stop.code, said.getvalue()
+        for module in modules if missing == "foveate_reference" else ():
+            importlib.import_module(f"foveate.lab.{module}")
 print(json.dumps(found))
 """
 

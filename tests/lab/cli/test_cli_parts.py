@@ -13,7 +13,7 @@ import typer
 
 from foveate import DivPrune, FastV, Stride, ToMe, V2Drop
 from foveate.lab import catalog, cli, outputs, terminal
-from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.index import group_sites
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError

@@ -31,6 +31,8 @@ def test_a_single_budget_is_not_all_of_the_axes(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Figure, "savefig", kept)
     rows = [row("dense", None, 0.95, 1.0), row("luvc", 0.5, 0.94, 0.49), row("random", 0.5, 0.93, 0.51)]
+    rows.append(row("graded", 0.5, 0.5, 0.5))
+    rows[-1].accuracy.low = rows[-1].accuracy.high = None
     curve.draw(rows, tmp_path / "curve.png", "llava", 0.2)
     [figure] = figures
     for axes in figure.axes:
@@ -38,4 +40,4 @@ def test_a_single_budget_is_not_all_of_the_axes(tmp_path: Path, monkeypatch: pyt
         assert axes.get_ylim() == (0, 1)
         bars = [collection.get_segments()[0] for collection in axes.collections if hasattr(collection, "get_segments")]
         ends = sorted((round(float(low[1]), 6), round(float(high[1]), 6)) for low, high in bars)
-        assert ends == [(0.91, 0.94), (0.92, 0.95)]
+        assert ends == [(0.5, 0.5), (0.91, 0.94), (0.92, 0.95)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate import ADSC, IPCV, LUVC, OIM, VTW, DivPrune, DyCoke, FastV, Host, Method, Stride, ToMe, V2Drop
@@ -67,6 +67,7 @@ def test_a_straight_line_takes_one_guess_for_each_budget() -> None:
     assert meter.asked == 2 + 4
 
 
+@settings(max_examples=15)  # each searches twelve times
 @given(st.integers(2, 40), st.floats(0.5, 3), st.permutations(BUDGETS))
 def test_other_budgets_do_not_matter(steps: int, power: float, order: list[float]) -> None:
     """Nor does their order: answers that are kept are to a setting."""

@@ -24,7 +24,7 @@ METHODS = ("blind", "antioracle", "oracle", "stride", "downsample")
 
 
 def request(out: Path, **changes: object) -> Reference:
-    usual: dict[str, object] = {"methods": METHODS, "budgets": (0.3,), "tasks": ("color", "texture"), "per_task": 5}
+    usual: dict[str, object] = {"methods": METHODS, "budgets": (0.3,), "tasks": ("color", "texture"), "per_task": 3}
     return Reference(out, **{**usual, **changes})  # type: ignore[arg-type]
 
 
@@ -97,7 +97,7 @@ def test_what_is_on_file(whole: Path) -> None:
     header, *lines = map(json.loads, (whole / "answers" / "stride-at-0.3-tokens-seed3.jsonl").read_text().splitlines())
     assert header["method"]["method"] == "stride"
     assert header["seed"] == 3
-    asked = {sample.id: sample for sample in samples(tasks=("color", "texture"), per_task=5, seed=3)}
+    asked = {sample.id: sample for sample in samples(tasks=("color", "texture"), per_task=3, seed=3)}
     assert [line["id"] for line in lines] == list(asked)
     for line in lines:
         assert line["right"] == (line["answer"] == asked[line["id"]].answer)

@@ -125,10 +125,12 @@ def test_aligned() -> None:
     assert aligned([("a", "b"), ("long", "1")]) == ["a     b", "long  1"]
 
 
-def test_one_question_of_each_task_has_no_interval(tmp_path: Path) -> None:
+def test_one_question_of_each_task(tmp_path: Path) -> None:
+    """Its intervals have a width, and a remark says what they are; the stock model has none against itself."""
     few = {key: question for key, question in QUESTIONS.items() if key[0] == 0 and key[1].endswith("1")}
     found = tuple(rows([DENSE, STRIDE], few, {entry: answers(entry) for entry in (DENSE, STRIDE)}))
     report = Evaluation(Reference(tmp_path), "tiny", {}, found, (), ()).report()
     table = report.tables[0]
-    assert [row[table.columns.index("95 % CI")] for row in table.rows] == ["-", "-"]
-    assert "With one question of each task there are too few for an interval (-)" in " ".join(report.remarks)
+    assert [row[table.columns.index("95 % CI")] for row in table.rows] == ["34.2-100.0", "34.2-100.0"]
+    assert [row[-1] for row in table.rows] == ["-", "-65.8 to +65.8"]
+    assert "One question of a task says little of that task" in " ".join(report.remarks)

@@ -103,8 +103,52 @@ def test_pairing_makes_retention_surer() -> None:
 @given(st.integers(0, 1000))
 def test_the_same_answers_are_retained_exactly(seed: int) -> None:
     tasks, _, dense = outcomes(seed)
-    assert statistics.retention(tasks, dense, dense) == statistics.Share(1.0, 1.0, 1.0, 160)
+    assert statistics.retention(tasks, dense, dense).value == 1
     assert statistics.macro(tasks, dense) == statistics.macro(tasks, dense), "the draws are fixed"
+
+
+def test_no_task_of_one_question_is_taken_for_sure() -> None:
+    """Of the same answers with a task for each question, the interval is that of one task; a lone one adds to the others'."""
+    right = np.random.default_rng(3).random(40) < 0.7
+    each, one = (statistics.macro(tasks, right) for tasks in (list(map(str, range(40))), [""] * 40))
+    assert (each.value, each.low, each.high) == pytest.approx((one.value, one.low, one.high), abs=0.026)
+    tasks = ["a"] * 39 + ["b"]
+    lone = statistics.macro(tasks, right)
+    assert lone.high - lone.low > 0.4, "half of the mean is one question"
+    without = statistics.average(right[:39].astype(float))
+    assert lone.high - lone.low > 2 * (without.high - without.low)
+
+
+@pytest.mark.parametrize("n", [1, 2, 19])
+@pytest.mark.parametrize("per_task", [1, 2])
+def test_answers_that_are_all_alike_leave_room(n: int, per_task: int) -> None:
+    """As much as a proportion of none has by Wilson, on both sides of a difference."""
+    tasks, same = [str(i // per_task) for i in range(n)], np.ones(n, bool)
+    room = statistics.wilson(0, n).high
+    assert room > 0
+    whole = statistics.macro(tasks, same)
+    assert (whole.low, whole.high) == pytest.approx((1 - room, 1))
+    apart = statistics.difference(tasks, same, same)
+    assert (apart.value, apart.low, apart.high) == pytest.approx((0, -room, room))
+    assert not apart.above(0)
+    assert not apart.below(0)
+    kept = statistics.retention(tasks, same, same)
+    assert (kept.low, kept.high) == pytest.approx((1 - room, 1))
+    nothing = statistics.retention(tasks, ~same, same)
+    assert (nothing.low, nothing.high) == pytest.approx((0, room))
+
+
+@pytest.mark.parametrize("values", [[0.3], [0.0, 0.0]])
+def test_what_has_no_limit_has_no_interval_where_all_is_alike(values: list[float]) -> None:
+    """One KL divergence, or several that are 0; nor can a difference of these be above or below another."""
+    share = statistics.average(np.array(values))
+    assert (share.low, share.high) == (None, None)
+    assert not share.above(-1)
+    assert not share.below(1)
+    graded = np.array([700.0])
+    assert statistics.macro(["a"], graded).low is None
+    assert statistics.difference(["a"], graded, graded / 2).high is None
+    assert statistics.retention(["a"], graded, graded).low is None
 
 
 def test_retention_of_nothing() -> None:

@@ -21,7 +21,7 @@ from foveate.lab.evaluation.fidelity.table import kls
 from foveate.lab.evaluation.forced import asked, hear
 from foveate.lab.evaluation.questions import Prompt, drawn, of_benchmark
 from foveate.lab.evaluation.report import markdown, write
-from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.search import eta
 from foveate.lab.evaluation.tune.tuning import asking, tune
 from foveate.lab.terminal import CommandError
@@ -230,13 +230,19 @@ def test_verdicts(tmp_path: Path) -> None:
     found = tune(request(tmp_path, method=FastV(), max_kl=None, budget=0.5, by="tokens", trials=2), silent)
     assert found.gain is not None
     other = replace(found.held_out[0], method=VTW().to_dict())
-    for low, high, told in ((0.1, 0.3, "KL is lower"), (-0.3, -0.1, "keep what was given"), (-0.1, 0.1, "cannot tell")):
+    told_of: dict[str, tuple[float | None, float | None]] = {
+        "KL is lower": (0.1, 0.3),
+        "keep what was given": (-0.3, -0.1),
+        "cannot tell": (-0.1, 0.1),
+        "cannot tell the two apart": (None, None),  # of one prompt
+    }
+    for told, (low, high) in told_of.items():
         shown = replace(found, gain=replace(found.gain, low=low, high=high), held_out=(other, found.held_out[1]))
         assert told in shown.verdict()[0]
         folder = tmp_path / told
         folder.mkdir()
         write(replace(shown, request=replace(shown.request, out=folder)))
-        lost = high < 0
+        lost = told == "keep what was given"
         assert method_from_dict(json.loads((folder / "method.json").read_text())) == (VTW() if lost else found.found)
         assert (folder / "found.json").exists() == lost
     same = replace(found, held_out=(found.held_out[1], found.held_out[1]))

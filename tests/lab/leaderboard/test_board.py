@@ -106,6 +106,7 @@ def test_the_page_is_a_plain_table() -> None:
     assert NASTY not in text
     assert "closest 1.00" in rows[6][1]
     assert re.search("70.0 <small>69.0 to 71.0</small>.*?-20.0 <small>-21.0 to -19.0</small>", text)
+    assert "90.0 <small>89.0 to 91.0</small></td><td></td>" in rows[0][1], "the stock model is not compared with itself"
     assert not re.search("https?:", text)
     assert not re.search(r"\{\{\w+\}\}", text)
     assert '<option value="0.65" selected>' in text

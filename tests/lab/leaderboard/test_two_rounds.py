@@ -50,7 +50,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
         flops=(0.8,),
         kv=(0.5,),
         tasks=("color", "count"),
-        per_task=2,
+        per_task=1,
         more=1,
         best=1,
         tokens=64,
@@ -62,7 +62,7 @@ def request_(tmp_path_factory: pytest.TempPathFactory) -> Board:
 def found(request_: Board) -> Leaderboard:
     guessed = rounds.plan(request_, silent)
     assert guessed.lines[-1].entry == "second round"
-    assert guessed.lines[-1].left == (1 + 3) * 2 * 4
+    assert guessed.lines[-1].left == (1 + 3) * 2 * 2
     return rounds.measure(request_, silent)
 
 
@@ -79,7 +79,7 @@ def test_rows(found: Leaderboard, request_: Board) -> None:
     for row in found.rows.values():
         again = row.label in ("divprune", "dense", "blind", "oracle", *CONTROLS)
         assert row.seeds == ((0, 1) if again and row.by else (0,)) or row.by is None
-        assert row.whole.accuracy.n == 4 * len(row.seeds) or row.label == "antioracle"
+        assert row.whole.accuracy.n == 2 * len(row.seeds) or row.label == "antioracle"
         parts = [each.accuracy.value for each in row.groups.values()]
         assert row.whole.accuracy.value == pytest.approx(sum(parts) / len(parts)), (
             "the mean over tasks, one in each group"
@@ -136,5 +136,5 @@ def test_another_method_is_asked_alone(found: Leaderboard, request_: Board, monk
     assert again.to_dict() == added
     exact = rounds.plan(replace(request_, methods=("vtw",), best=2), silent)
     assert exact.hours == 0
-    with pytest.raises(CommandError, match="of another run, whose per_task was 2, and now is 3"):
+    with pytest.raises(CommandError, match="of another run, whose per_task was 1, and now is 3"):
         rounds.measure(replace(request_, per_task=3), silent)

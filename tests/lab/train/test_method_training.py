@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
     not all((path / "model.safetensors").is_file() for path in reference.PATHS.values()),
     reason="the reference models' weights are missing",
 )
-SMALL = Recipe(rank=4, alpha=8, lr=5e-3, warmup=0.0, steps=6, batch=4, save_every=3)
+SMALL = Recipe(rank=4, alpha=8, lr=5e-3, warmup=0.0, steps=6, batch=2, save_every=3)
 
 
 def silent(text: str) -> None:
@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", ["reference", "reference-llava"])
 def test_the_loss_falls(model: str, tmp_path: Path) -> None:
     """On the same few questions again and again, at the hardest ratio."""
-    recipe = replace(SMALL, steps=10, lr=2e-2, save_every=0)
+    recipe = replace(SMALL, steps=8, lr=2e-2, batch=4, save_every=0)
     method = ADSC(keep=1 / 9)
     asked = request(tmp_path / "run", model=model, recipe=recipe, curriculum="constant", method=method, samples=4)
     found = face.train(asked, False, silent)
@@ -142,7 +142,7 @@ def test_only_the_language_model_is_adapted(trained: Path) -> None:
 def test_the_tower_is_adapted_if_asked(model: str, tower: str, tmp_path: Path) -> None:
     """Every linear layer of the blocks that the language model's features come from, and all of them learn."""
     method = ADSC(layers=(0,))
-    asked = request(tmp_path / "run", model=model, recipe=replace(SMALL, steps=2, tower=True), method=method)
+    asked = request(tmp_path / "run", model=model, recipe=replace(SMALL, steps=1, tower=True), method=method)
     face.train(replace(asked, curriculum="constant"), False, silent)
     weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
     ends = {name: weight for name, weight in weights.items() if tower in name and ".lora_B." in name}
@@ -231,7 +231,7 @@ def test_folders(trained: Path, tmp_path: Path) -> None:
 def test_begin_anew(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "mine.txt").write_text("mine")
-    other = request(run, curriculum="constant")
+    other = request(run, curriculum="constant", recipe=replace(SMALL, steps=1))
     face.train(other, True, silent)
     assert json.loads((run / face.RECORD).read_text())["curriculum"] == "constant"
     assert (run / "mine.txt").read_text() == "mine"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,7 @@ train_app = typer.Typer(
 def main() -> None:
     """Entry point: mistakes of the user are one sentence, not a traceback."""
     try:
-        app()
+        _command()()
     except FoveateError as error:
         terminal.fail(error)
         raise SystemExit(2) from None
@@ -56,6 +57,12 @@ def main() -> None:
             goes_on = {*sys.argv} & {*GOING_ON} or ({*sys.argv[1:2]} == {"run"} and {*sys.argv} & {"--data", "-d"})
             terminal.note("stopped" + ("; what is done is kept, and the same command goes on" if goes_on else ""))
         raise
+
+
+@cache
+def _command() -> Callable[[], object]:
+    """What typer makes of `app`, which takes a moment: once, however often a process is asked."""
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:

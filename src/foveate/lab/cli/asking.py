@@ -16,6 +16,7 @@ from foveate.lab.typed import (
     METHODS,
     OUTPUT,
     QUESTIONS,
+    SUMS_TOO,
     Attn,
     BatchSize,
     Device,
@@ -24,7 +25,6 @@ from foveate.lab.typed import (
     Json,
     Keep,
     ManyAsJson,
-    ManyMethods,
     Model,
     NewTokens,
     OneAsJson,
@@ -32,6 +32,9 @@ from foveate.lab.typed import (
     OptionsOfMany,
     OptionsOfOne,
     Overwrite,
+    adapter_option,
+    method_option,
+    seed_option,
 )
 from foveate.schedule import check_ratio
 
@@ -42,7 +45,7 @@ def demo(
         typer.Option(help="How many scenes to draw.", show_default="16; 2 with --quick", rich_help_panel=QUESTIONS),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two scenes only.", rich_help_panel=QUESTIONS)] = False,
-    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.", rich_help_panel=QUESTIONS)] = 0,
+    seed: Annotated[int, seed_option("Another seed draws other scenes.")] = 0,
     keep: Annotated[
         float,
         typer.Option(
@@ -111,10 +114,8 @@ def run(
     method_json: OneAsJson = None,
     adapter: Annotated[
         str | None,
-        typer.Option(
-            help="In place of --method: folder or hub id of what handle.save_pretrained or `foveate train` wrote.",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_folder,
+        adapter_option(
+            "In place of --method: folder or hub id of what handle.save_pretrained or `foveate train` wrote."
         ),
     ] = None,
     model: Model = "reference",
@@ -211,7 +212,7 @@ def report(
     scenes: Annotated[
         int, typer.Option(help="How many scenes to draw, without --image.", rich_help_panel=QUESTIONS)
     ] = 3,
-    seed: Annotated[int, typer.Option(help="Another seed draws other scenes.", rich_help_panel=QUESTIONS)] = 0,
+    seed: Annotated[int, seed_option("Another seed draws other scenes.")] = 0,
     new_tokens: NewTokens = 64,
     results: Annotated[
         list[Path] | None,
@@ -221,7 +222,7 @@ def report(
         list[Path] | None,
         typer.Option(help="A JSON of `foveate bench`, for its plots; repeatable.", rich_help_panel=QUESTIONS),
     ] = None,
-    method: ManyMethods = None,
+    method: Annotated[list[str] | None, method_option(SUMS_TOO, default="luvc, ipcv, adsc")] = None,
     keep: Keep = None,
     option: OptionsOfMany = None,
     method_json: ManyAsJson = None,

@@ -10,13 +10,15 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from foveate.lab import checks, completion, terminal, words
-from foveate.lab.evaluation.request import Fidelity, Reference, Tasks, Tune
+from foveate.lab.evaluation.request import Fidelity, Reference, Tasks
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.leaderboard.request import Board
 from foveate.lab.typed import (
     MACHINE,
     METHODS,
     OUTPUT,
     QUESTIONS,
+    SUMS_TOO,
     Attn,
     Device,
     Dtype,
@@ -25,6 +27,8 @@ from foveate.lab.typed import (
     NewTokens,
     OptionsOfMany,
     Overwrite,
+    method_option,
+    seed_option,
     with_options_of,
 )
 
@@ -137,19 +141,9 @@ def bench(
             help="How many rounds; in each the stock model and every method run once.", rich_help_panel=QUESTIONS
         ),
     ] = 5,
-    seed: Annotated[
-        int, typer.Option(help="Decides the weights, the pixels and the order.", rich_help_panel=QUESTIONS)
-    ] = 0,
+    seed: Annotated[int, seed_option("Decides the weights, the pixels and the order.")] = 0,
     method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            "-M",
-            help="A method, such as luvc (`foveate methods` lists all), or a sum; repeatable.",
-            show_default="three controls, luvc, ipcv, adsc",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_method(checks.DENSE),
-        ),
+        list[str] | None, method_option(SUMS_TOO, checks.DENSE, default="three controls, luvc, ipcv, adsc")
     ] = None,
     keep: Annotated[
         list[float] | None,

@@ -11,7 +11,19 @@ import typer
 from foveate.extras import REFERENCE
 from foveate.lab import checks, completion, needs, outputs, terminal, words
 from foveate.lab.cli.asking import check_asked
-from foveate.lab.typed import MACHINE, METHODS, OUTPUT, QUESTIONS, Device, Dtype, Json, Model, OptionsOfOne, Overwrite
+from foveate.lab.typed import (
+    MACHINE,
+    METHODS,
+    OUTPUT,
+    QUESTIONS,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    OptionsOfOne,
+    Overwrite,
+    seed_option,
+)
 from foveate.training.recipe import CURRICULA, Recipe
 
 RECIPE = "Recipe"
@@ -33,7 +45,7 @@ def reference(
             "--set", help="name=value, a setting of TrainConfig or SmolConfig; repeatable.", rich_help_panel=RECIPE
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides the first weights and the scenes.", rich_help_panel=RECIPE)] = 0,
+    seed: Annotated[int, seed_option("Decides the first weights and the scenes.", RECIPE)] = 0,
     device: Annotated[
         str,
         typer.Option(help="cpu or cuda.", rich_help_panel=MACHINE, autocompletion=completion.among("cpu", "cuda")),
@@ -131,10 +143,7 @@ def method(name: str, says: str) -> Callable[..., None]:
                 autocompletion=completion.a_setting,
             ),
         ] = None,
-        seed: Annotated[
-            int,
-            typer.Option(help="Decides the order of the data, the first weights and dropout.", rich_help_panel=RECIPE),
-        ] = 0,
+        seed: Annotated[int, seed_option("Decides the order of the data, the first weights and dropout.", RECIPE)] = 0,
         model: Model = "reference",
         dtype: Dtype = "auto",
         device: Device = "auto",

@@ -55,7 +55,7 @@ def _panel(
             style = "-" if row.label == "dense" else "--"
             color = drawing.INK if row.label == "dense" else drawing.SOFT
             axes.axhline(row.accuracy.value, color=color, linestyle=style, linewidth=1, label=row.label)
-            axes.axhspan(row.accuracy.low, row.accuracy.high, color=color, alpha=0.1, linewidth=0)
+            axes.axhspan(*_ends(row.accuracy), color=color, alpha=0.1, linewidth=0)
         elif row.budget is None:
             _points(axes, [row], cost, color=drawing.INK, marker="x", linestyle="none", label=row.label)
         else:
@@ -73,7 +73,12 @@ def _panel(
 def _points(axes: Any, rows: Sequence[Any], cost: Callable[[Any], float], **style: Any) -> None:
     """A line with the interval of each point."""
     x, y = [cost(row) for row in rows], [row.accuracy.value for row in rows]
-    below = [row.accuracy.value - row.accuracy.low for row in rows]
-    above = [row.accuracy.high - row.accuracy.value for row in rows]
+    lows, highs = zip(*(_ends(row.accuracy) for row in rows))
+    reach = [[at - low for at, low in zip(y, lows)], [high - at for at, high in zip(y, highs)]]
     axes.plot(x, y, **style)
-    axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.6)
+    axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=style["color"], elinewidth=0.8, alpha=0.6)
+
+
+def _ends(share: Any) -> tuple[float, float]:
+    """Of its interval; without one, the value itself."""
+    return (share.value if share.low is None else share.low, share.value if share.high is None else share.high)

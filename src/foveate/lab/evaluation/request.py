@@ -1,16 +1,16 @@
-"""What an evaluation can be asked for: the options of ``foveate eval`` and ``foveate tune``, each declared once."""
+"""What an evaluation can be asked for: the options of ``foveate eval``; other commands share some of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 from typer import Option
 
 from foveate.extras import REFERENCE
-from foveate.lab import checks, completion, needs, outputs, prompting, records, words
+from foveate.lab import checks, needs, outputs, prompting, records, words
 from foveate.lab.checks import check_at_least_1
 from foveate.lab.completion import among
 from foveate.lab.terminal import CommandError, check_once
@@ -19,7 +19,6 @@ from foveate.lab.typed import (
     MANY_AS_JSON,
     METHODS,
     OPTION_OF_MANY,
-    OPTION_OF_ONE,
     OUTPUT,
     QUESTIONS,
     Attn,
@@ -28,9 +27,10 @@ from foveate.lab.typed import (
     Dtype,
     Model,
     NewTokens,
-    OneAsJson,
-    OneMethod,
     Overwrite,
+    adapter_option,
+    method_option,
+    seed_option,
 )
 
 Out: TypeAlias = Annotated[
@@ -44,34 +44,10 @@ Out: TypeAlias = Annotated[
 ]
 Methods: TypeAlias = Annotated[
     tuple[str, ...],
-    Option(
-        "--method",
-        "-M",
-        help="A method, a sum, or dense, blind, oracle, antioracle; repeatable.",
-        show_default="all that fit",
-        rich_help_panel=METHODS,
-        autocompletion=completion.a_method(*checks.BOUNDS),
-    ),
+    method_option("a sum, or dense, blind, oracle, antioracle; repeatable", *checks.BOUNDS, default="all that fit"),
 ]
-
-
-def _adapter(which: str) -> Any:
-    return Option(
-        "--adapter",
-        help=f"Folder or hub id of what `foveate train` wrote for this model{which}.",
-        rich_help_panel=METHODS,
-        autocompletion=completion.a_folder,
-    )
-
-
-def _seed(which: str) -> Any:
-    return Option("--seed", help=f"Another seed asks other questions{which}.", rich_help_panel=QUESTIONS)
-
-
-Adapter: TypeAlias = Annotated[str | None, _adapter(": weights and method")]
-Adapters: TypeAlias = Annotated[tuple[str, ...], _adapter("; repeatable")]
-Seeds: TypeAlias = Annotated[tuple[int, ...], _seed("; repeatable")]
-FirstSeed: TypeAlias = Annotated[int, _seed("; this is the first round's")]
+TRAINED = "Folder or hub id of what `foveate train` wrote for this model"
+Adapter: TypeAlias = Annotated[str | None, adapter_option(f"{TRAINED}: weights and method.")]
 By: TypeAlias = Annotated[
     str,
     Option(
@@ -166,7 +142,7 @@ class Questions:
 
     tasks: TasksOfBenchmark = ()
     per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
-    seeds: Seeds = (0,)
+    seeds: Annotated[tuple[int, ...], seed_option("Another seed asks other questions; repeatable.")] = (0,)
     split: Annotated[
         str,
         Option(
@@ -299,16 +275,7 @@ class Reference(Questions, Contest):
 class Tasks(Running, Contest):
     """What ``foveate eval tasks`` is asked for."""
 
-    methods: Annotated[
-        tuple[str, ...],
-        Option(
-            "--method",
-            "-M",
-            help="A method, or a sum; repeatable.",
-            rich_help_panel=METHODS,
-            autocompletion=completion.a_method(*checks.BOUNDS),
-        ),
-    ] = ()
+    methods: Annotated[tuple[str, ...], method_option("or a sum; repeatable", *checks.BOUNDS)] = ()
     budgets: Annotated[
         tuple[float, ...],
         Option(
@@ -360,99 +327,3 @@ class Fidelity(Own, Questions, Running, Contest):
 
     def check(self) -> None:
         checks.check_all(*(partial(part.check, self) for part in (Contest, Questions, Running, Own)))
-
-
-@dataclass(frozen=True)
-class Search:
-    """Where a search begins, and what it looks for: the cheapest setting within ``max_kl``, or the one of least KL for
-    ``budget``."""
-
-    out: Annotated[
-        Path,
-        Option(
-            "--out",
-            "-o",
-            help="Folder for method.json, trials and report; a run that was stopped goes on there.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("tune-output")
-    model: Model = "reference"
-    adapter: Adapter = None
-    method: OneMethod = None
-    options: Annotated[tuple[str, ...], OPTION_OF_ONE] = ()
-    described: OneAsJson = None
-    max_kl: Annotated[
-        float | None,
-        Option(
-            help="Find the cheapest setting whose KL divergence is at most this, in nats, e.g. 0.01.",
-            rich_help_panel=BUDGETS,
-        ),
-    ] = None
-    budget: Annotated[
-        float | None,
-        Option(
-            help="Or find the most faithful setting for this share of the stock model's cost, e.g. 0.5.",
-            rich_help_panel=BUDGETS,
-        ),
-    ] = None
-    by: By = "flops"
-    search: Annotated[
-        str,
-        Option(
-            help="auto, dial, greedy, layers or withdrawal (for --max-kl), sigmoid or options (--budget).",
-            rich_help_panel=BUDGETS,
-            autocompletion=among(*checks.SEARCHES),
-        ),
-    ] = "auto"
-    trials: Annotated[int, Option(help="How many settings are tried at most.", rich_help_panel=BUDGETS)] = 100
-    held_out: Annotated[
-        float, Option(help="Share of the prompts that the search does not see.", rich_help_panel=QUESTIONS)
-    ] = 0.5
-    seed: Annotated[
-        int, Option(help="Decides which prompts are used, and which of them are held out.", rich_help_panel=QUESTIONS)
-    ] = 0
-    overwrite: Overwrite = False
-
-
-@dataclass(frozen=True)
-class Tune(Own, Running, Search):
-    """What ``foveate tune`` is asked for."""
-
-    new_tokens: NewTokens = 16
-    samples: Annotated[
-        int | None,
-        Option(help="How many prompts are used.", show_default="all; 80 of the benchmark", rich_help_panel=QUESTIONS),
-    ] = None
-
-    def check(self) -> None:
-        checks.check_all(
-            lambda: words.check_one(self.method, None, self.options, self.described),
-            lambda: checks.check_choice("by", self.by, checks.COUNTED),
-            lambda: checks.check_choice("search", self.search, checks.SEARCHES),
-            lambda: outputs.check_folder("out", self.out),
-            self._check_search,
-            lambda: check_at_least_1("trials", self.trials),
-            lambda: checks.check_model(self.model),
-            lambda: Running.check(self),
-            lambda: Own.check(self),
-        )
-
-    def _check_search(self) -> None:
-        if (self.max_kl is None) == (self.budget is None) and (self.budget is not None or self.search != "withdrawal"):
-            raise CommandError(
-                "say what to look for: either --max-kl 0.01, the most divergence, or --budget 0.5, the most cost"
-            )
-        if self.max_kl is not None and not 0 < self.max_kl < float("inf"):
-            raise CommandError(f"--max-kl {self.max_kl}: give nats above 0, e.g. 0.01")
-        if self.budget is not None and not 0 < self.budget < 1:
-            raise CommandError(
-                f"--budget {self.budget}: give a share of what the stock model spends, above 0 and below 1"
-            )
-        by_kl = self.budget is None
-        if self.search in (("sigmoid", "options") if by_kl else ("dial", "greedy", "layers", "withdrawal")):
-            goal, other = (
-                ("--max-kl", "dial, greedy, layers or withdrawal") if by_kl else ("--budget", "sigmoid or options")
-            )
-            raise CommandError(f"--search {self.search} does not look for {goal}: choose {other}, or auto")
-        if not 0 < self.held_out < 1:
-            raise CommandError(f"--held-out {self.held_out}: give a share of the prompts, above 0 and below 1")

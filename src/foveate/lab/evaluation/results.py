@@ -194,7 +194,7 @@ def compared(tasks: Sequence[str], mine: Floats, stock: Floats) -> dict[str, Any
     """Of answers to the same questions, 1 right and 0 wrong, or graded."""
     return {
         "accuracy": statistics.macro(tasks, mine),
-        "difference": statistics.macro(tasks, mine - stock),
+        "difference": statistics.difference(tasks, mine, stock),
         "retention": statistics.retention(tasks, mine, stock),
         "paired": statistics.mcnemar(mine, stock),
     }

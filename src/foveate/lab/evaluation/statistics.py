@@ -25,12 +25,20 @@ _SEED = 20_260_101
 
 @dataclass(frozen=True)
 class Share:
-    """A share of ``n`` questions, a ratio of two, or a mean, with its 95 % confidence interval."""
+    """A share of ``n`` questions, a ratio of two, or a mean, with its 95 % confidence interval; None: ``n`` cannot give one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
+
+    def above(self, other: float) -> bool:
+        """Whether the whole interval is above a value."""
+        return self.low is not None and self.low > other
+
+    def below(self, other: float) -> bool:
+        """Whether the whole interval is below a value."""
+        return self.high is not None and self.high < other
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,19 @@ def by_task(tasks: Sequence[str], right: Bools) -> dict[str, Share]:
 
 
 def macro(tasks: Sequence[str], right: Scores) -> Share:
-    """Mean over tasks of their accuracies; percentile bootstrap (Efron 1979), stratified by task."""
-    return Share(mean(tasks, right), *_interval(tasks, right.__getitem__, _mean_of_means), len(right))
+    """Mean over tasks of their accuracies; percentile bootstrap (Efron 1979), stratified by task.
+
+    Tasks of one question are drawn as one task (collapsed strata, Cochran 1977, 5A.12): the interval is then too wide rather
+    than too narrow. Where all draws are alike, it is how far questions of another kind could move the mean: as many as
+    Wilson's interval for none among ``n`` allows. Scores that are no shares have no such limit, and then no interval.
+    """
+    return _macro(tasks, right, (0.0, 1.0) if _are_shares(right) else None)
+
+
+def difference(tasks: Sequence[str], right: Scores, dense: Scores) -> Share:
+    """The macro-average minus that of ``dense``, on the same questions."""
+    shares = _are_shares(right) and _are_shares(dense)
+    return _macro(tasks, np.subtract(right, dense, dtype=np.float64), (-1.0, 1.0) if shares else None)
 
 
 def mean(tasks: Sequence[str], right: Scores) -> float:
@@ -70,23 +89,33 @@ def mean(tasks: Sequence[str], right: Scores) -> float:
 
 
 def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | None:
-    """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing, or less."""
-    if mean(tasks, dense) <= 0:
+    """The macro-average over that of ``dense``; the same questions are drawn for both. None: dense has nothing, or less.
+
+    Where all draws are alike, ``dense`` is taken as it is, and the interval is that of the macro-average over it.
+    """
+    own, stock, n = mean(tasks, right), mean(tasks, dense), len(right)
+    if stock <= 0:
         return None
 
     def ratio(*drawn: Floats) -> Floats:
-        mine, stock = (_mean_of_means(*(each[place] for each in drawn)) for place in (0, 1))
+        mine, theirs = (_mean_of_means(*(each[place] for each in drawn)) for place in (0, 1))
         # Of very few questions, a draw may hold none that dense can answer.
-        return np.divide(mine, stock, out=np.full_like(mine, np.nan), where=stock > 0)
+        return np.divide(mine, theirs, out=np.full_like(mine, np.nan), where=theirs > 0)
 
     both = np.stack([right, dense]).astype(np.float64)
-    interval = _interval(tasks, lambda rows: both[:, rows], ratio)
-    return Share(mean(tasks, right) / mean(tasks, dense), *interval, len(right))
+    low, high = _interval(tasks, lambda rows: both[:, rows], ratio)
+    if low < high:
+        return Share(own / stock, low, high, n)
+    alike = _alike(own, n, (0.0, 1.0) if _are_shares(right) else None)
+    return Share(own / stock, *(None if end is None else end / stock for end in (alike.low, alike.high)), n)
 
 
 def average(values: Floats) -> Share:
-    """Mean of ``values (N,)``, N > 0; percentile bootstrap. Of differences on the same questions: a paired comparison."""
-    return macro([""] * len(values), values)
+    """Mean of ``values (N,)``, N > 0; percentile bootstrap, and no interval of values that are all the same.
+
+    Of differences on the same questions: a paired comparison.
+    """
+    return _macro([""] * len(values), values, None)
 
 
 def mcnemar(right: Scores, dense: Scores) -> Paired:
@@ -106,6 +135,25 @@ def chance(tasks: Sequence[str], truths: Sequence[str], choices: Sequence[int]) 
     return float(np.mean(uniform)), float(np.mean(majority))
 
 
+def _are_shares(scores: Scores) -> bool:
+    return bool(scores.min() >= 0 and scores.max() <= 1)
+
+
+def _macro(tasks: Sequence[str], scores: Scores, within: tuple[float, float] | None) -> Share:
+    """``within``: the scores that are possible, if there is a limit."""
+    value, n = mean(tasks, scores), len(scores)
+    low, high = _interval(tasks, scores.__getitem__, _mean_of_means)
+    return Share(value, low, high, n) if low < high else _alike(value, n, within)
+
+
+def _alike(value: float, n: int, within: tuple[float, float] | None) -> Share:
+    """The interval of a mean where all draws are alike: see `macro`."""
+    if within is None:
+        return Share(value, None, None, n)
+    unseen = stats.binomtest(0, n).proportion_ci(method="wilson").high
+    return Share(value, *(float(value + unseen * (end - value)) for end in within), n)
+
+
 def _strata(tasks: Sequence[str]) -> dict[str, Rows]:
     names = np.array(tasks)
     return {task: np.flatnonzero(names == task) for task in dict.fromkeys(tasks)}
@@ -120,20 +168,20 @@ def _interval(
     tasks: Sequence[str], values: Callable[[Rows], Scores], statistic: Callable[..., Floats]
 ) -> tuple[float, float]:
     """What `statistic` makes of the ``values`` of resampled questions of each task, 95 % of the times."""
-    strata = list(_strata(tasks).values())
-    many = [rows for rows in strata if len(rows) > 1]  # a task of one question is the same in every draw
-    if not many:
-        alone = float(statistic(*map(values, strata)))
+    strata = sorted(_strata(tasks).values(), key=lambda rows: len(rows) > 1)
+    n_alone = sum(len(rows) == 1 for rows in strata)
+    # What may take the place of a task's only question.
+    together = np.concatenate(strata[:n_alone] if n_alone > 1 else strata)
+    if len(together) == 1:
+        alone = float(statistic(*map(values, strata)).item())
         return alone, alone
 
     def of_rows(*drawn: Rows, axis: int) -> Floats:
-        shape = drawn[0].shape[:-1]
-        resampled = iter(drawn)
-        each = (next(resampled) if len(rows) > 1 else np.broadcast_to(rows, (*shape, 1)) for rows in strata)
-        return statistic(*map(values, each))
+        singles = (drawn[0][..., place, None] for place in range(n_alone))
+        return statistic(*map(values, (*singles, *drawn[1 if n_alone else 0 :])))
 
     draws = stats.bootstrap(
-        many,
+        [*([together] if n_alone else []), *strata[n_alone:]],
         of_rows,
         n_resamples=_DRAWS,
         batch=max(1, _AT_ONCE // len(tasks)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
-from foveate.lab.checks import COUNTED
+from foveate.lab.checks import COUNTED, DENSE
 from foveate.lab.evaluation.curve import can_draw, draw
 from foveate.lab.evaluation.report import CURVE, Content, Report, Table, percent, short
 from foveate.lab.evaluation.request import Reference
@@ -14,7 +14,7 @@ from foveate.lab.evaluation.results import Judged, Result, Row
 from foveate.lab.evaluation.statistics import Share
 
 FEW = 5  # questions of a task
-ALONE = "With one question of each task there are too few for an interval (-), and nothing can be concluded: raise --per-task."
+ALONE = "One question of a task says little of that task: intervals take all such tasks for one and are wide; raise --per-task."
 COLUMNS = ("method", "budget", "accuracy", "95 % CI", "retention", "p", "Group-A", "tokens", "FLOPs", "KV")
 AGAINST = ("against stock", "95 % CI")
 
@@ -45,7 +45,7 @@ class Evaluation(Result[Reference, Row]):
             (*COLUMNS, *(AGAINST if self._paired else ()), *(["seeds"] if several else [])),
             [
                 (
-                    *cells(row, one_each(row.tasks.values())),
+                    *cells(row),
                     *(_against(row) if self._paired else ()),
                     *([_range(row.seeds.values())] if several else []),
                 )
@@ -103,12 +103,12 @@ class Evaluation(Result[Reference, Row]):
         if len(self.request.seeds) > 1:
             lines.append("Seeds are pooled; the last column has the lowest and the highest accuracy of a single one.")
         few = min((share.n for share in self.rows[0].tasks.values()), default=FEW)
-        if one_each(self.rows[0].tasks.values()):
+        if few == 1:
             lines.append(ALONE)
         elif few < FEW:
             lines.append(
-                f"{'One question' if few == 1 else f'{few} questions'} of a task say little: below {FEW}, intervals "
-                "are too narrow and the most frequent answer guesses too well; raise --per-task."
+                f"{few} questions of a task say little: below {FEW}, intervals are too narrow and the most frequent answer "
+                "guesses too well; raise --per-task."
             )
         return [*lines, *self.left_out()]
 
@@ -120,31 +120,25 @@ def ordered(rows: Sequence[J]) -> list[J]:
     )
 
 
-def one_each(tasks: Iterable[Share]) -> bool:
-    """Whether there is a single question of every task, so that nothing says how far another one would be off."""
-    return {share.n for share in tasks} == {1}
-
-
-def cells(row: Judged, alone: bool = False) -> tuple[str, ...]:
-    """Of the first table; ``alone``: there is one question of each task, and no interval."""
+def cells(row: Judged) -> tuple[str, ...]:
+    """Of the first table."""
     kept = "-" if row.retention is None else percent(row.retention.value)
     costs = (percent(value) for value in (row.spent.tokens, row.spent.flops, row.spent.kv))
-    accuracy = (percent(row.accuracy.value), interval(row.accuracy, alone))
+    accuracy = (percent(row.accuracy.value), interval(row.accuracy))
     return row.label, short(row.budget), *accuracy, kept, p_value(row.paired.p), group(row.group_a), *costs
 
 
 def _against(row: Row) -> tuple[str, ...]:
     """Points more or less than the stock model, and from where to where."""
     share = row.difference
-    if share is None:
+    if share is None or row.label == DENSE:
         return "-", "-"
-    within = f"{100 * share.low:+.1f} to {100 * share.high:+.1f}"
-    return f"{100 * share.value:+.1f}", "-" if one_each(row.tasks.values()) else within
+    return f"{100 * share.value:+.1f}", interval(share, "{:+.1f} to {:+.1f}")
 
 
-def interval(share: Share, alone: bool = False) -> str:
-    """In %; ``alone``: there is none."""
-    return "-" if alone else _range((share.low, share.high))
+def interval(share: Share, form: str = "{:.1f}-{:.1f}") -> str:
+    """In %."""
+    return "-" if share.low is None or share.high is None else form.format(100 * share.low, 100 * share.high)
 
 
 def group(share: Share | None) -> str:

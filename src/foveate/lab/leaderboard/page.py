@@ -14,6 +14,7 @@ from rich.console import Console
 
 from foveate.lab import standalone
 from foveate.lab.bench.summary import Spread
+from foveate.lab.checks import DENSE
 from foveate.lab.evaluation.statistics import Share
 from foveate.lab.leaderboard.board import Compared, Kind, Leaderboard, Missed, Row
 from foveate.lab.leaderboard.request import PAGE
@@ -175,9 +176,9 @@ def _found(row: Row, place: Place) -> dict[str, Cell]:
         "Spent FLOPs": Cell(f"{row.spent.flops:.2f}", sort=row.spent.flops),
         "Spent KV": Cell(f"{row.spent.kv:.2f}", sort=row.spent.kv),
         "Accuracy": Cell(f"{100 * accuracy.value:.1f}", _interval(accuracy, "{:.1f}"), accuracy.value),
-        "Against stock": _difference(row.whole.difference),
+        "Against stock": Cell("") if row.label == DENSE else _difference(row.whole.difference),
         "Against controls": Cell(place.against, sort=place.against or None),
-        **{name.capitalize(): _group(group) for name, group in row.groups.items()},
+        **{name.capitalize(): _group(group, row.label == DENSE) for name, group in row.groups.items()},
         "Speed": _ratio(None if speed is None else speed.stock),
         "Speed / Stride": _ratio(None if speed is None else speed.stride),
         "Questions": Cell(f"{accuracy.n:,}", sort=accuracy.n),
@@ -240,7 +241,7 @@ def _select(title: str, name: str, options: Mapping[str, str], chosen: str = "")
 
 
 def _facts(board: Leaderboard) -> str:
-    common, stock = board.common, next((row for row in board.rows.values() if row.label == "dense"), None)
+    common, stock = board.common, next((row for row in board.rows.values() if row.label == DENSE), None)
     said = [
         f"{board.model}: {len(common['tasks'])} tasks of the {common['split']} split, {common['per_task']} questions each."
     ]
@@ -259,7 +260,7 @@ def _best_first(row: Row | Missed) -> tuple[float, str]:
 
 
 def _against(accuracy: Share, control: float) -> str:
-    return "above" if accuracy.low > control else "below" if accuracy.high < control else "level"
+    return "above" if accuracy.above(control) else "below" if accuracy.below(control) else "level"
 
 
 def _sort_of(kind: Kind) -> str:
@@ -274,15 +275,15 @@ def _difference(share: Share) -> Cell:
     return Cell(f"{100 * share.value:+.1f}", _interval(share, "{:+.1f}"), share.value)
 
 
-def _group(compared: Compared) -> Cell:
-    """The accuracy; below it the interval, and the difference to the stock model with its own."""
+def _group(compared: Compared, stock: bool) -> Cell:
+    """The accuracy; below it the interval, and of another model than stock the difference to that with its own."""
     accuracy, against = compared.accuracy, compared.difference
-    within, difference = _interval(accuracy, "{:.0f}"), _interval(against, "{:+.0f}")
-    return Cell(f"{100 * accuracy.value:.0f}", f"{within}; {100 * against.value:+.0f} ({difference})", accuracy.value)
+    difference = "" if stock else f"; {100 * against.value:+.0f} ({_interval(against, '{:+.0f}')})"
+    return Cell(f"{100 * accuracy.value:.0f}", _interval(accuracy, "{:.0f}") + difference, accuracy.value)
 
 
 def _interval(share: Share, form: str) -> str:
-    return " to ".join(form.format(100 * value) for value in (share.low, share.high))
+    return " to ".join(form.format(100 * value) for value in (share.low, share.high) if value is not None)
 
 
 def _ratio(spread: Spread | None) -> Cell:

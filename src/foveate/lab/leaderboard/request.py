@@ -13,8 +13,7 @@ from foveate.extras import REFERENCE
 from foveate.lab import checks, completion, needs, outputs, words
 from foveate.lab.checks import check_at_least_1
 from foveate.lab.evaluation.request import (
-    Adapters,
-    FirstSeed,
+    TRAINED,
     Methods,
     MethodsAsJson,
     OptionsOfMethods,
@@ -31,7 +30,9 @@ from foveate.lab.typed import (
     QUESTIONS,
     Model,
     Overwrite,
+    adapter_option,
     options,
+    seed_option,
 )
 
 PAGE = "leaderboard.html"
@@ -62,7 +63,7 @@ class Board:
     methods: Methods = ()
     options: OptionsOfMethods = ()
     described: MethodsAsJson = ()
-    adapters: Adapters = ()
+    adapters: Annotated[tuple[str, ...], adapter_option(f"{TRAINED}; repeatable.")] = ()
     flops: Annotated[
         tuple[float, ...],
         Option(
@@ -90,7 +91,7 @@ class Board:
             rich_help_panel=QUESTIONS,
         ),
     ] = 2
-    seed: FirstSeed = 0
+    seed: Annotated[int, seed_option("Another seed asks other questions; this is the first round's.")] = 0
     best: Annotated[
         int,
         Option(

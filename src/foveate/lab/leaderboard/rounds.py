@@ -212,7 +212,7 @@ def _by_group(
 
 def _compared(about: Sequence[Question], mine: Floats, stock: Floats) -> Compared:
     tasks = [question.task for question in about]
-    return Compared(statistics.macro(tasks, mine), statistics.macro(tasks, mine - stock))
+    return Compared(statistics.macro(tasks, mine), statistics.difference(tasks, mine, stock))
 
 
 def _kind(entry: Entry, host: Host, trained: bool) -> Kind:

@@ -134,5 +134,5 @@ def nats(value: float) -> str:
 
 
 def interval(share: Share) -> str:
-    """In nats; of a single prompt there is none."""
-    return "-" if share.n == 1 else f"{nats(share.low)} to {nats(share.high)}"
+    """In nats; of a single prompt there is none, and of values that are all the same."""
+    return "-" if share.low is None or share.high is None else f"{nats(share.low)} to {nats(share.high)}"

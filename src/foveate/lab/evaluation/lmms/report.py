@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from foveate.lab.checks import COUNTED
+from foveate.lab.checks import COUNTED, DENSE
 from foveate.lab.evaluation.curve import can_draw, draw
 from foveate.lab.evaluation.lmms.rows import PublicRow, TaskRow
 from foveate.lab.evaluation.report import CURVE, Content, Report, Table, percent, short
 from foveate.lab.evaluation.request import Tasks
 from foveate.lab.evaluation.results import RIGHT, Result
-from foveate.lab.evaluation.table import ALONE, COLUMNS, cells, group, interval, one_each, ordered, p_value
+from foveate.lab.evaluation.table import ALONE, COLUMNS, cells, group, interval, ordered, p_value
 
 TASK_COLUMNS = ("task", "method", "budget", "score", "95 % CI", "retention", "95 % CI", "p", "Group-A")
 
@@ -41,7 +41,7 @@ class Public(Result[Tasks, PublicRow]):
             for metric, dense in first.official.items()
         ]
         tables = (
-            Table(COLUMNS, [cells(row, _one_each(row)) for row in shown]),
+            Table(COLUMNS, [cells(row) for row in shown]),
             Table(TASK_COLUMNS, by_task, "By task"),
             Table(
                 ("metric", *heads),
@@ -72,20 +72,16 @@ class Public(Result[Tasks, PublicRow]):
             "Group-A: share of right answers where the stock model is right and Downsample at this budget is wrong (right: a "
             f"score of {RIGHT:g} or more).",
         ]
-        if _one_each(self.rows[0]):
+        if any(task.accuracy.n == 1 for task in self.rows[0].tasks.values()):
             lines.append(ALONE)
         return [*lines, *self.left_out()]
 
 
-def _one_each(row: PublicRow) -> bool:
-    return one_each(task.accuracy for task in row.tasks.values())
-
-
 def _task_cells(task: str, row: PublicRow, here: TaskRow) -> tuple[str, ...]:
-    alone = here.accuracy.n == 1
-    kept = ("-", "-") if here.retention is None else (percent(here.retention.value), interval(here.retention, alone))
-    score = (f"{100 * here.accuracy.value:.1f}", interval(here.accuracy, alone))
-    return task, row.label, short(row.budget), *score, *kept, p_value(here.paired.p), group(here.group_a)
+    kept = "-" if here.retention is None else percent(here.retention.value)
+    within = "-" if here.retention is None or row.label == DENSE else interval(here.retention)
+    score = (f"{100 * here.accuracy.value:.1f}", interval(here.accuracy))
+    return task, row.label, short(row.budget), *score, kept, within, p_value(here.paired.p), group(here.group_a)
 
 
 def _value(value: float | None, dense: float) -> str:

@@ -12,8 +12,8 @@ from foveate.lab import typed
 from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, Line, cells, interval, nats
 from foveate.lab.evaluation.report import Content, Report, Table
-from foveate.lab.evaluation.request import Tune
 from foveate.lab.evaluation.statistics import Share
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.search import FIRST, takes_layers
 from foveate.method import Method
 from foveate.methods import method_from_dict
@@ -59,7 +59,7 @@ class Tuned:
     @property
     def lost(self) -> bool:
         """Whether what was given is better, at the same cost, on prompts that the search has not seen."""
-        return self.gain is not None and self.gain.high < 0
+        return self.gain is not None and self.gain.below(0)
 
     @property
     def method(self) -> Method:
@@ -151,7 +151,7 @@ class Tuned:
         before, gain = self.held_out[-2], self.gain
         if before.method == last.method:
             return [*lines, "Nothing was found that is better than what was given, at this cost."]
-        helped = "lower" if gain.low > 0 else f"higher, so keep what was given: {METHOD} does" if self.lost else None
+        helped = "lower" if gain.above(0) else f"higher, so keep what was given: {METHOD} does" if self.lost else None
         told = f"KL is {helped}" if helped else "these prompts cannot tell the two apart"
         lines.append(
             f"Against what was given, at this cost, on prompts held out: {told}: {nats(before.kl.value)} before, "

@@ -16,10 +16,11 @@ from foveate.lab.evaluation.fidelity.table import Line, kls
 from foveate.lab.evaluation.forced import Heard
 from foveate.lab.evaluation.plan import Entry, check_fit, has_dial
 from foveate.lab.evaluation.questions import Prompt, grouped
-from foveate.lab.evaluation.request import Fidelity, Own, Running, Tune
+from foveate.lab.evaluation.request import Fidelity, Own, Running
 from foveate.lab.evaluation.runner import Tell, about
 from foveate.lab.evaluation.store import Store, check_folder, file_name
 from foveate.lab.evaluation.tune import search
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.table import FOUND, GIVEN, METHOD, SAME_COST, Tuned
 from foveate.lab.evaluation.tune.trials import Enough, Trial, Trials
 from foveate.lab.options import method_from_words
