@@ -29,7 +29,7 @@ from foveate import (
 from foveate.dial import TOLERANCE, Dial
 from foveate.errors import ConfigError, FoveateError
 from foveate.lab.asker import Asker, Cost
-from foveate.lab.evaluation.request import Tune
+from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.evaluation.tune.search import (
     along_sigmoids,
     along_the_dial,

@@ -107,7 +107,8 @@ def retention(tasks: Sequence[str], right: Scores, dense: Scores) -> Share | Non
     if low < high:
         return Share(own / stock, low, high, n)
     alike = _alike(own, n, (0.0, 1.0) if _are_shares(right) else None)
-    return Share(own / stock, *(None if end is None else end / stock for end in (alike.low, alike.high)), n)
+    ends = [None if end is None else end / stock for end in (alike.low, alike.high)]
+    return Share(own / stock, ends[0], ends[1], n)
 
 
 def average(values: Floats) -> Share:
@@ -151,7 +152,8 @@ def _alike(value: float, n: int, within: tuple[float, float] | None) -> Share:
     if within is None:
         return Share(value, None, None, n)
     unseen = stats.binomtest(0, n).proportion_ci(method="wilson").high
-    return Share(value, *(float(value + unseen * (end - value)) for end in within), n)
+    low, high = (float(value + unseen * (end - value)) for end in within)
+    return Share(value, low, high, n)
 
 
 def _strata(tasks: Sequence[str]) -> dict[str, Rows]:
