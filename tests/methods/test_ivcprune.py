@@ -56,7 +56,7 @@ def test_what_stays_by_loops(grid: Any, seed: int, keep: float, words: int) -> N
         angles = torch.atan2(tokens.rope[own, 1], tokens.rope[own, 0]) - zero
         means = angles.cos().mean(-1), angles.sin().mean(-1)
         marks = [best(mean.tolist(), survivors(kept, 0.2, least=0)) for mean in means]
-        level = [10.0 * (i in marks[0] or i in marks[1]) + float(score[i]) / 10 for i in range(n)]
+        level = [10.0 * (i in marks[0] or i in marks[1]) + 5 * (i in seeds) + float(score[i]) / 10 for i in range(n)]
         expected += sorted(start + i for i in best(level, kept))
         start += n
     assert IVCPrune().reduce(tokens, site).keep.tolist() == expected
@@ -75,6 +75,19 @@ def test_golden_values() -> None:
     seen = replace(tokens, signals=signals, text_counts=(1,))
     assert IVCPrune().reduce(seen, Site.decoder(1, 0.4)).keep.tolist() == [1, 2, 7, 9]
     assert IVCPrune(coordinates=0.0).reduce(seen, Site.decoder(1, 0.2)).keep.tolist() == [1, 2]
+
+
+def test_a_seed_stays_though_it_looks_elsewhere() -> None:
+    """Of ten tokens the second is closest to the word, and looks at the third, whose value is larger."""
+    tokens = tokens_at([(1, 1, 10)], 0)
+    tokens = replace(tokens.select(tokens.index.argsort(), tokens.counts), state={})
+    values = torch.zeros(10, 1, 2)
+    values[1], values[2] = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.9, 20.0]])
+    tables_of = {"rope": torch.zeros(10, 2, 2), ANGLES: torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])}
+    signals = {"values": values, WORDS: torch.tensor([[[3.0, 0.0]]]), "text_place": torch.tensor([[0]]), **tables_of}
+    seen = replace(tokens, signals=signals, text_counts=(1,))
+    for keep, left in ((0.1, [1]), (0.2, [1, 2])):
+        assert IVCPrune(coordinates=0.0).reduce(seen, Site.decoder(1, keep)).keep.tolist() == left
 
 
 def test_it_chooses_behind_a_layer_that_has_a_cache() -> None:

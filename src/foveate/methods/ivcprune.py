@@ -28,12 +28,12 @@ class IVCPrune(SingleRatio):
     From the paper: positions where the rotary embedding is near the identity, or a quarter turn, are coordinates by which the
     model finds places, so their tokens stay; the others are chosen without positional bias, by values, in two steps. From the
     authors' code: the softmax over the image of the products of values, mean over heads, is how much a word of the question
-    looks at a token; the best 1 % of that are seeds; tokens that words and seeds look at stay, and a tenth of all with the
-    largest mean cosine, and with the largest mean sine; so half are left, in position, before layer 16 of 28 of Qwen2.5-VL (by
-    the values of the layer before), and in the caches of the layers before it when the prompt has ended. Ours: the count is
-    exact: the coordinates are two fifths of it, and the best of the others fill it up; angles are
-    those from the first word on, which padding does not change, of all axes as the model turns them (the code: of each axis in
-    all channels); every image by itself, with the words behind it.
+    looks at a token; the best 1 % of that are seeds; these stay, a tenth of all with the largest mean cosine, a tenth with the
+    largest mean sine, and of the others those that words and seeds look at most, until half are left, in position, before
+    layer 16 of 28 of Qwen2.5-VL (by the values of the layer before), and in the caches of the layers before it when the prompt
+    has ended. Ours: at any ratio coordinates are two fifths of what is left; angles are those from the first word on, which
+    padding does not change, of all axes as the model turns them (the code: of each axis in all channels); every image by
+    itself, with the words behind it.
 
     Attributes:
         ratio: share of an image's tokens that stays; by default 0.5.
@@ -70,7 +70,7 @@ class IVCPrune(SingleRatio):
         ]
 
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        """How much words and seeds look at each token, by values; ``(N,)``."""
+        """How much words and seeds look at each token, by values; ``(N,)``; infinite of the seeds themselves."""
         place, counts = tokens.text_place, tokens.counts
         values, segment, n = tokens.values, tokens.segment, len(counts)
         by_words = attention_to(values, segment, n, tokens.signal(WORDS), place[tokens.sample])
@@ -79,7 +79,8 @@ class IVCPrune(SingleRatio):
         number = torch.arange(max(few, default=0), device=seeds.device)
         first, of = (torch.tensor(each).to(seeds.device) for each in (offsets(few)[:-1], few))
         own = torch.where(number < of[:, None], first[:, None] + number, -1)
-        return by_words + attention_to(values, segment, n, values[seeds], own[segment])
+        looked_at = by_words + attention_to(values, segment, n, values[seeds], own[segment])
+        return looked_at.index_fill(0, seeds, torch.inf)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         if site.at == "cache":

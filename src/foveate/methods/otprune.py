@@ -34,7 +34,11 @@ class OTPrune(EntryPruner):
 
     usual: ClassVar[float] = 0.098
     paper: ClassVar[Paper] = Paper(
-        "OTPrune: Distribution-Aligned Visual Token Pruning via Optimal Transport", "CVPR", 2026, "2602.20205"
+        "OTPrune: Distribution-Aligned Visual Token Pruning via Optimal Transport",
+        "CVPR",
+        2026,
+        "2602.20205",
+        "xiwenc1/OTPrune",
     )
 
     def __post_init__(self) -> None:
