@@ -21,6 +21,7 @@ from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
 from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
+from foveate.serving.vllm.unserved import sentence
 
 LIMIT = "limit"  # beside the method's options: up to which budget a prompt may ask for its own
 ADAPTIVE = "adaptive"  # beside that: images whose prompts do not ask get budgets by their pixels
@@ -56,9 +57,7 @@ def configure(vllm_config: Any) -> None:
         raise ConfigError(f'--additional-config: "{KEY}" is {asked!r}, expected an object such as {{"method": "luvc"}}')
     (architecture, *_), config = model_config.hf_config.architectures or [""], model_config.hf_config
     if architecture.removeprefix(PREFIX) not in engines():
-        raise UnsupportedModelError(
-            f"foveate does not serve {architecture or 'this model'} in vLLM; it serves {', '.join(sorted(engines()))}"
-        )
+        raise UnsupportedModelError(sentence(architecture, engines()))
     architecture = architecture.removeprefix(PREFIX)
     engine, method = engines()[architecture], _method(asked)
     known = engine.config(config)
