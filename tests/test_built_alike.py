@@ -126,7 +126,7 @@ def test_the_report_says_what_is_left_of_an_image(name: str) -> None:
 
 
 def test_each_type_has_one_family_and_one_tiny_model() -> None:
-    families = list_families().values()
+    families = [family for family in list_families().values() if not family.tower.unseen]
     types = [name for family in {family.model_type: family for family in families}.values() for name in family.types]
     assert len(types) == len(set(types))
     own = {family.model_type for family in families if family.name in (*tiny.FAMILIES, tiny_diffusion.NAME)}

@@ -56,6 +56,13 @@ def _flat(batch: Batch) -> Batch:
     return batch if pixels is None else {**batch, "pixel_values": pixels[:, : pixels.shape[1] // 2].contiguous()}
 
 
+def _cut(batch: Batch) -> Batch:
+    """With patches of one frame, each ``(3, PATCH, PATCH)``."""
+    pixels: Tensor | None = _flat(batch).get("pixel_values")
+    shape = (3, shared.PATCH, shared.PATCH)
+    return batch if pixels is None else {**batch, "pixel_values": pixels.unflatten(1, shape)}
+
+
 SIGLIP = dict(
     model_type="siglip_vision_model", vision_use_head=False, patch_size=shared.PATCH, image_size=8 * shared.PATCH
 )
@@ -85,7 +92,6 @@ ALIKE = {
         | dict(num_attention_heads=4, num_patches=25),
         dict(model_type="cosmos3_edge_text", head_dim=16),
         _flat,
-        {"bright, mid": "it leaves nothing of all images, and stock attention takes no empty row"},
     ),
     "cosmos3_omni": Alike("qwen3_vl"),
     "exaone4_5": Alike(
@@ -103,10 +109,18 @@ ALIKE = {
     "lighton_ocr": Alike("mistral3", text=dict(model_type="qwen3")),
     "minicpm_ocr": Alike("minicpmv4_6", dict(downsample_mode="16x"), dict(model_type="minicpm_ocr_vision")),
     "minicpmv4_7": Alike("minicpmv4_6", MARKS, dict(model_type="minicpmv4_7_vision"), batch=_typed),
+    "paddleocr_vl": Alike(
+        "qwen2_vl",
+        vision=dict(model_type="paddleocr_vl_vision", hidden_size=32, intermediate_size=48, image_size=5 * shared.PATCH)
+        | dict(num_hidden_layers=shared.BLOCKS, num_attention_heads=2),
+        text=dict(model_type="paddleocr_vl_text", head_dim=16),
+        batch=_cut,
+    ),
     "qianfan_ocr": Alike(
         "internvl", vision=dict(model_type="qianfan_ocr_vision"), text=dict(model_type="qwen3", head_dim=16)
     ),
     "shieldgemma2": Alike("gemma3"),
+    "video_llava": Alike("llava"),
     "vipllava": Alike("llava", dict(vision_feature_layer=[-2, -1])),
 }
 #: those that this transformers has

@@ -136,11 +136,15 @@ def _types(family: Family) -> str:
 
 
 def _inputs(family: Family) -> str:
-    return ", ".join("videos" if "video" in name else "images" for name in family.modalities)
+    inputs = ", ".join("videos" if "video" in name else "images" for name in family.modalities)
+    return f"{inputs}, in the language model" if family.tower.unseen else inputs
 
 
 def _built(family: Family) -> tuple[str, ...]:
     config = config_of(family)
+    if family.tower.unseen:
+        names = ", ".join(f"`{name}`" for name in (family.name, *family.also))
+        return names, "a feature", "none", family.tower.unseen, "; ".join(refused(family))
     tower, vision = family.tower, config.vision_config
     blocks = getattr(vision, "num_hidden_layers", None) or vision.depth
     seen, unit = tower.last_block(config) + 1, tower.unit(config)
@@ -186,7 +190,9 @@ def _between(family: Family) -> Iterable[str]:
 def refused(family: Family) -> Iterable[str]:
     """What a method or a call cannot ask of a family."""
     config = config_of(family)
-    if family.tower.resize is None:
+    if family.tower.unseen:
+        yield "`pixels`, `tower` and `tower_output` sites"
+    elif family.tower.resize is None:
         yield "`pixels` sites"
     if not family.tower.leading:
         yield "`cls_row`"

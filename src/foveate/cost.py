@@ -130,7 +130,7 @@ def report(model: Any, family: Family, trace: Trace) -> Report:
     base = model.get_submodule(family.base)
     tower = base.get_submodule(family.tower.module)
     decoder = base.get_submodule(family.decoder.module)
-    blocks: Any = tower.get_submodule(family.tower.blocks)
+    blocks = family.tower.blocks_of(tower)
     layers: Any = decoder.get_submodule(family.decoder.layers)
     n = len(layers)
 

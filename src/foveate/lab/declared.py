@@ -70,7 +70,7 @@ def family(spec: Family) -> dict[str, Any]:
         "model": title(spec),
         "model_type": spec.model_type,
         "types": list(spec.types),
-        "tower": spec.tower.layout,
+        "tower": "unseen" if spec.tower.unseen else spec.tower.layout,
         "has_cls": spec.tower.leading > 0,
         "inputs": ["video" if "video" in name else "image" for name in spec.modalities],
     }

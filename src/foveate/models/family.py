@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from foveate.errors import InputError
 
 Grid = list[tuple[int, int, int]]  # one (frames, height, width) per image or video
 Side = tuple[int, int]  # height and width of one frame
@@ -99,7 +101,7 @@ class Tower:
 
     Attributes:
         module: its path under the base model.
-        blocks: path of the block list under the tower.
+        blocks: path of the block list under the tower; "": it is not known (`unseen`).
         attention, mid_norm, ffn_end: names inside a block: the attention module; the norm whose input is the residual
             stream between attention and FFN; the module whose output is the FFN branch.
         ffn_scale: name inside a block of a parameter that the FFN branch is multiplied by afterwards (layer scale).
@@ -108,14 +110,15 @@ class Tower:
             through; both work row by row.
         fused: the ``query`` layer makes keys and values as well, in its output channels after those of the queries.
         layout: ``padded`` ``(images, tokens, C)``, or all images one after another in a single row ``(1, tokens, C)`` with a
-            mask or ``cu_seqlens`` that keep them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``.
+            mask or ``cu_seqlens`` that keep them apart; or ``packed`` ``(tokens, C)`` with ``cu_seqlens``; or ``row``, which is
+            packed, but for the patches of an image, which stand in raster order (with ``joins``).
         canvas: images are padded to the largest of them before their patches are embedded; padded layout only.
         leading: special tokens before the patches of each image (CLS), padded layout only.
         unit: patches that become one token.
         merger: what makes fewer rows of them between two blocks, if anything does.
         joins: where stock code puts the patches of a unit together out of rows that stand in raster order of the patches
-            (padded layout only): ``before`` the output module, or ``inside`` it. "": the output module does, and a packed
-            tower has the patches of a unit one after another.
+            (not in the packed layout): ``before`` the output module, or ``inside`` it. "": the output module does, and a
+            packed tower has the patches of a unit one after another.
         states: where ``joins``, stock code takes the rows of the last block, too, out of the hidden states that the tower
             returns; otherwise they are the last hidden state, after the last norm.
         pooler: name under the tower of the module of its own that puts them together, where one does; it says itself
@@ -152,10 +155,11 @@ class Tower:
             d)`` in other padded ones).
         attention_args: the same of the attention module, for what blocks do not pass on; ``"mask"`` only.
         kept_rows: output rows per image that stand for no patch (a CLS that the projector lets through).
+        unseen: of a tower of which no more is known than where it is: why, in words; "": it is known.
     """
 
     module: str
-    layout: Literal["padded", "packed"]
+    layout: Literal["padded", "packed", "row"]
     output: str
     unit: Callable[[Any], int]
     last_block: Callable[[Any], int]
@@ -189,6 +193,11 @@ class Tower:
     kept_rows: Callable[[Any], int] = lambda config: 0
     block_args: Mapping[str, int | str] = field(default_factory=dict)
     attention_args: Mapping[str, Literal["mask"]] = field(default_factory=dict)
+    unseen: str = ""
+
+    def blocks_of(self, tower: nn.Module) -> list[nn.Module]:
+        """The blocks of a tower; none of one that is not known."""
+        return list(tower.get_submodule(self.blocks).children()) if self.blocks else []
 
     @property
     def beyond(self) -> bool:
@@ -206,6 +215,28 @@ class Tower:
         if self.merger is not None and block >= self.merger.block(config):
             unit //= self.merger.rows(config)
         return [height * width * unit + self.leading for frames, height, width in grid for _ in range(frames)]
+
+
+def _nowhere(config: Any, args: Args, kwargs: Kwargs) -> Grid:
+    raise InputError("which places of an image its features are made of is not known")
+
+
+def unseen(module: str, because: str) -> Tower:
+    """A tower, or what stands for one, of which no more is known than where it is: methods act in the language model alone.
+
+    There, each run of placeholders is a span of one line.
+    """
+    return Tower(
+        module=module,
+        blocks="",
+        layout="padded",
+        output=module,
+        unit=lambda config: 1,
+        last_block=lambda config: -1,
+        grid=_nowhere,
+        resize=None,
+        unseen=because,
+    )
 
 
 @dataclass(frozen=True)

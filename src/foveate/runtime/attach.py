@@ -59,7 +59,7 @@ class Runtime:
         self.calls = Calls()
         self.context = Context(self.calls)
         self.host = host_of(model, family)
-        blocks: Any = base.get_submodule(family.tower.module).get_submodule(family.tower.blocks)
+        blocks = family.tower.blocks_of(base.get_submodule(family.tower.module))
         layers: Any = base.get_submodule(family.decoder.module).get_submodule(family.decoder.layers)
         attends = [attention_of(layer, family.decoder) is not None for layer in layers]
         method, self.modules = with_modules(method.resolve(self.host), self.host)
@@ -192,6 +192,7 @@ def plan(
         if not listed or not (sites or by_hand or part.idle):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
+            _check_seen(part, site, family)
             site = replace(site, layer=_layer(site, host, blocks, layers))
             if site.reuse is not None:
                 source = _layer(Site("decoder", site.reuse.source), host, blocks, layers)
@@ -340,6 +341,15 @@ def _with_history(actions: list[Action]) -> list[Action]:
         if action.site.action == "restore":  # the tokens are those that there were
             run = parked
     return [found[action.order] for action in actions]
+
+
+def _check_seen(method: Method, site: Site, family: Family) -> None:
+    """Refuse a site of a tower that is not known."""
+    if family.tower.unseen and site.at in ("pixels", "tower", "tower_output"):
+        raise UnsupportedSiteError(
+            f"{method.name()} acts at {site}, and of {family.name!r} foveate knows the language model alone, as "
+            f"{family.tower.unseen}: act at lm_entry or later"
+        )
 
 
 def _layer(site: Site, host: Host, blocks: int, layers: int) -> int:

@@ -39,16 +39,18 @@ class AttendHooks:
 
     def of(self, memo: Memo, lot: Lot[Layout], rows: Tensor, kwargs: dict[str, Any]) -> Attending:
         """Return the attention of a block to ``rows``, whose arguments ``kwargs`` are those of all rows."""
-        cu_seqlens = seqlens_of(self.spec, kwargs)
+        cu_seqlens, kept = seqlens_of(self.spec, kwargs), lot.kept
+        if self.spec.layout == "row":
+            rows, kept = rows[0], kept[0]
         if cu_seqlens is None:
-            return Attending(rows, lot.kept, None, (), self.spec.fused)
+            return Attending(rows, kept, None, (), self.spec.fused)
 
         def ends() -> tuple[Tensor, list[int]]:
             # Rows before each boundary: one that stands at a boundary belongs to the segment that begins there.
             own = torch.searchsorted(lot.kept.flatten(), cu_seqlens.to(lot.kept)).to(cu_seqlens)
             return own, own.tolist()
 
-        return Attending(rows, lot.kept, *memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
+        return Attending(rows, kept, *memo.once("ends", (lot, cu_seqlens), ends), self.spec.fused)
 
     def _now(self) -> Attending | None:
         return self.context.tower.block.attending if self.context.tower else None

@@ -41,14 +41,14 @@ class Facts:
         names = [name for name in tower.arrangements if not hasattr(base, name)]
         if tower.arrangements and len(names) == len(tower.arrangements):
             raise self.wrong(f"Tower.arrangements={names}", f"{type(base).__name__} has none of these functions")
-        if tower.layout == "padded" and tower.unit(config) > 1 and not tower.joins:
+        if tower.layout != "packed" and tower.unit(config) > 1 and not tower.joins:
             raise self.wrong(
-                "Tower.joins='' of a padded tower",
+                f"Tower.joins='' of a {tower.layout} tower",
                 f"a unit is {tower.unit(config)} patches (Tower.unit), which stock code has to put together somewhere",
             )
-        blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
+        blocks = tower.blocks_of(base.get_submodule(tower.module))
         last = tower.last_block(config)
-        if not 0 <= last < len(blocks):
+        if not tower.unseen and not 0 <= last < len(blocks):
             raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
 
     def _check_tower(self, base: nn.Module, said: str) -> None:
@@ -118,7 +118,7 @@ class TowerFacts(Facts):
         if i == 0:
             self._mine.rows = {}
         if i == 0 and call.layout is None:
-            if hidden.dim() != (3 if spec.layout == "padded" else 2):
+            if hidden.dim() != (2 if spec.layout == "packed" else 3):
                 raise self.wrong(f"Tower.layout={spec.layout!r}", f"block 0 is given rows {tuple(hidden.shape)}")
             now, images = call.now, sum(t for t, _, _ in call.now.grid)
             rows = units(now.grid) * self.unit + sum(strays_of(now.grid, now.sides, self.unit)) + images * spec.leading
@@ -210,11 +210,11 @@ def _paths(tower: Tower, decoder: Decoder, base: nn.Module) -> Iterator[tuple[st
     yield "Tower", "pooler", tower.pooler, vision
     if tower.merger is not None:
         yield "Tower", "merger", tower.merger.module, vision
-    block: Any = next(vision.get_submodule(tower.blocks).children())
-    for field in ("attention", "mid_norm", "ffn_end", "attention_norm"):
-        yield "Tower", field, getattr(tower, field), block
-    for field in ("query", "attention_end"):
-        yield "Tower", field, getattr(tower, field), block.get_submodule(tower.attention)
+    for block in tower.blocks_of(vision)[:1]:
+        for field in ("attention", "mid_norm", "ffn_end", "attention_norm"):
+            yield "Tower", field, getattr(tower, field), block
+        for field in ("query", "attention_end"):
+            yield "Tower", field, getattr(tower, field), block.get_submodule(tower.attention)
     yield "Decoder", "module", decoder.module, base
     language = base.get_submodule(decoder.module)
     for field in ("layers", "norm", "rotary"):

@@ -37,8 +37,9 @@ def host_of(model: Any, family: Family) -> Host:
     layers: Any = decoder.get_submodule(family.decoder.layers)
     host = host_with(family, model.config, own(sources_of(layers, family.decoder, decoder.config)), len(layers))
     tower, merger, unit = family.tower, family.tower.merger, family.tower.unit(model.config)
-    blocks: Any = base.get_submodule(tower.module).get_submodule(tower.blocks)
-    patch: int = blocks[0].get_submodule(tower.mid_norm).weight.shape[-1]
+    blocks = tower.blocks_of(base.get_submodule(tower.module))
+    norms: list[Any] = [block.get_submodule(tower.mid_norm) for block in blocks[:1]]
+    patch: int = norms[0].weight.shape[-1] if norms else 0
     merged = unit if merger is None else unit // merger.rows(model.config)
     host = host if family.denoising is None else replace(host, steps=family.denoising.steps(model))
     source = str(getattr(model.config, "_name_or_path", None) or "")

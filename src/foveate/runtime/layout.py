@@ -288,6 +288,14 @@ class Rows:
         """The same with another sight in force."""
         return replace(self, sight=sight)
 
+    def first(self) -> Rows:
+        """The layout of one token, the first of the full sequence, in a single row."""
+        tokens = replace(self.tokens, marks=None)
+        index = torch.arange(self.unit, device=tokens.index.device)[None]
+        return varied(
+            self, width=self.unit, tokens=tokens, index=index, valid=None, merged=False, moved=False, sight=None
+        )
+
     def of_tokens(self, tokens: Tokens) -> Rows:
         """The same of tokens of which something else is known."""
         return replace(self, tokens=tokens)

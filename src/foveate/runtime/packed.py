@@ -127,6 +127,11 @@ class Packed:
         """The same with another sight in force."""
         return replace(self, sight=sight)
 
+    def first(self) -> Packed:
+        """The layout of one token, the first of the full sequence."""
+        tokens = replace(self.tokens, marks=None)
+        return replace(self, tokens=tokens, index=tokens.index.new_zeros(1), merged=False, moved=False, sight=None)
+
     def of_tokens(self, tokens: Tokens) -> Packed:
         """The same of tokens of which something else is known."""
         return replace(self, tokens=tokens)

@@ -107,6 +107,9 @@ class Layout(Present, Protocol):
     def of_sight(self, sight: Sight | None) -> Self:
         """The same with another sight in force."""
 
+    def first(self) -> Self:
+        """The layout of the first token of a full sequence, for an attention that none is left for."""
+
     def of_tokens(self, tokens: Tokens) -> Self:
         """The same of tokens of which something else is known."""
 

@@ -84,14 +84,16 @@ class TowerHooks:
         self.base, self.config, self.spec, self.context = base, config, family.tower, context
         self.join = join
         self.tower = base.get_submodule(self.spec.module)
-        blocks: Any = self.tower.get_submodule(self.spec.blocks)
-        self.blocks: list[nn.Module] = list(blocks)
+        self.blocks = self.spec.blocks_of(self.tower)
         self.output = base.get_submodule(self.spec.output)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
         self.actions = [*actions, *outside]
         self.pixels, self.outputs = ([a for a in actions if a.site.at == at] for at in ("pixels", "tower_output"))
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
+        self.single = (
+            self.spec.layout == "row"
+        )  # rows have a batch axis here, as in padded towers, and none in stock code
         self.virtual = any(a.method.positions == "virtual" for a in actions)
         self.wanted = Wanted((a.site, a.asks) for a in actions)
         self.asked = Wanted((a.site, a.asks) for a in outside)
@@ -113,6 +115,8 @@ class TowerHooks:
 
     def attach(self, hooks: Hooks) -> None:
         hooks.pre(self.tower, self._begin)
+        if self.spec.unseen:
+            return
         hooks.post(self.tower, self._end, first=True, always=True)
         hooks.post(self.output, by_image(self._scatter), first=True)
         attach_taps(hooks, self.base, self.spec, self.context)
@@ -139,6 +143,9 @@ class TowerHooks:
                 self.attending.attach(hooks, block)
             if i in self.wanted.attention or self.proportional or self.sighted or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
+            if self.spec.layout != "padded":
+                hooks.pre(attention, self._stand_in)
+                hooks.post(attention, self._without_it, first=True)
 
     def _reading(self) -> Reading | None:
         return self.context.tower.block.reading if self.context.tower else None
@@ -205,7 +212,7 @@ class TowerHooks:
             self.context.tower = None
             self.context.calls.leave("tower")
             return None
-        if self.spec.layout == "padded" or self.spec.beyond:
+        if self.spec.layout != "packed" or self.spec.beyond:
             # The projector comes after the tower; the call goes on until then.
             ends = (self.spec.joins and not self.spec.pooler) or self._pools
             return self._rejoin(call, output) if self.reduces and ends else None
@@ -253,9 +260,10 @@ class TowerHooks:
         return hidden
 
     def _mid_sites(self, i: int, call: TowerPass, hidden: Tensor) -> Tensor:
+        hidden = hidden[None] if self.single else hidden
         for action in self.mids[i]:
             hidden = self._act(call, action, hidden)
-        return hidden
+        return hidden[0] if self.single else hidden
 
     def _before_block(self, i: int, block: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
@@ -263,6 +271,7 @@ class TowerHooks:
             return None
         args, kwargs = by_name(block, args, kwargs)
         hidden = first_argument(args, kwargs, "hidden_states")
+        hidden = hidden[None] if self.single else hidden
         self.facts.at_block(call, i, hidden)
         if i - 1 in self.wanted.left:
             call.seen.left[i - 1] = hidden
@@ -275,17 +284,20 @@ class TowerHooks:
         layout, lot = call.layout, call.lot
         reading, masks, attending = None, dict[str, Tensor | None](), None
         shown = hidden, layout  # to the attention
+        stands = self.spec.layout != "padded" and layout is not None and layout.width == 0
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            shown = lot.lend(call.trace, layout, hidden, site), lot.outer
+            shown, stands = (lot.lend(call.trace, layout, hidden, site), lot.outer), False
+        if stands and layout is not None:
+            shown = hidden, call.memo.once("first", (layout,), layout.first)
         if shown[1] is not None and shown[1].index is not None:
             kwargs, masks = block_arguments(self.spec, call.memo, shown[1], block, hidden, kwargs)
         if lot is not None and shown[0] is not hidden:
             attending = self.attending.of(call.memo, lot, shown[0], kwargs)
         kinds = self.wanted.attention.get(i, [])
-        bias, sight = key_bias(shown[1]) if self.proportional else None, sight_of(layout)
+        bias, sight = key_bias(shown[1]) if self.proportional else None, None if stands else sight_of(layout)
         if kinds or bias is not None or attending is not None or sight is not None:
-            reading = Reading(key_bias=bias, sight=sight, attending=attending, width=shown[0].shape[-2])
+            reading = Reading(key_bias=bias, sight=sight, attending=attending, width=shown[0].shape[-2], stands=stands)
             reading.gradients = wants_gradients(self.actions, block)
             for kind in kinds:
                 kind.ask(reading, lambda rows: torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
@@ -294,13 +306,28 @@ class TowerHooks:
                 reading.valid, reading.parts = own.valid, own.pairs(shown[1] or own)
             if kinds:
                 call.seen.readings[i] = reading
-        call.trace.blocks.append(trace_of(self.spec, i, hidden, kwargs, attending))
+        trace = trace_of(self.spec, i, hidden, kwargs, attending)
+        call.trace.blocks.append(replace(trace, rows=layout.unit) if stands and layout is not None else trace)
         call.block = Running(reading, attending, masks)
-        return replace_first(args, kwargs, "hidden_states", hidden)
+        return replace_first(args, kwargs, "hidden_states", hidden[0] if self.single else hidden)
 
     def _mask_attention(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         return None if call is None or not call.block.masks else (args, {**kwargs, **call.block.masks})
+
+    def _stand_in(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Stock code wants something where a packed sequence has no row left: a token of zeros, of which nothing stays."""
+        x = first_argument(args, kwargs, "hidden_states")
+        call = self.context.tower
+        if call is None or call.layout is None or len(x):
+            return None
+        return replace_first(args, kwargs, "hidden_states", x.new_zeros(call.layout.unit, x.shape[-1]))
+
+    def _without_it(self, module: nn.Module, args: Any, output: Any) -> Any:
+        call = self.context.tower
+        if call is None or call.layout is None or call.layout.width or call.block.attending is not None:
+            return None
+        return (output[0][:0], *output[1:]) if isinstance(output, tuple) else output[:0]
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -383,10 +410,11 @@ class TowerHooks:
         return replace_first(args, kwargs, "hidden_states", x)
 
     def _full_rows(self, call: TowerPass, x: Tensor) -> Tensor:
-        x = self._outputs(call, x)
+        x = self._outputs(call, x[None] if self.single else x)
         layout = self._layout(call, x)
         call.layout = layout if self.asked.tower else call.layout
-        return full_rows(call, x, layout, self.spec)
+        full = full_rows(call, x, layout, self.spec)
+        return full[0] if self.single else full
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower

@@ -103,9 +103,10 @@ class Probe:
             mask = _told(mask, reading, key, query, real_implementation(module.config))
         if reading.before is not None:
             key = torch.cat([reading.before.to(key), key], dim=2)
-        reading.note(query, key, value)
-        whole = reading.pattern is not None
-        for q, k, m in [(query, key, reading.pattern)] if whole else _segments(query, key, mask, kwargs):
+        own = [x[:, :, :0] if reading.stands else x for x in (query, key, value)]
+        reading.note(*own)
+        whole = reading.pattern is not None or reading.stands
+        for q, k, m in [(*own[:2], reading.pattern)] if whole else _segments(query, key, mask, kwargs):
             reading.read(q, k, m, Pattern.told(module, q, m, kwargs))
         if reading.ahead:
             raise StoppedError

@@ -58,6 +58,7 @@ class Reading:
         take: what of those is still there, when a site before this one has reduced them: ``(B, P)`` slots, in a packed
             tower ``(rows,)``. None: all.
         steps: with ``positions="virtual"`` in place of ``take``: what the keys, and then the tokens, have become part of.
+        stands: no row is left, and those of the attention stand in for some; nothing of them is read.
         ahead: the layer has not run yet: its kernel is spared.
         before: ``(B, H, K', d)`` keys of earlier forwards, where the cache does not join them to those of this one.
     """
@@ -79,6 +80,7 @@ class Reading:
     width: int = 0
     take: Tensor | None = None
     steps: tuple[Members, ...] = ()
+    stands: bool = False
     ahead: bool = False
     before: Tensor | None = None
     offset: int = 0  # keys already handled, when the kernel is called segment by segment

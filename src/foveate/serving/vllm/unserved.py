@@ -10,6 +10,7 @@ _BOTH_WAYS = (
 _STATES = "most of its decoder layers carry a state from token to token, of which this engine has pages of another kind"
 _LATENT = "its decoder layers keep one latent row for all heads, and a layer with fewer tokens is read as keys and values here"
 _TOWER = "its vision tower is built in another way in vLLM than in transformers, and none of its parts is described yet"
+_CHUNKS = "some of its decoder layers see a chunk of the prompt alone, counted in tokens that are left"
 _QUERIES = (
     "learned queries look at the image by cross-attention, so the language model's tokens stand for no place of it"
 )
@@ -24,8 +25,7 @@ UNSERVED = {
     "Idefics3ForConditionalGeneration": _TOWER,
     "KimiK25ForConditionalGeneration": _LATENT,
     "KimiVLForConditionalGeneration": _LATENT,
-    "Llama4ForConditionalGeneration": "some of its decoder layers see a chunk of the prompt alone, which this engine counts in the "
-    "tokens that are left",
+    "Llama4ForConditionalGeneration": _CHUNKS,
     "MiniCPMV": _QUERIES,
     "MiniCPMV4_6ForConditionalGeneration": _STATES,
     "MiniCPMV4_7ForConditionalGeneration": _STATES,

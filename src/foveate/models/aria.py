@@ -1,0 +1,8 @@
+"""Aria: learned queries look at the image, and a language model with experts reads what they found."""
+
+from __future__ import annotations
+
+from foveate.models.language_only import language_only
+from foveate.models.refused import QUERIES
+
+FAMILY = language_only("aria", "vision_tower", QUERIES)

@@ -1,0 +1,9 @@
+"""Idefics2: learned queries look at the image, and Mistral reads what they found."""
+
+from __future__ import annotations
+
+from foveate.models.family import Decoder
+from foveate.models.language_only import language_only
+from foveate.models.refused import QUERIES
+
+FAMILY = language_only("idefics2", "vision_model", QUERIES, Decoder(module="text_model"))
