@@ -27,9 +27,31 @@ NAMES = [
 each = pytest.mark.parametrize("name", NAMES)
 HALF: dict[str, Method] = {
     "at the entry": foveate.Random(layer=0, ratio=0.5),
-    "twice inside": foveate.FastV(layer=1, ratio=0.5) + foveate.VTW(layer=3),
+    "twice inside": foveate.Random(layer=1, ratio=0.5) + foveate.VTW(layer=3),
 }
 Batch = dict[str, Any]
+#: fields of configs that sizes by name do not fit
+OWN: dict[str, dict[str, Any]] = {
+    "aria": {"projector_patch_to_query_dict": {64: 8}},
+    "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
+    "kimi_k25": {"projection_hidden_size": 64},
+    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 64}
+    | {"vision_config.projector_output_dim": 64, "vision_config.vision_output_dim": 64},
+}
+
+
+def _config(name: str) -> Any:
+    config = shrinking.config_of(name)
+    for path, value in OWN.get(name, {}).items():
+        *outer, field = path.split(".")
+        owner = config
+        for part in outer:
+            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
+        if isinstance(owner, dict):
+            owner[field] = value
+        else:
+            setattr(owner, field, value)
+    return config
 
 
 @cache
@@ -37,7 +59,7 @@ def model(name: str) -> Any:
     """A tiny model, small weights of which matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = shrinking.model_of(shrinking.config_of(name)).eval()
+        made = shrinking.model_of(_config(name)).eval()
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
@@ -111,12 +133,13 @@ def test_the_report_says_what_is_left_of_an_image(name: str) -> None:
     """One prompt: its image is one line, and FLOPs that were saved are those of the language model."""
     whole, batch, count = model(name), inputs(name, 0), _inputs(name)[1]
     stock = counted("eager", lambda: whole(**batch))
-    with foveate.compress(whole, foveate.FastV(layer=1, ratio=0.5)) as handle:
+    with torch.no_grad(), foveate.compress(whole, foveate.FastV(layer=1, ratio=0.5)) as handle:
         whole(**batch)  # a report is of the last call
         ran = counted("eager", lambda: whole(**batch))
         report = handle.report()
     (visit,) = report.visits
     assert visit.shapes == ((1, count),)
+    assert report.visual_tokens == count
     assert sum(visit.after) == count // 2 == report.layer_tokens[-1] - (batch["input_ids"].shape[1] - count)
     assert sum(report.full_flops.values()) - sum(report.flops.values()) == stock - ran > 0
 

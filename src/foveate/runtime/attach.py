@@ -189,10 +189,13 @@ def plan(
         sites = part.sites(host)
         by_hand = type(part).attach is not Method.attach
         listed = isinstance(sites, (list, tuple)) and all(isinstance(site, Site) for site in sites)
+        if listed and not (sites or by_hand or part.idle):
+            _check_seen(part, "vision blocks", family)
         if not listed or not (sites or by_hand or part.idle):
             raise ConfigError(f"{part.name()}.sites returned {sites!r}, expected a list of at least one Site")
         for site in sites:
-            _check_seen(part, site, family)
+            if site.at in ("pixels", "tower", "tower_output"):
+                _check_seen(part, site, family)
             site = replace(site, layer=_layer(site, host, blocks, layers))
             if site.reuse is not None:
                 source = _layer(Site("decoder", site.reuse.source), host, blocks, layers)
@@ -343,11 +346,11 @@ def _with_history(actions: list[Action]) -> list[Action]:
     return [found[action.order] for action in actions]
 
 
-def _check_seen(method: Method, site: Site, family: Family) -> None:
-    """Refuse a site of a tower that is not known."""
-    if family.tower.unseen and site.at in ("pixels", "tower", "tower_output"):
+def _check_seen(method: Method, where: object, family: Family) -> None:
+    """Refuse what acts on a vision side of which nothing is known."""
+    if family.tower.unseen:
         raise UnsupportedSiteError(
-            f"{method.name()} acts at {site}, and of {family.name!r} foveate knows the language model alone, as "
+            f"{method.name()} acts at {where}, and of {family.name!r} foveate knows the language model alone, as "
             f"{family.tower.unseen}: act at lm_entry or later"
         )
 

@@ -63,7 +63,7 @@ class Entry:
             flags.append(begins)
         host = torch.stack([flag.to(embeds.device) for flag in flags]).cpu()
         visual, present = list(host[: len(masks)]), host[len(masks)]
-        made = {record.pixels: record for record in call.records}
+        made, unseen = {record.pixels: record for record in call.records}, not call.records
         call.records = [made[pixels] for pixels in inputs.modalities] if made.keys() >= set(inputs.modalities) else []
         for record in call.records:
             record.consumed = True
@@ -71,6 +71,8 @@ class Entry:
                 record.seen.clear()
                 record.progress.clear()
         call.layout, call.names, cell = visual_rows(visual, call.records, embeds)
+        if unseen:  # no tower has said what comes
+            call.trace.views += [(1, *shape) for shape in call.layout.tokens.spans.shape]
         for name in self.states if call.records and all(r.block_states for r in call.records) else ():
             states = torch.cat([record.block_states[name] for record in call.records])
             call.tower[name] = states[cell.to(states.device)]
