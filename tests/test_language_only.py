@@ -31,26 +31,13 @@ HALF: dict[str, Method] = {
 }
 Batch = dict[str, Any]
 #: fields of configs that sizes by name do not fit
-OWN: dict[str, dict[str, Any]] = {
-    "aria": {"projector_patch_to_query_dict": {64: 8}},
-    "ernie4_5_vl_moe": {"text_config.rope_parameters.mrope_section": [3, 3, 2]},
-    "kimi_k25": {"projection_hidden_size": 64},
-    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 64}
-    | {"vision_config.projector_output_dim": 64, "vision_config.vision_output_dim": 64},
-}
+OWN: dict[str, dict[str, Any]] = {"aria": {"projector_patch_to_query_dict": {64: 8}}}
 
 
 def _config(name: str) -> Any:
     config = shrinking.config_of(name)
-    for path, value in OWN.get(name, {}).items():
-        *outer, field = path.split(".")
-        owner = config
-        for part in outer:
-            owner = owner[part] if isinstance(owner, dict) else getattr(owner, part)
-        if isinstance(owner, dict):
-            owner[field] = value
-        else:
-            setattr(owner, field, value)
+    for field, value in OWN.get(name, {}).items():
+        setattr(config, field, value)
     return config
 
 
@@ -59,7 +46,7 @@ def model(name: str) -> Any:
     """A tiny model, small weights of which matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = shrinking.model_of(_config(name)).eval()
+        made = shrinking.model_of(_config(name)).eval().requires_grad_(False)
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))

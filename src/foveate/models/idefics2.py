@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.models.family import Decoder
 from foveate.models.language_only import language_only
 from foveate.models.refused import QUERIES
 
-FAMILY = language_only("idefics2", "vision_model", QUERIES, Decoder(module="text_model"))
+FAMILY = language_only("idefics2", "vision_model", QUERIES, "text_model")

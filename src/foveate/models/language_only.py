@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from foveate.models.family import NOWHERE, Decoder, Family, unseen
 
-USUAL = Decoder()
 
-
-def language_only(model_type: str, module: str, because: str, decoder: Decoder = USUAL, base: str = "model") -> Family:
-    """A family whose features come from ``module`` under ``base``; ``because`` says, in words, why no more is known of them."""
-    return Family(model_type, unseen(module, because), decoder, base, frames=NOWHERE)
+def language_only(model_type: str, module: str, because: str, decoder: str = "language_model") -> Family:
+    """A family whose features come from ``module``; ``because`` says, in words, why no more is known of them."""
+    return Family(model_type, unseen(module, because), Decoder(module=decoder), frames=NOWHERE)

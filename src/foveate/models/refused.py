@@ -30,6 +30,8 @@ REFUSED = {
     "deepseek_vl_hybrid": "two vision towers look at every image, and their features are joined",
     "dots3_note": _INDEXER,
     "emu3": _WORDS,
+    "ernie4_5_vl_moe": "text and images have experts of their own in its decoder layers, so a token has no one cost, and a "
+    "resampler joins the tokens of every two frames of a video",
     "evolla": "it looks at proteins, not at images",
     "fast_vlm": _CONVOLUTIONS,
     "florence2": _ENCODER,
@@ -49,10 +51,14 @@ REFUSED = {
     "inkling_mm_model": "its vision tower encodes every patch by itself, so it has no blocks of tokens to act in",
     "instructblip": QUERIES,
     "instructblipvideo": QUERIES,
+    "kimi_k25": "its vision tower averages the frames of a video and puts patches together that stand in raster order in one "
+    "row for all images",
     "kosmos-2": QUERIES,
     "kosmos-2.5": QUERIES,
     "lfm2_vl": "its projector is given the patches of all images side by side, with fillings in between that it drops itself",
     "lfm3_vl": "some blocks of its vision tower are convolutions over the whole grid of patches, which must have no holes",
+    "llama4": "the class token of its vision tower stands behind the patches, and stock code of transformers 5.24 fails in "
+    "every call with an image",
     "minimax_m3_vl": _INDEXER,
     "mistral4": "it has no vision part of its own: it is the language model in a `mistral3`",
     "mistral_large4": _INDEXER,
