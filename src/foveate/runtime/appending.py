@@ -129,6 +129,19 @@ def append_in_tower(
     return take_rows(layout.beside(hidden, rows, counts), take)
 
 
+def own_rows(call: TowerPass, hidden: Tensor) -> Tensor:
+    """Those of the images' own tokens, which alone go on from a tower; new ones are kept for whoever asks."""
+    before = call.layout
+    if before is None:
+        return hidden
+    call.layout, take = own(before)
+    if take is None:
+        return hidden
+    call.seen.appended = before.pick(hidden)[before.tokens.appended]
+    call.seen.narrow(take, before.width)
+    return take_rows(hidden, take)
+
+
 def own(layout: L) -> tuple[L, Tensor | None]:
     """Return the layout of the images' own tokens, and which rows these are; None: all. This asks the device."""
     tokens = layout.tokens

@@ -90,13 +90,13 @@ def _each(value: Tensor | tuple[Tensor, ...], do: Callable[[Tensor], Tensor]) ->
 
 
 def trace_of(
-    spec: Tower, block: int, hidden: Tensor, kwargs: dict[str, Any], attending: Attending | None
+    spec: Tower, block: int, hidden: Tensor, kwargs: dict[str, Any], attending: Attending | None, standing: int | None
 ) -> BlockTrace:
-    """Return what a report knows of a block that is called with these rows."""
+    """Return what a report knows of a block that is called with these rows; so many are ``standing`` in for none."""
     rows, segments = hidden.shape[:-1].numel(), seqlens_of(spec, kwargs)
     if segments is None:
         segments = [hidden.shape[1]] * hidden.shape[0]
-    trace = BlockTrace(block, rows, rows, segments)
+    trace = BlockTrace(block, standing or rows, rows, segments)
     if attending is not None:
         attending.note(trace, rows, segments)
     return trace

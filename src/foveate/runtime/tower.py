@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foveate.errors import InputError
 from foveate.method import Site
 from foveate.models.family import Arrangement, Family
-from foveate.runtime.appending import append_in_tower, own
+from foveate.runtime.appending import append_in_tower, own_rows
 from foveate.runtime.arrange import Arranged, arguments_of
 from foveate.runtime.attending import AttendHooks
 from foveate.runtime.blocks import block_arguments, key_bias, sight_of, trace_of
@@ -57,6 +57,7 @@ from foveate.runtime.signals.kernel import Probe, watch
 from foveate.runtime.signals.kind import Kind
 from foveate.runtime.signals.past import Wanted
 from foveate.runtime.signals.reading import Reading
+from foveate.runtime.standing import attach_stand_in
 from foveate.runtime.state import Begun
 from foveate.runtime.taps import attach_taps
 from foveate.runtime.trace import Clock
@@ -87,13 +88,12 @@ class TowerHooks:
         self.blocks = self.spec.blocks_of(self.tower)
         self.output = base.get_submodule(self.spec.output)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
+        #: rows have a batch axis here, as those of padded towers, and none in stock code
+        self.single = self.spec.layout == "row"
         self.actions = [*actions, *outside]
         self.pixels, self.outputs = ([a for a in actions if a.site.at == at] for at in ("pixels", "tower_output"))
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
         self.mids = {i: [a for a in actions if _is(a, i, "mid")] for i in range(len(self.blocks))}
-        self.single = (
-            self.spec.layout == "row"
-        )  # rows have a batch axis here, as in padded towers, and none in stock code
         self.virtual = any(a.method.positions == "virtual" for a in actions)
         self.wanted = Wanted((a.site, a.asks) for a in actions)
         self.asked = Wanted((a.site, a.asks) for a in outside)
@@ -144,8 +144,7 @@ class TowerHooks:
             if i in self.wanted.attention or self.proportional or self.sighted or self._may_attend(i):
                 hooks.change(watch(attention, Probe(self._reading)))
             if self.spec.layout != "padded":
-                hooks.pre(attention, self._stand_in)
-                hooks.post(attention, self._without_it, first=True)
+                attach_stand_in(hooks, attention, self.context)
 
     def _reading(self) -> Reading | None:
         return self.context.tower.block.reading if self.context.tower else None
@@ -284,20 +283,22 @@ class TowerHooks:
         layout, lot = call.layout, call.lot
         reading, masks, attending = None, dict[str, Tensor | None](), None
         shown = hidden, layout  # to the attention
-        stands = self.spec.layout != "padded" and layout is not None and layout.width == 0
+        gone = layout if self.spec.layout != "padded" and layout is not None and layout.width == 0 else None
         if lot is not None and layout is not None and self._may_attend(i):
             site = next((a.site for a in self._attends(i)), Site("tower", i, action="attend"))
-            shown, stands = (lot.lend(call.trace, layout, hidden, site), lot.outer), False
-        if stands and layout is not None:
-            shown = hidden, call.memo.once("first", (layout,), layout.first)
+            shown, gone = (lot.lend(call.trace, layout, hidden, site), lot.outer), None
+        if gone is not None:
+            shown = hidden, call.memo.once("first", (gone,), gone.first)
         if shown[1] is not None and shown[1].index is not None:
             kwargs, masks = block_arguments(self.spec, call.memo, shown[1], block, hidden, kwargs)
         if lot is not None and shown[0] is not hidden:
             attending = self.attending.of(call.memo, lot, shown[0], kwargs)
         kinds = self.wanted.attention.get(i, [])
-        bias, sight = key_bias(shown[1]) if self.proportional else None, None if stands else sight_of(layout)
+        bias, sight = key_bias(shown[1]) if self.proportional else None, None if gone else sight_of(layout)
         if kinds or bias is not None or attending is not None or sight is not None:
-            reading = Reading(key_bias=bias, sight=sight, attending=attending, width=shown[0].shape[-2], stands=stands)
+            reading = Reading(
+                key_bias=bias, sight=sight, attending=attending, width=shown[0].shape[-2], stands=bool(gone)
+            )
             reading.gradients = wants_gradients(self.actions, block)
             for kind in kinds:
                 kind.ask(reading, lambda rows: torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device))
@@ -306,28 +307,13 @@ class TowerHooks:
                 reading.valid, reading.parts = own.valid, own.pairs(shown[1] or own)
             if kinds:
                 call.seen.readings[i] = reading
-        trace = trace_of(self.spec, i, hidden, kwargs, attending)
-        call.trace.blocks.append(replace(trace, rows=layout.unit) if stands and layout is not None else trace)
+        call.trace.blocks.append(trace_of(self.spec, i, hidden, kwargs, attending, gone and gone.unit))
         call.block = Running(reading, attending, masks)
         return replace_first(args, kwargs, "hidden_states", hidden[0] if self.single else hidden)
 
     def _mask_attention(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
         return None if call is None or not call.block.masks else (args, {**kwargs, **call.block.masks})
-
-    def _stand_in(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Stock code wants something where a packed sequence has no row left: a token of zeros, of which nothing stays."""
-        x = first_argument(args, kwargs, "hidden_states")
-        call = self.context.tower
-        if call is None or call.layout is None or len(x):
-            return None
-        return replace_first(args, kwargs, "hidden_states", x.new_zeros(call.layout.unit, x.shape[-1]))
-
-    def _without_it(self, module: nn.Module, args: Any, output: Any) -> Any:
-        call = self.context.tower
-        if call is None or call.layout is None or call.layout.width or call.block.attending is not None:
-            return None
-        return (output[0][:0], *output[1:]) if isinstance(output, tuple) else output[:0]
 
     def _act(self, call: TowerPass, action: Action, hidden: Tensor) -> Tensor:
         """One site: read, decide, and give the hidden states that go on."""
@@ -373,21 +359,10 @@ class TowerHooks:
     def _outputs(self, call: TowerPass, hidden: Tensor) -> Tensor:
         """The sites at the output of the tower, which know of the images' own tokens alone."""
         for action in self.outputs:
-            hidden = self._act(call, action, hidden if action.site.action == "restore" else self._own(call, hidden))
-        hidden = self._own(call, hidden)
+            hidden = self._act(call, action, hidden if action.site.action == "restore" else own_rows(call, hidden))
+        hidden = own_rows(call, hidden)
         call.seen.entered |= {self.last + 1: hidden} if self.last + 1 in self.kept else {}
         return hidden
-
-    def _own(self, call: TowerPass, hidden: Tensor) -> Tensor:
-        before = call.layout
-        if before is None:
-            return hidden
-        call.layout, take = own(before)
-        if take is None:
-            return hidden
-        call.seen.appended = before.pick(hidden)[before.tokens.appended]
-        call.seen.narrow(take, before.width)
-        return take_rows(hidden, take)
 
     # -- output -----------------------------------------------------------------------------------------------------
 
