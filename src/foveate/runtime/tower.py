@@ -88,8 +88,7 @@ class TowerHooks:
         self.blocks = self.spec.blocks_of(self.tower)
         self.output = base.get_submodule(self.spec.output)
         self.unit, self.modalities = self.spec.unit(config), len(family.modalities)
-        #: rows have a batch axis here, as those of padded towers, and none in stock code
-        self.single = self.spec.layout == "row"
+        self.single = self.spec.layout == "row"  # its rows have a batch axis here, and none in stock code
         self.actions = [*actions, *outside]
         self.pixels, self.outputs = ([a for a in actions if a.site.at == at] for at in ("pixels", "tower_output"))
         self.before = {i: [a for a in actions if _is(a, i, "before")] for i in range(len(self.blocks))}
@@ -388,8 +387,7 @@ class TowerHooks:
         x = self._outputs(call, x[None] if self.single else x)
         layout = self._layout(call, x)
         call.layout = layout if self.asked.tower else call.layout
-        full = full_rows(call, x, layout, self.spec)
-        return full[0] if self.single else full
+        return full_rows(call, x, layout, self.spec)[0 if self.single else ...]
 
     def _at_output(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         call = self.context.tower
