@@ -48,7 +48,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
 
             def counted(entries: Any, kv: Any, cache: Any, done: list[int] = done) -> Any:
                 after = put(entries, kv, cache)
-                done[0] += after is not kv
+                done[0] += after is not None
                 return after
 
             monkeypatch.setattr("foveate.runtime.layers.put_in_order", counted)
@@ -75,9 +75,9 @@ def logits(model: Any, batch: dict[str, Tensor], **options: Any) -> Tensor:
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_choice_that_changes(rows: int, cut: bool, impl: str, both: Any) -> None:
-    """Also with rows of different lengths, of which layers hold different tokens."""
+    """Also with rows of different lengths; and where layers hold fewer tokens."""
     model, batch = tiny.model("llava", impl), tiny.inputs("llava", ROWS["llava"][:rows])
-    with foveate.compress(model, Stride(ratio=0.5, layers=(1, 3)) + METHOD if cut else METHOD):
+    with foveate.compress(model, Stride(ratio=0.5, layers=(1,)) + METHOD if cut else METHOD):
         close(*both(lambda: logits(model, batch)))
 
 
@@ -85,7 +85,7 @@ def test_a_choice_that_changes(rows: int, cut: bool, impl: str, both: Any) -> No
 def test_other_models(family: str, both: Any) -> None:
     """With position ids of three axes; and with layers that have no cache entry."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family][:2])
-    method = Changing(ratio=1.0, decode_ratio=0.4, layer=len(tiny.lm(model).layers) - 1)
+    method = Changing(ratio=1.0, decode_ratio=0.4, layer=3)
     with foveate.compress(model, method):
         close(*both(lambda: logits(model, batch)))
 
@@ -147,7 +147,7 @@ def test_rows_that_beams_choose_keep_what_they_see(n: int) -> None:
     """Their choice, and the order that entries were put in for it."""
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:3])
     rows = torch.tensor([2, 0, 0, 1])
-    with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.4, layer=2, threshold=-1.0)), torch.no_grad():
+    with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.4, layer=2, threshold=0.0)), torch.no_grad():
         cache = model(**batch).past_key_values
         after(cache, model, batch, n)
         plain = copy.deepcopy(cache)
@@ -164,7 +164,7 @@ def test_rows_that_beams_choose_keep_what_they_see(n: int) -> None:
 def test_what_steps_see_is_a_view() -> None:
     """Once it is in order, no key or value is copied but by the cache itself."""
     model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"][:1])
-    with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.4, layer=2, threshold=-1.0)), torch.no_grad():
+    with foveate.compress(model, DyCoke(ratio=1.0, decode_ratio=0.4, layer=2, threshold=0.0)), torch.no_grad():
         cache = model(**batch).past_key_values
         after(cache, model, batch, 6)
     for entry in cache.layers[2:]:

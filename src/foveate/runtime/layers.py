@@ -90,12 +90,14 @@ class LayerCalls:
 
     def _look(self, call: DecoderPass, i: int, entries: list[Any], cache: Any) -> Settled:
         """The same of layers whose ``entries`` hold the same, of which ``i`` is the first."""
-        entry, visible = entries[0], None
+        entry = entries[0]
         keys = self.arguments.advance(call, entry, False)
+        visible = None
         if isinstance(entry, CompactMixin) and keys is not None:
-            if self.step is not None and self.step.show(call, i, entry, keys, cache) is not None:
-                keys = entry.coming = put_in_order(entries, keys, cache)
-                visible = keys.shown.slots if keys.shown else None
+            visible = None if self.step is None else self.step.show(call, i, entry, keys, cache)
+            if visible is not None and (ordered := put_in_order(entries, keys, cache)) is not None:
+                keys, visible = ordered
+                entry.coming = keys
             for each in entries:
                 each.coming, each.visible = entry.coming, visible
         sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))

@@ -107,24 +107,30 @@ def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -
     return slots
 
 
-def put_in_order(entries: Sequence[CompactMixin], kv: KVIndex, cache: Cache) -> KVIndex:
-    """Return what entries that hold the same will hold after this step, which is to be ``kv``.
+def put_in_order(entries: Sequence[CompactMixin], kv: KVIndex, cache: Cache) -> tuple[KVIndex, LastSlots] | None:
+    """Put entries that hold the same in order for what they show, if that has not changed for some steps.
 
-    They are put in order for what they show if that has not changed for some steps, which the one returned then says. Not where
-    this would wait for a device, nor where keys and values are elsewhere until they are needed.
+    Not where this would wait for a device, nor where keys and values are elsewhere until they are needed.
+
+    Args:
+        kv: what they are to hold after this step.
+
+    Returns:
+        what they will hold then, and the slots that the step sees; None: nothing was done.
     """
     held, shown = entries[0].kv, kv.shown
     if shown is None or shown.steps <= LASTING or not isinstance(shown.slots, Slots) or held.groups is not None:
-        return kv
+        return None
     seen = shown.slots.index[:, :-1]
     here = seen.device.type == "cpu" and not getattr(cache, "offloading", False)
     if not here or any(each.keys.dim() != 4 or each.keys.shape[2] != held.length for each in entries):  # (quantised)
-        return kv
+        return None
     hidden = torch.ones(len(seen), held.length, dtype=torch.bool).scatter_(1, seen, False)
     take = torch.cat([hidden.nonzero()[:, 1].view(len(seen), -1), seen], 1)
     ordered = held.ordered(take)
-    kv = ordered.append(1)
-    kv.show(shown._replace(slots=LastSlots.like(shown.slots, kv.length)))
+    coming = ordered.append(1)
+    slots = LastSlots.like(shown.slots, coming.length)
+    coming.show(shown._replace(slots=slots))
     for each in entries:
         each.kv, each.keys, each.values = ordered, take_rows(each.keys, take, 2), take_rows(each.values, take, 2)
-    return kv
+    return coming, slots
