@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import add
 
 import torch
 from torch import Tensor
@@ -29,36 +31,27 @@ def stillest(alike: Tensor, cells: Sequence[int], videos: Sequence[int], thresho
         ``(F,)`` int64 the first frame of the window that each frame is in. A cell that stands still in all of a window of
         ``w`` frames saves ``w - 1``. Of windows that save as many, the shorter ones.
     """
-    place, video, width = within(videos), segment_ids(videos), max(videos, default=0) + 1
-    rank = torch.tensor(videos).argsort(descending=True, stable=True).argsort()
-    order = (
-        place * len(videos) + rank[video]
-    ).argsort()  # all first frames, all second ones, ...: longer videos before
-    # What a window from each frame to each later one of its video saves: for every frame a row of where windows may begin.
-    last = place[order]
-    sizes = (last + 1).tolist()
-    row = torch.empty_like(place).index_copy_(0, order, torch.tensor(offsets(sizes)[:-1], dtype=torch.long))
-    begun = torch.bincount(
-        row[segment_ids(cells)] + place[_since(alike, cells, videos, threshold)], minlength=sum(sizes)
-    )
-    others = torch.tensor(cells)[order]  # what stands in the rows before
-    still = begun.cumsum(0) - (others.cumsum(0) - others).repeat_interleave(last + 1)
-    saved = still * (last.repeat_interleave(last + 1) - within(sizes))
-    # The best that can be saved up to each place, times the width, plus that place: of equal ones the later one wins.
-    best, begins = torch.zeros(len(videos), width, dtype=torch.long), []
-    n_there = torch.bincount(place, minlength=width - 1).tolist()
-    for b, part in enumerate(saved.split([n * (b + 1) for b, n in enumerate(n_there)])):
-        found = (best[: n_there[b], : b + 1] + width * part.view(-1, b + 1)).amax(1)
-        begins.append(found % width)
-        best[: n_there[b], b + 1] = found - begins[-1] + b + 1
-    begin = torch.empty_like(place).index_copy_(0, order, torch.cat(begins)).tolist()
-    window = [0] * len(cells)
+    place, width = within(videos), max(videos, default=0) + 1
+    sizes = (place + 1).tolist()
+    # What a window from each frame to each later one of its video saves: for every last frame a row of where it may begin.
+    row, frame = torch.tensor(offsets(sizes)[:-1], dtype=torch.long), segment_ids(cells)
+    begun = torch.bincount(row[frame] + place[_since(alike, cells, videos, threshold)], minlength=sum(sizes))
+    in_rows_before = torch.tensor(offsets(cells)[:-1], dtype=torch.long)
+    still = begun.cumsum(0) - in_rows_before.repeat_interleave(place + 1)
+    saved = still * (place.repeat_interleave(place + 1) - within(sizes)) * width
+    rows, window = iter(saved.split(sizes)), list[int]()
     for start, n in zip(offsets(videos), videos):
-        b = n - 1
+        # The best that can be saved before each frame, times the width, plus the frame: of equal ones the later one wins.
+        best, begin = [0], list[int]()
+        for part in islice(rows, n):
+            found = max(map(add, best, part.tolist()))
+            begin.append(found % width)
+            best.append(found - begin[-1] + len(best))
+        own, b = [0] * n, n - 1
         while b >= 0:
-            a = begin[start + b]
-            window[start + a : start + b + 1] = [start + a] * (b + 1 - a)
-            b = a - 1
+            own[begin[b] : b + 1] = [start + begin[b]] * (b + 1 - begin[b])
+            b = begin[b] - 1
+        window += own
     return torch.tensor(window, dtype=torch.long)
 
 
