@@ -17,7 +17,7 @@ import foveate
 from foveate import HoliTom, Host, Site, Tokens
 from foveate.errors import ConfigError, FoveateError
 from foveate.handle import host_of
-from foveate.ops import frames
+from foveate.ops import standstill
 from foveate.runtime.layout import frames as spans_of
 from foveate.runtime.layout import tokens_of
 from foveate.serving.plan import make_plan
@@ -32,17 +32,40 @@ def in_windows(n: int, cuts: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(a, b - 1) for a, b in zip(starts, [*starts[1:], n])]
 
 
+def windows_of(video: torch.Tensor, cut: standstill.Cut, threshold: float) -> list[tuple[int, int]]:
+    """Of one video alone, ``(F, P)``."""
+    first = cut(video.flatten(), [video.shape[1]] * len(video), [len(video)], threshold).tolist()
+    return in_windows(len(first), tuple(int(first[f] == f) for f in range(1, len(first))))
+
+
 @quick
-@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 1000), st.sampled_from([0.3, 0.6, 0.9]))
-def test_windows_save_as_much_as_any(n: int, cells: int, seed: int, threshold: float) -> None:
-    alike = torch.rand(n, cells, generator=torch.Generator().manual_seed(seed))
+@given(
+    st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1, max_size=3),
+    st.integers(0, 1000),
+    st.sampled_from([0.3, 0.6, 0.9]),
+)
+def test_windows_save_as_much_as_any(sizes: list[tuple[int, int]], seed: int, threshold: float) -> None:
+    """Of several videos at once; of windows that save as many, later frames are in the shorter ones."""
+    generator, first = torch.Generator().manual_seed(seed), 0
+    videos = [torch.rand(n, p, generator=generator) for n, p in sizes]
+    cells = [p for n, p in sizes for _ in range(n)]
+    packed = torch.cat([video.flatten() for video in videos])
+    found = standstill.stillest(packed, cells, [n for n, _ in sizes], threshold)
+    for alike in videos:
+        n = len(alike)
 
-    def saved(windows: list[tuple[int, int]]) -> int:
-        return sum((b - a) * int((alike[a + 1 : b + 1] > threshold).all(0).sum()) for a, b in windows if b > a)
+        def saved(windows: list[tuple[int, int]], alike: torch.Tensor = alike) -> int:
+            return sum((b - a) * int((alike[a + 1 : b + 1] > threshold).all(0).sum()) for a, b in windows if b > a)
 
-    found = frames.stillest(alike, threshold)
-    assert [frame for a, b in found for frame in range(a, b + 1)] == list(range(n))
-    assert saved(found) == max(saved(in_windows(n, cuts)) for cuts in product((0, 1), repeat=n - 1))
+        ways = [in_windows(n, cuts) for cuts in product((0, 1), repeat=n - 1)]
+        most = max(map(saved, ways))
+        of_last_first = [[b - a for a, b in way[::-1]] for way in ways if saved(way) == most]
+        starts = (found[first : first + n] - first).tolist()
+        windows = in_windows(n, tuple(int(starts[f] == f) for f in range(1, n)))
+        assert starts == [a for a, b in windows for _ in range(a, b + 1)]
+        assert [b - a for a, b in windows[::-1]] == min(of_last_first)
+        assert windows == windows_of(alike, standstill.stillest, threshold)
+        first += n
 
 
 def around(x: list[torch.Tensor], k: int) -> tuple[list[int], list[int]]:
@@ -103,7 +126,7 @@ def test_what_stands_still_by_loops(grid: Any, seed: int, keep: float, context: 
         x = tokens.hidden[start : start + n * cells].view(n, cells, -1)
         alike = torch.cosine_similarity(x[1:], x[:-1], dim=-1)
         first = torch.full((1, cells), -1.0)
-        windows = (frames.runs if similar else frames.stillest)(torch.cat([first, alike]), method.tau)
+        windows = windows_of(torch.cat([first, alike]), standstill.runs if similar else standstill.stillest, method.tau)
         still = [(float(alike[a:b, p].min()), a, b, p) for a, b in windows if b > a for p in range(cells)]
         spare = n * cells - budget
         for least, a, b, p in sorted(still, key=lambda each: -each[0]):

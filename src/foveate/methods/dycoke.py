@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from foveate.errors import ConfigError
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import frames, select
-from foveate.ops.segments import segment_cosine, segment_ids
+from foveate.ops.segments import offsets, ranges, segment_cosine, segment_ids
 from foveate.pruners import from_the_start
 from foveate.schedule import COSINE, check_ratio, check_within, spread, survivors
 from foveate.tokens import Reduction, Tokens
@@ -116,5 +117,18 @@ class DyCoke(Method):
         if turned is not None:
             keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
         chosen = tokens.keep_pooled(keep, kept)
-        tokens.state["keep"], tokens.state["counts"] = keep, chosen.counts
+        tokens.state.update(keep=keep, counts=chosen.counts, rows=tokens.spans.row, sizes=tokens.counts)
         return chosen
+
+    def follow(self, state: MutableMapping[str, Any], rows: Tensor | None) -> None:
+        if rows is None or "keep" not in state:
+            state.clear()
+            return
+        spans = [(new, s) for new, old in enumerate(rows.tolist()) for s, row in enumerate(state["rows"]) if row == old]
+        start, sizes = offsets(state["sizes"]), [state["sizes"][s] for _, s in spans]
+        picked = ranges([start[s] for _, s in spans], sizes, state["keep"].device)
+        stays = torch.zeros_like(state["attention"], dtype=torch.bool).index_fill(0, state["keep"], True)[picked]
+        counts = tuple(state["counts"][s] for _, s in spans)
+        state["keep"] = stays.sort(descending=True, stable=True).indices[: sum(counts)]
+        state["attention"], state["counts"] = state["attention"][picked], counts
+        state["rows"], state["sizes"] = tuple(new for new, _ in spans), tuple(sizes)

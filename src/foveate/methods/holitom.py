@@ -9,7 +9,7 @@ import torch
 
 from foveate.errors import UnsupportedSiteError
 from foveate.method import Host, Method, Paper, Site
-from foveate.ops import clusters, frames, merge, select
+from foveate.ops import clusters, merge, select, standstill
 from foveate.ops.segments import segment_mean
 from foveate.pruners import StagedPruner
 from foveate.schedule import COSINE, Schedule, check_within, spread, survivors
@@ -98,9 +98,9 @@ class HoliTom(StagedPruner):
         n, counts, spans = len(tokens), tokens.counts, tokens.spans
         videos = [len(clip) for clip in spans.clips] if self.temporal else [1] * len(counts)
         kept = tokens.pool_budget(site) if self.temporal else tokens.budget(site)
-        cut = frames.runs if self.segments == "similarity" else frames.stillest
+        cut = standstill.runs if self.segments == "similarity" else standstill.stillest
         here = tokens.hidden, tokens.index, counts, spans.sizes
-        into, group, sizes = frames.merge_still(*here, videos, cut, self.tau, kept)
+        into, group, sizes = standstill.merge_still(*here, videos, cut, self.tau, kept)
         left = [k for each, budget in zip(sizes, kept) for k in spread(budget, each, each)]
         context = float(site.at == "lm_entry") if self.contextual is None else self.contextual
         n_best = [survivors(k, 1 - context, least=0) if i % 2 else 0 for i, k in enumerate(left)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -113,110 +113,6 @@ def first_of_runs(before: Tensor, joining: Tensor, longest: int) -> Tensor:
     """
     into = torch.arange(len(before), device=before.device).index_copy(0, joining, before[joining])
     return ends(into, longest)
-
-
-def stillest(alike: Tensor, threshold: float) -> Windows:
-    """Cut a video into windows so that as many cells as can be need not be repeated.
-
-    Args:
-        alike: ``(F, P)`` on the host, the similarity of each cell with the frame before.
-        threshold: a cell is as it was if it is more alike.
-
-    Returns:
-        windows of one frame or more: a cell that stands still in all of a window of ``w`` frames saves ``w - 1``. Of windows
-        that save as many, the shorter ones.
-    """
-    n, still = len(alike), (alike > threshold).long()
-    lasting = [torch.cumprod(still[a + 1 :], 0).sum(1).tolist() for a in range(n)]
-    best, start = [0] * (n + 1), list(range(n))
-    for b in range(n):  # best[b + 1]: what the frames up to b can save
-        best[b + 1] = best[b]
-        for a in range(b - 1, -1, -1):
-            saved = best[a] + (b - a) * int(lasting[a][b - a - 1])
-            if saved > best[b + 1]:
-                best[b + 1], start[b] = saved, a
-    found: Windows = []
-    b = n - 1
-    while b >= 0:
-        found.append((start[b], b))
-        b = start[b] - 1
-    return found[::-1]
-
-
-def runs(alike: Tensor, threshold: float) -> Windows:
-    """Cut a video before each frame whose cells are not more alike than a threshold on average; arguments as of `stillest`."""
-    starts = [f for f, same in enumerate((alike.mean(1) > threshold).tolist()) if f == 0 or not same]
-    return [(a, b - 1) for a, b in zip(starts, [*starts[1:], len(alike)])]
-
-
-def merged_over_time(alike: Tensor, windows: Windows, threshold: float, most: int) -> Tensor:
-    """Tell in which frame each cell is kept when cells that stand still are merged into the first frame of their window.
-
-    Args:
-        alike: ``(F, P)`` on the host, the similarity of each cell with the frame before.
-        windows: of all frames.
-        threshold: a cell stands still in a window if it is more alike in all of it.
-        most: cells that may go; the most alike go first.
-
-    Returns:
-        ``(F, P)`` int64 frames, its own for a cell that does not go.
-    """
-    into = torch.arange(len(alike))[:, None].repeat(1, alike.shape[1])
-    longer = [(a, b) for a, b in windows if b > a]
-    if not longer:
-        return into
-    least = torch.stack([alike[a + 1 : b + 1].amin(0) for a, b in longer])
-    saved = torch.tensor([b - a for a, b in longer])[:, None] * (least > threshold)
-    order = least.flatten().argsort(descending=True, stable=True)
-    goes = torch.zeros(least.numel(), dtype=torch.bool)
-    goes[order] = (saved.flatten()[order].cumsum(0) <= most) & (saved.flatten()[order] > 0)
-    for (a, b), cells in zip(longer, goes.view_as(least)):
-        into[a : b + 1, cells] = a
-    return into
-
-
-def merge_still(
-    features: Tensor,
-    index: Tensor,
-    counts: Sequence[int],
-    cells: Sequence[int],
-    videos: Sequence[int],
-    cut: Callable[[Tensor, float], Windows],
-    threshold: float,
-    kept: Sequence[int],
-) -> tuple[Tensor, Tensor, list[list[int]]]:
-    """Merge cells that stand still in a window of a video into its first frame, but leave as many tokens as are to be kept.
-
-    Args:
-        features: ``(N, C)``; what is compared is their cosine with the same cell of the frame before.
-        index, counts, cells: of `cells_of`; a segment is a frame.
-        videos: frames of each.
-        cut: `stillest` or `runs`.
-        threshold: of these, and of `merged_over_time`.
-        kept: tokens that are to be kept of each video.
-
-    Returns:
-        ``(N,)`` packed indices, the token that each one becomes part of; ``(N,)`` its group: ``2 f`` for one in frame ``f``
-        that stands for several frames, ``2 f + 1`` for one that moves, the last one for what is no more; and for each video the
-        members of the groups of its frames. How many these are follows from the data: this asks the device, once.
-    """
-    first, last = offsets(videos), 2 * len(counts)
-    before = [-1 if frame in first else frame - 1 for frame in range(len(counts))]
-    alike = cosine_with(features, same_cell(index, counts, cells, before), missing=-1.0)
-    cell, absent = cells_of(index, counts, cells), -3.0
-    there = torch.full((sum(cells),), absent, dtype=alike.dtype, device=alike.device).index_copy(0, cell, alike).cpu()
-    plan, sizes, start = [], [], offsets(cells)
-    for frame, n, budget in zip(first, videos, kept):
-        here = there[start[frame] : start[frame + n]].view(n, -1)
-        present, own = here != absent, torch.arange(n)[:, None]
-        to = merged_over_time(here, cut(here, threshold), threshold, int(present.sum()) - budget)
-        stands_for = torch.zeros_like(to).scatter_add_(0, to, present.long())
-        moves, still = (present & (to == own) & (stands_for > 1).eq(many) for many in (False, True))
-        target = start[frame] + to * here.shape[1] + torch.arange(here.shape[1])
-        plan.append(torch.stack([target, torch.where(still | moves, 2 * (frame + own) + moves, last)]).flatten(1))
-        sizes.append(torch.stack([still.sum(1), moves.sum(1)], 1).flatten().tolist())
-    into, group = torch.cat(plan, 1).to(index.device, non_blocking=True)[:, cell]
-    return tokens_at(cell, start[-1])[into], group, sizes
 
 
 def scenes(alike: Sequence[float], videos: Sequence[int], threshold: float, cuts: int) -> list[list[int]]:

@@ -61,19 +61,24 @@ class Pairs:
     def _blocks(self, part: int, rows: Tensor, counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Values, rows and columns of some segments of like lengths, ``rows`` of all tokens. The first row of each of these
         blocks is an even one of its segment."""
-        column, x = to_padded(rows, counts, self.n), to_padded(self._x[rows], counts)
-        width = x.shape[1]
+        column = to_padded(rows, counts, self.n)
+        if self._held is not None and part in self._held:
+            yield self._held[part], column, column
+            return
+        x = self._x if len(rows) == self.n else self._x[rows]
+        x = (
+            x.view(*column.shape, -1) if len(rows) == column.numel() else to_padded(x, counts)
+        )  # a copy of all takes long
+        width = column.shape[1]
         step = (
             width if self._held is not None else max(2, HELD // 8 // column.numel() * 2)
         )  # questions need memory, too
         for start in range(0, width, step):
             at = slice(start, start + step)
-            value = None if self._held is None else self._held.get(part)
-            if value is None:
-                value = x[:, at] @ x.transpose(1, 2) if self._held is None else gram(x)
-                value = value if self._finish is None else self._finish(value, column[:, at], column)
-                if self._held is not None:
-                    self._held[part] = value
+            value = x[:, at] @ x.transpose(1, 2) if self._held is None else gram(x)
+            value = value if self._finish is None else self._finish(value, column[:, at], column)
+            if self._held is not None:
+                self._held[part] = value
             yield value, column[:, at], column
 
 

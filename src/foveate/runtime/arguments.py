@@ -170,9 +170,14 @@ class LayerArguments:
         mask, tables = kwargs.get(self.mask), kwargs.get("position_embeddings")
         given = settled.given
         if given is None or given.mask is not mask or given.tables is not tables:
-            hidden = first_argument(args, kwargs, "hidden_states")
-            new = self.derive(call, i, layer, settled.entry, settled.keys, hidden, args, kwargs)
-            changed = {name: value for name, value in new.items() if value is not kwargs.get(name)}
+            cut, keys = settled.cut, settled.keys
+            whole = keys is not None and isinstance(mask, Tensor) and mask.shape[2:] == (1, keys.total)
+            if cut is not None and whole:
+                changed = {self.mask: cut.of(mask)}
+            else:
+                hidden = first_argument(args, kwargs, "hidden_states")
+                new = self.derive(call, i, layer, settled.entry, keys, hidden, args, kwargs)
+                changed = {name: value for name, value in new.items() if value is not kwargs.get(name)}
             given = settled.given = Given(mask, tables, changed)
         return by_position(layer, positional, args, {**kwargs, **given.changed})
 

@@ -23,7 +23,7 @@ from foveate.ops.segments import offsets
 from foveate.runtime.layout import Rows, varied
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
-from foveate.runtime.slots import Shown, Slots, same
+from foveate.runtime.slots import LastSlots, Shown, Slots, same
 from foveate.tokens import Spans, Tokens
 
 if TYPE_CHECKING:
@@ -170,20 +170,32 @@ class KVIndex:
         left = replace(rows, index=None, valid=None)
         return KVIndex(self.total, 0, rows.index, rows.valid, self.shift, left, groups)
 
+    def ordered(self, take: Tensor) -> KVIndex:
+        """The same entries in the order ``take (B, P)``, which leaves those after the visual tokens where they are."""
+        assert self.visual is not None
+        view, visual = self.view(len(take), take.device), self.visual
+        now = torch.empty_like(take).scatter_(1, take, torch.arange(take.shape[1]).expand_as(take))
+        tail = min(self.tail, self.length - 1 - int(visual.slot.max()))
+        index, valid = (
+            None if x is None else x.gather(1, take)[:, : self.length - tail] for x in (view.index, view.valid)
+        )
+        moved = varied(visual, slot=now[visual.row, visual.slot])
+        return KVIndex(self.total, tail, index, valid, self.shift, moved, self.groups)
+
     def select(self, rows: Tensor) -> KVIndex:
         """The entry for rows ``rows (B',)`` of the batch (beam search, expansion)."""
         known = self._made.get("select")
         if known is not None and (known[0] is rows or same(known[0], rows)):
             return known[1]
-        new = KVIndex(
-            self.total,
-            self.tail,
-            _of_rows(self.index, rows),
-            _of_rows(self.valid, rows),
-            _of_rows(self.shift, rows),
-            None if self.visual is None else _select_rows(self.visual, [int(row) for row in rows.tolist()]),
-            None if self.groups is None else self.groups.of_rows(rows),
-        )
+        groups, visual, picked = None if self.groups is None else self.groups.of_rows(rows), None, None
+        if self.visual is not None:
+            visual, picked = _select_rows(self.visual, [int(row) for row in rows.tolist()])
+        index, valid, shift = (_of_rows(x, rows) for x in (self.index, self.valid, self.shift))
+        new = KVIndex(self.total, self.tail, index, valid, shift, visual, groups)
+        if (
+            self.shown is not None and picked is not None and picked.device.type == "cpu"
+        ):  # (others would be waited for)
+            new.show(self.shown.of_rows(rows, picked))
         self._made["select"] = (rows, new, 0)
         return new
 
@@ -208,14 +220,14 @@ def of_spans(tokens: Tokens, chosen: Sequence[int], rows: Sequence[int]) -> tupl
     return replace(tokens.select(keep, tuple(tokens.counts[s] for s in chosen)), spans=new, history=()), keep
 
 
-def _select_rows(layout: Rows, rows: list[int]) -> Rows:
-    """Return the visual tokens of a layout for a new choice of batch rows."""
+def _select_rows(layout: Rows, rows: list[int]) -> tuple[Rows, Tensor]:
+    """Return the visual tokens of a layout for a new choice of batch rows, and which they were, ``(N',)``."""
     spans = layout.tokens.spans
     chosen = [(new, s) for new, old in enumerate(rows) for s in range(len(spans)) if spans.row[s] == old]
     picked, keep = of_spans(layout.tokens, [s for _, s in chosen], [new for new, _ in chosen])
     row = torch.tensor(picked.spans.row, dtype=torch.long, device=keep.device)[picked.segment]
     lengths = tuple(layout.lengths[r] for r in rows)
-    return replace(layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=lengths)
+    return replace(layout, tokens=picked, row=row, slot=layout.slot[keep], lengths=lengths), keep
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
@@ -265,7 +277,7 @@ class CompactMixin:
     keys: Tensor
     values: Tensor
     kv: KVIndex
-    visible: Slots | None  # the slots that this decode step may see, or None: all
+    visible: Slots | LastSlots | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
     reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
     coming: KVIndex | None  # what it will hold after the next update, which the runtime has announced; None: it has not

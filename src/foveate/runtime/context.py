@@ -33,6 +33,7 @@ from foveate.runtime.signals.past import Past
 from foveate.runtime.signals.reading import Reading
 from foveate.runtime.signals.text import Text
 from foveate.runtime.state import Begun, States
+from foveate.runtime.steady import Cut
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import Clock, LayerTrace, Trace, visit_of
 from foveate.tokens import Reduction, Tokens
@@ -207,6 +208,7 @@ class Settled:
         entry: its cache entry, or the first one that holds the same; None: there is none.
         all: its token sees every key that it is given, at the positions of the stock model.
         note: of it, for the trace.
+        cut: what its mask keeps, if nothing but that changes and the token does not see all; else None.
         given: what the last of these layers was given, or None: none has run whose arguments change.
     """
 
@@ -214,6 +216,7 @@ class Settled:
     entry: Any
     all: bool
     note: LayerTrace
+    cut: Cut | None
     given: Given | None = None
 
 

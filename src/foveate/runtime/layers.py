@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.runtime.arguments import LayerArguments
-from foveate.runtime.cache import CompactMixin, entry_of, held_by
+from foveate.runtime.cache import CompactMixin, KVIndex, entry_of, held_by
 from foveate.runtime.context import Context, DecoderPass, Settled
 from foveate.runtime.hooks import Hooks, first_argument, refuse_copy
 from foveate.runtime.notes import log_of, note_of
@@ -23,7 +23,7 @@ from foveate.runtime.reads import Reads
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.signals.kernel import is_flash
 from foveate.runtime.steady import Cut, Steady
-from foveate.runtime.steps import DecodeSite
+from foveate.runtime.steps import DecodeSite, put_in_order
 
 
 class LayerCalls:
@@ -72,33 +72,37 @@ class LayerCalls:
             call.cache = cache
         settled = call.settled.values()
         kinds, known = {*settled}, len(settled) == len(self.layers)
-        cuts = {each: _cut(each) for each in kinds} if known and all(_only_masks(each) for each in kinds) else {}
         steady = known and all(each.all for each in kinds)
-        self.steady.enter(steady, [cuts[each] for each in settled] if cuts else [], call.ready)
+        cuts = known and all(_only_masks(each.keys, each.entry) for each in kinds)
+        self.steady.enter(steady, [each.cut for each in settled] if cuts else [], call.ready)
 
     def _settle(self, call: DecoderPass, cache: Any, start: int, end: int) -> None:
         """Look at what these layers will see. Those whose entries hold the same are looked at once."""
-        alike: dict[Any, Settled] = {}
+        alike: dict[Any, list[int]] = {}
         entry_of(cache, end - 1)  # which makes all before it
-        for i, held in enumerate(cache.layers[start:end], start):
-            entry: Any = None if self.attentions[i] is None else held
-            kind = held_by(entry)
-            if kind not in alike:
-                alike[kind] = self._look(call, i, entry, cache)
-            elif alike[kind].keys is not None:
-                first: Any = alike[kind].entry
-                entry.coming, entry.visible = first.coming, first.visible
-            call.settled[i] = alike[kind]
+        entries: list[Any] = [None if self.attentions[i] is None else cache.layers[i] for i in range(start, end)]
+        for i, entry in enumerate(entries, start):
+            alike.setdefault(held_by(entry), []).append(i)
+        for layers in alike.values():
+            settled = self._look(call, layers[0], [entries[i - start] for i in layers], cache)
+            call.settled.update(dict.fromkeys(layers, settled))
         log_of(call).extend([call.settled[i].note for i in range(start, end)])
 
-    def _look(self, call: DecoderPass, i: int, entry: Any, cache: Any) -> Settled:
+    def _look(self, call: DecoderPass, i: int, entries: list[Any], cache: Any) -> Settled:
+        """The same of layers whose ``entries`` hold the same, of which ``i`` is the first."""
+        entry = entries[0]
         keys = self.arguments.advance(call, entry, False)
         visible = None
         if isinstance(entry, CompactMixin) and keys is not None:
             visible = None if self.step is None else self.step.show(call, i, entry, keys, cache)
-            entry.visible = visible
+            if visible is not None and (ordered := put_in_order(entries, keys, cache)) is not None:
+                keys, visible = ordered
+                entry.coming = keys
+            for each in entries:
+                each.coming, each.visible = entry.coming, visible
         sees_all = keys is None or (keys.plain and (visible is None or visible.valid is None))
-        return Settled(keys, entry, sees_all, note_of(call, 1, keys, entry))
+        cut = _cut(keys) if visible is None and _only_masks(keys, entry) else None
+        return Settled(keys, entry, sees_all, note_of(call, 1, keys, entry), cut)
 
     def changed(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what layer ``i`` is called with, in place of these arguments; None: with these."""
@@ -124,15 +128,13 @@ class LayerCalls:
         return self.arguments.of_step(call, i, layer, settled, args, kwargs)
 
 
-def _only_masks(settled: Settled) -> bool:
+def _only_masks(keys: KVIndex | None, entry: Any) -> bool:
     """Tell whether no more than a mask is to be cut for a layer, and that is one of the full sequence: no window has ended."""
-    keys, entry = settled.keys, settled.entry
     return keys is None or (keys.at_home and (entry.window is None or keys.total <= entry.window + 1))
 
 
-def _cut(settled: Settled) -> Cut | None:
+def _cut(keys: KVIndex | None) -> Cut | None:
     """Return what a mask keeps for the token of a step; None: all."""
-    keys = settled.keys
     return None if keys is None or keys.whole else Cut(keys.index, keys.total - keys.tail, keys.valid)
 
 

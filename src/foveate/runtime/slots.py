@@ -1,4 +1,9 @@
-"""Which slots of a cache entry a step of decoding sees, where a decode site has chosen."""
+"""Which slots of a cache entry a step of decoding sees, where a decode site has chosen.
+
+Keys and values of these are gathered, which copies them in every layer. Where a choice lasts, an entry is put in order instead,
+once: what steps see then stands behind the rest, and is a view. Keys carry their positions, so attention does not ask for their
+order; masks are derived by positions (`foveate.runtime.masks`), which move with what has them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,9 @@ from torch import Tensor
 
 from foveate.runtime.layout import take_rows
 from foveate.runtime.masks import View
+
+#: Steps that see the same before an entry is put in order, which takes as long as three of them gather at usual shares.
+LASTING = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +41,11 @@ class Slots(View):
         start = torch.arange(0, batch * heads * length, length, device=view.index.device).view(batch, heads, 1)
         return cls(view.index, view.valid, (batch, heads, length), (view.index[:, None] + start).flatten())
 
+    def of_rows(self, rows: Tensor) -> Slots:
+        """The same for batch rows ``rows (B',)``."""
+        valid = None if self.valid is None else self.valid[rows]
+        return Slots.of(View(self.index[rows], valid), *self.shape[1:])
+
     def take(self, x: Tensor) -> Tensor:
         """Return their rows of ``x (B, H, T, d)``."""
         rows = self.rows if self.rows.device == x.device else self.rows.to(x.device)
@@ -43,11 +56,45 @@ class Slots(View):
         return x.view(-1, x.shape[3]).index_select(0, rows).view(*x.shape[:2], -1, x.shape[3])
 
 
+class LastSlots(View):
+    """The slots that a step sees where they stand behind the rest."""
+
+    @classmethod
+    def like(cls, view: View, length: int) -> LastSlots:
+        """Return as many as in ``view``, the last ones of ``length``."""
+        batch, n = view.index.shape
+        return cls(torch.arange(length - n, length, device=view.index.device).expand(batch, -1), view.valid)
+
+    def append(self, place: int) -> LastSlots:
+        return LastSlots.like(super().append(place), place + 1)
+
+    def of_rows(self, rows: Tensor) -> LastSlots:
+        """The same for batch rows ``rows (B',)``."""
+        valid = None if self.valid is None else self.valid[rows]
+        return LastSlots(self.index[:1].expand(len(rows), -1), valid)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return their rows of ``x (B, H, T, d)``: a view."""
+        return x[:, :, -self.index.shape[1] :]
+
+
 class Shown(NamedTuple):
-    """What a step sees of a cache entry: the visual tokens ``keep (K,)``, and all slots with them (None: all there are)."""
+    """What a step sees of a cache entry.
+
+    Attributes:
+        keep: ``(K,)`` the visual tokens.
+        slots: all slots with them; None: all there are.
+        steps: how many have seen the same so far.
+    """
 
     keep: Tensor
-    slots: Slots | None
+    slots: Slots | LastSlots | None
+    steps: int = 1
+
+    def of_rows(self, rows: Tensor, picked: Tensor) -> Shown:
+        """The same for batch rows ``rows (B',)``, whose visual tokens were the ones ``picked (N',)``."""
+        keep, slots = torch.isin(picked, self.keep).nonzero().flatten(), self.slots
+        return Shown(keep, None if slots is None else slots.of_rows(rows.to(picked.device)), self.steps)
 
 
 def same(rows: Tensor, others: Tensor) -> bool:

@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from transformers.cache_utils import Cache
 
 from foveate.errors import UnsupportedSiteError
 from foveate.runtime.cache import CompactMixin, KVIndex
 from foveate.runtime.context import Action, DecoderPass
-from foveate.runtime.layout import varied
+from foveate.runtime.layout import take_rows, varied
 from foveate.runtime.masks import View
 from foveate.runtime.presence import Presence
-from foveate.runtime.slots import Shown, Slots, same
+from foveate.runtime.slots import LASTING, LastSlots, Shown, Slots, same
 from foveate.tokens import Reduction
 
 
@@ -46,7 +47,9 @@ class DecodeSite:
         """Tell whether the entry of a layer must know its visual tokens: from the layer whose attention is read."""
         return layer >= self.layer - 1
 
-    def show(self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache) -> Slots | None:
+    def show(
+        self, call: DecoderPass, layer: int, entry: CompactMixin, kv: KVIndex, cache: Cache
+    ) -> Slots | LastSlots | None:
         """Return the slots that this step may see of a cache entry, which will hold ``kv``; None: all."""
         visual = kv.visual
         if entry.window is not None and layer >= self.layer - 1:
@@ -83,14 +86,14 @@ class DecodeSite:
         return self.action.decide(call.trace, tokens)
 
 
-def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -> Slots | None:
+def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -> Slots | LastSlots | None:
     """Return the slots of a cache entry, which will hold ``kv``, that the step may see; None: all.
 
     As long as the choice is that of the step before, these are the slots of that step and the newest one.
     """
-    last = entry.kv.shown
+    last, steps = entry.kv.shown, 1
     if last is not None and kv.length == entry.kv.length + 1 and same(last.keep, reduction.keep):
-        view: View | None = None if last.slots is None else last.slots.append(kv.length - 1)
+        view, steps = None if last.slots is None else last.slots.append(kv.length - 1), last.steps + 1
     else:
         visual = kv.visual
         assert visual is not None
@@ -99,6 +102,35 @@ def _shown(entry: CompactMixin, kv: KVIndex, reduction: Reduction, batch: int) -
         shown, take = whole.reduce(reduction)
         view = None if take is None else View(take, shown.valid)
     heads = entry.keys.shape[1] if entry.keys.dim() == 4 else 0  # (a quantised one may hold no rows here)
-    slots = None if view is None else Slots.of(view, heads, kv.length)
-    kv.show(Shown(reduction.keep, slots))
+    slots = view if view is None or isinstance(view, LastSlots) else Slots.of(view, heads, kv.length)
+    kv.show(Shown(reduction.keep, slots, steps))
     return slots
+
+
+def put_in_order(entries: Sequence[CompactMixin], kv: KVIndex, cache: Cache) -> tuple[KVIndex, LastSlots] | None:
+    """Put entries that hold the same in order for what they show, if that has not changed for some steps.
+
+    Not where this would wait for a device, nor where keys and values are elsewhere until they are needed.
+
+    Args:
+        kv: what they are to hold after this step.
+
+    Returns:
+        what they will hold then, and the slots that the step sees; None: nothing was done.
+    """
+    held, shown = entries[0].kv, kv.shown
+    if shown is None or shown.steps <= LASTING or not isinstance(shown.slots, Slots) or held.groups is not None:
+        return None
+    seen = shown.slots.index[:, :-1]
+    here = seen.device.type == "cpu" and not getattr(cache, "offloading", False)
+    if not here or any(each.keys.dim() != 4 or each.keys.shape[2] != held.length for each in entries):  # (quantised)
+        return None
+    hidden = torch.ones(len(seen), held.length, dtype=torch.bool).scatter_(1, seen, False)
+    take = torch.cat([hidden.nonzero()[:, 1].view(len(seen), -1), seen], 1)
+    ordered = held.ordered(take)
+    coming = ordered.append(1)
+    slots = LastSlots.like(shown.slots, coming.length)
+    coming.show(shown._replace(slots=slots))
+    for each in entries:
+        each.kv, each.keys, each.values = ordered, take_rows(each.keys, take, 2), take_rows(each.values, take, 2)
+    return coming, slots
