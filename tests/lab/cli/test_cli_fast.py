@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -156,15 +157,16 @@ def test_before_torch(name: str, said: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("command", ["methods", "families"])
 def test_lists_take_a_moment(command: str) -> None:
-    """Processor time, as other processes may be busy; the best of several."""
+    """Processor time, as other processes may be busy, and on a slow machine as a multiple; the best of several."""
 
-    def used() -> float:
+    def used(run: Callable[[], object]) -> float:
         before = os.times()
-        as_json(foveate(command, "--json"))
+        run()
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(used() for _ in range(3)) < 0.7
+    bare = min(used(lambda: subprocess.run([sys.executable, "-c", "import typer"], check=True)) for _ in range(3))
+    assert min(used(lambda: as_json(foveate(command, "--json"))) for _ in range(3)) < max(0.7, 6 * bare)
 
 
 def test_the_index_is_what_the_classes_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,4 @@ def test_an_average_and_its_interval() -> None:
     assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
     assert average(values) == found
     same = average(np.full(7, 0.25))
-    assert (same.value, same.low, same.high, same.n) == (0.25, 0.25, 0.25, 7)
-    many = average(np.zeros(5000))
-    assert (many.low, many.high) == (0, 0)
+    assert (same.value, same.low, same.high, same.n) == (0.25, None, None, 7)
