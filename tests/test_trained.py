@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,6 +285,28 @@ def test_sums_with_trained_parts(tmp_path: Path) -> None:
         assert list(handle.modules) == ["learned", "learned_2"]
 
 
+def test_random_weights_are_said_and_restored_ones_are_not(tmp_path: Path) -> None:
+    """Each time that a person attaches them; of a sum, of the parts that nobody has trained."""
+    model = tiny.model("llava")
+    source = folder_of(model, Learned(), tmp_path / "run")
+    learned = trained.adapted(model, source, host_of(model))
+    says = r"learned has learned parts with random weights.*`foveate train learned`"
+    for attach in (
+        lambda: foveate.compress(model, Learned()),
+        lambda: foveate.compress(model, f"learned + {source}"),
+        lambda: attach_learned(model, Learned(), None),
+    ):
+        with pytest.warns(UserWarning, match=says) as caught:
+            attach().remove()
+        assert [each.filename for each in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        foveate.compress(model, foveate.FastV()).remove()
+        foveate.compress(model, source).remove()
+        foveate.compress(model, f"fastv + {source}").remove()
+        attach_learned(model, Learned(keep=0.25), learned).remove()
+
+
 def test_an_adapter_and_learned_parts_in_one_folder(tmp_path: Path) -> None:
     """LoRA on the model is saved beside them, whoever put it there, and both come back."""
     peft = pytest.importorskip("peft")
@@ -391,6 +414,8 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path: Path, monkeypatch: p
     assert len(list(handle.parameters())) == 4
     with pytest.raises(UnsupportedModelError, match=r"call save_pretrained\(\) before remove\(\)"):
         handle.save_pretrained(tmp_path / "late")
+    with pytest.raises(UnsupportedModelError, match="handle was removed: .* attaches the method again"), handle:
+        pytest.fail("the stock model would answer")
     (tmp_path / "file").write_text("")
     with foveate.compress(model, Learned()) as handle, pytest.raises(AdapterError, match="cannot write to"):
         handle.save_pretrained(tmp_path / "file")

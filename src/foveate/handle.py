@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,7 @@ class Handle:
         model: nn.Module,
         method: Method,
         undo: Callable[[], None] | None = None,
-        fill: Callable[[nn.ModuleDict], None] | None = None,
+        fill: Callable[[nn.ModuleDict], Collection[str]] | None = None,
     ) -> None:
         self.model, self.method, self._undo = model, method, undo
         self._target = _vlm(model)
@@ -61,13 +61,13 @@ class Handle:
             self._runtime: Runtime | None = Runtime(self._target, self._family, method)
             self.modules = self._runtime.modules
             try:
-                if fill is not None:
-                    fill(self.modules)
+                trained = () if fill is None else fill(self.modules)
             except BaseException:
                 self._runtime.remove()
                 raise
             vars(self._target)[_PLACE] = self
             _log.info("attached %r to %s", method, type(self._target).__name__)
+            self._untrained = [name for name in self.modules if name not in trained]
             self._saves = [
                 _warn_of_saving(each) for each in {id(each): each for each in (model, self._target)}.values()
             ]
@@ -81,9 +81,8 @@ class Handle:
 
         ``foveate.compress(model, folder)`` restores all of it, on a model like this one.
         """
-        if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call save_pretrained() before remove()")
-        trained.save(Path(folder), self.method, self._runtime.host, self.modules, self.model)
+        runtime = self._attached("call save_pretrained() before remove()")
+        trained.save(Path(folder), self.method, runtime.host, self.modules, self.model)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
         """Put on the hub what `save_pretrained` writes: ``foveate.from_pretrained(repository)`` gives all of it back.
@@ -119,16 +118,12 @@ class Handle:
         ...     model.generate(**inputs)
         ...     foveate.lab.story.tell(trace(), handle.report())
         """
-        if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call trace() before remove()")
-        with self._runtime.calls.detailed():
+        with self._attached("call trace() before remove()").calls.detailed():
             yield self._last
 
     def _last(self) -> Trace:
         """The trace of the last call that has ended."""
-        if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call report() before remove()")
-        found = self._runtime.last()
+        found = self._attached("call report() before remove()").last()
         if found is None:
             raise UnsupportedModelError("no call of the model has ended since the method was attached: call it first")
         return found
@@ -140,11 +135,10 @@ class Handle:
         What it returns are their features, in this order (and where a family puts newlines between them, those). Features may
         be kept and brought back in any order and together with others, as ``mm_encoder_outputs``.
         """
-        if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: ask for `encoded` before remove()")
-        if self._runtime.encodings.left is None:
+        left = self._attached("ask for `encoded` before remove()").encodings.left
+        if left is None:
             raise InputError("no features were asked for under this handle: call model.get_image_features(...) first")
-        return self._runtime.encodings.left
+        return left
 
     def encode(self, inputs: Mapping[str, Any]) -> Memory:
         """Encode images once, to ask about them again and again, also in another process (`Memory.save`).
@@ -157,9 +151,13 @@ class Handle:
             What the method leaves of them, or has made of them. ``model.generate(**text, memory=memory)`` takes it in place of
             pixels; the rest of the inputs (ids with their placeholders, grids) is what the processor gives with the images.
         """
+        return self._attached("call encode() before remove()").memories.encode(inputs)
+
+    def _attached(self, what_to_do: str) -> Runtime:
+        """Return the hooks on the model; raise `UnsupportedModelError` if they were removed."""
         if self._runtime is None:
-            raise UnsupportedModelError("this handle was removed: call encode() before remove()")
-        return self._runtime.memories.encode(inputs)
+            raise UnsupportedModelError(f"this handle was removed: {what_to_do}")
+        return self._runtime
 
     def remove(self) -> None:
         """Make the model the stock model again. Calling it twice does nothing.
@@ -185,6 +183,7 @@ class Handle:
         refuse_copy()
 
     def __enter__(self) -> Handle:
+        self._attached("foveate.compress(model, handle.method) attaches the method again")
         return self
 
     def __exit__(
@@ -213,6 +212,12 @@ def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **opt
         FoveateError: the family is unknown, the model is compiled or already attached, or the method asks for a layer or
             signal that the model does not have. The model is left as it was.
     """
+    handle = _compress(model, method, options)
+    _warn_of_untrained(handle)
+    return handle
+
+
+def _compress(model: nn.Module, method: Method | str | os.PathLike[str], options: dict[str, Any]) -> Handle:
     if isinstance(method, os.PathLike):
         return _trained(model, [os.fspath(method)], options)
     if isinstance(method, str):
@@ -287,6 +292,20 @@ def _warn_of_saving(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
+def _warn_of_untrained(handle: Handle) -> None:
+    """Warn of learned parts that nobody has trained: with random weights, what a method keeps means nothing."""
+    found = dict(zip(part_names(handle.method), handle.method.parts()))
+    names = list(dict.fromkeys(found[name].name() for name in handle._untrained))
+    if names:
+        several = len(names) > 1
+        warnings.warn(
+            f"{' and '.join(names)} {'have' if several else 'has'} learned parts with random weights, so that what "
+            f"{'they choose' if several else 'it chooses'} means nothing yet: train {'them' if several else 'it'} (`foveate train "
+            f"{names[0]}`), or give the folder of what was trained in place of the name",
+            stacklevel=3,
+        )
+
+
 def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Handle:
     """Return the sum of ``parts``, names and sources of trained methods."""
     keep = options.pop("keep", None) if len(parts) == 1 else None
@@ -304,13 +323,15 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
     first, *rest = [each.method if isinstance(each, trained.Trained) else each for each in found]
     method = sum(rest, start=first) if keep is None else first.with_keep(keep)
 
-    def fill(modules: nn.ModuleDict) -> None:
-        names = iter(part_names(method))
+    def fill(modules: nn.ModuleDict) -> list[str]:
+        names, filled = iter(part_names(method)), []
         for each in found:
             own = each.method if isinstance(each, trained.Trained) else each
             mine = [next(names) for _ in own.parts()]
             if isinstance(each, trained.Trained):
                 trained.fill(modules, mine, each)
+                filled += mine
+        return filled
 
     undo = adapter.attach(target, adapters[0].folder, adapters[0].source) if adapters else None
     try:
@@ -324,11 +345,12 @@ def _trained(model: nn.Module, parts: list[str], options: dict[str, Any]) -> Han
 def attach_learned(model: nn.Module, method: Method, learned: trained.Trained | None) -> Handle:
     """Attach a method with what others of its kind have learned, whose adapter is on ``model`` already (`trained.adapted`)."""
 
-    def fill(modules: nn.ModuleDict) -> None:
-        if learned is not None:
-            trained.fill_alike(modules, method, learned)
+    def fill(modules: nn.ModuleDict) -> list[str]:
+        return [] if learned is None else trained.fill_alike(modules, method, learned)
 
-    return Handle(model, method, None, fill)
+    handle = Handle(model, method, None, fill)
+    _warn_of_untrained(handle)
+    return handle
 
 
 def attached(model: nn.Module) -> Handle | None:

@@ -154,10 +154,13 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def fill_alike(modules: nn.ModuleDict, method: Method, trained: Trained) -> None:
+def fill_alike(modules: nn.ModuleDict, method: Method, trained: Trained) -> list[str]:
     """Put trained weights into learned parts of ``method`` that are alike: the same method, whatever its options.
 
     Parts that were not trained stay as they were made.
+
+    Returns:
+        The names of the parts that have trained weights now.
 
     Raises:
         AdapterError: as `fill`, where an option decides how large a learned part is.
@@ -173,6 +176,7 @@ def fill_alike(modules: nn.ModuleDict, method: Method, trained: Trained) -> None
     tensors = {name: tensor for name, tensor in trained.modules.items() if name.partition(".")[0] in kept}
     if tensors:
         fill(modules, names, replace(trained, modules=tensors))
+    return [name for name in names if name]
 
 
 def adapted(model: nn.Module, source: str, host: Host) -> Trained:

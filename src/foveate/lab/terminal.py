@@ -6,13 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+import foveate
 from foveate.errors import FoveateError
 
 #: Results go to stdout; progress, notes and errors to stderr, so that stdout can be piped.
@@ -39,6 +42,24 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """One line that should not be missed."""
     _said_on().print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
+
+
+@contextmanager
+def warnings_of_ours() -> Iterator[None]:
+    """Inside, a Python warning that the library gives is one line, each text once; those of others are as they were."""
+    ours, said = os.path.dirname(foveate.__file__), set[str]()
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: Any, filename: str, *place: Any) -> None:
+            if not filename.startswith(ours):
+                shown(message, category, filename, *place)
+            elif str(message) not in said:
+                said.add(str(message))
+                warn(f"warning: {message}")
+
+        warnings.showwarning = show
+        yield
 
 
 def fail(error: FoveateError) -> None:

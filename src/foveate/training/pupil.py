@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import TrainingError
-from foveate.handle import Handle, compress
+from foveate.handle import Handle
 from foveate.learning import Stage
 from foveate.losses import IGNORED, Answer, Step
 from foveate.method import Host, Method
@@ -73,7 +73,7 @@ class Pupil(nn.Module):
     def _attach(self) -> None:
         assert self._stage is not None
         assert self._method is not None
-        self._handle = compress(self.model, Relaxed.of(self._method, self._made, self._stage, self._host, self._tape))
+        self._handle = Handle(self.model, Relaxed.of(self._method, self._made, self._stage, self._host, self._tape))
 
     @contextlib.contextmanager
     def _stock(self) -> Iterator[None]:

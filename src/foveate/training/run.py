@@ -19,7 +19,7 @@ from torch import nn
 
 from foveate import extras, trained
 from foveate.errors import FoveateError, TrainingError, first_line
-from foveate.handle import compress, host_of
+from foveate.handle import Handle, host_of
 from foveate.method import Host, Method
 from foveate.methods import list_methods
 from foveate.models import family_of
@@ -99,8 +99,8 @@ class Run:
         self.plan, self.chats, self._host = plan, chats, host_of(model)
         self._name = method.curriculum if plan.curriculum is None else plan.curriculum
         curriculum = curriculum_of(method, self._name, self._host)
-        for keep in curriculum.keeps:
-            compress(model, curriculum.method_at(method, keep)).remove()
+        for keep in curriculum.keeps:  # `compress` would warn that nothing is trained yet
+            Handle(model, curriculum.method_at(method, keep)).remove()
         family = family_of(model.config)
         visual = [getattr(model.config, name) for name in family.modalities.values()]
         collator = Collator(processor, visual)

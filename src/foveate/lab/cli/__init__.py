@@ -37,7 +37,8 @@ train_app = typer.Typer(
 def main() -> None:
     """Entry point: mistakes of the user are one sentence, not a traceback."""
     try:
-        _command()()
+        with terminal.warnings_of_ours():
+            _command()()
     except FoveateError as error:
         terminal.fail(error)
         raise SystemExit(2) from None
