@@ -79,11 +79,30 @@ def test_a_folder_gives_back_model_and_method(tmp_path: Path) -> None:
     assert handle.model.name_or_path == str(both)
 
 
+def test_the_model_comes_back_in_the_dtype_that_it_had(tmp_path: Path) -> None:
+    """Whatever its own folder says; an option says otherwise."""
+    model, _ = saved.load("llava")
+    other = (
+        torch.bfloat16
+        if transformers.AutoConfig.from_pretrained(saved.folder("llava")).dtype != torch.bfloat16
+        else torch.float16
+    )
+    with foveate.compress(model.to(other), "stride") as handle:
+        handle.save_pretrained(tmp_path / "method")
+    for options, dtype in (({}, other), ({"dtype": torch.float32}, torch.float32)):
+        with foveate.from_pretrained(tmp_path / "method", **options) as handle:
+            assert handle.model.dtype == dtype
+
+
 def test_folders_that_give_no_model(tmp_path: Path) -> None:
     with foveate.compress(tiny.model("llava", fresh=True), "stride") as handle:
         handle.save_pretrained(tmp_path / "unnamed")
     with pytest.raises(AdapterError, match="does not say which model it belongs on"):
         foveate.from_pretrained(tmp_path / "unnamed")
+    shutil.copytree(saved.folder("llava"), tmp_path / "broken")
+    (tmp_path / "broken" / "foveate_method.json").write_text('{"method":')
+    with pytest.raises(AdapterError, match=r"cannot read foveate_method.json in '.*broken': not JSON"):
+        foveate.from_pretrained(tmp_path / "broken")
     said = json.loads((tmp_path / "unnamed" / "foveate_method.json").read_text())
     said["model"]["name"] = str(tmp_path / "gone")
     (tmp_path / "unnamed" / "foveate_method.json").write_text(json.dumps(said))
@@ -143,6 +162,6 @@ def test_a_repository_with_its_model_is_loaded_from_the_hub(tmp_path: Path, monk
     import huggingface_hub
 
     for name in ("foveate_method.json", "config.json"):
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).write_text('{"model": {}}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
-    assert foveate.trained.base_of("me/mine") == "me/mine"
+    assert foveate.trained.base_of("me/mine") == ("me/mine", {})

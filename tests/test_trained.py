@@ -414,7 +414,7 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path: Path, monkeypatch: p
     assert len(list(handle.parameters())) == 4
     with pytest.raises(UnsupportedModelError, match=r"call save_pretrained\(\) before remove\(\)"):
         handle.save_pretrained(tmp_path / "late")
-    with pytest.raises(UnsupportedModelError, match="handle was removed: .* attaches the method again"), handle:
+    with pytest.raises(UnsupportedModelError, match=r"handle was removed: .* attaches the method again"), handle:
         pytest.fail("the stock model would answer")
     (tmp_path / "file").write_text("")
     with foveate.compress(model, Learned()) as handle, pytest.raises(AdapterError, match="cannot write to"):

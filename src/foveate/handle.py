@@ -239,7 +239,7 @@ def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle
 
     Args:
         source: a folder or a hub id. Where it has a model, too (of ``model.save_pretrained``), it is that one; else the one
-            that was loaded when the method was saved.
+            that was loaded when the method was saved, in the dtype that it had then.
         options: for the model's own ``from_pretrained``: ``dtype``, ``device_map``, ``attn_implementation`` ...
 
     Returns:
@@ -248,10 +248,10 @@ def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     name = os.fspath(source)
-    base = trained.base_of(name)
+    base, usual = trained.base_of(name)
     try:
         family_of(AutoConfig.from_pretrained(base))  # says what is supported before gigabytes are loaded
-        model = AutoModelForImageTextToText.from_pretrained(base, **options).eval()
+        model = AutoModelForImageTextToText.from_pretrained(base, **{**usual, **options}).eval()
     except (
         OSError,
         ValueError,
@@ -300,8 +300,8 @@ def _warn_of_untrained(handle: Handle) -> None:
         several = len(names) > 1
         warnings.warn(
             f"{' and '.join(names)} {'have' if several else 'has'} learned parts with random weights, so that what "
-            f"{'they choose' if several else 'it chooses'} means nothing yet: train {'them' if several else 'it'} (`foveate train "
-            f"{names[0]}`), or give the folder of what was trained in place of the name",
+            f"{'they choose' if several else 'it chooses'} means nothing yet: train {'them' if several else 'it'} (`foveate "
+            f"train {names[0]}`), or give the folder of what was trained in place of the name",
             stacklevel=3,
         )
 

@@ -27,6 +27,7 @@ METHOD, MODULES = "foveate_method.json", "foveate_modules.safetensors"
 CONFIG = "config.json"  # of a model that is beside it
 CHECKPOINTS = "checkpoints"  # a folder beside them, of the training
 WIDTHS = ("width", "tower_width")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
             save_file(tensors, str(folder / MODULES), metadata={"format": "pt"})
             files = [*files, MODULES]
         made_for = {name: getattr(host, name) for name in ("family", "layers", *WIDTHS)}
+        made_for["dtype"] = str(getattr(model, "dtype", "")).removeprefix("torch.")
         base = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
         if base:
             made_for["name"] = base
@@ -75,24 +77,27 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
         raise AdapterError(f"cannot write to {str(folder)!r}: {first_line(error)}") from None
 
 
-def base_of(source: str) -> str:
-    """Return the model that a folder, or a repository of the hub, belongs on: its own, if it has one, or the one that it names.
+def base_of(source: str) -> tuple[str, dict[str, str]]:
+    """Return the model that a folder, or a repository of the hub, belongs on, and what to load it with.
+
+    It is the folder's own model, if it has one, or the one that it names, in the dtype in which that was loaded then.
 
     Raises:
-        AdapterError: there is no such folder, or it says no model.
+        AdapterError: there is no such folder, it cannot be read, or it says no model.
     """
     folder = _folder(source)
-    if (folder / CONFIG).is_file():
-        return source  # of the hub: only this file and the method's own were fetched yet
     try:
-        name = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"].get("name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        name = None
+        model = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"]
+        name, dtype = model.get("name"), model.get("dtype")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(source, error) from None
+    if (folder / CONFIG).is_file():
+        return source, {}  # of the hub: only this file and the method's own were fetched yet
     if not isinstance(name, str) or not name:
         raise AdapterError(
             f"{source!r} does not say which model it belongs on: load that one, and foveate.compress(model, {source!r})"
         )
-    return name
+    return name, {"dtype": dtype} if dtype in DTYPES else {}
 
 
 def read(source: str, host: Host) -> Trained:
@@ -225,8 +230,7 @@ def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
         widths = {name: int(model[name]) for name in WIDTHS if name in model}
         content = {**content, "method": method_from_dict(content["method"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said = str(error) if isinstance(error, ConfigError | UnknownNameError) else "it is not what `save` writes"
-        raise AdapterError(f"cannot read {METHOD} in {source!r}: {said}") from None
+        raise _unreadable(source, error) from None
     if trained != (host.family, host.layers):
         raise AdapterError(
             f"what is in {source!r} is for a {trained[0]} with {trained[1]} decoder layers, and this model is a "
@@ -240,6 +244,13 @@ def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
                 f"{getattr(host, name)}: give the model that it was trained on"
             )
     return content
+
+
+def _unreadable(source: str, error: Exception) -> AdapterError:
+    said = (
+        str(error) if isinstance(error, ConfigError | UnknownNameError) else "it is not what `save_pretrained` writes"
+    )
+    return AdapterError(f"cannot read {METHOD} in {source!r}: {said}")
 
 
 def _tensors(path: Path, source: str) -> dict[str, Tensor]:

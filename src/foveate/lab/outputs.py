@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from foveate.lab.terminal import CommandError
+from foveate.lab.terminal import CommandError, warn
+
+_kept: list[Path] = []
 
 
 def taken(path: Path, why: str = "is there already", option: str = "out") -> CommandError:
@@ -36,6 +38,28 @@ def check_folder(option: str, folder: Path) -> None:
         raise CommandError(f"--{option} {str(folder)!r}: {str(there)!r} is a file; give the name of a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise CommandError(f"--{option} {str(folder)!r}: nothing can be written to {str(there)!r}; give another folder")
+
+
+def place_now(path: Path, overwrite: bool) -> Path:
+    """Where a result goes whose place was free when the run began: beside what somebody else has put there meanwhile."""
+    number, free = 1, path
+    while os.path.lexists(free) and not overwrite:
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    if free != path:
+        warn(f"{str(path)!r} was written meanwhile, by somebody else: this goes into {str(free)!r}")
+    return free
+
+
+def keeps(path: Path) -> None:
+    """Note that a run has work of its own on the disk, with which the same command goes on."""
+    if path not in _kept:
+        _kept.append(path)
+
+
+def is_kept() -> bool:
+    """Whether anything was noted by `keeps`."""
+    return bool(_kept)
 
 
 def holds_anything(folder: Path) -> bool:

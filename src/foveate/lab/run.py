@@ -101,6 +101,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     overlays: list[Path] = []
     if recorded is not None:
         seen, tiles = prompting.seen(processor, inputs, images), prompting.tiles(processor, inputs, images)
+        pictures = [outputs.place_now(path, request.overwrite) for path in pictures]
         overlays = _draw(pictures, _strips(request, recorded, report, seen, tiles))
     return Result(
         request,

@@ -55,8 +55,25 @@ def test_what_is_not_whole(tmp_path: Path, broken: str) -> None:
 
 def test_what_is_whole(tmp_path: Path) -> None:
     for written in (result(), result(case(64, [], [])), result(case(64, [1.0], [0.5]), case(256, [2.0], [0.5]))):
+        (tmp_path / "x.json").unlink(missing_ok=True)
         written.write(tmp_path / "x.json")
         assert read(tmp_path / "x.json") == written
+
+
+def test_a_file_that_another_run_has_written_stays(tmp_path: Path) -> None:
+    """Both began before there was a file; a run goes on in its own."""
+    ours, theirs, path = result(case(64, [1.0], [0.5])), result(case(256, [2.0], [0.5])), tmp_path / "x.json"
+    theirs.write(path)
+    with pytest.raises(CommandError, match=r"was written by another run while this one measured.*--overwrite"):
+        ours.write(path)
+    assert read(path) == theirs
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+    again = read(path)
+    again.cases.append(case(512, [3.0], [0.5]))
+    again.write(path)
+    assert read(path) == again
+    with pytest.raises(CommandError, match="was written by another run"):
+        theirs.write(path)
 
 
 def test_brackets_without_end(tmp_path: Path) -> None:

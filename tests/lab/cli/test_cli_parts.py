@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from foveate import DivPrune, FastV, Stride, ToMe, V2Drop
 from foveate.lab import catalog, cli, outputs, terminal
+from foveate.lab.evaluation.store import Record, Store
 from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.index import group_sites
 from foveate.lab.options import method_from_words
@@ -75,12 +77,27 @@ def test_a_file_where_pictures_are_to_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "goes_on"), [(["methods"], False), (["tune", "-M", "fastv", "--budget", "0.5"], True)]
+    ("words", "goes_on"),
+    [
+        (["methods"], False),
+        (["tune", "-M", "fastv", "--budget", "0.5"], False),
+        (["tune", "-M", "fastv", "--budget", "0.5"], True),
+    ],
 )
 def test_stopped_by_hand(
-    words: list[str], goes_on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    goes_on: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    """What was answered is kept, if anything was."""
+    monkeypatch.setattr(outputs, "_kept", [])
+
     def stop(*_: object) -> None:
+        store = Store(tmp_path / "answers.jsonl", {}, Record)
+        if goes_on:
+            store.add([Record("1", "color", "red", True, None)])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(catalog, "describe_methods", stop)
@@ -92,6 +109,14 @@ def test_stopped_by_hand(
     said = capsys.readouterr().err
     assert "stopped" in said
     assert ("the same command goes on" in said) == goes_on
+
+
+def test_stopped_before_the_command_is_there() -> None:
+    """While it is still imported."""
+    stop = "import sys\nclass Stop:\n    def find_spec(self, name, *_):\n        if name == 'typer': raise KeyboardInterrupt\n"
+    program = f"{stop}sys.meta_path.insert(0, Stop())\nfrom foveate.__main__ import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
 
 
 def test_site_names_are_grouped() -> None:

@@ -75,6 +75,8 @@ class Answers:
                     self.done.add(name)
                     kept.append(line + "\n")
             _replace(path, "".join(kept))
+            if kept:
+                outputs.keeps(path)
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot keep answers in {str(path)!r}: {error}") from None
 
@@ -83,6 +85,7 @@ class Answers:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(answer.line() for answer in answers))
+            outputs.keeps(self.path)
         except OSError as error:
             raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
 

@@ -83,11 +83,13 @@ class Result:
         settings: what all measurements have in common; a run goes on only under the same.
         command: that wrote it last.
         cases: in the order in which they were begun.
+        there: what this run has last read from its file or written to it; "": it has no file yet.
     """
 
     settings: dict[str, Any]
     command: str
     cases: list[Case] = field(default_factory=list)
+    there: str = field(default="", repr=False, compare=False)
 
     def case(self, wanted: Case) -> Case:
         """The case of the same key, or ``wanted``, which then is one of the result's."""
@@ -99,14 +101,21 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; every number that was measured is in it."""
-        return {"schema": SCHEMA, **asdict(self)}
+        found = asdict(self)
+        del found["there"]
+        return {"schema": SCHEMA, **found}
 
     def write(self, path: Path) -> None:
-        """All of it or nothing: a reader never meets half of a file."""
-        part = path.with_name(f".{path.name}.partial")
+        """All of it or nothing: a reader never meets half of a file, and what another run has written there stays."""
+        part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
         try:
-            part.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            if (path.read_text(encoding="utf-8", errors="replace") if path.exists() else "") not in ("", self.there):
+                raise outputs.taken(path, "was written by another run while this one measured, and is left as it is")
+            part.write_text(text, encoding="utf-8")
             os.replace(part, path)
+            self.there = text
+            outputs.keeps(path)
         except OSError as error:
             raise CommandError(f"cannot write the result to {str(path)!r}: {error}") from None
 
@@ -114,7 +123,7 @@ class Result:
 def read(path: Path) -> Result:
     """A result that was written before."""
     try:
-        data = from_json(path.read_text(encoding="utf-8"))
+        data = from_json(text := path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CommandError(f"there is no result {str(path)!r}: `foveate bench --out {path}` makes one") from None
     except (OSError, ValueError) as error:
@@ -122,12 +131,14 @@ def read(path: Path) -> Result:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise CommandError(f"{str(path)!r} is not a result of `foveate bench` (schema {SCHEMA}): give another file")
     try:
-        return of_json(data)
+        found = of_json(data)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise CommandError(
             f"{str(path)!r} is not a whole result of `foveate bench`: {what}; give another file"
         ) from None
+    found.there = text
+    return found
 
 
 def of_json(data: dict[str, Any]) -> Result:
@@ -186,6 +197,7 @@ def resume(path: Path, settings: dict[str, Any], command: str) -> Result:
         if there != here:
             raise outputs.taken(path, f"is of another run, whose {name} was {_short(there)}, and now is {_short(here)}")
     found.command = command
+    outputs.keeps(path)
     return found
 
 

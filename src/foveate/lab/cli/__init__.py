@@ -15,12 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from foveate.errors import FoveateError
-from foveate.lab import needs, terminal
+from foveate.lab import needs, outputs, terminal
 from foveate.lab.cli import asking, listing, measuring, training
 from foveate.lab.cli.once import Commands, Once
-
-#: Commands that go on where they were stopped.
-GOING_ON = ("eval", "leaderboard", "tune", "bench", "train")
 
 app = typer.Typer(
     cls=Commands,
@@ -55,8 +52,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except SystemExit as end:
         if end.code == 130:  # Ctrl-C
-            goes_on = {*sys.argv} & {*GOING_ON} or ({*sys.argv[1:2]} == {"run"} and {*sys.argv} & {"--data", "-d"})
-            terminal.note("stopped" + ("; what is done is kept, and the same command goes on" if goes_on else ""))
+            terminal.note(
+                "stopped" + ("; what is done is kept, and the same command goes on" if outputs.is_kept() else "")
+            )
         raise
 
 

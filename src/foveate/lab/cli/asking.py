@@ -82,7 +82,7 @@ def demo(
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
         found = face.play(count, seed, keep, out, bar.tell, model)
-    written = page.write(page_at, face.to_content(found))
+    written = page.write(outputs.place_now(page_at, overwrite), face.to_content(found))
     if json:
         terminal.emit(face.to_dict(found, written))
     else:
@@ -259,7 +259,7 @@ def report(
     request = collect.Request(model, *asked, chosen, scenes, seed, dtype, device, attn, new_tokens)
     with terminal.Bar() as bar:
         content = collect.collect(request, bar.tell)
-    written = page.write(out, content, curves, measurements)
+    written = page.write(outputs.place_now(out, overwrite), content, curves, measurements)
     if json:
         terminal.emit(page.summary(content, written))
     else:

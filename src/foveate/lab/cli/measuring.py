@@ -70,6 +70,7 @@ def leaderboard(request: Board, json: bool) -> None:
     if request.source:
         boards = list(map(board.read, request.source))
         board.check_together(boards)
+        request.check()  # again: a page may have been written meanwhile
     else:
         terminal.quiet_libraries()
         with terminal.Bar() as bar:

@@ -79,6 +79,8 @@ class Store(Generic[R]):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 self.records, size = _read(path, header, kind)
+                if self.records:
+                    outputs.keeps(path)
                 if size < path.stat().st_size:  # the last line was cut off in the middle
                     os.truncate(path, size)
             if not path.exists() or not path.stat().st_size:
@@ -95,6 +97,7 @@ class Store(Generic[R]):
                 file.write(lines)
         except OSError as error:
             raise CommandError(f"cannot keep answers in {str(self.path)!r}: {error}") from None
+        outputs.keeps(self.path)
         self.records |= {record.id: record for record in new}
 
 

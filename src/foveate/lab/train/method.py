@@ -84,7 +84,12 @@ def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Tra
         if overwrite:
             outputs.clear(request.out, WRITTEN)
         _write(request.out, record)
-    found = run.train(goes_on)
+    try:
+        found = run.train(goes_on)
+    except KeyboardInterrupt:
+        if any((request.out / trained.CHECKPOINTS).glob("*")):
+            outputs.keeps(request.out)
+        raise
     if run.is_main:
         done = {name: getattr(found, name) for name in ("steps", "losses", "stages", "agreement")}
         _write(request.out, {**record, **done})

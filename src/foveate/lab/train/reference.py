@@ -58,6 +58,10 @@ def train(
         if isinstance(config, SmolConfig):
             return train_smollm2(out, seed=seed, config=config, resume=begun, device=device, log=tell)
         return train_reference(out, seed=seed, config=config, resume=begun, device=device, log=tell)
+    except KeyboardInterrupt:
+        if checkpoint.exists() or (out / TOWER).exists():
+            outputs.keeps(out)
+        raise
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise CommandError(f"cannot train into {str(out)!r}: {error}") from None
 
