@@ -1,5 +1,7 @@
 """Write a caption for every image of a folder, in batches, with half of the visual tokens.
 
+Needs torchvision of the same build as torch, for the processor of a Qwen: pip install torchvision
+
 python examples/batch_caption.py photos --batch-size 16 > captions.jsonl
 """
 

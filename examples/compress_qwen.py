@@ -1,5 +1,7 @@
 """Ask a vision-language model about an image, first as it is and then with half of its visual tokens.
 
+Needs torchvision of the same build as torch, for the processor of a Qwen: pip install torchvision
+
 python examples/compress_qwen.py --image cat.jpg --prompt "What is the cat doing?" --method luvc --keep 0.5
 """
 

@@ -1,5 +1,6 @@
 """Ask a server that compresses visual tokens. Its API is OpenAI's, so nothing here knows of foveate.
 
+pip install openai                  # here; the server needs foveate[vllm]
 foveate serve Qwen/Qwen2.5-VL-3B-Instruct --method luvc --keep 0.5     # in another terminal
 python examples/serve_client.py --image cat.jpg --prompt "What is the cat doing?"
 """

@@ -3,7 +3,8 @@
     python examples/train_adsc.py --data chats.jsonl --out adapter
 
 Each line of the data is a chat about images, as TRL and LLaMA-Factory have them: ``{"messages": [{"role": "user", "content":
-"<image>What is it?"}, {"role": "assistant", "content": "A cat."}], "images": ["cat.jpg"]}``. Needs ``foveate[train]``.
+"<image>What is it?"}, {"role": "assistant", "content": "A cat."}], "images": ["cat.jpg"]}``. Needs ``foveate[train]``,
+and torchvision of the same build as torch, for the processor of a Qwen.
 """
 
 import argparse

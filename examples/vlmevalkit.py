@@ -1,5 +1,6 @@
 """Run VLMEvalKit's benchmarks on a model with a method of foveate attached.
 
+    pip install torchvision                     # of the same build as torch, for the processor of a Qwen
     git clone https://github.com/open-compass/VLMEvalKit && pip install -e VLMEvalKit
     python examples/vlmevalkit.py --kit VLMEvalKit --pretrained Qwen/Qwen2.5-VL-7B-Instruct --method luvc --option keep=0.5 \
         -- --data MMBench_DEV_EN MME --work-dir out

@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from foveate.errors import ConfigError, nearest, shown
@@ -21,6 +22,14 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _MANY = {int: "whole numbers", float: "numbers", str: "texts"}
 _EXAMPLES: dict[Any, str] = {int: "3", float: "0.5"}
 _OPTIONS: dict[type, Mapping[str, tuple[Any, Any]]] = {}  # reading annotations takes milliseconds
+
+
+def read_text(path: Path) -> str:
+    """Return what is in a file. What is no text, as an image, raises `ConfigError`, which reads better than the codec's own."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("it is not text in UTF-8") from None
 
 
 def from_json(text: str) -> Any:

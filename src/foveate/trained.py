@@ -21,7 +21,7 @@ from foveate.errors import AdapterError, ConfigError, UnknownNameError, first_li
 from foveate.method import Host, Method
 from foveate.methods import list_methods, method_from_dict
 from foveate.runtime.learned import part_names
-from foveate.serialise import from_json
+from foveate.serialise import from_json, read_text
 
 METHOD, MODULES = "foveate_method.json", "foveate_modules.safetensors"
 CONFIG = "config.json"  # of a model that is beside it
@@ -60,6 +60,8 @@ def save(folder: Path, method: Method, host: Host, modules: nn.ModuleDict, model
     """Write a method, what model it is for, its learned parts, and the adapter that is on ``model``, if there is one."""
     save_file = _safetensors().save_file
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in modules.state_dict().items()}
+    if folder.is_file():
+        raise AdapterError(f"{str(folder)!r} is a file: give the name of a folder, which is made if it is not there")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = adapter.save(model, folder)
@@ -87,7 +89,7 @@ def base_of(source: str) -> tuple[str, dict[str, str]]:
     """
     folder = _folder(source)
     try:
-        model = from_json((folder / METHOD).read_text(encoding="utf-8"))["model"]
+        model = from_json(read_text(folder / METHOD))["model"]
         name, dtype = model.get("name"), model.get("dtype")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(source, error) from None
@@ -224,7 +226,7 @@ def _folder(source: str) -> Path:
 def _content(folder: Path, source: str, host: Host) -> dict[str, Any]:
     """Return what ``foveate_method.json`` says, with the method made of it."""
     try:
-        content = from_json((folder / METHOD).read_text(encoding="utf-8"))
+        content = from_json(read_text(folder / METHOD))
         model = content["model"]
         trained = (str(model["family"]), int(model["layers"]))
         widths = {name: int(model[name]) for name in WIDTHS if name in model}

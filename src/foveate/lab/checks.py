@@ -24,6 +24,8 @@ REFERENCES = {
 #: What a training run of ``smollm2`` leaves in its folder, and the folder of its first stage.
 ADAPTER, TOWER = "adapter.safetensors", "tower"
 DTYPES = ("float32", "bfloat16", "float16")
+#: What torch calls a device, and what lets it choose.
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla", "meta")
 #: What a budget counts, in words.
 COUNTED: dict[str, str] = {
     "tokens": "visual tokens per decoder layer",
@@ -98,8 +100,9 @@ def check_seed(seed: int) -> None:
 
 
 def check_device(name: str) -> None:
-    """Raise `CommandError` for what no library calls a device; whether it is there, torch will say."""
-    if not name.strip() or name.lower().partition(":")[0] == "gpu":
+    """Raise `CommandError` for what torch does not call a device; whether it is there, torch will say."""
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and not number.isdigit()):
         raise CommandError(f"--device {name!r}: say cuda, for a GPU of NVIDIA or AMD, mps, for Apple's, or cpu")
 
 

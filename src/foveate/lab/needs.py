@@ -33,7 +33,9 @@ def check(module: str, what: str) -> None:
 
 def missing(module: str, what: str) -> CommandError:
     """What to say where a package is missing."""
-    return CommandError(f"{what} needs {module}, which is not installed: {command(module)} gets it")
+    extra = extras.EXTRAS.get(module)
+    besides = f"; in a checkout of foveate, '.[{extra}]' has all that such commands need" if extra else ""
+    return CommandError(f"{what} needs {module}, which is not installed: {command(module)} gets it{besides}")
 
 
 def reference() -> ModuleType:

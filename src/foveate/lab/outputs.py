@@ -6,6 +6,7 @@ A command that finds its own work goes on with it where it is the same run. Anyt
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -13,12 +14,18 @@ from pathlib import Path
 
 from foveate.lab.terminal import CommandError, warn
 
+DENSE = "dense"  # the stock model among the methods of a bench
 _kept: list[Path] = []
 
 
 def taken(path: Path, why: str = "is there already", option: str = "out") -> CommandError:
     """What to say where something stands in the way."""
     return CommandError(f"{str(path)!r} {why}: give --{option} another name, or --overwrite to begin anew")
+
+
+def of_another_run(path: Path, what: str, there: object, here: object) -> CommandError:
+    """What to say of a file whose run differs from this one in something."""
+    return taken(path, f"is of another run, whose {what} was {_short(there)}, and now is {_short(here)}")
 
 
 def check_new(option: str, path: Path, overwrite: bool) -> None:
@@ -74,6 +81,12 @@ def clear(folder: Path, patterns: Iterable[str]) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except OSError as error:
         raise CommandError(f"cannot begin anew in {str(folder)!r}: {error}") from None
+
+
+def _short(value: object) -> str:
+    """A value as JSON; of methods by their labels, these alone."""
+    text = ", ".join(value) if isinstance(value, dict) and DENSE in value else json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _is_there(option: str, path: Path) -> bool:

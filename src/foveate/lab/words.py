@@ -14,7 +14,7 @@ from foveate.errors import ConfigError, UnknownNameError, nearest, shown
 from foveate.lab import checks, index
 from foveate.lab.terminal import CommandError, check_once
 from foveate.schedule import check_ratio
-from foveate.serialise import build, from_json, options_of
+from foveate.serialise import build, from_json, options_of, read_text
 
 #: What may follow a flag that takes ``name=value``.
 _EXAMPLES = {"option": "layer=3", "set": "steps=500"}
@@ -87,6 +87,8 @@ def check_many(
 ) -> None:
     """`check_one` for each, all with one ``keep``; ``others`` are names of what is no method and has no options."""
     known = _known()
+    if keep is not None:
+        check_ratio("keep", keep)
     methods = [name for name in names if name not in others]
     for name in methods:
         for part in name.split("+"):
@@ -180,8 +182,8 @@ def text_of(described: str) -> str:
             raise CommandError(f"--method-json {described!r} is a folder: give the JSON file in it")
         if not path.is_file():
             raise CommandError(f"--method-json {described!r} is neither a file nor a JSON object")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ConfigError) as error:
         raise CommandError(f"cannot read {described}: {error}") from None
 
 

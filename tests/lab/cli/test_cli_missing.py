@@ -23,6 +23,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train reference": ("foveate_reference", ("train", "reference", "--out", "x")),
     "serve": ("vllm", ("serve", "nobody/nothing", "--method", "fastv")),
     "eval fidelity": ("scipy", ("eval", "fidelity", "--method", "fastv")),
+    "tune": ("scipy", ("tune", "--method", "fastv", "--budget", "0.5")),
+    "leaderboard": ("scipy", ("leaderboard", "--from", "x")),
     "eval tasks": ("lmms_eval", ("eval", "tasks", "--task", "mme", "--model", "nobody/nothing", "--method", "fastv")),
 }
 #: Models of others can be asked, measured and trained without reference models.
@@ -85,6 +87,11 @@ def test_one_sentence(name: str, said: dict[str, tuple[int, str]]) -> None:
     assert not start or start.endswith("\n")
     assert all(line.startswith("also: ") for line in words.strip().splitlines()[1:])  # of several mistakes
     assert extras.install(CASES[name][0]) in words
+    if CASES[name][0] in extras.EXTRAS:
+        assert f"'.[{extras.EXTRAS[CASES[name][0]]}]' has all" in words
+        assert f"foveate {name}" in words or name == "eval tasks" or "foveate eval" in words, (
+            "said by the check, not by an import"
+        )
 
 
 @pytest.mark.parametrize("module", extras.EXTRAS)

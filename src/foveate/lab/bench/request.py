@@ -8,9 +8,11 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from foveate.errors import ConfigError
 from foveate.lab import needs, outputs
 from foveate.lab.checks import DENSE, check_all, check_device, check_dtype, check_model, check_shape
 from foveate.lab.terminal import CommandError, check_once
+from foveate.serialise import from_json, read_text
 
 #: Without sizes: what a CPU does in a few minutes.
 SHAPE, TOKENS, BATCHES = "small-qwen2.5-vl", (256, 1024, 4096), (1,)
@@ -84,14 +86,49 @@ def _check_measured(request: Request) -> None:
     check_all(
         lambda: check_methods(request),
         lambda: check_dtype(request.dtype),
-        lambda: check_device(request.device),
+        lambda: _check_device(request.device),
         *(partial(check_shape, name) for name in request.shapes),
         *(partial(check_model, name) for name in request.models),
         lambda: check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options),
         lambda: check_once(keep=request.keeps, tokens=request.tokens, **{"batch-size": request.batches}),
         lambda: _check_numbers(request),
         lambda: _check_writable("out", request.out),
+        lambda: _check_out(request),
     )
+
+
+def _check_device(name: str) -> None:
+    check_device(name)
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise CommandError(f"--device {name!r}: times and memory are measured on cpu and cuda only")
+
+
+def _check_out(request: Request) -> None:
+    """Raise `CommandError` for a file of another run, as far as it says so itself; the run looks at the rest."""
+    if request.overwrite or not request.out.is_file():
+        return
+    try:
+        data = from_json(read_text(request.out))
+        there = data["settings"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f": {error}" if isinstance(error, ConfigError) else ""
+        raise outputs.taken(request.out, f"is not a result of `foveate bench`{why}") from None
+    for name in ("new_tokens", "seed", "dtype", "attn"):
+        if there.get(name) != getattr(request, name):
+            raise outputs.of_another_run(request.out, name, there.get(name), getattr(request, name))
+    if request.methods and not request.described:
+        wanted = {part.strip() for name in request.methods if name != DENSE for part in name.lower().split("+")}
+        had = {part for each in there.get("methods", {}).values() for part in _parts(each)}
+        if wanted != had:
+            raise outputs.of_another_run(request.out, "methods", sorted(had), sorted(wanted))
+
+
+def _parts(method: object) -> list[str]:
+    """The names in what a result says of a method, or of a sum; of the stock model, none."""
+    if not isinstance(method, dict):
+        return []
+    inner = method.get("methods")
+    return [part for each in inner for part in _parts(each)] if isinstance(inner, list) else [str(method.get("method"))]
 
 
 def _check_numbers(request: Request) -> None:

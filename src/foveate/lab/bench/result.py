@@ -17,7 +17,7 @@ import torch
 import foveate
 from foveate.lab import outputs
 from foveate.lab.terminal import CommandError
-from foveate.serialise import from_json
+from foveate.serialise import from_json, read_text
 
 SCHEMA = 1
 DENSE = "dense"  # the label of the stock model
@@ -83,12 +83,14 @@ class Result:
         settings: what all measurements have in common; a run goes on only under the same.
         command: that wrote it last.
         cases: in the order in which they were begun.
+        ended: the command that has run to its end; "": none has yet.
         there: what this run has last read from its file or written to it; "": it has no file yet.
     """
 
     settings: dict[str, Any]
     command: str
     cases: list[Case] = field(default_factory=list)
+    ended: str = ""
     there: str = field(default="", repr=False, compare=False)
 
     def case(self, wanted: Case) -> Case:
@@ -123,7 +125,7 @@ class Result:
 def read(path: Path) -> Result:
     """A result that was written before."""
     try:
-        data = from_json(text := path.read_text(encoding="utf-8"))
+        data = from_json(text := read_text(path))
     except FileNotFoundError:
         raise CommandError(f"there is no result {str(path)!r}: `foveate bench --out {path}` makes one") from None
     except (OSError, ValueError) as error:
@@ -195,7 +197,7 @@ def resume(path: Path, settings: dict[str, Any], command: str) -> Result:
     for name in {**settings, **found.settings}:
         there, here = found.settings.get(name), settings.get(name)
         if there != here:
-            raise outputs.taken(path, f"is of another run, whose {name} was {_short(there)}, and now is {_short(here)}")
+            raise outputs.of_another_run(path, name, there, here)
     found.command = command
     outputs.keeps(path)
     return found
@@ -236,8 +238,3 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, dict) and DENSE in value else json.dumps(value)
-    return text if len(text) <= 200 else text[:197] + "..."

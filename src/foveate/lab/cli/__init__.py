@@ -7,7 +7,6 @@ options are declared where they are shared, in `foveate.lab.typed`.
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any

@@ -126,7 +126,7 @@ class Board:
         """Raise a `FoveateError` for what is wrong with the words alone."""
         outputs.check_folder("out", self.out)
         if self.source:
-            self._check_shown()
+            checks.check_all(self._check_shown, _check_scipy)
             return
         needs.check(REFERENCE, "foveate leaderboard")
         checks.check_all(
@@ -142,7 +142,7 @@ class Board:
             *(partial(checks.check_trained, adapter) for adapter in self.adapters),
             *(partial(check_at_least_1, *each) for each in (("more", self.more), ("tokens", self.tokens))),
             *(partial(_check_count, *each) for each in (("best", self.best), ("repeats", self.repeats))),
-            lambda: needs.check("scipy", "foveate leaderboard, which has intervals and tests,"),
+            _check_scipy,
         )
 
     def says(self) -> str:
@@ -170,6 +170,10 @@ class Board:
                 )
         check_once(**{"from": self.source})
         outputs.check_new("out", self.out / PAGE, self.overwrite)
+
+
+def _check_scipy() -> None:
+    needs.check("scipy", "foveate leaderboard, which has intervals and tests,")
 
 
 def _check_count(option: str, count: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.lab.report.plots import BROKEN, QUIET, Axis, Group, Plot, Point, Series, plot_of, point_of, read, refuse
+from foveate.lab.terminal import CommandError
 
 DENSE = "dense"
 STAGES = {
@@ -33,12 +34,20 @@ def of_bench(path: Path) -> list[Group]:
     """A group for each model and batch of a bench, or one of all plots of another file."""
     data = read(path)
     try:
+        if data.get("schema") == 1 and not any(_rounds(case) for case in data.get("cases") or ()):
+            raise CommandError(f"{str(path)!r} has no finished round yet: the same `foveate bench` command goes on")
         groups = _measured(data) if data.get("schema") == 1 and "cases" in data else [_given(path.stem, data)]
-        if not all(group.plots for group in groups) or not groups:
+        groups = [group for group in groups if group.plots]
+        if not groups:
             raise ValueError("it has nothing to draw")
     except BROKEN as error:
         refuse(path, 'a JSON of `foveate bench`, nor of anything else with the field "plots"', error)
     return groups
+
+
+def _rounds(case: Mapping[str, Any]) -> bool:
+    """Whether the stock model and a method were timed in a round."""
+    return sum(bool(line["repeats"]) for line in case["lines"].values()) > 1
 
 
 def _given(name: str, data: Mapping[str, Any]) -> Group:

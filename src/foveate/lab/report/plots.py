@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foveate.lab.terminal import CommandError
-from foveate.serialise import from_json
+from foveate.serialise import from_json, read_text
 
 QUIET = ("random", "stride", "downsample")  # controls
 COSTS = {"tokens": "visual tokens per decoder layer", "flops": "FLOPs of the whole call", "kv": "KV cache"}
@@ -121,7 +121,7 @@ def point_of(numbers: Sequence[Any]) -> Point:
 def read(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
-        data = from_json(path.read_text(encoding="utf-8"))
+        data = from_json(read_text(path))
     except FileNotFoundError:
         raise CommandError(f"there is no file {str(path)!r}") from None
     except IsADirectoryError:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
-from foveate.lab import checks, outputs, words
+from foveate.lab import checks, needs, outputs, words
 from foveate.lab.checks import check_at_least_1
 from foveate.lab.completion import among
 from foveate.lab.evaluation.request import Adapter, By, Own, Running
@@ -98,6 +98,7 @@ class Tune(Own, Running, Search):
             lambda: checks.check_model(self.model),
             lambda: Running.check(self),
             lambda: Own.check(self),
+            lambda: needs.check("scipy", "foveate tune, which has intervals and tests,"),
         )
 
     def _check_search(self) -> None:
