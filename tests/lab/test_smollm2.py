@@ -40,7 +40,7 @@ def test_which_model_answers(smollm2: str) -> None:
     model, processor = loading.load(smollm2)
     (line,) = cautions.about_model(smollm2, model, processor, ["Is there a giraffe?"])
     assert "reads English and has seen drawn scenes alone. For photographs" in line
-    assert not cautions.about_method(smollm2, foveate.FastV(layer=2), foveate.handle.host_of(model))
+    assert not cautions.about_methods(smollm2, [foveate.FastV(layer=2)], foveate.handle.host_of(model))
     (line,) = cautions.about_model("reference", *reference.load(), ["giraffe ?"])
     assert "knows drawn scenes and 139 words; of what is asked it does not know 'giraffe'" in line
 

@@ -101,7 +101,7 @@ def show_methods(found: list[dict[str, Any]], console: Console) -> None:
         console.print("\n".join(map(escape, groups[where])), soft_wrap=True)
     console.print(
         "\nAll take --keep. `foveate methods NAME` has the sites, the paper and the options of one;\n--site and --search find "
-        "some. Layers and vision blocks count from 0.",
+        "some. Layers and vision blocks count from 0; -1 is the last one.",
         style="dim",
         markup=False,
     )
@@ -113,7 +113,7 @@ def show_method(method: dict[str, Any], console: Console) -> None:
     console.print(f"[bold]{escape(method['class'])}[/bold]  {escape(source)}".rstrip() + "\n")
     width = min(console.width, 100)
     console.print(sheet.about(method["doc"], width), markup=False)
-    depths = f"{BLOCKS} vision blocks and {LAYERS} decoder layers, counted from 0"
+    depths = f"{BLOCKS} vision blocks and {LAYERS} decoder layers, counted from 0 (-1 is the last one)"
     sites = f"{group_sites(method['sites'])}, in a model with {depths}"
     facts = {"sites": sites, "training": "not needed" if method["training_free"] else "needed"}
     facts["budget"] = sheet.budget(method)

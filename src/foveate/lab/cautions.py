@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foveate.lab import checks, needs
+from foveate.errors import FoveateError
+from foveate.lab import checks, needs, terminal
 from foveate.lab.checks import REFERENCES, SMOLLM2
 from foveate.method import Host, Method, Site
+from foveate.methods.dmllm import DMLLM
 from foveate.signal import Signal
 
 #: In the small reference models, the first decoder layer whose text attends to the image.
@@ -35,19 +38,67 @@ def about_model(name: str, model: Any, processor: Any, prompts: Iterable[str]) -
     ]
 
 
-def about_method(name: str, method: Method, host: Host) -> list[str]:
-    """One line where a method ranks by attention of text that does not look at the image yet, in a small reference model."""
-    if not is_small(name):
+def about_methods(name: str, methods: Sequence[Method], host: Host, videos: bool = True) -> list[str]:
+    """What to know of methods before a model is asked with them.
+
+    That they rank by attention of text which does not look at the image yet, in a small reference model; that they are for
+    models of another kind; and that they are for videos, where none is asked about (``videos``).
+    """
+    parts = [part for method in methods for part in method.resolve(host).parts()]
+    lines = []
+    for part in {part.name(): part for part in parts}.values():
+        if part.temporal and not videos:
+            lines.append(
+                f"note: {part.name()} compares the frames of a video, and none is asked about: with an image it does little "
+                "or nothing"
+            )
+        if isinstance(part, DMLLM) and not host.steps:
+            lines.append(
+                f"note: {part.name()} is for models that write in denoising steps, and this one writes word by word: here "
+                f"it acts at {' and '.join(map(str, part.sites(host)))}, with {_share(part, host)}"
+            )
+    return [*lines, *_of_blind(name, parts, host)]
+
+
+def say(name: str, methods: Sequence[Method], host: Host, videos: bool = True) -> None:
+    """`about_methods` on the terminal, each line once in a command."""
+    for line in about_methods(name, methods, host, videos):
+        terminal.warn_once(line)
+
+
+def _of_blind(name: str, parts: Sequence[Method], host: Host) -> list[str]:
+    """A line on methods that rank by attention of text that does not look at the image yet, in a small reference model."""
+    first = {part.name(): site.layer for part in parts for site in reversed(part.sites(host)) if _blind(site)}
+    if not is_small(name) or not first:
         return []
-    for part in method.resolve(host).parts():
-        for site in part.sites(host):
-            if _blind(site):
-                later = f"say --option layer={LOOKS + 1}" if hasattr(part, "layer") else "choose a later layer"
-                return [
-                    f"warning: {part.name()} ranks by the attention of text before layer {site.layer} (the first is 0); the "
-                    f"text of {name} begins to look at the image at its fourth layer: {later}, or ask another model"
-                ]
-    return []
+    layers = sorted({*first.values()})
+    names = list(first) if len(first) <= 3 else [*list(first)[:3], f"{len(first) - 3} other methods"]
+    who = ", ".join(names[:-1]) + " and " * (len(names) > 1) + names[-1]
+    advice = {_later(part, host, len(parts) > 1) for part in parts if part.name() in first}
+    what = advice.pop() if len(advice) == 1 else "choose later layers"
+    return [
+        f"warning: {who} rank{'s' if len(first) == 1 else ''} by the attention of text before layer "
+        f"{' or '.join(map(str, layers))} (the first is 0); the text of {name} begins to look at the image at its fourth "
+        f"layer: {what}, or ask another model"
+    ]
+
+
+def _later(part: Any, host: Host, several: bool) -> str:
+    """What makes a method rank later."""
+    try:
+        if not any(map(_blind, replace(part, layer=LOOKS + 1).sites(host))):
+            return f"say --option {f'{part.name()}.' * several}layer={LOOKS + 1}"
+    except (FoveateError, TypeError):  # it has no such option, or other options that say where
+        pass
+    if getattr(part, "schedule", None) is not None:
+        return f"give a schedule that begins at layer {LOOKS + 1} or later"
+    return "choose a later layer"
+
+
+def _share(part: Method, host: Host) -> str:
+    """How much is left from the first site of a method on, in words."""
+    share = part.sites(host)[0].keep
+    return "no visual token after it" if share == 0 else f"{share:.0%} of the visual tokens after it"
 
 
 def is_reference(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -154,11 +155,22 @@ def check_asked_or_data(
     return tuple(images), prompt
 
 
+def check_left_out(given: Collection[str], options: Collection[str], why: str) -> None:
+    """Raise `CommandError` for options that were given and would do nothing; ``why`` goes after their names."""
+    found = [option for option in options if option in given]
+    if found:
+        be, them = ("is", "it") if len(found) == 1 else ("are", "them")
+        raise CommandError(f"{' and '.join(found)} {be} {why}: leave {them} out")
+
+
 def check_engine(engine: str, engine_args: str, data: Path | None) -> None:
     """Raise `CommandError` unless a file of questions can be asked there."""
     check_choice("engine", engine, ENGINES)
     if data is None and (engine != "transformers" or engine_args):
-        raise CommandError("--engine is for a file of questions, --data: one question is asked in transformers")
+        given = "--engine is" if engine != "transformers" else "--engine-args are"
+        raise CommandError(f"{given} for a file of questions, --data: one question is asked in transformers")
+    if engine_args and engine != "vllm":
+        raise CommandError("--engine-args are options of vLLM: add --engine vllm, or leave them out")
 
 
 def check_scenes(count: int, most: int) -> None:
@@ -233,6 +245,17 @@ def check_shape(name: str) -> None:
         raise CommandError(
             f"--shape {name!r}{nearest(name, SHAPES)}: choose one of {', '.join(SHAPES)}; a real model is given with --model"
         )
+
+
+def check_type(name: str) -> None:
+    """Raise `CommandError` for what is neither a file or folder nor a model type that transformers names in its lists."""
+    found = importlib.util.find_spec("transformers")
+    lists = Path(str(found.origin)).parent / "models" / "auto" if found is not None else Path("nowhere")
+    if os.path.exists(name) or not lists.is_dir():
+        return
+    if not any(f'"{name}"' in path.read_text(encoding="utf-8") for path in lists.glob("*.py")):
+        folders = [path.name for path in lists.parent.iterdir() if path.is_dir()]
+        raise CommandError(f"this transformers has no model type {name!r}{nearest(name, folders)}")
 
 
 def _meant(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from foveate.lab.terminal import CommandError, warn
@@ -36,6 +36,12 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
         raise taken(path, option=option)
     _is_there(option, path)
     check_folder(option, path.parent)
+
+
+def overlay_files(folder: Path, images: Sequence[Path], methods: Sequence[str]) -> list[Path]:
+    """The pictures of surviving patches that ``foveate run`` writes with a sum of methods: one of each image."""
+    name = "+".join(methods)
+    return [folder / f"{number:02d}-{image.stem}-{name}.png" for number, image in enumerate(images, start=1)]
 
 
 def check_folder(option: str, folder: Path) -> None:

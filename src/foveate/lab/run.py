@@ -86,7 +86,7 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     # The compressed run goes first: whatever the first call pays for warming up is not counted in its favour.
     with compress(model, request.method) as handle, ExitStack() as recording:
         trace = recording.enter_context(handle.trace()) if request.overlay is not None else None
-        for line in cautions.about_method(request.model, handle.method, host_of(model)):
+        for line in cautions.about_methods(request.model, [handle.method], host_of(model), videos=False):
             warn(line)
         pictures = _pictures(request, handle.method)
         tell(f"asking with {handle.method!r}")
@@ -176,11 +176,7 @@ def _pictures(request: Request, method: Method) -> list[Path]:
     if request.overlay is None:
         return []
     outputs.check_folder("overlay", request.overlay)
-    name = "+".join(part.name() for part in method.terms())
-    paths = [
-        request.overlay / f"{number:02d}-{image.stem}-{name}.png"
-        for number, image in enumerate(request.images, start=1)
-    ]
+    paths = outputs.overlay_files(request.overlay, request.images, [part.name() for part in method.terms()])
     for path in paths:
         outputs.check_new("overlay", path, request.overwrite)
     return paths

@@ -12,9 +12,12 @@ from foveate.serialise import in_words
 #: What all methods have, and no docstring says again.
 SHARED = {
     "keep": "how much stays, as said above; by default the method's own setting",
-    "positions": "what survivors do with position ids: keep them, or count anew as if the prompt had been shorter (renumber; "
-    "native, for methods that act before the language model); virtual: a merged token stands at the places of all its members",
+    "positions": "what survivors do with position ids: keep them, or count anew as if the prompt had been shorter (renumber"
+    "; native, for methods that act before the language model); virtual: a merged token stands at the places of all its members",
 }
+#: What of it is not for methods that act where positions exist already.
+NATIVE = "; native, for methods that act before the language model"
+INSIDE = ("decoder", "decode", "cache")
 
 _ATTRIBUTES = re.compile(r"\n*^Attributes:\n(.*)\Z", re.M | re.S)
 _ENTRY = re.compile(r"^    (\w[\w, ]*):(.*(?:\n {8}.*)*)", re.M)
@@ -45,6 +48,9 @@ def options(facts: dict[str, Any], width: int) -> list[str]:
     lines = []
     for name in names:
         option = facts["options"][name]
+        if name == "positions" and any(place in INSIDE for place in facts["places"]):
+            said = {**said, name: said[name].replace(NATIVE, "")}
+            option = {**option, "type": option["type"].replace("'native', ", "")}
         text = ". ".join(filter(None, [said.get(name, "").rstrip("."), f"Takes {takes(option['type'])}"]))
         if option["default"] is not None:
             text += f"; default {_value(option['default'])}"

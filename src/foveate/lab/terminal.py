@@ -32,6 +32,8 @@ class CommandError(FoveateError):
 
 #: Consoles of the bars that are drawn now: what is said meanwhile goes above the last one.
 _bars: list[Console] = []
+#: What `warn_once` has said in this command.
+_said: set[str] = set()
 
 
 def note(text: str) -> None:
@@ -44,19 +46,26 @@ def warn(text: str) -> None:
     _said_on().print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
 
+def warn_once(text: str) -> None:
+    """The same of what several parts of a command may say: once."""
+    if text not in _said:
+        _said.add(text)
+        warn(text)
+
+
 @contextmanager
 def warnings_of_ours() -> Iterator[None]:
     """Inside, a Python warning that the library gives is one line, each text once; those of others are as they were."""
-    ours, said = os.path.dirname(foveate.__file__), set[str]()
+    ours = os.path.dirname(foveate.__file__)
+    _said.clear()
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
         def show(message: Any, category: Any, filename: str, *place: Any) -> None:
             if not filename.startswith(ours):
                 shown(message, category, filename, *place)
-            elif str(message) not in said:
-                said.add(str(message))
-                warn(f"warning: {message}")
+            else:
+                warn_once(f"warning: {message}")
 
         warnings.showwarning = show
         yield

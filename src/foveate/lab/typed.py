@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from typer import Option
+from typer import Context, Option
 
 from foveate.lab import checks, completion
 from foveate.lab.completion import among
@@ -122,6 +122,17 @@ BatchSize = Annotated[
 Scenes = Annotated[int | None, Option("--scenes", help="How many scenes to draw.", rich_help_panel=QUESTIONS)]
 
 R = TypeVar("R")
+
+
+def given(context: Context) -> list[str]:
+    """The flags of the options that were given to a command, whatever they say."""
+    said = [option for option in context.command.params if _is_said(context, option)]
+    return [next((word for word in option.opts if word.startswith("--")), str(option.name)) for option in said]
+
+
+def _is_said(context: Context, option: Any) -> bool:
+    source = context.get_parameter_source(option.name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def options(kind: type) -> Iterator[tuple[str, str, Any, Any]]:

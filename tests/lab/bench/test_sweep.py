@@ -166,7 +166,8 @@ def test_a_model_that_there_is_no_memory_for(request_: Request, monkeypatch: pyt
 
 
 OTHER: list[tuple[dict[str, Any], str]] = [
-    ({"methods": ("random",)}, r"methods was dense, stride\(keep=0.25\), .* and now is dense, random\(keep=0.25\)"),
+    ({"methods": ("random",)}, r'methods was \["stride"\], and now is \["random"\]'),
+    ({"keeps": (0.75,)}, r"methods was dense, stride\(keep=0.25\), .* and now is dense, stride\(keep=0.75\)"),
     ({"seed": 1}, "seed was 0, and now is 1"),
     ({"new_tokens": 3}, "new_tokens was 2, and now is 3"),
     ({"dtype": "bfloat16"}, 'dtype was "auto", and now is "bfloat16"'),

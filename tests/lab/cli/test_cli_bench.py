@@ -105,12 +105,16 @@ MISTAKES = {
     "no answer": (("--new-tokens", "0"), "--new-tokens 0: give a number above 0"),
     "negative seed": (("--seed", "-1"), "--seed -1: give a number from 0"),
     "unknown dtype": (("--dtype", "int8"), "choose auto, float32"),
-    "unknown device": (("--device", "abacus"), "--device 'abacus' cannot be used here"),
+    "unknown device": (("--device", "abacus"), "--device 'abacus': say cuda"),
     "a device without clocks": (("--device", "meta"), "measured on cpu and cuda only"),
     "unknown attention": (("--attn", "flashy", "--tokens", "4"), "--attn 'flashy' cannot be used here"),
     "more than there is": (("--shape", "small-llava", "--tokens", "999999999"), "GiB free: choose a smaller --shape"),
     "out is a folder": (("--out", "empty"), "--out 'empty' cannot be written"),
     "out in no folder": (("--out", "none/x.json"), "there is no folder 'none' for --out 'x.json'"),
+    "out is an image": (
+        ("--out", "image.jpg"),
+        "'image.jpg' is not a result of `foveate bench`: it is not text in UTF-8",
+    ),
     "out is another file": (("--out", "file"), "'file' is not a result of `foveate bench`"),
     "plot of no kind": (("--plot", "x.gif"), "give a name that ends in .png, .pdf, .svg"),
     "plot in no folder": (("--plot", "none/x.png"), "there is no folder 'none' for --plot 'x.png'"),
@@ -140,6 +144,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(here: Here, tmp_path: Path, mistake: str) -> None:
     (tmp_path / "file").write_text("here first")
+    (tmp_path / "image.jpg").write_bytes(b"\xff\xd8\xff")
     (tmp_path / "empty").mkdir()
     words, sentence = MISTAKES[mistake]
     done = here("bench", *words)

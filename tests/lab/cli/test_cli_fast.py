@@ -73,6 +73,40 @@ SAID = {
     "nothing to show": (["bench", "--from", "gone.json"], "there is no result 'gone.json'"),
     "share of many": (["bench", "-M", "fastv", "-k", "2"], "keep=2.0 is not a ratio"),
     "data to train on": (["train", "adsc", "-o", "x", "-d", "gone.jsonl"], "there is no file 'gone.jsonl'"),
+    "share without a method": (["bench", "-k", "3"], "keep=3.0 is not a ratio"),
+    "share of a page": (["report", "-k", "3"], "keep=3.0 is not a ratio"),
+    "device of a bench": (["bench", "--device", "foo"], "--device 'foo': say cuda"),
+    "device without clocks": (["bench", "--device", "mps"], "measured on cpu and cuda only"),
+    "result of another bench": (
+        ["bench", "-o", "bench.json", "--seed", "3"],
+        "another run, whose seed was 0, and now is 3",
+    ),
+    "result of other methods": (
+        ["bench", "-o", "bench.json", "-M", "vtw"],
+        'whose methods was ["fastv"], and now is ["vtw"]',
+    ),
+    "an image for a result": (
+        ["bench", "-o", "one.png"],
+        "is not a result of `foveate bench`: it is not text in UTF-8",
+    ),
+    "type to inspect": (["families", "--inspect", "lava"], "has no model type 'lava' (the nearest is 'llava')"),
+    "a picture that is there": (
+        [*ASK, "-M", "vtw", "--overlay", "."],
+        "'01-one-vtw.png' is there already: give --overlay",
+    ),
+    "frames of an image": (
+        [*ASK, "-M", "vtw", "--frames", "4"],
+        "--frames is for a file of questions, --data: leave it",
+    ),
+    "rows of a question": ([*ASK, "-M", "vtw", "-b", "4"], "--batch-size is for a file of questions, --data: leave it"),
+    "stock model of a file": (["run", "-d", "bad.jsonl", "-M", "vtw", "--no-compare"], "--compare is for one question"),
+    "scenes beside images": (["report", "-i", "one.png", "-p", "a", "--scenes", "2"], "--scenes is for drawn scenes"),
+    "scenes twice": (["demo", "--quick", "--scenes", "3"], "--scenes is what --quick says, too: leave it out"),
+    "arguments of an engine": ([*ASK, "-M", "vtw", "--engine-args", "x"], "--engine-args are for a file of questions"),
+    "tasks beside own data": (
+        ["eval", "fidelity", "-M", "vtw", "-i", "one.png", "-p", "a", "-t", "color", "--per-task", "3"],
+        "--task and --per-task are for the benchmark's questions",
+    ),
     "place": (["methods", "--site", "towr"], "(the nearest is 'tower')"),
     "what is there": (["report", "-o", "text.png"], "'text.png' is there already"),
     "endless name of a folder": (
@@ -137,6 +171,15 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "text.png").write_text("not an image")
     (folder / "empty.jsonl").write_text("")
     (folder / "bad.jsonl").write_text('{"image":\n')
+    (folder / "01-one-vtw.png").write_text("")
+    settings = {
+        "methods": {"dense": None, "fastv": {"method": "fastv"}},
+        "new_tokens": 16,
+        "seed": 0,
+        "dtype": "auto",
+        "attn": None,
+    }
+    (folder / "bench.json").write_text(json.dumps({"schema": 1, "settings": settings}))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{")
     lines = json.dumps({name: argv for name, (argv, _) in SAID.items()})

@@ -88,15 +88,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "not a number": ({"plots": [{**PLOT, "series": [{"label": "x", "points": [[1, float("nan")]]}]}]}, "not a point"),
     "the logarithm of 0": ({"plots": [{**PLOT, "series": [{"label": "x", "points": [[0, 1]]}]}]}, "not above 0"),
     "an empty series": ({"plots": [{**PLOT, "series": [{"label": "x", "points": []}]}]}, "no point"),
-    "a bench without times": (
-        {"schema": 1, "settings": {"device": "cpu", "threads": 2}, "cases": [measured("small", 4, dense=[], luvc=[])]},
-        "nothing to draw",
-    ),
-    "a bench without cases": (
-        {"schema": 1, "settings": {"device": "cpu", "threads": 2}, "cases": []},
-        "nothing to draw",
-    ),
-    "half a bench": ({"schema": 1, "settings": {}, "cases": [{}]}, "'model' is missing"),
+    "half a bench": ({"schema": 1, "settings": {}, "cases": [{}]}, "'lines' is missing"),
     "a bench that took no time": (
         {
             "schema": 1,
@@ -115,6 +107,17 @@ def test_wrong_shapes(name: str, tmp_path: Path) -> None:
     path = written(tmp_path / "b.json", data)
     with pytest.raises(CommandError, match=rf"b.json' is not a JSON of `foveate bench`.*{why}"):
         of_bench(path)
+
+
+def test_a_bench_that_has_only_begun(tmp_path: Path) -> None:
+    """What is there is a result, which has nothing to draw yet; of several sizes, those that have are drawn."""
+    begun = measured("small", 4, dense=[1.0], luvc=[])
+    data = {"schema": 1, "settings": {"device": "cpu", "threads": 2}, "cases": [begun]}
+    for cases in ([], [begun]):
+        with pytest.raises(CommandError, match=r"b.json' has no finished round yet: the same `foveate bench` command"):
+            of_bench(written(tmp_path / "b.json", {**data, "cases": cases}))
+    some = {**data, "cases": [begun, measured("other", 4, dense=[1.0], luvc=[2.0])]}
+    assert [group.title for group in of_bench(written(tmp_path / "b.json", some))] == ["other, batch 1"]
 
 
 @pytest.mark.parametrize("data", [{}, {"rows": []}, {"rows": [{}], "model": "x"}])

@@ -156,7 +156,8 @@ def _in_transformers(
         warn(line)
     asker = Asker(model, processor, request.model)
     with compress(model, request.method) as handle:
-        for line in cautions.about_method(request.model, handle.method, host_of(model)):
+        videos = any(record.media[1] for record in todo if not record.error)
+        for line in cautions.about_methods(request.model, [handle.method], host_of(model), videos):
             warn(line)
         yield asker
 

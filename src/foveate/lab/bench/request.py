@@ -105,7 +105,7 @@ def _check_device(name: str) -> None:
 
 def _check_out(request: Request) -> None:
     """Raise `CommandError` for a file of another run, as far as it says so itself; the run looks at the rest."""
-    if request.overwrite or not request.out.is_file():
+    if request.overwrite or not os.path.isfile(request.out):  # unlike Path.is_file, also of a name that is too long
         return
     try:
         data = from_json(read_text(request.out))

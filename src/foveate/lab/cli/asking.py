@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from foveate.lab import checks, completion, needs, outputs, prompting, records, terminal, words
+from foveate.lab.outputs import overlay_files
 from foveate.lab.typed import (
     MACHINE,
     METHODS,
@@ -33,6 +34,7 @@ from foveate.lab.typed import (
     OptionsOfOne,
     Overwrite,
     adapter_option,
+    given,
     method_option,
     seed_option,
 )
@@ -40,6 +42,7 @@ from foveate.schedule import check_ratio
 
 
 def demo(
+    context: typer.Context,
     scenes: Annotated[
         int | None,
         typer.Option(help="How many scenes to draw.", show_default="16; 2 with --quick", rich_help_panel=QUESTIONS),
@@ -69,6 +72,7 @@ def demo(
     page_at = out / "report.html"
     count = scenes if scenes is not None else 2 if quick else 16
     checks.check_all(
+        lambda: checks.check_left_out(given(context), ("--scenes",) if quick else (), "what --quick says, too"),
         lambda: outputs.check_folder("out", out),
         *(partial(outputs.check_new, "out", path, overwrite) for path in (page_at, out / "image-01-all.png")),
         lambda: checks.check_scenes(count, 1000),
@@ -90,6 +94,7 @@ def demo(
 
 
 def run(
+    context: typer.Context,
     image: Images = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="What to ask about the images.", rich_help_panel=QUESTIONS)
@@ -154,13 +159,21 @@ def run(
     """Ask any supported model about your images, with a method attached: one question, or a file of them (--data)."""
     answers = out or Path("answers.jsonl")
     counts = {"new-tokens": new_tokens, "frames": frames, "batch-size": batch_size}
+    others, why = ("--frames", "--batch-size"), "for a file of questions, --data"
+    if data is not None:
+        others, why = ("--compare", "--no-compare"), "for one question, and a file is asked with the method alone"
     checks.check_all(
         lambda: checks.check_asked_or_data(image, prompt, data, out, overlay),
+        lambda: checks.check_left_out(given(context), others, why),
         lambda: checks.check_engine(engine, engine_args, data),
         *(partial(checks.check_at_least_1, *each) for each in counts.items()),
         lambda: words.check_one_or_trained(method, keep, option or [], method_json, adapter),
         lambda: check_asked(model, dtype, device, image or [], [] if prompt is None else [prompt]),
-        *(partial(outputs.check_folder, "overlay", folder) for folder in (overlay,) if folder is not None),
+        *(
+            partial(_check_overlay, folder, image or [], method, overwrite)
+            for folder in (overlay,)
+            if folder is not None
+        ),
         *(partial(_check_files, file, answers, overwrite) for file in (data,) if file is not None and isfile(file)),
     )
     asked = checks.check_asked_or_data(image, prompt, data, out, overlay)
@@ -190,6 +203,7 @@ def run(
 
 
 def report(
+    context: typer.Context,
     image: Annotated[
         list[Path] | None,
         typer.Option(
@@ -245,6 +259,9 @@ def report(
         lambda: checks.check_at_least_1("new-tokens", new_tokens),
         lambda: check_asked(model, dtype, device, image or [], prompt or []),
         lambda: checks.check_images_and_prompts(image or [], prompt or []),
+        lambda: checks.check_left_out(
+            given(context), ("--scenes", "--seed") if image else (), "for drawn scenes, and here are images"
+        ),
         lambda: checks.check_scenes(scenes, 100),
         lambda: checks.check_seed(seed),
         lambda: outputs.check_new("out", out, overwrite),
@@ -351,6 +368,14 @@ def check_asked(model: str, dtype: str, device: str, images: list[Path], prompts
         lambda: checks.check_device(device),
         *(partial(prompting.open_image, image) for image in images),
     )
+
+
+def _check_overlay(folder: Path, images: list[Path], method: str | None, overwrite: bool) -> None:
+    """What can be said of the pictures of a method by name."""
+    outputs.check_folder("overlay", folder)
+    parts = [part.strip().lower() for part in method.split("+")] if method is not None else []
+    for path in overlay_files(folder, images, parts) if parts else ():
+        outputs.check_new("overlay", path, overwrite)
 
 
 def _check_files(data: Path, answers: Path, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from foveate.lab import catalog as face
-from foveate.lab import terminal
+from foveate.lab import checks, terminal
 from foveate.lab.completion import a_folder, a_method, among
 from foveate.lab.typed import Json
 
@@ -49,6 +49,7 @@ def families(
 ) -> None:
     """List the families of models that methods can be attached to."""
     if inspect:
+        checks.check_type(inspect)
         from foveate.lab.inspection import proposal
 
         found_out = proposal.inspect(inspect)

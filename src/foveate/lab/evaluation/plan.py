@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from foveate.dial import Dial
 from foveate.errors import ConfigError, FoveateError, UnsupportedSiteError, first_line
+from foveate.lab import cautions
 from foveate.lab.asker import Asker
 from foveate.lab.checks import ANTIORACLE, BLIND, DENSE, ORACLE
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle
@@ -98,6 +99,7 @@ def contenders(
             why = "" if request.as_is else ": a method at a budget is the same wherever its dial was"
             raise CommandError(f"{name} is given twice{why}")
         labelled[name] = method
+    cautions.say(asker.name, found, asker.host)
     return labelled, notes
 
 

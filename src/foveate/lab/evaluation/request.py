@@ -326,4 +326,12 @@ class Fidelity(Own, Questions, Running, Contest):
     """What ``foveate eval fidelity`` is asked for."""
 
     def check(self) -> None:
-        checks.check_all(*(partial(part.check, self) for part in (Contest, Questions, Running, Own)))
+        usual = Questions()
+        asked = [name for name in ("tasks", "per_task", "split") if getattr(self, name) != getattr(usual, name)]
+        flags = [{"tasks": "--task", "per_task": "--per-task", "split": "--split"}[name] for name in asked]
+        checks.check_all(
+            lambda: checks.check_left_out(
+                flags, flags if self.given else (), "for the benchmark's questions, and these are yours"
+            ),
+            *(partial(part.check, self) for part in (Contest, Questions, Running, Own)),
+        )

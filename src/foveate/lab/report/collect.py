@@ -9,15 +9,15 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.handle import compress
-from foveate.lab import needs, prompting
+from foveate.handle import compress, host_of
+from foveate.lab import cautions, needs, prompting
 from foveate.lab.checks import REFERENCES, check_dtype, check_images_and_prompts, check_scenes, is_run
 from foveate.lab.devices import device_of, put
 from foveate.lab.loading import load
 from foveate.lab.options import method_from_words
 from foveate.lab.speech import speech_of
 from foveate.lab.story import Case, Content, Told, tell
-from foveate.lab.terminal import CommandError
+from foveate.lab.terminal import CommandError, warn_once
 from foveate.lab.words import options_by_method
 from foveate.method import Method
 from foveate.methods import make
@@ -95,6 +95,9 @@ def collect(request: Request, tell_user: Callable[[str, float], None]) -> Conten
     tell_user(f"loading {request.model}", 0.0)
     model, processor = load(request.model, request.dtype, request.attn)
     put(model, device, request.model)
+    cautions.say(request.model, list(request.methods.values()), host_of(model), videos=False)
+    for line in cautions.about_model(request.model, model, processor, request.prompts) if request.images else ():
+        warn_once(line)
     if not request.images:
         speech = speech_of(processor)
         questions = [

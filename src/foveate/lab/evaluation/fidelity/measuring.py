@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from foveate.lab import cautions
 from foveate.lab.asker import Asker, load_asker
 from foveate.lab.evaluation import questions
 from foveate.lab.evaluation.costs import Costs, meter
@@ -16,7 +17,7 @@ from foveate.lab.evaluation.questions import Prompt, drawn, from_file, from_word
 from foveate.lab.evaluation.request import Fidelity, budgets_of
 from foveate.lab.evaluation.runner import Tell, ask, store_of, versions
 from foveate.lab.evaluation.store import Store, check_folder
-from foveate.lab.terminal import CommandError
+from foveate.lab.terminal import CommandError, warn_once
 
 
 def measure(request: Fidelity, tell: Tell) -> Faithful:
@@ -57,6 +58,9 @@ def prepare(request: Fidelity, tell: Tell) -> tuple[Asker, list[Prompt]]:
         questions.check_questions(request)
     tell("loading the model", 0.0)
     asker = load_asker(request.model, request.dtype, request.device, request.attn, request.adapter)
+    words = [each.text for each in prompts]
+    for line in cautions.about_model(request.model, asker.model, asker.processor, words) if prompts else ():
+        warn_once(line)
     if not prompts:
         tell("drawing the questions", 0.0)
         samples = [sample for seed in request.seeds for sample in questions.samples_of(request, seed, asker.speech)]

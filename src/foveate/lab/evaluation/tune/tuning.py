@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import cast
 
 from foveate.dial import TOLERANCE, Dial
-from foveate.lab import outputs
+from foveate.lab import cautions, outputs
 from foveate.lab.evaluation import statistics
 from foveate.lab.evaluation.costs import Costs, meter
 from foveate.lab.evaluation.fidelity.measuring import identity_of, listen, prepare
@@ -55,6 +55,7 @@ def tune(request: Tune, tell: Tell) -> Tuned:
         )
     seen, unseen = prompts[apart:], prompts[:apart]
     check_fit(given, asker, request.new_tokens)
+    cautions.say(asker.name, [given], asker.host)
     goal = {name: getattr(request, name) for name in ("max_kl", "budget", "by", "search", "trials", "held_out", "seed")}
     header = {**identity_of(asked, asker, prompts), "goal": goal, "given": given.to_dict()}
     check_folder(request.out / "answers", header, request.overwrite)
