@@ -13,7 +13,8 @@ from foveate.serialise import in_words
 SHARED = {
     "keep": "how much stays, as said above; by default the method's own setting",
     "positions": "what survivors do with position ids: keep them, or count anew as if the prompt had been shorter (renumber"
-    "; native, for methods that act before the language model); virtual: a merged token stands at the places of all its members",
+    "; native, for methods that act before the language model); virtual: a merged token stands at the places of all its "
+    "members",
 }
 #: What of it is not for methods that act where positions exist already.
 NATIVE = "; native, for methods that act before the language model"

@@ -45,7 +45,11 @@ def test_methods(here: Here) -> None:
     assert {name for name, method in found.items() if method["control"]} == {"random", "stride", "downsample"}
     assert all((method["paper"] is None) == method["control"] for method in found.values())
     assert "tower 0-22 (mid)" in here("methods", "tome").stdout
-    assert "ECCV 2024, 2403.06764" in here("methods", "fastv").stdout
+    fastv = " ".join(here("methods", "fastv").stdout.split())
+    assert "ECCV 2024, 2403.06764" in fastv
+    assert "counted from 0 (-1 is the last one)" in fastv
+    assert "Takes keep, renumber or virtual" in fastv, "it acts where positions exist already"
+    assert "Takes keep, renumber, native or virtual" in " ".join(here("methods", "divprune").stdout.split())
 
 
 def test_the_list_of_methods_fits_a_narrow_screen(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

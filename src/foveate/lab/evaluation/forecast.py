@@ -14,6 +14,9 @@ from foveate.lab.evaluation.questions import Prompt
 #: Questions that are timed where each is asked alone.
 TIMED = 8
 
+#: Rows of a table for a person.
+MOST = 30
+
 Sizes = tuple[tuple[int, int], ...]
 """Of a question's images."""
 Seconds = Mapping[tuple[Sizes, bool], float]
@@ -95,7 +98,8 @@ class Forecast:
 
     def __str__(self) -> str:
         left = sum(line.left for line in self.lines)
-        said = f"{_time(self.hours)}: {left:,} questions to ask, in {len(self.lines)} lines of the table"
+        where = "lines of the table" if len(self.lines) <= MOST else "parts, which --json lists"
+        said = f"{_time(self.hours)}: {left:,} questions to ask, in {len(self.lines)} {where}"
         if not self.unmeasured:
             return said
         methods = "1 method" if self.unmeasured == 1 else f"{self.unmeasured} methods"
@@ -115,8 +119,9 @@ class Forecast:
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        """For a person: a head, and a row for each entry."""
+        """For a person: a head, and a row for each entry; where there are many, for each budget."""
         head = ("method", "questions share", "left", "seconds each", "minutes")
+        lines = _by_budget(self.lines) if len(self.lines) > MOST else self.lines
         rows = [
             (
                 line.entry,
@@ -125,9 +130,29 @@ class Forecast:
                 f"{line.seconds / max(1, line.left):.2f}",
                 f"{line.seconds / 60:.1f}",
             )
-            for line in self.lines
+            for line in lines
         ]
+        if all(
+            line.shares in ("", "nothing") for line in lines
+        ):  # as with the small models, whose questions share nothing
+            return [(first, *rest) for first, _, *rest in [head, *rows]]
         return [head, *rows]
+
+
+def _by_budget(lines: Sequence[Line]) -> list[Line]:
+    """A line for all methods at a budget; what has none as it is."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.entry.rpartition(" at ")[2], []).append(line)
+    return [
+        Line(
+            several[0].entry if len(several) == 1 else f"{len(several)} methods at {budget}",
+            several[0].shares if len({line.shares for line in several}) == 1 else "",
+            sum(line.left for line in several),
+            sum(line.seconds for line in several),
+        )
+        for budget, several in found.items()
+    ]
 
 
 def timed(

@@ -34,7 +34,11 @@ class Evaluation(Result[Reference, Row]):
         """The curve."""
         dense = self.rows[0]
         title = f"{self.model}: {dense.accuracy.n} questions"
-        return {CURVE: partial(draw, self.rows, title=title, guess=dense.chance[1])} if can_draw() else {}
+        return (
+            {CURVE: partial(draw, self.rows, title=title, guess=None if self._fewest == 1 else dense.chance[1])}
+            if can_draw()
+            else {}
+        )
 
     def report(self) -> Report:
         """Two tables: methods with costs, and methods by task."""
@@ -69,12 +73,17 @@ class Evaluation(Result[Reference, Row]):
 
     def _summary(self) -> str:
         dense = self.rows[0]
+        often = "" if self._fewest == 1 else f"; always the most frequent answer: {dense.chance[1]:.1%}"
         return (
             f"{dense.accuracy.n} questions, {len(dense.tasks)} task{'' if len(dense.tasks) == 1 else 's'}, "
             f"seeds {', '.join(map(str, self.request.seeds))} of "
-            f"the {self.request.split} split. Guessing at random: {dense.chance[0]:.1%}; always the most frequent answer: "
-            f"{dense.chance[1]:.1%}."
+            f"the {self.request.split} split. Guessing at random: {dense.chance[0]:.1%}{often}."
         )
+
+    @property
+    def _fewest(self) -> int:
+        """Questions of the task that has the fewest; where that is one, its most frequent answer is the right one."""
+        return min((share.n for share in self.rows[0].tasks.values()), default=FEW)
 
     def _remarks(self) -> list[str]:
         lines = [
@@ -96,13 +105,13 @@ class Evaluation(Result[Reference, Row]):
             lines.append("Group-A needs Downsample at the same budget: add --method downsample.")
         for row in self.rows:
             if row.questions != "all":
+                guess = f"; guessing the most frequent answer gets {row.chance[1]:.1%} of those"
                 lines.append(
-                    f"{row.label}: the {row.accuracy.n} questions {row.questions} only; guessing the most frequent answer "
-                    f"gets {row.chance[1]:.1%} of those."
+                    f"{row.label}: the {row.accuracy.n} questions {row.questions} only{guess * (self._fewest > 1)}."
                 )
         if len(self.request.seeds) > 1:
             lines.append("Seeds are pooled; the last column has the lowest and the highest accuracy of a single one.")
-        few = min((share.n for share in self.rows[0].tasks.values()), default=FEW)
+        few = self._fewest
         if few == 1:
             lines.append(ALONE)
         elif few < FEW:
