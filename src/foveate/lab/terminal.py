@@ -61,9 +61,9 @@ def warnings_of_ours() -> Iterator[None]:
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
-        def show(message: Any, category: Any, filename: str, *place: Any) -> None:
+        def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
             if not filename.startswith(ours):
-                shown(message, category, filename, *place)
+                shown(message, category, filename, lineno, file, line)
             else:
                 warn_once(f"warning: {message}")
 

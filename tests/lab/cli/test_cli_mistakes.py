@@ -138,7 +138,7 @@ MISTAKES = {
     "half an image": ((*FASTV, "--image", "cut.png"), "cannot read the image 'cut.png'"),
     "a folder as image": ((*FASTV, "--image", "empty"), "'empty' is a folder"),
     "unknown dtype": ((*FASTV, "--dtype", "int8"), "choose auto, float32"),
-    "unknown device": ((*FASTV, "--device", "abacus"), "--device 'abacus' cannot be used here"),
+    "unknown device": ((*FASTV, "--device", "abacus"), "--device 'abacus': say cuda"),
     "endless model name": ((*FASTV, "--model", "x" * 400), "no folder and no model has so long a name"),
     "missing model folder": ((*FASTV, "--model", "./nowhere"), "there is no model folder './nowhere'"),
     "a folder without a model": ((*FASTV, "--model", "empty"), "has no config.json"),
