@@ -14,6 +14,7 @@ import contextlib
 import json
 import runpy
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -100,7 +101,9 @@ def _ask(model: Any, method: Method) -> dict[str, Any]:
 
 def _refusal(model: Any, method: Method) -> str:
     try:
-        with torch.device("meta"):  # what a method learns is as large as the model says, and nobody needs its numbers
+        # What a method learns is as large as the model says, and nobody needs its numbers: nor a word that they are random.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             foveate.compress(model, method).remove()
     except FoveateError as error:
         return str(error)

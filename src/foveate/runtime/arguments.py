@@ -171,8 +171,7 @@ class LayerArguments:
         given = settled.given
         if given is None or given.mask is not mask or given.tables is not tables:
             cut, keys = settled.cut, settled.keys
-            whole = keys is not None and isinstance(mask, Tensor) and mask.shape[2:] == (1, keys.total)
-            if cut is not None and whole:
+            if cut is not None and keys is not None and isinstance(mask, Tensor) and mask.shape[2:] == (1, keys.total):
                 changed = {self.mask: cut.of(mask)}
             else:
                 hidden = first_argument(args, kwargs, "hidden_states")

@@ -306,7 +306,7 @@ class TowerHooks:
                 reading.valid, reading.parts = own.valid, own.pairs(shown[1] or own)
             if kinds:
                 call.seen.readings[i] = reading
-        call.trace.blocks.append(trace_of(self.spec, i, hidden, kwargs, attending, gone and gone.unit))
+        call.trace.blocks.append(trace_of(self.spec, i, hidden, kwargs, attending, None if gone is None else gone.unit))
         call.block = Running(reading, attending, masks)
         return replace_first(args, kwargs, "hidden_states", hidden[0] if self.single else hidden)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -106,7 +106,10 @@ class Probe:
         own = [x[:, :, :0] if reading.stands else x for x in (query, key, value)]
         reading.note(*own)
         whole = reading.pattern is not None or reading.stands
-        for q, k, m in [(*own[:2], reading.pattern)] if whole else _segments(query, key, mask, kwargs):
+        pairs: Iterable[tuple[Tensor, Tensor, Any]] = (
+            [(own[0], own[1], reading.pattern)] if whole else _segments(query, key, mask, kwargs)
+        )
+        for q, k, m in pairs:
             reading.read(q, k, m, Pattern.told(module, q, m, kwargs))
         if reading.ahead:
             raise StoppedError
