@@ -1,8 +1,8 @@
 """What is committed of what the code says of itself: ``python tools/pages/lists.py`` writes it.
 
 These are what ``foveate methods`` and ``foveate families`` say without importing torch, the list in README.md, the imports in
-foveate/__init__.py that tell type checkers what `foveate.FastV` is, which methods are served, in docs/serving.md, what the
-site has from runs (`asked`), and of that the tables of docs/families.md.
+foveate/__init__.py that tell type checkers what `foveate.FastV` is, which models and methods are served, in docs/serving.md,
+what the site has from runs (`asked`), and of that the tables of docs/families.md.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from foveate.lab import declared, index
 from foveate.methods import own_methods
 from foveate.models import list_families
 from foveate.plugins import defined_in
+from foveate.serving.vllm.unserved import UNSERVED
 
 LIST = re.compile(r"(<!-- methods: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
 SERVED = re.compile(r"(<!-- served: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
+REFUSED = re.compile(r"(<!-- unserved: tools/pages/lists.py -->\n).*?(<!-- end -->)", re.S)
 IMPORTS = re.compile(r"(?:    from foveate\.methods\.\w+ import \w+ as \w+\n)+")
 
 
@@ -52,8 +54,18 @@ def in_index(text: str) -> str:
 
 
 def in_serving(text: str) -> str:
-    """docs/serving.md with what becomes of every method in vLLM."""
+    """docs/serving.md with why models are not served, and with what becomes of every method in vLLM."""
+    text = REFUSED.sub(lambda found: f"{found[1]}\n{_unserved()}\n\n{found[2]}", text)
     return SERVED.sub(lambda found: f"{found[1]}\n{verdicts.table()}\n\n{found[2]}", text)
+
+
+def _unserved() -> str:
+    """A line for every reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in UNSERVED.items():
+        names.setdefault(why, []).append(f"`{name}`")
+    rows = [["model class of vLLM", "because"], ["---"] * 2, *([", ".join(of), why] for why, of in names.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _described(folder: str, module: str) -> list[dict[str, Any]]:

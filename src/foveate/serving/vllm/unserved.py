@@ -4,39 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_BOTH_WAYS = (
-    "an image sees all of itself there, in ranges that this engine reads off the prompt before any token has left"
+_NOR_THERE = "and foveate does not know it in transformers, either"
+_STATES = (
+    "most of its decoder layers carry a state from token to token (`linear_attention`), so only methods before the language "
+    "model could be served, and foveate has no file for that yet"
 )
-_STATES = "most of its decoder layers carry a state from token to token, of which this engine has pages of another kind"
-_LATENT = "its decoder layers keep one latent row for all heads, and a layer with fewer tokens is read as keys and values here"
-_TOWER = "its vision tower is built in another way in vLLM than in transformers, and none of its parts is described yet"
-_CHUNKS = "some of its decoder layers see a chunk of the prompt alone, counted in tokens that are left"
-_QUERIES = (
-    "learned queries look at the image by cross-attention, so the language model's tokens stand for no place of it"
+_PIECES = (
+    "its `get_vision_hidden_states` runs the blocks of the tower one by one, and foveate takes the place of a tower that is "
+    "called as a whole"
 )
 
+
+def _windows(decoder: str) -> str:
+    return (
+        f"most layers of its `{decoder}` have a sliding window, which vLLM counts in the tokens that are left, and foveate, in "
+        "transformers, in those of the whole prompt"
+    )
+
+
+def _unwritten(tower: str) -> str:
+    return f"foveate has no file yet that puts the parts of its `{tower}` into transformers' tower"
+
+
+#: Each sentence names, in backticks, what to look for in vLLM's code.
 UNSERVED = {
-    "Gemma3ForConditionalGeneration": _BOTH_WAYS,
-    "Gemma4ForConditionalGeneration": _BOTH_WAYS,
-    "Gemma4UnifiedForConditionalGeneration": _BOTH_WAYS,
-    "Glm4vForConditionalGeneration": _TOWER,
-    "Glm4vMoeForConditionalGeneration": _TOWER,
-    "GlmOcrForConditionalGeneration": _TOWER,
-    "Idefics3ForConditionalGeneration": _TOWER,
-    "KimiK25ForConditionalGeneration": _LATENT,
-    "KimiVLForConditionalGeneration": _LATENT,
-    "Llama4ForConditionalGeneration": _CHUNKS,
-    "MiniCPMV": _QUERIES,
-    "MiniCPMV4_6ForConditionalGeneration": _STATES,
-    "MiniCPMV4_7ForConditionalGeneration": _STATES,
-    "Mistral3ForConditionalGeneration": _TOWER,
-    "PaliGemmaForConditionalGeneration": "a prompt sees all of itself in transformers, with which answers are compared",
-    "Phi4MMForCausalLM": "its adapters for images and for sound are switched on with them, and foveate does not know "
-    "it in transformers, either",
-    "PixtralForConditionalGeneration": _TOWER,
+    "Gemma3ForConditionalGeneration": _windows("Gemma3ForCausalLM"),
+    "Gemma4ForConditionalGeneration": _windows("Gemma4ForCausalLM"),
+    "Gemma4UnifiedForConditionalGeneration": "it has no vision tower: patches go through its `vision_embedder` straight to the "
+    f"language model, {_NOR_THERE}",
+    "Glm4vForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
+    "Glm4vMoeForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
+    "GlmOcrForConditionalGeneration": _unwritten("GlmOcrVisionTransformer"),
+    "Idefics3ForConditionalGeneration": _unwritten("Idefics3VisionTransformer"),
+    "KimiK25ForConditionalGeneration": "its `tpool_patch_merger` takes the mean of a video's frames and joins patches that "
+    f"stand in raster order, {_NOR_THERE}",
+    "KimiVLForConditionalGeneration": "transformers, from which foveate takes vision towers, has no such model: `KimiVLConfig` "
+    "is vLLM's own",
+    "Llama4ForConditionalGeneration": "the class token of its vision tower (`class_embedding`) stands behind the patches, "
+    f"{_NOR_THERE}",
+    "MiniCPMV": "the learned queries of its `resampler` look at the image by cross-attention, so the language model's tokens "
+    "stand for no place of it",
+    "MiniCPMV4_6ForConditionalGeneration": _PIECES,
+    "MiniCPMV4_7ForConditionalGeneration": _PIECES,
+    "Mistral3ForConditionalGeneration": _unwritten("PixtralHFVisionModel"),
+    "PaliGemmaForConditionalGeneration": "at most the image of a prompt sees all of itself in vLLM (`is_mm_prefix_lm`), and in "
+    "transformers, with which answers are compared, the whole prompt does",
+    "Phi4MMForCausalLM": "vLLM leaves its adapters for images and for sound out of the model (`hf_to_vllm_mapper`), "
+    f"{_NOR_THERE}",
+    "PixtralForConditionalGeneration": "its vision tower rotates pairs of neighbouring channels (`apply_rotary_emb_vit`), and "
+    "that of transformers pairs that are half a head apart",
     "Qwen3_5ForConditionalGeneration": _STATES,
     "Qwen3_5MoeForConditionalGeneration": _STATES,
-    "SmolVLMForConditionalGeneration": _TOWER,
+    "SmolVLMForConditionalGeneration": _unwritten("Idefics3VisionTransformer"),
 }
 
 
