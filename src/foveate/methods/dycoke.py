@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from foveate.errors import ConfigError
+from foveate.lasting import Lasting
 from foveate.method import Host, Method, Paper, Site
 from foveate.ops import frames, select
-from foveate.ops.segments import offsets, ranges, segment_cosine, segment_ids
 from foveate.pruners import from_the_start
 from foveate.schedule import COSINE, check_ratio, check_within, spread, survivors
 from foveate.tokens import Reduction, Tokens
@@ -107,28 +107,12 @@ class DyCoke(Method):
         return [a + b for a, b in zip(whole_ones, spread(budget - sum(whole_ones), others, others))]
 
     def _attended(self, tokens: Tokens, site: Site) -> Reduction:
-        attention, pools = tokens.last_row.float().mean(-1), tokens.pool_counts
-        before, tokens.state["attention"] = tokens.state.get("attention"), attention
-        known = before if before is not None and before.shape == attention.shape else None
-        turned = None if known is None else segment_cosine(known, attention, pools) < self.threshold
-        if turned is not None and turned.is_cpu and not turned.any():  # (another device would have to be waited for)
-            return Reduction(tokens.state["keep"], tokens.state["counts"])
-        keep = select.top_k(attention, pools, kept := tokens.pool_budget(site))
-        if turned is not None:
-            keep = torch.where(turned[segment_ids(kept, keep.device)], keep, tokens.state["keep"])
-        chosen = tokens.keep_pooled(keep, kept)
-        tokens.state.update(keep=keep, counts=chosen.counts, rows=tokens.spans.row, sizes=tokens.counts)
-        return chosen
+        attention, last = tokens.last_row.float().mean(-1), tokens.state.get("choice")
+        choice = Lasting.after(last, tokens, attention, tokens.pool_budget(site), self.threshold)
+        tokens.state["choice"] = choice
+        return choice.reduction
 
     def follow(self, state: MutableMapping[str, Any], rows: Tensor | None) -> None:
-        if rows is None or "keep" not in state:
-            state.clear()
-            return
-        spans = [(new, s) for new, old in enumerate(rows.tolist()) for s, row in enumerate(state["rows"]) if row == old]
-        start, sizes = offsets(state["sizes"]), [state["sizes"][s] for _, s in spans]
-        picked = ranges([start[s] for _, s in spans], sizes, state["keep"].device)
-        stays = torch.zeros_like(state["attention"], dtype=torch.bool).index_fill(0, state["keep"], True)[picked]
-        counts = tuple(state["counts"][s] for _, s in spans)
-        state["keep"] = stays.sort(descending=True, stable=True).indices[: sum(counts)]
-        state["attention"], state["counts"] = state["attention"][picked], counts
-        state["rows"], state["sizes"] = tuple(new for new, _ in spans), tuple(sizes)
+        last = state.pop("choice", None)
+        if rows is not None and last is not None:
+            state["choice"] = last.of_rows(rows.tolist())
