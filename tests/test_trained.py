@@ -417,8 +417,11 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path: Path, monkeypatch: p
     with pytest.raises(UnsupportedModelError, match=r"handle was removed: .* attaches the method again"), handle:
         pytest.fail("the stock model would answer")
     (tmp_path / "file").write_text("")
-    with foveate.compress(model, Learned()) as handle, pytest.raises(AdapterError, match="cannot write to"):
-        handle.save_pretrained(tmp_path / "file")
+    with foveate.compress(model, Learned()) as handle:
+        with pytest.raises(AdapterError, match="is a file: give the name of a folder"):
+            handle.save_pretrained(tmp_path / "file")
+        with pytest.raises(AdapterError, match="cannot write to"):
+            handle.save_pretrained(tmp_path / "file" / "below")
 
     class Wrong(Learned):
         def modules(self, host: Host) -> Any:
