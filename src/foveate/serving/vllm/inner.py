@@ -179,9 +179,11 @@ class Inner:
 
     def _ahead(self, layer: int, flow: Flow, images: Images, kinds: Sequence[Kind]) -> Reading:
         """Return what the attention of a layer that has not run yet would be: it runs up to there."""
-        lengths = flow.lengths.tolist()
+        lengths, positions = flow.lengths.tolist(), flow.positions
+        if any("unrotated" in kind.needs for kind in kinds):
+            positions = torch.zeros_like(positions)  # at which rotary embeddings turn nothing
         with suppress(StoppedError), Watch(self.attention[layer], kinds, lengths, flow.last, ahead=True) as watch:
-            self.decoder.layers[layer](flow.positions, flow.state, None)
+            self.decoder.layers[layer](positions, flow.state, None)
         assert watch.reading is not None
         return replace(watch.reading, place=watch.reading.place[images.rows])
 
