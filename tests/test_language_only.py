@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from calls import close, counted
+from packaging.version import Version
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
@@ -118,6 +120,8 @@ def _longer(key: str, x: Any, n: int) -> Any:
 @each
 def test_the_report_says_what_is_left_of_an_image(name: str) -> None:
     """One prompt: its image is one line, and FLOPs that were saved are those of the language model."""
+    if name == "aria" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("stock experts of older ones are not counted as the report counts them")
     whole, batch, count = model(name), inputs(name, 0), _inputs(name)[1]
     stock = counted("eager", lambda: whole(**batch))
     with torch.no_grad(), foveate.compress(whole, foveate.FastV(layer=1, ratio=0.5)) as handle:
