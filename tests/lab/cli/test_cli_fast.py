@@ -200,7 +200,7 @@ def test_before_torch(name: str, said: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("command", ["methods", "families"])
 def test_lists_take_a_moment(command: str) -> None:
-    """Processor time, as other processes may be busy, and on a slow machine as a multiple; the best of several."""
+    """Ten times what the command line's own library takes, in processor time, the best of several: to import torch takes thirty."""
 
     def used(run: Callable[[], object]) -> float:
         before = os.times()
@@ -209,7 +209,7 @@ def test_lists_take_a_moment(command: str) -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     bare = min(used(lambda: subprocess.run([sys.executable, "-c", "import typer"], check=True)) for _ in range(3))
-    assert min(used(lambda: as_json(foveate(command, "--json"))) for _ in range(3)) < max(0.7, 6 * bare)
+    assert min(used(lambda: as_json(foveate(command, "--json"))) for _ in range(3)) < 10 * bare
 
 
 def test_the_index_is_what_the_classes_say(monkeypatch: pytest.MonkeyPatch) -> None:
