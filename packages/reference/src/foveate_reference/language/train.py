@@ -1,7 +1,8 @@
 """Training of `smollm2`: its tower, then the connector alone, then the language model's answers; on a CPU, if need be.
 
-1. *tower*: as of every reference model, a dense loss (`foveate_reference.train`). It begins as the tower of the reference
-   LLaVA, whose four blocks stand among eight that change nothing yet, so it sees from the first step on (`grow`).
+1. *tower*: as of every reference model, a dense loss (`foveate_reference.train`), in rounds, each on new pictures from the
+   weights of the last one. The first begins as the tower of the reference LLaVA, whose four blocks stand among eight that
+   change nothing yet, so it sees from the first step on (`grow`).
 2. *align*: the connector learns to say, in the language model's own word embeddings, what is in a cell (`align`).
 3. *answers*: the connector, and low-rank changes of all matrices of the language model (LoRA), learn to answer packed
    questions (`packing`); simple scenes first. At the start a small loss shows one layer where to look.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,10 @@ class SmolConfig:
 
     Attributes
     ----------
+    tower_rounds : int
+        Rounds of the first stage.
     tower_steps, align_steps, answer_steps : int
-        Optimiser steps of the three stages.
+        Optimiser steps of such a round, and of the other two stages.
     batch_size : int
         Scenes of a step of the third stage; of the other two 16.
     questions : int
@@ -81,13 +85,14 @@ class SmolConfig:
     checkpoint_every, validation_images : int
     """
 
-    tower_steps: int = 700
-    align_steps: int = 600
-    answer_steps: int = 2000
-    batch_size: int = 4
+    tower_rounds: int = 2
+    tower_steps: int = 200
+    align_steps: int = 400
+    answer_steps: int = 1800
+    batch_size: int = 2
     questions: int = 24
     simple: float = 0.15
-    rank: int = 32
+    rank: int = 16
     align_rate: float = 1e-3
     connector_rate: float = 5e-4
     rate: float = 4e-4
@@ -129,7 +134,7 @@ class SmolLearner:
         self.packer = Packer(processor.tokenizer, TASK_WEIGHT)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._take_tower(tower)
+            take_tower(tower, self.model)
             self.model.requires_grad_(False)
             language = self.model.model.language_model
             inject_adapter_in_model(
@@ -156,15 +161,6 @@ class SmolLearner:
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that stages 2 and 3 learn, by name."""
         return self.changes | dict(self.connector.named_parameters(prefix="connector"))
-
-    def _take_tower(self, folder: Path) -> None:
-        """Tower and connector of the first stage."""
-        found: dict[str, Tensor] = {}
-        for file in folder.glob("*.safetensors"):
-            found |= load_file(file)
-        for part in ("vision_tower", "multi_modal_projector"):
-            own = {name.split(f"{part}.", 1)[1]: value.float() for name, value in found.items() if f"{part}." in name}
-            getattr(self.model.model, part).load_state_dict(own)
 
     def _catch(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, __: object, out: Tensor) -> None:
@@ -273,6 +269,16 @@ class SmolLearner:
         return done
 
 
+def take_tower(folder: Path, model: Any) -> None:
+    """Give a model the tower and the connector of the one in a folder."""
+    found: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    for part in ("vision_tower", "multi_modal_projector"):
+        own = {name.split(f"{part}.", 1)[1]: value.float() for name, value in found.items() if f"{part}." in name}
+        getattr(model.model, part).load_state_dict(own)
+
+
 @torch.no_grad()
 def grow(model: Any) -> None:
     """Give a model the tower of the reference LLaVA, spread over its own blocks, which at first add nothing between them."""
@@ -324,12 +330,8 @@ def train(
     """
     config = config or SmolConfig()
     language = base_folder(base)
-    tower = out / "tower"
-    if not (tower / "model" / "config.json").is_file():
-        going = resume and (tower / CHECKPOINT).is_file()
-        width = json.loads((language / "config.json").read_text())["hidden_size"]
-        train_tower(tower, seed=seed, config=config.tower(width), start=grow, resume=going, device=device, log=log)
-    learner = SmolLearner(config, seed, tower / "model", language, device)
+    tower = _train_towers(out, seed, config, language, resume, device, log)
+    learner = SmolLearner(config, seed, tower, language, device)
     checkpoint = out / CHECKPOINT
     done = learner.load(checkpoint, seed) if resume and checkpoint.is_file() else {"align": 0, "answers": 0}
     if done["align"] < config.align_steps:
@@ -365,6 +367,22 @@ def train(
                 log(f"  mean {mean:.3f} " + " ".join(f"{task} {value:.2f}" for task, value in found.items()))
     save_adapter(out / ADAPTER, learner.model, *learner.low_rank())
     return out / ADAPTER
+
+
+def _train_towers(
+    out: Path, seed: int, config: SmolConfig, language: Path, resume: bool, device: str, log: Callable[[str], None]
+) -> Path:
+    """The first stage; returns the folder of the model of its last round."""
+    shape = config.tower(json.loads((language / "config.json").read_text())["hidden_size"])
+    start, model = grow, out
+    for number in range(config.tower_rounds):
+        folder = out / ("tower" if number == 0 else f"tower-{number + 1}")
+        model = folder / "model"
+        if not (model / "config.json").is_file():
+            going = resume and (folder / CHECKPOINT).is_file()
+            train_tower(folder, seed=seed + number, config=shape, start=start, resume=going, device=device, log=log)
+        start = partial(take_tower, model)
+    return model
 
 
 def _aligning(step: int, seed: int) -> list[Recipe]:
