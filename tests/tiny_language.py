@@ -42,7 +42,7 @@ def make_base(folder: Path, layers: int = 2) -> Path:
         initializer_range=0.1,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)  # as the real one is
     return folder
 
 

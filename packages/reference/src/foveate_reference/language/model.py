@@ -59,7 +59,8 @@ CHAT_TEMPLATE = (
 def make_smollm2_config(base: Path) -> LlavaConfig:
     """Return the configuration of a LLaVA with our tower and the language model in a folder."""
     seen = make_config("llava", tower_depth=TOWER_DEPTH, tower_hidden=TOWER_HIDDEN)
-    read = json.loads((base / "config.json").read_text())
+    # A part is made in the type that its own config names, and the folder's is that of its files.
+    read = json.loads((base / "config.json").read_text()) | {"dtype": "float32"}
     return LlavaConfig(
         text_config=read,
         vision_config=cast(Any, seen.vision_config).to_dict(),
