@@ -200,7 +200,7 @@ def test_before_torch(name: str, said: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("command", ["methods", "families"])
 def test_lists_take_a_moment(command: str) -> None:
-    """Ten times what the command line's own library takes, in processor time, the best of several: to import torch takes thirty."""
+    """Ten times what the command line's own library takes, in processor time, the best of several; torch takes thirty."""
 
     def used(run: Callable[[], object]) -> float:
         before = os.times()
