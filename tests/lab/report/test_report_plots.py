@@ -45,6 +45,19 @@ def test_results_of_eval(results: Path) -> None:
         )
 
 
+def test_one_question_of_a_task_has_no_most_frequent_answer(results: Path, tmp_path: Path) -> None:
+    """It is the right one, and a line at 100 % would say that guessing gets all."""
+    data = json.loads(results.read_text())["found"]
+
+    def levels() -> set[str]:
+        group = plots.of_results(written(tmp_path / "results.json", data))
+        return {line.label for plot in group.plots for line in plot.series if line.level}
+
+    before = levels()
+    next(iter(data["rows"][0]["tasks"].values()))["n"] = 1
+    assert before - levels() == {"most frequent answer"}
+
+
 def test_plots_of_anything(tmp_path: Path) -> None:
     ((plot,),) = (group.plots for group in of_bench(written(tmp_path / "b.json", {"plots": [PLOT]})))
     assert plot.x == plots.Axis("visual tokens", log=True)

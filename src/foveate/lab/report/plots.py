@@ -81,8 +81,9 @@ def _over(cost: str, words: str, rows: Sequence[Mapping[str, Any]]) -> Plot:
             levels.append(Series(row["label"], (point_of(point),), quiet=row["label"] == "blind", level=True))
         else:
             lines.setdefault(row["label"], []).append(point_of(point))
-    guess = rows[0]["chance"][1]
-    levels.append(Series("most frequent answer", (point_of((1.0, guess)),), quiet=True, level=True))
+    if min(share["n"] for share in rows[0]["tasks"].values()) > 1:  # of one question, that is the right answer
+        guess = point_of((1.0, rows[0]["chance"][1]))
+        levels.append(Series("most frequent answer", (guess,), quiet=True, level=True))
     series = [Series(label, tuple(sorted(points)), quiet=label in QUIET) for label, points in lines.items()]
     x, y = Axis(f"{words}, share of the stock model's", percent=True), Axis("accuracy, mean over tasks", percent=True)
     return Plot(words, x, y, (*series, *levels))
