@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,11 @@ def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     recipe = [word for option in ("steps=2", "batch=2", "rank=2", "save_every=0") for word in ("--set", option)]
     words = ("train", "adsc", "--out", "run", "--samples", "4", "--curriculum", "0.2,0.5", "--keep", "0.5", *recipe)
-    found = as_json(here(*words, "--device", "cpu", "--json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = here(*words, "--device", "cpu", "--json")
+    found = as_json(done)
+    assert "Warning" not in done.stderr
     assert found["steps"] == 2
     assert found["stages"] == [{"step": 0, "keep": 0.2}, {"step": 1, "keep": 0.5}]
     with foveate.compress(reference.load()[0], "./run") as handle:

@@ -12,8 +12,9 @@ import pytest
 from boards import BOUND, CONTROL, METHOD, NASTY, made, row
 
 import foveate_reference as reference
+from foveate.lab.cli import measuring
 from foveate.lab.leaderboard import page
-from foveate.lab.leaderboard.board import Missed, check_together, read
+from foveate.lab.leaderboard.board import Leaderboard, Missed, check_together, read
 from foveate.lab.leaderboard.request import Board
 from foveate.lab.terminal import CommandError
 
@@ -130,6 +131,21 @@ def test_mistakes(mistake: str, tmp_path: Path) -> None:
     request, sentence = MISTAKES[mistake]
     with pytest.raises(Exception, match=re.escape(sentence)):
         replace(request, out=tmp_path / "out").check()
+
+
+def test_a_page_that_was_written_while_results_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown again is checked again before the page is written."""
+    made().write(tmp_path)
+    theirs = tmp_path / "leaderboard.html"
+
+    def check(boards: list[Leaderboard]) -> None:
+        check_together(boards)
+        theirs.write_text("theirs")
+
+    monkeypatch.setattr("foveate.lab.leaderboard.board.check_together", check)
+    with pytest.raises(CommandError, match="is there already"):
+        measuring.leaderboard(out=tmp_path, source=[tmp_path], json=False)
+    assert theirs.read_text() == "theirs"
 
 
 def test_a_page_that_is_there(tmp_path: Path) -> None:
