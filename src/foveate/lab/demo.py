@@ -21,7 +21,7 @@ import foveate_reference as reference
 from foveate.cost import Report
 from foveate.dial import Dial
 from foveate.handle import compress, host_of
-from foveate.lab import overlay, story
+from foveate.lab import outputs, overlay, story
 from foveate.lab.cautions import is_reference, is_small
 from foveate.lab.checks import REFERENCES, check_scenes
 from foveate.lab.index import group_sites
@@ -103,9 +103,8 @@ def contenders(keep: float, host: Host, cost: Callable[[Method], float]) -> dict
         cost: measures what a method really holds, as a share.
     """
     late = 4 if keep * host.layers > 4.5 else 2
-    names = ("stride", "random", "downsample", "tome", "visionzip", "divprune", "v2drop", "vtw")
     found = {}
-    for method in (*map(make, names), make("fastv", layer=late)):
+    for method in (make(name, **({"layer": late} if name == "fastv" else {})) for name in outputs.SHOWN):
         setting = Dial(method, host, cost).set(keep)
         if not setting.reachable:
             raise CommandError(
@@ -116,19 +115,30 @@ def contenders(keep: float, host: Host, cost: Callable[[Method], float]) -> dict
 
 
 def play(
-    images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None], name: str = "reference"
+    images: int,
+    seed: int,
+    keep: float,
+    folder: Path,
+    tell: Callable[[str, float], None],
+    name: str = "reference",
+    overwrite: bool = False,
 ) -> Demo:
-    """Draw, ask, measure, write pictures. ``tell`` gets what happens now and the share of the work that is done."""
+    """Draw, ask, measure, write pictures. ``tell`` gets what happens now and the share of the work that is done.
+
+    Pictures that are there are replaced where ``overwrite`` says so, and else the new ones go beside them.
+    """
     threads = torch.get_num_threads()
     if is_small(name):  # layers this small gain nothing from more, and lose much where the other cores are busy
         torch.set_num_threads(1)
     try:
-        return _play(images, seed, keep, folder, tell, name)
+        return _play(images, seed, keep, folder, tell, name, overwrite)
     finally:
         torch.set_num_threads(threads)
 
 
-def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None], chosen: str) -> Demo:
+def _play(
+    images: int, seed: int, keep: float, folder: Path, tell: Callable[[str, float], None], chosen: str, overwrite: bool
+) -> Demo:
     tell("loading the reference model", 0.0)
     if not is_reference(chosen):
         raise CommandError(f"--model {chosen!r}: the demo asks a reference model, {', '.join(REFERENCES)}")
@@ -172,10 +182,11 @@ def _play(images: int, seed: int, keep: float, folder: Path, tell: Callable[[str
                 span = next(i for i, row in enumerate(batch) if row.image == number)
                 picture = Image.fromarray(scenes[number].image)
                 strip = overlay.strip(picture, batch[span].told[name].story, batch[span].question.text)
-                overlays.append(_save(strip, folder / f"image-{number + 1:02d}-{name}.png"))
+                overlays.append(_save(strip, outputs.demo_picture(folder, number, name), overwrite))
                 strips.setdefault(number, []).append(strip)
         for number, rows_of_strips in strips.items():
-            overlays.append(_save(overlay.stack(rows_of_strips), folder / f"image-{number + 1:02d}-all.png"))
+            path = outputs.demo_picture(folder, number, "all")
+            overlays.append(_save(overlay.stack(rows_of_strips), path, overwrite))
     tell("done", 1.0)
     dense = watch[DENSE].best
     ratios = {name: watch[name].best / dense if images >= TIMED else None for name in methods}
@@ -335,9 +346,10 @@ def _score(rows: Sequence[Row], name: str, method: Method, report: Report, time_
     )
 
 
-def _save(picture: Image.Image, path: Path) -> Path:
+def _save(picture: Image.Image, path: Path, overwrite: bool) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path = outputs.place_now(path, overwrite)
         picture.save(path)
     except OSError as error:
         raise CommandError(f"cannot write to {str(path.parent)!r}: {error}") from None

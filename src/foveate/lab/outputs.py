@@ -15,6 +15,11 @@ from pathlib import Path
 from foveate.lab.terminal import CommandError, warn
 
 DENSE = "dense"  # the stock model among the methods of a bench
+#: Methods of the demo.
+SHOWN = ("stride", "random", "downsample", "tome", "visionzip", "divprune", "v2drop", "vtw", "fastv")
+#: Folder of the answers of an evaluation, and what is made of them anew at the end of each run.
+ANSWERS = "answers"
+JSON, MARKDOWN, CURVE = MADE = ("results.json", "results.md", "accuracy.png")
 _kept: list[Path] = []
 
 
@@ -34,14 +39,34 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
         raise CommandError(f"--{option} {str(path)!r} is a folder: name a file in it")
     if os.path.lexists(path) and not overwrite:
         raise taken(path, option=option)
-    _is_there(option, path)
+    if _is_there(option, path) and not os.access(path, os.W_OK) and not path.is_symlink():
+        raise CommandError(f"--{option} {str(path)!r} may not be written over: give another name")
     check_folder(option, path.parent)
+
+
+def check_made(folder: Path, overwrite: bool, files: Iterable[str] = MADE, kept: str = ANSWERS) -> None:
+    """Raise `CommandError` for files that a run makes at its end, where what it keeps is not there: they are another's."""
+    for path in [] if overwrite else [folder / name for name in files]:
+        if os.path.isdir(path):
+            raise CommandError(f"{str(path)!r} is a folder, where a file is to be written: give --out another name")
+        if os.path.lexists(path) and not os.path.exists(folder / kept):
+            raise taken(path, f"is there already, without its {kept.partition('.')[0]}")
 
 
 def overlay_files(folder: Path, images: Sequence[Path], methods: Sequence[str]) -> list[Path]:
     """The pictures of surviving patches that ``foveate run`` writes with a sum of methods: one of each image."""
     name = "+".join(methods)
     return [folder / f"{number:02d}-{image.stem}-{name}.png" for number, image in enumerate(images, start=1)]
+
+
+def demo_pictures(folder: Path, scenes: int) -> list[Path]:
+    """The pictures that ``foveate demo`` writes."""
+    return [demo_picture(folder, scene, name) for scene in range(scenes) for name in (*SHOWN, "all")]
+
+
+def demo_picture(folder: Path, scene: int, name: str) -> Path:
+    """That of a method on a scene, counted from 0; ``all``: of all methods."""
+    return folder / f"image-{scene + 1:02d}-{name}.png"
 
 
 def check_folder(option: str, folder: Path) -> None:

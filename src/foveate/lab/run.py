@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foveate.cost import Report
+from foveate.errors import FoveateError
 from foveate.handle import compress, host_of
 from foveate.lab import cautions, outputs, overlay, prompting
 from foveate.lab.checks import check_dtype
@@ -21,7 +22,10 @@ from foveate.lab.loading import load
 from foveate.lab.story import tell as tell_story
 from foveate.lab.terminal import CommandError
 from foveate.method import Method
+from foveate.methods import method_from_dict
 from foveate.runtime.trace import Trace
+from foveate.serialise import from_json, read_text
+from foveate.trained import METHOD
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class Result:
 def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], None]) -> Result:
     """Load, ask, report. ``tell`` gets a line before each step that may take long, ``warn`` what to know of the answer."""
     prompting.check(request.prompt)
-    if isinstance(request.method, Method):
-        _pictures(request, request.method)
+    known = _known(request.method)
+    if known is not None:
+        _pictures(request, known)
     check_dtype(request.dtype)
     images = [prompting.open_image(path) for path in request.images]
     device = device_of(request.device)
@@ -101,8 +106,8 @@ def run(request: Request, tell: Callable[[str], None], warn: Callable[[str], Non
     overlays: list[Path] = []
     if recorded is not None:
         seen, tiles = prompting.seen(processor, inputs, images), prompting.tiles(processor, inputs, images)
-        pictures = [outputs.place_now(path, request.overwrite) for path in pictures]
-        overlays = _draw(pictures, _strips(request, recorded, report, seen, tiles))
+        strips = _strips(request, recorded, report, seen, tiles)
+        overlays = _draw([outputs.place_now(path, request.overwrite) for path, _ in zip(pictures, strips)], strips)
     return Result(
         request,
         handle.method,
@@ -169,6 +174,16 @@ def _strips(
         overlay.strip(image, tell_story(trace, report, span), name)
         for span, (image, name) in enumerate(zip(images, names, strict=True))
     ]
+
+
+def _known(method: Method | str) -> Method | None:
+    """What will be attached, where that can be known before the model is there."""
+    if isinstance(method, Method):
+        return method
+    try:
+        return method_from_dict(from_json(read_text(Path(method) / METHOD))["method"])
+    except (OSError, FoveateError, KeyError, TypeError):  # on the hub, or broken, which `compress` says
+        return None
 
 
 def _pictures(request: Request, method: Method) -> list[Path]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cases import case, result
 
+from foveate.lab.bench import show
+from foveate.lab.bench.request import Request, check
 from foveate.lab.bench.result import read
 from foveate.lab.terminal import CommandError
 
@@ -80,3 +83,23 @@ def test_brackets_without_end(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[" * 200_000)
     with pytest.raises(CommandError, match="is not a result of `foveate bench`"):
         read(tmp_path / "x.json")
+
+
+def test_pictures_and_tables_of_somebody_else(tmp_path: Path) -> None:
+    """They are not lost, whether they were there when the run began or came meanwhile; its own are made anew."""
+    pytest.importorskip("matplotlib")
+    out, plot, table = (tmp_path / name for name in ("bench.json", "a.png", "a.md"))
+    measured = result(case(64, [1.0], [0.5]))
+    measured.write(out)
+    for path in (plot, table):
+        path.write_text("theirs")
+        with pytest.raises(CommandError, match="is there already"):
+            check(replace(Request(out, new_tokens=4), **{"plot" if path is plot else "table": path}))
+    beside = [out, tmp_path / "a-2.md", tmp_path / "a-2.png"]
+    assert show.write(measured, Request(out, new_tokens=4, plot=plot, table=table)) == beside
+    assert [path.read_text() for path in (plot, table)] == ["theirs", "theirs"]
+    again = Request(out, new_tokens=4, plot=beside[2], table=beside[1])
+    check(again)
+    beside[1].write_text("")
+    assert show.write(read(out), again) == beside
+    assert beside[1].read_text().startswith("**small: 64")

@@ -38,6 +38,9 @@ def test_measure_and_show_again(here: Here, tmp_path: Path) -> None:
     assert found["schema"] == 1
     assert found["command"].startswith("foveate bench --method stride --tokens 4 --tokens 9 ")
     assert "| stride |" in (tmp_path / "a.md").read_text()
+    again = here("bench", *SHORT, "--plot", "a.png", "--table", "a.md")
+    assert again.returncode == 0, "they are its own"
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
     done = here("bench", "--from", "bench.json", "--plot", "b.png", "--table", "b.md")
     assert done.returncode == 0, done.stderr
     for part in (

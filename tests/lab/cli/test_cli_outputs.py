@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 from command import Here, draw
+from PIL import Image
 
-from foveate.lab import outputs
+from foveate.lab import demo, outputs
 from foveate.lab.evaluation.store import check_folder
 from foveate.lab.terminal import CommandError
 
+TUNE = ("tune", "-M", "fastv", "--budget", "0.5")
 #: A command line, and a file that it would write over.
 TAKEN = {
     "demo": (("demo", "--quick", "-o", "out"), "out/report.html"),
+    "a picture of the demo": (("demo", "--quick", "-o", "out"), "out/image-02-tome.png"),
     "report": (("report", "-o", "page.html"), "page.html"),
     "run": (("run", "-i", "one.png", "-p", "what ?", "-M", "fastv", "--overlay", "out"), "out/01-one-fastv.png"),
     "run --data": (("run", "-d", "mine.jsonl", "-M", "fastv", "-o", "answers.jsonl"), "answers.jsonl"),
@@ -21,7 +24,15 @@ TAKEN = {
     "bench --from": (("bench", "--from", "bench.json", "--table", "mine.md"), "mine.md"),
     "train reference": (("train", "reference", "-o", "out"), "out/mine.txt"),
     "train adsc": (("train", "adsc", "-o", "out"), "out/mine.txt"),
-    "tune": (("tune", "-M", "fastv", "--budget", "0.5", "-o", "out"), "out/method.json"),
+    "tune": ((*TUNE, "-o", "out"), "out/method.json"),
+    "tune, and what was found": ((*TUNE, "-o", "out"), "out/found.json"),
+    "the report of tune": ((*TUNE, "-o", "out"), "out/results.md"),
+    "eval reference": (("eval", "reference", "-M", "fastv", "-o", "out"), "out/results.json"),
+    "the curve of eval": (("eval", "reference", "-M", "fastv", "-o", "out"), "out/accuracy.png"),
+    "eval fidelity": (("eval", "fidelity", "-M", "fastv", "-o", "out"), "out/results.md"),
+    "leaderboard": (("leaderboard", "-M", "fastv", "-o", "out"), "out/results.json"),
+    "the page of leaderboard": (("leaderboard", "-M", "fastv", "-o", "out"), "out/leaderboard.html"),
+    "leaderboard --from": (("leaderboard", "--from", "x", "-o", "out"), "out/leaderboard.html"),
 }
 
 
@@ -39,6 +50,40 @@ def test_what_is_there_is_not_lost(name: str, here: Here, tmp_path: Path) -> Non
     assert "there already" in done.stderr
     assert "--overwrite to begin anew" in done.stderr
     assert (tmp_path / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, file) in TAKEN.items() if not file.endswith(".txt")])
+def test_a_folder_is_no_file(name: str, here: Here, tmp_path: Path) -> None:
+    """It is said before anything is loaded, and --overwrite does not take away a folder where no command makes one."""
+    if name == "bench":
+        pytest.importorskip("matplotlib")
+    words, file = TAKEN[name]
+    draw(tmp_path / "one.png")
+    (tmp_path / "mine.jsonl").write_text('{"image": "one.png", "prompt": "what ?"}\n')
+    (tmp_path / file / "mine").mkdir(parents=True)
+    done = here(*words)
+    assert done.returncode == 2
+    assert "is a folder" in done.stderr or "give the name of a file" in done.stderr
+    assert (tmp_path / file / "mine").is_dir()
+
+
+def test_a_file_that_came_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert outputs.place_now(page, overwrite=False) == page
+    assert capsys.readouterr().err == ""
+    page.symlink_to(tmp_path / "nowhere")
+    (tmp_path / "page-2.html").write_text("theirs")
+    assert outputs.place_now(page, overwrite=False) == tmp_path / "page-3.html"
+    assert "was written meanwhile, by somebody else: this goes into" in capsys.readouterr().err
+    assert outputs.place_now(page, overwrite=True) == page
+
+
+def test_a_picture_that_came_meanwhile(tmp_path: Path) -> None:
+    """Of the demo, and of `foveate run --overlay` by the same function."""
+    path = outputs.demo_picture(tmp_path, 0, "all")
+    path.write_text("theirs")
+    assert demo._save(Image.new("RGB", (1, 1)), path, False) == tmp_path / "image-01-all-2.png"
+    assert path.read_text() == "theirs"
 
 
 def test_a_place_for_a_file(tmp_path: Path) -> None:

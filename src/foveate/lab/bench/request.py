@@ -174,8 +174,20 @@ def _check_shown(request: Request) -> None:
     for option, shown in (("plot", request.plot), ("table", request.table)):
         if shown is not None:
             _check_writable(option, shown)
-            if request.source is not None or not request.out.exists():  # else they are this run's own
-                outputs.check_new(option, shown, request.overwrite)
+            outputs.check_new(option, shown, request.overwrite or _is_own(request, shown))
+
+
+def name_of(shown: Path, result: Path) -> str:
+    """As `foveate.lab.bench.result.Result.shown` has it."""
+    return Path(os.path.relpath(os.path.realpath(shown), os.path.realpath(result.parent))).as_posix()
+
+
+def _is_own(request: Request, shown: Path) -> bool:
+    """Whether a picture or table was made of the result with which the run goes on."""
+    try:
+        return request.source is None and name_of(shown, request.out) in from_json(read_text(request.out))["shown"]
+    except (OSError, ValueError, TypeError, KeyError):  # there is none, or an older one
+        return False
 
 
 def _check_writable(option: str, path: Path) -> None:

@@ -84,6 +84,7 @@ class Result:
         command: that wrote it last.
         cases: in the order in which they were begun.
         ended: the command that has run to its end; "": none has yet.
+        shown: pictures and tables that were made of it, as paths from its folder.
         there: what this run has last read from its file or written to it; "": it has no file yet.
     """
 
@@ -91,6 +92,7 @@ class Result:
     command: str
     cases: list[Case] = field(default_factory=list)
     ended: str = ""
+    shown: list[str] = field(default_factory=list)
     there: str = field(default="", repr=False, compare=False)
 
     def case(self, wanted: Case) -> Case:

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.lab import outputs
 from foveate.lab.bench.plot import draw
-from foveate.lab.bench.request import Request
+from foveate.lab.bench.request import Request, name_of
 from foveate.lab.bench.result import DENSE, Case, Result
 from foveate.lab.bench.summary import Crossover, Spread, compare, crossovers, seconds, spread, stock_flops
 from foveate.lab.terminal import CommandError, aligned, markdown_table
@@ -47,17 +48,26 @@ def markdown(result: Result) -> str:
 
 def write(result: Result, request: Request) -> list[Path]:
     """Tables and picture, where they are asked for; all files of the run."""
-    written = [request.out] if request.source is None else []
-    if request.table is not None:
-        try:
-            request.table.write_text(markdown(result), encoding="utf-8")
-        except OSError as error:
-            raise CommandError(f"cannot write the tables to {str(request.table)!r}: {error}") from None
-        written.append(request.table)
-    if request.plot is not None:
-        draw(result, request.plot)
-        written.append(request.plot)
-    return written
+    shown = []
+    for path, make in ((request.table, _write_tables), (request.plot, draw)):
+        if path is not None:
+            place = outputs.place_now(path, request.overwrite or name_of(path, request.out) in result.shown)
+            make(result, place)
+            shown.append(place)
+    if request.source is not None:
+        return shown
+    new = [name for path in shown if (name := name_of(path, request.out)) not in result.shown]
+    if new:
+        result.shown += new
+        result.write(request.out)
+    return [request.out, *shown]
+
+
+def _write_tables(result: Result, path: Path) -> None:
+    try:
+        path.write_text(markdown(result), encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot write the tables to {str(path)!r}: {error}") from None
 
 
 def remarks(result: Result) -> list[str]:

@@ -40,6 +40,9 @@ from foveate.lab.typed import (
 )
 from foveate.schedule import check_ratio
 
+#: In the folder of ``demo``.
+PAGE = "report.html"
+
 
 def demo(
     context: typer.Context,
@@ -69,13 +72,12 @@ def demo(
     json: Json = False,
 ) -> None:
     """Ask a reference model about scenes that it has never seen, with methods and without."""
-    page_at = out / "report.html"
     count = scenes if scenes is not None else 2 if quick else 16
     checks.check_all(
         lambda: checks.check_left_out(given(context), ("--scenes",) if quick else (), "what --quick says, too"),
         lambda: outputs.check_folder("out", out),
-        *(partial(outputs.check_new, "out", path, overwrite) for path in (page_at, out / "image-01-all.png")),
         lambda: checks.check_scenes(count, 1000),
+        lambda: _check_demo(out, count, overwrite),
         lambda: checks.check_seed(seed),
         lambda: check_ratio("keep", keep),
         lambda: checks.check_model(model),
@@ -85,8 +87,8 @@ def demo(
 
     terminal.quiet_libraries()
     with terminal.Bar() as bar:
-        found = face.play(count, seed, keep, out, bar.tell, model)
-    written = page.write(outputs.place_now(page_at, overwrite), face.to_content(found))
+        found = face.play(count, seed, keep, out, bar.tell, model, overwrite)
+    written = page.write(outputs.place_now(out / PAGE, overwrite), face.to_content(found))
     if json:
         terminal.emit(face.to_dict(found, written))
     else:
@@ -368,6 +370,12 @@ def check_asked(model: str, dtype: str, device: str, images: list[Path], prompts
         lambda: checks.check_device(device),
         *(partial(prompting.open_image, image) for image in images),
     )
+
+
+def _check_demo(folder: Path, scenes: int, overwrite: bool) -> None:
+    """What can be said of the page and the pictures: the first that cannot be written."""
+    for path in (folder / PAGE, *outputs.demo_pictures(folder, min(scenes, 1000))):
+        outputs.check_new("out", path, overwrite)
 
 
 def _check_overlay(folder: Path, images: list[Path], method: str | None, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.markup import escape
 
-from foveate.lab import needs
+from foveate.lab import needs, outputs
 from foveate.lab.evaluation.curve import can_draw
 from foveate.lab.evaluation.store import JSON, MARKDOWN
 from foveate.lab.terminal import CommandError, aligned, markdown_table, note
@@ -19,7 +19,7 @@ from foveate.lab.terminal import CommandError, aligned, markdown_table, note
 #: Text, plain data, or a function that draws at a path.
 Content = str | dict[str, Any] | Callable[[Path], None]
 
-CURVE = "accuracy.png"
+CURVE = outputs.CURVE
 
 
 @dataclass(frozen=True)

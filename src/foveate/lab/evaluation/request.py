@@ -114,6 +114,7 @@ class Contest:
         checks.check_all(
             lambda: words.check_many(self.methods, self.options, self.described, checks.BOUNDS),
             lambda: outputs.check_folder("out", self.out),
+            lambda: outputs.check_made(self.out, self.overwrite),
             lambda: checks.check_choice("by", self.by, checks.COUNTED),
             lambda: checks.check_choice("positions", self.positions or "keep", checks.POSITIONS),
             lambda: checks.check_budgets(self.budgets),

@@ -21,7 +21,7 @@ from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
 
 #: Reports, beside the folder of answers.
-JSON, MARKDOWN = "results.json", "results.md"
+JSON, MARKDOWN = outputs.JSON, outputs.MARKDOWN
 #: All that a run leaves in its folder.
 WRITTEN = (
     "answers/*.jsonl",
@@ -29,9 +29,8 @@ WRITTEN = (
     "costs*.jsonl",
     "trials.jsonl",
     "method.json",
-    "accuracy.png",
-    JSON,
-    MARKDOWN,
+    "found.json",
+    *outputs.MADE,
 )
 
 
@@ -143,7 +142,7 @@ def file_stem(text: str) -> str:
 
 
 def check_folder(folder: Path, common: dict[str, Any], overwrite: bool = False) -> None:
-    """Raise `CommandError` if the answers in a folder are to other questions, or another model's, or its report is alone.
+    """Raise `CommandError` if the answers in a folder are to other questions, or another model's.
 
     Args:
         folder: of the answers, in the folder of the run.
@@ -152,9 +151,7 @@ def check_folder(folder: Path, common: dict[str, Any], overwrite: bool = False) 
     """
     if overwrite:
         outputs.clear(folder.parent, WRITTEN)
-    for report in (folder.parent / JSON, folder.parent / MARKDOWN):
-        if report.exists() and not folder.exists():
-            raise outputs.taken(report, "is there already, without its answers")
+    outputs.check_made(folder.parent, overwrite)
     for path in sorted(folder.glob("*.jsonl")):
         try:
             with path.open(encoding="utf-8") as file:

@@ -130,6 +130,7 @@ class Board:
             return
         needs.check(REFERENCE, "foveate leaderboard")
         checks.check_all(
+            lambda: outputs.check_made(self.out, self.overwrite, (outputs.JSON, PAGE)),
             lambda: words.check_many(self.methods, self.options, self.described, checks.BOUNDS),
             lambda: check_once(
                 method=self.methods, option=self.options, adapter=self.adapters, flops=self.flops, kv=self.kv

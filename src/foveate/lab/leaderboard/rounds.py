@@ -48,8 +48,8 @@ def measure(request: Board, tell: Tell) -> Leaderboard:
     request.check()
     if request.overwrite:
         outputs.clear(request.out, WRITTEN)
-    first, notes = _first(request, tell)
     board = _there(request)
+    first, notes = _first(request, tell)
     for ask in first:
         board = _asked(ask, board, request, tell)
     assert board is not None  # there is a budget
@@ -77,10 +77,10 @@ def plan(request: Board, tell: Tell) -> Forecast:
     def planned(asks: Sequence[Reference]) -> Forecast:
         return planning.plan_all([replace(ask, overwrite=request.overwrite) for ask in asks], tell)
 
+    board = None if request.overwrite else _there(request)
     found = first = planned(_first(request, tell)[0])
     for adapter in request.adapters:
         found += planned(_trained(request, adapter))
-    board = None if request.overwrite else _there(request)
     if not request.best:
         return found
     if board is not None and not any(line.left for line in first.lines):

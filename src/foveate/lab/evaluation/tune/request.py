@@ -26,6 +26,9 @@ from foveate.lab.typed import (
     seed_option,
 )
 
+#: The method to use, and what was found where that is another, as what was given is better.
+METHOD, LOST = "method.json", "found.json"
+
 
 @dataclass(frozen=True)
 class Search:
@@ -93,6 +96,8 @@ class Tune(Own, Running, Search):
             lambda: checks.check_choice("by", self.by, checks.COUNTED),
             lambda: checks.check_choice("search", self.search, checks.SEARCHES),
             lambda: outputs.check_folder("out", self.out),
+            lambda: outputs.check_made(self.out, self.overwrite),
+            lambda: outputs.check_made(self.out, self.overwrite, (METHOD, LOST), "trials.jsonl"),
             self._check_search,
             lambda: check_at_least_1("trials", self.trials),
             lambda: checks.check_model(self.model),

@@ -13,14 +13,12 @@ from foveate.lab.checks import COUNTED
 from foveate.lab.evaluation.fidelity.table import FEW, NUMBERS, Line, cells, interval, nats
 from foveate.lab.evaluation.report import Content, Report, Table
 from foveate.lab.evaluation.statistics import Share
-from foveate.lab.evaluation.tune.request import Tune
+from foveate.lab.evaluation.tune.request import LOST, METHOD, Tune
 from foveate.lab.evaluation.tune.search import FIRST, takes_layers
 from foveate.method import Method
 from foveate.methods import method_from_dict
 
 GIVEN, SAME_COST, FOUND = "given", "given, at this cost", "found"
-METHOD = "method.json"
-LOST = "found.json"  # what was found, where what was given is better
 OMITTED = NUMBERS.index("first top-1")
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import cast
 
 from foveate.dial import TOLERANCE, Dial
-from foveate.lab import cautions, outputs
+from foveate.lab import cautions
 from foveate.lab.evaluation import statistics
 from foveate.lab.evaluation.costs import Costs, meter
 from foveate.lab.evaluation.fidelity.measuring import identity_of, listen, prepare
@@ -21,7 +21,7 @@ from foveate.lab.evaluation.runner import Tell, about
 from foveate.lab.evaluation.store import Store, check_folder, file_name
 from foveate.lab.evaluation.tune import search
 from foveate.lab.evaluation.tune.request import Tune
-from foveate.lab.evaluation.tune.table import FOUND, GIVEN, METHOD, SAME_COST, Tuned
+from foveate.lab.evaluation.tune.table import FOUND, GIVEN, SAME_COST, Tuned
 from foveate.lab.evaluation.tune.trials import Enough, Trial, Trials
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
@@ -44,8 +44,6 @@ def tune(request: Tune, tell: Tell) -> Tuned:
     withdrawal = request.search == "withdrawal"
     if withdrawal and request.max_kl is None:
         request = replace(request, max_kl=search.eta(request.model))
-    if not (request.out / "trials.jsonl").exists():
-        outputs.check_new("out", request.out / METHOD, request.overwrite)
     asked = asking(request)
     asker, prompts = prepare(asked, tell)
     apart = round(len(prompts) * request.held_out)
