@@ -7,6 +7,7 @@ trains the model. Checkpoints have what is trained and nothing else; a run that 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +111,9 @@ class Run:
             model.set_attn_implementation("eager")  # other kernels have no maps
         self._adapted = model.requires_grad_(False)
         if any("lora" in stage.trains for stage in method.stages):
-            self._adapted = peft.get_peft_model(model, _lora(peft, model, family, recipe))
+            with warnings.catch_warnings():  # PEFT asks by a name that transformers will give up
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+                self._adapted = peft.get_peft_model(model, _lora(peft, model, family, recipe))
         if recipe.gradient_checkpointing:
             self._adapted.enable_input_require_grads()  # else nothing that enters a checkpoint would need a gradient
             self._adapted.gradient_checkpointing_enable()

