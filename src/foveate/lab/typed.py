@@ -57,34 +57,34 @@ def seed_option(decides: str, panel: str = QUESTIONS) -> Any:
 
 _FOR_EXAMPLE = "such as luvc (`foveate methods` lists all)"
 OneMethod = Annotated[str | None, method_option(f"{_FOR_EXAMPLE}; 'ipcv+adsc' is both at once")]
-SUMS_TOO = f"{_FOR_EXAMPLE}, or a sum as 'ipcv+adsc'; repeatable"
+SUMS_TOO = f"{_FOR_EXAMPLE}, or a sum, such as 'ipcv+adsc'; repeatable"
 Keep = Annotated[
     float | None,
     Option(
         "--keep",
         "-k",
-        help="Share of the visual tokens that stays, on average over the decoder layers: 0.5 is half; of a sum, in all.",
+        help="Share of the visual tokens that stays, on average over decoder layers; 0.5 is half. Of a sum: after all parts.",
         show_default="the method's own",
         rich_help_panel=METHODS,
     ),
 ]
 OPTION_OF_ONE = Option(
     "--option",
-    help="An option of the method, such as layer=3 (the first layer is 0); repeatable. In a sum, fastv.layer=3.",
+    help="An option of the method, such as layer=3 (the first layer is 0); repeatable. In a sum, say whose: fastv.layer=3.",
     rich_help_panel=METHODS,
     autocompletion=completion.an_option,
 )
 OptionsOfOne = Annotated[list[str] | None, OPTION_OF_ONE]
-ONE_AS_JSON = Option("--method-json", help="The method as JSON, or a file of it.", rich_help_panel=METHODS)
+ONE_AS_JSON = Option("--method-json", help="The method as JSON, or a file with it.", rich_help_panel=METHODS)
 OneAsJson = Annotated[str | None, ONE_AS_JSON]
 OPTION_OF_MANY = Option(
     "--option",
-    help="An option of a method, such as layer=3 (the first layer is 0); repeatable. Of several methods, fastv.layer=3.",
+    help="An option of a method, such as layer=3 (the first layer is 0); repeatable. Of several, say whose: fastv.layer=3.",
     rich_help_panel=METHODS,
     autocompletion=completion.an_option,
 )
 OptionsOfMany = Annotated[list[str] | None, OPTION_OF_MANY]
-MANY_AS_JSON = Option("--method-json", help="A method as JSON, or a file of it; repeatable.", rich_help_panel=METHODS)
+MANY_AS_JSON = Option("--method-json", help="A method as JSON, or a file with it; repeatable.", rich_help_panel=METHODS)
 ManyAsJson = Annotated[list[str] | None, MANY_AS_JSON]
 Images = Annotated[
     list[Path] | None, Option("--image", "-i", help="An image file; repeatable.", rich_help_panel=QUESTIONS)
@@ -119,7 +119,6 @@ NewTokens = Annotated[
 BatchSize = Annotated[
     int, Option("--batch-size", "-b", help="How many questions are asked together.", rich_help_panel=MACHINE)
 ]
-Scenes = Annotated[int | None, Option("--scenes", help="How many scenes to draw.", rich_help_panel=QUESTIONS)]
 
 R = TypeVar("R")
 

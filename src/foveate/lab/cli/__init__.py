@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 eval_app = typer.Typer(cls=Commands, no_args_is_help=True, help="Measure what methods lose at given budgets.")
 train_app = typer.Typer(
-    cls=Commands, no_args_is_help=True, help="Train a model from nothing, or to work with fewer tokens."
+    cls=Commands,
+    no_args_is_help=True,
+    help="Train a reference model from nothing, or any model to work with fewer tokens.",
 )
 
 

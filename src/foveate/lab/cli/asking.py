@@ -133,7 +133,7 @@ def run(
     engine: Annotated[
         str,
         typer.Option(
-            help="With --data: transformers, or vllm, which fills its own batches.",
+            help="With --data: transformers, or vllm, which makes its own batches.",
             rich_help_panel=MACHINE,
             autocompletion=completion.among(*checks.ENGINES),
         ),
@@ -252,7 +252,7 @@ def report(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what is answered."""
+    """Write a page that shows what methods do with the tokens of your images, layer by layer, and what the model answers."""
     from foveate.lab.report import bench as measured
     from foveate.lab.report import plots
 
@@ -302,19 +302,19 @@ def serve(
     limit: Annotated[
         float | None,
         typer.Option(
-            help="The largest keep that a prompt may ask for; without it none may ask.", rich_help_panel=METHODS
+            help="The largest keep that a prompt may ask for; without it, no prompt may ask.", rich_help_panel=METHODS
         ),
     ] = None,
     adaptive: Annotated[
         float | None,
         typer.Option(
-            help="Give each image a keep by how much detail it has, from this up to --limit.", rich_help_panel=METHODS
+            help="Let an image with more detail keep more: from this share up to --limit.", rich_help_panel=METHODS
         ),
     ] = None,
     detail: Annotated[
         float | None,
         typer.Option(
-            help="From which standard deviation of brightness, 0 to 0.5, a part of an image has detail.",
+            help="A part of an image has detail if its brightness has at least this standard deviation, 0 to 0.5.",
             show_default="0.02",
             rich_help_panel=METHODS,
         ),
@@ -332,7 +332,7 @@ def serve(
         typer.Option("--show", help="Print the `vllm serve` command, and do not run it.", rich_help_panel=OUTPUT),
     ] = False,
 ) -> None:
-    """Serve a model with vLLM and a method. Any other option is handed to `vllm serve`."""
+    """Serve a model with vLLM and a method. Any other option is passed on to `vllm serve`."""
     rest = list(context.args)
     if model is None:
         if not rest or rest[0].startswith("-"):

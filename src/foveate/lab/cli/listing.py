@@ -14,7 +14,7 @@ from foveate.lab.typed import Json
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(help="A method: all that there is to know about it.", autocompletion=a_method())
+        str | None, typer.Argument(help="A method: print everything about it.", autocompletion=a_method())
     ] = None,
     site: Annotated[
         str,
@@ -40,7 +40,7 @@ def families(
     inspect: Annotated[
         str,
         typer.Option(
-            help="Propose the file of a family: a model type, a config or a folder with one.",
+            help="Propose the file of a new family, for this model type, config file or folder.",
             metavar="TYPE",
             autocompletion=a_folder,
         ),

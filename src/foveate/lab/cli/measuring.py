@@ -133,7 +133,8 @@ def bench(
     steps: Annotated[
         int,
         typer.Option(
-            help="How many pairs of single steps, stock model and method in turn; 0: none.", rich_help_panel=QUESTIONS
+            help="How many pairs of decoding steps are timed, of stock model and method in turn; 0: none.",
+            rich_help_panel=QUESTIONS,
         ),
     ] = 16,
     repeats: Annotated[
@@ -157,7 +158,7 @@ def bench(
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            help="Random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
+            help="A model with random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
             show_default="small-qwen2.5-vl",
             rich_help_panel=MACHINE,
             autocompletion=completion.among(*checks.SHAPES),

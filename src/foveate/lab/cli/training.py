@@ -42,7 +42,7 @@ def reference(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="name=value, a setting of TrainConfig or SmolConfig; repeatable.", rich_help_panel=RECIPE
+            "--set", help="A setting of TrainConfig or SmolConfig, as name=value; repeatable.", rich_help_panel=RECIPE
         ),
     ] = None,
     seed: Annotated[int, seed_option("Decides the first weights and the scenes.", RECIPE)] = 0,
@@ -62,7 +62,7 @@ def reference(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Train a reference model that ships with the package again."""
+    """Train a reference model of the package anew."""
     checks.check_all(
         lambda: outputs.check_folder("out", out),
         lambda: checks.check_seed(seed),
@@ -102,7 +102,7 @@ def method(name: str, says: str) -> Callable[..., None]:
             typer.Option(
                 "--data",
                 "-d",
-                help="'reference', a folder, file or hub id of chats with columns `messages` and `images`.",
+                help="What to train on: 'reference', or a folder, file or hub id of chats, columns `messages` and `images`.",
                 rich_help_panel=QUESTIONS,
                 autocompletion=completion.among("reference"),
             ),
@@ -138,7 +138,7 @@ def method(name: str, says: str) -> Callable[..., None]:
             list[str] | None,
             typer.Option(
                 "--set",
-                help="name=value, a setting of the recipe (lr, epochs, steps, batch, rank ...); repeatable.",
+                help="A setting of the recipe (lr, epochs, steps, batch, rank ...), as name=value; repeatable.",
                 rich_help_panel=RECIPE,
                 autocompletion=completion.a_setting,
             ),

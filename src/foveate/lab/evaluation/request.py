@@ -97,7 +97,7 @@ class Contest:
     by: By = "tokens"
     as_is: Annotated[
         bool,
-        Option("--as-is", help="No budgets: every method as its options say.", rich_help_panel=BUDGETS),
+        Option("--as-is", help="No budgets: measure every method as its options say.", rich_help_panel=BUDGETS),
     ] = False
     positions: Annotated[
         str | None,
@@ -142,7 +142,7 @@ class Questions:
     """Which questions of the reference benchmark are asked."""
 
     tasks: TasksOfBenchmark = ()
-    per_task: Annotated[int, Option(help="Questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
+    per_task: Annotated[int, Option(help="How many questions of each task and seed.", rich_help_panel=QUESTIONS)] = 100
     seeds: Annotated[tuple[int, ...], seed_option("Another seed asks other questions; repeatable.")] = (0,)
     split: Annotated[
         str,
@@ -207,7 +207,10 @@ class Own:
     prompts: Annotated[
         tuple[str, ...],
         Option(
-            "--prompt", "-p", help="One for all images, one for each, or several about one.", rich_help_panel=QUESTIONS
+            "--prompt",
+            "-p",
+            help="What to ask: one for all images, one for each, or several about one.",
+            rich_help_panel=QUESTIONS,
         ),
     ] = ()
     samples: Annotated[
@@ -242,7 +245,7 @@ class Reference(Questions, Contest):
         Path | None,
         Option(
             "--best-of",
-            help="Ask the best methods of this results.json of the same command, and the controls.",
+            help="Ask the best methods of an earlier run, given by its results.json, and the controls.",
             rich_help_panel=METHODS,
         ),
     ] = None
@@ -297,7 +300,7 @@ class Tasks(Running, Contest):
         ),
     ] = ()
     per_task: Annotated[
-        int | None, Option(help="Questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
+        int | None, Option(help="How many questions of each task.", show_default="all", rich_help_panel=QUESTIONS)
     ] = None
     include: Annotated[
         Path | None, Option("--include-path", help="A folder with more tasks.", rich_help_panel=QUESTIONS)

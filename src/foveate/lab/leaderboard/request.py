@@ -83,11 +83,13 @@ class Board:
         ),
     ] = (0.5, 0.25)
     tasks: TasksOfBenchmark = ()
-    per_task: Annotated[int, Option(help="Questions of each task in the first round.", rich_help_panel=QUESTIONS)] = 10
+    per_task: Annotated[
+        int, Option(help="How many questions of each task the first round asks.", rich_help_panel=QUESTIONS)
+    ] = 10
     more: Annotated[
         int,
         Option(
-            help="Other questions in the second round: so many times as many as in the first.",
+            help="How many times as many new questions the second round asks as the first.",
             rich_help_panel=QUESTIONS,
         ),
     ] = 2
@@ -95,14 +97,14 @@ class Board:
     best: Annotated[
         int,
         Option(
-            help="Methods that go on to the second round, and are timed, with the controls; 0: none does.",
+            help="How many methods go on to the second round and are timed, beside the controls; 0: none.",
             rich_help_panel=METHODS,
         ),
     ] = 8
     shape: Annotated[
         str,
         Option(
-            help="What is timed: random weights in this shape.",
+            help="The model that is timed: random weights in this shape.",
             rich_help_panel=MACHINE,
             autocompletion=completion.among(*checks.SHAPES),
         ),

@@ -67,7 +67,7 @@ class Search:
     search: Annotated[
         str,
         Option(
-            help="auto, dial, greedy, layers or withdrawal (for --max-kl), sigmoid or options (--budget).",
+            help="How: auto; for --max-kl dial, greedy, layers or withdrawal; for --budget sigmoid or options.",
             rich_help_panel=BUDGETS,
             autocompletion=among(*checks.SEARCHES),
         ),
