@@ -104,7 +104,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(b
     for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
     plain = make_smollm2(base)
-    assert {p.dtype for p in plain.parameters()} == {torch.float32}  # processors without bfloat16 take ten times as long
+    # Processors without bfloat16 take ten times as long with it.
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
     changed = "model.language_model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(model.state_dict()[changed], plain.state_dict()[changed])
     sample = in_english(samples("test", tasks=["where"], per_task=1)[0])
