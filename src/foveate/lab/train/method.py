@@ -83,8 +83,6 @@ def train(request: Request, overwrite: bool, tell: Callable[[str], None]) -> Tra
     if run.is_main:
         if overwrite:
             outputs.clear(request.out, WRITTEN)
-        elif not goes_on and outputs.holds_anything(request.out):  # since the model was loaded
-            raise outputs.taken(request.out)
         _write(request.out, record)
     try:
         found = run.train(goes_on)
