@@ -114,6 +114,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(b
     )
     assert model.generate(**inputs).shape[1] > inputs["input_ids"].shape[1]
 
+    further = replace(SMALL, start=str(whole))
+    begun = SmolLearner(further, 0, None, base)
+    thin = begun.low_rank()[0]["layers.0.mlp.up_proj"]
+    change = plain.state_dict()[changed] + 2 * (thin[1] @ thin[0])
+    torch.testing.assert_close(change, model.state_dict()[changed])
+    assert torch.equal(begun.connector.linear_1.weight, model.model.multi_modal_projector.linear_1.weight)
+    assert train(tmp_path / "further", config=further, base=base, log=lambda _: None).is_file()
+    assert not (tmp_path / "further" / "tower").exists()
+    with pytest.raises(ValueError, match="of rank 2: say rank=2"):
+        SmolLearner(replace(further, rank=3), 0, None, base)
+
 
 def test_what_is_wrong_with_a_language_model_is_said(base: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseMissingError, match=r"neither config.json nor a single GGUF file.*pip install.*hub"):
@@ -184,7 +195,7 @@ def test_a_round_of_the_tower_goes_on_from_the_one_before(base: Path, tmp_path: 
 
     monkeypatch.setattr(language_train, "train_tower", one_round)
     last = language_train._train_towers(tmp_path, 7, SMALL, base, False, "cpu", print)
-    assert last == tmp_path / "tower-2" / "model"
+    assert last == tmp_path / "tower" / "2" / "model"
     (first, grown), (second, weight) = found
     assert (first, second) == (7, 8)
     assert torch.equal(weight, (grown + 1).bfloat16().float())

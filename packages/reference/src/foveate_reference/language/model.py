@@ -215,6 +215,18 @@ def save_adapter(
 
 def merge_adapter(model: LlavaForConditionalGeneration, file: Path) -> None:
     """Put what was trained into a model of `make_smollm2`; the low-rank changes are added to its matrices."""
+    tensors, language = read_adapter(model, file), model.model.language_model
+    take_parts(model, tensors)
+    with torch.no_grad():
+        for name in tensors:
+            if name.startswith("lora.") and name.endswith(".down"):
+                matrix = name.removeprefix("lora.").removesuffix(".down")
+                change = tensors[f"lora.{matrix}.up"] @ tensors[name]
+                language.get_submodule(matrix).weight += change
+
+
+def read_adapter(model: LlavaForConditionalGeneration, file: Path) -> dict[str, Tensor]:
+    """Read a file of `save_adapter` that is meant for the language model of this model, as float32."""
     try:
         with safe_open(file, "pt") as opened:
             meant = json.loads((opened.metadata() or {}).get("language_model", "{}"))
@@ -223,20 +235,16 @@ def merge_adapter(model: LlavaForConditionalGeneration, file: Path) -> None:
         raise ValueError(f"{file} is no adapter of {NAME}: {error}") from None
     if meant != _shape(model):
         raise ValueError(f"{file} was trained for a language model of {meant}, and this one is {_shape(model)}")
-    language = model.model.language_model
-    with torch.no_grad():
-        for part in ("vision_tower", "multi_modal_projector"):
-            own = {
-                name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")
-            }
-            missing = getattr(model.model, part).load_state_dict(own, strict=False)
-            if missing.unexpected_keys or any("position_ids" not in name for name in missing.missing_keys):
-                raise ValueError(f"{file} does not fit the {part} of {NAME}: {missing}")
-        for name in tensors:
-            if name.startswith("lora.") and name.endswith(".down"):
-                matrix = name.removeprefix("lora.").removesuffix(".down")
-                change = tensors[f"lora.{matrix}.up"] @ tensors[name]
-                language.get_submodule(matrix).weight += change
+    return tensors
+
+
+def take_parts(model: LlavaForConditionalGeneration, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the tower and the projector of `read_adapter`."""
+    for part in ("vision_tower", "multi_modal_projector"):
+        own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        missing = getattr(model.model, part).load_state_dict(own, strict=False)
+        if missing.unexpected_keys or any("position_ids" not in name for name in missing.missing_keys):
+            raise ValueError(f"what was trained does not fit the {part} of {NAME}: {missing}")
 
 
 def _shape(model: LlavaForConditionalGeneration) -> dict[str, int]:

@@ -41,7 +41,16 @@ from foveate_reference.vocabulary import TASKS
 
 from .align import WordTargets
 from .base import base_folder
-from .model import ADAPTER, TOWER_DEPTH, make_smollm2, make_smollm2_processor, save_adapter
+from .model import (
+    ADAPTER,
+    TOWER_DEPTH,
+    adapter_file,
+    make_smollm2,
+    make_smollm2_processor,
+    read_adapter,
+    save_adapter,
+    take_parts,
+)
 from .packing import Packed, Packer, answered, embed, read_images
 
 MENU = ("mixed", "scene", "document", "mixed", "pair", "scene", "mixed", "video")
@@ -63,6 +72,8 @@ class SmolConfig:
 
     Attributes
     ----------
+    start : str
+        An adapter, as file or folder, to go on from: only the third stage is run, none of it with simple scenes alone.
     tower_rounds : int
         Rounds of the first stage.
     tower_steps, align_steps, answer_steps : int
@@ -85,6 +96,7 @@ class SmolConfig:
     checkpoint_every, validation_images : int
     """
 
+    start: str = ""
     tower_rounds: int = 2
     tower_steps: int = 200
     align_steps: int = 400
@@ -122,7 +134,7 @@ class SmolConfig:
 class SmolLearner:
     """The model in training: what is learnt, its optimiser, and the losses of stages 2 and 3."""
 
-    def __init__(self, config: SmolConfig, seed: int, tower: Path, base: Path, device: str = "cpu") -> None:
+    def __init__(self, config: SmolConfig, seed: int, tower: Path | None, base: Path, device: str = "cpu") -> None:
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError:
@@ -134,11 +146,12 @@ class SmolLearner:
         self.packer = Packer(processor.tokenizer, TASK_WEIGHT)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            take_tower(tower, self.model)
+            if tower is not None:
+                take_tower(tower, self.model)
             self.model.requires_grad_(False)
             language = self.model.model.language_model
             inject_adapter_in_model(
-                LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=LINEAR),
+                LoraConfig(r=config.rank, lora_alpha=int(SCALE * config.rank), target_modules=LINEAR),
                 language,
                 adapter_name="answers",
             )
@@ -146,6 +159,8 @@ class SmolLearner:
         self.model.to(device)  # type: ignore[arg-type] # the stubs of transformers want a class here
         self.connector = self.model.model.multi_modal_projector.requires_grad_(True)
         self.changes = {name: p for name, p in language.named_parameters() if "lora_" in name}
+        if config.start:
+            self._go_on_from(adapter_file(config.start))
         self.fast = FastForward(self.model)
         self._caught: dict[str, Tensor] = {}
         self.shown = language.layers[int(config.pointer_depth * len(language.layers))].self_attn
@@ -161,6 +176,17 @@ class SmolLearner:
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that stages 2 and 3 learn, by name."""
         return self.changes | dict(self.connector.named_parameters(prefix="connector"))
+
+    def _go_on_from(self, file: Path) -> None:
+        """Take over what was trained before."""
+        found = read_adapter(self.model, file)
+        take_parts(self.model, found)
+        for name, p in self.changes.items():
+            matrix, half = name.split(".lora_")
+            value = found[f"lora.{matrix}.{'down' if half.startswith('A') else 'up'}"]
+            if value.shape != p.shape:
+                raise ValueError(f"{file} has low-rank changes of rank {min(value.shape)}: say rank={min(value.shape)}")
+            p.data.copy_(value if half.startswith("A") else value / SCALE)
 
     def _catch(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_: nn.Module, __: object, out: Tensor) -> None:
@@ -254,7 +280,7 @@ class SmolLearner:
         for name, down in self.changes.items():
             if ".lora_A." in name:
                 found[name.split(".lora_A.")[0]] = (down, self.changes[name.replace("lora_A", "lora_B")])
-        return found, 2.0
+        return found, SCALE
 
     def save(self, path: Path, done: dict[str, int], seed: int) -> None:
         """Write a checkpoint: tensors, and what else there is as JSON in the header."""
@@ -297,6 +323,8 @@ def grow(model: Any) -> None:
         blocks[(number + 1) * apart - 1].load_state_dict(block.state_dict())
 
 
+SCALE = 2.0
+"""Of the low-rank changes."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -330,10 +358,12 @@ def train(
     """
     config = config or SmolConfig()
     language = base_folder(base)
-    tower = _train_towers(out, seed, config, language, resume, device, log)
+    out.mkdir(parents=True, exist_ok=True)
+    tower = None if config.start else _train_towers(out, seed, config, language, resume, device, log)
     learner = SmolLearner(config, seed, tower, language, device)
     checkpoint = out / CHECKPOINT
-    done = learner.load(checkpoint, seed) if resume and checkpoint.is_file() else {"align": 0, "answers": 0}
+    begun = {"align": config.align_steps if config.start else 0, "answers": 0}
+    done = learner.load(checkpoint, seed) if resume and checkpoint.is_file() else begun
     if done["align"] < config.align_steps:
         plan = [_aligning(step, seed) for step in range(done["align"], config.align_steps)]
         for step, batch in enumerate(batches_ahead(plan), done["align"]):
@@ -376,7 +406,7 @@ def _train_towers(
     shape = config.tower(json.loads((language / "config.json").read_text())["hidden_size"])
     start, model = grow, out
     for number in range(config.tower_rounds):
-        folder = out / ("tower" if number == 0 else f"tower-{number + 1}")
+        folder = out / "tower" / str(number + 1)
         model = folder / "model"
         if not (model / "config.json").is_file():
             going = resume and (folder / CHECKPOINT).is_file()
@@ -394,7 +424,7 @@ def _aligning(step: int, seed: int) -> list[Recipe]:
 
 def _recipes(config: SmolConfig, step: int, seed: int) -> list[Recipe]:
     """The exhibits of a step of the third stage."""
-    simple = step < config.simple * config.answer_steps
+    simple = not config.start and step < config.simple * config.answer_steps
     shares = SHARES["simple" if simple else MENU[step % len(MENU)]]
     kinds = [kind for kind, share in shares.items() for _ in range(max(1, round(config.batch_size * share)))]
     first = (seed * MAX_STEPS + MAX_STEPS // 4) * 16 + step * 16
