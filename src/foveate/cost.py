@@ -286,8 +286,10 @@ def _conv_weights(module: nn.Module) -> int:
 
 
 def _width(attention: Any) -> int:
-    """Heads x head size of an attention module."""
+    """Heads x head size of an attention module: the mean of keys and values, where these differ."""
     heads = getattr(attention, "num_heads", None) or attention.config.num_attention_heads
+    if hasattr(attention, "qk_head_dim"):
+        return int(heads) * int(attention.qk_head_dim + attention.v_head_dim) // 2
     return int(heads) * int(attention.head_dim)
 
 
@@ -336,12 +338,15 @@ def _layer_flops(layer: nn.Module, spec: Decoder, trace: LayerTrace) -> tuple[in
         return trace.batch * now - saved, trace.batch * full
     width = 4 * _width(attention)
     queries = trace.queries if trace.members is None else trace.members
-    now = trace.batch * (trace.queries * weights + queries * trace.keys * width) - saved
+    anew = _weights(getattr(attention, spec.latent, None))
+    weights -= anew
+    now = trace.batch * (trace.queries * weights + trace.keys * (anew + queries * width)) - saved
     if trace.reuse is not None:
         now -= trace.reused * sum(
             _weights(attention.get_submodule(name)) for name in spared(attention, spec, trace.reuse)
         )
-    return now, trace.batch * trace.full_queries * (weights + trace.full_keys * width)
+    full = trace.full_queries * weights + trace.full_keys * (anew + trace.full_queries * width)
+    return now, trace.batch * full
 
 
 def _saved_in_parts(layer: Any, spec: Decoder, trace: LayerTrace) -> int:

@@ -262,6 +262,8 @@ class Decoder:
         module: its path under the base model.
         layers, norm, rotary, attention, ffn: names under it (attention and ffn: under a layer).
         attention_norm: name under a layer of the norm between the residual stream and the attention; "" where there is none.
+        latent: name under ``attention``, where that has it, of the linear layer that makes keys and values of what the cache
+            holds, of all tokens at every step; other caches hold keys and values.
         query, key, value, attention_end: names under ``attention`` of the linear layers that make them, and of the last one
             that a query goes through; ``query`` and the last work row by row.
         gated: how a gated FFN may be built; the first of these that is there holds.
@@ -271,6 +273,7 @@ class Decoder:
             before it. (Rotary embeddings are ``(B, L, d)``, in M-RoPE models before 5.18 ``(3, B, L, d)``.)
         kinds: field of the language model's config with the kind of each layer, which `rotary` takes as a further argument;
             "" where all layers have the same rotary embeddings.
+        rotary_of: config, layer -> name of the module that makes its rotary embeddings; None: all have those of ``rotary``.
         deepstack: names of two arguments of the language model, or none: a list of ``(visual tokens, C)`` that its loop adds to
             the visual tokens after layer 0, 1, ..., and the ``(B, L)`` mask of these tokens.
         shared: name, under ``attention``, of the flag of layers that have no keys and values of their own and attend to those
@@ -291,6 +294,7 @@ class Decoder:
     rotary: str = "rotary_emb"
     attention: str = "self_attn"
     attention_norm: str = "input_layernorm"
+    latent: str = "kv_b_proj"
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
@@ -302,6 +306,7 @@ class Decoder:
         default_factory=lambda: {"attention_mask": "mask", "position_embeddings": -2, "position_ids": -1}
     )
     kinds: str = ""
+    rotary_of: Callable[[Any, int], str] | None = None
     deepstack: tuple[str, str] | tuple[()] = ()
     shared: str = ""
     all_axes: bool = False

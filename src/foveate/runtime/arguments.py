@@ -33,7 +33,7 @@ class LayerArguments:
 
     def __init__(self, family: Family, model: nn.Module, renumber: bool) -> None:
         self.family, self.spec, self.renumber, self.facts = family, family.decoder, renumber, Facts(family)
-        self.rotary = model.get_submodule(family.decoder.rotary)
+        self.model, self.rotary = model, model.get_submodule(family.decoder.rotary)
         (self.mask,) = (name for name, axis in family.decoder.layer_args.items() if axis == "mask")
         self.whole: Any = model  # the one that computes the loss; `attach` says which that is
         config: Any = model.config
@@ -143,15 +143,19 @@ class LayerArguments:
             self._refuse_unknown(call, layer, args, kwargs)
             if kind == "keys" and attention is not None and call.samples is not None and call.samples.several:
                 new |= call.memo.once("borders", (layout,), partial(_borders, call, layout))
-        if self.renumber and attention is not None and (layout is not None or keys.shift is not None):
+        turns = attention is not None and kwargs.get("position_embeddings") is not None
+        if self.renumber and turns and (layout is not None or keys.shift is not None):
             ids = call.memo.once("positions", (layout, keys.shift), lambda: self._positions(call, keys))
             if ids.shape[-1] > width:
                 ids = call.memo.once(f"last {width}", (ids,), partial(ids.narrow, -1, ids.shape[-1] - width, width))
             if ids.shape[0] == 1 and "position_ids" in new:
                 new["position_ids"] = ids[0]
             own = (self.kinds[i],) if self.kinds else ()
+            rotary = self.rotary
+            if self.spec.rotary_of is not None:
+                rotary = self.model.get_submodule(self.spec.rotary_of(self.model.config, i))
             new["position_embeddings"] = call.memo.once(
-                f"rotary {own}", (ids,), lambda: self.rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
+                f"rotary {own} {id(rotary)}", (ids,), lambda: rotary(hidden, ids if ids.shape[0] > 1 else ids[0], *own)
             )
         return new
 

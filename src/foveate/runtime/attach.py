@@ -69,7 +69,7 @@ class Runtime:
         sources = sources_of(layers, family.decoder, decoder.config)
         _check_sight(actions, attends, sources)
         check_reuse(actions, layers, family.decoder, kinds_of(config), sources)
-        check_virtual(actions, family, attends, sources)
+        check_virtual(actions, family, layers, sources)
         _check_append(actions, kinds_of(config), sources)
         inside = [a for a in actions if a.site.at in ("pixels", "tower", "tower_output")]
         self.actions = actions

@@ -54,7 +54,7 @@ def host_with(family: Family, config: Any, layers: int, depth: int = 0) -> Host:
     """
     blocks = family.tower.last_block(config) + 1
     frames = family.frames if family.takes_videos else frozenset()
-    fixed = tuple(i for i, kind in enumerate(kinds_of(config)) if kind.startswith(("sliding", "linear")))
+    fixed = tuple(i for i, kind in enumerate(kinds_of(config)) if kind.startswith(("sliding", "linear", "conv")))
     steps = 0 if family.denoising is None else family.denoising.steps(config)
     cached = family.denoising is not None and bool(family.denoising.canvas)
     cls = family.tower.leading > 0

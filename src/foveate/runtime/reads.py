@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedSiteError
+from foveate.errors import UnsupportedCacheError, UnsupportedSiteError
 from foveate.models.family import Decoder
 from foveate.runtime.arguments import LayerArguments
 from foveate.runtime.cache import CompactMixin, KVIndex, window_of
@@ -122,6 +122,11 @@ class Reads:
             entry.coming = None  # this has not happened yet
         width = hidden.shape[1]
         n_before = keys.length - width if keys is not None else min(call.past, window_of(entry))
+        if n_before and hasattr(attention_of(layer, self.spec), self.spec.latent):
+            raise UnsupportedCacheError(
+                f"{kinds[0].signal} is asked for before layer {i} with {n_before} tokens in a cache, which holds in this model "
+                "what keys are made of, and not keys: ask in the prefill, or after a layer"
+            )
         reading = self._reading(call, attention_of(layer, self.spec), kinds, hidden)
         given = self.arguments.derive(call, i, layer, entry, keys, hidden, args, kwargs)
         if any("unrotated" in kind.needs for kind in kinds):

@@ -20,6 +20,7 @@ from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.hooks import Hooks, first_argument, replace_first
 from foveate.runtime.layout import Rows
 from foveate.runtime.members import Members, joined
+from foveate.runtime.recurrent import attention_of
 from foveate.tokens import Reduction
 
 
@@ -34,10 +35,10 @@ class VirtualHooks:
         for layer in self.layers:
             attention = layer.get_submodule(self.spec.attention)
             hooks.pre(attention, self._show_members)
-            for name in (self.spec.query, self.spec.key, self.spec.value):
-                if getattr(attention, name, None) is not None:
-                    hooks.instead(attention.get_submodule(name), "forward", torch.compiler.disable(self._project))
             end = attention.get_submodule(self.spec.attention_end)
+            for child in attention.children():  # queries, keys, values, and gates
+                if hasattr(child, "in_features") and child is not end:
+                    hooks.instead(child, "forward", torch.compiler.disable(self._project))
             hooks.instead(end, "forward", torch.compiler.disable(self._average))
 
     def arrive(self, call: DecoderPass) -> None:
@@ -93,15 +94,20 @@ class VirtualHooks:
         return stock(x if members is None else members.mean(x), *args, **kwargs)
 
 
-def check_virtual(actions: Sequence[Action], family: Family, attends: Sequence[bool], sources: Sequence[int]) -> None:
+def check_virtual(
+    actions: Sequence[Action], family: Family, layers: Sequence[nn.Module], sources: Sequence[int]
+) -> None:
     """Raise `UnsupportedSiteError` where tokens cannot stand for their members."""
+    attentions = [attention_of(layer, family.decoder) for layer in layers]
     for action in actions:
         site, name = action.site, action.method.name()
         if not is_virtual(action.method):
             return
         why = ""
-        if not all(attends):
+        if None in attentions:
             why = "some layers of this model carry a state from token to token, and would take in members one after another"
+        elif any(hasattr(attention, family.decoder.latent) for attention in attentions):
+            why = "the attention of this model makes keys of what its cache holds, which is one row for a token"
         elif any(source != i for i, source in enumerate(sources)):
             why = (
                 "in this model layers attend to the keys of earlier ones, which stock code may show the last rows alone"
