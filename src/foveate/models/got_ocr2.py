@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.models.language_only import language_only
-from foveate.models.refused import SAM
+from foveate.models.language_only import SAM, language_only
 
 ALSO = ("pp_chart2table",)
 FAMILY = language_only("got_ocr2", "vision_tower", SAM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from foveate.models.language_only import language_only
-from foveate.models.refused import QUERIES
+from foveate.models.language_only import QUERIES, language_only
 
 FAMILY = language_only("idefics2", "vision_model", QUERIES, "text_model")
