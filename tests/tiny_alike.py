@@ -94,6 +94,7 @@ ALIKE = {
         _flat,
     ),
     "cosmos3_omni": Alike("qwen3_vl"),
+    "deepseek_vl": Alike("llava_siglip"),
     "exaone4_5": Alike(
         "qwen2_5_vl",
         vision=dict(model_type="exaone4_5_vision", num_key_value_heads=1),
