@@ -14,8 +14,6 @@ from foveate.serving.vllm.unserved import UNSERVED, sentence
 
 #: those of which the sentence says that foveate does not know them in transformers -> their names there
 UNKNOWN = {
-    "Gemma4UnifiedForConditionalGeneration": "gemma4_unified",
-    "KimiK25ForConditionalGeneration": "kimi_k25",
     "Llama4ForConditionalGeneration": "llama4",
     "Phi4MMForCausalLM": "phi4_multimodal",
 }

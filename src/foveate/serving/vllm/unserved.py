@@ -31,13 +31,13 @@ UNSERVED = {
     "Gemma3ForConditionalGeneration": _windows("Gemma3ForCausalLM"),
     "Gemma4ForConditionalGeneration": _windows("Gemma4ForCausalLM"),
     "Gemma4UnifiedForConditionalGeneration": "it has no vision tower: patches go through its `vision_embedder` straight to the "
-    f"language model, {_NOR_THERE}",
+    f"language model, and {_windows('Gemma4ForCausalLM')}",
     "Glm4vForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
     "Glm4vMoeForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
     "GlmOcrForConditionalGeneration": _unwritten("GlmOcrVisionTransformer"),
     "Idefics3ForConditionalGeneration": _unwritten("Idefics3VisionTransformer"),
     "KimiK25ForConditionalGeneration": "its `tpool_patch_merger` takes the mean of a video's frames and joins patches that "
-    f"stand in raster order, {_NOR_THERE}",
+    "stand in raster order, so foveate knows the language model alone, and has no file for that here",
     "KimiVLForConditionalGeneration": "transformers, from which foveate takes vision towers, has no such model: `KimiVLConfig` "
     "is vLLM's own",
     "Llama4ForConditionalGeneration": "the class token of its vision tower (`class_embedding`) stands behind the patches, "
