@@ -145,7 +145,7 @@ def test_what_stands_for_several_tokens_goes_through_every_projection(name: str)
         handle = foveate.compress(whole, PairsOf(at="decoder", layer=1, positions="virtual"))
     except UnsupportedSiteError as error:
         pytest.skip(str(error))
-    layer = list(trial.base_of(whole)[1].get_submodule(spec.module).get_submodule(spec.layers))[-1]
+    *_, layer = trial.base_of(whole)[1].get_submodule(spec.module).get_submodule(spec.layers).children()
     noted = [
         child.register_forward_hook(note)
         for child in layer.get_submodule(spec.attention).children()

@@ -50,8 +50,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
             }
         }
     },
+    "deepseek_ocr2": {
+        "text_config": {
+            "hidden_size": 1280,
+            "num_attention_heads": 10,
+            "num_hidden_layers": 12,
+            "num_experts_per_tok": 6,
+        }
+        | {"mlp_layer_types": ["dense"] + ["sparse"] * 11}
+    },
+    "emu3": {"vocabulary_map": {"<image>": 151_649, "<|extra_200|>": 151_846}},
+    "fast_vlm": {"vision_config": {"model_type": "resnet", "hidden_size": 3072}},  # in the place of timm's
     "gemma3": {"vision_config": {"image_size": 896, "patch_size": 14, "num_hidden_layers": 27}},
     "gemma4": {"vision_config": {}},
+    "gemma4_unified": {"vision_config": {}},
+    "hunyuan_vl": {
+        "text_config": {"head_dim": 128}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [16, 16, 16, 16]}}
+    },
+    "lfm2_vl": {
+        "text_config": {"num_hidden_layers": 16}
+        | {"layer_types": ["conv", "conv", "full_attention"] * 3 + ["conv", "full_attention"] * 3 + ["conv"]}
+    },
+    "perception_lm": {"vision_config": {"model_type": "clip_vision_model", "model_args": {"embed_dim": 1024}}},
+    "step3p7": {
+        "text_config": {"layer_types": ["full_attention", *["sliding_attention"] * 3] * 11 + ["full_attention"]}
+        | {"sliding_window": 512}
+        | {
+            "rope_parameters": {
+                f"{k}_attention": {"rope_type": "default", "rope_theta": 1e4} for k in ("full", "sliding")
+            }
+        }
+    },
     "diffusion_gemma": {
         "vision_config": {"model_type": "gemma4_vision"},
         "text_config": {

@@ -14,7 +14,7 @@ RESNET |= dict(layer_type="basic", hidden_size=32)
 
 
 def config() -> Any:
-    return FastVlmConfig(vision_config=RESNET, text_config=TEXT | dict(model_type="qwen2"), image_token_id=IMAGE)
+    return FastVlmConfig(vision_config=RESNET, text_config=TEXT | dict(model_type="qwen2"), image_token_index=IMAGE)
 
 
 def images(config: Any) -> dict[str, Any]:
