@@ -86,6 +86,8 @@ class Method:
     where: ClassVar[tuple[str, ...]] = ("layer", "layers", "every", "schedule")
     #: options that say how many, which do not; None by default, so that what a user has given is known
     how_much: ClassVar[tuple[str, ...]] = ("ratio", "ratios", "merge", "threshold")
+    #: options, None by default, in which ``()`` says something; in all others it names nothing, and is refused
+    may_be_empty: ClassVar[tuple[str, ...]] = ()
     #: what shares one budget: each ``frame``; each ``clip``, an image or a whole video; or all images of a ``sample``, a prompt
     scope: ClassVar[Scope] = "clip"
     #: the tokens of a scope compete in one ranking, so that one frame may keep more of them than another
@@ -125,6 +127,12 @@ class Method:
 
     def __post_init__(self) -> None:
         check(self)
+        for f in fields(self):
+            if getattr(self, f.name) == () and f.default is None and f.name not in self.may_be_empty:
+                raise ConfigError(
+                    f"{self.name()}: {f.name}=() names nothing: leave it out for the method's own setting, or give keep=1 to "
+                    "keep all"
+                )
         given = [name for name in self.how_much if getattr(self, name, None) is not None]
         for name in ("keep", *(name for name in given if name not in (*self.where, "threshold"))):
             value = getattr(self, name)
@@ -336,11 +344,12 @@ class Method:
         return replace(self, **{**options, "keep": keep})
 
     def with_schedule(self, schedule: Schedule) -> Method:
-        """Return this method with another schedule for the decoder. `foveate tune` searches one."""
+        """Return this method with another schedule for the decoder, of which one without stages keeps all."""
         if not any(f.name == "schedule" for f in fields(self)):
             raise ConfigError(f"{self.name()} follows no schedule: it has no option `schedule`")
         options: dict[str, Any] = {name: None for name in ("keep", *self.how_much, *self.where) if hasattr(self, name)}
-        return replace(self, **{**options, "schedule": schedule.stages})
+        how = {"schedule": schedule.stages} if schedule.stages else {"keep": 1.0}
+        return replace(self, **{**options, **how})
 
     def with_power(self, t: float, host: Host) -> Method:
         """Return this method with its shares to the power of ``t`` (`Schedule.power`), as near as it can come to that."""

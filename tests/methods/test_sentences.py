@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -30,7 +32,9 @@ from foveate import (
     ViTCoP,
     VScan,
 )
-from foveate.errors import FoveateError
+from foveate.errors import ConfigError, FoveateError
+from foveate.pruners import CachePruner
+from foveate.schedule import Schedule
 
 Made = Callable[[], Method]
 DECODER, BLOCK = r"no decoder layer {}: the model has 6", r"no vision block {}"
@@ -68,7 +72,6 @@ REFUSED: list[tuple[Made, str]] = [
     # places and counts that do not fit each other
     (lambda: VScan(layers=(0, 2, 3)), "one ratio per layer: there are 3 layers and 2 ratios"),
     (lambda: ViTCoP(layers=(0, 0, 2)), "at least one layer, and each of them once"),
-    (lambda: HoliTom(layers=()), "at least one layer, and each of them once"),
     (lambda: GSearch(schedule=((0, 0.5),)), "no layer before it to give last_row: use layer 1 or later"),
     (lambda: GSearch(schedule=((2, 0.3), (3, 0.5))), "tokens that have left do not come back"),
     (lambda: DyCoke(layer=0), "decode sites start at layer 1"),
@@ -80,7 +83,6 @@ REFUSED: list[tuple[Made, str]] = [
         "steps say when tokens leave, and last where they skip layers: give one of them",
     ),
     (lambda: DMLLM(steps=(3,)), "how='late' says at which denoising steps"),
-    (lambda: DyMU(threshold=()), "threshold has 0 numbers, and 4 vision blocks merge"),
     (lambda: DyMU(threshold=(0.1, 0.2)), "threshold has 2 numbers, and 4 vision blocks merge"),
     # too little
     (lambda: DyMU(keep=1e-9), LEAST),
@@ -138,6 +140,32 @@ def test_what_cannot_be(number: int) -> None:
     said = str(refused.value)
     assert "\n" not in said
     assert foveate.attached(model) is None
+
+
+def tuples() -> list[tuple[type[Method], str]]:
+    """Every option of a method that takes several values and is None by default, those of bases for methods among them."""
+    methods = [*foveate.list_methods().values(), CachePruner]
+    return [
+        (cls, f.name)
+        for cls in methods
+        for f in fields(cls)
+        if f.default is None and re.search("tuple|Spelling", str(f.type))
+    ]
+
+
+@pytest.mark.parametrize(("cls", "option"), tuples())
+def test_nothing_is_no_list(cls: Any, option: str) -> None:
+    """An empty schedule would be a silent way to do nothing; only where it says something it is taken."""
+    if option in cls.may_be_empty:  # as tests/methods/test_redundancylens.py has it
+        return
+    with pytest.raises(ConfigError, match=rf"{cls.name()}: {option}=\(\) names nothing: leave it out"):
+        cls(**{option: ()})
+
+
+def test_a_schedule_without_stages_keeps_all() -> None:
+    """Searches may find that nothing should leave."""
+    found = FastV(layer=2, ratio=0.5).with_schedule(Schedule())
+    assert found == FastV(keep=1.0)
 
 
 #: what is all or nothing, and runs: how much it leaves of its unit, or None

@@ -67,8 +67,6 @@ class AIR(Method):
                 raise ConfigError(f"{self.name()}: {name}={getattr(self, name)} is too small: give at least {least}")
         if self.epsilon <= 0:
             raise ConfigError(f"{self.name()}: epsilon={self.epsilon} is not above 0, and costs are divided by it")
-        if self.layers == ():
-            raise ConfigError(f"{self.name()}: layers=() is no layer to add anything in: name one")
 
     def sites(self, host: Host) -> Sequence[Site]:
         late = range(min(round(host.layers * 26 / 32), host.layers - 1), host.layers)

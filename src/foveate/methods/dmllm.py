@@ -67,8 +67,8 @@ class DMLLM(SingleRatio):
         wrong = "steps" if self.how == "skip" else "last"
         if self.how is not None and getattr(self, wrong) is not None:
             raise ConfigError(f"dmllm: {wrong} says nothing where how={self.how!r}: leave it out")
-        if self.steps is not None and (not self.steps or sorted({*self.steps}) != [*self.steps]):
-            raise ConfigError(f"dmllm: steps={self.steps}: give at least one step, in ascending order, each once")
+        if self.steps is not None and sorted({*self.steps}) != [*self.steps]:
+            raise ConfigError(f"dmllm: steps={self.steps}: give them in ascending order, each once")
         if self.steps is not None and self.last is not None:
             raise ConfigError("dmllm: steps say when tokens leave, and last where they skip layers: give one of them")
 

@@ -58,8 +58,8 @@ class OIM(TowerReducer):
         super().__post_init__()
         if self.passes is None:
             return
-        if not self.passes or not all(0.5 <= share <= 1 for _, _, share in self.passes):
-            raise ConfigError("passes: at least one, and each keeps 0.5 to 1 of every line; for less, add another pass")
+        if not all(0.5 <= share <= 1 for _, _, share in self.passes):
+            raise ConfigError("passes: each keeps 0.5 to 1 of every line; for less, add another pass")
         blocks = [0, *(block for block, _, _ in self.passes)]
         if blocks != sorted(blocks):
             raise ConfigError(f"passes: list them from the first block (0) to the last, not as {blocks[1:]}")

@@ -50,6 +50,7 @@ class RedundancyLens(SingleRatio):
     unit: ClassVar[Unit] = "compute"
     usual: ClassVar[float] = 0.2
     where: ClassVar[tuple[str, ...]] = ("layers", "hollow_layers")
+    may_be_empty: ClassVar[tuple[str, ...]] = where
     paper: ClassVar[Paper] = Paper(
         "RedundancyLens: Revealing and Exploiting Visual Token Processing Redundancy for Efficient Decoder-Only MLLMs",
         "Findings of ACL",

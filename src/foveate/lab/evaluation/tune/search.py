@@ -171,8 +171,7 @@ def along_sigmoids(method: Method, host: Host, first: int, judge: Judge, spend: 
     def curve(steepness: float) -> Callable[[float], Method]:
         def at(share: float) -> Method:
             offset = share * (steepness + 2 * OFFSETS) - OFFSETS
-            schedule = Schedule.along(sigmoid(host.layers, steepness, offset), first)
-            return method.with_schedule(schedule if schedule.stages else Schedule(((first, 1.0),)))
+            return method.with_schedule(Schedule.along(sigmoid(host.layers, steepness, offset), first))
 
         return at
 
