@@ -60,7 +60,7 @@ def cosine_with(features: Tensor, other: Tensor, missing: float) -> Tensor:
     """
     n = len(features)
     unit = torch.nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-    alike = (unit * unit[other.clamp(max=max(n - 1, 0))]).sum(-1)
+    alike = (unit * unit[other.clamp(max=max(n - 1, 0))]).sum(-1).clamp(max=1)  # of equal ones no more, by rounding
     return torch.where(other < n, alike, missing)
 
 

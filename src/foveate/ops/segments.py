@@ -217,13 +217,16 @@ def padded_pairs(counts: Sequence[int], others: Sequence[int] | None = None) -> 
 
 #: rows of a matrix whose products with the rows up to them are computed at once
 _STRIP = 512
+#: so small a matrix may be computed in a way that rounds the products of two rows in one order unlike those in the other
+_MIRRORED = 64
 
 
 def gram(x: Tensor) -> Tensor:
     """Products ``(S, n, n)`` of the rows of ``x (S, n, C)`` with each other, of two rows once where there are many."""
     n = x.shape[1]
     if n <= _STRIP:
-        return x @ x.transpose(1, 2)
+        out = x @ x.transpose(1, 2)
+        return out if n > _MIRRORED else torch.maximum(out, out.transpose(1, 2))
     out = x.new_empty(len(x), n, n)
     for start in range(0, n, _STRIP):
         end = min(start + _STRIP, n)

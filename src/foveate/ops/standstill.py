@@ -70,7 +70,9 @@ def _since(alike: Tensor, cells: Sequence[int], videos: Sequence[int], threshold
 
 def runs(alike: Tensor, cells: Sequence[int], videos: Sequence[int], threshold: float) -> Tensor:
     """Cut videos before each frame whose cells are not more alike than a threshold on average; as `stillest` otherwise."""
-    mean = segment_mean(alike.double(), segment_ids(cells), len(cells))
+    mean = segment_mean(alike.double(), segment_ids(cells), len(cells)).to(
+        alike.dtype
+    )  # of equal ones it is what they are
     begins = torch.where((mean > threshold) & (within(videos) > 0), 0, torch.arange(len(cells)))
     return begins.cummax(0).values
 
