@@ -169,7 +169,7 @@ class EntryPruner(Method):
         return self.usual if self.keep is None else self.keep
 
     def sites(self, host: Host) -> Sequence[Site]:
-        at: Place = "tower_output" if self.at == "pixels" and self.share == 0 else self.at  # no image has no pixels
+        at: Place = "tower_output" if self.at in ("pixels", "tower") and self.share == 0 else self.at  # no empty image
         return [Site(at, keep=self.share, signals=self.signals)]
 
 

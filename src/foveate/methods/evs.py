@@ -13,6 +13,8 @@ from foveate.ops import frames, select
 from foveate.pruners import EntryPruner
 from foveate.tokens import Tokens
 
+_MOST = 1e3  # more than anything changes
+
 
 @dataclass(frozen=True)
 class EVS(EntryPruner):
@@ -48,6 +50,11 @@ class EVS(EntryPruner):
             for earlier, span in zip(clip, clip[1:]):
                 before[span] = earlier
         other = frames.same_cell(tokens.index, counts, spans.sizes, before)
-        changed = 1 - frames.cosine_with(tokens.hidden, other, missing=-1.0)  # 2 at most
-        changed = torch.where(torch.tensor(first).to(changed.device, non_blocking=True)[tokens.segment], 3.0, changed)
-        return changed.index_fill(0, select.stride(counts, spaced, changed.device), 4.0)
+        changed = self.changed(tokens, other).clamp(max=_MOST)
+        firsts = torch.tensor(first).to(changed.device, non_blocking=True)[tokens.segment]
+        changed = torch.where(firsts, 2 * _MOST, changed)
+        return changed.index_fill(0, select.stride(counts, spaced, changed.device), 4 * _MOST)
+
+    def changed(self, tokens: Tokens, before: Tensor) -> Tensor:
+        """Tell how much each token differs from the one at its place in the frame before, ``before (N,)``; ``N``: none."""
+        return 1 - frames.cosine_with(tokens.hidden, before, missing=-1.0)
