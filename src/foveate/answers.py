@@ -81,9 +81,10 @@ class Reuse:
     Attributes:
         source: the earlier layer; negative counts from the end.
         of: ``qk``, queries and keys; ``q``, queries alone.
-        tokens: ``visual``: text computes its own, so generated tokens do, too, and the cache entry holds keys as ever. ``all``:
-            every token of a prompt with an image and of what follows it; of ``qk``, the layer's cache entry then holds
-            values only (in a batch of which some rows have no image, or after a turn without one, it holds keys as well).
+        tokens: ``visual``: text computes its own, so generated tokens do, too; of ``qk``, the layer's cache entry holds keys of
+            text alone (one that slides, or is quantised, holds all). ``all``: every token of a prompt with an image and of
+            what follows it; of ``qk``, the layer's cache entry then holds values only (in a batch of which some rows have no
+            image, or after a turn without one, it holds keys as well).
     """
 
     source: int
@@ -92,8 +93,8 @@ class Reuse:
 
     @property
     def drops_keys(self) -> bool:
-        """Whether the layer's cache entry holds values only."""
-        return self.of == "qk" and self.tokens == "all"
+        """Whether the layer's cache entry holds no keys of what is reused."""
+        return self.of == "qk"
 
     def __str__(self) -> str:
         return f"{'queries and keys' if self.of == 'qk' else 'queries'} of layer {self.source}, {self.tokens} tokens"

@@ -28,7 +28,7 @@ def of_layers(trace: Trace, prefill: Sequence[LayerTrace], sources: Sequence[int
         if visit.site.at == "cache" and not visit.site.step:
             cached[visit.site.layer] = sum(visit.after)
     kv = trace.kv
-    stored = [cached[i] * row / full_row for i, row, full_row in zip(kv.layers, kv.row, kv.full_row) if i < n]
+    stored = [cached[i] * row / full_row for i, row, full_row in zip(kv.layers, kv.visual_row, kv.full_row) if i < n]
     if stored:
         found["cache"] = sum(stored) / len(stored) / full
     steps = len(trace.canvas) // n

@@ -30,7 +30,7 @@ def left(unit: Unit, sites: Iterable[Site], host: Host) -> float:
     if unit == "tokens":
         return _mean(held)
     if unit == "cache":
-        return _mean([_in_cache(from_start, layer) * share for layer, share in enumerate(cached[: host.layers])])
+        return _mean([_in_cache(from_start, layer, host) * share for layer, share in enumerate(cached[: host.layers])])
     inside = [site for site in from_start if site.at == ("decode" if unit == "decode" else "decoder")]
     if unit == "decode":
         return _mean([prod(s.keep for s in inside if s.layer <= layer) * x for layer, x in enumerate(cached)])
@@ -66,10 +66,11 @@ def _in_layers(sites: Sequence[Site], host: Host) -> tuple[list[float], list[flo
     return held, cached
 
 
-def _in_cache(sites: Sequence[Site], layer: int) -> float:
+def _in_cache(sites: Sequence[Site], layer: int, host: Host) -> float:
     """The share of the keys and values made by a decoder layer that its cache holds after the prompt."""
     here = [site for site in sites if site.layer == layer]
-    without_keys = any(site.reuse is not None and site.reuse.drops_keys for site in here)
+    reused = [site.reuse for site in here if site.reuse is not None and site.reuse.drops_keys]
+    without_keys = any(reuse.tokens == "all" or layer not in host.fixed_caches for reuse in reused)
     return prod(site.keep for site in here if site.at == "cache") * (0.5 if without_keys else 1)
 
 

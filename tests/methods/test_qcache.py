@@ -69,6 +69,19 @@ def test_no_lazy_layer_is_stock_and_all_save_what_the_formula_says(family: str) 
                 assert handle.report().kv_ratio == pytest.approx(1 - lazy / (2 * tiny.LAYERS))
 
 
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_keys_of_visual_tokens_alone_are_saved(family: str) -> None:
+    """`keep` counts visual tokens, and gets what it asks for; of the bytes, text's keys stay."""
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[:1])
+    with torch.no_grad(), foveate.compress(model, QCache(tokens="visual", keep=0.75)) as handle:
+        cache = model(**batch).past_key_values
+        report = handle.report()
+    assert report.shares["cache"] == pytest.approx(0.75)
+    assert report.kv_bytes == sum(entry.keys.nbytes + entry.values.nbytes for entry in cache.layers)
+    n, visual = batch["input_ids"].shape[1], int(tiny.visual_mask(family, batch).sum())
+    assert report.kv_ratio == pytest.approx(1 - visual / n / 4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=4), st.integers(0, 1000))
 def test_divergence_by_loops(counts: list[int], seed: int) -> None:
@@ -126,15 +139,14 @@ def test_what_cannot_be() -> None:
         QCache(layers=(1,), ratio=0.5)
     with pytest.raises(ConfigError, match=r"keep=0\.5 and layers="):
         QCache(layers=(1,), keep=0.5)
-    with pytest.raises(ConfigError, match=r"layers=\(\) has no lazy layer"):
+    with pytest.raises(ConfigError, match=r"layers=\(\) names nothing"):
         QCache(layers=())
     with pytest.raises(ConfigError, match="layer 0 has no layer before it"):
         QCache(layers=(0, 1)).sites(host)
     with pytest.raises(UnsupportedSiteError, match="there is no decoder layer 9: the model has 6"):
         QCache(layers=(9,)).sites(host)
-    for how in ({"tokens": "visual"}, {"of": "q"}):
-        with pytest.raises(ConfigError, match=r"keep=0\.7 cannot be reached: 1 is the least"):
-            QCache(keep=0.7, **how).sites(host)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"keep=0\.7 cannot be reached: 1 is the least"):
+        QCache(keep=0.7, of="q").sites(host)
     with pytest.raises(UnsupportedSiteError, match="the two layers must hold the same tokens"):
         foveate.compress(model, QCache(layers=(2, 3)) + FastV(layer=2, ratio=0.5))
     with pytest.raises(UnsupportedSiteError, match="reuses already"):

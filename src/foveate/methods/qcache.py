@@ -24,8 +24,9 @@ class QCache(SingleRatio):
     Ours, as its epsilon is not known: unset, the blocks are as equal as can be, so many that 0.3 of the layers compute
     their own, which saves 35 % of the cache; ``foveate.dial.attention_changes`` measures the divergences, and ``layers``
     takes the layers whose own is small (`foveate tune --search layers` finds them by the answers). Sharing is for all
-    tokens by default, not for visual ones alone: there text computes its own keys, and an entry stores the shared ones
-    beside them, so projections are saved and no memory; nor is any with ``of="q"``.
+    tokens by default, not for visual ones alone: there text computes its own keys, and attention sees both put together, a
+    copy for each step and lazy layer, so memory is saved and no time of decoding. A cache that slides or is quantised holds
+    them all; nor is memory saved with ``of="q"``.
 
     Attributes:
         layers: the lazy layers, in place of equal blocks. All of a block must hold the same tokens: no cut is inside one.
@@ -52,8 +53,6 @@ class QCache(SingleRatio):
         super().__post_init__()
         if self.layers is not None and self.ratio is not None:
             raise ConfigError(f"{self.name()}: layers and ratio both say which layers are lazy: give one of them")
-        if self.layers == ():
-            raise ConfigError(f"{self.name()}: layers=() has no lazy layer: name one, or give keep=1")
 
     def at(self, ratio: float, host: Host) -> Sequence[Site]:
         blocks = max(1, survivors(host.layers, ratio))

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from foveate.errors import UnsupportedCacheError
 from foveate.ops.segments import offsets
 from foveate.runtime.layout import Rows, varied
+from foveate.runtime.lent import Lent
 from foveate.runtime.masks import View
 from foveate.runtime.sight import Groups, groups_of, joined
 from foveate.runtime.slots import LastSlots, Shown, Slots, same
@@ -280,6 +281,7 @@ class CompactMixin:
     visible: Slots | LastSlots | None  # the slots that this decode step may see, or None: all
     states: States | None  # what methods remember with this cache: one of its entries carries it
     reuses: tuple[bool, ...] = ()  # rows of which all tokens have come with another layer's queries or keys; (): none
+    lent: Lent | None = None  # which of its keys are in another layer's entry alone; None: none
     coming: KVIndex | None  # what it will hold after the next update, which the runtime has announced; None: it has not
     is_sliding: bool
     is_initialized: bool
@@ -287,7 +289,7 @@ class CompactMixin:
     record_past: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.coming is None:
+        if self.coming is None or (self.lent is not None and self.lent.mask.shape[1] != self.coming.length):
             raise UnsupportedCacheError(
                 "this cache was filled under a foveate handle and holds fewer tokens than the model believes, or no keys: go "
                 "on with it while the method is attached, or start with a new cache"
@@ -297,6 +299,8 @@ class CompactMixin:
         if self.is_sliding:  # one that records its past may give more of it (transformers 5.16)
             seen = self.sliding_window - 1 + key_states.shape[-2]
             keys, values = keys[..., -seen:, :], values[..., -seen:, :]
+        if self.lent is not None:
+            keys = self.lent.spread(keys)
         if self.visible is not None:
             return self.visible.take(keys), self.visible.take(values)
         return keys, values
@@ -330,12 +334,13 @@ class CompactMixin:
         if self.states is not None:
             self.states.crop(self.kv.total)
         if entries:
-            self.keys = self.keys[..., :-entries, :]
             self.values = self.values[..., :-entries, :]
+            self.lent = None if self.lent is None else self.lent.up_to(self.values.shape[-2])
+            self.keys = self.keys[..., :-entries, :] if self.lent is None else self.keys[..., : self.lent.own, :]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.kv, self.visible, self.states = KVIndex(0, 0), None, None
+        self.kv, self.visible, self.states, self.lent = KVIndex(0, 0), None, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -353,6 +358,7 @@ class CompactMixin:
 
     def _select(self, rows: Tensor) -> None:
         self.kv = self.kv.select(rows)
+        self.lent = None if self.lent is None else self.lent.select(rows)
         if self.states is not None:
             self.states.select(rows)
         self.reuses = tuple(self.reuses[row] for row in rows.tolist()) if self.reuses else ()

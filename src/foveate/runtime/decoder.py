@@ -324,9 +324,10 @@ class DecoderHooks:
             self.uncached.warn()
         taken = self.reuse.begin(call, i, entry) if i in self.reuse.of else None
         rows = None if taken is None else taken.rows
+        lacks = taken is not None and taken.reuse.of == "qk"
         masked = call.layout is not None and call.layout.has_mask
         if is_led(entry, cache) or (
-            entry is not None and (watching or masked or call.fewer is not None or rows is not None)
+            entry is not None and (watching or masked or call.fewer is not None or rows is not None or lacks)
         ):
             entry = compact(cache, i, call.memo.once("before", (), lambda: KVIndex(call.past, call.past)))
         keys = self.arguments.advance(call, entry, watching)
@@ -337,6 +338,7 @@ class DecoderHooks:
                 entry.visible = self.step.show(call, i, entry, keys, cache)
             if rows is not None:
                 entry.reuses = rows
+            if rows is not None or lacks:
                 seen_whole = keys is not None and keys.whole and entry.visible is None
                 if call.reduced is None and seen_whole and not self._watches(i):
                     keys = None  # it is compact only to remember that

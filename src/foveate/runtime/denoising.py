@@ -25,6 +25,11 @@ def check_step(name: str, site: Site, host: Host) -> None:
             f"{name} acts at {site}, at every generated token, and {host.family!r} writes its answer in denoising steps: act "
             f"at {'cache' if host.reads_cache else 'decoder'} sites, with a step"
         )
+    if host.reads_cache and site.reuse is not None and site.reuse.drops_keys:
+        raise UnsupportedSiteError(
+            f"{name} acts at {site}, which leaves no keys of what is reused in the cache, and the denoising steps of "
+            f"{host.family!r} read them there: reuse queries alone, or choose another method"
+        )
     if site.step is None:
         return
     if site.step >= host.steps:

@@ -21,9 +21,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 from foveate.answers import Reuse
 from foveate.errors import UnsupportedCacheError, UnsupportedSiteError
 from foveate.models.family import Decoder, Family
-from foveate.runtime.cache import CompactMixin
+from foveate.runtime.cache import CompactMixin, entry_of
 from foveate.runtime.context import Action, Context, DecoderPass
 from foveate.runtime.hooks import Hooks
+from foveate.runtime.lent import Lent
 from foveate.runtime.recurrent import attention_of
 from foveate.runtime.taken import Taken
 from foveate.runtime.trace import visit_of
@@ -93,15 +94,15 @@ class ReuseHooks:
             )
         _refuse_entry(entry, taken)
         call.reusing[i] = taken
-        if call.layout is not None:
+        if call.layout is not None and taken.tokens:
             self._note(call, i)
         return taken
 
     def _taken(self, call: DecoderPass, reuse: Reuse, entry: Any) -> Taken | None:
         layout = call.layout
-        if reuse.tokens == "visual":  # generated tokens compute their own
+        if reuse.tokens == "visual":  # generated tokens compute their own, and attend to those that are lent
             n = 0 if layout is None else len(layout.tokens)
-            return Taken(reuse, None, n, False) if n else None
+            return Taken(reuse, None, n, False) if n or getattr(entry, "lent", None) is not None else None
         if call.past == 0 and isinstance(entry, CompactMixin):  # emptied
             entry.reuses, entry.is_initialized = (), False
         before, prompt = getattr(entry, "reuses", ()), self.context.prompt
@@ -121,7 +122,10 @@ class ReuseHooks:
             return kwargs
         names = inspect.signature(self.layers[i].forward).parameters
         name = next(name for name in ("cache", "past_key_values") if name in names)  # before transformers 5.24
-        exchange: Exchange = partial(_only_values if taken.whole else _mixed, call, taken)
+        how = _only_values if taken.whole else _mixed
+        if taken.rows is None and (entry := _thin(kwargs.get(name), i)) is not None:
+            how = partial(_without_visual, entry)
+        exchange: Exchange = partial(how, call, taken)
         return {**kwargs, name: _Borrowed(kwargs.get(name), exchange)}
 
     def exchange(self, i: int, query: Tensor, key: Tensor) -> Tensor:
@@ -130,7 +134,7 @@ class ReuseHooks:
         if call is None:
             return query
         taken = call.reusing.pop(i, None)
-        if taken is not None:
+        if taken is not None and taken.tokens:
             lent = call.lent[taken.reuse.source][0].to(query.device)
             query = lent if taken.whole else torch.where(_mask(call, taken, query.device), lent, query)
         if i in self.until:
@@ -146,7 +150,7 @@ class ReuseHooks:
         """A projection of a layer that reuses: of the other tokens, zeros elsewhere; of none, a head of zeros."""
         call = self.context.decoder
         taken = None if call is None else call.reusing.get(i)
-        if call is None or taken is None:
+        if call is None or taken is None or not taken.tokens:
             return stock(x, *args, **kwargs)
         if taken.whole:
             return x.new_zeros(()).expand(*x.shape[:-1], width)
@@ -183,6 +187,48 @@ def _mixed(
     lent = call.lent[taken.reuse.source][1][:, :, -key.shape[2] :].to(key.device)
     key = torch.where(_mask(call, taken, key.device), lent, key)
     return (key, value) if cache is None else cache.update(key, value, *args, **kwargs)
+
+
+def _without_visual(
+    entry: CompactMixin,
+    call: DecoderPass,
+    taken: Taken,
+    cache: Cache,
+    key: Tensor,
+    value: Tensor,
+    args: Any,
+    kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Return the source's keys of visual tokens, which the entry does not hold, and the layer's own of the others."""
+    before, n = entry.lent, key.shape[2]
+    if before is None:  # what it holds now is all its own
+        held = entry.values.shape[2] if entry.is_initialized else 0
+        before = call.memo.once(f"lent {held}", (), lambda: Lent.none(len(key), held, key.device))
+    if taken.tokens:
+        mask = _mask(call, taken, before.mask.device)[:, 0, :, 0].expand(len(key), n)
+        entry.lent, take = call.memo.once("lent", (before, call.layout), lambda: before.arrived(mask, _fewest(call)))
+        key = key.gather(2, take.to(key.device)[:, None, :, None].expand(-1, key.shape[1], -1, key.shape[3]))
+    else:
+        entry.lent = call.memo.once("lent", (before,), lambda: before.append(n))
+    key, value = cache.update(key, value, *args, **kwargs)
+    lent, mask = call.lent[taken.reuse.source][1].to(key.device), entry.lent.mask.to(key.device)[:, None, :, None]
+    return torch.where(mask if entry.visible is None else entry.visible.take(mask), lent, key), value
+
+
+def _fewest(call: DecoderPass) -> int:
+    """Tell how many visual tokens this forward brings to each row of the batch at least."""
+    assert call.layout is not None
+    tokens, found = call.layout.tokens, [0] * call.batch
+    for row, n in zip(tokens.spans.row, tokens.counts):
+        found[row] += n
+    return min(found)
+
+
+def _thin(cache: Cache | None, i: int) -> CompactMixin | None:
+    """Return the cache entry of layer ``i`` if it can do without the keys of some tokens; None: it holds all."""
+    entry = entry_of(cache, i)
+    can = isinstance(entry, CompactMixin) and not entry.is_sliding and not isinstance(entry, cache_utils.QuantizedLayer)
+    return entry if can else None
 
 
 def _mask(call: DecoderPass, taken: Taken, device: torch.device) -> Tensor:

@@ -167,7 +167,8 @@ class Weight:
         grown: tokens that each entry has got since then.
         layers: those whose entries hold tokens.
         measured, stock: tokens in each of these entries when it was measured, and in the stock model's.
-        row, full_row: bytes of one token in each, and in the stock model.
+        held: bytes of each when it was measured.
+        row, visual_row, full_row: bytes of one more token in each, of a visual one, and of one in the stock model.
     """
 
     of: weakref.ref[Any] | None
@@ -177,20 +178,24 @@ class Weight:
     layers: list[int] = field(default_factory=list)
     measured: list[int] = field(default_factory=list)
     stock: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
     row: list[int] = field(default_factory=list)
+    visual_row: list[int] = field(default_factory=list)
     full_row: list[int] = field(default_factory=list)
 
     def is_of(self, cache: Any, batch: int, length: int) -> bool:
         """Tell whether it is known to be that of a cache that stands for so many rows and tokens of the full sequence."""
         return self.of is not None and self.of() is cache and (self.batch, self.length + self.grown) == (batch, length)
 
-    def add(self, layer: int, measured: int, stock: int, row: int, full_row: int) -> None:
+    def add(self, layer: int, measured: int, stock: int, held: int, row: int, visual_row: int, full_row: int) -> None:
         """Add the entry of a layer."""
         for known, value in (
             (self.layers, layer),
             (self.measured, measured),
             (self.stock, stock),
+            (self.held, held),
             (self.row, row),
+            (self.visual_row, visual_row),
             (self.full_row, full_row),
         ):
             known.append(value)
@@ -208,7 +213,7 @@ class Weight:
     @property
     def bytes(self) -> int:
         """What the tensors of all entries take."""
-        return sum(n * row for n, row in zip(self.lengths, self.row))
+        return sum(self.held) + self.grown * sum(self.row)
 
     @property
     def full_bytes(self) -> int:

@@ -26,14 +26,13 @@ def weigh(trace: Trace, cache: Any, batch: int, length: int) -> None:
     trace.kv = Weight(weakref.ref(cache) if _only_grows(cache) else None, batch, length)
     for i, entry in enumerate(getattr(cache, "layers", [])):
         keys = getattr(entry, "keys", None)
-        if not isinstance(keys, Tensor) or keys.dim() != 4 or keys.shape[-2] == 0:
+        if not isinstance(keys, Tensor) or keys.dim() != 4 or entry.values.shape[-2] == 0:
             continue
-        held = keys.nbytes + entry.values.nbytes
-        full = (
-            held if keys.shape[-1] else held + entry.values.nbytes
-        )  # keys that are an earlier layer's: as wide as values
-        stock = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else keys.shape[-2]
-        trace.kv.add(i, keys.shape[-2], stock, held // keys.shape[-2], full // keys.shape[-2])
+        n = entry.values.shape[-2]  # keys may be an earlier layer's, some of them or all
+        key, value = keys.nbytes // max(keys.shape[-2], 1), entry.values.nbytes // n
+        stock = min(entry.kv.total, window_of(entry)) if isinstance(entry, CompactMixin) else n
+        visual = value if getattr(entry, "lent", None) is not None else key + value
+        trace.kv.add(i, n, stock, keys.nbytes + entry.values.nbytes, key + value, visual, (key or value) + value)
 
 
 def _only_grows(cache: Any) -> bool:
