@@ -35,7 +35,9 @@ NUMBERS = {
     "mmtok": ("alpha",),
     "mustdrop": ("threshold",),
     "otprune": ("gamma",),
+    "pixelprune": ("threshold",),
     "prumerge": ("threshold",),
+    "rlt": ("threshold",),
 }
 
 

@@ -170,7 +170,7 @@ class EntryPruner(Method):
 
     def sites(self, host: Host) -> Sequence[Site]:
         at: Place = "tower_output" if self.at in ("pixels", "tower") and self.share == 0 else self.at  # no empty image
-        return [Site(at, keep=self.share, signals=self.signals)]
+        return [Site(at, keep=self.share, signals=self.signals if at == self.at else ())]
 
 
 @dataclass(frozen=True)
