@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from foveate.methods.otprune import OTPrune as OTPrune
     from foveate.methods.ottvid import OTTVid as OTTVid
     from foveate.methods.parvts import ParVTS as ParVTS
+    from foveate.methods.pixelprune import PixelPrune as PixelPrune
     from foveate.methods.prumerge import PruMerge as PruMerge
     from foveate.methods.prunesid import PruneSID as PruneSID
     from foveate.methods.prunevid import PruneVid as PruneVid
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from foveate.methods.random import Random as Random
     from foveate.methods.redundancylens import RedundancyLens as RedundancyLens
     from foveate.methods.relevancenet import RelevanceNet as RelevanceNet
+    from foveate.methods.rlt import RLT as RLT
     from foveate.methods.skipvision import SkipVision as SkipVision
     from foveate.methods.sparsevlm import SparseVLM as SparseVLM
     from foveate.methods.spu import SPU as SPU
