@@ -21,6 +21,7 @@ from foveate import (
     Downsample,
     DyMU,
     FastV,
+    Feather,
     HoliTom,
     Random,
     Stride,
@@ -47,12 +48,14 @@ METHODS = {
     "fastv": FastV(),
     "ipcv + adsc": IPCV(min_tokens=0) + ADSC(keep=0.4),
     "vscan": VScan(keep=0.4),  # the attention of a layer to come
+    "feather": Feather(layers=(1, 3), ratios=(0.6, 0.5)),  # the same, without positions
+    "visionzip + feather": VisionZip(keep=0.7) + Feather(layers=(2, 4), ratios=(0.6, 0.5)),
     "vitcop": ViTCoP(keep=0.5),  # hidden states of a layer long before
     "holitom": HoliTom(keep=0.5, segments="none"),
     "dymu + dmllm": DyMU(keep=0.6, positions="keep") + DMLLM(ratio=0.5, layer=3),  # no unmerging, no steps
 }
 #: by the question's attention, for which a prompt has to come in one piece
-WHOLE = {"fastv", "vscan", "holitom", "dymu + dmllm"}
+WHOLE = {"fastv", "vscan", "feather", "visionzip + feather", "holitom", "dymu + dmllm"}
 EVERYTHING = IPCV(ratio=1.0) + ADSC(keep=1.0)
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")
@@ -67,8 +70,9 @@ CASES = [
     for name in (METHODS if family == FAMILIES[0] else TILED if family in FAMILIES[-2:] else FEW)
 ] + [(family, name) for family in SIBLINGS for name in ("ipcv", "luvc")]
 
+PARTS = ("divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather")
 #: what `make test-vllm` asks of Qwen2.5-VL: one method of each kind, and sums in place of their parts
-KINDS = tuple(name for name in METHODS if name not in ("divprune", "ipcv", "adsc", "vtw", "tome"))
+KINDS = tuple(name for name in METHODS if name not in PARTS)
 #: and of others, one in the tower and the decoder, one that merges in both, one between them
 BOTH = ("random", "luvc", "ipcv + adsc")
 IN_TEST = {"qwen2_5_vl": KINDS, "qwen3_vl": BOTH, "llava": BOTH, "internvl": BOTH, "llava_next": BOTH}
