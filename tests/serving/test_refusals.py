@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 import tiny
 import vllm
 from served import folder
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, MistralConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from foveate import ADSC, IPCV, OIM, FastV, Random
@@ -76,6 +76,26 @@ def test_features_of_several_layers(layers: list[int], tmp_path: Any) -> None:
     configure(Random().to_dict(), tmp_path)
     with nullcontext() if len(layers) == 1 else pytest.raises(Exception, match=r"several of its layers .*\[-3, -2\]"):
         configure(IPCV().to_dict(), tmp_path)
+
+
+@pytest.mark.parametrize("kinds", [None, ["sliding_attention", "full_attention"] * 3, ["full_attention"] * 6])
+def test_sliding_windows(kinds: Any, tmp_path: Any) -> None:
+    """They are of tokens that are left here, and of the whole prompt in transformers; where they have all, both agree."""
+    config = AutoConfig.from_pretrained(folder("llava"))
+    text = {name: value for name, value in config.text_config.to_dict().items() if name != "model_type"}
+    made: Any = MistralConfig(**text | {"sliding_window": 256})
+    if kinds:
+        made.layer_types = kinds
+    config.text_config = made
+    config.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(folder("llava") / name, tmp_path)
+    full = kinds is not None and "sliding_attention" not in kinds
+    for method in (Random(), OIM(), ADSC(layers=(1, 3))):
+        with nullcontext() if full else pytest.raises(Exception, match=r"windows of 256.* give --max-model-len 64,"):
+            configure(method.to_dict(), tmp_path, max_model_len=128)
+        configure(method.to_dict(), tmp_path, max_model_len=64)
+    configure(IPCV().to_dict(), tmp_path, max_model_len=128)
 
 
 def test_a_model_that_is_not_served(tmp_path: Any) -> None:

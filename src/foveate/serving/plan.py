@@ -162,6 +162,11 @@ class Plan:
         """Whether any plan of the engine acts in the vision tower."""
         return any(plan.tower for plan in self.plans)
 
+    @property
+    def leaves_holes(self) -> bool:
+        """Whether tokens leave in the vision tower for good."""
+        return any(action.site.action == "reduce" for action in self.tower)
+
     def shortens(self, item: Item) -> bool:
         """Tell whether actions before the language model act on this image.
 

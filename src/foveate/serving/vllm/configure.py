@@ -19,6 +19,7 @@ from foveate.serving.plan import Plan, make_plan
 from foveate.serving.profiles import with_profiles
 from foveate.serving.vllm.engine import PREFIX
 from foveate.serving.vllm.families import engines
+from foveate.serving.vllm.rope import FACTOR
 from foveate.serving.vllm.scheduler import watch_schedulers
 from foveate.serving.vllm.settings import Settings, keep
 from foveate.serving.vllm.unserved import sentence
@@ -111,12 +112,27 @@ def _check(vllm_config: Any, plan: Plan) -> None:
             f"{name} leaves features of which each says where it was, and of several processes one after another only the "
             "first meets them: no pipeline parallelism"
         )
+    window, longest = _window(vllm_config.model_config), FACTOR * vllm_config.model_config.max_model_len
+    if window is not None and window < longest and (plan.entry or plan.inner or plan.leaves_holes):
+        raise UnsupportedModelError(
+            f"{name} leaves fewer tokens to a language model with sliding windows of {window}: in vLLM these are of tokens "
+            "that are left, in transformers of the whole prompt; use a method that restores all of them, as ipcv, or give "
+            f"--max-model-len {window // FACTOR}, with which every window has all"
+        )
     drafts = vllm_config.speculative_config
     if drafts is not None and drafts.method not in ("ngram", "suffix"):
         raise ConfigError(
             f"{name} leaves features that a draft model does not know: no speculative decoding, but that of "
             '{"method": "ngram"}'
         )
+
+
+def _window(model_config: Any) -> int | None:
+    """Return how many tokens the layers see that do not see all; None: there are none."""
+    kinds = getattr(model_config.hf_text_config, "layer_types", None)
+    some = kinds is None or any("sliding" in kind for kind in kinds)
+    window: int | None = model_config.get_sliding_window() if some else None
+    return window
 
 
 def _for_inner(vllm_config: Any, plan: Plan) -> None:

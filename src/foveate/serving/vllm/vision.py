@@ -88,7 +88,7 @@ class Vision:
         return found
 
     def _shortened(self, plan: Plan, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
-        if any(action.site.action == "reduce" for action in plan.tower):
+        if plan.leaves_holes:
             counts = tuple(n for item in items for n in plan.tower_counts(item))
             order = torch.argsort(holes(tokens.hidden).to(torch.uint8), stable=True)
             tokens = tokens.select(order[: sum(counts)], counts)
