@@ -24,6 +24,11 @@ def clip(tower: Any, own: Any) -> None:
     if hasattr(own, "pre_layrnorm"):
         tower.pre_layrnorm = own.pre_layrnorm
     tower.post_layernorm, tower.use_head = nn.Identity(), False
+    blocks(tower, own)
+
+
+def blocks(tower: Any, own: Any) -> None:
+    """Put the blocks of ``own`` into ``tower``, which has as many or more."""
     tower.encoder.layers = tower.encoder.layers[: len(own.encoder.layers)]
     for block, part in zip(tower.encoder.layers, own.encoder.layers):
         block.layer_norm1, block.layer_norm2, block.mlp = part.layer_norm1, part.layer_norm2, Part(part.mlp)
