@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from foveate import IPCV, Random, ToMe
+from foveate import ADSC, IPCV, LUVC, Random, ToMe
 from foveate.errors import UnsupportedSiteError
 from foveate.models import list_families
 from foveate.runtime.attach import host_with
@@ -36,6 +36,16 @@ def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
         make_plan(ToMe(), host, family, config)
     for method in (IPCV(), Random(keep=0.5)):
         assert make_plan(method, host, family, config).method is method
+
+
+def test_methods_that_act_between_layers_with_a_state_are_refused() -> None:
+    config, family = tiny.config("qwen3_5"), list_families()["qwen3_5"]
+    host = host_with(family, config, config.get_text_config().num_hidden_layers)
+    for inside in (ADSC(), LUVC()):
+        with pytest.raises(UnsupportedSiteError, match="its layers carry a state from token to token"):
+            make_plan(inside, host, family, config)
+    for before in (IPCV(), ToMe(), Random(keep=0.5)):
+        assert make_plan(before, host, family, config).method is before
 
 
 def test_one_layer_as_three() -> None:

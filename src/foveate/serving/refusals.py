@@ -25,6 +25,12 @@ def check(parts: Sequence[Method], actions: Sequence[Action], family: Family) ->
                 f"{part.name()} has one ranking for all images of a prompt or all frames of a video, and a serving engine must "
                 "know how many tokens of each stay: use a method that ranks each by itself"
             )
+    within = {a.method.name() for a in actions if inside(a.site)}
+    if family.decoder.recurrent and within:
+        raise UnsupportedSiteError(
+            f"{', '.join(sorted(within))} acts inside the language model, and in this family most of its layers carry a state "
+            "from token to token, of which this engine has one for all tokens: use a method that acts before the language model"
+        )
     reducing = {a.method.name() for a in actions if in_tower(a.site) and a.site.action == "reduce"}
     if family.tower.arrangements and reducing:
         raise UnsupportedSiteError(

@@ -15,13 +15,17 @@ from foveate.serving.vllm.families import qwen2_5_vl
 from foveate.serving.vllm.graft import Part, skeleton
 
 
-def parts(base: Any, visual: Any) -> Any:
-    """Put the parts of vLLM's tower ``visual`` into that of ``base``."""
-    tower = base.visual
-    tower.pos_embed = Part(visual.pos_embed)
-    for i, merger in enumerate(visual.deepstack_merger_list):
-        tower.deepstack_merger_list[i] = Part(merger)
+def embedded(base: Any, visual: Any) -> Any:
+    """Put the parts of vLLM's tower ``visual`` into that of ``base``, which gives no further features."""
+    base.visual.pos_embed = Part(visual.pos_embed)
     return qwen2_5_vl.parts(base, visual)
+
+
+def parts(base: Any, visual: Any) -> Any:
+    """The same of a tower that does."""
+    for i, merger in enumerate(visual.deepstack_merger_list):
+        base.visual.deepstack_merger_list[i] = Part(merger)
+    return embedded(base, visual)
 
 
 def graft(model: Any) -> Any:
