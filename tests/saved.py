@@ -51,7 +51,8 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
     words = Tokenizer(models.BPE())
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<unk>", *tiny.SPECIAL[2:]]
+    more = tiny_tiles.MORE.get(family, ())
+    special = ["<pad>", "<unk>", *tiny.SPECIAL[2:], *more]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
     words.train_from_iterator(["the cat and the dog and the bird"], trainer)
@@ -62,7 +63,7 @@ def _tokenizer(family: str) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         eos_token="<|im_end|>",
         padding_side="left",
-        **special_tokens(tiny_tiles.NAMES.get(family)),
+        **special_tokens(tiny_tiles.NAMES.get(family), more),
     )
 
 

@@ -128,10 +128,10 @@ ALIKE = {
 KNOWN = [name for name in ALIKE if name in CONFIG_MAPPING and hasattr(transformers, CLASSES.get(name, ""))]
 
 
-def config(name: str) -> Any:
-    """The config of a tiny model."""
+def config(name: str, **text: Any) -> Any:
+    """The config of a tiny model; ``text`` overrides fields of its language model."""
     spec, cls = ALIKE[name], CONFIG_MAPPING[name]
-    plain, fields = tiny.config(spec.like).to_dict(), cls().to_dict()
+    plain, fields = tiny.config(spec.like, **text).to_dict(), cls().to_dict()
     kept = {key: value for key, value in plain.items() if key in fields and key not in ("model_type", "architectures")}
     for token in ("image_token_id", "image_token_index"):
         if token in fields:

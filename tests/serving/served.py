@@ -18,9 +18,12 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import chat
 import numpy as np
+import pytest
 import saved
 import tiny
+import tiny_alike
 import tiny_shared
+import tiny_tiles
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -37,6 +40,25 @@ saved.KIND["qwen3_vl_moe"] = saved.VIDEO["qwen3_vl_moe"] = "Qwen3VL"
 saved.PLACES["internvl_chat"] = ("<image>\n", "<video>\n")
 saved.PLACES["llava_onevision"] = ("<image>\n", "<|video_pad|>\n")
 
+for name in ("qwen3_5", "qwen3_5_moe"):
+    saved.PLACES[name], saved.KIND[name], saved.VIDEO[name] = saved.PLACES["qwen3_vl"], "Qwen3VL", "Qwen3VL"
+IDEFICS = ("idefics3", "smolvlm")
+for name in (*IDEFICS, "mistral3"):
+    saved.PLACES[name] = ("<image>", "")
+GLM = ("glm4v", "glm4v_moe", "glm_ocr")
+for name in GLM:
+    saved.PLACES[name] = ("<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>")
+    saved.KIND[name] = saved.VIDEO[name] = "Glm4v"
+#: GLM's own names of special tokens, by which vLLM asks for them
+NAMES = {
+    "<|vision_start|>": "<|begin_of_image|>",
+    "<|image_pad|>": "<|image|>",
+    "<|vision_end|>": "<|end_of_image|>",
+    "<img>": "<|begin_of_video|>",
+    "<|video_pad|>": "<|video|>",
+    "</img>": "<|end_of_video|>",
+}
+
 HIDDEN = 128  # so that a head has 32 channels, the fewest that vLLM's attention on a CPU takes
 NEW = 8
 
@@ -47,30 +69,68 @@ def folder(family: str) -> Path:
     if family == "internvl_chat":
         return chat.folders()[0]
     path = Path(tiny_shared.FOLDERS.name, f"{family}-served")
-    config = tiny.config(family, vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
+    config = _config(family)
     if family == "llava_onevision":
         config.vision_aspect_ratio = "anyres_max_9"
     if family == "qwen3_vl_moe":
         config.text_config.norm_topk_prob = True  # as checkpoints say; vLLM asks, transformers always does
-    model = tiny.build(config)
+    model = tiny.build(config, cls=getattr(transformers, tiny_alike.CLASSES[config.model_type]))
     model.generation_config.update(pad_token_id=0, eos_token_id=None)
     model.save_pretrained(path)
     _processor(family).save_pretrained(path)
+    for file in path.glob("*.json") if family in GLM else ():
+        text = file.read_text()
+        for old, new in NAMES.items():
+            text = text.replace(f'"{old}"', f'"{new}"')
+        file.write_text(text)
     described = json.loads((path / "processor_config.json").read_text())
     for name in ("image_mean", "image_std"):  # vLLM normalises videos as images
-        if family.startswith("qwen"):
+        if family.startswith(("qwen", "glm")):
             described["video_processor"][name] = described["image_processor"][name]
     (path / "processor_config.json").write_text(json.dumps(described))
     # vLLM knows the names, and the order of dimensions, of checkpoints on the hub, which are older; transformers knows both.
     weights = load_file(path / "model.safetensors")
     if family.startswith("llava"):
         weights = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
-    weights = {name: x.mT.contiguous() if ".experts." in name else x for name, x in weights.items()}
+    if family == "qwen3_vl_moe":
+        weights = {name: x.mT.contiguous() if ".experts." in name else x for name, x in weights.items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
 
+def _config(family: str) -> Any:
+    text: dict[str, Any] = dict(vocab_size=saved.VOCABULARY, hidden_size=HIDDEN)
+    if family == "glm_ocr":  # vLLM takes the width of its merger from the language model
+        text["intermediate_size"] = 3 * HIDDEN
+    if family.startswith("qwen3_5"):  # vLLM's states of layers without attention are of bfloat16 on a CPU
+        text["layer_types"] = ["full_attention"] * tiny.LAYERS
+    if family == "mistral3":  # and its norm in the projector is not told
+        text["rms_norm_eps"] = 1e-5
+    config = (tiny_alike if family in tiny_alike.ALIKE else tiny).config(family, **text)
+    if family == "glm4v":  # as checkpoints say; vLLM asks, transformers always has one
+        config.text_config.attention_bias = True
+    if family in GLM:
+        config.video_start_token_id, config.video_end_token_id = tiny.TOKEN_ID["<img>"], tiny.TOKEN_ID["</img>"]
+    return config
+
+
 def _processor(family: str) -> Any:
+    family = tiny_alike.ALIKE[family].like if family in tiny_alike.ALIKE else family
+    if family in IDEFICS:
+        side, kind = tiny_tiles.SIDE[family] * tiny.PATCH, {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[family]
+        images = getattr(transformers, f"{kind}ImageProcessor")(
+            size={"longest_edge": 2 * side}, max_image_size={"longest_edge": side}
+        )
+        made: dict[str, Any] = dict(image_processor=images, tokenizer=saved._tokenizer(family), image_seq_len=16)
+        if family == "smolvlm":
+            pytest.importorskip("num2words")
+            made["video_processor"] = transformers.SmolVLMVideoProcessor()
+        return getattr(transformers, f"{kind}Processor")(**made)
+    if family == "mistral3":
+        pixtral = transformers.PixtralImageProcessor(patch_size=tiny.PATCH, size={"longest_edge": 16 * tiny.PATCH})
+        made = dict(image_processor=pixtral, tokenizer=saved._tokenizer(family), patch_size=tiny.PATCH)
+        made |= dict(spatial_merge_size=2, image_token="<image>", image_break_token="<img>", image_end_token="</img>")
+        return transformers.PixtralProcessor(**made)
     if family not in ("llava_siglip", "llava_onevision"):
         return saved._processor(family)
     parts: dict[str, Any] = dict(
@@ -137,8 +197,12 @@ def engine(
 
     usual: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_batched_tokens=1024)
     usual |= dict(max_num_seqs=8, limit_mm_per_prompt={"image": 4}, seed=0, disable_log_stats=True)
-    if family.startswith("qwen3"):  # whose largest video comes whole, too, where tokens leave inside the language model
+    if family.startswith(
+        ("qwen3", "glm")
+    ):  # whose largest video comes whole where tokens leave inside the language model
         usual["max_num_batched_tokens"] = 8192
+    if family.startswith("qwen3_5"):  # it copies states, and this tiny one has none
+        usual["enable_prefix_caching"] = False
     usual["trust_remote_code"] = family == "internvl_chat"
     more = {"limit": limit, "profiles": profiles, "adaptive": adaptive}
     asked = {name: value for name, value in more.items() if value is not None}

@@ -58,17 +58,24 @@ METHODS = {
 WHOLE = {"fastv", "vscan", "feather", "visionzip + feather", "holitom", "dymu + dmllm"}
 EVERYTHING = IPCV(ratio=1.0) + ADSC(keep=1.0)
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "llava", "llava_siglip", "internvl", "llava_next", "llava_onevision")
+FAMILIES = (
+    *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v", "llava", "llava_siglip", "internvl", "idefics3"),
+    *("llava_next", "llava_onevision"),
+)
 #: elsewhere one for each place where a method may act; where tiles are put together, none that leaves holes in the tower
 FEW = ("random", "oim", "ipcv", "adsc", "luvc", "ipcv + adsc")
+BEFORE = ("random", "oim", "ipcv")
 TILED = ("random", "stride twice", "ipcv", "adsc", "ipcv + adsc")
-#: another family but for the experts in its decoder; the same model in another format
-SIBLINGS = ("qwen3_vl_moe", "internvl_chat")
+#: another family but for the experts in its decoder, or the processor; the same model in another format
+SIBLINGS = ("qwen3_vl_moe", "smolvlm", "internvl_chat")
+#: those of which most decoder layers have a state, where no tokens leave
+STATES = ("qwen3_5",)
 CASES = [
     (family, name)
     for family in FAMILIES
     for name in (METHODS if family == FAMILIES[0] else TILED if family in FAMILIES[-2:] else FEW)
-] + [(family, name) for family in SIBLINGS for name in ("ipcv", "luvc")]
+    if family not in STATES or name in BEFORE
+] + [(family, name) for family in SIBLINGS for name in ("ipcv", "oim" if family in STATES else "luvc")]
 
 PARTS = ("divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather")
 #: what `make test-vllm` asks of Qwen2.5-VL: one method of each kind, and sums in place of their parts
@@ -79,6 +86,8 @@ IN_TEST = {"qwen2_5_vl": KINDS, "qwen3_vl": BOTH, "llava": BOTH, "internvl": BOT
 IN_TEST |= dict(
     qwen2_vl=("random",), llava_siglip=("random",), llava_onevision=("ipcv + adsc",), qwen3_vl_moe=("luvc",)
 )
+IN_TEST |= dict.fromkeys((*STATES, "glm4v"), ())  # put together like Qwen2.5-VL
+IN_TEST |= dict.fromkeys(("idefics3", "smolvlm"), ())  # and like InternVL
 
 
 def leaves_to_the_matrix(family: str, name: str = "") -> bool:
@@ -90,8 +99,10 @@ def leaves_to_the_matrix(family: str, name: str = "") -> bool:
 ODD = {
     "qwen2_5_vl": "luvc",
     "qwen3_vl": "ipcv + adsc",
+    "glm4v": "luvc",
     "llava": "ipcv + adsc",
     "internvl": "luvc",
+    "idefics3": "luvc",
     "llava_next": "ipcv + adsc",
     "llava_onevision": "ipcv + adsc",
 }
@@ -125,7 +136,7 @@ def of_odd_shapes(family: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES + SIBLINGS)
 def test_keeping_everything_is_stock(family: str) -> None:
     wanted = requests(family)
-    with engine(family, EVERYTHING) as llm:
+    with engine(family, IPCV(ratio=1.0) if family in STATES else EVERYTHING) as llm:
         found = ask(llm, wanted)
     assert all(a.agrees(b) for a, b in zip(found, expected(family, None, wanted), strict=True))
 

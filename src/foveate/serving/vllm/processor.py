@@ -116,8 +116,8 @@ class Shortener:
         full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(choice)
         embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
         places = embeds.nonzero().flatten().tolist()
-        item = self.shape(modality, kwargs.get_data(), len(places))
         kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
+        item = self.shape(modality, kwargs.get_data(), len(places))
         if choice != SERVERS:  # shared, so that the engine encodes images at once whose prompts ask for the same
             shared = MultiModalSharedField(batch_size=1, keep_on_cpu=True)
             kwargs[CHOICE] = MultiModalFieldElem(chosen(choice, self.plan), shared)

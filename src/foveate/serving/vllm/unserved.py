@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _NOR_THERE = "and foveate does not know it in transformers, either"
-_STATES = (
-    "most of its decoder layers carry a state from token to token (`linear_attention`), so only methods before the language "
-    "model could be served, and foveate has no file for that yet"
-)
 _PIECES = (
     "its `get_vision_hidden_states` runs the blocks of the tower one by one, and foveate takes the place of a tower that is "
     "called as a whole"
@@ -17,25 +13,25 @@ _PIECES = (
 
 def _windows(decoder: str) -> str:
     return (
-        f"most layers of its `{decoder}` have a sliding window, which vLLM counts in the tokens that are left, and foveate, in "
-        "transformers, in those of the whole prompt"
+        f"most layers of its `{decoder}` have a sliding window, of few times as many tokens as an image, which vLLM counts in "
+        "the tokens that are left, and foveate, in transformers, in those of the whole prompt"
     )
 
 
-def _unwritten(tower: str) -> str:
-    return f"foveate has no file yet that puts the parts of its `{tower}` into transformers' tower"
+def _untried(tower: str) -> str:
+    return f"answers with the parts of its `{tower}` in transformers' tower have not been compared with those of transformers"
 
 
 #: Each sentence names, in backticks, what to look for in vLLM's code.
 UNSERVED = {
-    "Gemma3ForConditionalGeneration": _windows("Gemma3ForCausalLM"),
+    "Gemma3ForConditionalGeneration": _windows("Gemma3ForCausalLM")
+    + "; and that an image sees all of itself (`is_mm_prefix_lm`) is in none of vLLM's kernels for a CPU, where answers are "
+    "compared",
     "Gemma4ForConditionalGeneration": _windows("Gemma4ForCausalLM"),
     "Gemma4UnifiedForConditionalGeneration": "it has no vision tower: patches go through its `vision_embedder` straight to the "
     f"language model, and {_windows('Gemma4ForCausalLM')}",
-    "Glm4vForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
-    "Glm4vMoeForConditionalGeneration": _unwritten("Glm4vVisionTransformer"),
-    "GlmOcrForConditionalGeneration": _unwritten("GlmOcrVisionTransformer"),
-    "Idefics3ForConditionalGeneration": _unwritten("Idefics3VisionTransformer"),
+    "Glm4vMoeForConditionalGeneration": _untried("Glm4vVisionTransformer"),
+    "GlmOcrForConditionalGeneration": _untried("GlmOcrVisionTransformer"),
     "KimiK25ForConditionalGeneration": "its `tpool_patch_merger` takes the mean of a video's frames and joins patches that "
     "stand in raster order, so foveate knows the language model alone, and has no file for that here",
     "KimiVLForConditionalGeneration": "transformers, from which foveate takes vision towers, has no such model: `KimiVLConfig` "
@@ -46,16 +42,14 @@ UNSERVED = {
     "stand for no place of it",
     "MiniCPMV4_6ForConditionalGeneration": _PIECES,
     "MiniCPMV4_7ForConditionalGeneration": _PIECES,
-    "Mistral3ForConditionalGeneration": _unwritten("PixtralHFVisionModel"),
+    "Mistral3ForConditionalGeneration": _untried("PixtralHFVisionModel"),
     "PaliGemmaForConditionalGeneration": "at most the image of a prompt sees all of itself in vLLM (`is_mm_prefix_lm`), and in "
     "transformers, with which answers are compared, the whole prompt does",
     "Phi4MMForCausalLM": "vLLM leaves its adapters for images and for sound out of the model (`hf_to_vllm_mapper`), "
     f"{_NOR_THERE}",
     "PixtralForConditionalGeneration": "its vision tower rotates pairs of neighbouring channels (`apply_rotary_emb_vit`), and "
     "that of transformers pairs that are half a head apart",
-    "Qwen3_5ForConditionalGeneration": _STATES,
-    "Qwen3_5MoeForConditionalGeneration": _STATES,
-    "SmolVLMForConditionalGeneration": _unwritten("Idefics3VisionTransformer"),
+    "Qwen3_5MoeForConditionalGeneration": _untried("Qwen3_VisionTransformer"),
 }
 
 
