@@ -211,8 +211,7 @@ def main() -> None:
         for size in [size for size, rows in sizes.items() if sum(spans_of(rows).sizes) > options.most]:
             del sizes[size]
     asked = Model("small-qwen2.5-vl")
-    widest = max(asked.host.tower_width, asked.host.width)
-    noise = Noise((options.most + 2048) * widest)
+    noise = Noise((options.most + 2048) * asked.widest)
     methods = dict(chosen(options.method or []))
     axes, end = options.axis or list(AXES), time.monotonic() + options.seconds
     found: dict[str, Any] = {}

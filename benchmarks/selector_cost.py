@@ -91,6 +91,16 @@ class Model:
         """Patches of a token in the tower."""
         return family_of(self.config).tower.unit(self.config)
 
+    @property
+    def pixels(self) -> int:
+        """Values of colour in the patches of a token."""
+        return self.unit * 3 * int(self.config.vision_config.patch_size) ** 2
+
+    @property
+    def widest(self) -> int:
+        """Of a token, the most numbers that a signal has."""
+        return max(self.host.width, self.host.tower_width, self.pixels)
+
     def layout(self, tokens: int) -> Spans:
         """Images of about so many tokens together."""
         layout = Shaped(self.config).layout(tokens)
@@ -123,7 +133,7 @@ class Model:
         if kind.name == "text_place":
             return torch.arange(TEXT - TEXT // 2, TEXT) + TEXT * torch.arange(samples)[:, None]
         if kind.name == "patches":
-            return noise.states(n, self.unit * 3 * int(vision.patch_size) ** 2)
+            return noise.states(n, self.pixels)
         return kind.made_up(lambda *shape: noise.shares(n, *shape))
 
     def width(self, tower: bool, patch: bool = False) -> int:
@@ -292,8 +302,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     methods, sizes = dict(chosen(options.method or [])), options.tokens or [1024, 4096]
     models = [Model(name) for name in MODELS]
-    widest = max(max(model.host.width, model.host.tower_width) for model in models)
-    noise = Noise(max(4096, *sizes) * 5 // 4 * widest)
+    noise = Noise(max(4096, *sizes) * 5 // 4 * max(model.widest for model in models))
     runs = [{"model": model.name, **measure(model, n, methods, noise)} for model in models for n in sizes]
     if options.json:
         found = {"machine": machine(torch.device("cpu")), "text": TEXT, "dtype": "bfloat16", "runs": runs}

@@ -23,7 +23,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def noise(model: Model) -> Noise:
-    return Noise(600 * max(model.host.width, model.host.tower_width))
+    return Noise(600 * model.widest)
 
 
 def test_every_method_is_asked_at_all_of_its_sites(model: Model, noise: Noise) -> None:
