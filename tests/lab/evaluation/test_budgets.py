@@ -24,7 +24,7 @@ from foveate_reference.data import Sample, samples
 #: methods that save nothing before the first word of an answer
 LATER = ("air", "dycoke")
 #: methods that do nothing for single images
-FRAMES = ("evs", "framefusion")
+FRAMES = ("evs", "framefusion", "rlt")
 #: methods that save something else than tokens or the tower's work
 OTHERS = [name for name, cls in foveate.list_methods().items() if cls.unit not in ("tokens", "tower")]
 DIALS = [*(name for name in foveate.list_methods() if name not in (*OTHERS, *LATER)), "oracle"]
