@@ -220,7 +220,7 @@ def test_a_budget_out_of_reach(tmp_path: Path) -> None:
 
 def test_a_method_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "method.json").write_text("mine")
-    with pytest.raises(CommandError, match="is there already: give --out"):
+    with pytest.raises(CommandError, match="is there already, without its trials: give --out"):
         tune(request(tmp_path), silent)
     assert (tmp_path / "method.json").read_text() == "mine"
 
