@@ -130,7 +130,7 @@ def test_layers_are_late() -> None:
         ({"tau": -1.0}, r"tau=-1\.0 is too small: give at least 0"),
         ({"strength": -1.0}, "strength=-1.0 is too small"),
         ({"epsilon": 0.0}, r"epsilon=0\.0 is not above 0"),
-        ({"layers": ()}, r"layers=\(\) is no layer"),
+        ({"layers": ()}, r"layers=\(\) names nothing"),
         ({"keep": 0.5}, "removes nothing that a share could be of"),
     ],
     ids=str,

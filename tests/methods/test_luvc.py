@@ -86,7 +86,7 @@ def test_the_dial_turns_one_way(family: str, method: Method) -> None:
         (LUVC, {"merge": -0.5}, "ratio"),
         (LUVC, {"merge": float("nan")}, "give a finite number"),
         (LUVC, {"keep": 0.5, "merge": 0.8}, "keep=0.5 and merge=0.8"),
-        (OIM, {"passes": ()}, "at least one"),
+        (OIM, {"passes": ()}, "names nothing"),
         (OIM, {"passes": ((1, "width", 0.4),)}, "0.5 to 1"),
         (OIM, {"passes": ((1, "width", 1.4),)}, "0.5 to 1"),
         (OIM, {"passes": ((2, "width", 0.5), (1, "height", 0.5))}, "first block"),
