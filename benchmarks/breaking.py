@@ -153,7 +153,8 @@ def abilities(asker: Asker, groups: Sequence[Batch]) -> dict[str, Any]:
 
 def positions(asker: Asker, groups: Sequence[Batch]) -> dict[str, Any]:
     """Grounding and attributes, with positions kept and numbered anew; and the share of survivors in the lower half."""
-    tasks, found = tasks_of(groups), {}
+    tasks = tasks_of(groups)
+    found: dict[str, dict[str, Any]] = {}
     for name, method in POSITIONS.items():
         kept = by_group(tasks, [right(asker, groups, method)])
         try:

@@ -121,7 +121,11 @@ def _part(part: Mapping[str, Any], frames: Frames, films: list[dict[str, Any]]) 
             start, end = source.get("video_start", start), source.get("video_end", end)
             source = next((source[name] for name in ("url", "path", "video") if source.get(name)), None)
         video, film = _video(source, frames, start, end)
-    except _BROKEN as error:
+    except Exception as error:
+        if not isinstance(error, _BROKEN) and "://" not in str(
+            source
+        ):  # what a library for addresses raises is its own
+            raise
         raise InputError(f"the {kind} {_named(source)} cannot be read: {first_line(error)}") from None
     films.append(film)
     return {"type": "video", "video": video}

@@ -7,6 +7,7 @@ A command that finds its own work goes on with it where it is the same run. Anyt
 from __future__ import annotations
 
 import json
+import mimetypes
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,13 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
     if _is_there(option, path) and not os.access(path, os.W_OK) and not path.is_symlink():
         raise CommandError(f"--{option} {str(path)!r} may not be written over: give another name")
     check_folder(option, path.parent)
+
+
+def check_no_media(option: str, path: Path, such_as: str) -> None:
+    """Raise `CommandError` for text that would go into a picture, a video or a sound: more likely it is a question's."""
+    kind = (mimetypes.guess_type(path.name)[0] or "").partition("/")[0]
+    if kind in ("image", "video", "audio"):
+        raise CommandError(f"--{option} {str(path)!r} is named as {kind}s are: give a name such as {such_as}")
 
 
 def check_made(folder: Path, overwrite: bool, files: Iterable[str] = MADE, kept: str = ANSWERS) -> None:

@@ -10,6 +10,9 @@ import pytest
 import saved
 from command import Here, as_json, draw, needs_weights
 
+from foveate.errors import InputError
+from foveate.lab.chats import Frames, chat
+
 LONG = "shape of red in topleft of image with star ?"
 
 
@@ -144,3 +147,11 @@ def test_which_model_answers_is_said(here: Here, mine: Path) -> None:
     assert "does not know" not in done.stderr
     assert "reference answers" in done.stderr
     assert json.loads(done.stdout)["method"]["layer"] == 4
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_an_address_that_does_not_answer_is_an_error_of_its_record(kind: str) -> None:
+    there = "http://127.0.0.1:1/one.png"
+    asked = [{"role": "user", "content": [{"type": kind, "url": there}, {"type": "text", "text": "a"}]}]
+    with pytest.raises(InputError, match=f"the {kind} '{there}' cannot be read"):
+        chat(asked, Frames())

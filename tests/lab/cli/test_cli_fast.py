@@ -114,6 +114,14 @@ SAID = {
         "so long a name",
     ),
     "endless name of a page": (["report", "-o", "x" * 300], "is no name for a file"),
+    "a page over an image": (
+        ["report", "-i", "one.png", "-p", "a", "-o", "one.png", "--overwrite"],
+        "is named as images are: give a name such as report.html",
+    ),
+    "answers over an image": (
+        ["run", "-d", "bad.jsonl", "-M", "vtw", "-o", "one.png", "--overwrite"],
+        "is named as images are: give a name such as answers.jsonl",
+    ),
     "a method and an image": (
         ["run", "-i", "none.png", "-p", "a", "-M", "fstv", "--dtype", "int8"],
         "(the nearest is 'fastv'); `foveate methods` lists all\nalso: --dtype 'int8': choose auto, float32, bfloat16, float16\n"

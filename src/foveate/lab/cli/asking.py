@@ -266,6 +266,7 @@ def report(
         ),
         lambda: checks.check_scenes(scenes, 100),
         lambda: checks.check_seed(seed),
+        lambda: outputs.check_no_media("out", out, "report.html"),
         lambda: outputs.check_new("out", out, overwrite),
     )
     curves = [plots.of_results(path) for path in results or ()]
@@ -388,6 +389,7 @@ def _check_overlay(folder: Path, images: list[Path], method: str | None, overwri
 
 def _check_files(data: Path, answers: Path, overwrite: bool) -> None:
     """What can be said of a file of questions, and of the one of their answers."""
+    outputs.check_no_media("out", answers, "answers.jsonl")
     checks.check_answers(answers, data)
     if not answers.with_name(answers.name + ".settings.json").is_file():  # else they may be this run's
         outputs.check_new("out", answers, overwrite)
