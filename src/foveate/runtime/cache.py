@@ -365,8 +365,7 @@ class CompactMixin:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and saved as what it was before it became compact, and what it holds: the class is made at run time."""
-        held = {**self.__dict__, "coming": None}
-        return _empty, (type(self).__bases__[1],), held
+        return _empty, (type(self).__bases__[1],), {**self.__dict__, "coming": None}
 
 
 @functools.cache
@@ -444,8 +443,7 @@ def compact(cache: Cache, layer: int, kv: KVIndex) -> CompactMixin:
             f"a cache of {type(entry).__name__} cannot hold layers of different length; use the default DynamicCache "
             "(generate without cache_implementation='static')"
         )
-    new = _empty(type(entry))
+    new: CompactMixin = _empty(type(entry))
     new.__dict__.update(entry.__dict__, kv=kv, visible=None, states=None, coming=None)
-    cache.layers[layer] = new
-    result: CompactMixin = new
-    return result
+    cache.layers[layer] = new  # type: ignore[call-overload] # of a class that is made at run time
+    return new

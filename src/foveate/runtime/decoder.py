@@ -438,8 +438,6 @@ class DecoderHooks:
             state=call.states.of(action.method, action.part),
         )
 
-    # -- the end ----------------------------------------------------------------------------------------------------
-
     def _at_norm(self, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The norm gets what is present; what it gives is full length again."""
         call = self.context.decoder
