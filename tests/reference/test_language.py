@@ -14,11 +14,12 @@ import foveate_reference as reference
 from foveate_reference import TASKS, samples
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.language import BaseMissingError, base_folder, in_english
-from foveate_reference.language import train as language_train
+from foveate_reference.language import tower as language_tower
 from foveate_reference.language.model import IMAGE_ID, load, make_smollm2, make_smollm2_processor, merge_adapter
 from foveate_reference.language.packing import Packed, Packer
 from foveate_reference.language.sentences import PHRASES
-from foveate_reference.language.train import SmolConfig, SmolLearner, grow, train
+from foveate_reference.language.tower import grow, train_towers
+from foveate_reference.language.train import SmolConfig, SmolLearner, train
 from foveate_reference.model import export, make_config, make_model
 from foveate_reference.model import load as load_reference
 from foveate_reference.scenes import split_seed
@@ -122,7 +123,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one_and_its_adapter_loads(b
     assert torch.equal(begun.connector.linear_1.weight, model.model.multi_modal_projector.linear_1.weight)
     assert train(tmp_path / "further", config=further, base=base, log=lambda _: None).is_file()
     assert not (tmp_path / "further" / "tower").exists()
-    with pytest.raises(ValueError, match="of rank 2: say rank=2"):
+    with pytest.raises(ValueError, match="of rank 2, and this run of 3: say rank=2"):
         SmolLearner(replace(further, rank=3), 0, None, base)
 
 
@@ -182,7 +183,7 @@ def test_the_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         reference.load("smollm2")
 
 
-def test_a_round_of_the_tower_goes_on_from_the_one_before(base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_round_of_the_tower_goes_on_from_the_one_before(tmp_path: Path, monkeypatch) -> None:
     found = []
 
     def one_round(folder: Path, *, seed: int, config: TrainConfig, start: Callable[[Any], None], **_: Any) -> None:
@@ -193,9 +194,9 @@ def test_a_round_of_the_tower_goes_on_from_the_one_before(base: Path, tmp_path: 
         weight.add_(1)
         export(model, folder / "model")
 
-    monkeypatch.setattr(language_train, "train_tower", one_round)
-    last = language_train._train_towers(tmp_path, 7, SMALL, base, False, "cpu", print)
-    assert last == tmp_path / "tower" / "2" / "model"
+    monkeypatch.setattr(language_tower, "train", one_round)
+    last = train_towers(tmp_path, 2, SMALL.tower(64), 7, False, "cpu", print)
+    assert last == tmp_path / "2" / "model"
     (first, grown), (second, weight) = found
     assert (first, second) == (7, 8)
     assert torch.equal(weight, (grown + 1).bfloat16().float())

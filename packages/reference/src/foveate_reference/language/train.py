@@ -19,13 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
@@ -33,10 +30,8 @@ from foveate_reference import checkpoints
 from foveate_reference.batches import IGNORED, Batch, Recipe, batches_ahead
 from foveate_reference.exhibits import make_exhibit
 from foveate_reference.fast import FastForward
-from foveate_reference.model import load as load_trained
 from foveate_reference.scenes import split_seed
 from foveate_reference.train import CHECKPOINT, MAX_STEPS, TASK_WEIGHT, TrainConfig
-from foveate_reference.train import train as train_tower
 from foveate_reference.vocabulary import TASKS
 
 from .align import WordTargets
@@ -52,6 +47,7 @@ from .model import (
     take_parts,
 )
 from .packing import Packed, Packer, answered, embed, read_images
+from .tower import take_tower, train_towers
 
 MENU = ("mixed", "scene", "document", "mixed", "pair", "scene", "mixed", "video")
 """What the steps show in turn, after the simple scenes."""
@@ -180,12 +176,15 @@ class SmolLearner:
     def _go_on_from(self, file: Path) -> None:
         """Take over what was trained before."""
         found = read_adapter(self.model, file)
+        rank = next((min(value.shape) for name, value in found.items() if name.startswith("lora.")), 0)
+        if rank != self.config.rank:
+            raise ValueError(
+                f"{file} has low-rank changes of rank {rank}, and this run of {self.config.rank}: say rank={rank}"
+            )
         take_parts(self.model, found)
         for name, p in self.changes.items():
             matrix, half = name.split(".lora_")
             value = found[f"lora.{matrix}.{'down' if half.startswith('A') else 'up'}"]
-            if value.shape != p.shape:
-                raise ValueError(f"{file} has low-rank changes of rank {min(value.shape)}: say rank={min(value.shape)}")
             p.data.copy_(value if half.startswith("A") else value / SCALE)
 
     def _catch(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -295,34 +294,6 @@ class SmolLearner:
         return done
 
 
-def take_tower(folder: Path, model: Any) -> None:
-    """Give a model the tower and the connector of the one in a folder."""
-    found: dict[str, Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        found |= load_file(file)
-    for part in ("vision_tower", "multi_modal_projector"):
-        own = {name.split(f"{part}.", 1)[1]: value.float() for name, value in found.items() if f"{part}." in name}
-        getattr(model.model, part).load_state_dict(own)
-
-
-@torch.no_grad()
-def grow(model: Any) -> None:
-    """Give a model the tower of the reference LLaVA, spread over its own blocks, which at first add nothing between them."""
-    trained = load_trained("llava")[0].model.vision_tower
-    tower = model.model.vision_tower
-    for part in ("embeddings", "pre_layrnorm"):
-        getattr(tower, part).load_state_dict(getattr(trained, part).state_dict())
-    blocks = tower.encoder.layers
-    for block in blocks:
-        for last in (block.self_attn.out_proj, block.mlp.fc2):
-            last.weight.zero_()
-            last.bias.zero_()
-    used = trained.encoder.layers[:-1]  # LLaVA reads what enters the last one
-    apart = (len(blocks) - 1) // len(used)
-    for number, block in enumerate(used):
-        blocks[(number + 1) * apart - 1].load_state_dict(block.state_dict())
-
-
 SCALE = 2.0
 """Of the low-rank changes."""
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -359,7 +330,10 @@ def train(
     config = config or SmolConfig()
     language = base_folder(base)
     out.mkdir(parents=True, exist_ok=True)
-    tower = None if config.start else _train_towers(out, seed, config, language, resume, device, log)
+    tower = None
+    if not config.start:
+        shape = config.tower(json.loads((language / "config.json").read_text())["hidden_size"])
+        tower = train_towers(out / "tower", config.tower_rounds, shape, seed, resume, device, log)
     learner = SmolLearner(config, seed, tower, language, device)
     checkpoint = out / CHECKPOINT
     begun = {"align": config.align_steps if config.start else 0, "answers": 0}
@@ -397,22 +371,6 @@ def train(
                 log(f"  mean {mean:.3f} " + " ".join(f"{task} {value:.2f}" for task, value in found.items()))
     save_adapter(out / ADAPTER, learner.model, *learner.low_rank())
     return out / ADAPTER
-
-
-def _train_towers(
-    out: Path, seed: int, config: SmolConfig, language: Path, resume: bool, device: str, log: Callable[[str], None]
-) -> Path:
-    """The first stage; returns the folder of the model of its last round."""
-    shape = config.tower(json.loads((language / "config.json").read_text())["hidden_size"])
-    start, model = grow, out
-    for number in range(config.tower_rounds):
-        folder = out / "tower" / str(number + 1)
-        model = folder / "model"
-        if not (model / "config.json").is_file():
-            going = resume and (folder / CHECKPOINT).is_file()
-            train_tower(folder, seed=seed + number, config=shape, start=start, resume=going, device=device, log=log)
-        start = partial(take_tower, model)
-    return model
 
 
 def _aligning(step: int, seed: int) -> list[Recipe]:
