@@ -64,7 +64,7 @@ def contenders(
     """Label -> method, its dial not yet set, and notes on what was left out. The stock model is always the first.
 
     Args:
-        request: which are asked for; none at all: that of the adapter, or everything that fits.
+        request: which are asked for; none at all: that of the adapter, or everything that fits and needs no training.
         asker: the model.
         bounds: whether what is asked has evidence and answers, as bounds need.
         words: tokens of an answer at most.
@@ -158,9 +158,17 @@ def _named(names: Sequence[str], options: Sequence[str]) -> list[Method]:
 
 
 def shipped(asker: Asker, words: int) -> tuple[list[Method], list[str]]:
-    """Every method of the registry that fits the model, with its defaults; and why the others do not."""
+    """Every method of the registry that fits the model, with its defaults; and why the others do not.
+
+    One with learned parts is left out: before they are trained, its choice means nothing.
+    """
     found, notes = [], []
     for name, cls in list_methods().items():
+        if cls.modules is not Method.modules:
+            notes.append(
+                f"left out: {name} has learned parts: `foveate train {name}` makes them, and --adapter takes the folder"
+            )
+            continue
         try:
             method = cls()
             check_fit(method, asker, words)

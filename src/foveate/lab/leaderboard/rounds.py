@@ -30,7 +30,7 @@ from foveate.lab.leaderboard.speed import Timer, said
 from foveate.lab.options import method_from_words
 from foveate.lab.terminal import CommandError
 from foveate.lab.words import options_by_method
-from foveate.method import Host, Method
+from foveate.method import Host
 from foveate.methods import list_methods
 from foveate.signal import OF_ATTENTION
 from foveate.site import Place
@@ -107,13 +107,7 @@ def _first(request: Board, tell: Tell) -> tuple[list[Reference], tuple[str, ...]
         tell("looking which methods fit", 0.0)
         asker = reference.load_subject(request.model)
         fit, notes = shipped(asker, asker.speech.longest)
-        learned = [method for method in fit if type(method).modules is not Method.modules]
-        notes += [
-            f"left out: {method.name()} has learned parts: `foveate train {method.name()}` makes them, and --adapter takes "
-            "the folder"
-            for method in learned
-        ]
-        described = [json.dumps(each.to_dict()) for each in fit if each not in learned and each.name() not in CONTROLS]
+        described = [json.dumps(each.to_dict()) for each in fit if each.name() not in CONTROLS]
     asks = _asks(request, request.seeds[:1], methods=beside, described=tuple(described))
     return asks, tuple(notes)
 
