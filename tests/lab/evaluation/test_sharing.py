@@ -16,6 +16,7 @@ from foveate.lab.evaluation.questions import Prompt, of_benchmark
 from foveate.lab.evaluation.reference import Batch, batches, load_subject
 from foveate.lab.evaluation.sharing import Shared, answers, shared_by
 from foveate.method import Host, Method, Site, Unit
+from foveate.models import family_of
 from foveate.runtime.signals.kind import KINDS as KINDS_OF_SIGNALS
 from foveate.signal import Signal
 from foveate.tokens import Reduction, Tokens
@@ -88,6 +89,38 @@ def test_together_as_alone(subject: Asker, asked: list[Prompt], method: Method |
             assert astuple(one.cost) == pytest.approx(astuple(other.cost), rel=0.02)
     if method is not None:
         assert (logits[-1] - _stock(subject, batch)).abs().max() > 1e-3, "nothing was removed"
+
+
+@pytest.mark.parametrize("name", ["reference", "reference-llava"])
+def test_methods_that_leave_the_tower_as_it_is_share_its_features(name: str) -> None:
+    """Each gets the answers and costs that it gets alone; the tower runs for the first two, and for those that act there."""
+    subject = load_subject(name)
+    prompts = batches(of_benchmark(samples(tasks=("color",), per_task=3), subject.side))[0]
+    shown = Batch.of(subject, prompts)
+    family = family_of(subject.model.config)
+    tower = subject.model.get_submodule(f"{family.base}.{family.tower.module}")
+    calls: list[int] = []
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
+    ran: dict[str, int] = {}
+    for method in (
+        None,
+        foveate.FastV(layer=3),
+        foveate.ToMe(),
+        foveate.VTW(layer=4),
+        foveate.Stride(),
+        foveate.VScan(),
+    ):
+        alone = Batch.of(subject, prompts)
+        with told(prompts), subject.carrying(method):
+            calls.clear()
+            together = shown.encoded.answers(subject, method, 1)
+            ran[repr(method)] = len(calls)
+            for one, other in zip(alone.encoded.answers(subject, method, 1), together, strict=True):
+                assert (one.text, one.tokens) == (other.text, other.tokens)
+                if one.cost is not None and other.cost is not None:
+                    assert astuple(one.cost) == pytest.approx(astuple(other.cost))
+    hook.remove()
+    assert [*ran.values()] == [1, 1, 1, 1, 0, 1], ran
 
 
 HEARD: list[torch.Tensor] = []

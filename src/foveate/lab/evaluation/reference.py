@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from foveate.lab.evaluation.questions import Prompt, check_questions, digest, la
 from foveate.lab.evaluation.request import Reference, budgets_of
 from foveate.lab.evaluation.results import Key, Question, rows
 from foveate.lab.evaluation.runner import Tell, ask, place_of, store_of, versions
-from foveate.lab.evaluation.sharing import Shared, answers, shared_by
+from foveate.lab.evaluation.sharing import Encoded, Shared, answers, shared_by
 from foveate.lab.evaluation.store import Record, Store, check_folder, kept
 from foveate.lab.evaluation.table import Evaluation
 from foveate.lab.speech import unknown
@@ -251,13 +251,18 @@ class Batch:
     def of(cls, asker: Asker, prompts: Sequence[Prompt], blind: bool = False) -> Batch:
         return cls(prompts, asker.prepare([prompt.chat(blind) for prompt in prompts]))
 
+    @cached_property
+    def encoded(self) -> Encoded:
+        """The same, for several methods that are asked one after another."""
+        return Encoded(self.inputs)
+
 
 def answer(asker: Asker, batch: Batch, method: Method | None) -> list[Answer]:
     """What is answered to each question, and what it cost; nobody measures the stock model, which costs all of it."""
     most = asker.speech.longest
     with told(batch.prompts), asker.carrying(method):
-        if not asker.speech.english:  # a small model answers in a moment, each question alone
-            return asker.answers(batch.inputs, {}, most)
+        if not asker.speech.english:  # a small model's batch has many images, and few questions about each
+            return batch.encoded.answers(asker, method, most)
         return answers(asker, Shared.of(asker, batch.prompts, batch.inputs), method, most)
 
 

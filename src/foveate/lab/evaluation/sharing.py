@@ -3,7 +3,8 @@
 What that is follows from what a method reads (`shared_by`). If it reads images alone, the prompt up to the end of its images is
 read once, with the method at work, and the questions go on behind it, each a row of its own with a copy of that cache, at
 the positions that it would have alone. If it reads the text, too, but acts in the language model only, the vision tower sees
-each image once. In every case a question gets the answer that it gets alone (tested, method by method).
+each image once; where several methods are asked the same, so it does for all that leave it as it is (`Encoded`). In every case
+a question gets the answer that it gets alone (tested, method by method).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foveate import Memory
 from foveate.handle import Handle
 from foveate.lab.asker import Answer, Asker, Cost
 from foveate.lab.evaluation.bounds import AntiOracle, Oracle, told
@@ -35,11 +37,16 @@ def shared_by(method: Method | None, host: Host) -> Part:
         host: the model.
     """
     parts = () if method is None else method.parts()
-    if any(part.across_images or type(part).attach is not Method.attach for part in parts):
+    if any(_is_special(part) for part in parts):
         return "nothing"
     if not any(_reads_question(part, host) for part in parts):
         return "prompt"
     return "nothing" if any(_needs_tower(part.sites(host)) for part in parts) else "tower"
+
+
+def _is_special(part: Method) -> bool:
+    """Whether what a part does cannot be told from its sites and for each row alone."""
+    return part.across_images or type(part).attach is not Method.attach
 
 
 def _reads_question(part: Method, host: Host) -> bool:
@@ -137,6 +144,41 @@ class Shared:
         memories = [handle.encode({"pixel_values": images}) for images in self.images]
         text = {name: value for name, value in self.inputs.items() if name != "pixel_values"}
         return {**text, "memory": [memories[view] for view in self.view.tolist()]}
+
+
+class Encoded:
+    """A batch that several methods are asked, one after another: those that leave the vision tower as it is share its features.
+
+    Args:
+        inputs: of the batch, with images and without videos.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+        self._tower = 0.0  # FLOPs for the images of one row
+        self._memory: Memory | None = None
+
+    def answers(self, asker: Asker, method: Method | None, most: int) -> list[Answer]:
+        """What is answered to each question, with the method attached already, and what it costs with the tower."""
+        if method is None or asker.handle is None or not self._can_share(asker, method):
+            return asker.answers(self.inputs, {}, most)
+        if not self._tower:
+            found = asker.answers(self.inputs, {}, most)
+            spent = asker.handle.report().full_flops
+            self._tower = float(spent["tower"] + spent["projector"]) / len(found)
+            return found
+        if self._memory is None:
+            self._memory = asker.handle.encode(self.inputs)
+        text = {name: value for name, value in self.inputs.items() if name != "pixel_values"}
+        return [_with_tower(answer, self._tower) for answer in asker.answers(text | {"memory": self._memory}, {}, most)]
+
+    def _can_share(self, asker: Asker, method: Method) -> bool:
+        if "pixel_values" not in self.inputs or asker.learned is not None or not _takes_memories(asker):
+            return False
+        return not any(
+            part.stores == "appended" or _is_special(part) or _needs_tower(part.sites(asker.host))
+            for part in method.parts()
+        )
 
 
 def answers(asker: Asker, shared: Shared, method: Method | None, most: int) -> list[Answer]:
