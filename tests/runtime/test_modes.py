@@ -50,6 +50,32 @@ def answer(model: Any, batch: dict[str, Any], mode: dict[str, Any]) -> Any:
     return model.generate(**batch, return_dict_in_generate=True, **options | mode)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("method", [foveate.ToMe(keep=0.5), foveate.FastV(keep=0.5), foveate.LUVC(keep=0.5)], ids=repr)
+def test_what_single_layers_give(family: str, method: foveate.Method) -> None:
+    """As `docs/concepts.md` has it under *What comes out*."""
+    model, batch = tiny.model(family, "eager"), tiny.inputs(family, ROWS[family])
+    visual = tiny.visual_mask(family, batch)
+    with torch.no_grad(), foveate.compress(model, method):
+        out: Any = model(**batch, output_hidden_states=True, output_attentions=True)
+    first, last = out.hidden_states[0], out.hidden_states[-1]
+    held = [attention.shape[-1] for attention in tiny.of_attention(family, out.attentions)]
+    cached = [entry.keys.shape[2] for entry in tiny.entries(out.past_key_values)]
+    assert [tuple(each.shape[1:3]) for each in out.hidden_states] == [
+        (length, first.shape[-1]) for length in (visual.shape[1], *held[:-1], visual.shape[1])
+    ]
+    assert cached == held
+    assert held[-1] < visual.shape[1] == out.past_key_values.get_seq_length() == out.logits.shape[1]
+    gone, hole = ((each == 0).all(-1) for each in (last, first))
+    assert gone.any()
+    assert not (gone & ~visual).any()
+    assert not out.logits[gone].any()
+    assert hole.any() == (not isinstance(method, foveate.FastV))
+    assert not (hole & ~visual).any()
+    if isinstance(method, foveate.LUVC):
+        assert gone.equal(visual)
+
+
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return a.shape == b.shape and torch.equal(a, b)

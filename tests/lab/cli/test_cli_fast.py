@@ -67,7 +67,7 @@ SAID = {
         ["eval", "fidelity", "-M", "fastv", "-d", "some.jsonl"],
         "4 lines of 'some.jsonl' are wrong:\n  line 2: there is no image 'gone.png'\n  line 3: no `prompt`: give the text "
         "that is asked about the image\n  line 4: the prompt is empty: ask something, e.g. 'What is in the image?'\n  line "
-        "5: the id 1 is that of line 1, too",
+        "5: the id '1' is that of line 1, too",
     ),
     "questions of a search": (
         ["tune", "-M", "fastv", "--budget", "0.5", "-d", "some.jsonl"],
