@@ -298,6 +298,37 @@ def test_an_attached_model_is_not_copied_or_pickled() -> None:
     deepcopy(model)
 
 
+def test_outputs_are_pickled_alone() -> None:
+    """With what every layer gives, they have nothing of model or handle; the model is then what the same call makes of stock's,
+    whose hooks for these states nothing pickles."""
+    model, stock = (tiny.build(tiny.config("llava"), "eager") for _ in range(2))
+    batch: Any = tiny.inputs("llava", ROWS) | dict(output_hidden_states=True, output_attentions=True)
+    with torch.no_grad():
+        stock(**batch)
+        handle = foveate.compress(model, foveate.LUVC())
+        out = model(**batch)
+        data = pickle.dumps(out)
+        assert pickle.dumps(out.hidden_states)
+        handle.remove()
+    known = weakref.ref(handle)
+    del handle
+    gc.collect()
+    assert known() is None
+    assert b"Handle" not in data
+    assert b"ForConditionalGeneration" not in data
+    again = pickle.loads(data)
+    assert all(map(torch.equal, again.hidden_states, out.hidden_states))
+    assert why_not_pickled(model) == why_not_pickled(stock)
+
+
+def why_not_pickled(thing: Any) -> str:
+    try:
+        pickle.dumps(thing)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        return str(error)
+    return ""
+
+
 PLACES = [
     *(Site("pixels"), Site("tower", 2), Site("tower", 1, where="mid"), Site("tower_output"), Site("lm_entry")),
     *(Site("decoder", 2), Site("decode", 2, signals=("last_row",))),

@@ -37,11 +37,11 @@ from foveate import (
     V2Drop,
     VisionZip,
 )
+from foveate.amounts import scaled
 from foveate.cost import _block_flops
 from foveate.errors import UnsupportedModelError
 from foveate.models import list_families
 from foveate.ops import select
-from foveate.printed import scaled
 from foveate.runtime.trace import BlockTrace, KeyTrace
 
 ROWS: list[list[tiny.Item]] = [[3, "image", 5], [2, "image", 4, "image", 7]]
@@ -376,6 +376,8 @@ def test_a_report_after_remove(family: str) -> None:
         (0, 0, "none"),
         (7, 900, "7 of 900 FLOPs"),
         (500, 2_000, "0.5 of 2.0 kFLOPs"),
+        (41_000, 887_500_000, "41.0 kFLOPs of 887.5 MFLOPs"),
+        (2e12, 30, "2.0 TFLOPs of 30 FLOPs"),
         (662_000_000, 887_500_000, "662.0 of 887.5 MFLOPs"),
         (3.2e12, 8e12, "3.2 of 8.0 TFLOPs"),
         (1e9, 0, "1.0 GFLOPs, the stock model none"),

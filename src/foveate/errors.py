@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -59,6 +59,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`` (the nearest is 'layer')``, to follow a name that does not exist; empty where none is near."""
     found = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f" (the nearest is {found[0]!r})" if found else ""
+
+
+def in_lines(name: object, wrong: Sequence[tuple[int, str]], line: str = "line", most: int = 10) -> str:
+    """Return what is wrong in a file, as ``(number of a line, sentence)``: all in one go, or the first ``most`` of them."""
+    if len(wrong) == 1:
+        return f"{line} {wrong[0][0]} of {str(name)!r}: {wrong[0][1]}"
+    said = [f"{line} {number}: {why}" for number, why in wrong[:most]]
+    more = [f"and {len(wrong) - most} more"] if len(wrong) > most else []
+    return "\n  ".join([f"{len(wrong)} {line}s of {str(name)!r} are wrong:", *said, *more])
 
 
 def first_line(error: BaseException) -> str:

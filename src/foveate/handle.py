@@ -199,9 +199,13 @@ class Handle:
 def compress(model: nn.Module, method: Method | str | os.PathLike[str], /, **options: Any) -> Handle:
     """Make a vision-language model use fewer vision tokens.
 
+    Logits, the first and the last of ``hidden_states`` and the length of the cache have all ``S`` positions of a prompt, as
+    without a method, with zero vectors for visual tokens that are not there. Other ``hidden_states`` are ``(B, n, D)``,
+    ``attentions`` ``(B, heads, n, n)``: a layer gives the ``n`` tokens that it held, in its fullest row.
+
     Args:
         model: a Hugging Face model of a supported family (`foveate.list_families`), or a PEFT model around one. It stays the
-            same object: ``forward`` and ``generate`` take and give what they did.
+            same object: ``forward`` and ``generate`` take and give what they did, but for what single layers give.
         method: a method, a sum of methods, or a name; or a folder or hub id of what ``foveate train`` or
             `Handle.save_pretrained` wrote, and then what was trained is restored, too, its learned parts, and until
             `Handle.remove` its adapter; or a sum with one of these, "ipcv + adapters/adsc".

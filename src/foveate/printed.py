@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from foveate.amounts import scaled
+
 if TYPE_CHECKING:
     from foveate.cost import Report, Visit
 
@@ -17,7 +19,6 @@ _COUNTED = {
     "cache": "visual keys and values in the cache after the prompt",
     "compute": "visual tokens' work in FFNs",
 }
-_PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def text(report: Report) -> str:
@@ -55,19 +56,6 @@ def html(report: Report) -> str:
         for name, said, whole in rows
     ]
     return f"<table>{''.join(cells)}</table>"
-
-
-def scaled(now: float, full: float, unit: str) -> str:
-    """``(6.6e8, 8.9e8, "FLOPs")`` -> ``"662.0 of 887.5 MFLOPs"``: two numbers in the prefix that suits the larger.
-
-    Where the stock model spends nothing, there is nothing to be a share of, and one number is all.
-    """
-    prefix, size = next(((p, s) for p, s in _PREFIXES if max(now, full) >= s), ("", 1.0))
-    digits = 1 if size > 1 else 0
-    spent, unit = f"{now / size:,.{digits}f}", f"{prefix}{unit}"
-    if full:
-        return f"{spent} of {full / size:,.{digits}f} {unit}"
-    return f"{spent} {unit}, the stock model none" if now else "none"
 
 
 def _tokens(report: Report) -> str:

@@ -42,7 +42,7 @@ def test_a_model_that_does_not_fit() -> None:
 
     model.to, model.dtype = move, torch.bfloat16  # type: ignore[method-assign,assignment]
     with pytest.raises(
-        CommandError, match=r"'mine' does not fit: its weights in bfloat16 need 0\.0 GiB.*smaller model"
+        CommandError, match=r"'mine' does not fit: its weights in bfloat16 need 2\.1 MB, and.*smaller model"
     ):
         put(model, torch.device("cpu"), "mine")
 

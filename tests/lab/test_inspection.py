@@ -36,6 +36,7 @@ def test_llava_is_found_out() -> None:
 
 def test_a_packed_tower_is_found_out_by_the_command() -> None:
     ran = CliRunner().invoke(app, ["families", "--inspect", "qwen2_5_vl", "--json"])
+    assert "foveate has the type 'qwen2_5_vl' already (Qwen2.5-VL)" in ran.stderr
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)["tower"]
     said = {

@@ -37,7 +37,7 @@ FULL = {
 }
 
 
-def leaves_to_the_matrix(family: str, mode: str = "", full: str = "", plan: str = "") -> bool:
+def leaves_to_the_matrix(family: str, mode: str = "", full: str = "", plan: str = "", name: str = "") -> bool:
     """`make test` asks two families, and every mode once with nothing removed; probes generate on the others, too."""
     rank = [*MODES, *LONE].index(mode) + list(FULL).index(full) if full else 0
     return family not in tiny.WHOLE or rank % len(FULL) > 0
@@ -48,6 +48,32 @@ def answer(model: Any, batch: dict[str, Any], mode: dict[str, Any]) -> Any:
     torch.manual_seed(3)
     options = dict(max_new_tokens=5, do_sample=False, bad_words_ids=NEVER, output_logits=True)
     return model.generate(**batch, return_dict_in_generate=True, **options | mode)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("name", ["tome", "fastv", "luvc"])
+def test_what_single_layers_give(family: str, name: str) -> None:
+    """As `docs/concepts.md` has it under *What comes out*."""
+    model, batch = tiny.model(family, "eager"), tiny.inputs(family, ROWS[family])
+    visual = tiny.visual_mask(family, batch)
+    with torch.no_grad(), foveate.compress(model, name, keep=0.5):
+        out: Any = model(**batch, output_hidden_states=True, output_attentions=True)
+    first, last = out.hidden_states[0], out.hidden_states[-1]
+    held = [attention.shape[-1] for attention in tiny.of_attention(family, out.attentions)]
+    cached = [entry.keys.shape[2] for entry in tiny.entries(out.past_key_values)]
+    assert [tuple(each.shape[1:3]) for each in out.hidden_states] == [
+        (length, first.shape[-1]) for length in (visual.shape[1], *held[:-1], visual.shape[1])
+    ]
+    assert cached == held
+    assert held[-1] < visual.shape[1] == out.past_key_values.get_seq_length() == out.logits.shape[1]
+    gone, hole = ((each == 0).all(-1) for each in (last, first))
+    assert gone.any()
+    assert not (gone & ~visual).any()
+    assert not out.logits[gone].any()
+    assert hole.any() == (name != "fastv")
+    assert not (hole & ~visual).any()
+    if name == "luvc":
+        assert gone.equal(visual)
 
 
 def same(a: Any, b: Any) -> bool:

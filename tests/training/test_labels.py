@@ -130,7 +130,9 @@ USER, ANSWER = {"role": "user", "content": "<image>color ?"}, {"role": "assistan
     ("row", "sentence"),
     [
         ({"images": [], "messages": [USER, ANSWER]}, "0 images for 1 places"),
-        ({"images": ["a.png"], "messages": [USER]}, "an image cannot be read"),
+        ({"images": ["a.png"], "messages": [USER, ANSWER]}, "there is no image 'a.png'"),
+        ({"images": 3, "messages": [USER, ANSWER]}, "`images` is a list"),
+        ({"images": [], "messages": "hello"}, "a chat has `messages`"),
         ({"images": [3], "messages": [USER, ANSWER]}, "an image cannot be read"),
         ({"images": [], "messages": [{"role": "user", "content": "a"}]}, "nothing to learn"),
         ({"images": [], "messages": None}, "nothing to learn"),
@@ -189,8 +191,21 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="without images there is nothing to compress"):
         data.load(rows_of_jsonl(tmp_path, text), "train")
     (tmp_path / "data.jsonl").write_text("not json")
-    with pytest.raises(TrainingError, match="cannot read the data set"):
+    with pytest.raises(TrainingError, match=r"line 1 of .*data\.jsonl': not JSON: "):
         data.load(str(tmp_path / "data.jsonl"), "train")
+    (tmp_path / "data.json").write_text("not json")
+    with pytest.raises(TrainingError, match="cannot read the data set"):
+        data.load(str(tmp_path / "data.json"), "train")
+    rows = [
+        {"messages": [USER, ANSWER], "images": []},
+        {"messages": [ANSWER], "images": []},
+        {"messages": [USER], "images": []},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        TrainingError, match=r"2 rows of .* are wrong:\n  row 0: 0 images for 1 .*\n  row 2: no message"
+    ):
+        data.load(str(tmp_path / "data.json"), "train")
     for content in ("", "\n\n"):
         (tmp_path / "data.jsonl").write_text(content)
         with pytest.raises(TrainingError, match="is empty"):

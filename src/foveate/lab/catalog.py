@@ -77,6 +77,17 @@ def describe_families() -> list[dict[str, Any]]:
     return found
 
 
+def is_known(model_type: str) -> str:
+    """A sentence about a type of models that there is a family for; "" for any other."""
+    found = next((each for each in describe_families() if model_type in each["types"]), None)
+    if found is None:
+        return ""
+    return (
+        f"foveate has the type {model_type!r} already ({found['model']}), and `foveate.compress` takes its models as they are; "
+        "what follows is what a new file for it would begin with"
+    )
+
+
 def _check_place(site: str) -> None:
     if site not in WHERE:
         raise CommandError(f"--site {site}: there is no such place{nearest(site, WHERE)}; there are {', '.join(WHERE)}")

@@ -25,6 +25,8 @@ REFERENCES = {
 #: What a training run of ``smollm2`` leaves in its folder, and the folder of its first stage.
 ADAPTER, TOWER = "adapter.safetensors", "tower"
 DTYPES = ("float32", "bfloat16", "float16")
+#: How transformers computes attention, but for kernels of the hub.
+ATTENTIONS = ("eager", "sdpa", "flex_attention", *(f"flash_attention_{version}" for version in (2, 3, 4)))
 #: What torch calls a device, and what lets it choose.
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla", "meta")
 #: What a budget counts, in words.
@@ -92,6 +94,15 @@ def check_at_least_1(option: str, value: int | None) -> None:
 def check_dtype(name: str) -> None:
     """Raise `CommandError` unless it is ``auto`` or a name of `DTYPES`."""
     check_choice("dtype", name, ("auto", *DTYPES))
+
+
+def check_attn(name: str | None) -> None:
+    """Raise `CommandError` for what no transformers calls attention; whether it is there, for this model, is known later."""
+    if name is None or "/" in name or name.removeprefix("paged|") in ATTENTIONS:
+        return
+    raise CommandError(
+        f"--attn {name!r}{nearest(name, ATTENTIONS)}: choose {', '.join(ATTENTIONS)}, or a kernel of the hub, as owner/name"
+    )
 
 
 def check_seed(seed: int) -> None:
@@ -249,13 +260,31 @@ def check_shape(name: str) -> None:
 
 def check_type(name: str) -> None:
     """Raise `CommandError` for what is neither a file or folder nor a model type that transformers names in its lists."""
+    if os.path.exists(name):
+        return
+    if "/" in name or os.sep in name or name.startswith(("~", ".")) or name.endswith(".json"):
+        raise CommandError(
+            f"there is no file or folder {name!r}: give one that is here, or a model type, such as qwen2_5_vl"
+        )
     found = importlib.util.find_spec("transformers")
     lists = Path(str(found.origin)).parent / "models" / "auto" if found is not None else Path("nowhere")
-    if os.path.exists(name) or not lists.is_dir():
+    if not lists.is_dir():
         return
     if not any(f'"{name}"' in path.read_text(encoding="utf-8") for path in lists.glob("*.py")):
         folders = [path.name for path in lists.parent.iterdir() if path.is_dir()]
         raise CommandError(f"this transformers has no model type {name!r}{nearest(name, folders)}")
+
+
+def type_of(name: str) -> str:
+    """The model type that a name is, or that a config file or a folder with one says; "": it says none."""
+    place = Path(name)
+    if not place.exists():
+        return name
+    try:
+        data = json.loads((place / "config.json" if place.is_dir() else place).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return str(data.get("model_type", "")) if isinstance(data, dict) else ""
 
 
 def _meant(name: str) -> str:

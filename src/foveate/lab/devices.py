@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from foveate.amounts import amount
 from foveate.errors import first_line
 from foveate.lab.terminal import CommandError
 
@@ -49,10 +50,10 @@ def put(model: Any, device: torch.device, name: str) -> None:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        size = sum(each.nbytes for each in model.parameters()) / 2**30
+        size = amount(sum(each.nbytes for each in model.parameters()), "B")
         dtype = str(model.dtype).removeprefix("torch.")
         raise CommandError(
-            f"{name!r} does not fit: its weights in {dtype} need {size:.1f} GiB, and {device} has not as much free: choose "
+            f"{name!r} does not fit: its weights in {dtype} need {size}, and {device} has not as much free: choose "
             "a smaller model, --dtype bfloat16, or another --device"
         ) from None
 

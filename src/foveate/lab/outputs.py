@@ -10,6 +10,7 @@ import json
 import mimetypes
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def check_new(option: str, path: Path, overwrite: bool) -> None:
         raise CommandError(f"--{option} {str(path)!r} is a folder: name a file in it")
     if os.path.lexists(path) and not overwrite:
         raise taken(path, option=option)
-    if _is_there(option, path) and not os.access(path, os.W_OK) and not path.is_symlink():
+    if _is_there(option, path) and not path.is_symlink() and not takes_more(path):
         raise CommandError(f"--{option} {str(path)!r} may not be written over: give another name")
     check_folder(option, path.parent)
 
@@ -54,11 +55,19 @@ def check_no_media(option: str, path: Path, such_as: str) -> None:
 
 def check_made(folder: Path, overwrite: bool, files: Iterable[str] = MADE, kept: str = ANSWERS) -> None:
     """Raise `CommandError` for files that a run makes at its end, where what it keeps is not there: they are another's."""
-    for path in [] if overwrite else [folder / name for name in files]:
+    if overwrite:
+        return
+    if kept == ANSWERS and os.path.isdir(folder / kept):
+        check_folder("out", folder / kept)
+    elif kept == ANSWERS and os.path.lexists(folder / kept):
+        raise CommandError(f"{str(folder / kept)!r} is a file, where a folder is to be: give --out another name")
+    for path in [folder / name for name in files]:
         if os.path.isdir(path):
             raise CommandError(f"{str(path)!r} is a folder, where a file is to be written: give --out another name")
         if os.path.lexists(path) and not os.path.exists(folder / kept):
             raise taken(path, f"is there already, without its {kept.partition('.')[0]}")
+        if os.path.isfile(path) and not takes_more(path):
+            raise CommandError(f"{str(path)!r} may not be written over: give --out another name")
 
 
 def overlay_files(folder: Path, images: Sequence[Path], methods: Sequence[str]) -> list[Path]:
@@ -82,8 +91,28 @@ def check_folder(option: str, folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if _is_there(option, path))
     if not there.is_dir():
         raise CommandError(f"--{option} {str(folder)!r}: {str(there)!r} is a file; give the name of a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not takes_files(there):
         raise CommandError(f"--{option} {str(folder)!r}: nothing can be written to {str(there)!r}; give another folder")
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether files can be made in a folder that is there: tried, as no question of permission tells it of every place."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:  # /proc, for one, where an administrator has all permissions
+        return False
+
+
+def takes_more(path: Path) -> bool:
+    """Whether a file that is there can be written to; it is left as it is."""
+    if not path.is_file():  # a pipe would wait for somebody who reads it
+        return os.access(path, os.W_OK)
+    try:
+        with path.open("r+b"):
+            return True
+    except OSError:
+        return False
 
 
 def place_now(path: Path, overwrite: bool) -> Path:

@@ -9,13 +9,14 @@ line does.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from foveate.errors import ConfigError, nearest
+from foveate.errors import ConfigError, in_lines, nearest
 from foveate.lab.terminal import CommandError
 from foveate.serialise import from_json
 
@@ -33,12 +34,14 @@ class Record:
         id: unique in its file.
         messages: of a chat; every part of a message is a text, or has the path or address of an image or a video.
         digest: of the line.
+        line: its number in the file.
         error: why the line cannot be asked; then there are no messages.
     """
 
     id: str
     messages: list[dict[str, Any]]
     digest: str
+    line: int
     error: str = ""
 
     @property
@@ -54,29 +57,67 @@ class Record:
         return " ".join(part["text"] for part in parts if part["type"] == "text")
 
 
+@dataclass(frozen=True)
+class Question:
+    """Images and what is asked about them; ``id`` is unique in its file."""
+
+    id: str
+    images: tuple[Path, ...]
+    text: str
+
+
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Named)
+
+
 def read(path: Path) -> list[Record]:
     """Every record of a file; a line that is none has an `error`.
 
     Raises:
-        CommandError: there is no such file, it is empty, or two records have the same id.
+        CommandError: there is no such file, it is empty, or records have the same id.
     """
-    found: dict[str, tuple[int, Record]] = {}
-    for number, line in lines(path):
-        record = _record(number, line, path.parent)
-        if record.id in found:
-            raise CommandError(
-                f"{str(path)!r} has two records with the id {record.id!r}, in lines {found[record.id][0]} and {number}: give "
-                "each its own; a line without one has its number"
-            )
-        found[record.id] = number, record
-    return [record for _, record in found.values()]
+    return each(path, lambda number, line: _record(number, line, path.parent))
 
 
 def check(path: Path) -> None:
     """Raise `CommandError` for a file that cannot be read, or of which no record can be asked."""
     found = read(path)
     if all(record.error for record in found):
-        raise CommandError(f"no record of {str(path)!r} can be asked; the first one: {found[0].error}")
+        raise CommandError(in_lines(path, [(record.line, record.error) for record in found]))
+
+
+def questions(path: Path) -> list[Question]:
+    """Every line of a file as text about images; a line that is none is an error of the whole file.
+
+    Raises:
+        CommandError: all that is wrong with the file, but for what is in its images.
+    """
+    return each(path, lambda number, line: question(number, line, path.parent))
+
+
+def each(path: Path, make: Callable[[int, str], T]) -> list[T]:
+    """What ``make`` makes of every line, with its number. `CommandError` says of all lines what is wrong with them."""
+    found: dict[str, tuple[int, T]] = {}
+    wrong: list[tuple[int, str]] = []
+    for number, line in lines(path):
+        try:
+            one = make(number, line)
+        except CommandError as error:
+            wrong.append((number, str(error)))
+            continue
+        before, _ = found.setdefault(one.id, (number, one))
+        if before != number:
+            why = (
+                f"the id {one.id!r} is that of line {before}, too: give each its own; a line without one has its number"
+            )
+            wrong.append((number, why))
+    if wrong:
+        raise CommandError(in_lines(path, wrong))
+    return [one for _, one in found.values()]
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -129,14 +170,41 @@ def paths_of(data: dict[str, Any], kind: str) -> list[str]:
     return paths
 
 
+def question(number: int, line: str, folder: Path) -> Question:
+    """A line as text about images. Raise `CommandError` for any other, and for an image that is not there."""
+    data = fields(line)
+    images = paths_of(data, "image")
+    if not images:
+        raise CommandError(
+            "no image: give `image`, a path, or `images`, a list of paths; without one nothing is compressed"
+        )
+    if data.get("prompt") is None:
+        raise CommandError("no `prompt`: give the text that is asked about the image")
+    for image in images:
+        if _ADDRESS.match(image):
+            raise CommandError(f"{image[:80]!r} is an address: save the image, and give its file")
+        if not os.path.exists(folder / image):
+            raise CommandError(f"there is no image {image!r}")
+    found = tuple(folder / image for image in images)
+    return Question(name_of(data, number), found, _prompt(data["prompt"]))
+
+
+def _prompt(text: Any) -> str:
+    if not isinstance(text, str):
+        raise CommandError(f"`prompt` is a text, not {text!r}")
+    if not text.strip():
+        raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
+    return text
+
+
 def _record(number: int, line: str, folder: Path) -> Record:
     name, digest = str(number), hashlib.sha256(line.strip().encode()).hexdigest()[:16]
     try:
         data = fields(line)
         name = name_of(data, number)
-        return Record(name, _messages(data, folder), digest)
+        return Record(name, _messages(data, folder), digest, number)
     except CommandError as error:
-        return Record(name, [], digest, str(error))
+        return Record(name, [], digest, number, str(error))
 
 
 def _messages(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -148,11 +216,7 @@ def _messages(data: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     if (prompt is None) == (messages is None):
         raise CommandError(f"give `prompt`, the text that is asked, or `messages`, a conversation: such as {EXAMPLE}")
     if prompt is not None:
-        if not isinstance(prompt, str):
-            raise CommandError(f"`prompt` is a text, not {prompt!r}")
-        if not prompt.strip():
-            raise CommandError("the prompt is empty: ask something, e.g. 'What is in the image?'")
-        parts = [*given["image"], *given["video"], {"type": "text", "text": prompt}]
+        parts = [*given["image"], *given["video"], {"type": "text", "text": _prompt(prompt)}]
         return [{"role": "user", "content": parts}]
     found = [_message(message, folder) for message in messages] if isinstance(messages, list) else []
     if not found:
@@ -197,4 +261,9 @@ def _message(message: Any, folder: Path) -> dict[str, Any]:
 
 
 def _located(path: str, folder: Path) -> str:
-    return path if _ADDRESS.match(path) else str(folder / path)
+    if _ADDRESS.match(path):
+        return path
+    place = folder / path
+    if not os.path.exists(place):
+        raise CommandError(f"{path!r}: there is no such file")
+    return str(place)

@@ -110,7 +110,7 @@ Attn = Annotated[
     Option(
         help="Attention implementation: sdpa, eager, flash_attention_2 ...",
         rich_help_panel=MACHINE,
-        autocompletion=among("sdpa", "eager", "flash_attention_2"),
+        autocompletion=among(*checks.ATTENTIONS),
     ),
 ]
 NewTokens = Annotated[

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from foveate.amounts import amount
 from foveate.errors import InputError, UnsupportedModelError, first_line
 from foveate.method import Host, Method
 from foveate.ops.segments import offsets
@@ -113,7 +114,7 @@ class Memory:
         stock = sum(len(image.patch) for image in self.images)
         left = f"{sum(self.counts)} tokens in place of" if self.stored else f"{len(self.features)} of"
         return (
-            f"<Memory of {_counted([self])}: {left} {stock}{'' if self.stored else ' tokens'}, {self.nbytes / 1e6:.2f} MB, "
+            f"<Memory of {_counted([self])}: {left} {stock}{'' if self.stored else ' tokens'}, {amount(self.nbytes, 'B')}, "
             f"from {self.maker.family} with {_names(self.maker.method)}>"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from PIL import Image
 
 from foveate import extras
-from foveate.errors import TrainingError, first_line
+from foveate.errors import ConfigError, TrainingError, first_line, in_lines
+from foveate.serialise import from_json
 
 MARK = "<image>"
+COLUMNS = ["messages", "images"]
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,32 @@ def load(source: str, split: str = "train", limit: int | None = None, seed: int 
         split: of a data set that has several.
         limit: use that many, drawn at random.
         seed: of that draw.
+
+    Raises:
+        TrainingError: all rows that are no chats, as far as that shows without reading images.
     """
     if limit is not None and limit < 1:
         raise TrainingError(f"{limit} chats to train on: give at least 1")
     rows = _dataset(source, split)
     columns = rows.column_names
-    for wanted in ("messages", "images"):
+    for wanted in COLUMNS:
         if wanted not in columns:
             raise TrainingError(
                 f"the data set {source!r} has no column {wanted!r}, only {', '.join(columns) or 'none'}: rename its columns "
                 "to `messages` (role and content of each turn) and `images`"
             )
-    if limit is not None and limit < len(rows):
-        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
     if not len(rows):
         raise TrainingError(f"the data set {source!r} is empty")
-    folder = Path(source)
-    chats = Chats(rows, source, folder if folder.is_dir() else folder.parent)
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix != ".jsonl":  # else its lines are checked, whose numbers an editor shows
+        paths_alone = "Image" not in str(rows.features["images"])
+        plain = rows.select_columns(COLUMNS if paths_alone else COLUMNS[:1])
+        if wrong := _wrong(enumerate(plain), folder):
+            raise TrainingError(in_lines(source, wrong, "row"))
+    if limit is not None and limit < len(rows):
+        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
+    chats = Chats(rows, source, folder)
     if not any(chats[number].images for number in range(min(len(chats), 64))):
         raise TrainingError(
             f"the first chats of {source!r} have no image, and without images there is nothing to compress"
@@ -78,22 +90,71 @@ def load(source: str, split: str = "train", limit: int | None = None, seed: int 
     return chats
 
 
+def check_lines(path: Path) -> None:
+    """Raise `TrainingError` for all lines of a file that are no chats, as far as that shows without reading images.
+
+    A column that no line has is left to `load`, which says what there is in its place.
+    """
+    names: set[str] = set()
+
+    def read(line: str) -> Any:
+        data = from_json(line)
+        if not isinstance(data, dict):
+            return data
+        names.update(data)
+        return {"images": None, **data}
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            wrong = _wrong(rows, path.parent, read)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"cannot read the data set {str(path)!r}: {first_line(error)}") from None
+    if wrong and (not names or names.issuperset(COLUMNS)):
+        raise TrainingError(in_lines(path, wrong))
+
+
+def _wrong(
+    rows: Iterable[tuple[int, Any]], folder: Path, read: Callable[[Any], Any] = lambda row: row
+) -> list[tuple[int, str]]:
+    """The number of every row that is no chat, and why."""
+    found = []
+    for number, row in rows:
+        try:
+            _messages(read(row), folder)
+        except (TrainingError, ConfigError) as error:
+            found.append((number, str(error)))
+    return found
+
+
 def to_chat(row: Any, folder: Path) -> Chat:
     """One row of a data set. A text may stand for its images by ``<image>``, or a message have parts of type image."""
-    if isinstance(row["images"], str):
+    messages = _messages(row, folder)
+    return Chat(messages, [_image(image, folder) for image in row["images"] or []])
+
+
+def _messages(row: Any, folder: Path) -> list[dict[str, Any]]:
+    """The messages of a row, once all is right that shows without reading its images; a row may come without these."""
+    given = row.get("messages", "") if isinstance(row, dict) else ""
+    if not isinstance(given, (list, type(None))):
+        raise TrainingError('a chat has `messages`, such as [{"role": "user", "content": "<image>What is it?"}, ...]')
+    images = row.get("images", ()) or []
+    if not isinstance(images, (list, tuple)):
         raise TrainingError('`images` is a list, such as ["cat.jpg"]')
-    images = [_image(image, folder) for image in row["images"] or []]
     messages: list[dict[str, Any]] = []
-    for message in row["messages"] or []:
+    for message in given or []:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise TrainingError('a message is {"role": ..., "content": ...}')
         messages.append({"role": message["role"], "content": _parts(message.get("content"))})
     if not any(message["role"] == "assistant" for message in messages):
         raise TrainingError("no message is the assistant's, so there is nothing to learn")
     places = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if places != len(images):
+    if "images" in row and places != len(images):
         raise TrainingError(f"{len(images)} images for {places} places of images in the messages")
-    return Chat(messages, images)
+    for image in images:
+        if isinstance(image, str) and not (folder / image).is_file():
+            raise TrainingError(f"there is no image {image!r}")
+    return messages
 
 
 def _parts(content: Any) -> list[dict[str, str]]:
@@ -139,6 +200,8 @@ def _dataset(source: str, split: str) -> Any:
             with path.open("rb") as file:
                 if not any(map(bytes.strip, file)):
                     raise TrainingError(f"the data set {source!r} is empty")
+            if path.suffix == ".jsonl":
+                check_lines(path)
             return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
         if path.is_file():
             raise TrainingError(f"the data set {source!r} is a file of another kind: give {', '.join(kinds)}")

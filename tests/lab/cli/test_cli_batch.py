@@ -10,7 +10,10 @@ import pytest
 import saved
 from command import Here, as_json, draw, needs_weights
 
+from foveate import Stride
 from foveate.errors import InputError
+from foveate.lab import terminal
+from foveate.lab.batch import Request, Result, show
 from foveate.lab.chats import Frames, chat
 
 LONG = "shape of red in topleft of image with star ?"
@@ -49,6 +52,11 @@ def test_a_file_of_questions(here: Here, mine: Path, tmp_path: Path) -> None:
     assert [counts[key] for key in ("records", "answered", "failed", "answered_before")] == [6, 4, 2, 0]
     assert counts["tokens"] == sum(row.get("tokens", 0) for row in lines(tmp_path / "answers.jsonl")) > 0
     assert counts["rows_per_second"] > 0 < counts["tokens_per_second"]
+    before = done.stderr[: done.stderr.index("loading")]
+    assert (
+        "2 lines of 'set/mine.jsonl' are wrong:\n  line 3: 'none.png': there is no such file\n  line 6: not" in before
+    )
+    assert "they get an error in place of an answer" in before
     assert "1 of 6 records have no image or video and are asked as text alone; the first: 5" in done.stderr
     found = {row["id"]: row for row in lines(tmp_path / "answers.jsonl")}
     assert set(found) == {"1", "two", "3", "4", "5", "6"}
@@ -72,6 +80,16 @@ def test_a_file_of_questions(here: Here, mine: Path, tmp_path: Path) -> None:
         name: found[name] for name in ("1", "two", "4", "5")
     }
     assert as_json(here(*words, "--json"))["answered_before"] == 6
+
+
+def test_what_failed_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that a model or a library refused, in the order of the file, but for what was said before the work."""
+    request = Request(tmp_path / "mine.jsonl", tmp_path / "answers.jsonl", "reference", Stride())
+    wrong = tuple((number, "too wide") for number in (2, 30))
+    show(Result(request, 40, 0, 37, 3, 50, 1.0, wrong), terminal.out)
+    said = capsys.readouterr().err
+    assert "2 lines of " in said
+    assert "  line 2: too wide\n  line 30: too wide\nmend what is wrong; the same command asks again" in said
 
 
 @needs_weights
@@ -114,7 +132,7 @@ MISTAKES = {
     "answers nowhere": (("--data", "set/mine.jsonl", "--out", "none/x"), "cannot be written"),
     "two of a name": (
         ("--data", "set/twice.jsonl"),
-        "has two records with the id '2', in lines 1 and 2: give each its own",
+        "line 2 of 'set/twice.jsonl': the id '2' is that of line 1, too: give each its own",
     ),
 }
 

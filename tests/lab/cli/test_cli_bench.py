@@ -111,7 +111,7 @@ MISTAKES = {
     "unknown device": (("--device", "abacus"), "--device 'abacus': say cuda"),
     "a device without clocks": (("--device", "meta"), "measured on cpu and cuda only"),
     "unknown attention": (("--attn", "flashy", "--tokens", "4"), "--attn 'flashy' cannot be used here"),
-    "more than there is": (("--shape", "small-llava", "--tokens", "999999999"), "GiB free: choose a smaller --shape"),
+    "more than there is": (("--shape", "small-llava", "--tokens", "999999999"), "B free: choose a smaller --shape"),
     "out is a folder": (("--out", "empty"), "--out 'empty' cannot be written"),
     "out in no folder": (("--out", "none/x.json"), "there is no folder 'none' for --out 'x.json'"),
     "out is an image": (
@@ -135,7 +135,7 @@ MISTAKES = {
     "long name to show": (("--from", 300 * "x"), "there is no result"),
     "long name of a method": (("--method-json", 300 * "x"), "cannot read"),
     "a number of nothing": (("--tokens", 400 * "9"), "give a number up to 1000000000"),
-    "an answer without end": (("--new-tokens", "999999999"), "GiB free: choose a smaller --shape"),
+    "an answer without end": (("--new-tokens", "999999999"), "B free: choose a smaller --shape"),
     "FlashAttention in float32": (
         ("--attn", "flash_attention_2", "--dtype", "float32"),
         "--attn 'flash_attention_2' needs --dtype bfloat16 or float16",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +57,38 @@ SAID = {
     "length": ([*ASK, "--method", "fastv", "-n", "0"], "--new-tokens 0: give a whole number, at least 1"),
     "no file of questions": (["run", "-d", "gone.jsonl", "-M", "fastv"], "there is no file 'gone.jsonl'"),
     "an empty file of questions": (["run", "-d", "empty.jsonl", "-M", "fastv"], "has no prompt: write one a line"),
-    "questions that are none": (["run", "-d", "bad.jsonl", "-M", "fastv"], "can be asked; the first one: not JSON"),
+    "questions that are none": (["run", "-d", "bad.jsonl", "-M", "fastv"], "line 1 of 'bad.jsonl': not JSON"),
+    "many questions that are none": (
+        ["run", "-d", "twelve.jsonl", "-M", "fastv"],
+        "12 lines of 'twelve.jsonl' are wrong:\n  line 1: 'gone.png': there is no such file\n  line 3: 'gone.png': there",
+    ),
+    "no more than ten of them": (["run", "-d", "twelve.jsonl", "-M", "fastv"], "such file\n  and 2 more\n"),
+    "questions of a measurement": (
+        ["eval", "fidelity", "-M", "fastv", "-d", "some.jsonl"],
+        "4 lines of 'some.jsonl' are wrong:\n  line 2: there is no image 'gone.png'\n  line 3: no `prompt`: give the text "
+        "that is asked about the image\n  line 4: the prompt is empty: ask something, e.g. 'What is in the image?'\n  line "
+        "5: the id '1' is that of line 1, too",
+    ),
+    "questions of a search": (
+        ["tune", "-M", "fastv", "--budget", "0.5", "-d", "some.jsonl"],
+        "4 lines of 'some.jsonl'",
+    ),
+    "chats to train on": (
+        ["train", "adsc", "-o", "x", "-d", "chats.jsonl"],
+        "2 lines of 'chats.jsonl' are wrong:\n  line 1: there is no image 'gone.png'\n  line 2: no message is the assistant",
+    ),
+    "attention": (
+        [*ASK, "-M", "vtw", "--attn", "flash_atention_2"],
+        "(the nearest is 'flash_attention_2'): choose eager, s",
+    ),
+    "attention of a page": (["report", "--attn", "nosuch"], "--attn 'nosuch': choose eager, sdpa, "),
+    "attention of a bench": (["bench", "--attn", "nosuch"], "--attn 'nosuch': choose eager, sdpa, "),
+    "attention of a measurement": (["eval", "fidelity", "--attn", "nosuch"], "--attn 'nosuch': choose eager, sdpa, "),
+    "attention of a search": (["tune", "-M", "vtw", "--attn", "nosuch"], "--attn 'nosuch': choose eager, sdpa, "),
+    "attention of a benchmark": (
+        ["eval", "tasks", "-t", "mme", "-M", "vtw", "--attn", "no"],
+        "--attn 'no': choose eager",
+    ),
     "questions that are no text": (["eval", "fidelity", "-M", "fastv", "-d", "one.png"], "is not text in UTF-8"),
     "broken configuration": ([*ASK, "--method", "fastv", "--model", "model"], "cannot read 'model/config.json'"),
     "scenes": (["demo", "--scenes", "0"], "--scenes 0: choose 1 to 1000"),
@@ -90,6 +123,11 @@ SAID = {
         "is not a result of `foveate bench`: it is not text in UTF-8",
     ),
     "type to inspect": (["families", "--inspect", "lava"], "has no model type 'lava' (the nearest is 'llava')"),
+    "folder to inspect": (
+        ["families", "--inspect", "/no/such/path"],
+        "there is no file or folder '/no/such/path': give",
+    ),
+    "file to inspect": (["families", "--inspect", "config.json"], "there is no file or folder 'config.json': give one"),
     "a picture that is there": (
         [*ASK, "-M", "vtw", "--overlay", "."],
         "'01-one-vtw.png' is there already: give --overlay",
@@ -179,6 +217,16 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "text.png").write_text("not an image")
     (folder / "empty.jsonl").write_text("")
     (folder / "bad.jsonl").write_text('{"image":\n')
+    gone, one = '{"image": "gone.png", "prompt": "a"}\n', '{"image": "one.png", "prompt": "a"}\n'
+    (folder / "twelve.jsonl").write_text(gone + "\n" + 11 * gone)
+    wrong = '{"image": "one.png"}\n{"image": "one.png", "prompt": " "}\n{"image": "one.png", "prompt": "a", "id": 1}\n'
+    (folder / "some.jsonl").write_text(one + gone + wrong + one)
+    user, answer = '{"role": "user", "content": "<image>a"}', '{"role": "assistant", "content": "b"}'
+    chats = [
+        f'{{"images": ["{name}.png"], "messages": [{said}]}}\n'
+        for name, said in (("gone", f"{user}, {answer}"), ("one", user))
+    ]
+    (folder / "chats.jsonl").write_text("".join(chats))
     (folder / "01-one-vtw.png").write_text("")
     settings = {
         "methods": {"dense": None, "fastv": {"method": "fastv"}},
@@ -283,6 +331,27 @@ def test_names_of_the_reference_models() -> None:
 
 def test_names_of_places() -> None:
     assert set(catalog.WHERE) == set(get_args(Place))
+
+
+def test_names_of_attention() -> None:
+    from transformers.modeling_utils import AttentionInterface
+
+    assert {*re.findall(r'"(\w+)": ', inspect.getsource(AttentionInterface)), "eager"} == set(checks.ATTENTIONS)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "paged|sdpa", "kernels-community/flash-attn2", None])
+def test_attention_that_may_be_there(name: str | None) -> None:
+    checks.check_attn(name)
+
+
+def test_a_type_that_is_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "aya_vision"}')
+    for name in ("aya_vision", str(tmp_path), str(tmp_path / "config.json")):
+        said = catalog.is_known(checks.type_of(name))
+        assert said.startswith("foveate has the type 'aya_vision' already (Aya Vision), ")
+    (tmp_path / "config.json").write_text("[")
+    for name in ("mllama", str(tmp_path)):
+        assert not catalog.is_known(checks.type_of(name))
 
 
 def test_names_of_shapes() -> None:

@@ -168,7 +168,6 @@ WITH_WEIGHTS = {
         "'gpt2' is there already: give --out another name, or --overwrite",
     ),
     "layer out of range": ((*FASTV, "--option", "layer=99"), "the model has 10 decoder layers, 0 to 9"),
-    "unknown attention": ((*FASTV, "--attn", "flashy"), "--attn 'flashy' cannot be used here"),
     "an image too wide for the model": ((*FASTV, "--image", "wide.png"), "refuses the input: absolute aspect ratio"),
     "overlay folder is a file": ((*FASTV, "--overlay", "file"), "--overlay 'file': 'file' is a file"),
     "demo folder is a file": (("demo", "--quick", "--out", "file"), "'file' is a file"),

@@ -102,6 +102,27 @@ def test_a_place_for_a_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [there]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has a folder that takes no files, whoever asks")
+@pytest.mark.parametrize("name", [name for name in TAKEN if not name.startswith("the ") and name != "bench"])
+def test_a_place_that_takes_nothing(name: str, here: Here, tmp_path: Path) -> None:
+    """It is said before the work, also to an administrator, who has the permission."""
+    words, _ = TAKEN[name]
+    draw(tmp_path / "one.png")
+    (tmp_path / "mine.jsonl").write_text('{"image": "one.png", "prompt": "what ?"}\n')
+    (tmp_path / "bench.json").write_text("{}")
+    started = [f"/proc/{word}" if word.startswith(("out", "page", "mine.md", "answers")) else word for word in words]
+    done = here(*started)
+    assert done.returncode == 2
+    assert "nothing can be written to '/proc'" in done.stderr or "cannot be written" in done.stderr
+
+
+def test_an_answers_folder_that_takes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "answers").write_text("mine")
+    with pytest.raises(CommandError, match="answers' is a file, where a folder is to be"):
+        outputs.check_made(tmp_path, False)
+    outputs.check_made(tmp_path, True)
+
+
 def test_only_what_a_command_writes_is_taken_away(tmp_path: Path) -> None:
     for name in ("answers/a.jsonl", "answers/notes.txt", "results.json", "mine.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

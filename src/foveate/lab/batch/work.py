@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
+from foveate.errors import in_lines
 from foveate.handle import compress, host_of
 from foveate.lab import cautions, records, terminal
 from foveate.lab.asker import Asker
@@ -96,7 +97,7 @@ class Result:
         answered, failed: of the others.
         tokens: generated.
         seconds: from the first record to the last, reading included, loading the model not.
-        first_error: of the first record that failed.
+        wrong: number of the line, and why, of every record that failed when it was asked.
     """
 
     request: Request
@@ -106,7 +107,7 @@ class Result:
     failed: int
     tokens: int
     seconds: float
-    first_error: str
+    wrong: tuple[tuple[int, str], ...]
 
 
 def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[str], None]) -> Result:
@@ -119,13 +120,19 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
     todo = [record for record in everything if record.id not in answers.done]
     before = len(everything) - len(todo)
     if not todo:
-        return Result(request, len(everything), before, 0, 0, 0, 0.0, "")
+        return Result(request, len(everything), before, 0, 0, 0, 0.0, ())
     if texts := [record.id for record in todo if not record.error and record.media == (False, False)]:
         warn(
             f"{len(texts)} of {len(todo)} records have no image or video and are asked as text alone; the first: {texts[0]}"
         )
+    lines = {record.id: record.line for record in todo}
+    known = {record.id: record.error for record in todo if record.error}
+    if known:
+        said = in_lines(request.data, [(lines[name], error) for name, error in known.items()])
+        warn(f"{said}\n{'they get' if len(known) > 1 else 'it gets'} an error in place of an answer")
     tell(f"loading {request.model}", before / len(everything))
-    frames, answered, failed, tokens, first_error = Frames(request.frames), 0, 0, 0, ""
+    frames, answered, failed, tokens = Frames(request.frames), 0, 0, 0
+    wrong: list[tuple[int, str]] = []
     vllm = request.engine == "vllm"
     with _in_vllm(request) if vllm else _in_transformers(request, device, todo, warn) as asker:
         start = time.perf_counter()
@@ -133,8 +140,8 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
             found = ask(asker, batch, request.max_new_tokens, frames)
             answers.add(found)
             for answer in found:
-                if answer.error and not first_error:
-                    first_error = f"record {answer.id}: {answer.error}"
+                if answer.error and answer.id not in known:
+                    wrong.append((lines[answer.id], answer.error))
                 failed += bool(answer.error)
                 answered += not answer.error
                 tokens += answer.tokens
@@ -142,7 +149,7 @@ def run(request: Request, tell: Callable[[str, float], None], warn: Callable[[st
             tell(f"{done} of {len(everything)} records, {rate:.1f} rows/s", done / len(everything))
         seconds = time.perf_counter() - start
     answers.sort(record.id for record in everything)
-    return Result(request, len(everything), before, answered, failed, tokens, seconds, first_error)
+    return Result(request, len(everything), before, answered, failed, tokens, seconds, tuple(sorted(wrong)))
 
 
 @contextmanager
@@ -202,9 +209,10 @@ def show(result: Result, console: Console) -> None:
         console.print(f"throughput      {rows:.2f} rows/s, {tokens:.1f} tokens/s ({result.seconds:.1f} s)")
     console.print(f"answers         {escape(str(result.request.out))}", soft_wrap=True)
     if result.failed:
-        others = f" ({result.failed - 1} more failed: `error` in the answers says why)" if result.failed > 1 else ""
-        again = "Mend what is wrong with them; the same command asks those that failed again"
-        terminal.note(f"{result.first_error}{others}. {again}")
+        said = f"{in_lines(result.request.data, result.wrong)}\n" if result.wrong else ""
+        terminal.note(
+            f"{said}mend what is wrong; the same command asks again what failed (`error` in the answers says why)"
+        )
 
 
 def _rate(count: int, result: Result) -> float:

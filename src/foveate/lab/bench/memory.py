@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from foveate.amounts import amount
 from foveate.lab.terminal import CommandError
-
-GIB = 2**30
 
 
 class LiveTensors(TorchDispatchMode):
@@ -87,10 +86,11 @@ def check_fit(name: str, skeleton: nn.Module, tokens: int, dtype: torch.dtype, d
     weights = sum(parameter.numel() for parameter in skeleton.parameters()) * dtype.itemsize
     cache, free = kv_bytes(config, tokens, dtype), available(device)
     if free is not None and weights + cache > free:
+        sizes = [amount(size, "B") for size in (weights, cache, free)]
         raise CommandError(
-            f"{name} does not fit: its weights in {str(dtype).removeprefix('torch.')} need {_gib(weights)} and a KV cache of "
-            f"{tokens:,} tokens {_gib(cache)}, and {device} has {_gib(free)} free: choose a smaller --shape, another "
-            "--dtype or --device, or fewer --tokens"
+            f"{name} does not fit: its weights in {str(dtype).removeprefix('torch.')} need {sizes[0]} and a KV cache of "
+            f"{tokens:,} tokens {sizes[1]}, and {device} has {sizes[2]} free: choose a smaller --shape, another --dtype or "
+            "--device, or fewer --tokens"
         )
 
 
@@ -99,10 +99,6 @@ def give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _free() -> int | None:

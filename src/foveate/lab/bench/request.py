@@ -10,7 +10,7 @@ from pathlib import Path
 
 from foveate.errors import ConfigError
 from foveate.lab import needs, outputs
-from foveate.lab.checks import DENSE, check_all, check_device, check_dtype, check_model, check_shape
+from foveate.lab.checks import DENSE, check_all, check_attn, check_device, check_dtype, check_model, check_shape
 from foveate.lab.terminal import CommandError, check_once
 from foveate.serialise import from_json, read_text
 
@@ -87,6 +87,7 @@ def _check_measured(request: Request) -> None:
         lambda: check_methods(request),
         lambda: check_dtype(request.dtype),
         lambda: _check_device(request.device),
+        lambda: check_attn(request.attn),
         *(partial(check_shape, name) for name in request.shapes),
         *(partial(check_model, name) for name in request.models),
         lambda: check_once(shape=request.shapes, model=request.models, method=request.methods, option=request.options),
@@ -195,9 +196,9 @@ def _check_writable(option: str, path: Path) -> None:
     try:
         if not folder.is_dir():
             raise CommandError(f"there is no folder {str(folder)!r} for --{option} {path.name!r}: make it first")
-        allowed = not path.is_dir() and os.access(path if path.exists() else folder, os.W_OK)
+        allowed = not path.is_dir() and (outputs.takes_more(path) if path.exists() else outputs.takes_files(folder))
         # The result is written next to its place and moved there.
-        allowed = allowed and (option != "out" or os.access(folder, os.W_OK))
+        allowed = allowed and (option != "out" or outputs.takes_files(folder))
     except OSError:  # a name that is too long
         allowed = False
     if not allowed:

@@ -105,7 +105,7 @@ _add(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 _add(app, "methods", listing.methods, "foveate methods fastv", "foveate methods --site tower --search merge")
-_add(app, "families", listing.families, "foveate families", "foveate families --inspect aya_vision")
+_add(app, "families", listing.families, "foveate families", "foveate families --inspect my-model")
 app.add_typer(eval_app, name="eval")
 _add(eval_app, "reference", measuring.reference, "foveate eval reference -M tome -M random --budget 0.5 -t color")
 _add(

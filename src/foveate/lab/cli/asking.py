@@ -171,6 +171,7 @@ def run(
         *(partial(checks.check_at_least_1, *each) for each in counts.items()),
         lambda: words.check_one_or_trained(method, keep, option or [], method_json, adapter),
         lambda: check_asked(model, dtype, device, image or [], [] if prompt is None else [prompt]),
+        lambda: checks.check_attn(attn),
         *(
             partial(_check_overlay, folder, image or [], method, overwrite)
             for folder in (overlay,)
@@ -260,6 +261,7 @@ def report(
         lambda: words.check_many(method or [], option or [], method_json or [], keep=keep),
         lambda: checks.check_at_least_1("new-tokens", new_tokens),
         lambda: check_asked(model, dtype, device, image or [], prompt or []),
+        lambda: checks.check_attn(attn),
         lambda: checks.check_images_and_prompts(image or [], prompt or []),
         lambda: checks.check_left_out(
             given(context), ("--scenes", "--seed") if image else (), "for drawn scenes, and here are images"
@@ -391,6 +393,7 @@ def _check_files(data: Path, answers: Path, overwrite: bool) -> None:
     """What can be said of a file of questions, and of the one of their answers."""
     outputs.check_no_media("out", answers, "answers.jsonl")
     checks.check_answers(answers, data)
+    outputs.check_folder("out", answers.parent)
     if not answers.with_name(answers.name + ".settings.json").is_file():  # else they may be this run's
         outputs.check_new("out", answers, overwrite)
     records.check(data)

@@ -50,8 +50,14 @@ def families(
     """List the families of models that methods can be attached to."""
     if inspect:
         checks.check_type(inspect)
+        kind = checks.type_of(inspect)
+        if said := face.is_known(kind):
+            terminal.warn(said)
         from foveate.lab.inspection import proposal
+        from foveate.models.refused import REFUSED
 
+        if kind in REFUSED:
+            terminal.warn(f"foveate does not support the type {kind!r}, because {REFUSED[kind]}")
         found_out = proposal.inspect(inspect)
         terminal.emit(found_out.to_dict()) if json else print(found_out)
         return

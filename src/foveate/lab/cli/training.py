@@ -24,6 +24,7 @@ from foveate.lab.typed import (
     Overwrite,
     seed_option,
 )
+from foveate.training.data import check_lines
 from foveate.training.recipe import CURRICULA, Recipe
 
 RECIPE = "Recipe"
@@ -186,5 +187,8 @@ def method(name: str, says: str) -> Callable[..., None]:
 
 
 def _check_data(data: str) -> None:
-    if Path(data).suffix in (".json", ".jsonl", ".parquet") and not Path(data).is_file():
+    path = Path(data)
+    if path.suffix in (".json", ".jsonl", ".parquet") and not path.is_file():
         raise terminal.CommandError(f"there is no file {data!r}")
+    if path.suffix == ".jsonl":
+        check_lines(path)

@@ -69,19 +69,14 @@ def from_file(path: Path) -> list[Prompt]:
     Every image is read once, so that a broken one is found before a long run.
 
     Raises:
-        CommandError: with the number of the line.
+        CommandError: all that is wrong, with the numbers of the lines.
     """
-    found: list[Prompt] = []
-    for number, line in records.lines(path):
-        try:
-            found.append(_of_line(line, number, path.parent))
-        except CommandError as error:
-            raise CommandError(f"line {number} of {str(path)!r}: {error}") from None
-    names = [prompt.id for prompt in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise CommandError(f"{str(path)!r} has two prompts with the id {name!r}: give each its own, or none")
-    return found
+
+    def made(number: int, line: str) -> Prompt:
+        asked = records.question(number, line, path.parent)
+        return _prompt(asked.id, asked.images, asked.text)
+
+    return records.each(path, made)
 
 
 def from_words(images: Sequence[Path], texts: Sequence[str]) -> list[Prompt]:
@@ -158,19 +153,6 @@ def digest(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         found.update(f"{prompt.id} {prompt.digest} {prompt.sample.answer if prompt.sample else ''}".encode())
     return found.hexdigest()
-
-
-def _of_line(line: str, number: int, folder: Path) -> Prompt:
-    data = records.fields(line)
-    images = records.paths_of(data, "image")
-    if not images:
-        raise CommandError(
-            "no image: give `image`, a path, or `images`, a list of paths; without one nothing is compressed"
-        )
-    text = data.get("prompt")
-    if not isinstance(text, str):
-        raise CommandError("no `prompt`: give the text that is asked about the image")
-    return _prompt(records.name_of(data, number), tuple(folder / image for image in images), text)
 
 
 def _prompt(

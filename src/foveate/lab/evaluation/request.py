@@ -183,6 +183,7 @@ class Running:
         checks.check_all(
             lambda: checks.check_dtype(self.dtype),
             lambda: checks.check_device(self.device),
+            lambda: checks.check_attn(self.attn),
             lambda: check_at_least_1("batch-size", self.batch_size),
         )
 
@@ -233,7 +234,7 @@ class Own:
             lambda: checks.check_images_and_prompts(self.images, self.prompts),
             *(partial(prompting.check, prompt) for prompt in self.prompts),
             *(partial(prompting.open_image, image) for image in self.images),
-            *(partial(records.check, data) for data in (self.data,) if data is not None),
+            *(partial(records.questions, data) for data in (self.data,) if data is not None),
         )
 
 
