@@ -109,6 +109,8 @@ def _config(family: str) -> Any:
     config = (tiny_alike if family in tiny_alike.ALIKE else tiny).config(family, **text)
     if family == "glm4v":  # as checkpoints say; vLLM asks, transformers always has one
         config.text_config.attention_bias = True
+    if family == "glm_ocr":  # which vLLM takes for granted
+        config.vision_config.attention_bias = True
     if family in GLM:
         config.video_start_token_id, config.video_end_token_id = tiny.TOKEN_ID["<img>"], tiny.TOKEN_ID["</img>"]
     return config
