@@ -68,7 +68,7 @@ FEW = ("random", "oim", "ipcv", "adsc", "luvc", "ipcv + adsc")
 BEFORE = ("random", "oim", "ipcv")
 TILED = ("random", "stride twice", "ipcv", "adsc", "ipcv + adsc")
 #: another family but for the experts in its decoder, norms in its tower, or the processor; the same model in another format
-SIBLINGS = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm_ocr", "smolvlm", "internvl_chat")
+SIBLINGS = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm_ocr", "llava_pixtral", "smolvlm", "internvl_chat")
 #: those of which most decoder layers have a state, where no tokens leave
 STATES = ("qwen3_5", "qwen3_5_moe")
 CASES = [
@@ -88,6 +88,7 @@ IN_TEST |= dict(
     qwen2_vl=("random",), llava_siglip=("random",), llava_onevision=("ipcv + adsc",), qwen3_vl_moe=("luvc",)
 )
 IN_TEST |= dict.fromkeys((*STATES, "glm4v", "glm4v_moe", "glm_ocr"), ())  # put together like Qwen2.5-VL
+IN_TEST |= dict(llava_pixtral=())  # and like Mistral Small 3
 IN_TEST |= dict(mistral3=("luvc",))  # all images in one row
 IN_TEST |= dict.fromkeys(("idefics3", "smolvlm"), ())  # and like InternVL
 
