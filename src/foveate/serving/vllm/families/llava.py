@@ -12,7 +12,7 @@ from foveate.models import llava, llava_pixtral, llava_siglip
 from foveate.serving.plan import Item
 from foveate.serving.vllm import padded, pixtral
 from foveate.serving.vllm.engine import Engine, rows_of
-from foveate.serving.vllm.graft import skeleton
+from foveate.serving.vllm.graft import Part, skeleton
 
 
 def _rows(config: Any) -> bool:
@@ -34,13 +34,17 @@ def graft(model: Any) -> Any:
         return padded.up_to_projector(LlavaModel, model)
     base = skeleton(LlavaModel, model.config)
     pixtral.parts(base.vision_tower, model.vision_tower)
-    base.multi_modal_projector = model.multi_modal_projector
+    projector, theirs = base.multi_modal_projector, model.multi_modal_projector
+    projector.linear_1, projector.act, projector.linear_2 = Part(theirs.linear_1), theirs.act, Part(theirs.linear_2)
     return base
 
 
 def forwards(model: Any, base: Any) -> list[tuple[Any, Callable[..., Any]]]:
-    """vLLM's tower gives what that of ``base`` gives."""
-    return (pixtral if _rows(model.config) else padded).forwards(model, base)
+    """vLLM's tower gives what that of ``base`` gives; Pixtral's with the projector, behind which all rows are there again."""
+    if not _rows(model.config):
+        return padded.forwards(model, base)
+    after = base.multi_modal_projector.__call__
+    return [*pixtral.forwards(model, base, after), (model.multi_modal_projector, lambda rows: rows)]
 
 
 ENGINE = Engine(
