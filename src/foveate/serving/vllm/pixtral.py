@@ -66,7 +66,7 @@ def parts(tower: Any, own: Any) -> None:
 def forwards(
     model: Any, base: Any, after: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> list[tuple[Any, Callable[..., Any]]]:
-    """vLLM's tower gives what that of ``base`` gives, and ``after`` makes of it: rows of each image ``(patches, C)``."""
+    """vLLM's tower gives what that of ``base`` gives, and ``after (1, P, C)`` makes of it: rows of each image ``(patches, C)``."""
     own, patch = model.vision_tower, model.config.vision_config.patch_size
 
     def forward(pixel_values: Sequence[Tensor], **_: Any) -> tuple[Tensor, ...]:
@@ -74,7 +74,7 @@ def forwards(
         whole = own.patch_conv.weight.new_zeros(len(sizes), 3, max(h for h, _ in sizes), max(w for _, w in sizes))
         for canvas, image, (height, width) in zip(whole, pixel_values, sizes):
             canvas[:, :height, :width] = image
-        rows = after(base.vision_tower(whole, image_sizes=sizes).last_hidden_state[0])
+        rows = after(base.vision_tower(whole, image_sizes=sizes).last_hidden_state)[0]
         images: tuple[Tensor, ...] = rows.split([(height // patch) * (width // patch) for height, width in sizes])
         return images
 
