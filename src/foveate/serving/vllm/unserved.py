@@ -25,7 +25,7 @@ UNSERVED = {
     "compared",
     "Gemma4ForConditionalGeneration": _windows("Gemma4ForCausalLM"),
     "Gemma4UnifiedForConditionalGeneration": "it has no vision tower: patches go through its `vision_embedder` straight to the "
-    f"language model, {_windows('Gemma4ForCausalLM')}",
+    f"language model, and {_windows('Gemma4ForCausalLM')}",
     "KimiK25ForConditionalGeneration": "its `tpool_patch_merger` takes the mean of a video's frames and joins patches that "
     "stand in raster order, so foveate knows the language model alone, and has no file for that here",
     "KimiVLForConditionalGeneration": "transformers, from which foveate takes vision towers, has no such model: `KimiVLConfig` "
