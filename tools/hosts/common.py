@@ -41,7 +41,7 @@ def batch_of(name: str, count: int = 2) -> dict[str, Any]:
     if name in tiny.FAMILIES:
         return dict(tiny.inputs(name, ROWS[:count]))
     if name in tiny_alike.ALIKE:
-        return tiny_alike.inputs(name, ROWS[:count])
+        return dict(tiny_alike.inputs(name, ROWS[:count]))
     batch: dict[str, Any] = {key: x.clone() if isinstance(x, Tensor) else x for key, x in language.inputs(name).items()}
     batch["input_ids"][batch["attention_mask"] == 0] = 6  # a word for the padding
     batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
