@@ -186,7 +186,7 @@ def a_later_turn_goes_on_with_the_cache(family: str, method: Method) -> None:
     """Two turns with an image each on one cache equal both in one prompt; one guided by text removes as much."""
     if family == "paligemma":
         pytest.skip("a prefix sees all of itself: two of them are not one; see test_both_ways")
-    if family in tiny.gemma.SLIDING and not HANDS_OVER_FEATURES:
+    if tiny.slides(family) and not HANDS_OVER_FEATURES:
         pytest.skip("the masks of this transformers do not fit the sliding layers of a later turn")
     model, image = tiny.model(family), (8, 8) if family in tiny.PACKED else "image"
     both = tiny.inputs(family, [[3, image, 5, image, 4]])

@@ -10,7 +10,6 @@ import tiny
 import foveate
 from foveate import Host, Method, Site
 from foveate.errors import FoveateError
-from foveate.runtime.hosts import kinds_of as layer_kinds
 
 #: signals that are read of the attention of a layer
 AHEAD = {"next_row", "next_rows", "unrotated_row"}
@@ -65,12 +64,6 @@ def structure(method: Method) -> frozenset[Hashable]:
 
 
 @functools.cache
-def _slides(family: str) -> bool:
-    """Whether some decoder layers of its tiny model slide."""
-    return any("sliding" in kind for kind in layer_kinds(tiny.config(family)))
-
-
-@functools.cache
 def _has_experts(family: str) -> bool:
     """Whether FFNs of its tiny model are mixtures of experts."""
     text = tiny.config(family).get_text_config()
@@ -81,7 +74,7 @@ def refused(family: str | None, kinds: Collection[Hashable]) -> str:
     """Why a family is not asked for one of these kinds; "" where it is."""
     if family is None:
         return ""
-    spec, slides = foveate.list_families()[family], _slides(family)
+    spec, slides = foveate.list_families()[family], tiny.slides(family)
     if slides and ("decode", "before", "reduce") in kinds:
         return "sliding layers have no decode sites"
     if slides and "every cache" in kinds:

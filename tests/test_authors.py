@@ -165,7 +165,7 @@ def test_a_cache_that_outlives_its_handle(family: str) -> None:
 
 
 def test_decode_sites_are_in_the_report(family: str) -> None:
-    if family in tiny.gemma.SLIDING:
+    if tiny.slides(family):
         pytest.skip("sliding layers have no decode sites")
     model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 4]])
     with torch.no_grad(), foveate.compress(model, foveate.DyCoke(ratio=1.0, decode_ratio=0.5)) as handle:

@@ -339,7 +339,7 @@ PLACES = [
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_inside_a_forward(family: str, site: Site, error: str) -> None:
     """The context manager takes everything off, and the error passes unchanged."""
-    if site.at == "decode" and family in tiny.gemma.SLIDING:
+    if site.at == "decode" and tiny.slides(family):
         pytest.skip("sliding layers have no decode sites")
     if site.at == "pixels" and family in tiny.tiles.OVIS:
         pytest.skip("its tower takes images of one size")

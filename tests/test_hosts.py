@@ -67,3 +67,13 @@ def test_what_is_not_expected_is_said() -> None:
         "stride: d failed: z, and in stock transformers passed",
         "stride: e missing, and in stock transformers skipped",
     ]
+
+
+def test_what_is_expected_is_written_for_what_ran() -> None:
+    expected = {
+        "stock": ["common::a::fails", "common::a::mended", "common::other::fails"],
+        "passed": {"a": 9, "other": 3},
+    }
+    stock = {"common::a::fails": "failed: x", "common::a::mended": "passed", "common::b::works": "passed"}
+    DRIVER["update"](expected, {"stock": stock, "everything": stock})
+    assert expected == {"stock": ["common::a::fails", "common::other::fails"], "passed": {"a": 1, "b": 1, "other": 3}}

@@ -16,6 +16,7 @@ import saved
 import tiny
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from snapshot import state_of
 
 import foveate
@@ -40,6 +41,35 @@ def test_saving_the_model_says_that_the_method_is_left_out(tmp_path: Path) -> No
         model.save_pretrained(tmp_path / "b")
     written = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "ab"]
     assert written[0] == written[1]
+
+
+#: family -> beginnings of names of weights, and what they were when most checkpoints were written
+OLD = {
+    "llava": {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    },
+    "qwen2_5_vl": {"model.language_model.": "model.", "model.visual.": "visual."},
+}
+OLD["mistral3"] = OLD["llava"] | {"model.vision_tower.": "vision_tower."}
+OLD["internvl"] = OLD["mistral3"]
+
+
+@pytest.mark.parametrize("family", OLD)
+def test_weights_under_old_names_load(family: str, tmp_path: Path) -> None:
+    model, batch = tiny.model(family, fresh=True), tiny.inputs(family, [["image", 3]])
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for new, old in OLD[family].items():
+        weights = {(old + name[len(new) :] if name.startswith(new) else name): x for name, x in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = type(model).from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    with foveate.compress(model, "stride"):
+        want = tiny.text_logits(model, batch)
+    with foveate.compress(loaded, "stride"):
+        assert torch.equal(tiny.text_logits(loaded, batch), want)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

@@ -105,11 +105,11 @@ SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
 )
 def test_sites_that_make_sense(family: str, site: Site) -> None:
     """Every place takes a method, with no signal and with each that it can give."""
-    if site.at == "decode" and family in tiny.gemma.SLIDING:
+    if site.at == "decode" and tiny.slides(family):
         pytest.skip("sliding layers have no decode sites")
     if site.at == "cache":
         layers = tiny.of_attention(family, range(tiny.LAYERS))
-        site = replace(site, layer=next(i for i in layers if not tiny.gemma.window(family, i)))
+        site = replace(site, layer=next(i for i in layers if not tiny.window(family, i)))
     if site.at == "pixels" and family in tiny.tiles.OVIS:
         pytest.skip("its tower takes images of one size")
     model, batch = tiny.model(family), tiny.inputs(family, ROWS)

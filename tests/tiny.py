@@ -93,6 +93,19 @@ def config(family: str, **text: Any) -> Any:
     return GROUP[family].config(family, usual | text)
 
 
+def window(family: str, layer: int) -> int | None:
+    """How many tokens of the past the cache of a layer holds, or None: all."""
+    text = config(family).get_text_config()
+    kinds = getattr(text, "layer_types", None) or ("full_attention",)
+    return int(text.sliding_window) - 1 if "sliding" in kinds[layer % len(kinds)] else None
+
+
+@cache
+def slides(family: str) -> bool:
+    """Whether some decoder layers of its model slide."""
+    return any(window(family, layer) for layer in range(LAYERS))
+
+
 def build(config: Any, impl: str = "sdpa", seed: int = 0, cls: Any = None) -> PreTrainedModel:
     """A model, of its family's class or another, with random weights: large enough that every token and position matters to
     the logits."""

@@ -32,7 +32,6 @@ KINDS4 = [
 ]  # of Gemma 4: a full one last
 FAMILIES = tuple(SIDE)
 POOLED = ("gemma3",)
-SLIDING = ("gemma3", "gemma4")  # the latter has a file of its own, `tiny_gemma4`
 CLASSES: dict[str, Any] = {
     "paligemma": PaliGemmaForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
@@ -104,13 +103,6 @@ def process(family: str, processor: Any, images: list[list[Any]], texts: list[st
         if flat:
             found["pixel_values"] = processor.image_processor(flat, return_tensors="pt")["pixel_values"]
     return found
-
-
-def window(family: str, layer: int) -> int | None:
-    """How many tokens of the past the cache of a layer holds, or None: all."""
-    kinds = KINDS4 if family == "gemma4" else KINDS
-    sliding = family in SLIDING and kinds[layer % len(kinds)] == "sliding_attention"
-    return WINDOW - 1 if sliding else None
 
 
 def types_of_generated(family: str) -> int:

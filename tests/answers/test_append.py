@@ -146,7 +146,7 @@ def test_it_has_every_property(family: str, name: str, check: Property) -> None:
 @pytest.mark.parametrize("family", [family for family in tiny.STRUCTURES if family not in tiny.WHOLE])
 def test_every_structure(family: str) -> None:
     """Tiles and their newlines, features that are added between layers, layers with a state; or one sentence."""
-    if family in tiny.gemma.SLIDING:
+    if tiny.slides(family):
         refused(tiny.model(family), CASES["cut"], UnsupportedSiteError, "voco appends tokens, and a sliding layer")
         return
     for method in (CASES["behind"], CASES["cut"]):

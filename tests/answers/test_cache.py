@@ -179,7 +179,7 @@ def test_keeping_everything(family: str) -> None:
 def test_every_kind_of_family(family: str) -> None:
     """At its first layer with keys that do not slide; the answer's first word is the stock model's."""
     model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
-    layer = next(i for i in tiny.of_attention(family, range(tiny.LAYERS)) if not tiny.gemma.window(family, i))
+    layer = next(i for i in tiny.of_attention(family, range(tiny.LAYERS)) if not tiny.window(family, i))
     with torch.no_grad():
         stock = generate(model, batch, **LOGITS)
         with foveate.compress(model, Watched(layers=(layer,))) as handle:

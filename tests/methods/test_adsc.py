@@ -173,7 +173,7 @@ def test_cache_lengths_follow_from_the_grid_alone(family: str, pattern: Any) -> 
     with torch.no_grad(), foveate.compress(model, method):
         cache = model(**batch, use_cache=True).past_key_values
     text = batch["input_ids"].shape[1] - n
-    held = [min(text + n, tiny.gemma.window(family, i) or text + n) for i, n in enumerate(expected)]
+    held = [min(text + n, tiny.window(family, i) or text + n) for i, n in enumerate(expected)]
     assert [entry.keys.shape[-2] for entry in tiny.entries(cache)] == tiny.of_attention(family, held)
 
 

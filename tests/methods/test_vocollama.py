@@ -21,7 +21,7 @@ from foveate.training.relaxed import Relaxed, Tape
 MANY = VoCoLLaMA(keep=0.2)
 METHODS = [MANY, AdaptiveVoCo(keep=0.2)]
 #: those whose language model may hold more tokens than the prompt has, in attention alone
-READERS = [family for family in tiny.STRUCTURES if family not in (*tiny.gemma.SLIDING, *tiny.RECURRENT)]
+READERS = [family for family in tiny.STRUCTURES if not tiny.slides(family) and family not in tiny.RECURRENT]
 
 
 def without_pixels(batch: dict[str, Tensor]) -> dict[str, Any]:

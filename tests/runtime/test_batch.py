@@ -19,7 +19,7 @@ def test_cache_lengths_are_the_schedule(family: str) -> None:
         cache = model(**batch).past_key_values
         report = handle.report()
     expected = [text + n for n in (visual, visual, half, half, quarter, quarter)]
-    held = [min(n, tiny.gemma.window(family, i) or n) for i, n in enumerate(expected)]
+    held = [min(n, tiny.window(family, i) or n) for i, n in enumerate(expected)]
     held, entries = tiny.of_attention(family, held), tiny.entries(cache)
     assert [entry.keys.shape[-2] for entry in entries] == held
     assert [entry.get_seq_length() for entry in entries] == [text + visual] * len(held)

@@ -165,7 +165,7 @@ def test_a_mask_that_is_left_out_means_both_directions(rows: Any) -> None:
 @pytest.mark.parametrize("family", GEMMA)
 def test_a_later_turn_is_that_of_stock_with_hidden_keys(family: str, impl: str) -> None:
     """A turn sees the survivors of the turn before; its own image, too, is reduced, and sees itself."""
-    if family in tiny.gemma.SLIDING and not HANDS_OVER_FEATURES:
+    if tiny.slides(family) and not HANDS_OVER_FEATURES:
         pytest.skip("the masks of this transformers do not fit the sliding layers of a later turn")
     model, both = tiny.model(family, impl), tiny.inputs(family, [[3, "image", 5, "image", 4]])
     visual = tiny.visual_mask(family, both)

@@ -16,7 +16,7 @@ from foveate.runtime.cache import KVIndex
 from foveate.runtime.layout import Rows, frames, tokens_of
 
 
-@pytest.fixture(params=[family for family in tiny.FAMILIES if family not in tiny.gemma.SLIDING])
+@pytest.fixture(params=[family for family in tiny.FAMILIES if not tiny.slides(family)])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

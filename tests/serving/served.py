@@ -43,7 +43,8 @@ saved.PLACES["llava_onevision"] = ("<image>\n", "<|video_pad|>\n")
 for name in ("qwen3_5", "qwen3_5_moe"):
     saved.PLACES[name], saved.KIND[name], saved.VIDEO[name] = saved.PLACES["qwen3_vl"], "Qwen3VL", "Qwen3VL"
 IDEFICS = ("idefics3", "smolvlm")
-for name in (*IDEFICS, "mistral3"):
+PIXTRAL = {"mistral3": 2, "llava_pixtral": 1}  # patches along a token
+for name in (*IDEFICS, *PIXTRAL):
     saved.PLACES[name] = ("<image>", "")
 GLM = ("glm4v", "glm4v_moe", "glm_ocr")
 for name in GLM:
@@ -90,7 +91,7 @@ def folder(family: str) -> Path:
     (path / "processor_config.json").write_text(json.dumps(described))
     # vLLM knows the names, and the order of dimensions, of checkpoints on the hub, which are older; transformers knows both.
     weights = load_file(path / "model.safetensors")
-    if family.startswith("llava"):
+    if family.startswith("llava") and family not in PIXTRAL:
         weights = {name.replace("vision_tower.", "vision_tower.vision_model."): x for name, x in weights.items()}
     if family == "qwen3_vl_moe":
         weights = {name: x.mT.contiguous() if ".experts." in name else x for name, x in weights.items()}
@@ -104,11 +105,15 @@ def _config(family: str) -> Any:
         text["intermediate_size"] = 3 * HIDDEN
     if family.startswith("qwen3_5"):  # vLLM's states of layers without attention are of bfloat16 on a CPU
         text["layer_types"] = ["full_attention"] * tiny.LAYERS
+    if family == "glm4v_moe":  # as checkpoints say
+        text |= dict(head_dim=HIDDEN // 4, use_qk_norm=False)
     if family == "mistral3":  # and its norm in the projector is not told
         text["rms_norm_eps"] = 1e-5
     config = (tiny_alike if family in tiny_alike.ALIKE else tiny).config(family, **text)
     if family == "glm4v":  # as checkpoints say; vLLM asks, transformers always has one
         config.text_config.attention_bias = True
+    if family == "glm_ocr":  # which vLLM takes for granted
+        config.vision_config.attention_bias = True
     if family in GLM:
         config.video_start_token_id, config.video_end_token_id = tiny.TOKEN_ID["<img>"], tiny.TOKEN_ID["</img>"]
     return config
@@ -126,10 +131,15 @@ def _processor(family: str) -> Any:
             pytest.importorskip("num2words")
             made["video_processor"] = transformers.SmolVLMVideoProcessor()
         return getattr(transformers, f"{kind}Processor")(**made)
-    if family == "mistral3":
+    if family in PIXTRAL:
         pixtral = transformers.PixtralImageProcessor(patch_size=tiny.PATCH, size={"longest_edge": 16 * tiny.PATCH})
         made = dict(image_processor=pixtral, tokenizer=saved._tokenizer(family), patch_size=tiny.PATCH)
-        made |= dict(spatial_merge_size=2, image_token="<image>", image_break_token="<img>", image_end_token="</img>")
+        made |= dict(
+            spatial_merge_size=PIXTRAL[family],
+            image_token="<image>",
+            image_break_token="<img>",
+            image_end_token="</img>",
+        )
         return transformers.PixtralProcessor(**made)
     if family not in ("llava_siglip", "llava_onevision"):
         return saved._processor(family)

@@ -60,16 +60,17 @@ EVERYTHING = IPCV(ratio=1.0) + ADSC(keep=1.0)
 
 FAMILIES = (
     *("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v", "llava", "llava_siglip", "internvl", "idefics3"),
+    "mistral3",
     *("llava_next", "llava_onevision"),
 )
 #: elsewhere one for each place where a method may act; where tiles are put together, none that leaves holes in the tower
 FEW = ("random", "oim", "ipcv", "adsc", "luvc", "ipcv + adsc")
 BEFORE = ("random", "oim", "ipcv")
 TILED = ("random", "stride twice", "ipcv", "adsc", "ipcv + adsc")
-#: another family but for the experts in its decoder, or the processor; the same model in another format
-SIBLINGS = ("qwen3_vl_moe", "smolvlm", "internvl_chat")
+#: another family but for the experts in its decoder, norms in its tower, or the processor; the same model in another format
+SIBLINGS = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm_ocr", "llava_pixtral", "smolvlm", "internvl_chat")
 #: those of which most decoder layers have a state, where no tokens leave
-STATES = ("qwen3_5",)
+STATES = ("qwen3_5", "qwen3_5_moe")
 CASES = [
     (family, name)
     for family in FAMILIES
@@ -86,7 +87,9 @@ IN_TEST = {"qwen2_5_vl": KINDS, "qwen3_vl": BOTH, "llava": BOTH, "internvl": BOT
 IN_TEST |= dict(
     qwen2_vl=("random",), llava_siglip=("random",), llava_onevision=("ipcv + adsc",), qwen3_vl_moe=("luvc",)
 )
-IN_TEST |= dict.fromkeys((*STATES, "glm4v"), ())  # put together like Qwen2.5-VL
+IN_TEST |= dict.fromkeys((*STATES, "glm4v", "glm4v_moe", "glm_ocr"), ())  # put together like Qwen2.5-VL
+IN_TEST |= dict(llava_pixtral=())  # and like Mistral Small 3
+IN_TEST |= dict(mistral3=("luvc",))  # all images in one row
 IN_TEST |= dict.fromkeys(("idefics3", "smolvlm"), ())  # and like InternVL
 
 

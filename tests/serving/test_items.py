@@ -28,6 +28,21 @@ def test_features_that_are_no_patches_stay() -> None:
     assert LINES.kept((0, 0)) == [7, 11]
 
 
+def test_text_that_ends_lines_counts_as_features() -> None:
+    """Of Pixtral's images, whether their pixels are there or not; of others it is text."""
+    pytest.importorskip("vllm")
+    from foveate.serving.vllm.pixtral import shape
+    from foveate.serving.vllm.prompt import INSIDE, inside_of
+
+    config, ids = tiny.config("mistral3"), torch.tensor([-1, -1, -1, 7, -1, -1, -1, 8])
+    lines = Item(grid=((1, 2, 3),), tower=((1, 2, 3),), gaps=((3, 1), (6, 1)))
+    cell = 2 * config.vision_config.patch_size
+    for data in ({INSIDE: ids}, {INSIDE: ids, "pixel_values": torch.zeros(3, 2 * cell, 3 * cell)}):
+        assert shape(config, "image", data, 6) == lines
+    assert inside_of(lines, ids).all()
+    assert torch.equal(inside_of(Item(lines.grid, lines.tower), ids), ids < 0)
+
+
 @pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
 def test_methods_that_leave_holes_among_tiles_are_refused(name: str) -> None:
     config, family = tiny.config(name), list_families()[name]

@@ -20,12 +20,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 import foveate
 from foveate import OIM, DivPrune, Stride
-from foveate.models import list_families
+from foveate.models import family_of, list_families
 
+#: Sites where features meet text, and between decoder layers, none of which removes anything.
+LATER = DivPrune(keep=1.0) + Stride(ratio=1.0, layers=(0, 1))
 MODES: dict[str, Any] = {
     "stock": None,
-    # A site in the tower, one where features meet text, and two between decoder layers, none of which removes anything.
-    "everything": OIM(keep=1.0) + DivPrune(keep=1.0) + Stride(ratio=1.0, layers=(0, 1)),
+    "everything": OIM(keep=1.0) + LATER,  # and one in the tower
     "stride": Stride(keep=0.5),
 }
 CALLS = ("__call__", "generate", "get_image_features", "get_video_features")
@@ -43,7 +44,8 @@ def _entry(cls: type[Any], name: str) -> None:
     @wraps(stock)
     def run(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         if self not in handles and type(self) is cls:
-            handles[self] = foveate.compress(self, method)
+            blind = method is MODES["everything"] and family_of(self.config).tower.unseen
+            handles[self] = foveate.compress(self, LATER if blind else method)
         return stock(self, *args, **kwargs)
 
     setattr(cls, name, run)
@@ -64,7 +66,7 @@ def _exit(cls: type[Any], name: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if method is None:
         return
-    names = {NAMES[family.model_type] for family in list_families().values() if family.model_type in NAMES}
+    names = {NAMES[each] for family in list_families().values() for each in family.types if each in NAMES}
     stock = PreTrainedModel.__init__
 
     @wraps(stock)

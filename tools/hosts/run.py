@@ -3,12 +3,14 @@
 ``python tools/hosts/run.py`` fetches the source distribution of the installed transformers into build/hosts and runs its
 common model tests on tiny models of ours (`common.py`). A distribution carries no tests of single models and none of
 `generate`, so the two modules that the common tests import from there, ``exporters.test_export`` and
-``generation.test_utils``, are stand-ins with empty mixins. ``--transformers CHECKOUT`` runs, in a source checkout of the same
-version, its real tests of our families, those of `generate` among them.
+``generation.test_utils``, are stand-ins with empty mixins. ``--generate CHECKOUT`` takes the latter from a source checkout, of
+this version or one near it, and runs what it asks of `generate`. ``--transformers CHECKOUT`` runs, in a source checkout of the
+same version, its real tests of our families.
 
 Each runs three times (`attach.MODES`): stock, with a method that keeps everything, and with ``Stride(keep=0.5)``. With
-everything kept, no test may end in another way than in stock transformers. What ends in another way with half of the tokens
-is in ``expected/<version>.json``, by pattern, with the reason. ``--write`` takes what fails in stock transformers for expected.
+everything kept, no test may end in another way than in stock transformers, unless it compiles. What ends in another way is in
+``expected/<version>.json`` (``-generate``, ``-checkout``), by pattern, with the reason. ``--write`` takes what fails in stock
+transformers for expected, and counts there what passed with everything kept, for each family.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import argparse
 import fnmatch
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,11 +38,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "hosts"
 MODES = ("stock", "everything", "stride")  # of `attach`, the first to compare with
-STAND_INS = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
+GENERATE = "generation/test_utils.py"
+STAND_INS = {
+    "exporters/test_export.py": ("ExportTesterMixin", "ExportGenerateTesterMixin"),
+    GENERATE: ("GenerationTesterMixin",),
+}
 
 
-def fetch(version: str) -> Path:
-    """The unpacked source distribution, with stand-ins for what its tests import and it does not carry."""
+def fetch(version: str, generate: Path | None = None) -> Path:
+    """The unpacked source distribution, with stand-ins for what its tests import and it does not carry; ``generate`` is a
+    checkout that has the tests of that name."""
     folder = BUILD / f"transformers-{version}"
     if not folder.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -46,16 +55,18 @@ def fetch(version: str) -> Path:
         subprocess.run([*pip, "--dest", str(BUILD), f"transformers=={version}"], check=True)
         with tarfile.open(BUILD / f"transformers-{version}.tar.gz") as archive:
             archive.extractall(BUILD, filter="data")
-    for path, name in STAND_INS.items():
+    for path, names in STAND_INS.items():
         file = folder / "tests" / path
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f'"""A stand-in."""\n\n\nclass {name}:\n    pass\n')
+        file.write_text('"""A stand-in."""\n' + "".join(f"\n\nclass {name}:\n    pass\n" for name in names))
+    if generate:
+        shutil.copy(generate / "tests" / GENERATE, folder / "tests" / GENERATE)
     return folder
 
 
 def files_of(checkout: Path) -> list[Path]:
     """The tests of our families in a source checkout; those of `generate` are in them, by a mixin."""
-    kinds = {family.model_type for family in list_families().values()} & {*CONFIG_MAPPING}
+    kinds = {each for family in list_families().values() for each in family.types} & {*CONFIG_MAPPING}
     folders = sorted({CONFIG_MAPPING[kind].__module__.split(".")[-2] for kind in kinds})  # as in transformers/models
     return [
         file for name in folders for file in sorted((checkout / "tests" / "models" / name).glob("test_modeling_*.py"))
@@ -85,14 +96,14 @@ def run(mode: str, files: Sequence[Path], root: Path, more: Sequence[str] = ()) 
 
 
 def compare(found: Mapping[str, Mapping[str, str]], expected: Mapping[str, Any]) -> list[str]:
-    """What is not as expected, a line each. ``expected``: ``stock``, names; ``stride``, pattern -> reason."""
+    """What is not as expected, a line each. ``expected``: ``stock``, names; the other modes, pattern -> reason."""
     stock, lines = found["stock"], []
     failing = {name for name, outcome in stock.items() if outcome.startswith("failed")}
     listed = {*expected["stock"]} & {*stock}
     lines += [f"stock: {name} {stock[name]}" for name in sorted(failing - listed)]
     lines += [f"stock: {name} is listed as failing, and does not" for name in sorted(listed - failing)]
     for mode in ("everything", "stride"):
-        reasons = expected["stride"] if mode == "stride" else {}
+        reasons = expected.get(mode, {})
         for name in sorted({*found[mode]} | {*stock} if mode in found else ()):
             now, before = found[mode].get(name, "missing"), stock.get(name, "missing")
             if now.split(":")[0] == before.split(":")[0] or any(fnmatch.fnmatch(name, pattern) for pattern in reasons):
@@ -101,29 +112,43 @@ def compare(found: Mapping[str, Mapping[str, str]], expected: Mapping[str, Any])
     return lines
 
 
+def update(expected: dict[str, Any], found: Mapping[str, Mapping[str, str]]) -> None:
+    """Take what was found for expected: what fails in stock transformers, and how many tests passed with everything kept, by
+    family. What did not run stays as it is."""
+    stock, kept = found["stock"], found.get("everything", {})
+    failing = {name for name, outcome in stock.items() if outcome.startswith("failed")}
+    expected["stock"] = sorted(({*expected["stock"]} - {*stock}) | failing)
+    passed = Counter(name.split("::")[1] for name, outcome in kept.items() if outcome == stock.get(name) == "passed")
+    expected["passed"] = dict(sorted({**expected.get("passed", {}), **passed}.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--transformers", type=Path, help="a source checkout, whose own tests are run")
+    parser.add_argument(
+        "--generate", type=Path, help="a source checkout, whose tests of `generate` our tiny models get, too"
+    )
     parser.add_argument("--modes", default=",".join(MODES), help="those to compare with stock: everything, stride")
     parser.add_argument("--write", action="store_true", help="take what fails in stock transformers for expected")
     parser.add_argument("-k", default="", help="as pytest's")
     options = parser.parse_args()
     version = transformers.__version__
-    root = options.transformers.resolve() if options.transformers else fetch(version)
+    root = options.transformers.resolve() if options.transformers else fetch(version, options.generate)
     BUILD.mkdir(parents=True, exist_ok=True)
     files = files_of(root) if options.transformers else [HERE / "common.py"]
     if not files:
         raise SystemExit(
             f"{root} has no tests of our families under tests/models: give a source checkout of transformers {version}"
         )
-    name = f"{version}-checkout.json" if options.transformers else f"{version}.json"
-    listed = HERE / "expected" / name
+    kind = "-checkout" if options.transformers else "-generate" if options.generate else ""
+    listed = HERE / "expected" / f"{version}{kind}.json"
     expected = json.loads(listed.read_text()) if listed.exists() else {"stock": [], "stride": {}}
     modes = [mode for mode in MODES if mode == "stock" or mode in options.modes.split(",")]
-    found = {mode: run(mode, files, root, ["-k", options.k] if options.k else []) for mode in modes}
+    more = [*(["-k", options.k] if options.k else []), *(["-m", "generate"] if options.generate else [])]
+    found = {mode: run(mode, files, root, more) for mode in modes}
     (BUILD / "outcomes.json").write_text(json.dumps(found, indent=1))
     if options.write:
-        expected["stock"] = sorted(name for name, outcome in found["stock"].items() if outcome.startswith("failed"))
+        update(expected, found)
         listed.write_text(json.dumps(expected, indent=1) + "\n")
     lines = compare(found, expected)
     print("\n".join(lines) or f"{len(found['stock'])} tests of transformers {version} end as expected")

@@ -18,14 +18,17 @@ from foveate.serving.plan import Plan, make_plan
 ENGINES = ROOT / "src" / "foveate" / "serving" / "vllm" / "families"
 NAMES = {
     "glm4v": "GLM-4.1V",
+    "glm4v_moe": "GLM-4.5V",
     "idefics3": "Idefics3",
     "internvl": "InternVL",
     "llava": "LLaVA-1.5",
     "llava_next": "LLaVA-NeXT",
     "llava_onevision": "LLaVA-OneVision",
+    "mistral3": "Mistral 3",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen2_vl": "Qwen2-VL",
     "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5 MoE",
     "qwen3_vl": "Qwen3-VL",
     "qwen3_vl_moe": "Qwen3-VL MoE",
     "smolvlm": "SmolVLM",

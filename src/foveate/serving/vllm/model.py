@@ -32,10 +32,10 @@ class Foveated:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Features of each image or video, fewer and with columns."""
-        kwargs.pop(INSIDE, None)
+        ids = kwargs.pop(INSIDE, ())
         choice = choice_of(kwargs, self.foveate.plan)
         kwargs.pop(CHOICE, None)
-        return self.foveate.vision(super().embed_multimodal, kwargs, choice)  # type: ignore[misc]
+        return self.foveate.vision(super().embed_multimodal, kwargs, choice, ids)  # type: ignore[misc]
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None

@@ -19,7 +19,7 @@ from foveate.errors import InputError
 from foveate.serving.budgets import KEY, SERVERS, Choice, asked, of_picture
 from foveate.serving.plan import Item, Plan
 from foveate.serving.profiles import most_asked
-from foveate.serving.vllm.prompt import CHOICE, INSIDE, chosen
+from foveate.serving.vllm.prompt import CHOICE, INSIDE, chosen, inside_of
 from foveate.serving.vllm.rope import FACTOR, beyond
 
 Shape = Callable[[str, Mapping[str, Any], int], Item]
@@ -115,9 +115,11 @@ class Shortener:
     def _shorter(self, update: Any, modality: str, kwargs: Any, choice: Choice) -> Any:
         full, is_embed, plan = list(update.content.full), update.content.is_embed, self.plan.of(choice)
         embeds = torch.ones(len(full), dtype=torch.bool) if is_embed is None else is_embed(full)
+        ids = torch.tensor(full).masked_fill(embeds, -1)
+        kwargs[INSIDE] = MultiModalFieldElem(ids, MultiModalBatchedField(keep_on_cpu=True))
+        item = self.shape(modality, kwargs.get_data(), int(embeds.sum()))
+        embeds = inside_of(item, ids)
         places = embeds.nonzero().flatten().tolist()
-        kwargs[INSIDE] = MultiModalFieldElem(embeds, MultiModalBatchedField(keep_on_cpu=True))
-        item = self.shape(modality, kwargs.get_data(), len(places))
         if choice != SERVERS:  # shared, so that the engine encodes images at once whose prompts ask for the same
             shared = MultiModalSharedField(batch_size=1, keep_on_cpu=True)
             kwargs[CHOICE] = MultiModalFieldElem(chosen(choice, self.plan), shared)

@@ -20,7 +20,7 @@ from foveate.serving.plan import Item, Plan
 from foveate.serving.vllm.engine import Engine
 
 Ints = NDArray[np.int64]
-#: field of an image or video, for the host: ``(L,)`` bool, which places of its range without a method are features, not text
+#: field of an image or video: ``(L,)`` int64, the ids of the text in its range without a method, -1: a feature
 INSIDE = "foveate_inside"
 #: another one, for host and model: ``(2,)`` fp64, the budget that its prompt asks for and the number of the profile, -1: none
 CHOICE = "foveate_choice"
@@ -98,8 +98,8 @@ class Prompt:
         found = []
         for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
             data = feature.data.get_data()
-            inside = data[INSIDE].numpy()
-            item = engine.shape(config, feature.modality, data, int(inside.sum()))
+            item = engine.shape(config, feature.modality, data, int((data[INSIDE] < 0).sum()))
+            inside = inside_of(item, data[INSIDE]).numpy()
             found.append((replace(item, choice=choice_of(data, plan)), feature, inside))
         return cls(plan, found)
 
@@ -125,6 +125,16 @@ class Prompt:
         if not len(self.gaps) or start >= self.gaps[-1]:
             return np.full(end - start, self.missing[-1])
         return self.missing[np.searchsorted(self.gaps, np.arange(start, end), side="right")]
+
+
+def inside_of(item: Item, ids: Tensor) -> Tensor:
+    """Tell which places of the range ``ids (L,)`` of an item, as in `INSIDE`, are its features: ``(L,)`` bool.
+
+    Text between the lines of an image is among them where the item says so (`Item.gaps`): how much of a line stays is known no
+    sooner than its features, and text that were in the prompt would stand among the wrong ones.
+    """
+    inside = ids < 0
+    return inside if int(inside.sum()) == item.features else torch.ones_like(inside)
 
 
 def chosen(choice: Choice, plan: Plan) -> Tensor:

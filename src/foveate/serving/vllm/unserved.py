@@ -18,10 +18,6 @@ def _windows(decoder: str) -> str:
     )
 
 
-def _untried(tower: str) -> str:
-    return f"answers with the parts of its `{tower}` in transformers' tower have not been compared with those of transformers"
-
-
 #: Each sentence names, in backticks, what to look for in vLLM's code.
 UNSERVED = {
     "Gemma3ForConditionalGeneration": _windows("Gemma3ForCausalLM")
@@ -30,8 +26,6 @@ UNSERVED = {
     "Gemma4ForConditionalGeneration": _windows("Gemma4ForCausalLM"),
     "Gemma4UnifiedForConditionalGeneration": "it has no vision tower: patches go through its `vision_embedder` straight to the "
     f"language model, and {_windows('Gemma4ForCausalLM')}",
-    "Glm4vMoeForConditionalGeneration": _untried("Glm4vVisionTransformer"),
-    "GlmOcrForConditionalGeneration": _untried("GlmOcrVisionTransformer"),
     "KimiK25ForConditionalGeneration": "its `tpool_patch_merger` takes the mean of a video's frames and joins patches that "
     "stand in raster order, so foveate knows the language model alone, and has no file for that here",
     "KimiVLForConditionalGeneration": "transformers, from which foveate takes vision towers, has no such model: `KimiVLConfig` "
@@ -42,14 +36,12 @@ UNSERVED = {
     "stand for no place of it",
     "MiniCPMV4_6ForConditionalGeneration": _PIECES,
     "MiniCPMV4_7ForConditionalGeneration": _PIECES,
-    "Mistral3ForConditionalGeneration": _untried("PixtralHFVisionModel"),
     "PaliGemmaForConditionalGeneration": "at most the image of a prompt sees all of itself in vLLM (`is_mm_prefix_lm`), and in "
     "transformers, with which answers are compared, the whole prompt does",
     "Phi4MMForCausalLM": "vLLM leaves its adapters for images and for sound out of the model (`hf_to_vllm_mapper`), "
     f"{_NOR_THERE}",
     "PixtralForConditionalGeneration": "its vision tower rotates pairs of neighbouring channels (`apply_rotary_emb_vit`), and "
     "that of transformers pairs that are half a head apart",
-    "Qwen3_5MoeForConditionalGeneration": _untried("Qwen3_VisionTransformer"),
 }
 
 

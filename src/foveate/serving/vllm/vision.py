@@ -34,6 +34,7 @@ class Vision:
 
     def __init__(self, model: Any, engine: Engine, plan: Plan) -> None:
         self.engine, self.plan, self.config = engine, plan, model.config
+        self.words: Callable[[Tensor], Tensor] = model.embed_input_ids
         self.width: int = model.config.get_text_config().hidden_size
         self.tower: Tower | None = None
         self.forwards: list[tuple[Any, Callable[..., Any]]] = []
@@ -56,13 +57,16 @@ class Vision:
         finally:
             self._install()
 
-    def __call__(self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], choice: Choice) -> list[Tensor]:
+    def __call__(
+        self, embed: Callable[..., Sequence[Tensor]], kwargs: dict[str, Any], choice: Choice, ids: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Features of each image or video, as the language model gets them, columns beside them.
 
         Args:
             embed: the model's function that encodes them.
             kwargs: its arguments.
             choice: what the prompts of all of them ask for.
+            ids: of the text in the range of each, as in `prompt.INSIDE`.
         """
         plan, records = self.plan.of(choice), []
         if self.tower is not None:
@@ -74,7 +78,7 @@ class Vision:
             return outputs
         facts = self.engine.facts(kwargs) or [("image", {})] * len(outputs)
         items = [self.engine.shape(self.config, *fact, len(out)) for fact, out in zip(facts, outputs)]
-        full, rest = _tokens(outputs, items, records)
+        full, rest = _tokens(outputs, items, records, self._between(items, ids, outputs))
         if all(map(plan.shortens, items)):
             return self._shortened(plan, full, rest, items)
         with self._stock():
@@ -84,8 +88,15 @@ class Vision:
             if plan.shortens(item):
                 found += self._shortened(plan, _only(full, items, i), rests[i], [item])
             else:
-                found += _rows(*_tokens([stock[i]], [item], []), [item])
+                text = self._between([item], ids[i : i + 1], [stock[i]])
+                found += _rows(*_tokens([stock[i]], [item], [], text), [item])
         return found
+
+    def _between(self, items: Sequence[Item], ids: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor | None:
+        """Embed the text between the lines of the items' images, ``(W, C)``, where it counts as features; else None."""
+        if all(item.features == len(out) for item, out in zip(items, outputs)):
+            return None
+        return self.words(torch.cat([each[each >= 0] for each in ids]).to(outputs[0].device))
 
     def _shortened(self, plan: Plan, tokens: Tokens, rest: Tensor, items: Sequence[Item]) -> list[Tensor]:
         if plan.leaves_holes:
@@ -103,14 +114,17 @@ class Vision:
         return _rows(replace(tokens, hidden=torch.cat([tokens.hidden, further], dim=1)), rest, items)
 
 
-def _tokens(outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record]) -> tuple[Tokens, Tensor]:
-    """All tokens of the items, those that have left marked, and the features that stand for no patch."""
+def _tokens(
+    outputs: Sequence[Tensor], items: Sequence[Item], records: Sequence[Record], between: Tensor | None
+) -> tuple[Tokens, Tensor]:
+    """All tokens of the items, those that have left marked, and the features that stand for no patch, which are ``between`` or
+    among the ``outputs``."""
     features = torch.cat(list(outputs))
     known = [record.hole for record in records if record.hole is not None]
     if known:
         features = mark(features, torch.cat(known).to(features.device), encoding=0)
-    hidden, rest = features, features[:0]
-    if any(item.gaps for item in items):
+    hidden, rest = features, features[:0] if between is None else between.to(features)
+    if between is None and any(item.gaps for item in items):
         patch = torch.cat([item.patches() for item in items])
         hidden, rest = (features[which.nonzero().flatten().to(features.device)] for which in (patch >= 0, patch < 0))
     tokens = replace(tokens_of(frames([view for item in items for view in item.grid]), hidden.device), hidden=hidden)
