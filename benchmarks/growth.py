@@ -58,11 +58,11 @@ def one(tokens: int) -> tuple[int, int, int]:
 
 #: What grows -> its sizes, smallest first -> the images of each row: (frames, height, width) in tokens.
 AXES: dict[str, dict[int, list[Grids]]] = {
-    "visual tokens": {n: [[one(n)]] for n in (256, 1024, 4096, 16384)},
-    "images in a row": {n: [[one(256)] * n] for n in (1, 4, 16, 64)},
-    "small images beside a large one": {n: [[one(1024), *[one(16)] * n]] for n in (4, 16, 64)},
-    "frames of a video": {n: [[(n // 2, 8, 8)]] for n in (16, 64, 256)},
-    "rows of a batch": {n: [[one(256)]] * n for n in (1, 4, 16)},
+    "visual tokens": {n: [[one(n)]] for n in (256, 1024, 2048, 4096, 8192, 16384)},
+    "images in a row": {n: [[one(256)] * n] for n in (1, 4, 8, 16, 32, 64)},
+    "small images beside a large one": {n: [[one(1024), *[one(16)] * n]] for n in (4, 8, 16, 32, 64)},
+    "frames of a video": {n: [[(n // 2, 8, 8)]] for n in (16, 32, 64, 128, 256)},
+    "rows of a batch": {n: [[one(256)]] * n for n in (1, 2, 4, 8, 16)},
 }
 
 

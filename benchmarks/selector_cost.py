@@ -2,12 +2,12 @@
 
     python benchmarks/selector_cost.py [--json FILE] [--tokens 1024 --tokens 4096] [--method divprune] [--threads 1]
 
-Every method of the registry, with its default options, is asked at all of its sites of one prompt: scores, selection, merging,
+Every method of the registry, with its default options, is asked at all of its sites of one prompt, of images or of a video: scores, selection, merging,
 and what brings parked tokens back; not the gathers of the runtime, nor the signals, which are attention and hidden states of
 the right shapes and random values; learned parts are new ones. A site gets the tokens that the one before it has left. The
 time of the stock model is that of one decoder layer with random weights, at all tokens of the prompt, times the number of
-layers. Hidden states and weights are bfloat16, in which a CPU with the instructions for it is more than twice as fast as in
-float32: the harder comparison.
+layers. Hidden states and weights are bfloat16 where the CPU has the instructions for it, which makes a layer more than twice as
+fast: the harder comparison. Elsewhere bfloat16 is many times slower than float32, so all is in float32.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from foveate.tokens import Parked, Reduction, Spans, Tokens
 MODELS = ("qwen2.5-vl-7b", "llava-1.5-7b")
 TEXT = 32
 REPEATS = 3
+FRAMES = 16  # of a video
+DTYPE = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 class Noise:
@@ -51,8 +53,8 @@ class Noise:
 
     def __init__(self, most: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self._normal = torch.randn(most, generator=generator).bfloat16()
-        self._share = torch.rand(most, generator=generator).bfloat16()
+        self._normal = torch.randn(most, generator=generator).to(DTYPE)
+        self._share = torch.rand(most, generator=generator).to(DTYPE)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -106,6 +108,11 @@ class Model:
         layout = Shaped(self.config).layout(tokens)
         return frames([(1, *layout.size)] * layout.images, rows=[0] * layout.images)
 
+    def clip(self, tokens: int) -> Spans | None:
+        """A video of about so many tokens; None: the model takes images of one size alone."""
+        shaped = Shaped(self.config)
+        return None if shaped.side else frames([(FRAMES, *shaped.layout(tokens // FRAMES).size)])
+
     def signal(
         self, kind: Kind, n: int, noise: Noise, tower: bool, patch: bool, samples: int = 1, appended: int = 0
     ) -> Tensor:
@@ -150,7 +157,7 @@ class Walk:
         self.model, self.spans, self.noise = model, spans, noise
         host = model.host
         method, modules = with_modules(method.resolve(host), host)
-        modules.to(torch.bfloat16)
+        modules.to(DTYPE)
         self.actions = plan(method, host, family_of(model.config), model.config, host.blocks, host.layers)
         self.seconds: dict[str, float] = {}
         self.left: list[int] = []  # tokens after each site that drops some
@@ -254,21 +261,19 @@ def layer_seconds(model: Model, tokens: int) -> float:
     if hasattr(vision, "fullatt_block_indexes"):
         vision.fullatt_block_indexes = [1]
     config.image_token_id = 1
-    whole = shapes.build(config, torch.bfloat16, torch.device("cpu"), "sdpa", seed=0)
+    whole = shapes.build(config, DTYPE, torch.device("cpu"), "sdpa", seed=0)
     language, times = whole.model.language_model, []
     for n in (64, tokens, tokens):  # the first one warms up
-        x = torch.randn(1, n, text.hidden_size, dtype=torch.bfloat16)
+        x = torch.randn(1, n, text.hidden_size, dtype=DTYPE)
         start = time.perf_counter()
         language(inputs_embeds=x, use_cache=True)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
 
-def measure(model: Model, tokens: int, methods: dict[str, Method], noise: Noise) -> dict[str, Any]:
-    """Every method on one model at one size."""
-    spans = model.layout(tokens)
+def measure(model: Model, spans: Spans, layer: float, methods: dict[str, Method], noise: Noise) -> dict[str, Any]:
+    """Every method on one model and prompt, whose decoder layers take ``layer`` seconds each."""
     visual = sum(spans.sizes)
-    layer = layer_seconds(model, visual + TEXT)
     whole = layer * model.host.depth
     rows: dict[str, Any] = {}
     for name, method in methods.items():
@@ -281,7 +286,23 @@ def measure(model: Model, tokens: int, methods: dict[str, Method], noise: Noise)
         seconds = statistics.median(sum(run.values()) for run in runs)
         rows[name] = {"method": method.to_dict(), "seconds": seconds, "share": seconds / whole, "sites": sites}
         print(f"{model.name:<14} {visual:>5} {name:<14} {seconds * 1e3:9.2f} ms {seconds / whole:9.4%}", flush=True)
-    return {"visual": visual, "images": len(spans), "layer_seconds": layer, "layers": model.host.depth, "methods": rows}
+    return {
+        "model": model.name,
+        "visual": visual,
+        "images": len({*spans.clip}),
+        "frames": max(spans.frame) + 1,
+        "layer_seconds": layer,
+        "layers": model.host.depth,
+        "methods": rows,
+    }
+
+
+def measured(model: Model, tokens: int, methods: dict[str, Method], noise: Noise) -> Iterator[dict[str, Any]]:
+    """Every method on one model at one size: images, and a video where there are any."""
+    layout, clip = model.layout(tokens), model.clip(tokens)
+    layer = layer_seconds(model, sum(layout.sizes) + TEXT)
+    for spans in filter(None, (layout, clip)):
+        yield measure(model, spans, layer, methods, noise)
 
 
 def chosen(names: list[str]) -> Iterator[tuple[str, Method]]:
@@ -303,9 +324,14 @@ def main() -> None:
     methods, sizes = dict(chosen(options.method or [])), options.tokens or [1024, 4096]
     models = [Model(name) for name in MODELS]
     noise = Noise(max(4096, *sizes) * 5 // 4 * max(model.widest for model in models))
-    runs = [{"model": model.name, **measure(model, n, methods, noise)} for model in models for n in sizes]
+    runs = [run for model in models for n in sizes for run in measured(model, n, methods, noise)]
     if options.json:
-        found = {"machine": machine(torch.device("cpu")), "text": TEXT, "dtype": "bfloat16", "runs": runs}
+        found = {
+            "machine": machine(torch.device("cpu")),
+            "text": TEXT,
+            "dtype": str(DTYPE).removeprefix("torch."),
+            "runs": runs,
+        }
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -70,9 +70,21 @@ def test_what_there_is_no_time_for_is_left_out() -> None:
 
 
 def test_what_grows_faster_is_named() -> None:
-    def part(last: float, seconds: float) -> dict[str, object]:
-        time = {"attention": {"last": 1.9}, "mine": {"last": last}}
-        return {"time": time, "sizes": {"attention": {1: {"seconds": 1.0}}, "mine": {1: {"seconds": seconds}}}}
+    def part(time: float, memory: float, seconds: float) -> dict[str, object]:
+        stock, mine = {"seconds": 1.0, "bytes": 1e9}, {"seconds": seconds, "bytes": 1e9}
+        return {
+            "time": {"attention": {"last": 1.9}, "mine": {"last": time}},
+            "memory": {"attention": {"last": 1.0}, "mine": {"last": memory}},
+            "sizes": {"attention": {1: stock}, "mine": {1: mine}},
+        }
 
-    found = {"axes": {"visual tokens": {"decisions": part(2.4, 0.1)}, "images": {"decisions": part(3.0, 1e-5)}}}
-    assert tables.faster(found) == "`mine` with visual tokens, 2.40 against 1.90"
+    axes = {"visual tokens": {"decisions": part(2.4, 1.0, 0.1)}, "images": {"decisions": part(3.0, 2.0, 1e-5)}}
+    said = "time of `mine` with visual tokens, 2.40 against 1.90; memory of `mine` with images, 2.00 against 1.00"
+    assert tables.faster_decisions({"axes": axes}) == said
+
+
+def test_a_video_has_frames_and_a_model_of_tiles_has_none() -> None:
+    clip = Model("small-qwen2.5-vl").clip(1024)
+    assert clip is not None
+    assert (sum(clip.sizes), max(clip.frame) + 1, {*clip.clip}) == (1024, 16, {0})
+    assert Model("llava-1.5-7b").clip(1024) is None
