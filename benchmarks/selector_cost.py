@@ -2,12 +2,13 @@
 
     python benchmarks/selector_cost.py [--json FILE] [--tokens 1024 --tokens 4096] [--method divprune] [--threads 1]
 
-Every method of the registry, with its default options, is asked at all of its sites of one prompt, of images or of a video: scores, selection, merging,
-and what brings parked tokens back; not the gathers of the runtime, nor the signals, which are attention and hidden states of
-the right shapes and random values; learned parts are new ones. A site gets the tokens that the one before it has left. The
-time of the stock model is that of one decoder layer with random weights, at all tokens of the prompt, times the number of
-layers. Hidden states and weights are bfloat16 where the CPU has the instructions for it, which makes a layer more than twice as
-fast: the harder comparison. Elsewhere bfloat16 is many times slower than float32, so all is in float32.
+Every method of the registry, with its default options, is asked at all of its sites of one prompt, of images or of a video:
+scores, selection, merging, and what brings parked tokens back; not the gathers of the runtime, nor the signals, which are
+attention and hidden states of the right shapes and random values; learned parts are new ones. A site gets the tokens that the
+one before it has left. The time of the stock model is that of one decoder layer with random weights, at all tokens of the
+prompt, times the number of layers. Hidden states and weights are bfloat16 where the CPU has the instructions for it, which
+makes a layer more than twice as fast: the harder comparison. Elsewhere bfloat16 is many times slower than float32, so all is
+in float32.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from tables.cells import table
 
-#: Seconds and bytes below which a growth is that of noise, and how much more than stock's an exponent may be for the same reason.
+#: Seconds and bytes below which a growth is noise, and by how much noise may put an exponent above that of the stock model.
 NOISE, SLACK = {"seconds": 5e-3, "bytes": float(2**20)}, 0.15
 AIM = 0.02  # the largest share of the decoder layers that decisions should cost
 NAMES = {"qwen2.5-vl-7b": "Qwen2.5-VL-7B", "llava-1.5-7b": "LLaVA-1.5-7B"}
