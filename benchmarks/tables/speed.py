@@ -6,6 +6,9 @@ from typing import Any
 
 from tables.cells import table
 
+#: Where a step of decoding should be, in times of a stock step: the upper end of its interval, without and with a decode site.
+STEP, CHOOSING = 1.05, 1.10
+REALISED = 0.95  # of the ideal speed-up, at least
 OVERHEAD = {
     "keep = 1": "nothing removed, three sites",
     "keep = 0.5 before layer 0": "half of the tokens before layer 0",
@@ -40,6 +43,17 @@ def prefill(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def prefill_below(*results: dict[str, Any]) -> str:
+    """The cases of which less of the ideal arrives than should, the worst first, in a few words; or ``none``."""
+    rows = [
+        (row["realised_over_ideal"], f"{name}, {run['visual']:,} tokens, width {run['width']}")
+        for found in results
+        for run in found["runs"]
+        for name, row in run["cases"].items()
+    ]
+    return "; ".join(f"{share:.2f} ({name})" for share, name in sorted(rows) if round(share, 2) < REALISED) or "none"
+
+
 def mergers(found: dict[str, Any]) -> str:
     """What mergers gain in a deep tower, by where they act."""
     rows = [
@@ -61,6 +75,24 @@ def decoding(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [steps, table(("visual tokens, of which `Stride` keeps a quarter", "a step over stock's"), longer)]
     )
+
+
+def decoding_above(found: dict[str, Any]) -> str:
+    """The cases whose interval ends above the target, in a few words; or ``none``."""
+    above = [
+        f"`{name}` {row['interval'][1]:.2f} ({case})"
+        for case, rows in found["cases"].items()
+        for name, row in rows.items()
+        if round(row["interval"][1], 2) > (CHOOSING if name == "DyCoke" else STEP)
+    ]
+    return ", ".join(above) or "none"
+
+
+def decoding_share(found: dict[str, Any]) -> str:
+    """The smallest and the largest share of methods without a decode site, and that of DyCoke."""
+    shares = dict(found["shares"])
+    chooses = shares.pop("DyCoke")
+    return f"{min(shares.values()):.1%} to {max(shares.values()):.1%}, with DyCoke {chooses:.1%}"
 
 
 def _interval(row: dict[str, Any]) -> str:
