@@ -1,4 +1,4 @@
-"""CLSE: what has changed of the details, by sums from the definition of the Fourier transform; its cuts; golden values; options."""
+"""CLSE: what has changed of the details, by sums from the definition of the Fourier transform; cuts; golden values; options."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ BEFORE = Signal("hidden", 0)  # as they enter the language model
 
 @dataclass(frozen=True)
 class CLSE(DecoderPruner):
-    """Before a decoder layer keep tokens whose high frequencies have changed and which are attended to; later, the latter alone.
+    """Before a decoder layer keep tokens whose high frequencies change and that are attended to; later, those attended to.
 
     From the paper: an image's tokens are a picture of as many channels, whose high frequencies say how much detail is in each
     token; what has changed of it from one layer to another one says how the token evolves. From the authors' code: a Gaussian
