@@ -25,7 +25,7 @@ def redundancy(method: FiCoCoV, q: Any, k: Any, cls: Any, index: list[int], widt
     paid = [sum(float(a @ b) for b in k) / len(k) for a in q]
     asked = [float(cls @ b) for b in k] if cls is not None else [0.0] * len(k)
     length, of_cls = (math.sqrt(sum(x * x for x in xs)) or 1.0 for xs in (paid, asked))
-    score = [(1 - method.cls) * p / length - method.cls * a / of_cls for p, a in zip(paid, asked)]
+    score = [(1 - method.weight) * p / length - method.weight * a / of_cls for p, a in zip(paid, asked)]
     windows: dict[tuple[int, int], int] = {}
     for i, place in enumerate(index):
         window = place // width // 2, place % width // 2
@@ -40,10 +40,10 @@ def redundancy(method: FiCoCoV, q: Any, k: Any, cls: Any, index: list[int], widt
 @given(
     grids,
     st.integers(0, 1000),
-    st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    st.sampled_from([0.0, 0.02, 0.2, 0.7, 1.0]),
     st.booleans(),
     st.sampled_from(
-        [FiCoCoV(), FiCoCoV(cls=0.8, penalty=1.0, quantile=0.5), FiCoCoV(quantile=0.0), FiCoCoV(quantile=1.0)]
+        [FiCoCoV(), FiCoCoV(weight=0.8, penalty=1.0, quantile=0.5), FiCoCoV(quantile=0.0), FiCoCoV(quantile=1.0)]
     ),
 )
 def test_what_becomes_of_tokens_by_loops(grid: Any, seed: int, keep: float, has_cls: bool, method: FiCoCoV) -> None:
@@ -64,6 +64,8 @@ def test_what_becomes_of_tokens_by_loops(grid: Any, seed: int, keep: float, has_
         assert [start + i for i in stays] == [i for i in members if i in found]
         value, mass = {j: tokens.hidden[start + j].double() for j in stays}, dict.fromkeys(stays, 1.0)
         for i in range(n):
+            if i not in stays and not stays:  # a frame of a video may be lost as a whole
+                assert group[start + i] == len(found)
             if i in stays or not stays:
                 continue
             alike = {j: float(q[i] @ k[j]) / (2 * 3**0.5) for j in stays}
@@ -100,7 +102,7 @@ def test_queries_are_those_of_the_tower(family: str) -> None:
     class Hear(FiCoCoV):
         def blocks(self, host: Host) -> Any:
             signals = ("queries", "keys", CLS, Signal("keys", of="cls"), "cls_row") if has_cls else ("queries", "keys")
-            return [Site.tower(1, where="mid", signals=signals)]
+            return [Site.tower(1, mid=True, signals=signals)]
 
         def reduce(self, tokens: Tokens, site: Site) -> Any:
             heard.update({str(signal): tokens.signal(signal) for signal in site.asked})
@@ -128,6 +130,6 @@ def test_blocks_are_those_of_the_authors_code() -> None:
 
 
 def test_options() -> None:
-    for options in (dict(cls=1.5), dict(quantile=-0.1), dict(penalty=0.5), dict(penalty=math.inf)):
+    for options in (dict(weight=1.5), dict(quantile=-0.1), dict(penalty=0.5), dict(penalty=math.inf)):
         with pytest.raises(ConfigError, match=next(iter(options))):
             FiCoCoV(**options)

@@ -84,5 +84,6 @@ class CLSE(DecoderPruner):
         change = ((now - before).abs() / (segment_mean(before, segment, n)[segment] + before + 1e-6)).clamp(max=1)
         away = change - segment_mean(change, segment, n)[segment]
         others = torch.tensor([max(1, count - 1) for count in counts]).to(away.device, non_blocking=True)
+        away = torch.where(others[segment] > 1, away, 0.0)  # two tokens change alike, but for rounding
         deviation = (segment_sum(away.square(), segment, n) / others).sqrt() + 1e-6
         return (away / deviation[segment] / self.temperature).sigmoid()

@@ -30,7 +30,7 @@ class FiCoCoV(TowerReducer):
     in every 2x2 window one token is more so than it was (local penalty), so that tokens leave everywhere; each goes to the
     targets that it attends to most, as many as are above a quantile (correlate), in proportion, and they become weighted means
     (compress). From the authors' code: both are products of queries and keys before the softmax, mean over heads, scaled to a
-    length of 1 in each image; the CLS token's count ``cls``, the others the rest; the penalty is a factor of 2; the quantile is
+    length of 1 in each image; the CLS token's count ``weight``, the others the rest; the penalty is a factor of 2, the quantile
     0.998; from block 12 of the 23 that are used on, 42 of 576 tokens leave in each, between attention and FFN. Ours: targets
     are tokens that stay, and the window's most redundant token is found among those that are there; tokens stay in raster
     order. (The code that is published keeps scores of the image before, counts targets in another order than the tokens stand
@@ -38,12 +38,12 @@ class FiCoCoV(TowerReducer):
     others' part alone.
 
     Attributes:
-        cls: weight of the CLS token's attention; that of the image's tokens is the rest.
+        weight: of the CLS token's attention; that of the image's tokens is the rest.
         penalty: how many times as redundant one token of a window is; 1: no penalty.
         quantile: of the products with all that stay, above which one is a target; the best one is in any case.
     """
 
-    cls: float = 0.35
+    weight: float = 0.35
     penalty: float = 2.0
     quantile: float = 0.998
 
@@ -58,7 +58,7 @@ class FiCoCoV(TowerReducer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_within("a share", cls=self.cls, quantile=self.quantile)
+        check_within("a share", weight=self.weight, quantile=self.quantile)
         if not 1 <= self.penalty < inf:
             raise ConfigError(f"ficocov: penalty={self.penalty}: give a factor, 1 or more")
 
@@ -73,10 +73,10 @@ class FiCoCoV(TowerReducer):
         queries, keys = (x.float().flatten(1) for x in (tokens.queries, tokens.keys))
         segment, n = tokens.segment, len(tokens.counts)
         paid = (queries * segment_mean(keys, segment, n)[segment]).sum(-1)
-        score = (1 - self.cls) * _unit(paid, segment, n)
+        score = (1 - self.weight) * _unit(paid, segment, n)
         if CLS in tokens.signals:
             asked = (tokens.signal(CLS).float().flatten(1)[segment] * keys).sum(-1)
-            score = score - self.cls * _unit(asked, segment, n)
+            score = score - self.weight * _unit(asked, segment, n)
         worst = select.rank_in_groups(score, *_windows(tokens)) == 0
         return torch.where(worst, torch.where(score > 0, score * self.penalty, score / self.penalty), score)
 

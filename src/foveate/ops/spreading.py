@@ -29,22 +29,23 @@ def spread(
         x: ``(N, C)``.
         queries, keys: ``(N, D)``, whose products count.
         leave, stay: packed indices, ascending.
-        n_leave, n_stay: how many these are in each segment. Where some leave, one stays.
+        n_leave, n_stay: how many these are in each segment. Where none stays, those that leave are lost.
         quantile: from 0 to 1.
 
     Returns:
         ``(K, C)`` what stays becomes, in the dtype of ``x``; and ``(L,)`` int64 the index into ``stay`` of the best of each
-        token that leaves.
+        token that leaves, ``K`` where none stays.
     """
     value, device, start = x[stay].float(), x.device, offsets(n_stay)
-    best = torch.empty(len(leave), dtype=torch.long, device=device)
+    best = torch.full((len(leave),), len(stay), device=device)
     for members in alike(n_leave, n_stay):
         few, many = [n_leave[s] for s in members], [n_stay[s] for s in members]
-        if not sum(few):
+        if not sum(few) or not sum(many):
             continue
         gone, left = rows_of(members, n_leave, device), rows_of(members, n_stay, device)
         q, k = to_padded(queries[leave[gone]].float(), few), to_padded(keys[stay[left]].float(), many)
         leaves, there = (to_padded(torch.ones(sum(n), dtype=torch.bool, device=device), n, False) for n in (few, many))
+        leaves = leaves & there[:, :1]  # where none stays, there is nothing to be added to
         product = (q @ k.transpose(1, 2)).masked_fill(~there[:, None], -torch.inf)  # (S, L, K)
         above = [max(1, n - 1 - int(quantile * (n - 1))) for n in many]
         found = product.topk(min(max(above), product.shape[2]), dim=-1)
@@ -55,7 +56,8 @@ def spread(
         here, mass = padded_index(many, device), weight.sum(1).flatten()
         value[left] = (value[left] + total.flatten(0, 1)[here]) / (1 + mass[here])[:, None]
         first = torch.tensor([start[s] for s in members]).to(device, non_blocking=True)
-        best[gone] = (found.indices[..., 0] + first[:, None]).flatten()[padded_index(few, device)]
+        target = torch.where(leaves, found.indices[..., 0] + first[:, None], len(stay))
+        best[gone] = target.flatten()[padded_index(few, device)]
     return value.to(x.dtype), best
 
 
