@@ -6,9 +6,9 @@ from foveate.runtime.signals.kinds.keys import Keys
 
 
 class Queries(Keys):
-    """Queries ``(N, H, d)`` of an attention in the vision tower, as `Keys` in all else: ``of="cls"`` is ``(S, H, d)``."""
+    """Queries ``(N, H, d)`` of an attention, at sites inside the vision tower; ``of="cls"``: ``(S, H, d)``. See `Keys`."""
 
     name = "queries"
-    places = frozenset({"tower", "tower_output"})
+    places = frozenset({"tower"})
     of = ("visual", "cls")
     state = "queries"
