@@ -127,7 +127,7 @@ class Model:
             return noise.states(rows, width)
         if kind.name in ("text", "text_pass"):
             return noise.states(TEXT * samples, self.host.width)
-        if kind.name in ("keys", "values"):
+        if kind.name in ("keys", "queries", "values"):
             own = heads if tower else text.num_key_value_heads
             return noise.states(rows, own, width // heads)
         if kind.name in ("last_row", "next_row", "unrotated_row", "cls_row"):

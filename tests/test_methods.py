@@ -27,9 +27,12 @@ every_keeping_method = pytest.mark.parametrize(
 NUMBERS = {
     "air": ("tau", "epsilon", "strength"),
     "autoprune": ("steepness", "gamma"),
+    "clse": ("temperature",),
     "dymu": ("threshold",),
     "anchorprune": ("tau",),
+    "eadp": ("beta",),
     "evoprune": ("bandwidth", "diversity"),
+    "ficocov": ("penalty",),
     "vitcop": ("cutoff", "reach"),
     "gsearch": ("steepness",),
     "mmtok": ("alpha",),

@@ -84,8 +84,8 @@ def test_sites_that_make_no_sense(family: str, sites: tuple[Site, ...], sentence
 
 
 SIGNALS: list[tuple[Site, tuple[str, ...]]] = [
-    (Site("tower", 2), ("residual", "keys", "values", "received")),
-    (Site("tower", 1, where="mid"), ("residual", "keys", "values", "received")),
+    (Site("tower", 2), ("residual", "queries", "keys", "values", "received")),
+    (Site("tower", 1, where="mid"), ("residual", "queries", "keys", "values", "received")),
     (Site("tower_output"), ("residual", "keys", "values", "received")),
     (Site("lm_entry"), ("text",)),
     (Site("decoder", 2), ("residual", "keys", "values", "received", "last_row", "text_rows", "text")),

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
+import foveate.runtime.signals.kinds  # noqa: F401 (each kind of signal makes itself known)
 from foveate.lab.declared import title
 from foveate.methods import own_methods
 from foveate.models import list_families

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foveate.methods.apet import ApET as ApET
     from foveate.methods.autoprune import AutoPrune as AutoPrune
     from foveate.methods.cdpruner import CDPruner as CDPruner
+    from foveate.methods.clse import CLSE as CLSE
     from foveate.methods.covipal import CoViPAL as CoViPAL
     from foveate.methods.dart import DART as DART
     from foveate.methods.divprune import DivPrune as DivPrune
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from foveate.methods.duetvlm import DuetVLM as DuetVLM
     from foveate.methods.dycoke import DyCoke as DyCoke
     from foveate.methods.dymu import DyMU as DyMU
+    from foveate.methods.eadp import EADP as EADP
     from foveate.methods.evoprune import EvoPrune as EvoPrune
     from foveate.methods.evs import EVS as EVS
     from foveate.methods.fastervlm import FasterVLM as FasterVLM
     from foveate.methods.fastv import FastV as FastV
     from foveate.methods.fastvid import FastVID as FastVID
     from foveate.methods.feather import Feather as Feather
+    from foveate.methods.ficocov import FiCoCoV as FiCoCoV
     from foveate.methods.flashvid import FlashVID as FlashVID
     from foveate.methods.flowcut import FlowCut as FlowCut
     from foveate.methods.framefusion import FrameFusion as FrameFusion
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from foveate.methods.rlt import RLT as RLT
     from foveate.methods.skipvision import SkipVision as SkipVision
     from foveate.methods.sparsevlm import SparseVLM as SparseVLM
+    from foveate.methods.sparsevlmplus import SparseVLMPlus as SparseVLMPlus
     from foveate.methods.spu import SPU as SPU
     from foveate.methods.stride import Stride as Stride
     from foveate.methods.tome import ToMe as ToMe

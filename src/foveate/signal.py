@@ -36,7 +36,7 @@ KNOWN_BEFORE = frozenset(
 
 #: Kinds that, of visual tokens, say nothing that the text after them could change: a token sees what comes before it. (A test
 #: asks each kind.)
-OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "residual", "rope", "values"})
+OF_IMAGES = frozenset({"cls_row", "hidden", "keys", "patches", "queries", "residual", "rope", "values"})
 
 #: Kinds that are attention weights, which a fused kernel does not give: whoever asks pays for them. (A test compares this with
 #: what each kind says of itself.)

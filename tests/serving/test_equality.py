@@ -12,6 +12,7 @@ from served import ask, engine, expected, request, requests
 
 from foveate import (
     ADSC,
+    CLSE,
     DMLLM,
     IPCV,
     LUVC,
@@ -22,6 +23,7 @@ from foveate import (
     DyMU,
     FastV,
     Feather,
+    FiCoCoV,
     HoliTom,
     Random,
     Stride,
@@ -50,12 +52,14 @@ METHODS = {
     "vscan": VScan(keep=0.4),  # the attention of a layer to come
     "feather": Feather(layers=(1, 3), ratios=(0.6, 0.5)),  # the same, without positions
     "visionzip + feather": VisionZip(keep=0.7) + Feather(layers=(2, 4), ratios=(0.6, 0.5)),
+    "clse": CLSE(layers=(1, 3), ratios=(0.6, 0.5)),  # those of an earlier one, on the grid, and attention
+    "ficocov": FiCoCoV(keep=0.5),  # queries in the tower
     "vitcop": ViTCoP(keep=0.5),  # hidden states of a layer long before
     "holitom": HoliTom(keep=0.5, segments="none"),
     "dymu + dmllm": DyMU(keep=0.6, positions="keep") + DMLLM(ratio=0.5, layer=3),  # no unmerging, no steps
 }
 #: by the question's attention, for which a prompt has to come in one piece
-WHOLE = {"fastv", "vscan", "feather", "visionzip + feather", "holitom", "dymu + dmllm"}
+WHOLE = {"fastv", "clse", "vscan", "feather", "visionzip + feather", "holitom", "dymu + dmllm"}
 EVERYTHING = IPCV(ratio=1.0) + ADSC(keep=1.0)
 
 FAMILIES = (
@@ -78,7 +82,7 @@ CASES = [
     if family not in STATES or name in BEFORE
 ] + [(family, name) for family in SIBLINGS for name in ("ipcv", "oim" if family in STATES else "luvc")]
 
-PARTS = ("divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather")
+PARTS = ("clse", "divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather")
 #: what `make test-vllm` asks of Qwen2.5-VL: one method of each kind, and sums in place of their parts
 KINDS = tuple(name for name in METHODS if name not in PARTS)
 #: and of others, one in the tower and the decoder, one that merges in both, one between them

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import foveate
 from foveate import (
     ADSC,
+    CLSE,
     DMLLM,
     IPCV,
     LUVC,
@@ -27,6 +28,7 @@ from foveate import (
     DyCoke,
     DyMU,
     FastV,
+    FiCoCoV,
     HoliTom,
     Host,
     Method,
@@ -65,6 +67,8 @@ METHODS: list[Method] = [
     HoliTom(segments="none"),
     DyMU(positions="keep"),
     DMLLM(),
+    CLSE(),
+    FiCoCoV(),
 ]
 SIZES = [(6, 8), (4, 12), (10, 6)]  # patches
 

@@ -19,6 +19,20 @@ from foveate.tokens import Reduction, Tokens
 IMAGE, WORDS = Signal("hidden", 0), Signal("hidden", 0, of="text")  # as they enter the language model
 
 
+def raters(tokens: Tokens, sample: Tensor) -> Tensor:
+    """Which columns of ``text_rows`` rate, ``(B, R)`` bool: words as much about the image as the mean word.
+
+    Args:
+        tokens: with the signals ``text_place``, `IMAGE` and `WORDS`.
+        sample: ``(N,)`` int64 of each token.
+    """
+    place = tokens.text_place
+    alike = tokens.signal(IMAGE).float() @ tokens.signal(WORDS).float().T
+    alike = alike.gather(1, place[sample].clamp(min=0)).masked_fill(place[sample] < 0, -torch.inf)
+    about = segment_mean(alike.softmax(1), sample, len(place))
+    return (place >= 0) & (about >= about.sum(1, True) / (place >= 0).sum(1, True))
+
+
 @dataclass(frozen=True)
 class SparseVLM(DecoderPruner):
     """Keep what the raters among the words attend to; merge the best of the rest into a few tokens.
@@ -30,7 +44,7 @@ class SparseVLM(DecoderPruner):
     cluster becomes its mean. Ours: the words of the question rate; clusters are part
     of the budget, at most half of it, and stand where their centre was (the code adds them behind the others); equal densities
     are apart (the code: by noise); sizes count in means; shares are fixed (the first version took them from the rank of the
-    attention); original positions (the code renumbers; SparseVLM+, which is another method, does not).
+    attention); original positions (the code renumbers; `SparseVLMPlus` does not).
 
     Attributes:
         layers: decoder layers before which tokens leave; by default see above.
@@ -58,17 +72,9 @@ class SparseVLM(DecoderPruner):
     def usual(self, host: Host) -> Schedule:
         return Schedule.scaled((3, 7, 16), (300 / 576, 200 / 300, 110 / 200), 32, host.layers, first=1)
 
-    def raters(self, tokens: Tokens, sample: Tensor) -> Tensor:
-        """Which columns of ``text_rows`` rate, ``(B, R)``."""
-        place = tokens.text_place
-        alike = tokens.signal(IMAGE).float() @ tokens.signal(WORDS).float().T
-        alike = alike.gather(1, place[sample].clamp(min=0)).masked_fill(place[sample] < 0, -torch.inf)
-        about = segment_mean(alike.softmax(1), sample, len(place))
-        return (place >= 0) & (about >= about.sum(1, True) / (place >= 0).sum(1, True))
-
     def score(self, tokens: Tokens, site: Site) -> Tensor:
         sample = tokens.sample
-        rates = self.raters(tokens, sample)[sample]
+        rates = raters(tokens, sample)[sample]
         return (tokens.text_rows * rates).sum(1) / rates.sum(1).clamp(min=1)
 
     def _counts(self, tokens: Tokens, site: Site) -> tuple[list[int], list[int], list[int]]:

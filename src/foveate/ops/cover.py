@@ -157,7 +157,9 @@ def _counted(covered: Tensor) -> Tensor:
     return (covered * 2.0**_BITS).long()
 
 
-def represented(features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequence[int]) -> Tensor:
+def represented(
+    features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequence[int], *, shifted: bool = False
+) -> Tensor:
     """Greedily choose the tokens of each segment that represent all of its tokens best (facility location).
 
     A token is represented as well as the largest cosine that it has with one that is chosen, 0 or more; what is maximised is
@@ -168,13 +170,17 @@ def represented(features: Tensor, weight: Tensor, counts: Sequence[int], k: Sequ
         weight: ``(N,)``, 0 or more.
         counts: tokens per segment, sums to ``N``.
         k: survivors per segment, ``0 <= k[s] <= counts[s]``.
+        shifted: ``(1 + cosine) / 2`` counts in place of a cosine that is 0 or more.
 
     Returns:
         ``(sum(k),)`` int64, ascending.
     """
     unit = normalize(features.detach().float(), dim=-1)
     return choose_alike(
-        lambda at: _represented(unit[at.rows], weight[at.rows].float(), at.counts, at.k), counts, k, features.device
+        lambda at: _represented(unit[at.rows], weight[at.rows].float(), at.counts, at.k, shifted),
+        counts,
+        k,
+        features.device,
     )
 
 
@@ -186,10 +192,11 @@ def represented_flops(counts: Sequence[int], k: Sequence[int], width: int) -> in
     return 2 * total * width
 
 
-def _represented(unit: Tensor, weight: Tensor, counts: list[int], k: list[int]) -> Tensor:
+def _represented(unit: Tensor, weight: Tensor, counts: list[int], k: list[int], shifted: bool) -> Tensor:
     """Find what `represented` says, in segments of like lengths."""
     weight = to_padded(weight, counts)
     share = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-    covered = gram(to_padded(unit, counts)).clamp_(min=0).mul_(share[:, :, None])
+    cosine = gram(to_padded(unit, counts))
+    covered = (cosine.add_(1).div_(2) if shifted else cosine).clamp_(min=0).mul_(share[:, :, None])
     free = to_padded(torch.ones(len(unit), dtype=torch.bool, device=unit.device), counts, False)
     return _pick(lambda: [(slice(0, None), covered)], free, counts, k)

@@ -134,6 +134,28 @@ def around(index: Tensor, counts: Sequence[int], shapes: Shapes, centres: Tensor
     return found
 
 
+def smoothed(x: Tensor, index: Tensor, counts: Sequence[int], shapes: Shapes) -> Tensor:
+    """Blur ``x (N,)`` over the 3x3 cells around each token by a Gaussian of one cell's width, mirrored at the border.
+
+    Cells without a token do not count. Other arguments are those of `relative`.
+    """
+    sizes, device = [height * width for height, width in shapes], index.device
+    facts = torch.tensor([[offsets(sizes)[i], *shape] for i, shape in enumerate(shapes)], dtype=torch.long).view(-1, 3)
+    start, height, width = facts.to(device, non_blocking=True)[segment_ids(counts, device)].unbind(1)
+    cells = x.new_zeros(sum(sizes), 2).index_copy_(0, start + index, torch.stack([x, torch.ones_like(x)], 1))
+    y, x_, total = index // width, index % width, x.new_zeros(len(x), 2)
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            row, column = (_mirrored(at, most) for at, most in ((y + down, height), (x_ + right, width)))
+            total += math.exp(-(down**2 + right**2) / 2) * cells[start + row * width + column]
+    return total[:, 0] / total[:, 1]
+
+
+def _mirrored(at: Tensor, most: Tensor) -> Tensor:
+    """Bring lines one beyond the border ``[0, most)`` back: to the one before it, or to the only one."""
+    return torch.where(at < 0, 1, torch.where(at >= most, most - 2, at)).clamp(min=0).minimum(most - 1)
+
+
 def relative(index: Tensor, counts: Sequence[int], shapes: Shapes) -> Tensor:
     """Return where each token is in its rectangle, from corner to corner, in units of that diagonal: ``(N, 2)``.
 

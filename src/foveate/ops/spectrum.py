@@ -1,4 +1,4 @@
-"""Low-pass filters over packed tokens. One FFT for all segments of one length; segments never see each other."""
+"""Filters over packed tokens, by frequency. One FFT for all segments of one length; segments never see each other."""
 
 from __future__ import annotations
 
@@ -91,6 +91,40 @@ def _filter_mirrored(x: Tensor, cutoff: float, kind: str) -> Tensor:
     changed = spectrum.mul_(((passes + of_rest) / 2)[:, None]).add_(turned)
     filtered: Tensor = torch.fft.irfft(changed, n=n, dim=1)
     return filtered.index_select(1, folded.argsort())
+
+
+def detail(x: Tensor, index: Tensor, counts: Sequence[int], shapes: Sequence[tuple[int, int]], cutoff: float) -> Tensor:
+    """Return how large each token is, on average over its channels, once low frequencies are taken away in both directions.
+
+    A Gaussian takes them away, ``exp(-f^2 / 2 w^2)`` with ``w`` of ``cutoff`` times the Nyquist frequency of the shorter side.
+
+    Args:
+        x: ``(N, C)``.
+        index: ``(N,)`` int64, the raster place of each token in its rectangle.
+        counts: tokens per rectangle, sums to ``N``.
+        shapes: rectangles; of one that has lost tokens all details are 0.
+        cutoff: from 0 (only the mean is taken away) on.
+
+    Returns:
+        ``(N,)``, fp32 at least.
+    """
+    wide, start = x.to(torch.promote_types(x.dtype, torch.float32)), offsets(counts)
+    out = wide.new_zeros(len(x))
+    whole = [s for s, (height, width) in enumerate(shapes) if 0 < counts[s] == height * width]
+    for height, width in sorted({shapes[s] for s in whole}):
+        members = [s for s in whole if shapes[s] == (height, width)]
+        rows = rows_of(members, counts, x.device)
+        first = torch.tensor([start[s] for s in members]).to(x.device, non_blocking=True)
+        place = first.repeat_interleave(height * width, output_size=len(rows)) + index[rows]
+        raster = torch.zeros_like(out, dtype=torch.long).index_copy_(0, place, rows)[rows]
+        down, across = (torch.fft.fftfreq(n, 1 / n, device=x.device) for n in (height, width))
+        across, bell = across[: width // 2 + 1], cutoff * min(height // 2, width // 2)
+        far = down.square()[:, None] + across.square()
+        passes = 1 - (torch.exp(-far / (2 * bell**2)) if bell > 0 else (far == 0).to(far))
+        spectrum = torch.fft.rfftn(wide[raster].view(len(members), height, width, -1), dim=(1, 2))
+        high = torch.fft.irfftn(spectrum * passes.to(wide)[..., None], s=(height, width), dim=(1, 2))
+        out[raster] = high.abs().mean(-1).flatten()
+    return out
 
 
 #: A component with less than this share of the first one's variance is rounding.
