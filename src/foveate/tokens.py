@@ -278,8 +278,10 @@ class Tokens:
             groups=lambda: group,
         )
 
-    def merge_pairs(self, source: Tensor, target: Tensor, merges: Sequence[int]) -> Reduction:
-        """Merge each token of ``source`` into its ``target``, by size; all others stay as they are.
+    def merge_pairs(
+        self, source: Tensor, target: Tensor, merges: Sequence[int], rule: merge.Rule = "sizes"
+    ) -> Reduction:
+        """Merge each token of ``source`` into its ``target``, by a rule of `merge_into`; all others stay as they are.
 
         Args:
             source: ``(M,)`` packed indices; none is there twice, or is a target.
@@ -289,7 +291,7 @@ class Tokens:
         keep = select.complement(source, len(self))
         place = select.rank(keep, len(self))
         counts = tuple(n - merged for n, merged in zip(self.counts, merges))
-        return self.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+        return self.merge_into(keep, counts, place.index_copy(0, source, place[target]), rule)
 
 
 def _check_groups(keep: Tensor, group: Tensor) -> None:

@@ -25,7 +25,7 @@ SHARPNESS = 4.0  # of the sigmoid, in training
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveVoCo(VoCoLLaMA):
-    """VoCo-LLaMA with more tokens for complex images and fewer for plain ones: `keep` is the mean.
+    """VoCo-LLaMA with more tokens for complex images and fewer for plain ones: `keep` is the mean (a reconstruction).
 
     From the abstract: a light predictor chooses the rate of an image by its complexity, of which the entropy of its patch
     tokens and the variance of attention tell; trained end to end with the answer's loss and one for the rate. Ours, as neither

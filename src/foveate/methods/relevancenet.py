@@ -22,7 +22,7 @@ CHANNELS = (2, 16, 16, 1)  # what a map consists of, and what each convolution m
 
 @dataclass(frozen=True)
 class RelevanceNet(EntryPruner):
-    """Before the first decoder layer, keep the tokens that a learned net takes for relevant, by that layer's attention to them.
+    """Before the first layer keep the tokens that a learned net takes for relevant by its attention (a reconstruction).
 
     From the abstract: explaining what a frozen model said gives each visual token a relevance for the answer, and dropping the
     least relevant ones at the input costs little; a light convolutional net learns to make that relevance of the attention of
