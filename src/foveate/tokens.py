@@ -246,6 +246,16 @@ class Tokens:
         """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device."""
         return self.keep_indices(mask.nonzero().flatten())
 
+    def keep_chosen(self, names: Sequence[Tensor]) -> Reduction:
+        """Keep the tokens that have one of the `name`s, as an earlier site has chosen them, in so many chunks of a prompt; for
+        `Site("cache")`. Asks the device once for all layers that hold the same tokens."""
+        known = self.state.setdefault("kept of chosen", {})
+        same = len(names), self.spans.number, self.counts, self.history
+        if same not in known:
+            known[same] = self.keep_mask(torch.isin(self.name, torch.cat(list(names))))
+        reduction: Reduction = known[same]
+        return reduction
+
     def merge_into(
         self, keep: Tensor, counts: tuple[int, ...], group: Tensor, rule: merge.Rule = "sizes", *, move: bool = False
     ) -> Reduction:

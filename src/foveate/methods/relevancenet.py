@@ -55,7 +55,7 @@ class RelevanceNet(EntryPruner):
         maps = torch.stack([paid.sum(1) / asks.sum(1).clamp(min=1), paid.amax(1)], 1)
         mean = segment_mean(maps, tokens.segment, len(tokens.counts))[tokens.segment]
         maps = maps / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-        sides = torch.tensor(tokens.spans.shape).to(tokens.index.device)
+        sides = torch.tensor(tokens.spans.shape).to(tokens.index.device, non_blocking=True)
         y, x = tokens.index // sides[tokens.segment, 1], tokens.index % sides[tokens.segment, 1]
         place = (tokens.segment, y, x)
         height, width = self._canvas(tokens)
