@@ -246,6 +246,16 @@ class Tokens:
         """Keep where ``mask (N,)`` is true. The count depends on the data: this asks the device."""
         return self.keep_indices(mask.nonzero().flatten())
 
+    def keep_chosen(self, names: Sequence[Tensor]) -> Reduction:
+        """Keep the tokens that have one of the `name`s, as an earlier site has chosen them, in so many chunks of a prompt; for
+        `Site("cache")`. Asks the device once for all layers that hold the same tokens."""
+        known = self.state.setdefault("kept of chosen", {})
+        same = len(names), self.spans.number, self.counts, self.history
+        if same not in known:
+            known[same] = self.keep_mask(torch.isin(self.name, torch.cat(list(names))))
+        reduction: Reduction = known[same]
+        return reduction
+
     def merge_into(
         self, keep: Tensor, counts: tuple[int, ...], group: Tensor, rule: merge.Rule = "sizes", *, move: bool = False
     ) -> Reduction:
@@ -278,8 +288,10 @@ class Tokens:
             groups=lambda: group,
         )
 
-    def merge_pairs(self, source: Tensor, target: Tensor, merges: Sequence[int]) -> Reduction:
-        """Merge each token of ``source`` into its ``target``, by size; all others stay as they are.
+    def merge_pairs(
+        self, source: Tensor, target: Tensor, merges: Sequence[int], rule: merge.Rule = "sizes"
+    ) -> Reduction:
+        """Merge each token of ``source`` into its ``target``, by a rule of `merge_into`; all others stay as they are.
 
         Args:
             source: ``(M,)`` packed indices; none is there twice, or is a target.
@@ -289,7 +301,7 @@ class Tokens:
         keep = select.complement(source, len(self))
         place = select.rank(keep, len(self))
         counts = tuple(n - merged for n, merged in zip(self.counts, merges))
-        return self.merge_into(keep, counts, place.index_copy(0, source, place[target]))
+        return self.merge_into(keep, counts, place.index_copy(0, source, place[target]), rule)
 
 
 def _check_groups(keep: Tensor, group: Tensor) -> None:

@@ -51,7 +51,7 @@ def plainly(method: EvoPrune, tokens: Tokens, keep: float) -> list[int]:
 @given(
     grids,
     st.integers(0, 1000),
-    st.sampled_from([{}, {"protect": 0.8}, {"diversity": 3.0, "neighbours": 1}]),
+    st.sampled_from([{}, {"protect": 0.8}, {"diversity": 3.0, "neighbours": 1}, {"means": "plain"}]),
     st.booleans(),
 )
 def test_merges_by_loops(grid: list[tuple[int, int, int]], seed: int, options: dict[str, Any], ties: bool) -> None:
@@ -70,7 +70,7 @@ def test_merges_by_loops(grid: list[tuple[int, int, int]], seed: int, options: d
         group = found.groups()
         for k in range(len(found.keep)):
             members = group == k
-            weight = tokens.sizes[members][:, None]
+            weight = tokens.sizes[members][:, None] ** (method.means == "sizes")
             torch.testing.assert_close(found.hidden[k], (tokens.hidden[members] * weight).sum(0) / weight.sum())
 
 

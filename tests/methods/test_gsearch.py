@@ -86,6 +86,21 @@ def test_each_layer_ranks_by_the_attention_of_the_one_before(family: str) -> Non
     assert set(two.kept[0]) < set(best)
 
 
+@pytest.mark.parametrize("family", tiny.WHOLE)
+def test_all_words_may_rank(family: str) -> None:
+    """With ``rows="text"`` it is the sum of what the words behind the image pay."""
+    model, batch = tiny.model(family, "eager"), tiny.inputs(family, [[3, "image", 5]])
+    visual = tiny.visual_mask(family, batch)[0]
+    method = GSearch(schedule=((1, 0.5),), rows="text")
+    with torch.no_grad():
+        paid = tiny.of_attention(family, model(**batch, output_attentions=True).attentions)[0][0].mean(0)
+        words = paid[int(visual.nonzero().max()) + 1 :].sum(0)[visual]
+        with foveate.compress(model, method) as handle:
+            model(**batch)
+            (visit,) = handle.report().visits
+    assert list(visit.kept[0]) == sorted(words.argsort(descending=True, stable=True)[: len(visit.kept[0])].tolist())
+
+
 def test_a_search_gives_it_a_schedule() -> None:
     assert takes_schedule(GSearch(), HOST, lambda method: method.plan(HOST).layers[0] > 0) == 1  # type: ignore[attr-defined]
     found = GSearch(steepness=3.0, keep=0.4).with_schedule(Schedule(((2, 0.7), (9, 0.1))))

@@ -19,13 +19,14 @@ from foveate.serving.plan import make_plan
 
 
 @settings(max_examples=40, deadline=None)
-@given(grids, st.integers(0, 1000), st.sampled_from([0.0, 0.1, 1.0]), st.booleans())
-def test_scores_by_loops(grid: list[tuple[int, int, int]], seed: int, floor: float, thinned: bool) -> None:
+@given(grids, st.integers(0, 1000), st.sampled_from([0.0, 0.1, 1.0]), st.booleans(), st.booleans())
+def test_scores_by_loops(grid: list[tuple[int, int, int]], seed: int, floor: float, thinned: bool, added: bool) -> None:
     tokens = tokens_at(grid, seed)
     if thinned:  # perhaps a frame has no token left
         left = tokens.keep_mask(torch.rand(len(tokens), generator=torch.Generator().manual_seed(seed)) > 0.7)
         tokens = tokens.select(left.keep, left.counts)
-    found, expected, start = LFTR(floor=floor).score(tokens, Site.entry(0.5)), [], 0
+    method = LFTR(floor=floor, joined="sum") if added else LFTR(floor=floor)
+    found, expected, start = method.score(tokens, Site.entry(0.5)), [], 0
     before = torch.zeros(6)
     firsts = {clip[0] for clip in tokens.spans.clips}
     for span, n in enumerate(tokens.counts):
@@ -35,7 +36,8 @@ def test_scores_by_loops(grid: list[tuple[int, int, int]], seed: int, floor: flo
         weight = 1.0 if span in firsts else 1 - likeness + floor
         for token in x:
             cosines = [float(torch.cosine_similarity(token, other, dim=0)) for other in x]
-            expected.append(weight * (1 - sum(cosines) / n))
+            distinct = 1 - sum(cosines) / n
+            expected.append(weight + distinct if added else weight * distinct)
         start, before = start + n, mean
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from packed import grids, tokens_at
 
 import foveate
-from foveate import DivPrune, Host, ParVTS, Site
+from foveate import DivPrune, Host, ParVTS, Site, VisPruner
 from foveate.answers import Sight
 from foveate.errors import ConfigError, UnsupportedSiteError
 from foveate.handle import host_of
@@ -88,6 +88,20 @@ def test_is_a_mask_and_then_a_cut(family: str) -> None:
 
             expected = by_hand(family, model, alone, rule)[text_of(family, alone)]
             close(logits[row : row + 1, shift:][text_of(family, alone)], expected)
+
+
+@pytest.mark.parametrize("family", tiny.WHOLE)
+@pytest.mark.parametrize("layer", [0, 3])
+def test_the_subject_may_be_what_the_tower_looks_at(family: str, layer: int) -> None:
+    """The same tokens as `VisPruner` takes for important."""
+    model, batch = tiny.model(family), tiny.inputs(family, [[3, "image", 5], [2, "image", 4, "image", 7]])
+    with torch.no_grad():
+        with foveate.compress(model, VisPruner(keep=0.4, important=1.0)) as handle:
+            model(**batch)
+            expected = handle.report().visits[-1].kept
+        with foveate.compress(model, ParVTS(layer=layer, ratio=0.4, subject="attention")) as handle:
+            model(**batch)
+            assert handle.report().visits[-1].kept == expected
 
 
 def test_one_group_alone_needs_no_sight() -> None:

@@ -16,20 +16,45 @@ import foveate
 from foveate import (
     ADSC,
     AIR,
+    DART,
     DMLLM,
+    EVS,
     LFTR,
+    RLT,
     VTCCLS,
+    AnchorPrune,
+    ApET,
+    AutoPrune,
+    CDPruner,
     DyCoke,
     DyMU,
     EvoPrune,
     FastV,
+    FastVID,
+    FlashVID,
+    FlowCut,
+    FrameFusion,
     GSearch,
+    HiPrune,
     HoliTom,
+    HoloV,
+    IVCPrune,
     Method,
+    MMTok,
+    MustDrop,
+    OTPrune,
+    OTTVid,
     ParVTS,
+    PixelPrune,
+    PruMerge,
+    PruneSID,
+    PruneVid,
     QCache,
     RedundancyLens,
+    SparseVLM,
+    VidCom2,
     ViTCoP,
+    VLMPruner,
     VScan,
 )
 from foveate.errors import ConfigError, FoveateError
@@ -192,7 +217,40 @@ EXTREMES: list[tuple[Method, float | None]] = [
     (DMLLM(ratio=1.0), None),
     (DMLLM(ratio=0.0, last=-1), None),
     (VScan(window=10**6), None),
+    (MustDrop(together=1.0, alone=1.0, alike=1.0), None),
+    (MustDrop(threshold=-1.0, alike=1.0), 1.0),
+    (MustDrop(threshold=99.0, key=0.0, alike=-1.0), None),
+    (MustDrop(keep=0.4, key=1.0), 0.4),
+    (IVCPrune(coordinates=1.0), None),
+    (IVCPrune(ratio=1.0), None),
+    (MMTok(keep=1e-9), None),
+    (FlowCut(keep=1.0), 1.0),
+    (FlowCut(keep=1e-9), None),
+    (ApET(keep=1e-9), None),
+    (VLMPruner(keep=0.5), 0.5),
+    (VLMPruner(keep=1e-9), None),
+    (HiPrune(keep=0.3, alpha=1.0), 0.3),
+    (HiPrune(keep=1e-9, alpha=0.0), None),
+    (HoloV(keep=1e-9), None),
+    (PruneVid(tau=1.0), None),
+    (PruneVid(ratios=(1.0, 0.1)), None),
+    (AutoPrune(steepness=0.0), None),
+    (AutoPrune(steepness=1000.0), None),
+    (VidCom2(keep=1e-9), None),
+    (FastVID(keep=1e-9), None),
+    (FlashVID(keep=1e-9), None),
+    (DART(pivots=10**4), None),
+    (PruneSID(keep=1e-9), None),
+    (PruMerge(keep=1.0), 1.0),
+    (PixelPrune(threshold=0.0), None),
+    (OTPrune(keep=1e-9), None),
+    (CDPruner(keep=1e-9), None),
+    (AnchorPrune(keep=1e-9), None),
+    (OTTVid(keep=1e-9), None),
+    (SparseVLM(keep=0.5), None),
 ]
+
+NEWER = (PruneVid, FrameFusion, FastVID, FlashVID, VidCom2, EVS, RLT, OTTVid)
 
 
 @pytest.mark.parametrize(("method", "share"), EXTREMES, ids=repr)
@@ -204,6 +262,26 @@ def test_all_or_nothing_runs(method: Method, share: float | None) -> None:
     assert share is None or shares[method.unit if method.unit != "cache" else "tokens"] == pytest.approx(
         share, abs=0.06
     )
+
+
+@pytest.mark.parametrize("cls", [*NEWER, DyCoke, HoliTom])
+def test_short_clips_and_small_images(cls: type[Method]) -> None:
+    """Videos of one frame and of two, fewer than a window; images of one token, beside an image as there are many."""
+    model = tiny.model("qwen2_5_vl")
+    for rows in ([[2, (2, 2), 3], [2, (8, 8), 3]], [[2, (1, 4, 4), 3], [2, (2, 4, 4), 3]]):
+        batch = tiny.inputs("qwen2_5_vl", rows)
+        with torch.no_grad(), foveate.compress(model, cls()):
+            assert not model(**batch).logits.isnan().any()
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [IVCPrune, MMTok, FlowCut, MustDrop, ApET, VLMPruner, HiPrune, HoloV, AutoPrune, DART, PruneSID, OTPrune, CDPruner],
+)
+def test_images_of_one_token(cls: type[Method]) -> None:
+    model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[2, (2, 2), 3], [2, (8, 8), 3]])
+    with torch.no_grad(), foveate.compress(model, cls()):
+        assert not model(**batch).logits.isnan().any()
 
 
 def test_video_methods_take_images() -> None:

@@ -15,6 +15,7 @@ from calls import ROWS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
+import foveate.methods
 import foveate.ops
 from foveate import (
     ADSC,
@@ -25,6 +26,7 @@ from foveate import (
     EvoPrune,
     FastV,
     GSearch,
+    IVCPrune,
     Method,
     Random,
     RedundancyLens,
@@ -145,7 +147,48 @@ def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: p
         assert lengths == stock[1] + min(blocks, ways)
 
 
-@pytest.mark.parametrize("path", sorted(Path(foveate.ops.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+#: methods that ask more often than `Stride` at the entry and the few questions that any other way to answer has, and why
+MORE = {
+    "mustdrop": "a threshold decides at each of its layers and merges windows; its caches ask once for each set of tokens",
+    "ottvid": "costs of transport between frames say how many tokens each frame loses",
+    "prunesid": "groups are as large as components say",
+    "air": "which windows are near an outlier is the image's own count",
+    "vistog": "tokens are appended, and who sees whom is a small table on the host",
+    "vocollama": "the same",
+    "adaptivevoco": "the same, and how many are appended depends on the image",
+}
+ALLOWED = 4
+
+
+@pytest.mark.parametrize("name", foveate.list_methods())
+def test_every_method_asks_a_few_times(name: str) -> None:
+    """Whatever its layers are: with defaults, in a model of six. The exceptions are few and have a reason."""
+    cls = foveate.list_methods()[name]
+    family = "qwen2_5_vl" if cls().temporal or name in ("evs", "framefusion", "rlt") else "llava"
+    model, batch = tiny.model(family), tiny.inputs(family, ROWS[family])
+
+    def asked(method: Method) -> int:
+        with torch.no_grad(), foveate.compress(model, method):
+            model(**batch)
+            with Questions() as mode:
+                model(**batch)
+        return len(mode.asked)
+
+    extra = asked(cls()) - asked(Stride(layers=(0,)))
+    assert (extra > ALLOWED) == (name in MORE), f"{extra} more than Stride: {MORE.get(name, 'there is no reason')}"
+
+
+def test_caches_ask_once_for_what_was_chosen() -> None:
+    """IVC-Prune drops the same tokens from every cache before its layer: more of them do not ask more."""
+    model, batch = tiny.model("llava"), tiny.inputs("llava", ROWS["llava"])
+    few, many = questions(model, batch, IVCPrune(layer=2)), questions(model, batch, IVCPrune(layer=5))
+    assert len(few) == len(many)
+
+
+PATHS = [path for at in (foveate.ops, foveate.methods) for path in sorted(Path(str(at.__file__)).parent.glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_what_the_host_knows_is_sent_without_waiting(path: Path) -> None:
     """``torch.tensor(counts, device=x.device)`` and ``.to(x.device)`` wait until the device has done all before. On a CPU
     nobody sees it, so it is looked for in the text."""
@@ -156,4 +199,6 @@ def test_what_the_host_knows_is_sent_without_waiting(path: Path) -> None:
         if node.func.attr == "tensor" and "device" in named:
             pytest.fail(f"{call}: write torch.tensor(...).to(device, non_blocking=True)")
         to_device = node.func.attr == "to" and any("device" in ast.unparse(word) for word in node.args)
+        from_host = ast.unparse(node.func.value).startswith("torch.tensor(")
+        to_device |= node.func.attr == "to" and from_host and not any("dtype" in ast.unparse(w) for w in node.args)
         assert not to_device or "non_blocking" in named, f"{call}: add non_blocking=True"

@@ -25,6 +25,8 @@ from foveate import (
     Feather,
     FiCoCoV,
     HoliTom,
+    PixelPrune,
+    PruMerge,
     Random,
     Stride,
     ToMe,
@@ -56,6 +58,8 @@ METHODS = {
     "ficocov": FiCoCoV(keep=0.5),  # queries in the tower
     "vitcop": ViTCoP(keep=0.5),  # hidden states of a layer long before
     "holitom": HoliTom(keep=0.5, segments="none"),
+    "prumerge": PruMerge(keep=0.4),  # values that the rest of the image has gone into
+    "pixelprune": PixelPrune(keep=0.5),  # pixels, before the patch embedding
     "dymu + dmllm": DyMU(keep=0.6, positions="keep") + DMLLM(ratio=0.5, layer=3),  # no unmerging, no steps
 }
 #: by the question's attention, for which a prompt has to come in one piece
@@ -82,7 +86,7 @@ CASES = [
     if family not in STATES or name in BEFORE
 ] + [(family, name) for family in SIBLINGS for name in ("ipcv", "oim" if family in STATES else "luvc")]
 
-PARTS = ("clse", "divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather")
+PARTS = ("clse", "divprune", "ipcv", "adsc", "vtw", "tome", "visionzip", "feather", "prumerge")
 #: what `make test-vllm` asks of Qwen2.5-VL: one method of each kind, and sums in place of their parts
 KINDS = tuple(name for name in METHODS if name not in PARTS)
 #: and of others, one in the tower and the decoder, one that merges in both, one between them

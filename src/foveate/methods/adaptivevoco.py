@@ -25,7 +25,7 @@ SHARPNESS = 4.0  # of the sigmoid, in training
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveVoCo(VoCoLLaMA):
-    """VoCo-LLaMA with more tokens for complex images and fewer for plain ones: `keep` is the mean.
+    """VoCo-LLaMA with more tokens for complex images and fewer for plain ones: `keep` is the mean (a reconstruction).
 
     From the abstract: a light predictor chooses the rate of an image by its complexity, of which the entropy of its patch
     tokens and the variance of attention tell; trained end to end with the answer's loss and one for the rate. Ours, as neither
@@ -70,7 +70,7 @@ class AdaptiveVoCo(VoCoLLaMA):
         usual, device = tokens.budget(site), tokens.hidden.device
         read = self.learned["read"](self.complexity(tokens).to(tokens.hidden.dtype))
         moves = self.learned["rate"](torch.nn.functional.gelu(read))[:, 0].float().tanh()
-        wanted = (torch.tensor(usual).to(moves) * self.most**moves).clamp(min=0.5)
+        wanted = (torch.tensor(usual).to(moves, non_blocking=True) * self.most**moves).clamp(min=0.5)
         counts = tuple(n * self.most for n in usual)
         score = wanted[segment_ids(counts, device)] - within(counts, device) - 0.5
         return Append(self.rows(tokens, counts), counts, score=SHARPNESS * score)
@@ -86,7 +86,7 @@ class AdaptiveVoCo(VoCoLLaMA):
         logits = (x * segment_mean(x, segment, n)[segment]).sum(-1) / x.shape[-1] ** 0.5
         paid = segment_softmax(logits, segment, n)
         spread = -segment_sum(torch.special.xlogy(paid, paid), segment, n)
-        size = torch.tensor(tokens.counts).clamp(min=1).to(x)
+        size = torch.tensor(tokens.counts).clamp(min=1).to(x, non_blocking=True)
         variance = segment_mean((paid * size[segment] - 1).square(), segment, n)
         return torch.stack([mean - math.log(x.shape[1]), deviation, spread - size.log(), variance.log1p()], dim=1)
 

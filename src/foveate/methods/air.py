@@ -23,7 +23,7 @@ from foveate.tokens import Tokens
 
 @dataclass(frozen=True)
 class AIR(Method):
-    """Keep the windows of an image that are near its outliers, and add them beside the FFN of late layers while decoding.
+    """Keep the windows of an image near its outliers, and add them beside late FFNs while decoding (a reconstruction).
 
     It removes nothing: it is against hallucinations, not for speed.
     From the paper, at second hand (its code is not released): the prototype is the mean visual token, and the ``outliers``

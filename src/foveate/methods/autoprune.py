@@ -1,4 +1,4 @@
-"""AutoPrune: the clearer the question points at parts of an image, the later and the faster its tokens leave."""
+"""AutoPrune: what attention tells of the question sets how steep a curve is by which tokens leave (the curve alone)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TOP, CENTRE, DEPTH = 0.75, 14.9, 32  # of the logistic curve, in layers of a mod
 
 @dataclass(frozen=True)
 class AutoPrune(DecoderPruner):
-    """Before nearly every layer keep what the question looks at; how many, a curve says that is steep where a prompt is hard.
+    """Keep what the question looks at, so many as a curve over depth says, steep where a prompt is hard (the curve alone).
 
     From the paper: the mutual information of the question's words and the image's tokens, in the attention of an early layer,
-    says how hard a prompt is; a hard one, with little of it, has a steeper curve; whatever the curve, layers hold the budget on
-    average. From the authors' code: after layer 1 of 32, summed over heads, in bits; with it, a curve falls with
+    says how hard a prompt is; a hard one, with little of it, has a steeper curve; whatever the curve, layers hold the budget
+    on average. From the authors' code: after layer 1 of 32, summed over heads, in bits; with it, a curve falls with
     ``max(steepness - gamma * information, 0)`` per layer around layer 14.9 plus that; tokens leave after each layer from there
     on, ranked by the mean attention of all words behind the image, and heads; one factor brings the curve to the budget; 192
     of 576. Ours: tokens leave before layers where the curve of a prompt without information has fallen by 2 % (the code: every
-    one); nothing is recycled into clusters (the code does as SparseVLM does), and there is no cut by the CLS token's attention
-    after layer 0 (the code: to 2.5 times the budget, in LLaVA); each image or video has a curve of its own; original positions.
+    one); nothing is recycled into clusters, and there is no cut by the CLS token's attention after layer 0 (the code: to 2.5
+    times the budget, in LLaVA); each image or video has its own curve. No ``threshold``: it spreads a budget, and sets none.
 
     Attributes:
         schedule: where tokens leave, and how many where there is no information, in place of the curve.

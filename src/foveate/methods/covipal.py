@@ -23,7 +23,7 @@ HIDDEN = 256
 
 @dataclass(frozen=True)
 class CoViPAL(EntryPruner):
-    """Where tokens enter the language model, keep those that a learned classifier takes for worth it, given the prompt.
+    """Before the language model keep the tokens that a learned classifier takes for worth it (a reconstruction).
 
     From the abstract: a plug-and-play module of few parameters reads visual and text tokens and scores the visual ones, the
     best go on, and the model stays frozen; two stages of training, the first guided by the attention that tokens receive in a

@@ -83,7 +83,7 @@ class DART(DecoderPruner):
         place = place.gather(1, size.argsort(dim=1, descending=True, stable=True)[:, :n])
         sample = torch.tensor(tokens.spans.sample, dtype=torch.long).to(unit.device, non_blocking=True)
         first = select.best_first(-rank.float(), tokens.counts)
-        starts = torch.tensor([offsets(tokens.counts)[:-1], tokens.counts], dtype=torch.long).to(unit.device)
+        starts = torch.tensor([offsets(tokens.counts)[:-1], tokens.counts]).to(unit.device, non_blocking=True)
         visual = torch.arange(n, device=unit.device) % starts[1].clamp(min=1)[:, None] + starts[0][:, None]
         visual = unit[first[visual.clamp(max=len(first) - 1)]]
         place = place[sample]

@@ -1,4 +1,4 @@
-"""EvoPrune: tokens merge in every second vision block, by similarity, diversity and attention (details reconstructed)."""
+"""EvoPrune: tokens merge in every second vision block, by likeness, diversity and attention (details: a reconstruction)."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ FORBIDDEN = 4.0  # more than any two weighted similarities differ by
 
 @dataclass(frozen=True)
 class EvoPrune(TowerReducer):
-    """Merge pairs that are alike, not isolated and not looked at, between attention and FFN of every second vision block.
+    """Merge pairs that are alike, not isolated and not looked at, in every second vision block (details: a reconstruction).
 
-    From the paper: even and odd tokens, each even one with its best odd partner; a pair counts with
+    From the paper: between attention and FFN; even and odd tokens, each even one with its best odd partner; a pair counts with
     ``cosine * exp(-diversity * (d_i + d_j))``, where ``d`` is 1 minus the mean of ``exp(-distance^2 / bandwidth^2)`` to its
     nearest neighbours; the quarter of the tokens that receive most attention is protected (at most as many as leave pairs for
     all merges); the same number of merges in every second block; 64 of 576 tokens left.
-    Ours, as they are not said: 5 neighbours, ``bandwidth`` and ``diversity`` 1, distances between vectors of unit length, means
-    by size; attention is what a token receives (what the paper's index says is constant); which blocks are second ones: the
-    last one is. Protected tokens merge after all others, where these leave too few pairs; tokens alternate in raster order, the
-    CLS token is in neither set, and in towers with a 2x2 merger a token is the 2x2 block, merged patch by patch.
+    Ours, as they are not said: 5 neighbours, ``bandwidth`` and ``diversity`` 1, distances between vectors of unit length,
+    means by size or plain ones (``means``); attention is what a token receives (what the paper's index says is constant);
+    which blocks are second ones: the last one is. Protected tokens merge after all others, where these leave too few pairs;
+    tokens alternate in raster order, the CLS token is in neither set, and in towers with a 2x2 merger a token is the 2x2
+    block, merged patch by patch.
 
     Attributes:
         schedule: blocks in which tokens merge: ``skip``, every second one; or ``mean``, all.
@@ -41,6 +42,7 @@ class EvoPrune(TowerReducer):
         neighbours: how many nearest tokens say how isolated one is.
         bandwidth: distance at which a neighbour is far, above 0.
         diversity: how much isolation counts against a merge; 0: not at all.
+        means: weighted by ``sizes``, the default, or ``plain``.
     """
 
     schedule: Literal["skip", "mean"] = "skip"
@@ -48,6 +50,7 @@ class EvoPrune(TowerReducer):
     neighbours: int = 5
     bandwidth: float = 1.0
     diversity: float = 1.0
+    means: Literal["sizes", "plain"] = "sizes"
 
     usual: ClassVar[float] = 64 / 576
     signals: ClassVar[tuple[Signal | str, ...]] = ("received",)
@@ -84,7 +87,8 @@ class EvoPrune(TowerReducer):
             weighed = cosine * weight[row][:, :, None] * weight[column][:, None]
             return weighed - torch.maximum(protected[row][:, :, None], protected[column][:, None])
 
-        return tokens.merge_pairs(*merge.strongest(alike, score, counts, merges), merges)
+        rule: merge.Rule = "sizes" if self.means == "sizes" else "mean"
+        return tokens.merge_pairs(*merge.strongest(alike, score, counts, merges), merges, rule)
 
     def _isolation(self, alike: Pairs, counts: Sequence[int]) -> Tensor:
         """``(N,)``: how far each token is from its nearest neighbours, from 0 to 1; of a token without any it is 1."""

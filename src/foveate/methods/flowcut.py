@@ -24,15 +24,16 @@ from foveate.tokens import Reduction, Tokens
 class FlowCut(TowerReducer):
     """Prune in every second vision block by attention and values of the CLS token, as many as its attention is far from even.
 
-    From the paper: what flows from a token is judged by several facts and over blocks, not by one row of attention. From the
-    authors' code: a block's score is the CLS token's attention plus the softmax of the products of its values with those of a
-    token, both of a sum of 1 and the mean over heads, times the L1 norm of the token's mean value; half of it and half of the
-    score so far is the score; after every second block, up to the one before the last used one, ``(n - k) / sqrt(rest) * (1 -
-    (H / log n)^2)`` of ``n`` tokens leave, where ``k`` is the budget, ``rest`` the blocks to come before the last such cut, and
-    ``H`` the entropy of the CLS token's attention; at that cut all that is over; 64 of 576. Ours: each image has counts of its
-    own (the code: the largest of the batch); without a CLS token, attention received, without the products of values, as the
-    code has it for Qwen2-VL, and all of the budget is reached in the tower (there: four times as much, the rest at layer 1 of
-    the decoder); with a 2x2 merger a token is the 2x2 block, and its values those of its patches.
+    From the paper: what flows from a token is judged by several facts and over blocks, not by one row of attention. From
+    the authors' code: a block's score is the CLS token's attention plus the softmax of the products of its values with
+    those of a token, both of a sum of 1 and the mean over heads, times the L1 norm of the token's mean value; half of it
+    and half of the score so far is the score; after every second block, up to the one before the last used one, ``(n - k) /
+    sqrt(rest) * (1 - (H / log n)^2)`` of ``n`` tokens leave, where ``k`` is the budget, ``rest`` the blocks to come before
+    the last such cut, and ``H`` the entropy of the CLS token's attention; at that cut all that is over; 64 of 576. Ours:
+    each image has counts of its own (the code: the largest of the batch); without a CLS token, attention received, without
+    the products of values, as the code has it for Qwen2-VL, and all of the budget is reached in the tower (there: four
+    times as much, the rest at layer 1 of the decoder); with a 2x2 merger a token is the 2x2 block, and its values those of
+    its patches. How many leave depends on entropies, so each of these blocks but the last asks the device.
 
     Attributes:
         depth: vision blocks that are counted; by default those whose output is used.

@@ -24,14 +24,16 @@ FEW = 0.1  # of the tokens: where fewer are alike, merging is over
 class FrameFusion(DecoderPruner):
     """Merge tokens with those at their place in the frame before while many are alike, then keep what the last token looks at.
 
-    From the paper and the authors' code: before the language model, and in each layer after that, a token joins the one before
-    it at the same place of the video if their cosine is at least ``tau``, and a run of such tokens becomes its mean, where its
-    first one was; once less than a tenth of the tokens are alike, the layer after that keeps those with most attention of the
-    last token, mean over heads, so that a layer holds 30 % of the tokens on average (of 28 layers); if so many are alike that
-    this is reached by merging, the most alike merge and no more. Ours: merging is between layers (the code: between a layer's
-    attention and its FFN), it is over before ``layer`` in any case, where the code goes on, and pruning is before a layer, by
-    the attention of the one before; every video of a batch has a budget of its own; counts are the nearest. An image is a video
-    of one frame, so it is pruned before layer 1.
+    From the paper and the authors' code: before the language model, and in each layer after that, a token joins the one
+    before it at the same place of the video if their cosine is at least ``tau``, and a run of such tokens becomes its mean,
+    where its first one was; once less than a tenth of the tokens are alike, the layer after that keeps those with most
+    attention of the last token, mean over heads, so that a layer holds 30 % of the tokens on average (of 28 layers); if so
+    many are alike that this is reached by merging, the most alike merge and no more. Ours: merging is between layers (the
+    code: between a layer's attention and its FFN), it is over before ``layer`` in any case, where the code goes on, and
+    pruning is before a layer, by the attention of the one before; every video of a batch has a budget of its own; counts
+    are the nearest. An image is a video of one frame, so it is pruned before layer 1. There is no ``threshold``: likeness
+    decides in which layers tokens leave, not how many a video holds on average. So each layer up to ``layer`` asks the
+    device how many are alike.
 
     Attributes:
         layer: the last decoder layer before which tokens leave; by default at 1/7 of the depth.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from foveate.tokens import Tokens
 
 @dataclass(frozen=True)
 class GSearch(DecoderPruner):
-    """Before each layer keep the tokens to which the layer before paid most attention; how many falls with depth.
+    """Before each layer keep the tokens to which the layer before paid most attention, fewer with depth (a reconstruction).
 
     From the paper, at second hand (no code is public): the ranking of visual tokens by attention is nearly the same in all
     layers but the first, so what is dropped is not missed later; each layer ranks by the attention of the one before; G-Search
@@ -25,16 +26,19 @@ class GSearch(DecoderPruner):
     shares from a logistic curve over depth, and searches its steepness.
     Ours: `foveate tune` is the search, by divergence from the stock model in place of accuracy: ``--max-kl`` is G-Search,
     ``--budget`` is P-Sigmoid, and both write a ``schedule``. Without one the shares are P-Sigmoid's at ``keep``, by default
-    0.5, with a steepness of 12 (the paper tunes it for each model). Attention is that of the last text token, in the mean
-    over heads; steps of less than 2 % wait for the next layer; original position ids.
+    0.5, with a steepness of 12 (the paper tunes it for each model). Attention is that of the last text token, or of all words
+    behind the image (``rows="text"``), in the mean over heads; steps of less than 2 % wait for the next layer; original
+    position ids.
 
     Attributes:
         schedule: a searched one, in place of the sigmoid.
         steepness: of the sigmoid over the whole depth: 0 is flat, more than 30 a cliff; by default 12.
+        rows: whose attention ranks: that of the ``last`` token of the prompt, the default, or of all its ``text``.
     """
 
     schedule: Spelling | None = None
     steepness: float | None = None
+    rows: Literal["last", "text"] = "last"
 
     signals: ClassVar[tuple[Signal | str, ...]] = ("last_row",)
     usual_keep: ClassVar[float] = 0.5
@@ -71,5 +75,11 @@ class GSearch(DecoderPruner):
         first = min(self.first(host), host.layers - 1)
         return [1.0] * first + curve[first:] + curve[-1:] * (host.depth - host.layers)
 
+    def sites(self, host: Host) -> Sequence[Site]:
+        found = super().sites(host)
+        return (
+            found if self.rows == "last" else [replace(site, signals=site.signals and ("text_rows",)) for site in found]
+        )
+
     def score(self, tokens: Tokens, site: Site) -> Tensor:
-        return tokens.last_row.float().mean(-1)
+        return tokens.last_row.float().mean(-1) if self.rows == "last" else tokens.text_rows.float().sum(1)

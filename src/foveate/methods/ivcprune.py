@@ -77,14 +77,14 @@ class IVCPrune(SingleRatio):
         few = [survivors(n, SEEDS) for n in counts]
         seeds = select.top_k(by_words, counts, few)
         number = torch.arange(max(few, default=0), device=seeds.device)
-        first, of = (torch.tensor(each).to(seeds.device) for each in (offsets(few)[:-1], few))
+        first, of = (torch.tensor(each).to(seeds.device, non_blocking=True) for each in (offsets(few)[:-1], few))
         own = torch.where(number < of[:, None], first[:, None] + number, -1)
         looked_at = by_words + attention_to(values, segment, n, values[seeds], own[segment])
         return looked_at.index_fill(0, seeds, torch.inf)
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         if site.at == "cache":
-            return tokens.keep_mask(torch.isin(tokens.name, torch.cat(tokens.state["chosen"])))
+            return tokens.keep_chosen(tokens.state["chosen"])
         kept, counts = tokens.budget(site), tokens.counts
         of_each = [survivors(k, self.coordinates / 2, least=0) for k in kept]
         angles = self._angles(tokens)
@@ -102,7 +102,7 @@ class IVCPrune(SingleRatio):
         none = len(words) - 1
         words[none, 0] = 1.0  # a sample without a word: no turn
         starts = [start if n else none for start, n in zip(offsets(tokens.text_counts), tokens.text_counts)]
-        first = words[torch.tensor(starts, dtype=torch.long).to(words.device)][tokens.sample]
+        first = words[torch.tensor(starts, dtype=torch.long).to(words.device, non_blocking=True)][tokens.sample]
         (cos, sin), (cos_0, sin_0) = tokens.rope.float().unbind(1), first.unbind(1)
         return torch.stack([cos * cos_0 + sin * sin_0, sin * cos_0 - cos * sin_0], 1).mean(-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +18,22 @@ from foveate.tokens import Tokens
 
 @dataclass(frozen=True)
 class LFTR(EntryPruner):
-    """Keep the tokens with the largest product of two weights: how new their frame is, and how distinct they are in it.
+    """Keep the tokens that are most distinct in their frame, in frames that differ from the one before (a reconstruction).
 
     From the abstract: nothing is learned; weights come from differences and similarities between frames and between patches;
     tokens leave before the language model, up to 16 times fewer; for videos, and in its last version for images.
-    Ours, as no equation can be read: where features and text meet; a frame's weight is 1 minus the cosine of its mean token
+    Ours, as no equation can be read: where features and text meet, those with the largest product of two weights, or their
+    largest ``sum``; a frame's weight is 1 minus the cosine of its mean token
     with that of the frame before, plus ``floor`` (the first frame, and an image, has weight 1); a token's is 1 minus its mean
     cosine with the tokens of its frame; all frames of a video share one budget and one ranking, so a prompt comes whole (where
     a family does not say which frames are of one video, each is an image); original position ids.
 
     Attributes:
+        joined: the ``product`` of the two weights decides, which is the default, or their ``sum``.
         floor: weight of a frame that is the same as the one before, so that still videos keep tokens of all frames.
     """
 
+    joined: Literal["product", "sum"] = "product"
     floor: float = 0.1
 
     usual: ClassVar[float] = 0.25
@@ -49,7 +52,8 @@ class LFTR(EntryPruner):
         unit = normalize(tokens.hidden.float(), dim=-1)
         # The mean cosine with all of a frame is the product with the mean of its unit vectors.
         distinct = 1 - (unit * segment_mean(unit, segment, spans)[segment]).sum(-1)
-        return distinct * self._novelty(tokens)[segment]
+        novelty = self._novelty(tokens)[segment]
+        return distinct * novelty if self.joined == "product" else distinct + novelty
 
     def _novelty(self, tokens: Tokens) -> Tensor:
         """``(S,)``: the weight of each frame."""

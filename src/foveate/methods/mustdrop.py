@@ -87,7 +87,7 @@ class MustDrop(DecoderPruner):
             return self._merged(tokens)
         seen = tokens.state.setdefault("left", {})
         if site.at == "cache":
-            return tokens.keep_mask(torch.isin(tokens.name, torch.cat(seen[max(seen)])))
+            return tokens.keep_chosen(seen[max(seen)])
         reduction = super().reduce(tokens, site)
         seen[site.layer] = [*seen.get(site.layer, ()), tokens.name[reduction.keep]]  # a prompt may come in chunks
         return reduction

@@ -79,7 +79,7 @@ class PruneVid(StagedPruner):
 
     def reduce(self, tokens: Tokens, site: Site) -> Reduction:
         if site.at == "cache":
-            return tokens.keep_mask(torch.isin(tokens.name, torch.cat(tokens.state["chosen"])))
+            return tokens.keep_chosen(tokens.state["chosen"])
         return self._asked(tokens, site) if site.at == "decoder" else self._merged(tokens, site)
 
     def _merged(self, tokens: Tokens, site: Site) -> Reduction:

@@ -15,7 +15,7 @@ from foveate.schedule import survivors
 
 @dataclass(frozen=True)
 class QCache(SingleRatio):
-    """Let lazy layers reuse the queries and keys of the last layer that has computed its own; their caches hold values only.
+    """Let lazy layers reuse queries and keys of the last layer with its own; their caches hold values only (a reconstruction).
 
     From the paper, at second hand (no code is public): neighbouring layers attend alike, so consecutive layers whose
     last-row attention differs little (Jensen-Shannon divergence on some samples) are a block, of which the first layer

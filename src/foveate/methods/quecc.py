@@ -87,7 +87,7 @@ class QueCC(EntryPruner):
             tokens.text_pass, (0, 0, 0, 1)
         )  # a chunk of a prompt may have none: it asks nothing
         ends = zip(tokens.text_counts, offsets(tokens.text_counts)[1:])
-        last = torch.tensor([end - 1 if n else len(text) - 1 for n, end in ends]).to(cell.device)
+        last = torch.tensor([end - 1 if n else len(text) - 1 for n, end in ends]).to(cell.device, non_blocking=True)
         question = text[last].to(tokens.hidden.dtype)
         x = parts["query"](parts["token"](tokens.hidden) + parts["text"](question)[tokens.sample])
         query = segment_mean(x * parts["kernel"](place), cell, n)

@@ -1,4 +1,4 @@
-"""RedundancyLens: visual tokens use few channels of late FFNs, and see only neighbours there (layers reconstructed)."""
+"""RedundancyLens: visual tokens use few channels of late FFNs, and see only neighbours there (layers: a reconstruction)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from foveate.tokens import Tokens
 
 @dataclass(frozen=True)
 class RedundancyLens(SingleRatio):
-    """In some layers, visual tokens use the FFN channels that a few probes activate most, and attend to near ones alone.
+    """In some layers, visual tokens use few channels of the FFN and attend to near ones alone (layers: a reconstruction).
 
     From the paper, at second hand (the authors' code cannot be read): probe-activated dynamic FFN, a few visual tokens go
     through gate and up, and the fifth of the channels with the largest mean activation serves all of them; hollow attention, a

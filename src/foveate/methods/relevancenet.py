@@ -22,7 +22,7 @@ CHANNELS = (2, 16, 16, 1)  # what a map consists of, and what each convolution m
 
 @dataclass(frozen=True)
 class RelevanceNet(EntryPruner):
-    """Before the first decoder layer, keep the tokens that a learned net takes for relevant, by that layer's attention to them.
+    """Before the first layer keep the tokens that a learned net takes for relevant by its attention (a reconstruction).
 
     From the abstract: explaining what a frozen model said gives each visual token a relevance for the answer, and dropping the
     least relevant ones at the input costs little; a light convolutional net learns to make that relevance of the attention of
@@ -55,7 +55,7 @@ class RelevanceNet(EntryPruner):
         maps = torch.stack([paid.sum(1) / asks.sum(1).clamp(min=1), paid.amax(1)], 1)
         mean = segment_mean(maps, tokens.segment, len(tokens.counts))[tokens.segment]
         maps = maps / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-        sides = torch.tensor(tokens.spans.shape).to(tokens.index.device)
+        sides = torch.tensor(tokens.spans.shape).to(tokens.index.device, non_blocking=True)
         y, x = tokens.index // sides[tokens.segment, 1], tokens.index % sides[tokens.segment, 1]
         place = (tokens.segment, y, x)
         height, width = self._canvas(tokens)

@@ -26,12 +26,13 @@ class VidCom2(EntryPruner):
     """Where image and text meet, keep the tokens farthest from the centres of their frame and video, more of rare frames.
 
     From the paper: a frame is unique if its tokens are far from the mean token of the video, and unique frames keep more; a
-    token is unique if it is far from the means of its frame and of the video. From the authors' code: the half of the channels
-    with the least variance in the video, to unit length; nearness is a sum of Gaussians of five widths; the share of a frame
-    is ``keep (1 + p - mean p)``, p the softmax over frames at a temperature of 0.01, at most 1, and of each at least one
-    token; a quarter stays. Ours: the counts of a video add up to its budget, by cumulative rounding, and what a full frame
-    cannot use goes to the most unique tokens of the others; an image is a video of one frame, as is each frame where a family
-    does not say which are of one video.
+    token is unique if it is far from the means of its frame and of the video. From the authors' code: the half of the
+    channels with the least variance in the video, to unit length; nearness is a sum of Gaussians of five widths; the share
+    of a frame is ``keep (1 + p - mean p)``, p the softmax over frames at a temperature of 0.01, at most 1, and of each at
+    least one token; a quarter stays. Ours: the counts of a video add up to its budget, by cumulative rounding, and what a
+    full frame cannot use goes to the most unique tokens of the others; an image is a video of one frame, as is each frame
+    where a family does not say which are of one video. There is no ``threshold``: what is rare decides how a video's budget
+    is spread over its frames, not how large it is.
     """
 
     usual: ClassVar[float] = 0.25

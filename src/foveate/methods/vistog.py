@@ -30,7 +30,7 @@ SEES = ((1, 0, 1), (1, 1, 1), (1, 0, 1))
 
 @dataclass(frozen=True)
 class VisToG(EntryPruner):
-    """At the vision tower's output, each patch joins one of a few semantic tokens, which have seen all patches on the way.
+    """At the tower's output each patch joins one of a few semantic tokens, which have seen all patches (a reconstruction).
 
     From the abstract: semantic tokens stand beside the patches from the first block on; isolated attention keeps patches from
     seeing them; before the projector a grouping layer gathers similar patches in each, and these groups are what the language

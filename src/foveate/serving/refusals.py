@@ -25,6 +25,11 @@ def check(parts: Sequence[Method], actions: Sequence[Action], family: Family) ->
                 f"{part.name()} has one ranking for all images of a prompt or all frames of a video, and a serving engine must "
                 "know how many tokens of each stay: use a method that ranks each by itself"
             )
+        if part.cut is not None:  # said last, as its advice helps only who is not refused for another reason
+            raise ConfigError(
+                f"{part.name()} decides by the content of an image how many tokens stay, those that reach its threshold, and a "
+                "serving engine must know before: give keep in its place"
+            )
     within = {a.method.name() for a in actions if inside(a.site)}
     if family.decoder.recurrent and within:
         raise UnsupportedSiteError(
@@ -57,12 +62,7 @@ def _raise(error: FoveateError | None) -> None:
 
 def _part(part: Method) -> FoveateError | None:
     name = part.name()
-    if part.cut is not None and part.fixed_budget:
-        return ConfigError(
-            f"{name} decides by the content of an image how many tokens stay, those that reach its threshold, and a serving "
-            "engine must know before: give keep in its place"
-        )
-    if not part.has_fixed_budget:
+    if not part.fixed_budget:
         instead = "use a method whose budget is fixed (`foveate methods` lists them)"
         return ConfigError(
             f"{name} decides by the content of an image how many tokens stay, and a serving engine must know before: "
