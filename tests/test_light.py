@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from statistics import median
 
 LAB = ("foveate.lab", "foveate_reference", "typer", "rich", "matplotlib", "scipy")
 
@@ -36,4 +37,7 @@ foveate.list_methods(), foveate.list_families()
 
 
 def test_the_import_takes_no_longer_than_that_of_transformers() -> None:
-    assert min(seconds("import foveate") for _ in range(3)) < 1.2 * seconds("import transformers")
+    """In turn, as a machine may be slower for a while."""
+    both = [(seconds("import foveate"), seconds("import transformers")) for _ in range(5)]
+    ours, theirs = map(median, zip(*both))
+    assert ours < 1.2 * theirs

@@ -44,7 +44,7 @@ def _machine(result: Result) -> str:
     machine = result.machine
     words = [str(machine[key]) for key in ("cpu", "architecture") if machine.get(key)]
     if machine.get("cores"):
-        words.append(f"with {machine['cores']} cores")
+        words.append(f"with {machine['cores']} core{'s' if machine['cores'] > 1 else ''}")
     if machine.get("accelerator") not in (None, "none"):
         words.append(f"and {machine['accelerator']}")
     return " ".join(dict.fromkeys(words))

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from foveate.lab.terminal import CommandError
 
-from stored import listing
+from stored import listing, surroundings
 from stored.experiment import Experiment, Shown, read_all
 from stored.result import Result, read
 
@@ -83,6 +83,16 @@ class Pages:
                 yield from self._compare(shown)
             except CommandError as error:
                 yield f"{shown.file}: {_what(shown)}: {error}"
+
+    def remarks(self) -> Iterator[str]:
+        """What is no mistake, and a reader may want to know: results of code that this history does not have as it was."""
+        results, known = self._results(), surroundings.history(self.root)
+        changed = [name for name, result in results.items() if result.dirty]
+        if changed:
+            yield f"measured with changes that their commit lacks: {', '.join(changed)}"
+        gone = [name for name, result in results.items() if known is not None and result.commit not in known]
+        if gone:
+            yield f"measured at a commit of a branch that was rebased, not in this history: {', '.join(gone)}"
 
     def _strays(self) -> Iterator[str]:
         """Files, tables and markers without a partner."""

@@ -46,6 +46,13 @@ def commit(root: Path) -> tuple[str | None, bool | None]:
     return head.strip(), bool(_git(root, "status", "--porcelain", "--", *CODE))
 
 
+def history(root: Path) -> frozenset[str] | None:
+    """Every commit that this checkout's one comes after, itself too; None: they are not all here, or there is no checkout."""
+    if (_git(root, "rev-parse", "--is-shallow-repository") or "").strip() != "false":
+        return None
+    return frozenset((_git(root, "rev-list", "HEAD") or "").split())
+
+
 def brought(root: Path, file: Path) -> tuple[str | None, str | None]:
     """The commit that brought a file as it is, and its date."""
     said = _git(root, "log", "-1", "--format=%H %cs", "--", str(file.resolve()))

@@ -104,6 +104,21 @@ def test_a_run_names_its_commit_and_whether_that_is_all(root: Path) -> None:
     assert run(root).dirty is True
 
 
+def test_a_result_of_code_that_the_history_lacks_is_remarked(root: Path) -> None:
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "one")
+    run(root)
+    assert list(Pages(root).remarks()) == []
+    git(root, "commit", "-q", "--amend", "-m", "another")  # as a rebase does
+    (root / "benchmarks" / "tables" / "shown.py").write_text(TABLES + "\n")
+    assert list(Pages(root).remarks()) == [
+        "measured at a commit of a branch that was rebased, not in this history: counts"
+    ]
+    run(root)
+    assert list(Pages(root).remarks()) == ["measured with changes that their commit lacks: counts"]
+
+
 def test_what_is_printed_is_the_result_where_nothing_is_named(root: Path) -> None:
     redo(root, "count.py {out}", "count.py /dev/stdout")
     assert run(root).found["n"] == 7

@@ -22,6 +22,7 @@ import methods
 import pytest
 import repository
 import survivors
+import weights
 
 import foveate
 
@@ -42,6 +43,15 @@ def test_committed_lists_are_those_of_the_code(file: Path) -> None:
     text = file.read_text()
     assert lists.FILES[file](text) == text, "run: python tools/pages/lists.py"
     assert lists.FILES[file](text.replace("FastV", "SlowV")) != text.replace("FastV", "SlowV"), "nothing of it is made"
+
+
+def test_every_part_is_weighed() -> None:
+    """What it weighs may be a little out of date; that it is there may not."""
+    assert weights.folders(weights.PACKAGE) == {*weights.LIBRARY, "lab"} - {"."}
+    assert weights.folders(weights.LAB) == set(weights.WING) - {"."}
+    [table] = (found[0] for found in weights.TABLE.finditer((ROOT / "CONTRIBUTING.md").read_text()))
+    assert {f"| `{name}/` | {says} |" in table for name, says in weights.LIBRARY.items() if name != "."} == {True}
+    assert {f"| `lab/{name}/` | {says} |" in table for name, says in weights.WING.items() if name != "."} == {True}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -62,6 +62,10 @@ def test_train(tmp_path: Path) -> None:
     assert (tmp_path / "adapter" / "foveate_method.json").is_file()
 
 
+#: Lines of the programs that put another tool beside the library.
+LONGER = {"ray_data": 80, "vlmevalkit": 90}
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short(path: Path) -> None:
-    assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 80
+    assert len(path.read_text().splitlines()) <= LONGER.get(path.stem, 40)

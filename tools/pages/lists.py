@@ -2,7 +2,7 @@
 
 These are what ``foveate methods`` and ``foveate families`` say without importing torch, the list in README.md, the imports in
 foveate/__init__.py that tell type checkers what `foveate.FastV` is, which models and methods are served, in docs/serving.md,
-what the site has from runs (`asked`), and of that the tables of docs/families.md.
+what the site has from runs (`asked`), of that the tables of docs/families.md, and how large the parts are (`weights`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import asked
 import facts
 import methods
 import verdicts
+import weights
 from repository import ROOT
 
 from foveate.lab import declared, index
@@ -97,3 +98,4 @@ if __name__ == "__main__":
         file.write_text(written(file.read_text(encoding="utf-8") if file.exists() else ""), encoding="utf-8")
     asked.write()
     asked.FAMILY_TABLES["write"]()
+    weights.write()

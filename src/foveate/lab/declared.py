@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.lab.index import BLOCKS, LAYERS
 from foveate.method import Method, Paper
-from foveate.methods import list_methods, method_class
+from foveate.methods import list_methods
 from foveate.models import list_families
 from foveate.models.family import Family
 from foveate.serialise import options_of, plain
@@ -22,11 +22,6 @@ EXAMPLE = Host(family="llava", blocks=BLOCKS, layers=LAYERS, has_cls=True)
 def methods() -> list[dict[str, Any]]:
     """Every method."""
     return [method(cls) for cls in list_methods().values()]
-
-
-def method_called(name: str) -> dict[str, Any]:
-    """One method."""
-    return method(method_class(name))
 
 
 def families() -> list[dict[str, Any]]:

@@ -55,17 +55,39 @@ def seed_option(decides: str, panel: str = QUESTIONS) -> Any:
     return Option("--seed", help=decides, rich_help_panel=panel)
 
 
+def image_option(says: str, default: str | bool = True) -> Any:
+    """``--image``."""
+    return Option("--image", "-i", help=says, show_default=default, rich_help_panel=QUESTIONS)
+
+
+def prompt_option(says: str) -> Any:
+    """``--prompt``."""
+    return Option("--prompt", "-p", help=says, rich_help_panel=QUESTIONS)
+
+
+def data_option(says: str) -> Any:
+    """``--data``, a file of many questions."""
+    return Option("--data", "-d", help=says, rich_help_panel=QUESTIONS)
+
+
+def keep_option(says: str, default: str | bool = True) -> Any:
+    """``--keep``."""
+    return Option("--keep", "-k", help=says, show_default=default, rich_help_panel=METHODS)
+
+
+def out_option(says: str, default: str | bool = True) -> Any:
+    """``--out``, a file or a folder."""
+    return Option("--out", "-o", help=says, show_default=default, rich_help_panel=OUTPUT)
+
+
 _FOR_EXAMPLE = "such as luvc (`foveate methods` lists all)"
 OneMethod = Annotated[str | None, method_option(f"{_FOR_EXAMPLE}; 'ipcv+adsc' is both at once")]
 SUMS_TOO = f"{_FOR_EXAMPLE}, or a sum, such as 'ipcv+adsc'; repeatable"
 Keep = Annotated[
     float | None,
-    Option(
-        "--keep",
-        "-k",
-        help="Share of the visual tokens that stays, on average over decoder layers; 0.5 is half. Of a sum: after all parts.",
-        show_default="the method's own",
-        rich_help_panel=METHODS,
+    keep_option(
+        "Share of the visual tokens that stays, on average over decoder layers; 0.5 is half. Of a sum: after all parts.",
+        "the method's own",
     ),
 ]
 OPTION_OF_ONE = Option(
@@ -86,9 +108,7 @@ OPTION_OF_MANY = Option(
 OptionsOfMany = Annotated[list[str] | None, OPTION_OF_MANY]
 MANY_AS_JSON = Option("--method-json", help="A method as JSON, or a file with it; repeatable.", rich_help_panel=METHODS)
 ManyAsJson = Annotated[list[str] | None, MANY_AS_JSON]
-Images = Annotated[
-    list[Path] | None, Option("--image", "-i", help="An image file; repeatable.", rich_help_panel=QUESTIONS)
-]
+Images = Annotated[list[Path] | None, image_option("An image file; repeatable.")]
 Dtype = Annotated[
     str,
     Option(

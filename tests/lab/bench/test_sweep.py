@@ -196,9 +196,10 @@ def test_a_file_of_something_else_is_left_alone(request_: Request, content: str)
 
 def test_the_command_repeats_the_run(request_: Request) -> None:
     request = replace(request_, shapes=("small-llava",), options=("layers=2",), device="cpu", attn="eager")
+    request = replace(request, plot=Path("bench.png"))
     assert command(request) == (
-        "foveate bench --shape small-llava --method stride --option layers=2 --keep 0.25 --keep 0.5 --tokens 4 --tokens 16 "
-        "--batch-size 1 --repeats 1 --new-tokens 2 --steps 2 --seed 0 --dtype auto --device cpu --attn eager"
+        "foveate bench --tokens 4 --tokens 16 --new-tokens 2 --steps 2 --repeats 1 --method stride --keep 0.25 --keep 0.5 "
+        "--option layers=2 --shape small-llava --device cpu --attn eager"
     )
 
 

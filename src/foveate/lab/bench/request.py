@@ -1,74 +1,127 @@
-"""What ``foveate bench`` is asked for, checked before torch is imported."""
+"""What ``foveate bench`` is asked for: its options, each declared once, and checked before torch is imported."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from typer import Option
 
 from foveate.errors import ConfigError
-from foveate.lab import needs, outputs
-from foveate.lab.checks import DENSE, check_all, check_attn, check_device, check_dtype, check_model, check_shape
+from foveate.lab import completion, needs, outputs
+from foveate.lab.checks import DENSE, SHAPES, check_all, check_attn, check_device, check_dtype, check_model, check_shape
 from foveate.lab.terminal import CommandError, check_once
+from foveate.lab.typed import (
+    MACHINE,
+    MANY_AS_JSON,
+    OPTION_OF_MANY,
+    OUTPUT,
+    QUESTIONS,
+    SUMS_TOO,
+    Attn,
+    Device,
+    Dtype,
+    NewTokens,
+    Overwrite,
+    keep_option,
+    method_option,
+    options,
+    out_option,
+    seed_option,
+)
 from foveate.serialise import from_json, read_text
 
-#: Without sizes: what a CPU does in a few minutes.
-SHAPE, TOKENS, BATCHES = "small-qwen2.5-vl", (256, 1024, 4096), (1,)
+#: Without a model: what a CPU does in a few minutes.
+SHAPE = "small-qwen2.5-vl"
 #: What a picture can be.
 KINDS = (".png", ".pdf", ".svg")
 #: Nobody means more than this, of anything.
 MOST = 10**9
-#: Fields of `Request` that are not named after their option.
-OPTIONS = dict(shapes="shape", models="model", methods="method", keeps="keep", options="option")
-OPTIONS |= dict(described="method-json", batches="batch-size", new_tokens="new-tokens")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure.
+    """What to measure; several methods, shares, sizes and models are all measured with each other."""
 
-    Attributes:
-        out: the JSON file of the result; a run that was stopped goes on there.
-        shapes, models: what to measure it on: `checks.SHAPES` with random weights; folders, hub ids or reference models.
-        methods, options, described: by name, ``name=value`` for them, and as JSON or files of it.
-        keeps: values of the option ``keep`` that every method by name is measured at; none: its default.
-        tokens, batches: visual tokens of a row, about; rows of a call. None: `TOKENS`, `BATCHES`.
-        repeats: timed rounds; in each one the stock model and every method run once.
-        new_tokens: that a call generates.
-        steps: pairs of single steps, a stock one and one of a method, after the rounds; 0: none.
-        dtype, device, attn: of the model; ``auto`` is float32 on a CPU and bfloat16 elsewhere for a shape.
-        seed: of weights, pixels and the order within rounds.
-        source: a result to show again; nothing is measured then.
-        plot, table: files for the picture, and for the tables as Markdown.
-        overwrite: begin anew, and replace what is there.
-    """
-
-    out: Path
-    shapes: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    keeps: tuple[float, ...] = ()
-    options: tuple[str, ...] = ()
-    described: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    batches: tuple[int, ...] = ()
-    repeats: int = 5
-    new_tokens: int = 16
-    steps: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    attn: str | None = None
-    seed: int = 0
-    source: Path | None = None
-    plot: Path | None = None
-    table: Path | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", self.tokens or TOKENS)
-        object.__setattr__(self, "batches", self.batches or BATCHES)
+    out: Annotated[
+        Path,
+        out_option("JSON of every measurement; a run that was stopped goes on there."),
+    ] = Path("bench.json")
+    tokens: Annotated[
+        tuple[int, ...],
+        Option(
+            help="About how many visual tokens a row has; repeatable.",
+            show_default="256, 1024, 4096",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = (256, 1024, 4096)
+    batches: Annotated[
+        tuple[int, ...],
+        Option(
+            "--batch-size",
+            "-b",
+            help="How many rows a call has; repeatable.",
+            show_default="1",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = (1,)
+    new_tokens: NewTokens = 16
+    steps: Annotated[
+        int,
+        Option(
+            help="How many pairs of decoding steps are timed, of stock model and method in turn; 0: none.",
+            rich_help_panel=QUESTIONS,
+        ),
+    ] = 16
+    repeats: Annotated[
+        int,
+        Option(help="How many rounds; in each the stock model and every method run once.", rich_help_panel=QUESTIONS),
+    ] = 5
+    seed: Annotated[int, seed_option("Decides the weights, the pixels and the order.")] = 0
+    methods: Annotated[tuple[str, ...], method_option(SUMS_TOO, DENSE, default="three controls, luvc, ipcv, adsc")] = ()
+    keeps: Annotated[
+        tuple[float, ...],
+        keep_option("Measure each method at this share of the tokens; repeatable."),
+    ] = ()
+    options: Annotated[tuple[str, ...], OPTION_OF_MANY] = ()
+    described: Annotated[tuple[str, ...], MANY_AS_JSON] = ()
+    shapes: Annotated[
+        tuple[str, ...],
+        Option(
+            "--shape",
+            help="A model with random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
+            show_default=SHAPE,
+            rich_help_panel=MACHINE,
+            autocompletion=completion.among(*SHAPES),
+        ),
+    ] = ()
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            "--model",
+            "-m",
+            help="A real model: folder or hub id; repeatable.",
+            rich_help_panel=MACHINE,
+            autocompletion=completion.a_model,
+        ),
+    ] = ()
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    attn: Attn = None
+    source: Annotated[
+        Path | None, Option("--from", help="Measure nothing, and show this result.", rich_help_panel=OUTPUT)
+    ] = None
+    plot: Annotated[
+        Path | None, Option(help="Draw the sweep into this file (.png, .pdf or .svg).", rich_help_panel=OUTPUT)
+    ] = None
+    table: Annotated[
+        Path | None, Option(help="Write the tables into this file, as Markdown.", rich_help_panel=OUTPUT)
+    ] = None
+    overwrite: Overwrite = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,10 +263,8 @@ def _check_source(request: Request) -> None:
     source = Path(str(request.source))
     if not os.path.exists(source):  # unlike Path.exists, also of a name that is too long
         raise CommandError(f"there is no result {str(source)!r}: `foveate bench --out {source}` makes one")
-    usual = Request(request.out, **{name: getattr(request, name) for name in ("source", "plot", "table", "overwrite")})
-    for f in fields(Request):
-        if getattr(request, f.name) != getattr(usual, f.name):
-            option = OPTIONS.get(f.name, f.name)
+    for name, flag, _, default in options(Request):
+        if name not in ("out", "source", "plot", "table", "overwrite") and getattr(request, name) != default:
             raise CommandError(
-                f"--from shows what was measured before: it takes --plot, --table, --overwrite and --json, and not --{option}"
+                f"--from shows what was measured before: it takes --plot, --table, --overwrite and --json, and not {flag}"
             )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from foveate.handle import compress
-from foveate.lab import outputs
+from foveate.lab import outputs, typed
 from foveate.lab.bench import memory, plan, shapes
 from foveate.lab.bench.measure import Inputs, probe, timed
 from foveate.lab.bench.request import Request, check
@@ -63,15 +63,8 @@ def run(request: Request, tell: Tell) -> Result:
 
 
 def command(request: Request) -> str:
-    """The command line that repeats the run, but for its file."""
-    words = ["foveate", "bench"]
-    lists: dict[str, Any] = {"shape": request.shapes, "model": request.models, "method": request.methods}
-    lists |= {"method-json": request.described, "option": request.options, "keep": request.keeps}
-    lists |= {"tokens": request.tokens, "batch-size": request.batches}
-    words += [word for name, values in lists.items() for value in values for word in (f"--{name}", str(value))]
-    words += ["--repeats", str(request.repeats), "--new-tokens", str(request.new_tokens), "--steps", str(request.steps)]
-    words += ["--seed", str(request.seed), "--dtype", request.dtype, "--device", request.device]
-    return shlex.join(words + (["--attn", request.attn] if request.attn else []))
+    """The command line that repeats the run, but for its files."""
+    return typed.command("foveate bench", replace(request, plot=None, table=None))
 
 
 class Subject:

@@ -34,8 +34,13 @@ from foveate.lab.typed import (
     OptionsOfOne,
     Overwrite,
     adapter_option,
+    data_option,
     given,
+    image_option,
+    keep_option,
     method_option,
+    out_option,
+    prompt_option,
     seed_option,
 )
 from foveate.schedule import check_ratio
@@ -54,19 +59,12 @@ def demo(
     seed: Annotated[int, seed_option("Another seed draws other scenes.")] = 0,
     keep: Annotated[
         float,
-        typer.Option(
-            "--keep",
-            "-k",
-            help="Share of the visual tokens that every method keeps, on average over the decoder layers.",
-            rich_help_panel=METHODS,
-        ),
+        keep_option("Share of the visual tokens that every method keeps, on average over the decoder layers."),
     ] = 0.5,
     model: Model = "reference",
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", help="Folder for the page and pictures of surviving patches.", rich_help_panel=OUTPUT
-        ),
+        out_option("Folder for the page and pictures of surviving patches."),
     ] = Path("demo-output"),
     overwrite: Overwrite = False,
     json: Json = False,
@@ -98,17 +96,10 @@ def demo(
 def run(
     context: typer.Context,
     image: Images = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="What to ask about the images.", rich_help_panel=QUESTIONS)
-    ] = None,
+    prompt: Annotated[str | None, prompt_option("What to ask about the images.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help='Many questions: a file of lines like {"image": "cat.jpg", "prompt": "What is it?"}.',
-            rich_help_panel=QUESTIONS,
-        ),
+        data_option('Many questions: a file of lines like {"image": "cat.jpg", "prompt": "What is it?"}.'),
     ] = None,
     new_tokens: NewTokens = 64,
     frames: Annotated[
@@ -144,13 +135,7 @@ def run(
     ] = "",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="With --data: the file of the answers; a run that was stopped goes on there.",
-            show_default="answers.jsonl",
-            rich_help_panel=OUTPUT,
-        ),
+        out_option("With --data: the file of the answers; a run that was stopped goes on there.", "answers.jsonl"),
     ] = None,
     overlay: Annotated[
         Path | None, typer.Option(help="Folder for pictures of the surviving patches.", rich_help_panel=OUTPUT)
@@ -209,22 +194,11 @@ def report(
     context: typer.Context,
     image: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            help="An image file; repeatable.",
-            show_default="drawn scenes with their questions",
-            rich_help_panel=QUESTIONS,
-        ),
+        image_option("An image file; repeatable.", "drawn scenes with their questions"),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            "--prompt",
-            "-p",
-            help="What to ask: one for each image, one for all, or several about one.",
-            rich_help_panel=QUESTIONS,
-        ),
+        prompt_option("What to ask: one for each image, one for all, or several about one."),
     ] = None,
     scenes: Annotated[
         int, typer.Option(help="How many scenes to draw, without --image.", rich_help_panel=QUESTIONS)
@@ -247,9 +221,7 @@ def report(
     dtype: Dtype = "auto",
     device: Device = "auto",
     attn: Attn = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page is written.", rich_help_panel=OUTPUT)] = Path(
-        "report.html"
-    ),
+    out: Annotated[Path, out_option("Where the page is written.")] = Path("report.html"),
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:

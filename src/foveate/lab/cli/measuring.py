@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import typer
-
-from foveate.lab import checks, completion, terminal, words
+from foveate.lab import checks, terminal, words
+from foveate.lab.bench.request import Request as Bench
+from foveate.lab.bench.request import check as check_bench
 from foveate.lab.evaluation.request import Fidelity, Reference, Tasks
 from foveate.lab.evaluation.tune.request import Tune
 from foveate.lab.leaderboard.request import Board
-from foveate.lab.typed import (
-    MACHINE,
-    METHODS,
-    OUTPUT,
-    QUESTIONS,
-    SUMS_TOO,
-    Attn,
-    Device,
-    Dtype,
-    Json,
-    ManyAsJson,
-    NewTokens,
-    OptionsOfMany,
-    Overwrite,
-    method_option,
-    seed_option,
-    with_options_of,
-)
+from foveate.lab.typed import with_options_of
 
 Q = TypeVar("Q", Reference, Board)
 R = TypeVar("R", Reference, Tasks, Fidelity, Tune)
@@ -110,123 +92,14 @@ def tune(request: Tune, json: bool) -> None:
     _measured(tuning.tune, request, json)
 
 
-def bench(
-    tokens: Annotated[
-        list[int] | None,
-        typer.Option(
-            help="About how many visual tokens a row has; repeatable.",
-            show_default="256, 1024, 4096",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--batch-size",
-            "-b",
-            help="How many rows a call has; repeatable.",
-            show_default="1",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = None,
-    new_tokens: NewTokens = 16,
-    steps: Annotated[
-        int,
-        typer.Option(
-            help="How many pairs of decoding steps are timed, of stock model and method in turn; 0: none.",
-            rich_help_panel=QUESTIONS,
-        ),
-    ] = 16,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            help="How many rounds; in each the stock model and every method run once.", rich_help_panel=QUESTIONS
-        ),
-    ] = 5,
-    seed: Annotated[int, seed_option("Decides the weights, the pixels and the order.")] = 0,
-    method: Annotated[
-        list[str] | None, method_option(SUMS_TOO, checks.DENSE, default="three controls, luvc, ipcv, adsc")
-    ] = None,
-    keep: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--keep", "-k", help="Measure each method at this share of the tokens; repeatable.", rich_help_panel=METHODS
-        ),
-    ] = None,
-    option: OptionsOfMany = None,
-    method_json: ManyAsJson = None,
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A model with random weights in this shape, e.g. qwen2.5-vl-7b; repeatable.",
-            show_default="small-qwen2.5-vl",
-            rich_help_panel=MACHINE,
-            autocompletion=completion.among(*checks.SHAPES),
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A real model: folder or hub id; repeatable.",
-            rich_help_panel=MACHINE,
-            autocompletion=completion.a_model,
-        ),
-    ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    attn: Attn = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="JSON of every measurement; a run that was stopped goes on there.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = Path("bench.json"),
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Measure nothing, and show this result.", rich_help_panel=OUTPUT)
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the sweep into this file (.png, .pdf or .svg).", rich_help_panel=OUTPUT),
-    ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Write the tables into this file, as Markdown.", rich_help_panel=OUTPUT)
-    ] = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
+@with_options_of(Bench)
+def bench(request: Bench, json: bool) -> None:
     """Measure time and memory of the stock model and of methods, in turn, for several sizes of prompts and batches."""
-    from foveate.lab.bench.request import Request, check
-
-    request = Request(
-        out,
-        shapes=tuple(shape or ()),
-        models=tuple(model or ()),
-        methods=tuple(method or ()),
-        keeps=tuple(keep or ()),
-        options=tuple(option or ()),
-        described=tuple(method_json or ()),
-        tokens=tuple(tokens or ()),
-        batches=tuple(batch_size or ()),
-        repeats=repeats,
-        new_tokens=new_tokens,
-        steps=steps,
-        dtype=dtype,
-        device=device,
-        attn=attn,
-        seed=seed,
-        source=source,
-        plot=plot,
-        table=table,
-        overwrite=overwrite,
+    methods = request.methods, request.options, request.described, (checks.DENSE,)
+    checks.check_all(
+        *(partial(words.check_many, *methods, share) for share in request.keeps or (None,)),
+        lambda: check_bench(request),
     )
-    shares: list[float | None] = [*keep] if keep else [None]
-    methods = method or [], option or [], method_json or [], (checks.DENSE,)
-    checks.check_all(*(partial(words.check_many, *methods, share) for share in shares), lambda: check(request))
     from foveate.lab.bench import show, sweep
 
     terminal.quiet_libraries()

@@ -13,8 +13,6 @@ from foveate.lab import checks, completion, needs, outputs, terminal, words
 from foveate.lab.cli.asking import check_asked
 from foveate.lab.typed import (
     MACHINE,
-    METHODS,
-    OUTPUT,
     QUESTIONS,
     Device,
     Dtype,
@@ -22,6 +20,8 @@ from foveate.lab.typed import (
     Model,
     OptionsOfOne,
     Overwrite,
+    keep_option,
+    out_option,
     seed_option,
 )
 from foveate.training.data import check_lines
@@ -53,12 +53,7 @@ def reference(
     ] = "cpu",
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Folder for checkpoint and model; a run that was stopped goes on there.",
-            rich_help_panel=OUTPUT,
-        ),
+        out_option("Folder for checkpoint and model; a run that was stopped goes on there."),
     ],
     overwrite: Overwrite = False,
     json: Json = False,
@@ -117,13 +112,7 @@ def method(name: str, says: str) -> Callable[..., None]:
         ] = None,
         keep: Annotated[
             float | None,
-            typer.Option(
-                "--keep",
-                "-k",
-                help="Share of visual tokens to train for, on average over decoder layers.",
-                show_default="the paper's",
-                rich_help_panel=METHODS,
-            ),
+            keep_option("Share of visual tokens to train for, on average over decoder layers.", "the paper's"),
         ] = None,
         option: OptionsOfOne = None,
         curriculum: Annotated[
@@ -150,11 +139,8 @@ def method(name: str, says: str) -> Callable[..., None]:
         device: Device = "auto",
         out: Annotated[
             Path,
-            typer.Option(
-                "--out",
-                "-o",
-                help="Folder for what is trained, which foveate.compress takes; a run that was stopped goes on there.",
-                rich_help_panel=OUTPUT,
+            out_option(
+                "Folder for what is trained, which foveate.compress takes; a run that was stopped goes on there."
             ),
         ],
         overwrite: Overwrite = False,

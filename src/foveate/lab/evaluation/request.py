@@ -29,18 +29,17 @@ from foveate.lab.typed import (
     NewTokens,
     Overwrite,
     adapter_option,
+    data_option,
+    image_option,
     method_option,
+    out_option,
+    prompt_option,
     seed_option,
 )
 
 Out: TypeAlias = Annotated[
     Path,
-    Option(
-        "--out",
-        "-o",
-        help="Folder for answers and report; a run that was stopped goes on there.",
-        rich_help_panel=OUTPUT,
-    ),
+    out_option("Folder for answers and report; a run that was stopped goes on there."),
 ]
 Methods: TypeAlias = Annotated[
     tuple[str, ...],
@@ -194,25 +193,15 @@ class Own:
 
     data: Annotated[
         Path | None,
-        Option(
-            "--data",
-            "-d",
-            help='File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.',
-            rich_help_panel=QUESTIONS,
-        ),
+        data_option('File of lines like {"image": "cat.jpg", "prompt": "What is it?"}.'),
     ] = None
     images: Annotated[
         tuple[Path, ...],
-        Option("--image", "-i", help="An image to ask about; repeatable, with --prompt.", rich_help_panel=QUESTIONS),
+        image_option("An image to ask about; repeatable, with --prompt."),
     ] = ()
     prompts: Annotated[
         tuple[str, ...],
-        Option(
-            "--prompt",
-            "-p",
-            help="What to ask: one for all images, one for each, or several about one.",
-            rich_help_panel=QUESTIONS,
-        ),
+        prompt_option("What to ask: one for all images, one for each, or several about one."),
     ] = ()
     samples: Annotated[
         int | None,

@@ -32,6 +32,7 @@ from foveate.lab.typed import (
     Overwrite,
     adapter_option,
     options,
+    out_option,
     seed_option,
 )
 
@@ -44,12 +45,7 @@ class Board:
 
     out: Annotated[
         Path,
-        Option(
-            "--out",
-            "-o",
-            help="Folder for answers, results.json and the page; a run that was stopped goes on there.",
-            rich_help_panel=OUTPUT,
-        ),
+        out_option("Folder for answers, results.json and the page; a run that was stopped goes on there."),
     ] = Path("leaderboard-output")
     source: Annotated[
         tuple[Path, ...],

@@ -16,13 +16,13 @@ from foveate.lab.terminal import CommandError
 from foveate.lab.typed import (
     BUDGETS,
     OPTION_OF_ONE,
-    OUTPUT,
     QUESTIONS,
     Model,
     NewTokens,
     OneAsJson,
     OneMethod,
     Overwrite,
+    out_option,
     seed_option,
 )
 
@@ -37,12 +37,7 @@ class Search:
 
     out: Annotated[
         Path,
-        Option(
-            "--out",
-            "-o",
-            help="Folder for method.json, trials and report; a run that was stopped goes on there.",
-            rich_help_panel=OUTPUT,
-        ),
+        out_option("Folder for method.json, trials and report; a run that was stopped goes on there."),
     ] = Path("tune-output")
     model: Model = "reference"
     adapter: Adapter = None
