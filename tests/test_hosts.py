@@ -80,10 +80,15 @@ def test_what_is_expected_is_written_for_what_ran() -> None:
     expected = {
         "stock": ["common::a::fails", "common::a::mended", "common::other::fails"],
         "passed": {"a": 9, "other": 3},
+        "without": {"b": "not run yet", "c": "it writes in steps"},
     }
     stock = {"common::a::fails": "failed: x", "common::a::mended": "passed", "common::b::works": "passed"}
     DRIVER["update"](expected, {"stock": stock, "everything": stock})
-    assert expected == {"stock": ["common::a::fails", "common::other::fails"], "passed": {"a": 1, "b": 1, "other": 3}}
+    assert expected == {
+        "stock": ["common::a::fails", "common::other::fails"],
+        "passed": {"a": 1, "b": 1, "other": 3},
+        "without": {"c": "it writes in steps"},
+    }
 
 
 def test_every_type_was_asked_to_generate_or_says_why_not() -> None:
