@@ -115,9 +115,9 @@ def flash_attention() -> Iterator[Flash]:
 
 def why_no_flash(family: str) -> str:
     """Why a family is not asked to run with flash attention; "" where it is."""
-    if family in (*tiny.gemma.FAMILIES, *tiny.gemma4.FAMILIES):
+    if tiny.looks_ahead(family):
         return "stock code's flash attention does not see images both ways; test_both_ways has what is refused"
-    if family in tiny.PIXTRAL and not HANDS_OVER_FEATURES:
+    if "cu_seq_lens_q" in tiny.SPECS[family].tower.block_args and not HANDS_OVER_FEATURES:
         return "this transformers does not tell kernels where images end; test_rows has what is refused"
     return ""
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foveate.lab.bench.flops import flop_counter  # noqa: F401 - for tests
+from foveate.models import list_families
 
 GROUPS: tuple[Any, ...] = (llava, packed, tiles, gemma, rows_of, gemma4, cpm)
 GROUP = {family: group for group in GROUPS for family in group.FAMILIES}
@@ -59,13 +60,16 @@ SIBLINGS = (
     *("llava_siglip", "llava_next_video", "smolvlm", "llava_pixtral"),
 )
 
-LLAVA = ("llava", "llava_next", "llava_next_video")  # with CLIP, whose last block is not used
-CLS = (*LLAVA, "internvl")
+#: what the family file says, for each
+SPECS = {family: list_families()[family] for family in FAMILIES}
+CLS = tuple(family for family, spec in SPECS.items() if spec.tower.leading)
+LLAVA = tuple(family for family in CLS if not SPECS[family].tower.joins)  # with CLIP, whose last block is not used
 SEVERAL = (*tiles.FAMILIES, "gemma3", *cpm.FAMILIES)  # an image may be several of the tower's
-RECURRENT = (*packed.HYBRID, *cpm.FAMILIES)  # some decoder layers carry a state in place of attention
+#: some decoder layers carry a state in place of attention
+RECURRENT = tuple(family for family, spec in SPECS.items() if spec.decoder.recurrent)
 PACKED = packed.FAMILIES
 PIXTRAL = rows_of.FAMILIES  # all images of a call in a single row of the tower
-VIDEO = (*PACKED, *tiles.VIDEO, *gemma4.FAMILIES, *cpm.FAMILIES)
+VIDEO = tuple(family for family, spec in SPECS.items() if spec.takes_videos)
 #: older generate() repeats pixels for beams one by one (tiles, patches, images), and not those of a row as a group
 GROUPED = (*SEVERAL, *PIXTRAL, *packed.OMNI, *gemma4.FAMILIES)
 ONE_SIZE = {**llava.TOKENS, **gemma.TOKENS}  # tokens down and across, where all images have the same
@@ -104,6 +108,14 @@ def window(family: str, layer: int) -> int | None:
 def slides(family: str) -> bool:
     """Whether some decoder layers of its model slide."""
     return any(window(family, layer) for layer in range(LAYERS))
+
+
+@cache
+def looks_ahead(family: str) -> bool:
+    """Whether some of a prompt sees what comes after it, as an image that sees all of itself."""
+    with torch.no_grad():
+        seen = model(family, "eager")(**inputs(family, [[1, "image", 1]]), output_attentions=True).attentions
+    return any(bool(weights.triu(1).any()) for weights in seen if weights is not None)
 
 
 def build(config: Any, impl: str = "sdpa", seed: int = 0, cls: Any = None) -> PreTrainedModel:

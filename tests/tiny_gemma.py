@@ -31,7 +31,6 @@ KINDS4 = [
     "full_attention",
 ]  # of Gemma 4: a full one last
 FAMILIES = tuple(SIDE)
-POOLED = ("gemma3",)
 CLASSES: dict[str, Any] = {
     "paligemma": PaliGemmaForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,

@@ -45,15 +45,9 @@ def tower(model: Any) -> Any:
 
 
 def projector(model: Any) -> Any:
-    """The linear layers between a padded tower and the language model."""
-    inner = base(model)
-    if hasattr(inner, "embed_vision"):
-        return inner.embed_vision
-    if hasattr(inner, "connector"):
-        return inner.connector.modality_projection
-    if hasattr(inner, "visual_embeddings_table"):
-        return inner.vision_tower.head_linear
-    return inner.merger if hasattr(inner, "merger") else inner.multi_modal_projector
+    """The first module behind the tower that works on one token each."""
+    spec = family_of(model.config).tower
+    return base(model).get_submodule((*spec.neck, spec.output)[0])
 
 
 def blocks(model: Any) -> list[Any]:
@@ -62,12 +56,11 @@ def blocks(model: Any) -> list[Any]:
 
 
 def end(model: Any) -> Any:
-    """What sees the patches that the last of these blocks puts out."""
-    if hasattr(tower(model), "pooler") and hasattr(base(model), "embed_vision"):
-        return tower(model).pooler
-    if not hasattr(base(model), "visual"):
-        return projector(model)
-    return getattr(tower(model), "post_layernorm", tower(model).merger)
+    """What sees the patches that the last of these blocks puts out: a module that puts them together, or the projector."""
+    spec = family_of(model.config).tower
+    if spec.pooler:
+        return tower(model).get_submodule(spec.pooler)
+    return base(model).get_submodule((*spec.neck, spec.output)[0].partition(".patch_merger.")[0])
 
 
 def entries(cache: Any) -> list[Any]:

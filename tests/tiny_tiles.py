@@ -71,7 +71,6 @@ USUAL = {**dict.fromkeys(ANYRES, (6, 8)), **dict.fromkeys(JOINED, (8, 16))}
 PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
 ASPECT = "anyres_max_2"  # pictures of more than two tiles are pooled
 FAMILIES = tuple(SIDE)
-VIDEO = ("llava_onevision", "llava_next_video")
 IMAGE_TEXT = {**dict.fromkeys(FAMILIES, "<image>"), "internvl": "<IMG_CONTEXT>"}
 IMAGE_TOKEN = {family: TOKEN_ID[text] for family, text in IMAGE_TEXT.items()}
 IMAGE_TOKEN |= dict.fromkeys(OVIS, len(TOKEN_ID))  # the first of its own

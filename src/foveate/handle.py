@@ -21,7 +21,7 @@ from foveate.cost import Report, report
 from foveate.errors import AdapterError, ConfigError, InputError, UnsupportedModelError, first_line
 from foveate.method import Host, Method
 from foveate.methods import make
-from foveate.models import family_of
+from foveate.models import family_of, read_config
 from foveate.runtime import attach
 from foveate.runtime.attach import Runtime
 from foveate.runtime.hooks import refuse_copy
@@ -249,12 +249,12 @@ def from_pretrained(source: str | os.PathLike[str], /, **options: Any) -> Handle
     Returns:
         The handle; its ``model`` is in evaluation mode.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     name = os.fspath(source)
     base, usual = trained.base_of(name)
     try:
-        family_of(AutoConfig.from_pretrained(base))  # says what is supported before gigabytes are loaded
+        family_of(read_config(base))  # says what is supported before gigabytes are loaded
         model = AutoModelForImageTextToText.from_pretrained(base, **{**usual, **options}).eval()
     except (
         OSError,
@@ -387,6 +387,10 @@ def _vlm(model: Any) -> nn.Module:
         raise UnsupportedModelError(
             f"a {type(model).__name__} is not a model, but has one: foveate.compress(pipe.model, ...), and it answers with the "
             "method from then on"
+        )
+    if isinstance(model, str):
+        raise UnsupportedModelError(
+            f"{model!r} is a name, not a model: load it first, AutoModelForImageTextToText.from_pretrained({model!r})"
         )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise UnsupportedModelError(f"{type(model).__name__} is not a Hugging Face model")

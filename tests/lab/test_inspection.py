@@ -70,6 +70,13 @@ def test_a_folder_may_say_what_it_is(tmp_path: Path) -> None:
     file.write_text("no JSON")
     with pytest.raises(InputError, match="no config that can be read"):
         proposal.inspect(str(tmp_path))
+    for nothing in ([1], {"hidden_size": 64}, {"model_type": ["llava"]}):
+        file.write_text(json.dumps(nothing))
+        with pytest.raises(InputError, match="says no model_type"):
+            proposal.inspect(str(file))
+    file.write_text(json.dumps({"model_type": "llava", "vision_config": "clip"}))
+    with pytest.raises(InputError, match="is no config of a 'llava'"):
+        proposal.inspect(str(file))
     own: dict[str, Any] = {"model_type": "mine", "auto_map": {"AutoModel": "mine.Mine"}}
     file.write_text(json.dumps(own))
     with pytest.raises(UnsupportedModelError, match="code of its own"):

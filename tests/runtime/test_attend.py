@@ -57,12 +57,13 @@ def stock_states(family: str, model: Any, batch: dict[str, Tensor], first: int) 
     output."""
     blocks, end = tiny.blocks(model)[first:], tiny.end(model)
     taps = [tap for tap, i in taps_of(model) if i >= first]
-    states: list[Tensor] = []
+    spec, states = tiny.SPECS[family].tower, list[Tensor]()
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         patches = x[:, 1:] if family in tiny.CLS and module is not end else x
-        if family in tiny.gemma.POOLED or (family in tiny.tiles.JOINED and module is not end):  # as methods see them
+        inside = spec.joins == "inside" and spec.merger is None
+        if inside or (family in tiny.tiles.JOINED and module is not end):  # as methods see them
             side = int(patches.shape[1] ** 0.5) // 2
             patches = patches.view(-1, side, 2, side, 2, patches.shape[-1]).transpose(2, 3)
         if family == "mistral3":

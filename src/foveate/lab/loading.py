@@ -17,7 +17,7 @@ from foveate.errors import first_line
 from foveate.lab import checks, needs
 from foveate.lab.checks import REFERENCES, check_dtype, check_model
 from foveate.lab.terminal import CommandError
-from foveate.models import family_of
+from foveate.models import family_of, read_config
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in checks.DTYPES}
 
@@ -52,7 +52,7 @@ def load(name: str, dtype: str = "auto", attn: str | None = None) -> tuple[Any, 
     check_model(name)
     folder = Path(name)
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = read_config(name)
         family_of(config)  # says what is supported before gigabytes are loaded
         # Weights are safetensors: nothing is unpickled.
         model = transformers.AutoModelForImageTextToText.from_pretrained(
@@ -71,7 +71,7 @@ def load_processor(name: str) -> Any:
         return needs.reference().load_processor(needs.reference().PATHS[REFERENCES[name]])
     check_model(name)
     try:
-        return _processor(name, transformers.AutoConfig.from_pretrained(name))
+        return _processor(name, read_config(name))
     except _BROKEN as error:
         raise CommandError(f"cannot load the processor of {name!r}: {first_line(error)}") from None
 

@@ -8,9 +8,11 @@ import pkgutil
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 from packaging.version import Version
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as LISTED
 
 from foveate.errors import UnsupportedModelError, nearest
 from foveate.models.family import Family
@@ -18,6 +20,8 @@ from foveate.models.refused import REFUSED
 
 #: The versions of transformers that these files describe: from the first to before the last.
 TRANSFORMERS = ("5.16", "6")
+
+_OWN_CODE = "code of its own (trust_remote_code), and foveate knows where things are in transformers' own models only"
 
 
 @cache
@@ -36,8 +40,7 @@ def family_of(config: object) -> Family:
     model_type = getattr(config, "model_type", None)
     if type(config).__module__.partition(".")[0] == "transformers_modules":
         raise UnsupportedModelError(
-            f"this {model_type!r} model runs code of its own (trust_remote_code), and foveate knows where things are in "
-            "transformers' own models only: load it without trust_remote_code, if transformers has the type"
+            f"this {model_type!r} model runs {_OWN_CODE}: load it without trust_remote_code, if transformers has the type"
         )
     if model_type in REFUSED:
         raise UnsupportedModelError(
@@ -46,10 +49,14 @@ def family_of(config: object) -> Family:
         )
     found = [family for family in list_families().values() if model_type in family.types]
     if not found:
-        if model_type in CONFIG_MAPPING and not hasattr(config, "vision_config"):
+        if model_type in CONFIG_MAPPING and model_type not in LISTED:
+            why = "has no vision part (its config has no vision_config), so it has no visual tokens"
+            if hasattr(config, "vision_config"):
+                why = "is none that transformers has for images and text, so no language model reads visual tokens"
+            elif hasattr(config, "patch_size"):
+                why = "is a vision tower alone, so no language model reads visual tokens"
             raise UnsupportedModelError(
-                f"a {model_type!r} model has no vision part (its config has no vision_config), so it has no visual tokens: "
-                f"give a vision-language model; foveate knows {', '.join(list_families())}"
+                f"a {model_type!r} model {why}: give a vision-language model; foveate knows {', '.join(list_families())}"
             )
         hint = nearest(str(model_type), sorted({name for family in list_families().values() for name in family.types}))
         raise UnsupportedModelError(
@@ -64,6 +71,23 @@ def family_of(config: object) -> Family:
             f"{' or '.join(repr(family.tower_type) for family in found)}"
         )
     return fitting[0]
+
+
+def read_config(source: str) -> Any:
+    """Return the config of a folder or of a model on the hub.
+
+    Raises:
+        UnsupportedModelError: the model runs code of its own, which is not run, and nobody is asked whether it may be.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+    raise UnsupportedModelError(
+        f"the model {source!r} runs {_OWN_CODE}: give one of a type that transformers has (of many there is a copy whose name "
+        "ends in -hf)"
+    )
 
 
 def check_version(installed: str) -> None:

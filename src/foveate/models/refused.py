@@ -41,7 +41,7 @@ REFUSED = {
     "instructblipvideo": _HANDS_ON,
     "kosmos-2": _BY_MASK,
     "kosmos-2.5": _BY_MASK,
-    "llama4": "stock code of transformers 5.24 fails in every call with an image",
+    "llama4": "stock code of transformers 5.24 fails in every call, after the last layer",
     "minimax_m3_vl": _INDEXER,
     "mistral4": "it has no vision part of its own: it is the language model in a `mistral3`",
     "mistral_large4": _INDEXER,

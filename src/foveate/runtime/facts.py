@@ -34,7 +34,7 @@ class Facts:
     def check_names(self, base: nn.Module, config: Any) -> None:
         """Every module and function that the family names is there."""
         tower, decoder = self.family.tower, self.family.decoder
-        self._check_tower(base, self.family.tower_type)
+        self._check_tower(base, getattr(config, "vision_config", None))
         for owner, field, path, root in _paths(tower, decoder, base):
             if _missing(root, path):
                 raise self.wrong(f"{owner}.{field}={path!r}", f"{type(root).__name__} has no such module")
@@ -51,9 +51,10 @@ class Facts:
         if not tower.unseen and not 0 <= last < len(blocks):
             raise self.wrong(f"that Tower.last_block is {last}", f"the tower has {len(blocks)} blocks")
 
-    def _check_tower(self, base: nn.Module, said: str) -> None:
-        """The vision tower of a family that comes with several is the one that the config says."""
-        if not said or _missing(base, self.family.tower.module):
+    def _check_tower(self, base: nn.Module, vision: Any) -> None:
+        """The vision tower is of the type that the config says."""
+        said = getattr(vision, "model_type", "")
+        if not said or self.family.tower.unseen or _missing(base, self.family.tower.module):
             return
         built = getattr(getattr(base.get_submodule(self.family.tower.module), "config", None), "model_type", said)
         if built != said:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from foveate.errors import InputError, UnsupportedModelError
+from foveate.errors import InputError, UnsupportedModelError, first_line
 from foveate.lab.inspection import decoder, joints, spies, tiny, tower, trial
 from foveate.models.family import Decoder, Family, Tower
 
@@ -118,7 +118,9 @@ def _config(name: str) -> Any:
         said = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{name} has no config that can be read: {error}") from None
-    kind = said.get("model_type")
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    if not isinstance(kind, str):
+        raise InputError(f"{name} says no model_type: give the config.json of a model, or a model type")
     if "auto_map" in said and kind not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"{name} is a model with code of its own (auto_map), which is not run here: foveate knows models of transformers"
@@ -126,7 +128,13 @@ def _config(name: str) -> Any:
     if kind not in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{name} says model_type={kind!r}, which this transformers does not know")
     tiny.config_of(kind)  # says what it is not
-    return tiny.shrunk(AutoConfig.for_model(**said))
+    try:
+        config = AutoConfig.for_model(**said)
+    except Exception as error:  # whatever a config class says of fields that are not as it wants them
+        raise InputError(
+            f"{name} is no config of a {kind!r} ({type(error).__name__}: {first_line(error)}): mend it"
+        ) from error
+    return tiny.shrunk(config)
 
 
 def _of_family(config: Any, path: str) -> Facts:
