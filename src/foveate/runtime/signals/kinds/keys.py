@@ -19,7 +19,7 @@ class Keys(Kind):
 
     name = "keys"
     places = frozenset({"tower", "tower_output", "decoder", "decode", "cache"})
-    of = ("visual", "text", "cls")
+    of: ClassVar[tuple[str, ...]] = ("visual", "text", "cls")
     paged = "pieces"
     in_parts = "heads"
     #: the argument of the kernel
