@@ -219,7 +219,7 @@ EXTREMES: list[tuple[Method, float | None]] = [
     (VScan(window=10**6), None),
     (MustDrop(together=1.0, alone=1.0, alike=1.0), None),
     (MustDrop(threshold=-1.0, alike=1.0), 1.0),
-    (MustDrop(threshold=99.0, key=0.0, alike=-1.0), None),
+    (MustDrop(threshold=99.0, key=0.0, alike=0.0), None),
     (MustDrop(keep=0.4, key=1.0), 0.4),
     (IVCPrune(coordinates=1.0), None),
     (IVCPrune(ratio=1.0), None),

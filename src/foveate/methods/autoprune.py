@@ -1,4 +1,4 @@
-"""AutoPrune: what attention tells of the question sets how steep a curve is by which tokens leave (the curve alone)."""
+"""AutoPrune: tokens leave layer by layer along a curve, the steeper the less the question points at parts of an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOP, CENTRE, DEPTH = 0.75, 14.9, 32  # of the logistic curve, in layers of a mod
 
 @dataclass(frozen=True)
 class AutoPrune(DecoderPruner):
-    """Keep what the question looks at, so many as a curve over depth says, steep where a prompt is hard (the curve alone).
+    """Before nearly every layer keep what the question looks at, as many as a curve says, which is steeper for a hard prompt.
 
     From the paper: the mutual information of the question's words and the image's tokens, in the attention of an early layer,
     says how hard a prompt is; a hard one, with little of it, has a steeper curve; whatever the curve, layers hold the budget

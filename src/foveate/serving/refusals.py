@@ -62,7 +62,7 @@ def _raise(error: FoveateError | None) -> None:
 
 def _part(part: Method) -> FoveateError | None:
     name = part.name()
-    if not part.fixed_budget:
+    if part.cut is None and not part.has_fixed_budget:
         instead = "use a method whose budget is fixed (`foveate methods` lists them)"
         return ConfigError(
             f"{name} decides by the content of an image how many tokens stay, and a serving engine must know before: "
