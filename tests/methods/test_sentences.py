@@ -228,7 +228,7 @@ EXTREMES: list[tuple[Method, float | None]] = [
     (FlowCut(keep=1e-9), None),
     (ApET(keep=1e-9), None),
     (VLMPruner(keep=0.5), 0.5),
-    (VLMPruner(keep=1e-9), None),
+    (VLMPruner(keep=0.2), None),
     (HiPrune(keep=0.3, alpha=1.0), 0.3),
     (HiPrune(keep=1e-9, alpha=0.0), None),
     (HoloV(keep=1e-9), None),

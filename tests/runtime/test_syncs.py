@@ -151,6 +151,7 @@ def test_attending_asks_once_for_each_way_to_segment(family: str, monkeypatch: p
 MORE = {
     "mustdrop": "a threshold decides at each of its layers and merges windows; its caches ask once for each set of tokens",
     "ottvid": "costs of transport between frames say how many tokens each frame loses",
+    "eadp": "on a CPU alone, where it keeps nobody waiting, each pick looks for the rows that it covers better",
     "prunesid": "groups are as large as components say",
     "air": "which windows are near an outlier is the image's own count",
     "vistog": "tokens are appended, and who sees whom is a small table on the host",
