@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -30,7 +31,7 @@ foveate.compress(model, foveate.DivPrune(keep=0.5))  # images of any size, each 
 files = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
 for start in range(0, len(files), args.batch_size):
     batch, ask = files[start : start + args.batch_size], {"type": "text", "text": args.prompt}
-    asked = [[{"type": "image", "image": str(path)}, ask] for path in batch]
+    asked = [[{"type": "image", "image": Image.open(path)}, ask] for path in batch]
     chats = [[{"role": "user", "content": content}] for content in asked]
     inputs = processor.apply_chat_template(chats, add_generation_prompt=True, **as_tensors).to(device)
     ids = model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)

@@ -30,10 +30,8 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="auto").to(device)
 processor = AutoProcessor.from_pretrained(args.model)
 recipe = Recipe(steps=args.steps, batch=args.batch)
-method, curriculum = (
-    foveate.ADSC(keep=1 / 3),
-    "hard-to-easy",
-)  # first a ninth of the tokens, then two ninths, then a third
+curriculum = "hard-to-easy"  # first a ninth of the tokens, then two ninths, then a third
+method = foveate.ADSC(keep=1 / 3)
 plan = Plan(out=args.out, model=args.model, method=method, curriculum=curriculum, recipe=recipe, device=device)
 trained = Run(model, processor, data.load(args.data), plan, tell=print).train()
 print(f"{trained.steps} steps, the loss went from {trained.losses[0]:.2f} to {trained.losses[-1]:.2f}")

@@ -36,7 +36,7 @@ def test_measure_and_show_again(here: Here, tmp_path: Path) -> None:
     assert found == json.loads((tmp_path / "bench.json").read_text())
     assert [(case["tokens"], len(case["lines"]["dense"]["repeats"])) for case in found["cases"]] == [(4, 2), (9, 2)]
     assert found["schema"] == 1
-    assert found["command"].startswith("foveate bench --method stride --tokens 4 --tokens 9 ")
+    assert found["command"].startswith("foveate bench --tokens 4 --tokens 9 ")
     assert "| stride |" in (tmp_path / "a.md").read_text()
     again = here("bench", *SHORT, "--plot", "a.png", "--table", "a.md")
     assert again.returncode == 0, "they are its own"
@@ -110,7 +110,7 @@ MISTAKES = {
     "unknown dtype": (("--dtype", "int8"), "choose auto, float32"),
     "unknown device": (("--device", "abacus"), "--device 'abacus': say cuda"),
     "a device without clocks": (("--device", "meta"), "measured on cpu and cuda only"),
-    "unknown attention": (("--attn", "flashy", "--tokens", "4"), "--attn 'flashy' cannot be used here"),
+    "unknown attention": (("--attn", "flashy", "--tokens", "4"), "--attn 'flashy': choose eager, "),
     "more than there is": (("--shape", "small-llava", "--tokens", "999999999"), "B free: choose a smaller --shape"),
     "out is a folder": (("--out", "empty"), "--out 'empty' cannot be written"),
     "out in no folder": (("--out", "none/x.json"), "there is no folder 'none' for --out 'x.json'"),
