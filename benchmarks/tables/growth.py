@@ -61,7 +61,7 @@ def _dearest(found: dict[str, Any]) -> list[tuple[float, str, str]]:
 
 
 def _prompt(run: dict[str, Any]) -> str:
-    video = f" in {run['frames']} frames" if run["frames"] > 1 else ""
+    video = f" in {run['frames']} frames" if run.get("frames", 1) > 1 else ""
     return f"{NAMES[run['model']]}, {run['visual']:,} visual tokens{video}"
 
 
