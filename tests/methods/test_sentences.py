@@ -16,6 +16,7 @@ import foveate
 from foveate import (
     ADSC,
     AIR,
+    CLSE,
     DART,
     DMLLM,
     EVS,
@@ -282,6 +283,29 @@ def test_images_of_one_token(cls: type[Method]) -> None:
     model, batch = tiny.model("qwen2_5_vl"), tiny.inputs("qwen2_5_vl", [[2, (2, 2), 3], [2, (8, 8), 3]])
     with torch.no_grad(), foveate.compress(model, cls()):
         assert not model(**batch).logits.isnan().any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LFTR(keep=0.3),
+        LFTR(keep=0.3, joined="sum"),
+        CLSE(),
+        ApET(keep=0.3),
+        VidCom2(keep=0.3),
+        HoloV(keep=0.3),
+        ParVTS(),
+    ],
+    ids=repr,
+)
+def test_an_image_of_two_tokens_in_a_batch(method: Method) -> None:
+    """Two tokens are alike in many scores, so that rounding would choose."""
+    model, rows = tiny.model("qwen2_5_vl"), [[3, (2, 4), 5], [2, (2, 4), 1, (8, 8), 7]]
+    with torch.no_grad(), foveate.compress(model, method):
+        whole = model(**tiny.inputs("qwen2_5_vl", rows)).logits[:, -1]
+        for i, logits in enumerate(whole):
+            alone = model(**tiny.inputs("qwen2_5_vl", rows, only=i)).logits[0, -1]
+            torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-4)
 
 
 def test_video_methods_take_images() -> None:

@@ -23,10 +23,10 @@ class LFTR(EntryPruner):
     From the abstract: nothing is learned; weights come from differences and similarities between frames and between patches;
     tokens leave before the language model, up to 16 times fewer; for videos, and in its last version for images.
     Ours, as no equation can be read: where features and text meet, those with the largest product of two weights, or their
-    largest ``sum``; a frame's weight is 1 minus the cosine of its mean token
-    with that of the frame before, plus ``floor`` (the first frame, and an image, has weight 1); a token's is 1 minus its mean
-    cosine with the tokens of its frame; all frames of a video share one budget and one ranking, so a prompt comes whole (where
-    a family does not say which frames are of one video, each is an image); original position ids.
+    largest ``sum``; a frame's weight is 1 minus the cosine of its mean token with that of the frame before, plus ``floor`` (the
+    first frame, and an image, has weight 1); a token's is 1 minus its mean cosine with the tokens of its frame; all frames
+    of a video share one budget and one ranking, so a prompt comes whole (where a family does not say which frames are of one
+    video, each is an image); original position ids.
 
     Attributes:
         joined: the ``product`` of the two weights decides, which is the default, or their ``sum``.
@@ -52,6 +52,9 @@ class LFTR(EntryPruner):
         unit = normalize(tokens.hidden.float(), dim=-1)
         # The mean cosine with all of a frame is the product with the mean of its unit vectors.
         distinct = 1 - (unit * segment_mean(unit, segment, spans)[segment]).sum(-1)
+        few = torch.tensor([count < 3 for count in tokens.counts]).to(distinct.device, non_blocking=True)
+        same = segment_mean(distinct, segment, spans)  # of two tokens, which are equally distinct but for rounding
+        distinct = torch.where(few[segment], same[segment], distinct)
         novelty = self._novelty(tokens)[segment]
         return distinct * novelty if self.joined == "product" else distinct + novelty
 
