@@ -58,10 +58,9 @@ class CLSE(DecoderPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_within("in Nyquist frequencies", cutoff=self.cutoff)
-        check_within("a temperature", inf, temperature=self.temperature)
-        if self.temperature == 0:
-            raise ConfigError("clse: temperature=0.0: give more than 0")
+        check_within("a share of the Nyquist frequency", cutoff=self.cutoff)
+        if not 0 < self.temperature < inf:
+            raise ConfigError(f"clse: temperature={self.temperature} is no temperature: give more than 0")
 
     def usual(self, host: Host) -> Schedule:
         return Schedule.scaled((1, 11, 21), (330 / 576, 210 / 330, 62 / 210), 32, host.layers, first=1)
