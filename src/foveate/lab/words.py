@@ -111,6 +111,8 @@ def spelled(name: str, keep: float | None, assignments: Sequence[str], class_of:
     """
     check_once(option=assignments)
     names = [part.strip() for part in name.split("+")]
+    if len(names) == 1:  # named as in a sum
+        assignments = [word.removeprefix(f"{names[0]}.") for word in assignments]
     classes = [class_of(part) for part in names]
     of_all = [word for word in assignments if word.partition("=")[0].strip() == "keep"]
     if keep is not None and of_all:

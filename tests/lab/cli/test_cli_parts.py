@@ -26,6 +26,7 @@ from foveate.lab.terminal import CommandError
     [
         (("fastv", None, [], None), FastV()),
         (("FastV", 0.3, ["layer=4"], None), FastV(keep=0.3, layer=4)),
+        (("fastv", 0.3, ["fastv.layer=4"], None), FastV(keep=0.3, layer=4)),
         (("stride", None, ["layers=1,3"], None), Stride(layers=(1, 3))),
         (("stride", None, ["layers=[1, 3]", "positions=renumber"], None), Stride(layers=(1, 3), positions="renumber")),
         (("stride", None, ["layers=1"], None), Stride(layers=(1,))),
