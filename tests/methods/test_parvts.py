@@ -101,7 +101,9 @@ def test_the_subject_may_be_what_the_tower_looks_at(family: str, layer: int) -> 
             expected = [sorted(kept) for kept in handle.report().visits[-1].kept]
         with foveate.compress(model, ParVTS(layer=layer, ratio=0.4, subject="attention")) as handle:
             model(**batch)
-            assert [sorted(kept) for kept in handle.report().visits[-1].kept] == expected  # (a tower has an order of its own)
+            assert [
+                sorted(kept) for kept in handle.report().visits[-1].kept
+            ] == expected  # (a tower has an order of its own)
 
 
 def test_one_group_alone_needs_no_sight() -> None:
