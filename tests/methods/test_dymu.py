@@ -207,4 +207,4 @@ def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match="is the least that it can leave"):
         DyMU(keep=1e-9).sites(Host("llava", 4, 6, has_cls=True))
     with pytest.raises(ConfigError, match="dymu decides by the content of an image"):
-        make_plan(DyMU(threshold=0.1), host_of(model), family_of(model.config), model.config)
+        make_plan(DyMU(threshold=0.1, positions="keep"), host_of(model), family_of(model.config), model.config)
