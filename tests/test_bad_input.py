@@ -87,10 +87,14 @@ def test_unknown_family() -> None:
 
 
 @pytest.mark.parametrize(
-    "thing", [None, "model", 3, object(), nn.Linear(2, 2), tiny.FAMILIES], ids=lambda thing: type(thing).__name__
+    "thing", [None, 3, object(), nn.Linear(2, 2), tiny.FAMILIES], ids=lambda thing: type(thing).__name__
 )
 def test_no_model_at_all(thing: Any) -> None:
     refused(thing, Stride(), UnsupportedModelError, "not a Hugging Face model")
+
+
+def test_the_name_of_a_model() -> None:
+    refused("model", Stride(), UnsupportedModelError, "'model' is a name, not a model: load it first")
 
 
 def test_a_part_of_a_model(family: str) -> None:
