@@ -106,7 +106,7 @@ def spelled(name: str, keep: float | None, assignments: Sequence[str], class_of:
     Args:
         name: a method, or several joined by ``+``.
         keep: of the method, or of the whole sum.
-        assignments: ``option=value``; in a sum, ``method.option=value``.
+        assignments: ``option=value``, or, as in a sum it must be, ``method.option=value``.
         class_of: the class of a method, or a dataclass with its options.
     """
     check_once(option=assignments)

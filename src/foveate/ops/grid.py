@@ -140,7 +140,7 @@ def smoothed(x: Tensor, index: Tensor, counts: Sequence[int], shapes: Shapes) ->
     Cells without a token do not count. Other arguments are those of `relative`.
     """
     sizes, device = [height * width for height, width in shapes], index.device
-    facts = torch.tensor([[offsets(sizes)[i], *shape] for i, shape in enumerate(shapes)], dtype=torch.long).view(-1, 3)
+    facts = torch.tensor([[at, *shape] for at, shape in zip(offsets(sizes), shapes)], dtype=torch.long).view(-1, 3)
     start, height, width = facts.to(device, non_blocking=True)[segment_ids(counts, device)].unbind(1)
     cells = x.new_zeros(sum(sizes), 2).index_copy_(0, start + index, torch.stack([x, torch.ones_like(x)], 1))
     y, x_, total = index // width, index % width, x.new_zeros(len(x), 2)

@@ -66,7 +66,7 @@ def parts(tower: Any, own: Any) -> None:
 def forwards(
     model: Any, base: Any, after: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> list[tuple[Any, Callable[..., Any]]]:
-    """vLLM's tower gives what that of ``base`` gives, and ``after (1, P, C)`` makes of it: of each image ``(patches, C)``."""
+    """vLLM's tower gives what that of ``base`` gives, as ``after (1, P, C)`` changes it: ``(patches, C)`` of each image."""
     own, patch = model.vision_tower, model.config.vision_config.patch_size
 
     def forward(pixel_values: Sequence[Tensor], **_: Any) -> tuple[Tensor, ...]:
