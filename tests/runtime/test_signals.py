@@ -403,40 +403,40 @@ FILE = '''
 from foveate.runtime.signals.kinds.keys import Keys
 
 
-class Queries(Keys):
+class Probes(Keys):
     """Queries ``(N, H, d)`` of an attention."""
 
-    name = "queries"
+    name = "probes"
     state = "queries"
 '''
 
 
 @pytest.fixture
-def queries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new kind: one file beside the others."""
-    (tmp_path / "queries.py").write_text(FILE)
+    (tmp_path / "probes.py").write_text(FILE)
     monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
-    with pytest.raises(foveate.FoveateError, match="there is no signal 'queries'; there are cls_row, "):
-        Site("decoder", 2, signals=("queries",))
-    importlib.import_module(f"{kinds.__name__}.queries")
-    yield "queries"
-    del KINDS["queries"], sys.modules[f"{kinds.__name__}.queries"]
-    addresses._OTHERS.pop("queries", None)
+    with pytest.raises(foveate.FoveateError, match="there is no signal 'probes'; there are cls_row, "):
+        Site("decoder", 2, signals=("probes",))
+    importlib.import_module(f"{kinds.__name__}.probes")
+    yield "probes"
+    del KINDS["probes"], sys.modules[f"{kinds.__name__}.probes"]
+    addresses._OTHERS.pop("probes", None)
     addresses._without_address.cache_clear()
 
 
-def test_a_new_kind_is_one_file(family: str, impl: str, queries: str) -> None:
+def test_a_new_kind_is_one_file(family: str, impl: str, probes: str) -> None:
     model, batch = tiny.model(family, impl), batch_of(family)
     for site in (Site("decoder", 2), Site("tower_output")):
-        site = replace(site, signals=(queries, Signal(queries, 0)))
+        site = replace(site, signals=(probes, Signal(probes, 0)))
         tokens = hear(model, batch, site)
-        assert tokens.queries.shape[0] == len(tokens)
+        assert tokens.probes.shape[0] == len(tokens)
         as_alone(family, model, site)
     out: list[Tensor] = []
     hook = model.model.language_model.layers[1].self_attn.q_proj.register_forward_hook(
         lambda *given: out.append(given[2])
     )
-    tokens = hear(model, batch, Site("decoder", 2, signals=(queries,)))
+    tokens = hear(model, batch, Site("decoder", 2, signals=(probes,)))
     hook.remove()
-    plain = out[0][tiny.visual_mask(family, batch)].view(len(tokens), tokens.queries.shape[1], -1)
-    close(tokens.queries.norm(dim=-1), plain.norm(dim=-1))  # RoPE turns them
+    plain = out[0][tiny.visual_mask(family, batch)].view(len(tokens), tokens.probes.shape[1], -1)
+    close(tokens.probes.norm(dim=-1), plain.norm(dim=-1))  # RoPE turns them
