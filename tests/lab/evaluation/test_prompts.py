@@ -77,7 +77,7 @@ BAD = {
     "broken image": ((GOOD, '{"image": "broken.png", "prompt": "What?"}'), "line 2 of .*broken.png"),
     "text as image": (('{"image": "text.png", "prompt": "What?"}',), "is not an image that Pillow can read"),
     "a folder": (('{"image": "pictures", "prompt": "What?"}',), "is a folder, not an image file"),
-    "an id twice": ((GOOD, '{"image": "pictures/0.png", "prompt": "What?", "id": 1}'), "line 2 of .*: the id '1' is that of line 1"),
+    "an id twice": ((GOOD, '{"image": "pictures/0.png", "prompt": "What?", "id": 1}'), "the id '1' is that of line 1"),
 }
 
 
